@@ -1,0 +1,364 @@
+#!/bin/sh
+# The only build entry. `./build.sh help` lists the verbs. Plain POSIX sh; all output goes to build/.
+#
+# Environment: CC (gcc), CFLAGS (added last), NODEDB_NO_LIBURING=1, NODEDB_NO_JEMALLOC=1 (build without them),
+# NODEDB_NO_INSTALL=1 (never call apt-get).
+set -eu
+cd "$(dirname "$0")"
+
+HEADERS="nodedb_wal.h nodedb_mem.h nodedb_tpc.h nodedb_vamana.h nodedb_prefetch.h"
+CC=${CC:-gcc}
+OUT=build                                  # `check` builds its variants in folders below it
+WARN="-Wall -Wextra -pedantic -Werror"
+STB_DIR=/usr/include/stb
+COMMON_FLAGS="-std=c99 -g $WARN -I. -Itests -isystem $STB_DIR"
+OPT="-O2"
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "build.sh: $*"; exit 1; }
+
+# ---- what is needed, and how it gets here --------------------------------------------------------------------------
+
+# The Debian packages that are missing for the build that was asked for.
+missing_packages() {
+    missing=""
+    command -v "$CC" >/dev/null 2>&1 || missing="$missing gcc"
+    [ -f /usr/include/stdio.h ] || missing="$missing libc6-dev"
+    [ -n "${NODEDB_NO_LIBURING:-}" ] || [ -f /usr/include/liburing.h ] || missing="$missing liburing-dev"
+    [ -n "${NODEDB_NO_JEMALLOC:-}" ] || [ -f /usr/include/jemalloc/jemalloc.h ] || missing="$missing libjemalloc-dev"
+    [ -f "$STB_DIR/stb_ds.h" ] || missing="$missing libstb-dev"
+    for command_and_package in "$@"; do
+        command -v "${command_and_package%%:*}" >/dev/null 2>&1 || missing="$missing ${command_and_package##*:}"
+    done
+    echo "$missing"
+}
+
+# install [COMMAND:PACKAGE ...]: brings the packages, or says how.
+install() {
+    missing=$(missing_packages "$@")
+    [ -n "$missing" ] || return 0
+    if [ "$(id -u)" = 0 ] && [ -z "${NODEDB_NO_INSTALL:-}" ] && command -v apt-get >/dev/null 2>&1; then
+        say "build.sh: installing from Debian:$missing"
+        mkdir -p build
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing; } \
+            >build/apt.log 2>&1 || { tail -5 build/apt.log >&2; die "apt-get could not install$missing (see build/apt.log)"; }
+    else
+        say "build.sh: missing packages. Install them with:"
+        say "    sudo apt-get install$missing"
+        say "or build without liburing and jemalloc: NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1 ./build.sh ..."
+        exit 1
+    fi
+}
+
+# ---- compiling -----------------------------------------------------------------------------------------------------
+
+features() {
+    FEATURES=""; LIBS=""
+    if [ -n "${NODEDB_NO_LIBURING:-}" ]; then FEATURES="$FEATURES -DNODEDB_NO_LIBURING"; else LIBS="$LIBS -luring"; fi
+    if [ -n "${NODEDB_NO_JEMALLOC:-}" ]; then FEATURES="$FEATURES -DNODEDB_NO_JEMALLOC"; else LIBS="$LIBS -ljemalloc"; fi
+    LIBS="$LIBS -lpthread -lm"
+}
+
+# compile OUTPUT SOURCE [FLAG ...]: unless OUTPUT is newer than all sources and was made by the same command.
+compile() {
+    output=$1 source=$2
+    shift 2
+    command_line="$CC $COMMON_FLAGS $OPT $FEATURES $* ${CFLAGS:-} -o $output $source $LIBS"
+    if [ -x "$output" ] && [ "$source" -ot "$output" ] && [ "$(cat "$output.cmd" 2>/dev/null)" = "$command_line" ] &&
+        [ -z "$(find nodedb_*.h tests examples -name '*.h' -newer "$output")" ]; then
+        return 0
+    fi
+    rm -f "$output"
+    $command_line || { say "build.sh: $source does not compile: $command_line"; return 1; }
+    printf '%s' "$command_line" >"$output.cmd"
+}
+
+# in_pairs FUNCTION ITEM...: runs FUNCTION for each item, two at a time.
+in_pairs() {
+    function=$1 previous="" failed=0
+    shift
+    for item in "$@"; do
+        "$function" "$item" & current=$!
+        if [ -n "$previous" ]; then wait "$previous" || failed=1; fi
+        previous=$current
+    done
+    if [ -n "$previous" ]; then wait "$previous" || failed=1; fi
+    return $failed
+}
+
+# The program that a source makes: tests/test_wal.c -> test_wal, examples/wal.c -> example_wal, the database -> nodedb.
+program_of() {
+    case $1 in
+    examples/nodedb/nodedb.c) echo nodedb ;;
+    examples/nodedb/*.c) echo "nodedb_$(basename "$1" .c)" ;;
+    examples/*.c) echo "example_$(basename "$1" .c)" ;;
+    *) basename "$1" .c ;;
+    esac
+}
+
+compile_program() { compile "$OUT/$(program_of "$1")" "$1"; }
+
+build() { # build [GLOB...]: the programs of these sources, all by default
+    features
+    mkdir -p "$OUT"
+    sources=""
+    for s in ${*:-examples/*.c examples/nodedb/*.c tests/test_*.c tests/bench/bench_*.c}; do
+        [ -f "$s" ] && sources="$sources $s"
+    done
+    in_pairs compile_program $sources || die "the build failed"
+}
+
+# ---- tests ---------------------------------------------------------------------------------------------------------
+
+PASSED=0 FAILED=0
+ok() { PASSED=$((PASSED + 1)); say "ok   $*"; }
+fail() { FAILED=$((FAILED + 1)); say "FAIL $*"; }
+totals() { echo "$PASSED passed, $FAILED failed"; [ "$FAILED" = 0 ] && [ "$PASSED" -gt 0 ]; }
+
+# run_tests [--arguments of the tests] NAME...: runs the test programs in $OUT and adds up what they say.
+run_tests() {
+    test_arguments=""
+    while [ $# -gt 0 ]; do case $1 in --seed) test_arguments="$test_arguments $1 $2"; shift 2 ;; --*) test_arguments="$test_arguments $1"; shift ;; *) break ;; esac; done
+    for name in "$@"; do
+        log="$OUT/test_$name.log" status=0
+        NODEDB_BUILD_DIR=$OUT ${RUNNER:-} "$OUT/test_$name" $test_arguments >"$log" 2>&1 || status=$?
+        counts=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log" | tail -1)
+        if [ -z "$counts" ]; then
+            fail "test_$name ended with status $status and no result"; tail -40 "$log" >&2
+            continue
+        fi
+        set_passed=${counts%% *} set_failed=${counts#*, }; set_failed=${set_failed%% *}
+        if [ "$status" != 0 ] && [ "$set_failed" = 0 ]; then set_failed=1; fi # a sanitizer's report at exit
+        PASSED=$((PASSED + set_passed)) FAILED=$((FAILED + set_failed))
+        say "$([ "$set_failed" = 0 ] && echo 'ok  ' || echo FAIL) $OUT/test_$name: $counts"
+        [ "$set_failed" = 0 ] || { grep -v '^ok' "$log" | head -60 >&2; }
+    done
+}
+
+all_tests() { for s in tests/test_*.c; do basename "$s" .c | sed 's/^test_//'; done; }
+
+verb_test() {
+    install
+    options=""
+    while [ $# -gt 0 ]; do case $1 in --seed) options="$options $1 $2"; shift 2 ;; --*) options="$options $1"; shift ;; *) break ;; esac; done
+    build
+    run_tests $options ${*:-$(all_tests)}
+    totals
+}
+
+# ---- check: compilers, analysers, sanitizers ------------------------------------------------------------------------
+
+# one_header COMPILER "FLAGS" NAME TEXT: does this little program compile without a warning?
+little() {
+    compiler=$1 name=$3 flags=$2
+    case $compiler in *++) extension=cpp; standard=-std=c++11 ;; *) extension=c; standard=-std=c99 ;; esac
+    printf '%b' "$4" >"$OUT/little.$extension"
+    if $compiler $standard $WARN -O1 -I. $flags -c -o "$OUT/little.o" "$OUT/little.$extension" >"$OUT/little.log" 2>&1; then
+        ok "$compiler $standard: $name"
+    else
+        fail "$compiler $standard: $name"; head -20 "$OUT/little.log" >&2
+    fi
+}
+
+macro_of() { echo "${1%.h}" | tr '[:lower:]' '[:upper:]'; }
+
+check_compilers() {
+    together="" statics=""
+    for h in $HEADERS; do
+        together="$together#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n"
+        statics="$statics#define $(macro_of "$h")_STATIC\n#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n"
+    done
+    for compiler in gcc g++ clang clang++; do
+        command -v $compiler >/dev/null 2>&1 || { fail "$compiler is missing"; continue; }
+        for h in $HEADERS; do
+            little $compiler "" "$h, declarations" "#include \"$h\"\n#include \"$h\"\nint nothing;\n"
+            little $compiler "" "$h, implementation first" "#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n#include \"$h\"\n"
+            little $compiler "" "$h, declarations first" "#include \"$h\"\n#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n"
+            little $compiler "-DNODEDB_NO_LIBURING -DNODEDB_NO_JEMALLOC" "$h, without liburing and jemalloc" "#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n"
+        done
+        little $compiler "" "all five together" "$together"
+        little $compiler "-O2 -DNDEBUG" "all five together, NDEBUG" "$together"
+        # STATIC twice in one program: two files with private copies of everything, and a main, linked together
+        case $compiler in *++) extension=cpp; standard=-std=c++11 ;; *) extension=c; standard=-std=c99 ;; esac
+        printf '%bint other(void);\nint main(void) { return other(); }\n' "$statics" >"$OUT/static_a.$extension"
+        printf '%bint other(void);\nint other(void) { return 0; }\n' "$statics" >"$OUT/static_b.$extension"
+        if $compiler $standard $WARN -O1 -I. -o "$OUT/static_twice" "$OUT/static_a.$extension" "$OUT/static_b.$extension" $LIBS >"$OUT/little.log" 2>&1 &&
+            "$OUT/static_twice"; then ok "$compiler: STATIC twice in one program"; else fail "$compiler: STATIC twice in one program"; head -20 "$OUT/little.log" >&2; fi
+    done
+}
+
+# variant FOLDER "FLAGS" "FEATURE=1 ..." TESTS...: the test suite built another way. Examples and the database come along.
+variant() {
+    folder=$1 flags=$2 settings=$3
+    shift 3
+    say "-- $folder: $flags $settings"
+    (
+        for setting in $settings; do export "${setting?}"; done
+        OUT=build/$folder OPT="$flags" PASSED=0 FAILED=0
+        mkdir -p "$OUT"
+        features
+        sources=$(ls examples/*.c examples/nodedb/*.c 2>/dev/null)
+        for t in "$@"; do sources="$sources tests/test_$t.c"; done
+        in_pairs compile_program $sources || exit 1
+        run_tests "$@"
+        echo "$PASSED $FAILED" >"$OUT/counts"
+    ) || { fail "$folder does not build"; return 0; }
+    read -r variant_passed variant_failed <"build/$folder/counts"
+    PASSED=$((PASSED + variant_passed)) FAILED=$((FAILED + variant_failed))
+}
+
+verb_check() {
+    install clang:clang g++:g++ redis-cli:redis-tools
+    ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer* >/dev/null 2>&1 || [ "$(id -u)" != 0 ] ||
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev" >build/apt.log 2>&1 || true
+    features
+    mkdir -p "$OUT"
+    case ${1:-all} in all | compilers) check_compilers ;; esac
+    case ${1:-all} in all | asan)
+        ASAN_OPTIONS=detect_stack_use_after_return=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+        export ASAN_OPTIONS UBSAN_OPTIONS
+        variant asan "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" "NODEDB_NO_JEMALLOC=1" $(all_tests) ;;
+    esac
+    case ${1:-all} in all | tsan)
+        variant tsan "-O1 -fsanitize=thread" "NODEDB_NO_JEMALLOC=1" $(all_tests) ;;
+    esac
+    case ${1:-all} in all | bare)
+        variant bare "-O2" "NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1" $(all_tests) ;;
+    esac
+    case ${1:-all} in all | clang) variant clang "-O2" "CC=clang" $(all_tests) ;; esac
+    case ${1:-all} in all | fuzz)
+        for f in tests/fuzz/fuzz_*.c; do
+            [ -f "$f" ] || continue
+            n=$(basename "$f" .c); n=${n#fuzz_}
+            if (verb_fuzz "$n" 10) >"$OUT/fuzz_$n.log" 2>&1; then ok "fuzz $n for 10 s"; else fail "fuzz $n"; tail -30 "$OUT/fuzz_$n.log" >&2; fi
+        done ;;
+    esac
+    case ${1:-all} in all | amalgamate)
+        if (verb_amalgamate) >"$OUT/amalgamate.log" 2>&1; then ok "amalgamate"; else fail "amalgamate"; tail -20 "$OUT/amalgamate.log" >&2; fi ;;
+    esac
+    totals
+}
+
+# ---- the other verbs -----------------------------------------------------------------------------------------------
+
+verb_bench() {
+    [ $# -ge 1 ] || die "bench NAME [ARGUMENTS]: one of $(ls tests/bench/bench_*.c | sed 's/.*bench_//; s/\.c//' | tr '\n' ' ')"
+    install
+    name=$1
+    shift
+    [ -f "tests/bench/bench_$name.c" ] || die "there is no benchmark $name"
+    build "tests/bench/bench_$name.c" examples/nodedb/nodedb.c >&2
+    "$OUT/bench_$name" "$@"
+}
+
+verb_fuzz() {
+    [ $# -ge 1 ] || die "fuzz NAME [SECONDS]: one of $(ls tests/fuzz/fuzz_*.c | sed 's/.*fuzz_//; s/\.c//' | tr '\n' ' ')"
+    install clang:clang
+    NODEDB_NO_JEMALLOC=1 NODEDB_NO_LIBURING=${NODEDB_NO_LIBURING:-}
+    features
+    mkdir -p "build/fuzz/$1"
+    CC=clang OPT="-O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined"
+    compile "build/fuzz_$1" "tests/fuzz/fuzz_$1.c"
+    seeds=""
+    [ ! -d "tests/fuzz/corpus_$1" ] || seeds="tests/fuzz/corpus_$1"
+    "build/fuzz_$1" -max_total_time="${2:-60}" -timeout=20 -rss_limit_mb=4096 -artifact_prefix=build/fuzz/ "build/fuzz/$1" $seeds
+}
+
+# cross ARCH: the headers' tests, built for another machine and run under its emulator.
+verb_cross() {
+    case ${1:-} in
+    arm) triplet=arm-linux-gnueabihf; emulator=arm ;;
+    aarch64 | arm64) triplet=aarch64-linux-gnu; emulator=aarch64 ;;
+    s390x) triplet=s390x-linux-gnu; emulator=s390x ;;
+    riscv64) triplet=riscv64-linux-gnu; emulator=riscv64 ;;
+    i686 | i386) triplet=i686-linux-gnu; emulator=i386 ;;
+    *) die "cross ARCH: arm, aarch64, s390x (big-endian), riscv64 or i686" ;;
+    esac
+    NODEDB_NO_JEMALLOC=1 NODEDB_NO_LIBURING=1
+    install "$triplet-gcc:gcc-$triplet" "qemu-$emulator:qemu-user"
+    CC=$triplet-gcc OUT=build/cross-$1 RUNNER="qemu-$emulator" CFLAGS="${CFLAGS:-} -static"
+    case $1 in arm) CFLAGS="$CFLAGS -Wno-psabi" ;; esac
+    build tests/test_wal.c tests/test_mem.c tests/test_tpc.c tests/test_vamana.c tests/test_prefetch.c tests/test_common.c examples/nodedb/nodedb.c
+    run_tests common wal mem tpc vamana prefetch
+    totals
+}
+
+# amalgamate: the database and the five headers (and stb_ds) in one .c, and the proof that it compiles.
+verb_amalgamate() {
+    install
+    features
+    mkdir -p "$OUT"
+    awk -v stb="$STB_DIR" '
+        function paste(file,    line) {
+            while ((getline line < file) > 0) {
+                if (match(line, /^#include "(nodedb_[a-z]+|stb_ds)\.h"/)) {
+                    split(line, part, "\"")
+                    paste(part[2] == "stb_ds.h" ? stb "/" part[2] : part[2])
+                } else print line
+            }
+            close(file)
+        }
+        BEGIN { paste("examples/nodedb/nodedb.c") }' >"$OUT/nodedb_amalgamated.c"
+    mkdir -p "$OUT/elsewhere" # nothing of ours is in the way there
+    $CC -std=c99 -O2 -w $FEATURES -o "$OUT/elsewhere/nodedb" "$OUT/nodedb_amalgamated.c" $LIBS
+    say "$OUT/nodedb_amalgamated.c: $(wc -l <"$OUT/nodedb_amalgamated.c") lines. Compile it with:"
+    say "    $CC -std=c99 -O2 -o nodedb nodedb_amalgamated.c$LIBS"
+}
+
+# sync: copies the common block from nodedb_wal.h, its master, to the other headers.
+verb_sync() {
+    awk '/^\/\* =+$/ { hold = $0; next } hold != "" { if ($0 ~ /BEGIN NODEDB COMMON BLOCK/) inside = 1; if (inside) print hold; hold = "" }
+         inside { print } /^\/\* END NODEDB COMMON BLOCK/ { exit }' nodedb_wal.h >"${TMPDIR:-/tmp}/nodedb_block.$$"
+    [ -s "${TMPDIR:-/tmp}/nodedb_block.$$" ] || die "nodedb_wal.h has no common block"
+    for h in $HEADERS; do
+        [ "$h" = nodedb_wal.h ] && continue
+        [ -f "$h" ] || continue
+        awk -v block="${TMPDIR:-/tmp}/nodedb_block.$$" '
+            function flush_hold() { if (held) print hold; held = 0 }
+            /^\/\* =+$/ { flush_hold(); hold = $0; held = 1; next }
+            held && /BEGIN NODEDB COMMON BLOCK/ { held = 0; inside = 1; while ((getline line < block) > 0) print line; next }
+            inside { if ($0 ~ /^\/\* END NODEDB COMMON BLOCK/) inside = 0; next }
+            { flush_hold(); print } END { flush_hold() }' "$h" >"$h.new"
+        if cmp -s "$h" "$h.new"; then rm "$h.new"; else mv "$h.new" "$h"; say "$h: common block copied"; fi
+    done
+    rm -f "${TMPDIR:-/tmp}/nodedb_block.$$"
+}
+
+verb_run() {
+    install
+    build examples/nodedb/nodedb.c examples/nodedb/demo.c
+    exec "$OUT/nodedb_demo" --server "$OUT/nodedb" --data tests/data "$@"
+}
+
+verb_help() {
+    cat <<'END'
+./build.sh VERB
+  run                     build the database and watch its main job: ingest, search, kill, recover
+  test [--long] [NAME..]  build and run the tests (all, or e.g. `wal vamana`)
+  build                   build everything into build/
+  bench NAME [ARGS]       build and run build/bench_NAME: wal mem tpc vamana prefetch nodedb
+  check [PART]            compilers, asan, tsan, bare (no liburing, no jemalloc), clang, fuzz, amalgamate; all by default
+  fuzz NAME [SECONDS]     a libFuzzer target (clang)
+  cross ARCH              build for arm, aarch64, s390x, riscv64 or i686 and run the headers' tests under qemu
+  amalgamate              the whole database in one file, build/nodedb_amalgamated.c
+  sync                    copy the common block from nodedb_wal.h to the other headers
+  clean                   remove build/
+END
+}
+
+verb=${1:-help}
+[ $# = 0 ] || shift
+case $verb in
+run) verb_run "$@" ;;
+test) verb_test "$@" ;;
+build) install; build ;;
+bench) verb_bench "$@" ;;
+check) verb_check "$@" ;;
+fuzz) verb_fuzz "$@" ;;
+cross) verb_cross "$@" ;;
+amalgamate) verb_amalgamate ;;
+sync) verb_sync ;;
+clean) rm -rf build ;;
+help | -h | --help) verb_help ;;
+*) verb_help >&2; exit 2 ;;
+esac

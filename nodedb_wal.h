@@ -1,0 +1,2733 @@
+/* nodedb_wal.h - v0.1 - a durable, ordered, crash-safe log in one file - public domain or MIT, as you prefer
+
+1. WHAT IT IS FOR
+   A write-ahead log: a directory of segment files that holds numbered records in order. A record is durable when the
+   call that commits it returns, and from then on it is never lost, altered, or served damaged in silence. Records are
+   written in groups, one device write for each, past the page cache (O_DIRECT) and through io_uring where the system
+   has them, else with pwrite and fdatasync. Use it under a database, a queue, a state machine, a ledger.
+   Not for: random access by key, several processes that write one log, files that are edited in place.
+
+2. QUICK START
+       #define NODEDB_WAL_IMPLEMENTATION            // in exactly one .c or .cpp file
+       #include "nodedb_wal.h"
+
+       nodedb_error err;
+       nodedb_wal_config config = {0};
+       config.dir = "log";
+       nodedb_wal *wal = nodedb_wal_open(&config, &err);           // recovers whatever is there
+       nodedb_wal_record record = {0};
+       record.type = NODEDB_WAL_TYPE_USER;
+       record.payload = "hello", record.payload_bytes = 5;
+       uint64_t lsn;
+       if (nodedb_wal_commit(wal, &record, 1, &lsn, &err) != NODEDB_OK) puts(err.message);
+       // here "hello" is on the disk, as record number `lsn`
+       nodedb_wal_close(wal, &err);
+
+   and after a restart, before the log is opened or while it is:
+
+       static nodedb_status apply(void *ctx, const nodedb_wal_record *record) { ...; return NODEDB_OK; }
+       nodedb_wal_reader_config reading = {0};
+       reading.dir = "log";
+       nodedb_wal_replay(&reading, apply, my_state, NULL, &err);
+
+   Compile with -luring -lpthread, or with -DNODEDB_NO_LIBURING and -lpthread. In a file that includes system headers
+   first, compile with -D_GNU_SOURCE.
+
+3. CONCEPTS
+   LSN        Log sequence number: 1, 2, 3 ... without a gap, one for each record.
+   Group      The records that go to the device in one write. A group starts on a block of the device and is padded to
+              whole blocks, so no block that holds an acknowledged record is ever written again: a power cut in a later
+              write cannot reach it. Several groups may be in flight; they become durable in order.
+   Durable    Every record up to the durable LSN is on stable storage. Only those are acknowledged.
+   Watermark  Each record carries the durable LSN that was known when it was appended. It tells a torn tail from
+              corruption. A torn tail is a group that a crash interrupted: nobody was told that it is durable, and it
+              is dropped. But where a record is unreadable and a later record's watermark is not below it, it had been
+              acknowledged: that is corruption, and every call that meets it says NODEDB_ERR_CORRUPT with file, offset
+              and LSN range, and goes no further. A log that is closed in order ends with a seal, a noop whose
+              watermark covers all before it.
+   Segment    A file of 64 MiB (default), named by its first LSN, written through before it is used, so that a commit
+              changes no file-system metadata. The next one is prepared while the current one fills. Truncated segments
+              are recycled. Every use of a segment has a new epoch, and the checksum of a record begins with log id,
+              epoch and first LSN, so what an earlier use left behind can never be taken for a record.
+   Recovery   nodedb_wal_open reads the preambles of all segments and the records of the last two (no other can hold
+              a torn tail: a third is not begun before all of the first is durable), drops the torn tail, and goes
+              on in a new segment. Damage further back is met by replay or nodedb_wal_verify.
+
+4. THE API BY TASK
+   Open, close                 nodedb_wal_open, nodedb_wal_close
+   Write, many threads         nodedb_wal_commit (blocks until durable; threads form groups by themselves)
+   Write, one core, no waiting nodedb_wal_append, nodedb_wal_submit, nodedb_wal_poll, nodedb_wal_durable_lsn; poll(2)
+                               or epoll on nodedb_wal_fd. nodedb_wal_wait where one does want to wait.
+   Read                        nodedb_wal_reader_open, _next, _close: forward, without copying; `follow` for a change
+                               stream that ends at the durable LSN and goes on when it has moved
+   Replay                      nodedb_wal_replay (callback), nodedb_wal_replay_page (at most N records, with a cursor)
+   Space                       nodedb_wal_truncate_before, after a checkpoint
+   Look                        nodedb_wal_get_stats, nodedb_wal_describe, nodedb_wal_verify
+
+5. THREADS
+   Every function on a nodedb_wal may be called from any thread; a mutex keeps them apart. nodedb_wal_commit waits
+   without the mutex. A nodedb_wal_reader belongs to one thread at a time. Replay calls back on the calling thread only.
+
+6. MEMORY
+   A writer allocates group_bytes * groups (8 * 1 MiB) when it opens, and a record larger than group_bytes has a buffer
+   of its own for as long as it is in flight. A reader maps one segment (with threads: at most threads + 1), or reads
+   through a buffer of 1 MiB that grows to the largest record. Nothing else is allocated after opening.
+
+7. ERRORS
+   After a failed write or sync nothing more is acknowledged: every waiter and every later call gets that error, until
+   the log is closed and opened again (which rescans it). The kernel may have dropped the data, so a retry would lie.
+   A full disk is not such a failure: space is taken before it is needed, so nodedb_wal_append answers
+   NODEDB_ERR_DISK_FULL, the record has no LSN, and writing goes on once there is room.
+
+8. ON DISK, little-endian. Segment file "<first LSN, 20 digits>.wal"; others: "LOCK", "spare-N.wal" (prepared segments),
+   "*.tmp" (being prepared; deleted on open). Preamble, in the first block of the segment, padded with zeros:
+       offset bytes
+            0     4  magic "WALP"
+            4     2  format version, 1
+            6     2  0
+            8     8  log id, random, the same in all segments
+           16     8  epoch, a new one for each use of a segment
+           24     8  first LSN
+           32     8  size of the segment, bytes
+           40     4  block size, bytes: groups start at multiples of it
+           44     4  0
+           48     8  watermark: every LSN up to this one was durable when the segment was begun
+           56     4  0
+           60     4  CRC-32C of bytes 0 to 59
+   Groups follow, each from a multiple of the block size: records one behind the other, then zeros. Record:
+            0     4  magic 0x53594E57 ("SYNW" as a big-endian word)
+            4     2  format version, 1
+            6     2  type; bit 15: required, bit 14: encrypted (reserved for a later version)
+            8     8  LSN
+           16     8  watermark: every LSN up to this one was durable when the record was appended
+           24     4  tenant
+           28     4  vshard
+           32     4  payload bytes, at most 64 MiB
+           36     4  flags; bit 0: seal (written by nodedb_wal_close)
+           40     8  database
+           48     8  epoch of the segment
+           56     4  0
+           60     4  CRC-32C of preamble bytes 8 to 31, then record bytes 0 to 59, then the payload
+           64     n  payload, then zeros up to a multiple of 8
+
+9. LIMITS
+   Payload 64 MiB; segment at least 64 KiB (one that must hold a larger record is made larger); 65,536 segments;
+   directory name 3,800 bytes; 16 groups in flight.
+
+10. CONFIGURATION MACROS
+   NODEDB_WAL_IMPLEMENTATION   compile the code here      NODEDB_WAL_STATIC   ... and keep it private to this file
+   NODEDB_NO_LIBURING          leave io_uring out (also when liburing.h is not found)
+
+11. LICENCE: at the end of the file. */
+
+/* ===================================================================================================================
+ * BEGIN NODEDB COMMON BLOCK. The same words in every nodedb_*.h, behind one guard, so that any set of them compiles
+ * together. The master stands in nodedb_wal.h; `./build.sh sync` copies it to the others and a test proves them equal.
+ * ================================================================================================================ */
+#ifndef NODEDB_COMMON_BLOCK
+#define NODEDB_COMMON_BLOCK 1
+
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* O_DIRECT, CPU affinity, madvise: must be seen before the first system header */
+#endif
+#if !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64 /* files over 2 GiB on 32-bit systems */
+#endif
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define NODEDB_CACHE_LINE_BYTES 64       /* what two threads must not share; 128 would also cover paired prefetch */
+#define NODEDB_ERROR_MESSAGE_BYTES 256   /* longest sentence in nodedb_error, its final zero included */
+
+/* What a call answers. Zero is success; every other value is explained by the nodedb_error that the caller passed. */
+typedef enum nodedb_status {
+    NODEDB_OK = 0,
+    NODEDB_ERR_INVALID,     /* an argument is wrong: nothing was done */
+    NODEDB_ERR_STATE,       /* the object is not in a state that allows this call (closed, failed, degraded ...) */
+    NODEDB_ERR_NO_MEMORY,   /* the allocator refused */
+    NODEDB_ERR_LIMIT,       /* a limit with a name would be passed: a budget, a table, a payload size */
+    NODEDB_ERR_AGAIN,       /* not now: a bounded queue is full, or there is nothing to do yet; try later */
+    NODEDB_ERR_NOT_FOUND,   /* no such record, file, engine, handle or id */
+    NODEDB_ERR_EXISTS,      /* it is there already */
+    NODEDB_ERR_LOCKED,      /* another process or object owns it */
+    NODEDB_ERR_IO,          /* the system refused a read, write, sync or map; see sys_errno */
+    NODEDB_ERR_DISK_FULL,   /* no space left on the device, or quota used up; goes away when there is room */
+    NODEDB_ERR_CORRUPT,     /* stored data is not what was written: see offset and lsn */
+    NODEDB_ERR_UNSUPPORTED, /* this system, file system or build cannot do it */
+    NODEDB_ERR_FAULT,       /* a task panicked or faulted and was abandoned */
+    NODEDB_ERR_DEGRADED,    /* refused at once, because of earlier faults */
+    NODEDB_ERR_TIMEOUT,     /* the deadline passed */
+    NODEDB_ERR_CANCELLED    /* the caller, or a stop, asked for it */
+} nodedb_status;
+
+/* Why a call failed, for a program and for a person. The caller owns it, passes it or NULL; it is written only on
+ * failure. `message` is one sentence: what failed, on which path, where. `offset` and `lsn` are 0 where they mean
+ * nothing; `sys_errno` is the system's errno or 0. */
+typedef struct nodedb_error {
+    nodedb_status status;
+    int sys_errno;
+    uint64_t offset; /* bytes from the start of the file that the message names */
+    uint64_t lsn;
+    char message[NODEDB_ERROR_MESSAGE_BYTES];
+} nodedb_error;
+
+/* Where memory comes from. Zeroed: posix_memalign and free. `alloc` returns `bytes` bytes aligned to `align` (a power
+ * of two, at least sizeof(void *)) or NULL; `release` gets the same `bytes` back. Called from the threads that the
+ * header's manual names. */
+typedef struct nodedb_allocator {
+    void *(*alloc)(void *ctx, size_t bytes, size_t align);
+    void (*release)(void *ctx, void *memory, size_t bytes);
+    void *ctx;
+} nodedb_allocator;
+
+typedef enum nodedb_log_level { NODEDB_LOG_INFO = 0, NODEDB_LOG_WARNING, NODEDB_LOG_ERROR } nodedb_log_level;
+
+/* Where sentences for a person go (what fell back and why, what was dropped). Zeroed: nowhere. */
+typedef struct nodedb_logger {
+    void (*write)(void *ctx, nodedb_log_level level, const char *sentence);
+    void *ctx;
+} nodedb_logger;
+
+/* The clock. Zeroed: CLOCK_MONOTONIC. Nanoseconds that never go back; tests pass a virtual one. */
+typedef struct nodedb_clock {
+    uint64_t (*now_ns)(void *ctx);
+    void *ctx;
+} nodedb_clock;
+
+/* The file system. Zeroed: the system's own. Tests put a simulated disk here and fail every call in turn. Each function
+ * returns a value >= 0, or -errno; a read or write may be short, as in POSIX. `flags` are those of open(2); `sync` makes
+ * the data of a file, or the entries of a directory, durable; `allocate` makes space exist, so that writing into it
+ * cannot fail for want of room; `list` calls `visit` for each entry but "." and "..", until it returns nonzero;
+ * `lock` takes an exclusive lock that dies with the descriptor, or returns -EWOULDBLOCK at once. */
+typedef struct nodedb_io {
+    int (*open)(void *ctx, const char *path, int flags, int mode);
+    int (*close)(void *ctx, int fd);
+    int64_t (*pread)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset);
+    int64_t (*pwrite)(void *ctx, int fd, const void *buffer, size_t bytes, uint64_t offset);
+    int (*sync)(void *ctx, int fd);
+    int (*allocate)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
+    int (*truncate)(void *ctx, int fd, uint64_t bytes);
+    int64_t (*size)(void *ctx, int fd);
+    int (*rename)(void *ctx, const char *from, const char *to);
+    int (*unlink)(void *ctx, const char *path);
+    int (*make_dir)(void *ctx, const char *path, int mode);
+    int (*list)(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name), void *visitor);
+    int (*lock)(void *ctx, int fd);
+    void *ctx;
+} nodedb_io;
+
+/* The name of a status as a sentence; never NULL. Any thread. */
+static inline const char *nodedb_status_text(nodedb_status status) {
+    switch (status) {
+    case NODEDB_OK: return "success";
+    case NODEDB_ERR_INVALID: return "an argument is wrong";
+    case NODEDB_ERR_STATE: return "the object's state does not allow this call";
+    case NODEDB_ERR_NO_MEMORY: return "out of memory";
+    case NODEDB_ERR_LIMIT: return "a limit would be passed";
+    case NODEDB_ERR_AGAIN: return "not now, try again";
+    case NODEDB_ERR_NOT_FOUND: return "not found";
+    case NODEDB_ERR_EXISTS: return "exists already";
+    case NODEDB_ERR_LOCKED: return "locked by another";
+    case NODEDB_ERR_IO: return "input or output failed";
+    case NODEDB_ERR_DISK_FULL: return "no space left on the device";
+    case NODEDB_ERR_CORRUPT: return "stored data is damaged";
+    case NODEDB_ERR_UNSUPPORTED: return "not supported here";
+    case NODEDB_ERR_FAULT: return "the task faulted and was abandoned";
+    case NODEDB_ERR_DEGRADED: return "refused, degraded after repeated faults";
+    case NODEDB_ERR_TIMEOUT: return "the deadline passed";
+    case NODEDB_ERR_CANCELLED: return "cancelled";
+    }
+    return "unknown status";
+}
+
+#elif NODEDB_COMMON_BLOCK != 1
+#error "two nodedb_*.h of different releases are included together: take all of them from one release"
+#endif
+
+#if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
+    (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION))
+#define NODEDB_COMMON_INTERNALS 1
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__GLIBC__) && !defined(__USE_GNU)
+#error "include nodedb_*.h before any system header, or compile with -D_GNU_SOURCE"
+#endif
+
+#define nodedb__load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define nodedb__load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define nodedb__store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define nodedb__store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define nodedb__add_relaxed(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+#define nodedb__cas(p, expected, v) \
+    __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+/* Fills `err` (if there is one) and returns `status`, so that `return nodedb__fail(...)` reads as one step. */
+#if defined(__GNUC__)
+__attribute__((format(printf, 4, 5)))
+#endif
+static inline nodedb_status nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+    if (err != NULL) {
+        va_list args;
+        int used;
+        memset(err, 0, sizeof *err);
+        err->status = status;
+        err->sys_errno = sys_errno;
+        va_start(args, format);
+        used = vsnprintf(err->message, sizeof err->message, format, args);
+        va_end(args);
+        if (sys_errno != 0 && used >= 0 && (size_t)used + 4 < sizeof err->message) {
+            char reason[96];
+            (void)snprintf(reason, sizeof reason, "errno %d", sys_errno);
+#if defined(__GLIBC__) && defined(__USE_GNU)
+            (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s",
+                           strerror_r(sys_errno, reason, sizeof reason));
+#else
+            (void)strerror_r(sys_errno, reason, sizeof reason);
+            (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s", reason);
+#endif
+        }
+    }
+    return status;
+}
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static inline void nodedb__say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+    char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
+    va_list args;
+    if (logger == NULL || logger->write == NULL) return;
+    va_start(args, format);
+    (void)vsnprintf(sentence, sizeof sentence, format, args);
+    va_end(args);
+    logger->write(logger->ctx, level, sentence);
+}
+
+static inline void *nodedb__alloc(const nodedb_allocator *allocator, size_t bytes, size_t align) {
+    void *memory = NULL;
+    if (bytes == 0) bytes = 1;
+    if (align < sizeof(void *)) align = sizeof(void *);
+    if (allocator != NULL && allocator->alloc != NULL) return allocator->alloc(allocator->ctx, bytes, align);
+    return posix_memalign(&memory, align, bytes) == 0 ? memory : NULL;
+}
+
+static inline void *nodedb__alloc_zero(const nodedb_allocator *allocator, size_t bytes, size_t align) {
+    void *memory = nodedb__alloc(allocator, bytes, align);
+    if (memory != NULL) memset(memory, 0, bytes);
+    return memory;
+}
+
+static inline void nodedb__release(const nodedb_allocator *allocator, void *memory, size_t bytes) {
+    if (memory == NULL) return;
+    if (allocator != NULL && allocator->release != NULL) allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
+    else free(memory);
+}
+
+static inline uint64_t nodedb__now_ns(const nodedb_clock *clock) {
+    struct timespec t;
+    if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+/* a * b, or false where that does not fit. */
+static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
+    return !__builtin_mul_overflow(a, b, product);
+}
+
+/* Little-endian on disk, whatever the machine. */
+static inline void nodedb__put_u16(void *at, uint16_t v) {
+    unsigned char *p = (unsigned char *)at;
+    p[0] = (unsigned char)v;
+    p[1] = (unsigned char)(v >> 8);
+}
+static inline void nodedb__put_u32(void *at, uint32_t v) {
+    unsigned char *p = (unsigned char *)at;
+    nodedb__put_u16(p, (uint16_t)v);
+    nodedb__put_u16(p + 2, (uint16_t)(v >> 16));
+}
+static inline void nodedb__put_u64(void *at, uint64_t v) {
+    unsigned char *p = (unsigned char *)at;
+    nodedb__put_u32(p, (uint32_t)v);
+    nodedb__put_u32(p + 4, (uint32_t)(v >> 32));
+}
+static inline uint16_t nodedb__get_u16(const void *at) {
+    const unsigned char *p = (const unsigned char *)at;
+    return (uint16_t)(p[0] | (unsigned)p[1] << 8);
+}
+static inline uint32_t nodedb__get_u32(const void *at) {
+    const unsigned char *p = (const unsigned char *)at;
+    return nodedb__get_u16(p) | (uint32_t)nodedb__get_u16(p + 2) << 16;
+}
+static inline uint64_t nodedb__get_u64(const void *at) {
+    const unsigned char *p = (const unsigned char *)at;
+    return nodedb__get_u32(p) | (uint64_t)nodedb__get_u32(p + 4) << 32;
+}
+
+/* CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, polynomial 0x82F63B78. `crc` is 0 to begin with, or the
+ * value of the bytes before these. The CPU's own instruction where it has one, asked at run time; else four bits a
+ * step from a table of 16. */
+static inline uint32_t nodedb__crc32c_plain(uint32_t crc, const unsigned char *p, size_t bytes) {
+    static const uint32_t step[16] = {
+        0x00000000u, 0x105EC76Fu, 0x20BD8EDEu, 0x30E349B1u, 0x417B1DBCu, 0x5125DAD3u, 0x61C69362u, 0x7198540Du,
+        0x82F63B78u, 0x92A8FC17u, 0xA24BB5A6u, 0xB21572C9u, 0xC38D26C4u, 0xD3D3E1ABu, 0xE330A81Au, 0xF36E6F75u};
+    while (bytes-- > 0) {
+        crc ^= *p++;
+        crc = crc >> 4 ^ step[crc & 15];
+        crc = crc >> 4 ^ step[crc & 15];
+    }
+    return crc;
+}
+#if defined(__x86_64__)
+__attribute__((target("sse4.2")))
+static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
+    uint64_t wide = crc;
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        wide = __builtin_ia32_crc32di(wide, word);
+    }
+    for (crc = (uint32_t)wide; bytes > 0; bytes--) crc = __builtin_ia32_crc32qi(crc, *p++);
+    return crc;
+}
+#define nodedb__crc32c_cpu_present() __builtin_cpu_supports("sse4.2")
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
+static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        uint64_t word = nodedb__get_u64(p);
+        __asm__("crc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
+    }
+    for (; bytes > 0; bytes--) __asm__("crc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)*p++));
+    return crc;
+}
+#define nodedb__crc32c_cpu_present() 1
+#else
+#define nodedb__crc32c_cpu nodedb__crc32c_plain
+#define nodedb__crc32c_cpu_present() 0
+#endif
+static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t bytes) {
+    const unsigned char *p = (const unsigned char *)data;
+    crc = ~crc;
+    crc = nodedb__crc32c_cpu_present() ? nodedb__crc32c_cpu(crc, p, bytes) : nodedb__crc32c_plain(crc, p, bytes);
+    return ~crc;
+}
+
+/* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
+static inline uint64_t nodedb__mix64(uint64_t x) {
+    x += UINT64_C(0x9E3779B97F4A7C15);
+    x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
+    return x ^ x >> 31;
+}
+
+/* The system's file calls behind nodedb_io: the same, with EINTR retried and -errno returned. */
+#define nodedb__retry(result, call)                                                                                    \
+    do { (result) = (call); } while ((result) < 0 && errno == EINTR)
+
+static inline int nodedb__posix_open(void *ctx, const char *path, int flags, int mode) {
+    int fd;
+    (void)ctx;
+    nodedb__retry(fd, open(path, flags | O_CLOEXEC, mode));
+    return fd < 0 ? -errno : fd;
+}
+static inline int nodedb__posix_close(void *ctx, int fd) {
+    (void)ctx;
+    return close(fd) != 0 && errno != EINTR ? -errno : 0;
+}
+static inline int64_t nodedb__posix_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    ssize_t n;
+    (void)ctx;
+    nodedb__retry(n, pread(fd, buffer, bytes, (off_t)offset));
+    return n < 0 ? -errno : (int64_t)n;
+}
+static inline int64_t nodedb__posix_pwrite(void *ctx, int fd, const void *buffer, size_t bytes, uint64_t offset) {
+    ssize_t n;
+    (void)ctx;
+    nodedb__retry(n, pwrite(fd, buffer, bytes, (off_t)offset));
+    return n < 0 ? -errno : (int64_t)n;
+}
+static inline int nodedb__posix_sync(void *ctx, int fd) {
+    (void)ctx;
+    return fdatasync(fd) != 0 ? -errno : 0; /* never retried: after a failure the kernel has dropped the pages */
+}
+static inline int nodedb__posix_allocate(void *ctx, int fd, uint64_t offset, uint64_t bytes) {
+    int error;
+    (void)ctx;
+    do error = posix_fallocate(fd, (off_t)offset, (off_t)bytes);
+    while (error == EINTR);
+    return -error;
+}
+static inline int nodedb__posix_truncate(void *ctx, int fd, uint64_t bytes) {
+    int result;
+    (void)ctx;
+    nodedb__retry(result, ftruncate(fd, (off_t)bytes));
+    return result != 0 ? -errno : 0;
+}
+static inline int64_t nodedb__posix_size(void *ctx, int fd) {
+    struct stat st;
+    (void)ctx;
+    return fstat(fd, &st) != 0 ? -errno : (int64_t)st.st_size;
+}
+static inline int nodedb__posix_rename(void *ctx, const char *from, const char *to) {
+    (void)ctx;
+    return rename(from, to) != 0 ? -errno : 0;
+}
+static inline int nodedb__posix_unlink(void *ctx, const char *path) {
+    (void)ctx;
+    return unlink(path) != 0 ? -errno : 0;
+}
+static inline int nodedb__posix_make_dir(void *ctx, const char *path, int mode) {
+    (void)ctx;
+    return mkdir(path, (mode_t)mode) != 0 ? -errno : 0;
+}
+static inline int nodedb__posix_list(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name), void *visitor) {
+    DIR *stream = opendir(dir);
+    struct dirent *entry;
+    int stop = 0, error;
+    (void)ctx;
+    if (stream == NULL) return -errno;
+    for (errno = 0; stop == 0 && (entry = readdir(stream)) != NULL; errno = 0)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) stop = visit(visitor, entry->d_name);
+    error = stop == 0 ? errno : 0;
+    (void)closedir(stream);
+    return -error;
+}
+static inline int nodedb__posix_lock(void *ctx, int fd) {
+    (void)ctx;
+    return flock(fd, LOCK_EX | LOCK_NB) != 0 ? -errno : 0;
+}
+
+/* The caller's file system, with the system's own call wherever he left a NULL. */
+static inline nodedb_io nodedb__io_or_posix(const nodedb_io *io) {
+    nodedb_io full;
+    memset(&full, 0, sizeof full);
+    if (io != NULL) full = *io;
+    if (full.open == NULL) full.open = nodedb__posix_open;
+    if (full.close == NULL) full.close = nodedb__posix_close;
+    if (full.pread == NULL) full.pread = nodedb__posix_pread;
+    if (full.pwrite == NULL) full.pwrite = nodedb__posix_pwrite;
+    if (full.sync == NULL) full.sync = nodedb__posix_sync;
+    if (full.allocate == NULL) full.allocate = nodedb__posix_allocate;
+    if (full.truncate == NULL) full.truncate = nodedb__posix_truncate;
+    if (full.size == NULL) full.size = nodedb__posix_size;
+    if (full.rename == NULL) full.rename = nodedb__posix_rename;
+    if (full.unlink == NULL) full.unlink = nodedb__posix_unlink;
+    if (full.make_dir == NULL) full.make_dir = nodedb__posix_make_dir;
+    if (full.list == NULL) full.list = nodedb__posix_list;
+    if (full.lock == NULL) full.lock = nodedb__posix_lock;
+    return full;
+}
+
+/* All of `bytes`, or -errno; a write that makes no progress is -EIO, the end of the file within a read is -ENODATA. */
+static inline int nodedb__write_all(const nodedb_io *io, int fd, const void *buffer, size_t bytes, uint64_t offset) {
+    const char *p = (const char *)buffer;
+    while (bytes > 0) {
+        int64_t n = io->pwrite(io->ctx, fd, p, bytes, offset);
+        if (n == -EINTR) continue;
+        if (n <= 0) return n < 0 ? (int)n : -EIO;
+        p += n, offset += (uint64_t)n, bytes -= (size_t)n;
+    }
+    return 0;
+}
+static inline int nodedb__read_all(const nodedb_io *io, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    char *p = (char *)buffer;
+    while (bytes > 0) {
+        int64_t n = io->pread(io->ctx, fd, p, bytes, offset);
+        if (n == -EINTR) continue;
+        if (n <= 0) return n < 0 ? (int)n : -ENODATA;
+        p += n, offset += (uint64_t)n, bytes -= (size_t)n;
+    }
+    return 0;
+}
+
+/* The status that an errno means. */
+static inline nodedb_status nodedb__io_status(int error) {
+    return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL : error == ENOMEM ? NODEDB_ERR_NO_MEMORY : NODEDB_ERR_IO;
+}
+
+#endif
+/* END NODEDB COMMON BLOCK ========================================================================================= */
+
+/* ===================================================================================================================
+ * DECLARATIONS
+ * ================================================================================================================ */
+#ifndef NODEDB_WAL_H
+#define NODEDB_WAL_H
+
+#if defined(NODEDB_WAL_STATIC)
+#define NODEDB_WAL_API static __attribute__((unused))
+#else
+#define NODEDB_WAL_API extern
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define NODEDB_WAL_RECORD_MAGIC UINT32_C(0x53594E57)
+#define NODEDB_WAL_FORMAT_VERSION 1
+#define NODEDB_WAL_RECORD_HEADER_BYTES 64
+#define NODEDB_WAL_PREAMBLE_BYTES 64
+#define NODEDB_WAL_MAX_PAYLOAD_BYTES (UINT32_C(64) << 20)
+#define NODEDB_WAL_DEFAULT_SEGMENT_BYTES (UINT64_C(64) << 20)
+#define NODEDB_WAL_MIN_SEGMENT_BYTES (UINT64_C(64) << 10)
+#define NODEDB_WAL_MAX_SEGMENTS 65536
+#define NODEDB_WAL_DEFAULT_GROUP_BYTES ((size_t)1 << 20)
+#define NODEDB_WAL_MAX_GROUPS 16
+#define NODEDB_WAL_DEFAULT_GROUPS 8
+#define NODEDB_WAL_MIN_BLOCK_BYTES 4096 /* what every disk of today writes whole */
+#define NODEDB_WAL_MAX_DIR_BYTES 3800
+#define NODEDB_WAL_MAX_THREADS 16
+#define NODEDB_WAL_PARALLEL_FROM_SEGMENTS 4 /* with fewer, reading ahead in other threads gains nothing */
+
+/* Record types. The user has 256 to 16383. A reader hands out the well-known types and the user's; of the rest it skips
+ * those without NODEDB_WAL_REQUIRED and stops at those with it, by name. Seals are never handed out. */
+enum {
+    NODEDB_WAL_TYPE_NOOP = 0,
+    NODEDB_WAL_TYPE_PUT = 1,
+    NODEDB_WAL_TYPE_DELETE = 2,
+    NODEDB_WAL_TYPE_VECTOR_PUT = 10,
+    NODEDB_WAL_TYPE_VECTOR_DELETE = 11,
+    NODEDB_WAL_TYPE_VECTOR_PARAMS = 12,
+    NODEDB_WAL_TYPE_TRANSACTION = 50,
+    NODEDB_WAL_TYPE_CHECKPOINT = 100,
+    NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE = 101,
+    NODEDB_WAL_TYPE_LSN_ANCHOR = 102,
+    NODEDB_WAL_TYPE_USER = 256,
+    NODEDB_WAL_TYPE_MASK = 0x3FFF,
+    NODEDB_WAL_ENCRYPTED = 0x4000,
+    NODEDB_WAL_REQUIRED = 0x8000
+};
+
+/* One record. To append: the caller sets type, payload and, if he likes, tenant, vshard, database; the rest is ignored;
+ * the payload is copied. From a reader: everything is set, and `payload` points into the reader's memory and is valid
+ * until its next call. */
+typedef struct nodedb_wal_record {
+    uint64_t lsn;
+    uint64_t watermark; /* the durable LSN when it was appended */
+    uint64_t database;
+    uint32_t tenant;
+    uint32_t vshard;
+    uint16_t type; /* with NODEDB_WAL_REQUIRED where it is set */
+    uint32_t payload_bytes;
+    const void *payload; /* may be NULL where payload_bytes is 0 */
+} nodedb_wal_record;
+
+typedef enum nodedb_wal_backend {
+    NODEDB_WAL_BACKEND_AUTO = 0, /* io_uring, or POSIX with a sentence to the logger where it is refused */
+    NODEDB_WAL_BACKEND_IO_URING, /* or fail */
+    NODEDB_WAL_BACKEND_POSIX     /* pwrite and one fdatasync for all groups that wait */
+} nodedb_wal_backend;
+
+/* Zeroed but for `dir`: the defaults in brackets. */
+typedef struct nodedb_wal_config {
+    const char *dir;        /* made if missing (its parent must exist); copied */
+    uint64_t segment_bytes; /* [64 MiB] a multiple of the block, at least 64 KiB */
+    size_t group_bytes;     /* [1 MiB] most bytes in one group; rounded up to blocks */
+    uint32_t groups;        /* [8] group buffers: one fills while the others are in flight; 2 to 16 */
+    nodedb_wal_backend backend;
+    bool buffered;          /* through the page cache instead of O_DIRECT */
+    uint64_t first_lsn;     /* [1] of a new log; ignored when there is one */
+    uint64_t log_id;        /* [random] of a new log; set it for byte-identical logs in tests */
+    nodedb_io io;           /* a file system of the caller's implies the POSIX backend */
+    nodedb_allocator allocator;
+    nodedb_logger logger;
+    nodedb_clock clock; /* for the latency histogram only */
+} nodedb_wal_config;
+
+typedef struct nodedb_wal_stats {
+    uint64_t records, groups, payload_bytes, written_bytes, padding_bytes, syncs, segments_begun, segments_recycled;
+    uint64_t commit_p50_ns, commit_p99_ns, commit_p999_ns; /* from submit to durable, within 1/8 */
+    uint64_t dropped_bytes;                                /* torn tail that recovery dropped: first bad byte to last nonzero */
+} nodedb_wal_stats;
+
+typedef struct nodedb_wal nodedb_wal; /* one writer */
+
+/* Opens the log in config->dir for writing, and recovers it. NULL with: INVALID (config), LOCKED (another writer has it),
+ * CORRUPT (an acknowledged record or a preamble is damaged: file, offset, LSNs), DISK_FULL, IO, NO_MEMORY, UNSUPPORTED
+ * (io_uring demanded and refused), LIMIT (too many segments). */
+NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err);
+
+/* Makes everything appended durable, writes the seal, frees everything, also on failure. NULL is fine. No other call may be
+ * under way. Returns the log's failure if it had one. */
+NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *wal, nodedb_error *err);
+
+/* Copies one record into the open group and gives it an LSN (into *lsn, if not NULL). Does no I/O, but for a rollover: a
+ * rename and two syncs, and writing a segment through if none has been prepared in time. Errors: INVALID, LIMIT (payload),
+ * AGAIN (all groups in flight: poll or wait, then append again), DISK_FULL, STATE or IO (the log has failed). On any error
+ * the record has no LSN and nothing has changed. */
+NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *wal, const nodedb_wal_record *record, uint64_t *lsn, nodedb_error *err);
+
+/* Sends the open group on its way. OK where there is nothing to send; AGAIN where no other group buffer is free (poll). */
+NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *wal, nodedb_error *err);
+
+/* Takes notice of finished writes, without blocking (POSIX backend: does the writes), prepares a bit of the next segment,
+ * and puts the durable LSN into *durable_lsn (if not NULL). Errors: the log's failure, for good. */
+NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *wal, uint64_t *durable_lsn, nodedb_error *err);
+
+/* Submits as needed and blocks until `lsn` is durable. INVALID where it has not been given out. */
+NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *wal, uint64_t lsn, nodedb_error *err);
+
+/* Appends `count` records, consecutive and in one group where they fit, and blocks until all are durable. *last_lsn (if not
+ * NULL) is the last one's LSN. From any number of threads: those who wait together share a group. On an error none or
+ * the first few have an LSN, and none is acknowledged. Errors as append and wait, but never AGAIN. */
+NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *wal, const nodedb_wal_record *records, size_t count, uint64_t *last_lsn, nodedb_error *err);
+
+NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *wal); /* no lock; 0 (or first_lsn - 1) when there is none */
+NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *wal);          /* the last one given out */
+NODEDB_WAL_API uint32_t nodedb_wal_groups_in_flight(nodedb_wal *wal);
+/* A descriptor that is readable when nodedb_wal_poll has something to do. Never read it; it is the log's. */
+NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *wal);
+
+/* Removes or recycles the segments all of whose records are below `lsn`. A checkpoint that holds their effect must be durable,
+ * and no reader may be in them. *removed (if not NULL): how many. Errors: IO, or the log's failure. */
+NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_t lsn, uint32_t *removed, nodedb_error *err);
+
+NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *wal, nodedb_wal_stats *stats);
+/* "io_uring, O_DIRECT, 4096-byte blocks, 64 MiB segments": how this log writes. The log's memory, never changes. */
+NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *wal);
+
+/* ---- reading ---- */
+
+typedef enum nodedb_wal_access {
+    NODEDB_WAL_ACCESS_MAPPED = 0, /* sealed segments are mapped; nobody may shorten the files meanwhile (the log never does) */
+    NODEDB_WAL_ACCESS_BUFFERED    /* pread into a buffer, always so with a caller's nodedb_io and for a followed segment */
+} nodedb_wal_access;
+
+typedef struct nodedb_wal_reader_config {
+    const char *dir;   /* copied */
+    uint64_t from_lsn; /* [the oldest record there is] */
+    nodedb_wal_access access;
+    uint32_t threads;          /* [1] check this many segments ahead in threads, from 4 segments on; at most 16 */
+    const nodedb_wal *follow;  /* the open log of this directory: read up to its durable LSN, which may move on */
+    nodedb_io io;
+    nodedb_allocator allocator;
+    nodedb_logger logger;
+} nodedb_wal_reader_config;
+
+typedef struct nodedb_wal_reader_stats {
+    uint64_t records, payload_bytes, segments_opened;
+    uint64_t hints_sequential; /* MADV_SEQUENTIAL given, one for each mapped segment */
+    uint64_t hints_dontneed;   /* MADV_DONTNEED and POSIX_FADV_DONTNEED given, one for each segment left behind */
+    uint64_t torn_bytes;       /* what stands behind the last good record and is not zero: never acknowledged */
+    uint64_t skipped;          /* unknown optional records */
+} nodedb_wal_reader_stats;
+
+/* A place in a log, as plain data that may be stored. Zeroed: the reader's from_lsn. */
+typedef struct nodedb_wal_cursor {
+    uint64_t lsn; /* of the next record */
+    uint64_t segment_first_lsn, offset;
+} nodedb_wal_cursor;
+
+typedef struct nodedb_wal_reader nodedb_wal_reader;
+
+/* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn lies before the oldest record),
+ * CORRUPT (a preamble), IO, NO_MEMORY, LIMIT. */
+NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err);
+/* The next record in LSN order into *record. AGAIN at the end of the log (of a followed one: for now). CORRUPT: an acknowledged
+ * record cannot be read; err->lsn, err->offset say which and where; every later call says so again. UNSUPPORTED: a required
+ * record of an unknown type. IO, NO_MEMORY. */
+NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *reader, nodedb_wal_record *record, nodedb_error *err);
+NODEDB_WAL_API void nodedb_wal_reader_tell(const nodedb_wal_reader *reader, nodedb_wal_cursor *cursor);
+NODEDB_WAL_API void nodedb_wal_reader_get_stats(const nodedb_wal_reader *reader, nodedb_wal_reader_stats *stats);
+NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *reader); /* NULL is fine */
+
+/* Called for each record, in LSN order, on the thread that replays. Anything but OK ends the replay with that status. */
+typedef nodedb_status (*nodedb_wal_apply_fn)(void *ctx, const nodedb_wal_record *record);
+
+/* Replays from config->from_lsn to the end. config->threads 0 means as many as there are CPUs, at most 4. *stats may be NULL.
+ * Errors of reader_open and reader_next (AGAIN excepted), and the callback's; with the callback's, err names the LSN. */
+NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply, void *ctx,
+                                               nodedb_wal_reader_stats *stats, nodedb_error *err);
+/* Replays at most `limit` records from *cursor on, moves *cursor behind them, and says whether there are more. */
+NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor, size_t limit,
+                                                    nodedb_wal_apply_fn apply, void *ctx, bool *has_more, nodedb_error *err);
+
+typedef struct nodedb_wal_report {
+    uint64_t segments, records, first_lsn, last_lsn, payload_bytes, torn_bytes;
+    bool sealed; /* the log was closed in order */
+} nodedb_wal_report;
+/* Reads every record of a log. OK, or what is wrong with it; *report (if not NULL) is filled as far as it went. */
+NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report, nodedb_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* NODEDB_WAL_H */
+
+/* ===================================================================================================================
+ * IMPLEMENTATION
+ * ================================================================================================================ */
+#if defined(NODEDB_WAL_IMPLEMENTATION) && !defined(NODEDB_WAL_IMPLEMENTED)
+#define NODEDB_WAL_IMPLEMENTED
+
+#include <assert.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/uio.h>
+#if !defined(NODEDB_NO_LIBURING) && defined(__has_include)
+#if !__has_include(<liburing.h>)
+#define NODEDB_NO_LIBURING
+#endif
+#endif
+#if !defined(NODEDB_NO_LIBURING)
+#include <liburing.h>
+#endif
+
+#define NODEDB_WAL__FLAG_SEAL UINT32_C(1)
+#define NODEDB_WAL__PATH_BYTES (NODEDB_WAL_MAX_DIR_BYTES + 64)
+#define NODEDB_WAL__CHUNK_BYTES ((size_t)1 << 20)      /* a buffered reader's window, before it meets a larger record */
+#define NODEDB_WAL__FILL_BYTES ((size_t)256 << 10)     /* zeros written at a time into a segment being prepared */
+#define NODEDB_WAL__MAX_IN_FLIGHT 2                    /* groups that blocking committers keep at the device at once */
+#define NODEDB_WAL__MAX_SPARES 4                       /* truncated segments that are kept for use again */
+#define NODEDB_WAL__WRITE_TRIES 3                      /* a short or interrupted write is repeated; it is idempotent */
+#define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS     /* completions: a group's index, or one of these two */
+#define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
+#define NODEDB_WAL__MAX_OPS (NODEDB_WAL_MAX_GROUPS + 2)
+
+/* ---- room: small arithmetic ---------------------------------------------------------------------------------- */
+
+static inline uint64_t nodedb_wal__round_up(uint64_t value, uint64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+static inline size_t nodedb_wal__record_bytes(uint32_t payload_bytes) {
+    return ((size_t)NODEDB_WAL_RECORD_HEADER_BYTES + payload_bytes + 7) & ~(size_t)7;
+}
+
+static inline bool nodedb_wal__all_zero(const unsigned char *p, size_t bytes) {
+    size_t i;
+    for (i = 0; i < bytes; i++)
+        if (p[i] != 0) return false;
+    return true;
+}
+
+/* ---- room: segments: what a preamble says, and the list of a directory's ------------------------------------------ */
+
+/* One segment as its preamble describes it. Never changes while the file has this name. */
+typedef struct nodedb_wal__segment {
+    uint64_t first_lsn, log_id, epoch, bytes, watermark;
+    uint32_t block_bytes;
+    uint32_t seed; /* what the checksum of its records begins with */
+} nodedb_wal__segment;
+
+typedef struct nodedb_wal__list {
+    nodedb_wal__segment *at; /* ascending by first LSN */
+    size_t count, capacity;
+    const nodedb_allocator *allocator;
+    bool out_of_memory;
+    uint64_t spares[NODEDB_WAL__MAX_SPARES]; /* numbers of spare-N.wal files */
+    size_t spare_count;
+    uint64_t spare_next; /* a number that no spare file has */
+    bool saw_tmp;
+} nodedb_wal__list;
+
+static void nodedb_wal__segment_path(char *path, const char *dir, uint64_t first_lsn) {
+    (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/%020llu.wal", dir, (unsigned long long)first_lsn);
+}
+
+static void nodedb_wal__spare_path(char *path, const char *dir, uint64_t number) {
+    (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/spare-%llu.wal", dir, (unsigned long long)number);
+}
+
+static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__segment *segment) {
+    memset(block, 0, segment->block_bytes);
+    memcpy(block, "WALP", 4);
+    nodedb__put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
+    nodedb__put_u64(block + 8, segment->log_id);
+    nodedb__put_u64(block + 16, segment->epoch);
+    nodedb__put_u64(block + 24, segment->first_lsn);
+    nodedb__put_u64(block + 32, segment->bytes);
+    nodedb__put_u32(block + 40, segment->block_bytes);
+    nodedb__put_u64(block + 48, segment->watermark);
+    nodedb__put_u32(block + 60, nodedb__crc32c(0, block, 60));
+}
+
+static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__segment *segment) {
+    if (memcmp(block, "WALP", 4) != 0 || nodedb__get_u16(block + 4) != NODEDB_WAL_FORMAT_VERSION) return false;
+    if (nodedb__get_u32(block + 60) != nodedb__crc32c(0, block, 60)) return false;
+    segment->log_id = nodedb__get_u64(block + 8);
+    segment->epoch = nodedb__get_u64(block + 16);
+    segment->first_lsn = nodedb__get_u64(block + 24);
+    segment->bytes = nodedb__get_u64(block + 32);
+    segment->block_bytes = nodedb__get_u32(block + 40);
+    segment->watermark = nodedb__get_u64(block + 48);
+    segment->seed = nodedb__crc32c(0, block + 8, 24);
+    return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES && (segment->block_bytes & (segment->block_bytes - 1)) == 0 &&
+           segment->bytes > segment->block_bytes && segment->bytes % segment->block_bytes == 0;
+}
+
+/* "00000000000000000001.wal" -> 1; false for any other name. */
+static bool nodedb_wal__parse_name(const char *name, uint64_t *first_lsn) {
+    uint64_t value = 0;
+    int i;
+    for (i = 0; i < 20; i++) {
+        if (name[i] < '0' || name[i] > '9') return false;
+        if (value > (UINT64_MAX - 9) / 10) return false;
+        value = value * 10 + (uint64_t)(name[i] - '0');
+    }
+    *first_lsn = value;
+    return strcmp(name + 20, ".wal") == 0;
+}
+
+static int nodedb_wal__visit_name(void *visitor, const char *name) {
+    nodedb_wal__list *list = (nodedb_wal__list *)visitor;
+    uint64_t first_lsn;
+    size_t length = strlen(name);
+    if (strncmp(name, "spare-", 6) == 0) {
+        uint64_t number = strtoull(name + 6, NULL, 10);
+        if (number >= list->spare_next) list->spare_next = number + 1;
+        if (list->spare_count < sizeof list->spares / sizeof *list->spares) list->spares[list->spare_count++] = number;
+        return 0;
+    }
+    if (length > 4 && strcmp(name + length - 4, ".tmp") == 0) list->saw_tmp = true;
+    if (!nodedb_wal__parse_name(name, &first_lsn)) return 0;
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity == 0 ? 16 : list->capacity * 2;
+        nodedb_wal__segment *grown;
+        if (list->count >= NODEDB_WAL_MAX_SEGMENTS) {
+            list->count++; /* the caller sees that the limit is passed */
+            return 1;
+        }
+        grown = (nodedb_wal__segment *)nodedb__alloc(list->allocator, capacity * sizeof *grown, 8);
+        if (grown == NULL) {
+            list->out_of_memory = true;
+            return 1;
+        }
+        if (list->count > 0) memcpy(grown, list->at, list->count * sizeof *grown);
+        nodedb__release(list->allocator, list->at, list->capacity * sizeof *grown);
+        list->at = grown;
+        list->capacity = capacity;
+    }
+    memset(&list->at[list->count], 0, sizeof *list->at);
+    list->at[list->count++].first_lsn = first_lsn;
+    return 0;
+}
+
+static int nodedb_wal__compare_segments(const void *a, const void *b) {
+    uint64_t x = ((const nodedb_wal__segment *)a)->first_lsn, y = ((const nodedb_wal__segment *)b)->first_lsn;
+    return (x > y) - (x < y);
+}
+
+static void nodedb_wal__list_free(nodedb_wal__list *list) {
+    nodedb__release(list->allocator, list->at, list->capacity * sizeof *list->at);
+    list->at = NULL;
+    list->count = list->capacity = 0;
+}
+
+static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *path, nodedb_wal__segment *segment, nodedb_error *err) {
+    unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
+    uint64_t named = segment->first_lsn;
+    int64_t size;
+    int error, fd = io->open(io->ctx, path, O_RDONLY, 0);
+    if (fd < 0) return nodedb__fail(err, nodedb__io_status(-fd), -fd, "cannot open segment %s", path);
+    error = nodedb__read_all(io, fd, head, sizeof head, 0);
+    size = io->size(io->ctx, fd);
+    (void)io->close(io->ctx, fd);
+    if (error != 0 && error != -ENODATA) return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read the preamble of %s", path);
+    if (error != 0 || !nodedb_wal__decode_preamble(head, segment))
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble at offset 0 is damaged or not of this version", path);
+    if (segment->first_lsn != named)
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble says first LSN %llu, the name another", path,
+                            (unsigned long long)segment->first_lsn);
+    if (size < 0) return nodedb__fail(err, NODEDB_ERR_IO, (int)-size, "cannot ask the size of %s", path);
+    if ((uint64_t)size < segment->bytes)
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu", path, (long long)size,
+                            (unsigned long long)segment->bytes);
+    return NODEDB_OK;
+}
+
+/* All segments of `dir`, sorted, preambles checked one by one and against each other. */
+static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb_allocator *allocator, const char *dir,
+                                               nodedb_wal__list *list, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_status status = NODEDB_OK;
+    size_t i;
+    int error;
+    memset(list, 0, sizeof *list);
+    list->allocator = allocator;
+    error = io->list(io->ctx, dir, nodedb_wal__visit_name, list);
+    if (error < 0) return nodedb__fail(err, error == -ENOENT ? NODEDB_ERR_NOT_FOUND : NODEDB_ERR_IO, -error, "cannot list %s", dir);
+    if (list->out_of_memory) status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments in %s", dir);
+    else if (list->count > NODEDB_WAL_MAX_SEGMENTS) {
+        list->count = NODEDB_WAL_MAX_SEGMENTS;
+        status = nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%s holds more than %d segments", dir, NODEDB_WAL_MAX_SEGMENTS);
+    }
+    if (list->count > 1) qsort(list->at, list->count, sizeof *list->at, nodedb_wal__compare_segments);
+    for (i = 0; status == NODEDB_OK && i < list->count; i++) {
+        nodedb_wal__segment_path(path, dir, list->at[i].first_lsn);
+        status = nodedb_wal__read_preamble(io, path, &list->at[i], err);
+        if (status != NODEDB_OK || i == 0) continue;
+        if (list->at[i].log_id != list->at[0].log_id)
+            status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments before it", path);
+        else if (list->at[i].epoch <= list->at[i - 1].epoch)
+            status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is out of order: its epoch is not above the one before", path);
+    }
+    if (status != NODEDB_OK) nodedb_wal__list_free(list);
+    return status;
+}
+
+/* ---- room: records ----------------------------------------------------------------------------------------------- */
+
+static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segment *segment, const nodedb_wal_record *record,
+                                      uint64_t lsn, uint64_t watermark, uint32_t flags) {
+    size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + record->payload_bytes;
+    uint32_t crc;
+    memset(at, 0, NODEDB_WAL_RECORD_HEADER_BYTES);
+    nodedb__put_u32(at, NODEDB_WAL_RECORD_MAGIC);
+    nodedb__put_u16(at + 4, NODEDB_WAL_FORMAT_VERSION);
+    nodedb__put_u16(at + 6, record->type);
+    nodedb__put_u64(at + 8, lsn);
+    nodedb__put_u64(at + 16, watermark);
+    nodedb__put_u32(at + 24, record->tenant);
+    nodedb__put_u32(at + 28, record->vshard);
+    nodedb__put_u32(at + 32, record->payload_bytes);
+    nodedb__put_u32(at + 36, flags);
+    nodedb__put_u64(at + 40, record->database);
+    nodedb__put_u64(at + 48, segment->epoch);
+    if (record->payload_bytes > 0) memcpy(at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload, record->payload_bytes);
+    memset(at + end, 0, nodedb_wal__record_bytes(record->payload_bytes) - end);
+    crc = nodedb__crc32c(segment->seed, at, 60);
+    nodedb__put_u32(at + 60, nodedb__crc32c(crc, at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload_bytes));
+}
+
+typedef enum nodedb_wal__parsed {
+    NODEDB_WAL__RECORD, /* a whole record of this segment */
+    NODEDB_WAL__ZERO,   /* no record begins here: padding, or never written */
+    NODEDB_WAL__BAD,    /* something else: torn, damaged, or of an earlier use of the file */
+    NODEDB_WAL__MORE    /* perhaps a record, *total bytes long, but not all of it is in view */
+} nodedb_wal__parsed;
+
+/* What stands at `offset` of a segment; `p` is that place in memory, and `available` bytes of it can be seen. */
+static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t available, const nodedb_wal__segment *segment, uint64_t offset,
+                                            bool trusted, nodedb_wal_record *record, uint32_t *flags, size_t *total) {
+    uint32_t magic, payload_bytes, crc;
+    size_t to_block = segment->block_bytes - (size_t)(offset % segment->block_bytes); /* padding ends there at the latest */
+    size_t head = available < NODEDB_WAL_RECORD_HEADER_BYTES ? available : NODEDB_WAL_RECORD_HEADER_BYTES;
+    if (nodedb_wal__all_zero(p, head < to_block ? head : to_block)) return NODEDB_WAL__ZERO;
+    if (available < NODEDB_WAL_RECORD_HEADER_BYTES) return NODEDB_WAL__BAD;
+    magic = nodedb__get_u32(p);
+    payload_bytes = nodedb__get_u32(p + 32);
+    if (magic != NODEDB_WAL_RECORD_MAGIC || nodedb__get_u16(p + 4) != NODEDB_WAL_FORMAT_VERSION ||
+        nodedb__get_u64(p + 48) != segment->epoch || payload_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
+        return NODEDB_WAL__BAD;
+    *total = nodedb_wal__record_bytes(payload_bytes);
+    if (*total > available) return NODEDB_WAL__MORE;
+    if (!trusted) {
+        crc = nodedb__crc32c(segment->seed, p, 60);
+        if (nodedb__crc32c(crc, p + NODEDB_WAL_RECORD_HEADER_BYTES, payload_bytes) != nodedb__get_u32(p + 60)) return NODEDB_WAL__BAD;
+    }
+    record->type = nodedb__get_u16(p + 6);
+    record->lsn = nodedb__get_u64(p + 8);
+    record->watermark = nodedb__get_u64(p + 16);
+    record->tenant = nodedb__get_u32(p + 24);
+    record->vshard = nodedb__get_u32(p + 28);
+    record->payload_bytes = payload_bytes;
+    *flags = nodedb__get_u32(p + 36);
+    record->database = nodedb__get_u64(p + 40);
+    record->payload = p + NODEDB_WAL_RECORD_HEADER_BYTES;
+    return NODEDB_WAL__RECORD;
+}
+
+/* ---- room: checking segments ahead, in threads ------------------------------------------------------------------- */
+
+/* One segment of a parallel replay. A worker maps it and checks its records; the reader takes the mapping over. */
+typedef struct nodedb_wal__ahead_slot {
+    void *map;
+    uint64_t trusted_until; /* every record that begins below it has a good checksum */
+    bool done;
+} nodedb_wal__ahead_slot;
+
+/* Workers take segments in order, never further than `window` past the one that is being read: that bounds what is mapped. */
+typedef struct nodedb_wal__ahead {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    const char *dir;
+    const nodedb_wal__segment *segments;
+    nodedb_wal__ahead_slot *slots;
+    size_t count, next, reading, window;
+    pthread_t threads[NODEDB_WAL_MAX_THREADS];
+    uint32_t thread_count;
+    bool stop;
+} nodedb_wal__ahead;
+
+static void *nodedb_wal__map_segment(const char *path, uint64_t bytes, int *error) {
+    void *map = MAP_FAILED;
+    struct stat st;
+    int fd = nodedb__posix_open(NULL, path, O_RDONLY, 0);
+    if (fd < 0) {
+        *error = -fd;
+        return NULL;
+    }
+    if (fstat(fd, &st) != 0) *error = errno;
+    else if ((uint64_t)st.st_size < bytes || bytes > SIZE_MAX) *error = EFBIG; /* shortened by someone: touching it would be SIGBUS */
+    else if ((map = mmap(NULL, (size_t)bytes, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED) *error = errno;
+    (void)close(fd);
+    return map == MAP_FAILED ? NULL : map;
+}
+
+static void nodedb_wal__check_ahead(nodedb_wal__ahead *ahead, size_t index) {
+    const nodedb_wal__segment *segment = &ahead->segments[index];
+    nodedb_wal__ahead_slot *slot = &ahead->slots[index];
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_wal_record record;
+    uint32_t flags;
+    size_t total;
+    uint64_t at = segment->block_bytes;
+    int error = 0;
+    nodedb_wal__segment_path(path, ahead->dir, segment->first_lsn);
+    slot->map = nodedb_wal__map_segment(path, segment->bytes, &error);
+    if (slot->map == NULL) return; /* the reader meets the same error, and reports it */
+    (void)madvise(slot->map, (size_t)segment->bytes, MADV_SEQUENTIAL);
+    while (at < segment->bytes) {
+        nodedb_wal__parsed parsed = nodedb_wal__parse((const unsigned char *)slot->map + at, (size_t)(segment->bytes - at), segment, at, false,
+                                                      &record, &flags, &total);
+        if (parsed == NODEDB_WAL__RECORD) at += total;
+        else if (parsed == NODEDB_WAL__ZERO && at % segment->block_bytes != 0) at = nodedb_wal__round_up(at, segment->block_bytes);
+        else break;
+        slot->trusted_until = at;
+    }
+}
+
+static void *nodedb_wal__ahead_main(void *argument) {
+    nodedb_wal__ahead *ahead = (nodedb_wal__ahead *)argument;
+    (void)pthread_mutex_lock(&ahead->lock);
+    for (;;) {
+        size_t index;
+        while (!ahead->stop && ahead->next < ahead->count && ahead->next > ahead->reading + ahead->window)
+            (void)pthread_cond_wait(&ahead->changed, &ahead->lock);
+        if (ahead->stop || ahead->next >= ahead->count) break;
+        index = ahead->next++;
+        (void)pthread_mutex_unlock(&ahead->lock);
+        nodedb_wal__check_ahead(ahead, index);
+        (void)pthread_mutex_lock(&ahead->lock);
+        ahead->slots[index].done = true;
+        (void)pthread_cond_broadcast(&ahead->changed);
+    }
+    (void)pthread_mutex_unlock(&ahead->lock);
+    return NULL;
+}
+
+static void nodedb_wal__ahead_stop(nodedb_wal__ahead *ahead, const nodedb_allocator *allocator) {
+    size_t i;
+    if (ahead == NULL) return;
+    (void)pthread_mutex_lock(&ahead->lock);
+    ahead->stop = true;
+    (void)pthread_cond_broadcast(&ahead->changed);
+    (void)pthread_mutex_unlock(&ahead->lock);
+    for (i = 0; i < ahead->thread_count; i++) (void)pthread_join(ahead->threads[i], NULL);
+    for (i = 0; i < ahead->count; i++)
+        if (ahead->slots[i].map != NULL) (void)munmap(ahead->slots[i].map, (size_t)ahead->segments[i].bytes);
+    (void)pthread_mutex_destroy(&ahead->lock);
+    (void)pthread_cond_destroy(&ahead->changed);
+    nodedb__release(allocator, ahead->slots, ahead->count * sizeof *ahead->slots);
+    nodedb__release(allocator, ahead, sizeof *ahead);
+}
+
+/* NULL where threads cannot be had: the reader then works alone. */
+static nodedb_wal__ahead *nodedb_wal__ahead_start(const nodedb_allocator *allocator, const char *dir, const nodedb_wal__segment *segments,
+                                                  size_t count, size_t first, uint32_t threads) {
+    nodedb_wal__ahead *ahead = (nodedb_wal__ahead *)nodedb__alloc_zero(allocator, sizeof *ahead, NODEDB_CACHE_LINE_BYTES);
+    if (ahead == NULL) return NULL;
+    ahead->slots = (nodedb_wal__ahead_slot *)nodedb__alloc_zero(allocator, count * sizeof *ahead->slots, 8);
+    if (ahead->slots == NULL) {
+        nodedb__release(allocator, ahead, sizeof *ahead);
+        return NULL;
+    }
+    (void)pthread_mutex_init(&ahead->lock, NULL);
+    (void)pthread_cond_init(&ahead->changed, NULL);
+    ahead->dir = dir;
+    ahead->segments = segments;
+    ahead->count = count;
+    ahead->next = ahead->reading = first;
+    ahead->window = threads;
+    while (ahead->thread_count < threads &&
+           pthread_create(&ahead->threads[ahead->thread_count], NULL, nodedb_wal__ahead_main, ahead) == 0)
+        ahead->thread_count++;
+    if (ahead->thread_count > 0) return ahead;
+    nodedb_wal__ahead_stop(ahead, allocator);
+    return NULL;
+}
+
+/* The checked mapping of segment `index`, now the caller's; NULL where it could not be mapped. */
+static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint64_t *trusted_until) {
+    void *map;
+    (void)pthread_mutex_lock(&ahead->lock);
+    ahead->reading = index;
+    (void)pthread_cond_broadcast(&ahead->changed);
+    while (!ahead->slots[index].done) (void)pthread_cond_wait(&ahead->changed, &ahead->lock);
+    map = ahead->slots[index].map;
+    ahead->slots[index].map = NULL;
+    *trusted_until = ahead->slots[index].trusted_until;
+    (void)pthread_mutex_unlock(&ahead->lock);
+    return map;
+}
+
+/* ---- room: the reader -------------------------------------------------------------------------------------------- */
+
+/* Between calls: `position` in segment `index` is where record `expected` begins if it is in this segment; the view (a map
+ * of the segment, or `buffer` which holds its bytes from buffer_offset on) belongs to the open segment or is empty. */
+struct nodedb_wal_reader {
+    char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
+    nodedb_wal_reader_config config;
+    nodedb_io io;
+    bool may_map;
+    nodedb_wal__list list;
+    nodedb_wal__ahead *ahead;
+    size_t index;
+    bool is_open; /* segment `index` is open, mapped or by descriptor */
+    int fd;
+    unsigned char *map;
+    uint64_t trusted_until;
+    unsigned char *buffer;
+    size_t buffer_capacity, buffer_bytes;
+    uint64_t buffer_offset;
+    uint64_t position, expected, deliver_from;
+    bool sealed;          /* the last record read was a seal */
+    bool ended;           /* at the end; a followed log may go on */
+    uint64_t reread_lsn;  /* the record for which a followed segment was read again */
+    nodedb_error failure; /* status OK while all is well */
+    nodedb_wal_reader_stats stats;
+};
+
+static void nodedb_wal__reader_leave(nodedb_wal_reader *r) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    if (!r->is_open) return;
+    if (r->map != NULL) {
+        int fd;
+        char path[NODEDB_WAL__PATH_BYTES];
+        (void)madvise(r->map, (size_t)segment->bytes, MADV_DONTNEED);
+        (void)munmap(r->map, (size_t)segment->bytes);
+        nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
+        fd = nodedb__posix_open(NULL, path, O_RDONLY, 0); /* the hint wants a descriptor; the mapping did not keep one */
+        if (fd >= 0) {
+            (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+            (void)close(fd);
+        }
+        r->stats.hints_dontneed++;
+    }
+    if (r->fd >= 0) (void)r->io.close(r->io.ctx, r->fd);
+    r->map = NULL;
+    r->fd = -1;
+    r->buffer_bytes = 0;
+    r->trusted_until = 0;
+    r->is_open = false;
+}
+
+static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[index];
+    bool growing = r->config.follow != NULL && index + 1 == r->list.count; /* written while it is read: not to be mapped */
+    char path[NODEDB_WAL__PATH_BYTES];
+    int error = 0;
+    nodedb_wal__reader_leave(r);
+    r->index = index;
+    nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
+    if (r->ahead != NULL) {
+        r->map = (unsigned char *)nodedb_wal__ahead_take(r->ahead, index, &r->trusted_until);
+        if (r->map != NULL) r->stats.hints_sequential++;
+    }
+    if (r->map == NULL && r->may_map && !growing) {
+        r->map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
+        if (r->map == NULL) return nodedb__fail(err, nodedb__io_status(error), error, "cannot map segment %s", path);
+        if (madvise(r->map, (size_t)segment->bytes, MADV_SEQUENTIAL) == 0) r->stats.hints_sequential++;
+    }
+    if (r->map == NULL) {
+        /* O_DIRECT, so that what is read is what the log has written, and not an older page of the cache */
+        r->fd = growing ? r->io.open(r->io.ctx, path, O_RDONLY | O_DIRECT, 0) : -EINVAL;
+        if (r->fd < 0) r->fd = r->io.open(r->io.ctx, path, O_RDONLY, 0);
+        if (r->fd < 0) {
+            error = -r->fd, r->fd = -1;
+            return nodedb__fail(err, nodedb__io_status(error), error, "cannot open segment %s", path);
+        }
+    }
+    r->is_open = true;
+    r->position = segment->block_bytes;
+    r->expected = segment->first_lsn;
+    r->sealed = false;
+    r->stats.segments_opened++;
+    return NODEDB_OK;
+}
+
+/* At least `bytes` bytes (or all up to the segment's end) from `offset` of the open segment. */
+static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offset, size_t bytes, const unsigned char **view,
+                                             size_t *available, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t left = segment->bytes - offset, start = offset / NODEDB_WAL_MIN_BLOCK_BYTES * NODEDB_WAL_MIN_BLOCK_BYTES;
+    size_t want;
+    assert(offset <= segment->bytes);
+    if (bytes > left) bytes = (size_t)left;
+    if (r->map != NULL) {
+        *view = r->map + offset;
+        *available = (size_t)left;
+        return NODEDB_OK;
+    }
+    if (offset < r->buffer_offset || offset + bytes > r->buffer_offset + r->buffer_bytes) {
+        want = (size_t)nodedb_wal__round_up(offset - start + bytes, NODEDB_WAL_MIN_BLOCK_BYTES);
+        if (want < NODEDB_WAL__CHUNK_BYTES) want = NODEDB_WAL__CHUNK_BYTES;
+        if (want > r->buffer_capacity) {
+            nodedb__release(&r->config.allocator, r->buffer, r->buffer_capacity);
+            r->buffer_capacity = r->buffer_bytes = 0;
+            r->buffer = (unsigned char *)nodedb__alloc(&r->config.allocator, want, NODEDB_WAL_MIN_BLOCK_BYTES);
+            if (r->buffer == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %zu bytes of %s", want, r->dir);
+            r->buffer_capacity = want;
+        }
+        want = r->buffer_capacity;
+        if (want > segment->bytes - start) want = (size_t)(segment->bytes - start);
+        r->buffer_bytes = 0;
+        {
+            int error = nodedb__read_all(&r->io, r->fd, r->buffer, want, start);
+            if (error != 0) {
+                nodedb_status status = nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read %zu bytes at offset %llu of %s/%020llu.wal", want,
+                                                    (unsigned long long)start, r->dir, (unsigned long long)segment->first_lsn);
+                if (err != NULL) err->offset = start;
+                return status;
+            }
+        }
+        r->buffer_offset = start;
+        r->buffer_bytes = want;
+    }
+    *view = r->buffer + (offset - r->buffer_offset);
+    *available = r->buffer_bytes - (size_t)(offset - r->buffer_offset);
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t offset, nodedb_wal__parsed *parsed, nodedb_wal_record *record,
+                                              uint32_t *flags, size_t *total, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    const unsigned char *view;
+    size_t available;
+    nodedb_status status = nodedb_wal__reader_view(r, offset, NODEDB_WAL_RECORD_HEADER_BYTES, &view, &available, err);
+    if (status != NODEDB_OK) return status;
+    *parsed = nodedb_wal__parse(view, available, segment, offset, offset < r->trusted_until, record, flags, total);
+    if (*parsed != NODEDB_WAL__MORE) return NODEDB_OK;
+    if (*total > segment->bytes - offset) {
+        *parsed = NODEDB_WAL__BAD; /* no record reaches past its segment */
+        return NODEDB_OK;
+    }
+    status = nodedb_wal__reader_view(r, offset, *total, &view, &available, err);
+    if (status == NODEDB_OK) *parsed = nodedb_wal__parse(view, available, segment, offset, false, record, flags, total);
+    return status;
+}
+
+/* Looks behind a bad spot of the open segment: the highest watermark of any whole record there, the lowest LSN, and how far
+ * there are bytes that are not zero. Records begin at multiples of the block, or right behind one another. */
+static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from, uint64_t *watermark, uint64_t *lowest_lsn,
+                                             uint64_t *last_nonzero, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t at = from;
+    while (at < segment->bytes) {
+        uint64_t next = nodedb_wal__round_up(at + 1, segment->block_bytes);
+        nodedb_wal__parsed parsed;
+        nodedb_wal_record record;
+        uint32_t flags;
+        size_t total;
+        nodedb_status status = nodedb_wal__reader_parse(r, at, &parsed, &record, &flags, &total, err);
+        if (status != NODEDB_OK) return status;
+        if (parsed == NODEDB_WAL__RECORD) {
+            if (record.watermark > *watermark) *watermark = record.watermark;
+            if (record.lsn < *lowest_lsn) *lowest_lsn = record.lsn;
+            next = at + total;
+        }
+        if (parsed != NODEDB_WAL__ZERO) *last_nonzero = next;
+        at = next;
+    }
+    return NODEDB_OK;
+}
+
+/* Record `expected` cannot be read at `position`: the end of the log, or damage? Sets ended, or fails with CORRUPT. */
+static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error *err) {
+    uint64_t missing = r->expected, offset = r->position, watermark = 0, lowest = UINT64_MAX, last_nonzero = r->position;
+    uint64_t segment_lsn = r->list.at[r->index].first_lsn;
+    size_t here = r->index;
+    nodedb_status status = NODEDB_OK;
+    if (r->sealed) {
+        /* closed in order: the writer never comes back to this segment */
+    } else status = nodedb_wal__look_behind(r, offset, &watermark, &lowest, &last_nonzero, err);
+    if (status != NODEDB_OK) return status;
+    if (here + 1 < r->list.count) {
+        const nodedb_wal__segment *next = &r->list.at[here + 1];
+        if (next->watermark > watermark) watermark = next->watermark;
+        if (next->first_lsn < lowest) lowest = next->first_lsn;
+        if (next->first_lsn <= missing || here + 2 < r->list.count) {
+            /* it begins with another record than it must, or it has a follower: then all before it was durable */
+            if (watermark < missing) watermark = missing;
+        } else if (watermark < missing) {
+            uint64_t ignored = 0;
+            status = nodedb_wal__reader_enter(r, here + 1, err);
+            if (status == NODEDB_OK) status = nodedb_wal__look_behind(r, next->block_bytes, &watermark, &lowest, &ignored, err);
+            if (status == NODEDB_OK) status = nodedb_wal__reader_enter(r, here, err);
+            if (status != NODEDB_OK) return status;
+            r->expected = missing, r->position = offset;
+        }
+    }
+    if (r->config.follow != NULL && missing <= nodedb_wal_durable_lsn(r->config.follow)) watermark = missing;
+    if (watermark >= missing) {
+        uint64_t last = lowest > missing && lowest != UINT64_MAX ? lowest - 1 : missing;
+        status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu",
+                              r->dir, (unsigned long long)segment_lsn, (unsigned long long)missing, (unsigned long long)last,
+                              (unsigned long long)offset);
+        if (err != NULL) err->lsn = missing, err->offset = offset;
+        return status;
+    }
+    r->stats.torn_bytes = last_nonzero - offset;
+    r->ended = true;
+    return NODEDB_OK;
+}
+
+/* A followed log has new segments. Keeps the place. */
+static nodedb_status nodedb_wal__reader_refresh(nodedb_wal_reader *r, nodedb_error *err) {
+    nodedb_wal__list fresh;
+    uint64_t here = r->list.at[r->index].first_lsn;
+    nodedb_status status = nodedb_wal__list_segments(&r->io, &r->config.allocator, r->dir, &fresh, err);
+    size_t i;
+    if (status != NODEDB_OK) return status;
+    for (i = 0; i < fresh.count && fresh.at[i].first_lsn != here; i++) {}
+    if (i == fresh.count) {
+        nodedb_wal__list_free(&fresh);
+        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s/%020llu.wal was truncated while it was being followed", r->dir,
+                            (unsigned long long)here);
+    }
+    nodedb_wal__list_free(&r->list);
+    r->list = fresh;
+    r->index = i;
+    return NODEDB_OK;
+}
+
+static bool nodedb_wal__known_type(uint16_t type) {
+    switch (type & NODEDB_WAL_TYPE_MASK) {
+    case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_PUT: case NODEDB_WAL_TYPE_DELETE: case NODEDB_WAL_TYPE_VECTOR_PUT:
+    case NODEDB_WAL_TYPE_VECTOR_DELETE: case NODEDB_WAL_TYPE_VECTOR_PARAMS: case NODEDB_WAL_TYPE_TRANSACTION:
+    case NODEDB_WAL_TYPE_CHECKPOINT: case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE: case NODEDB_WAL_TYPE_LSN_ANCHOR: return true;
+    default: return (type & NODEDB_WAL_TYPE_MASK) >= NODEDB_WAL_TYPE_USER;
+    }
+}
+
+/* Counts a good record and says in *deliver whether the caller gets it. */
+static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, const nodedb_wal_record *record, uint32_t flags, size_t total,
+                                               bool *deliver, nodedb_error *err) {
+    r->sealed = (flags & NODEDB_WAL__FLAG_SEAL) != 0;
+    *deliver = !r->sealed && record->lsn >= r->deliver_from;
+    if (*deliver && (record->type & NODEDB_WAL_ENCRYPTED) != 0)
+        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s is encrypted: this version cannot read it",
+                            (unsigned long long)record->lsn, r->dir);
+    if (*deliver && !nodedb_wal__known_type(record->type)) {
+        if ((record->type & NODEDB_WAL_REQUIRED) != 0)
+            return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s has the unknown required type %u",
+                                (unsigned long long)record->lsn, r->dir, (unsigned)(record->type & NODEDB_WAL_TYPE_MASK));
+        *deliver = false;
+        r->stats.skipped++;
+    }
+    r->position += total;
+    r->expected++;
+    if (*deliver) r->stats.records++, r->stats.payload_bytes += record->payload_bytes;
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err) {
+    for (;;) {
+        const nodedb_wal__segment *segment = &r->list.at[r->index];
+        nodedb_wal__parsed parsed = NODEDB_WAL__BAD;
+        nodedb_status status;
+        uint32_t flags;
+        size_t total;
+        bool deliver;
+        if (r->config.follow != NULL) {
+            if (r->expected > nodedb_wal_durable_lsn(r->config.follow)) return NODEDB_ERR_AGAIN;
+            r->ended = false;
+        }
+        if (r->ended) return NODEDB_ERR_AGAIN;
+        if (r->index + 1 < r->list.count && r->list.at[r->index + 1].first_lsn == r->expected) {
+            status = nodedb_wal__reader_enter(r, r->index + 1, err);
+            if (status != NODEDB_OK) return status;
+            continue;
+        }
+        if (r->position < segment->bytes) {
+            status = nodedb_wal__reader_parse(r, r->position, &parsed, record, &flags, &total, err);
+            if (status != NODEDB_OK) return status;
+        }
+        if (parsed == NODEDB_WAL__RECORD && record->lsn == r->expected) {
+            status = nodedb_wal__reader_accept(r, record, flags, total, &deliver, err);
+            if (status != NODEDB_OK || deliver) return status;
+        } else if (parsed == NODEDB_WAL__ZERO && r->position % segment->block_bytes != 0) {
+            r->position = nodedb_wal__round_up(r->position, segment->block_bytes); /* the padding of a group */
+        } else if (r->config.follow != NULL && r->reread_lsn != r->expected) {
+            r->reread_lsn = r->expected; /* what was read ahead may be older than what is durable now: once more */
+            r->buffer_bytes = 0;
+            status = nodedb_wal__reader_refresh(r, err);
+            if (status != NODEDB_OK) return status;
+        } else {
+            status = nodedb_wal__reader_judge(r, err);
+            if (status != NODEDB_OK) return status;
+        }
+    }
+}
+
+NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *r) {
+    nodedb_allocator allocator;
+    if (r == NULL) return;
+    allocator = r->config.allocator;
+    if (r->list.at != NULL) nodedb_wal__reader_leave(r);
+    nodedb_wal__ahead_stop(r->ahead, &allocator);
+    nodedb_wal__list_free(&r->list);
+    nodedb__release(&allocator, r->buffer, r->buffer_capacity);
+    nodedb__release(&allocator, r, sizeof *r);
+}
+
+/* Opens at the segment that holds from_lsn, or at segment `at_segment` of the list counted from the end, if that is not 0. */
+static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config *config, size_t from_end, nodedb_error *err) {
+    nodedb_wal_reader *r;
+    size_t i = 0;
+    if (config == NULL || config->dir == NULL || config->dir[0] == 0 || strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) {
+        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a log reader needs a directory of 1 to %d bytes", NODEDB_WAL_MAX_DIR_BYTES);
+        return NULL;
+    }
+    r = (nodedb_wal_reader *)nodedb__alloc_zero(&config->allocator, sizeof *r, NODEDB_CACHE_LINE_BYTES);
+    if (r == NULL) {
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a reader of %s", config->dir);
+        return NULL;
+    }
+    r->config = *config;
+    r->fd = -1;
+    memcpy(r->dir, config->dir, strlen(config->dir) + 1);
+    r->config.dir = r->dir;
+    r->io = nodedb__io_or_posix(&config->io);
+    r->may_map = config->access == NODEDB_WAL_ACCESS_MAPPED && config->io.pread == NULL && config->io.open == NULL;
+    if (nodedb_wal__list_segments(&r->io, &r->config.allocator, r->dir, &r->list, err) != NODEDB_OK) goto fail;
+    if (r->list.count == 0) {
+        (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no log in %s", r->dir);
+        goto fail;
+    }
+    r->deliver_from = config->from_lsn;
+    if (config->from_lsn != 0 && config->from_lsn < r->list.at[0].first_lsn) {
+        (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "record %llu of %s is not there any more: the oldest is %llu",
+                           (unsigned long long)config->from_lsn, r->dir, (unsigned long long)r->list.at[0].first_lsn);
+        goto fail;
+    }
+    while (i + 1 < r->list.count && r->list.at[i + 1].first_lsn <= config->from_lsn) i++;
+    if (from_end > 0) i = r->list.count > from_end ? r->list.count - from_end : 0;
+    if (config->threads > 1 && r->may_map && config->follow == NULL && r->list.count - i >= NODEDB_WAL_PARALLEL_FROM_SEGMENTS)
+        r->ahead = nodedb_wal__ahead_start(&r->config.allocator, r->dir, r->list.at, r->list.count, i,
+                                           config->threads > NODEDB_WAL_MAX_THREADS ? NODEDB_WAL_MAX_THREADS : config->threads);
+    if (nodedb_wal__reader_enter(r, i, err) != NODEDB_OK) goto fail;
+    return r;
+fail:
+    nodedb_wal_reader_close(r);
+    return NULL;
+}
+
+NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err) {
+    return nodedb_wal__reader_new(config, 0, err);
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err) {
+    nodedb_status status;
+    if (r == NULL || record == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_reader_next needs a reader and a record");
+    if (r->failure.status == NODEDB_OK) {
+        status = nodedb_wal__reader_advance(r, record, &r->failure);
+        if (status == NODEDB_OK) return status;
+        if (status == NODEDB_ERR_AGAIN) return nodedb__fail(err, status, 0, "the end of the log in %s, after record %llu", r->dir,
+                                                            (unsigned long long)(r->expected - 1));
+    }
+    if (err != NULL) *err = r->failure;
+    return r->failure.status;
+}
+
+NODEDB_WAL_API void nodedb_wal_reader_tell(const nodedb_wal_reader *r, nodedb_wal_cursor *cursor) {
+    cursor->lsn = r->expected;
+    cursor->segment_first_lsn = r->list.at[r->index].first_lsn;
+    cursor->offset = r->position;
+}
+
+NODEDB_WAL_API void nodedb_wal_reader_get_stats(const nodedb_wal_reader *r, nodedb_wal_reader_stats *stats) { *stats = r->stats; }
+
+/* Goes to a place that nodedb_wal_reader_tell gave, if it is still what it was; else the records before it are read over. */
+static void nodedb_wal__reader_seek(nodedb_wal_reader *r, const nodedb_wal_cursor *cursor) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    nodedb_wal__parsed parsed;
+    nodedb_wal_record record;
+    nodedb_error ignored;
+    uint32_t flags;
+    size_t total;
+    if (cursor->segment_first_lsn != segment->first_lsn || cursor->offset < segment->block_bytes || cursor->offset >= segment->bytes) return;
+    if (cursor->offset % 8 != 0 || nodedb_wal__reader_parse(r, cursor->offset, &parsed, &record, &flags, &total, &ignored) != NODEDB_OK) return;
+    if (parsed != NODEDB_WAL__RECORD || record.lsn != cursor->lsn) return;
+    r->position = cursor->offset;
+    r->expected = cursor->lsn;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply, void *ctx,
+                                               nodedb_wal_reader_stats *stats, nodedb_error *err) {
+    nodedb_wal_reader_config own;
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_status status;
+    if (config == NULL || apply == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay needs a config and a callback");
+    own = *config;
+    if (own.threads == 0) {
+        long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+        own.threads = cpus < 1 ? 1 : cpus > 4 ? 4 : (uint32_t)cpus;
+    }
+    {
+        nodedb_error opening;
+        memset(&opening, 0, sizeof opening);
+        r = nodedb_wal_reader_open(&own, &opening);
+        if (r == NULL) {
+            if (err != NULL) *err = opening;
+            return opening.status;
+        }
+    }
+    while ((status = nodedb_wal_reader_next(r, &record, err)) == NODEDB_OK) {
+        status = apply(ctx, &record);
+        if (status != NODEDB_OK) {
+            (void)nodedb__fail(err, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn, r->dir);
+            if (err != NULL) err->lsn = record.lsn;
+            break;
+        }
+    }
+    if (stats != NULL) *stats = r->stats;
+    if (status == NODEDB_ERR_AGAIN && r->ended) status = NODEDB_OK;
+    if (status == NODEDB_ERR_AGAIN && own.follow != NULL) status = NODEDB_OK;
+    nodedb_wal_reader_close(r);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor, size_t limit,
+                                                    nodedb_wal_apply_fn apply, void *ctx, bool *has_more, nodedb_error *err) {
+    nodedb_wal_reader_config own;
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status;
+    size_t n = 0;
+    if (config == NULL || cursor == NULL || apply == NULL || has_more == NULL || limit == 0)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay_page needs a config, a cursor, a limit, a callback and has_more");
+    *has_more = false;
+    own = *config;
+    own.threads = 1;
+    if (cursor->lsn != 0) own.from_lsn = cursor->lsn;
+    memset(&failure, 0, sizeof failure);
+    r = nodedb_wal_reader_open(&own, &failure);
+    if (r == NULL) {
+        if (err != NULL) *err = failure;
+        return failure.status;
+    }
+    if (cursor->lsn != 0) nodedb_wal__reader_seek(r, cursor);
+    while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK) {
+        if (n == limit) {
+            *has_more = true;
+            break;
+        }
+        status = apply(ctx, &record);
+        if (status != NODEDB_OK) {
+            (void)nodedb__fail(&failure, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn, r->dir);
+            break;
+        }
+        nodedb_wal_reader_tell(r, cursor);
+        n++;
+    }
+    nodedb_wal_reader_close(r);
+    if (status == NODEDB_ERR_AGAIN) status = NODEDB_OK;
+    if (status != NODEDB_OK && err != NULL) *err = failure;
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report, nodedb_error *err) {
+    nodedb_wal_report own;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status;
+    nodedb_wal_reader *r;
+    memset(&own, 0, sizeof own);
+    memset(&failure, 0, sizeof failure);
+    r = nodedb_wal_reader_open(config, &failure);
+    status = failure.status;
+    if (r != NULL) {
+        own.segments = r->list.count;
+        own.first_lsn = r->list.at[0].first_lsn;
+        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK) own.records++, own.payload_bytes += record.payload_bytes;
+        own.last_lsn = r->expected - 1;
+        own.torn_bytes = r->stats.torn_bytes;
+        own.sealed = r->sealed;
+        nodedb_wal_reader_close(r);
+        if (status == NODEDB_ERR_AGAIN) status = NODEDB_OK;
+    }
+    if (report != NULL) *report = own;
+    if (status != NODEDB_OK && err != NULL) *err = failure;
+    return status;
+}
+
+/* ---- room: the writer's state ------------------------------------------------------------------------------------- */
+
+/* One group buffer. Free, then open (records are copied in), then in flight, then done, then free again, in ring order. */
+typedef struct nodedb_wal__group {
+    unsigned char *buffer; /* its own, or a larger one for one large record */
+    unsigned char *large;
+    size_t large_bytes;
+    size_t used;
+    uint32_t records;
+    uint32_t waiters; /* threads that wait for `done` */
+    uint64_t last_lsn, offset, submitted_ns;
+    uint32_t slot; /* of nodedb_wal.files */
+    uint32_t tries;
+    bool finished;
+    pthread_cond_t done;
+} nodedb_wal__group;
+
+/* One write or sync for the backend. */
+typedef struct nodedb_wal__op {
+    const void *data; /* NULL: sync only */
+    size_t bytes;
+    uint64_t offset;
+    int fd;
+    uint32_t tag;
+} nodedb_wal__op;
+
+typedef struct nodedb_wal__completion {
+    uint32_t tag;
+    int result; /* bytes, or -errno */
+} nodedb_wal__completion;
+
+typedef enum nodedb_wal__spare_state {
+    NODEDB_WAL__SPARE_NONE,
+    NODEDB_WAL__SPARE_FILLING, /* zeros up to spare.filled */
+    NODEDB_WAL__SPARE_READY
+} nodedb_wal__spare_state;
+
+/* The segment that comes next, while it is made: allocated, filled with zeros, synced, and only then named spare-N.wal. */
+typedef struct nodedb_wal__spare {
+    nodedb_wal__spare_state state;
+    int fd;
+    uint64_t bytes, filled, number;
+    bool busy;    /* an operation of the backend's is under way */
+    bool refused; /* the disk was full: not tried again before it is needed */
+} nodedb_wal__spare;
+
+typedef struct nodedb_wal__file {
+    nodedb_wal__segment segment;
+    int fd; /* -1: none */
+    uint32_t in_flight;
+} nodedb_wal__file;
+
+/* `lock` guards everything but durable_lsn, which is read without. Groups [tail, head) are in flight, group `head` is open;
+ * a sequence number modulo `groups` is the group's index. At most one thread is in the backend's reap at a time. Two
+ * segments at most are written: files[current], and the one before, until its groups are done. */
+struct nodedb_wal {
+    char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
+    char description[160];
+    nodedb_wal_config config;
+    nodedb_io io;
+    uint32_t block_bytes;
+    int lock_fd, dir_fd, event_fd;
+    int open_flags;
+    pthread_mutex_t lock;
+    pthread_cond_t space; /* a group became free */
+    uint32_t space_waiters;
+    nodedb_wal__group group[NODEDB_WAL_MAX_GROUPS];
+    uint64_t head, tail;
+    nodedb_wal__file files[2];
+    uint32_t current;
+    uint64_t write_offset; /* where the next group goes in files[current] */
+    uint64_t next_lsn, durable_lsn, next_epoch, log_id;
+    nodedb_wal__segment *sealed; /* segments behind the current one, oldest first: what truncation works on */
+    size_t sealed_count, sealed_capacity;
+    nodedb_wal__spare spare;
+    uint64_t pool[NODEDB_WAL__MAX_SPARES]; /* numbers of further spare-N.wal files, of segment_bytes each */
+    uint32_t pool_count;
+    uint64_t spare_next;
+    unsigned char *zeros, *preamble;
+    bool reaping, failed, wrote;
+    nodedb_error failure;
+    nodedb_wal__op ops[NODEDB_WAL__MAX_OPS]; /* POSIX backend: what waits for reap */
+    uint32_t op_count;
+#if !defined(NODEDB_NO_LIBURING)
+    struct io_uring ring;
+    bool has_ring, registered;
+#endif
+    nodedb_wal_stats stats;
+    uint64_t latency[64 * 8]; /* counts by power of two and eighth of it, in ns */
+};
+
+static bool nodedb_wal__has_ring(const nodedb_wal *w) {
+#if !defined(NODEDB_NO_LIBURING)
+    return w->has_ring;
+#else
+    (void)w;
+    return false;
+#endif
+}
+
+static nodedb_status nodedb_wal__failed(nodedb_wal *w, nodedb_error *err) {
+    if (err != NULL) *err = w->failure;
+    return w->failure.status;
+}
+
+/* Nothing is acknowledged from here on. The first reason is kept; everyone who waits is woken to hear it. */
+static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *what, uint64_t offset, nodedb_error *err) {
+    uint32_t i;
+    if (!w->failed) {
+        (void)nodedb__fail(&w->failure, NODEDB_ERR_IO, error, "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu", w->dir,
+                           what, (unsigned long long)w->files[w->current].segment.first_lsn, (unsigned long long)offset);
+        w->failure.offset = offset;
+        w->failed = true;
+        nodedb__say(&w->config.logger, NODEDB_LOG_ERROR, "%s", w->failure.message);
+    }
+    for (i = 0; i < w->config.groups; i++) (void)pthread_cond_broadcast(&w->group[i].done);
+    (void)pthread_cond_broadcast(&w->space);
+    return nodedb_wal__failed(w, err);
+}
+
+static void nodedb_wal__count_latency(nodedb_wal *w, uint64_t ns) {
+    uint32_t power = ns < 8 ? 3 : 63u - (uint32_t)__builtin_clzll(ns);
+    w->latency[power * 8 + (ns < 8 ? 0 : (uint32_t)(ns >> (power - 3)) & 7)]++;
+}
+
+static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
+    uint64_t total = 0, seen = 0;
+    uint32_t i;
+    for (i = 0; i < 64 * 8; i++) total += w->latency[i];
+    for (i = 0; i < 64 * 8; i++) {
+        seen += w->latency[i];
+        if (total > 0 && (double)seen >= fraction * (double)total) return (UINT64_C(8) + i % 8) << (i / 8 - 3);
+    }
+    return 0;
+}
+
+/* ---- room: the two backends: start an operation, and reap finished ones ------------------------------------------- */
+
+static void nodedb_wal__start(nodedb_wal *w, const nodedb_wal__op *op) {
+#if !defined(NODEDB_NO_LIBURING)
+    if (w->has_ring) {
+        struct io_uring_sqe *sqe = io_uring_get_sqe(&w->ring);
+        assert(sqe != NULL); /* the ring has room for every tag at once */
+        if (op->data == NULL) io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
+        else if (w->registered && op->tag < NODEDB_WAL_MAX_GROUPS && op->data == (void *)w->group[op->tag].buffer)
+            io_uring_prep_write_fixed(sqe, op->fd, op->data, (unsigned)op->bytes, op->offset, (int)op->tag);
+        else io_uring_prep_write(sqe, op->fd, op->data, (unsigned)op->bytes, op->offset);
+        if (op->data != NULL && op->tag < NODEDB_WAL_MAX_GROUPS) sqe->rw_flags = RWF_DSYNC;
+        sqe->user_data = op->tag;
+        (void)io_uring_submit(&w->ring); /* if the kernel is short of memory it stays queued, and reap submits it */
+        return;
+    }
+#endif
+    assert(w->op_count < NODEDB_WAL__MAX_OPS);
+    w->ops[w->op_count++] = *op;
+    if (w->op_count == 1 && w->event_fd >= 0) {
+        uint64_t one = 1;
+        ssize_t n = write(w->event_fd, &one, sizeof one);
+        (void)n;
+    }
+}
+
+/* POSIX: all that waits is written, then each file is synced once. */
+static uint32_t nodedb_wal__reap_posix(const nodedb_io *io, const nodedb_wal__op *ops, uint32_t count, nodedb_wal__completion *done,
+                                       uint64_t *syncs) {
+    uint32_t i, j;
+    for (i = 0; i < count; i++) {
+        int error = 0;
+        done[i].tag = ops[i].tag;
+        done[i].result = (int)ops[i].bytes;
+        if (ops[i].data != NULL) error = nodedb__write_all(io, ops[i].fd, ops[i].data, ops[i].bytes, ops[i].offset);
+        if (error != 0) done[i].result = error;
+    }
+    for (i = 0; i < count; i++) {
+        int error;
+        if (ops[i].tag == NODEDB_WAL__TAG_FILL) continue; /* synced once, at the end */
+        for (j = 0; j < i && (ops[j].fd != ops[i].fd || ops[j].tag == NODEDB_WAL__TAG_FILL); j++) {}
+        if (j < i) continue;
+        error = io->sync(io->ctx, ops[i].fd);
+        (*syncs)++;
+        for (j = i; error != 0 && j < count; j++)
+            if (ops[j].fd == ops[i].fd && done[j].result >= 0) done[j].result = error;
+    }
+    return count;
+}
+
+#if !defined(NODEDB_NO_LIBURING)
+static uint32_t nodedb_wal__reap_ring(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
+    struct io_uring_cqe *cqe[NODEDB_WAL__MAX_OPS];
+    uint32_t i, n;
+    if (wait) {
+        int error;
+        do error = io_uring_wait_cqe(&w->ring, &cqe[0]);
+        while (error == -EINTR);
+    }
+    n = io_uring_peek_batch_cqe(&w->ring, cqe, NODEDB_WAL__MAX_OPS);
+    for (i = 0; i < n; i++) {
+        done[i].tag = (uint32_t)cqe[i]->user_data;
+        done[i].result = cqe[i]->res;
+    }
+    io_uring_cq_advance(&w->ring, n);
+    return n;
+}
+#endif
+
+static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err);
+
+static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index) {
+    nodedb_wal__group *g = &w->group[index];
+    nodedb_wal__op op;
+    op.data = g->large != NULL ? g->large : g->buffer;
+    op.bytes = g->used;
+    op.offset = g->offset;
+    op.fd = w->files[g->slot].fd;
+    op.tag = index;
+    nodedb_wal__start(w, &op);
+}
+
+/* Moves the durable LSN over all groups that are done, in order, and frees them. */
+static void nodedb_wal__retire_groups(nodedb_wal *w) {
+    while (w->tail < w->head) {
+        nodedb_wal__group *g = &w->group[w->tail % w->config.groups];
+        if (!g->finished || w->failed) return;
+        assert(g->last_lsn > w->durable_lsn);
+        nodedb_wal__count_latency(w, nodedb__now_ns(&w->config.clock) - g->submitted_ns);
+        w->files[g->slot].in_flight--;
+        nodedb__release(&w->config.allocator, g->large, g->large_bytes);
+        g->large = NULL;
+        g->used = 0, g->records = 0, g->finished = false;
+        nodedb__store_release(&w->durable_lsn, g->last_lsn);
+        w->tail++;
+        if (g->waiters > 0) (void)pthread_cond_broadcast(&g->done);
+    }
+    if (w->space_waiters > 0) (void)pthread_cond_broadcast(&w->space);
+}
+
+static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c) {
+    if (c->tag < NODEDB_WAL_MAX_GROUPS) {
+        nodedb_wal__group *g = &w->group[c->tag];
+        if (c->result == (int)g->used) {
+            g->finished = true;
+            if (nodedb_wal__has_ring(w)) w->stats.syncs++;
+            return;
+        }
+        if ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES) {
+            nodedb_wal__start_group(w, c->tag); /* the whole write again: nothing in it is acknowledged yet */
+            return;
+        }
+        (void)nodedb_wal__break(w, c->result < 0 ? -c->result : EIO, "writing a group failed", g->offset, NULL);
+        return;
+    }
+    w->spare.busy = false;
+    if (c->result < 0 && c->result != -EINTR && c->result != -EAGAIN) {
+        /* a spare segment holds nothing yet: give it up, a rollover makes another or reports why it cannot */
+        (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
+    } else if (c->tag == NODEDB_WAL__TAG_FILL && c->result > 0) w->spare.filled += (uint64_t)c->result;
+    else if (c->tag == NODEDB_WAL__TAG_FILL_SYNC && c->result >= 0) w->spare.filled = UINT64_MAX; /* synced */
+}
+
+/* With the lock, and nobody else reaping. Lets the lock go while it waits or writes. */
+static void nodedb_wal__reap(nodedb_wal *w, bool wait) {
+    nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
+    nodedb_wal__op ops[NODEDB_WAL__MAX_OPS];
+    uint32_t i, n = 0, count = w->op_count;
+    assert(!w->reaping);
+    w->reaping = true;
+    if (nodedb_wal__has_ring(w)) {
+#if !defined(NODEDB_NO_LIBURING)
+        if (io_uring_sq_ready(&w->ring) > 0) (void)io_uring_submit(&w->ring);
+        if (wait) (void)pthread_mutex_unlock(&w->lock);
+        n = nodedb_wal__reap_ring(w, wait, done);
+        if (wait) (void)pthread_mutex_lock(&w->lock);
+#endif
+    } else if (count > 0) {
+        uint64_t drained, syncs = 0;
+        ssize_t got;
+        memcpy(ops, w->ops, count * sizeof *ops);
+        w->op_count = 0;
+        got = w->event_fd >= 0 ? read(w->event_fd, &drained, sizeof drained) : 0;
+        (void)got;
+        (void)pthread_mutex_unlock(&w->lock);
+        n = nodedb_wal__reap_posix(&w->io, ops, count, done, &syncs);
+        (void)pthread_mutex_lock(&w->lock);
+        w->stats.syncs += syncs;
+    }
+    w->reaping = false;
+    for (i = 0; i < n; i++) nodedb_wal__complete(w, &done[i]);
+    nodedb_wal__retire_groups(w);
+}
+
+/* ---- room: segments: prepare, begin, recycle ---------------------------------------------------------------------- */
+
+static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err) {
+    if (w->spare.fd >= 0 && w->spare.state == NODEDB_WAL__SPARE_FILLING) (void)w->io.close(w->io.ctx, w->spare.fd);
+    memset(&w->spare, 0, sizeof w->spare);
+    w->spare.refused = true;
+    {
+        char path[NODEDB_WAL__PATH_BYTES];
+        (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
+        (void)w->io.unlink(w->io.ctx, path); /* a full disk gets its blocks back */
+    }
+    return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot prepare a segment in %s: %s", w->dir, what);
+}
+
+/* Creates prepare.tmp with all its blocks allocated. O_DIRECT is given up here, with a note, where the first write refuses it. */
+static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    int error;
+    assert(w->spare.state == NODEDB_WAL__SPARE_NONE);
+    (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
+    for (;;) {
+        w->spare.fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | w->open_flags, 0644);
+        if (w->spare.fd < 0 && !(w->spare.fd == -EINVAL && w->open_flags != 0)) return nodedb_wal__spare_failed(w, w->spare.fd, path, err);
+        w->spare.state = w->spare.fd < 0 ? NODEDB_WAL__SPARE_NONE : NODEDB_WAL__SPARE_FILLING;
+        error = w->spare.fd < 0 ? w->spare.fd : w->io.allocate(w->io.ctx, w->spare.fd, 0, bytes);
+        if (error == -EOPNOTSUPP || error == -ENOSYS) error = 0; /* filling it takes the blocks just the same */
+        if (error == 0) error = nodedb__write_all(&w->io, w->spare.fd, w->zeros, w->block_bytes, 0);
+        if (error != -EINVAL || w->open_flags == 0) break;
+        nodedb__say(&w->config.logger, NODEDB_LOG_WARNING,
+                    "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs", w->dir);
+        w->open_flags = 0;
+        if (w->spare.fd >= 0) (void)w->io.close(w->io.ctx, w->spare.fd);
+    }
+    if (error != 0) return nodedb_wal__spare_failed(w, error, "taking its space", err);
+    w->spare.bytes = bytes;
+    w->spare.filled = w->block_bytes;
+    return NODEDB_OK;
+}
+
+/* Filled and synced: now it may have a name that survives a restart. */
+static nodedb_status nodedb_wal__spare_name(nodedb_wal *w, nodedb_error *err) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int error;
+    w->spare.number = w->spare_next++;
+    (void)snprintf(from, sizeof from, "%s/prepare.tmp", w->dir);
+    nodedb_wal__spare_path(to, w->dir, w->spare.number);
+    error = w->io.rename(w->io.ctx, from, to);
+    if (error != 0) return nodedb_wal__spare_failed(w, error, "naming it", err);
+    w->spare.state = NODEDB_WAL__SPARE_READY;
+    return NODEDB_OK;
+}
+
+static size_t nodedb_wal__fill_bytes(const nodedb_wal *w) {
+    uint64_t left = w->spare.bytes - w->spare.filled;
+    return left < NODEDB_WAL__FILL_BYTES ? (size_t)left : NODEDB_WAL__FILL_BYTES;
+}
+
+/* One bounded step towards a spare segment, through the backend; called once for each turn of the writer. It begins when an
+ * eighth of the current segment is used, so that a short-lived log does not write a second one. */
+static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err) {
+    nodedb_wal__op op;
+    if (w->spare.busy || w->spare.refused || w->failed || w->spare.state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
+    if (w->spare.state == NODEDB_WAL__SPARE_NONE) {
+        const nodedb_wal__file *f = &w->files[w->current];
+        if (w->pool_count > 0 || f->fd < 0 || w->write_offset < f->segment.bytes / 8) return NODEDB_OK;
+        return nodedb_wal__spare_create(w, w->config.segment_bytes, err);
+    }
+    if (w->spare.filled == UINT64_MAX) return nodedb_wal__spare_name(w, err);
+    memset(&op, 0, sizeof op);
+    op.fd = w->spare.fd;
+    op.tag = NODEDB_WAL__TAG_FILL_SYNC;
+    if (w->spare.filled < w->spare.bytes) {
+        op.tag = NODEDB_WAL__TAG_FILL;
+        op.data = w->zeros;
+        op.bytes = nodedb_wal__fill_bytes(w);
+        op.offset = w->spare.filled;
+    }
+    w->spare.busy = true;
+    nodedb_wal__start(w, &op);
+    return NODEDB_OK;
+}
+
+/* A recycled segment becomes the spare, if there is one that can still be opened. */
+static void nodedb_wal__spare_from_pool(nodedb_wal *w) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    while (w->pool_count > 0 && w->spare.state == NODEDB_WAL__SPARE_NONE) {
+        uint64_t number = w->pool[--w->pool_count];
+        int fd;
+        nodedb_wal__spare_path(path, w->dir, number);
+        fd = w->io.open(w->io.ctx, path, O_RDWR | w->open_flags, 0);
+        if (fd < 0) continue;
+        memset(&w->spare, 0, sizeof w->spare);
+        w->spare.fd = fd;
+        w->spare.bytes = w->config.segment_bytes;
+        w->spare.number = number;
+        w->spare.state = NODEDB_WAL__SPARE_READY;
+    }
+}
+
+/* A spare of at least `bytes`, now, whatever it takes. Lets the lock go while it waits for the backend. */
+static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
+    nodedb_status status;
+    int error = 0;
+    while (w->spare.busy && !w->failed) {
+        if (w->reaping) {
+            w->space_waiters++;
+            (void)pthread_cond_wait(&w->space, &w->lock);
+            w->space_waiters--;
+        } else nodedb_wal__reap(w, true);
+    }
+    if (w->failed) return nodedb_wal__failed(w, err);
+    if (w->spare.state != NODEDB_WAL__SPARE_NONE && w->spare.bytes < bytes) { /* too small for a large record */
+        char path[NODEDB_WAL__PATH_BYTES];
+        (void)w->io.close(w->io.ctx, w->spare.fd);
+        nodedb_wal__spare_path(path, w->dir, w->spare.number);
+        if (w->spare.state == NODEDB_WAL__SPARE_READY) (void)w->io.unlink(w->io.ctx, path);
+        memset(&w->spare, 0, sizeof w->spare);
+    }
+    if (w->spare.state == NODEDB_WAL__SPARE_NONE && bytes == w->config.segment_bytes) nodedb_wal__spare_from_pool(w);
+    if (w->spare.state == NODEDB_WAL__SPARE_NONE) {
+        status = nodedb_wal__spare_create(w, bytes, err);
+        if (status != NODEDB_OK) return status;
+    }
+    if (w->spare.state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
+    while (error == 0 && w->spare.filled < w->spare.bytes) {
+        size_t step = nodedb_wal__fill_bytes(w);
+        error = nodedb__write_all(&w->io, w->spare.fd, w->zeros, step, w->spare.filled);
+        w->spare.filled += step;
+    }
+    if (error == 0 && w->spare.filled != UINT64_MAX) error = w->io.sync(w->io.ctx, w->spare.fd);
+    if (error != 0) return nodedb_wal__spare_failed(w, error, "filling it with zeros", err);
+    return nodedb_wal__spare_name(w, err);
+}
+
+static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__segment *segment, nodedb_error *err) {
+    if (w->sealed_count == w->sealed_capacity) {
+        size_t capacity = w->sealed_capacity == 0 ? 64 : w->sealed_capacity * 2;
+        nodedb_wal__segment *grown;
+        if (w->sealed_count >= NODEDB_WAL_MAX_SEGMENTS - 1)
+            return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has %d segments: make a checkpoint and truncate it", w->dir, NODEDB_WAL_MAX_SEGMENTS);
+        grown = (nodedb_wal__segment *)nodedb__alloc(&w->config.allocator, capacity * sizeof *grown, 8);
+        if (grown == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
+        if (w->sealed_count > 0) memcpy(grown, w->sealed, w->sealed_count * sizeof *grown);
+        nodedb__release(&w->config.allocator, w->sealed, w->sealed_capacity * sizeof *grown);
+        w->sealed = grown;
+        w->sealed_capacity = capacity;
+    }
+    w->sealed[w->sealed_count++] = *segment;
+    return NODEDB_OK;
+}
+
+/* Makes the ready spare the current segment: preamble, sync, rename, sync of the directory; only then may a group go into it.
+ * The open group must be empty, and the segment before the current one must have no group in flight. */
+static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    nodedb_wal__file *previous = &w->files[1 - w->current], *old = &w->files[w->current];
+    nodedb_wal__segment segment;
+    nodedb_status status;
+    int error;
+    assert(w->group[w->head % w->config.groups].records == 0 && previous->in_flight == 0);
+    assert(w->spare.state == NODEDB_WAL__SPARE_READY);
+    if (old->fd >= 0) {
+        status = nodedb_wal__sealed_push(w, &old->segment, err);
+        if (status != NODEDB_OK) return status;
+    }
+    memset(&segment, 0, sizeof segment);
+    segment.log_id = w->log_id;
+    segment.epoch = w->next_epoch++;
+    segment.first_lsn = w->next_lsn;
+    segment.bytes = w->spare.bytes;
+    segment.block_bytes = w->block_bytes;
+    segment.watermark = w->durable_lsn;
+    nodedb_wal__encode_preamble(w->preamble, &segment);
+    segment.seed = nodedb__crc32c(0, w->preamble + 8, 24);
+    error = nodedb__write_all(&w->io, w->spare.fd, w->preamble, w->block_bytes, 0);
+    if (error == 0) error = w->io.sync(w->io.ctx, w->spare.fd);
+    nodedb_wal__spare_path(from, w->dir, w->spare.number);
+    nodedb_wal__segment_path(to, w->dir, segment.first_lsn);
+    if (error == 0) error = w->io.rename(w->io.ctx, from, to);
+    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
+    if (error != 0) return nodedb_wal__break(w, -error, "beginning the next segment failed", 0, err);
+    if (previous->fd >= 0) (void)w->io.close(w->io.ctx, previous->fd);
+    previous->fd = w->spare.fd;
+    previous->segment = segment;
+    w->current = 1 - w->current;
+    w->write_offset = w->block_bytes;
+    memset(&w->spare, 0, sizeof w->spare);
+    w->stats.segments_begun++;
+    return NODEDB_OK;
+}
+
+/* A segment that is not needed any more becomes a spare, if it has the usual size and there are not too many; else it goes. */
+static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int error;
+    nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
+    if (w->pool_count == NODEDB_WAL__MAX_SPARES || segment->bytes != w->config.segment_bytes || segment->block_bytes != w->block_bytes)
+        return w->io.unlink(w->io.ctx, from);
+    nodedb_wal__spare_path(to, w->dir, w->spare_next);
+    error = w->io.rename(w->io.ctx, from, to);
+    if (error != 0) return error;
+    w->pool[w->pool_count++] = w->spare_next++;
+    w->stats.segments_recycled++;
+    return 0;
+}
+
+/* ---- room: writing ------------------------------------------------------------------------------------------------ */
+
+static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err) {
+    uint32_t index = (uint32_t)(w->head % w->config.groups);
+    nodedb_wal__group *g = &w->group[index];
+    size_t padded;
+    if (w->failed) return nodedb_wal__failed(w, err);
+    if (g->records == 0) return NODEDB_OK;
+    if (w->head + 1 - w->tail >= w->config.groups) return nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "all %u groups of %s are in flight", w->config.groups, w->dir);
+    padded = (size_t)nodedb_wal__round_up(g->used, w->block_bytes);
+    memset((g->large != NULL ? g->large : g->buffer) + g->used, 0, padded - g->used);
+    w->stats.padding_bytes += padded - g->used;
+    w->stats.written_bytes += padded;
+    w->stats.groups++;
+    g->used = padded;
+    g->tries = 0;
+    g->slot = w->current;
+    g->submitted_ns = nodedb__now_ns(&w->config.clock);
+    assert(g->offset == w->write_offset && g->offset + padded <= w->files[w->current].segment.bytes);
+    w->write_offset += padded;
+    w->files[w->current].in_flight++;
+    w->head++;
+    nodedb_wal__start_group(w, index);
+    return NODEDB_OK;
+}
+
+/* Room for one record of `total` bytes in the open group, in the current segment; or why not. Making a spare segment may let
+ * the lock go, so after it everything is looked at again. */
+static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_error *err) {
+    uint64_t need = nodedb_wal__round_up(total, w->block_bytes) + w->block_bytes;
+    uint64_t segment_bytes = need > w->config.segment_bytes ? need : w->config.segment_bytes;
+    nodedb_status status;
+    for (;;) {
+        nodedb_wal__group *g = &w->group[w->head % w->config.groups];
+        nodedb_wal__file *f = &w->files[w->current];
+        bool full = f->fd < 0 || w->write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
+        if (g->records > 0 && (full || g->large != NULL || g->used + total > w->config.group_bytes)) status = nodedb_wal__submit_locked(w, err);
+        else if (!full) break;
+        else if (w->files[1 - w->current].in_flight > 0)
+            status = nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "the segment before the last of %s is still being written", w->dir);
+        else if (w->spare.state != NODEDB_WAL__SPARE_READY || w->spare.bytes < segment_bytes) status = nodedb_wal__spare_finish(w, segment_bytes, err);
+        else status = nodedb_wal__begin_segment(w, err);
+        if (status != NODEDB_OK) return status;
+    }
+    if (total > w->config.group_bytes) {
+        nodedb_wal__group *g = &w->group[w->head % w->config.groups];
+        assert(g->records == 0 && g->large == NULL);
+        g->large_bytes = (size_t)nodedb_wal__round_up(total, w->block_bytes);
+        g->large = (unsigned char *)nodedb__alloc(&w->config.allocator, g->large_bytes, w->block_bytes);
+        if (g->large == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
+    }
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags, uint64_t *lsn, nodedb_error *err) {
+    size_t total;
+    nodedb_wal__group *g;
+    nodedb_status status;
+    if (w->failed) return nodedb_wal__failed(w, err);
+    total = nodedb_wal__record_bytes(record->payload_bytes);
+    status = nodedb_wal__make_room(w, total, err);
+    if (status != NODEDB_OK) return status;
+    g = &w->group[w->head % w->config.groups];
+    if (g->records == 0) g->offset = w->write_offset;
+    nodedb_wal__encode_record((g->large != NULL ? g->large : g->buffer) + g->used, &w->files[w->current].segment, record, w->next_lsn, w->durable_lsn, flags);
+    g->used += total;
+    g->records++;
+    g->last_lsn = w->next_lsn++;
+    w->wrote = true;
+    w->stats.records++;
+    w->stats.payload_bytes += record->payload_bytes;
+    if (lsn != NULL) *lsn = g->last_lsn;
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
+    if (w == NULL || record == NULL || (record->payload == NULL && record->payload_bytes > 0))
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_append needs a log and a record with its payload");
+    if ((record->type & NODEDB_WAL_ENCRYPTED) != 0)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
+    if (record->payload_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u", (unsigned)record->payload_bytes,
+                            (unsigned)NODEDB_WAL_MAX_PAYLOAD_BYTES);
+    return NODEDB_OK;
+}
+
+/* With the lock: reaps, or waits until the thread that reaps has freed something. */
+static void nodedb_wal__wait_for_space(nodedb_wal *w) {
+    if (!w->reaping && w->tail < w->head) {
+        nodedb_wal__reap(w, true);
+        return;
+    }
+    w->space_waiters++;
+    (void)pthread_cond_wait(&w->space, &w->lock);
+    w->space_waiters--;
+}
+
+static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
+    uint64_t s = w->tail;
+    while (s < w->head && w->group[s % w->config.groups].last_lsn < lsn) s++;
+    return &w->group[s % w->config.groups];
+}
+
+/* Whoever waits and finds nobody reaping does it, for all; who leaves hands the duty to another who waits. */
+static nodedb_status nodedb_wal__wait_locked(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
+    uint64_t s;
+    while (!w->failed && w->durable_lsn < lsn) {
+        if (w->head - w->tail < NODEDB_WAL__MAX_IN_FLIGHT) (void)nodedb_wal__submit_locked(w, NULL);
+        if (w->reaping) {
+            nodedb_wal__group *g = nodedb_wal__group_of(w, lsn);
+            g->waiters++;
+            (void)pthread_cond_wait(&g->done, &w->lock);
+            g->waiters--;
+        } else {
+            nodedb_wal__reap(w, true);
+            if (w->head - w->tail < NODEDB_WAL__MAX_IN_FLIGHT) (void)nodedb_wal__submit_locked(w, NULL);
+            if (!w->failed) (void)nodedb_wal__spare_advance(w, NULL);
+        }
+    }
+    if (!w->reaping) {
+        for (s = w->tail; s <= w->head && w->group[s % w->config.groups].waiters == 0; s++) {}
+        if (s <= w->head) (void)pthread_cond_signal(&w->group[s % w->config.groups].done);
+        else if (w->space_waiters > 0) (void)pthread_cond_signal(&w->space);
+    }
+    return w->durable_lsn >= lsn ? NODEDB_OK : nodedb_wal__failed(w, err);
+}
+
+/* ---- room: the writer's API --------------------------------------------------------------------------------------- */
+
+NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *w, const nodedb_wal_record *record, uint64_t *lsn, nodedb_error *err) {
+    nodedb_status status = nodedb_wal__check_record(w, record, err);
+    if (status != NODEDB_OK) return status;
+    (void)pthread_mutex_lock(&w->lock);
+    status = nodedb_wal__append_locked(w, record, 0, lsn, err);
+    (void)pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *w, nodedb_error *err) {
+    nodedb_status status;
+    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_submit needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    status = nodedb_wal__submit_locked(w, err);
+    (void)pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_lsn, nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_poll needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    if (!w->failed && !w->reaping) {
+        nodedb_wal__reap(w, false);
+        (void)nodedb_wal__spare_advance(w, NULL); /* why it cannot is said when a rollover needs it */
+    }
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    if (durable_lsn != NULL) *durable_lsn = w->durable_lsn;
+    (void)pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
+    nodedb_status status;
+    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_wait needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    if (lsn >= w->next_lsn)
+        status = nodedb__fail(err, NODEDB_ERR_INVALID, 0, "LSN %llu has not been given out in %s", (unsigned long long)lsn, w->dir);
+    else status = nodedb_wal__wait_locked(w, lsn, err);
+    (void)pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count, uint64_t *last_lsn, nodedb_error *err) {
+    uint64_t lsn = 0;
+    nodedb_status status = NODEDB_OK;
+    size_t i;
+    if (w == NULL || records == NULL || count == 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
+    for (i = 0; i < count; i++) {
+        status = nodedb_wal__check_record(w, &records[i], err);
+        if (status != NODEDB_OK) return status;
+    }
+    (void)pthread_mutex_lock(&w->lock);
+    for (i = 0; i < count && status == NODEDB_OK; i++)
+        while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN) nodedb_wal__wait_for_space(w);
+    if (status == NODEDB_OK) status = nodedb_wal__wait_locked(w, lsn, err);
+    (void)pthread_mutex_unlock(&w->lock);
+    if (last_lsn != NULL && status == NODEDB_OK) *last_lsn = lsn;
+    return status;
+}
+
+NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *w) { return nodedb__load_acquire(&w->durable_lsn); }
+
+NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *w) {
+    uint64_t lsn;
+    (void)pthread_mutex_lock(&w->lock);
+    lsn = w->next_lsn - 1;
+    (void)pthread_mutex_unlock(&w->lock);
+    return lsn;
+}
+
+NODEDB_WAL_API uint32_t nodedb_wal_groups_in_flight(nodedb_wal *w) {
+    uint32_t n;
+    (void)pthread_mutex_lock(&w->lock);
+    n = (uint32_t)(w->head - w->tail);
+    (void)pthread_mutex_unlock(&w->lock);
+    return n;
+}
+
+NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *w) {
+#if !defined(NODEDB_NO_LIBURING)
+    if (w->has_ring) return w->ring.ring_fd;
+#endif
+    return w->event_fd;
+}
+
+NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *w) { return w->description; }
+
+NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats) {
+    (void)pthread_mutex_lock(&w->lock);
+    *stats = w->stats;
+    stats->commit_p50_ns = nodedb_wal__latency_at(w, 0.5);
+    stats->commit_p99_ns = nodedb_wal__latency_at(w, 0.99);
+    stats->commit_p999_ns = nodedb_wal__latency_at(w, 0.999);
+    (void)pthread_mutex_unlock(&w->lock);
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t lsn, uint32_t *removed, nodedb_error *err) {
+    uint32_t n = 0;
+    int error = 0;
+    nodedb_status status = NODEDB_OK;
+    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_truncate_before needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    while (status == NODEDB_OK && w->sealed_count > 0) {
+        uint64_t next = w->sealed_count > 1 ? w->sealed[1].first_lsn : w->files[w->current].fd >= 0 ? w->files[w->current].segment.first_lsn : w->next_lsn;
+        /* the segment before the current one may still be written */
+        if (next > lsn || next > w->durable_lsn + 1 || (w->sealed_count == 1 && w->files[1 - w->current].in_flight > 0)) break;
+        if (w->files[1 - w->current].fd >= 0 && w->files[1 - w->current].segment.first_lsn == w->sealed[0].first_lsn) {
+            (void)w->io.close(w->io.ctx, w->files[1 - w->current].fd);
+            w->files[1 - w->current].fd = -1;
+        }
+        error = nodedb_wal__recycle(w, &w->sealed[0]);
+        if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd); /* one by one, so that a power cut never leaves a gap */
+        if (error != 0) break;
+        n++;
+        w->sealed_count--;
+        memmove(w->sealed, w->sealed + 1, w->sealed_count * sizeof *w->sealed);
+    }
+    if (error != 0) status = nodedb__fail(err, nodedb__io_status(-error), -error, "cannot truncate the log in %s", w->dir);
+    w->spare.refused = false; /* there may be room now */
+    (void)pthread_mutex_unlock(&w->lock);
+    if (removed != NULL) *removed = n;
+    return status;
+}
+
+/* ---- room: open and close ----------------------------------------------------------------------------------------- */
+
+static void nodedb_wal__free(nodedb_wal *w) {
+    nodedb_allocator allocator = w->config.allocator;
+    uint32_t i;
+#if !defined(NODEDB_NO_LIBURING)
+    if (w->has_ring) io_uring_queue_exit(&w->ring); /* waits for what is under way */
+#endif
+    for (i = 0; i < 2; i++)
+        if (w->files[i].fd >= 0) (void)w->io.close(w->io.ctx, w->files[i].fd);
+    if (w->spare.state != NODEDB_WAL__SPARE_NONE) (void)w->io.close(w->io.ctx, w->spare.fd);
+    if (w->event_fd >= 0) (void)close(w->event_fd);
+    if (w->dir_fd >= 0) (void)w->io.close(w->io.ctx, w->dir_fd);
+    if (w->lock_fd >= 0) (void)w->io.close(w->io.ctx, w->lock_fd);
+    for (i = 0; i < w->config.groups; i++) {
+        nodedb__release(&allocator, w->group[i].buffer, w->config.group_bytes);
+        nodedb__release(&allocator, w->group[i].large, w->group[i].large_bytes);
+        (void)pthread_cond_destroy(&w->group[i].done);
+    }
+    nodedb__release(&allocator, w->sealed, w->sealed_capacity * sizeof *w->sealed);
+    nodedb__release(&allocator, w->zeros, NODEDB_WAL__FILL_BYTES);
+    nodedb__release(&allocator, w->preamble, w->block_bytes);
+    (void)pthread_cond_destroy(&w->space);
+    (void)pthread_mutex_destroy(&w->lock);
+    nodedb__release(&allocator, w, sizeof *w);
+}
+
+/* What direct writes must be aligned to here (statx, Linux 6.1), but never less than the block that disks write whole. */
+static uint32_t nodedb_wal__block_bytes(const char *dir, bool *direct) {
+    uint32_t bytes = NODEDB_WAL_MIN_BLOCK_BYTES;
+    (void)dir;
+    (void)direct;
+#if defined(STATX_DIOALIGN)
+    {
+        char path[NODEDB_WAL__PATH_BYTES];
+        struct statx st;
+        (void)snprintf(path, sizeof path, "%s/LOCK", dir);
+        memset(&st, 0, sizeof st);
+        if (statx(AT_FDCWD, path, 0, STATX_DIOALIGN, &st) == 0 && (st.stx_mask & STATX_DIOALIGN) != 0) {
+            if (st.stx_dio_offset_align == 0) *direct = false;
+            while (bytes < st.stx_dio_offset_align || bytes < st.stx_dio_mem_align) bytes *= 2;
+        }
+    }
+#endif
+    return bytes;
+}
+
+static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    int error = w->io.make_dir(w->io.ctx, w->dir, 0755);
+    if (error == 0) { /* a new directory: its entry must be durable before anything in it counts */
+        int parent;
+        char *slash;
+        memcpy(path, w->dir, sizeof w->dir);
+        slash = strrchr(path, '/');
+        if (slash == path) slash[1] = 0;
+        else if (slash != NULL) *slash = 0;
+        else (void)snprintf(path, sizeof path, ".");
+        parent = w->io.open(w->io.ctx, path, O_RDONLY | O_DIRECTORY, 0);
+        if (parent >= 0) {
+            error = w->io.sync(w->io.ctx, parent);
+            (void)w->io.close(w->io.ctx, parent);
+        }
+    } else if (error == -EEXIST) error = 0;
+    if (error != 0) return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot make the directory %s", w->dir);
+    (void)snprintf(path, sizeof path, "%s/LOCK", w->dir);
+    w->lock_fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT, 0644);
+    if (w->lock_fd < 0) {
+        error = w->lock_fd;
+        return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot open %s", path);
+    }
+    error = w->io.lock(w->io.ctx, w->lock_fd);
+    if (error == -EWOULDBLOCK) return nodedb__fail(err, NODEDB_ERR_LOCKED, 0, "the log in %s is in use: another writer holds %s", w->dir, path);
+    if (error != 0) return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot lock %s", path);
+    w->dir_fd = w->io.open(w->io.ctx, w->dir, O_RDONLY | O_DIRECTORY, 0);
+    if (w->dir_fd < 0) {
+        error = w->dir_fd;
+        return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot open the directory %s", w->dir);
+    }
+    return NODEDB_OK;
+}
+
+static void nodedb_wal__open_backend(nodedb_wal *w) {
+    w->event_fd = -1;
+#if !defined(NODEDB_NO_LIBURING)
+    if (w->config.backend != NODEDB_WAL_BACKEND_POSIX && w->config.io.pwrite == NULL && w->config.io.open == NULL) {
+        int error = io_uring_queue_init(32, &w->ring, IORING_SETUP_CLAMP);
+        struct iovec buffers[NODEDB_WAL_MAX_GROUPS];
+        uint32_t i;
+        if (error == 0) {
+            w->has_ring = true;
+            for (i = 0; i < w->config.groups; i++) buffers[i].iov_base = w->group[i].buffer, buffers[i].iov_len = w->config.group_bytes;
+            w->registered = io_uring_register_buffers(&w->ring, buffers, w->config.groups) == 0; /* else RLIMIT_MEMLOCK: plain writes do */
+            return;
+        }
+        nodedb__say(&w->config.logger, NODEDB_LOG_WARNING,
+                    "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls (seccomp, kernel.io_uring_disabled) for speed",
+                    w->dir, strerror(-error));
+    }
+#else
+    if (w->config.backend == NODEDB_WAL_BACKEND_AUTO)
+        nodedb__say(&w->config.logger, NODEDB_LOG_INFO, "log %s: built without liburing, so pwrite and fdatasync are used", w->dir);
+#endif
+    w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+/* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch must
+ * never come back, or they would. */
+static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path) {
+    unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
+    nodedb_wal__segment segment;
+    int fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
+    bool readable;
+    if (fd < 0) return false;
+    readable = w->io.size(w->io.ctx, fd) == (int64_t)w->config.segment_bytes && nodedb__read_all(&w->io, fd, head, sizeof head, 0) == 0;
+    (void)w->io.close(w->io.ctx, fd);
+    if (!readable) return false;
+    if (nodedb_wal__all_zero(head, sizeof head)) return true;
+    if (!nodedb_wal__decode_preamble(head, &segment)) return false;
+    if (segment.epoch >= w->next_epoch) w->next_epoch = segment.epoch + 1;
+    return true;
+}
+
+/* Keeps the usable spares and removes the others, and what a crash left half prepared. */
+static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    size_t i;
+    w->spare_next = list->spare_next;
+    if (list->saw_tmp) {
+        (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
+        (void)w->io.unlink(w->io.ctx, path);
+    }
+    for (i = 0; i < list->spare_count; i++) {
+        nodedb_wal__spare_path(path, w->dir, list->spares[i]);
+        if (nodedb_wal__spare_usable(w, path)) w->pool[w->pool_count++] = list->spares[i];
+        else (void)w->io.unlink(w->io.ctx, path);
+    }
+}
+
+/* Finds the last LSN, and takes away what stands behind it: a segment that was begun but of which nothing was acknowledged,
+ * and a last segment without records. */
+static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
+    nodedb_wal_reader_config reading;
+    nodedb_wal__list list;
+    nodedb_wal_reader *r = NULL;
+    nodedb_wal_record record;
+    nodedb_status status = nodedb_wal__list_segments(&w->io, &w->config.allocator, w->dir, &list, err);
+    size_t i, keep;
+    int error = 0;
+    if (status != NODEDB_OK) return status;
+    w->next_epoch = 1;
+    for (i = 0; i < list.count; i++)
+        if (list.at[i].epoch >= w->next_epoch) w->next_epoch = list.at[i].epoch + 1;
+    nodedb_wal__adopt_spares(w, &list);
+    if (list.count == 0) {
+        w->next_lsn = w->config.first_lsn != 0 ? w->config.first_lsn : 1;
+        w->log_id = w->config.log_id;
+        if (w->log_id == 0 && getrandom(&w->log_id, sizeof w->log_id, 0) != (ssize_t)sizeof w->log_id)
+            w->log_id = nodedb__mix64(nodedb__now_ns(NULL) ^ (uint64_t)getpid() << 32);
+        nodedb_wal__list_free(&list);
+        nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
+        return NODEDB_OK;
+    }
+    w->log_id = list.at[0].log_id;
+    memset(&reading, 0, sizeof reading);
+    reading.dir = w->dir;
+    reading.access = NODEDB_WAL_ACCESS_BUFFERED;
+    reading.io = w->config.io;
+    reading.allocator = w->config.allocator;
+    reading.from_lsn = 0;
+    r = nodedb_wal__reader_new(&reading, 2, err);
+    if (r == NULL) {
+        nodedb_wal__list_free(&list);
+        return err != NULL && err->status != NODEDB_OK ? err->status : NODEDB_ERR_IO;
+    }
+    r->deliver_from = UINT64_MAX; /* types do not matter here */
+    status = nodedb_wal_reader_next(r, &record, err);
+    if (status == NODEDB_ERR_AGAIN) {
+        status = NODEDB_OK;
+        w->next_lsn = r->expected;
+        w->stats.dropped_bytes = r->stats.torn_bytes;
+        keep = r->index + 1;
+        if (r->expected == list.at[r->index].first_lsn) keep = r->index; /* no record in it */
+        for (i = 0; i < keep && status == NODEDB_OK; i++) status = nodedb_wal__sealed_push(w, &list.at[i], err);
+        for (i = list.count; i > keep && error == 0; i--) {
+            error = nodedb_wal__recycle(w, &list.at[i - 1]);
+            if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
+        }
+        if (error != 0) status = nodedb__fail(err, nodedb__io_status(-error), -error, "cannot remove an empty segment of %s", w->dir);
+        if (w->stats.dropped_bytes > 0)
+            nodedb__say(&w->config.logger, NODEDB_LOG_INFO, "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
+                        w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->next_lsn - 1));
+        nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
+    }
+    nodedb_wal_reader_close(r);
+    nodedb_wal__list_free(&list);
+    return status;
+}
+
+static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_error *err) {
+    const char *wrong = NULL;
+    if (config == NULL || config->dir == NULL || config->dir[0] == 0) wrong = "config.dir is missing";
+    else if (strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) wrong = "config.dir is too long";
+    else if (config->segment_bytes != 0 && config->segment_bytes < NODEDB_WAL_MIN_SEGMENT_BYTES) wrong = "config.segment_bytes is below 64 KiB";
+    else if (config->groups != 0 && (config->groups < 2 || config->groups > NODEDB_WAL_MAX_GROUPS)) wrong = "config.groups is not 2 to 16";
+    else if (config->group_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES) wrong = "config.group_bytes is above 64 MiB";
+    else if (config->first_lsn > UINT64_MAX / 2) wrong = "config.first_lsn is above 2^63";
+    if (wrong == NULL) return true;
+    (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "cannot open a log: %s", wrong);
+    return false;
+}
+
+NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err) {
+    nodedb_wal *w;
+    nodedb_error own;
+    uint32_t i;
+    bool direct, memory;
+    if (err == NULL) err = &own;
+    if (!nodedb_wal__check_config(config, err)) return NULL;
+    w = (nodedb_wal *)nodedb__alloc_zero(&config->allocator, sizeof *w, NODEDB_CACHE_LINE_BYTES);
+    if (w == NULL) {
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the log in %s", config->dir);
+        return NULL;
+    }
+    memcpy(w->dir, config->dir, strlen(config->dir) + 1);
+    w->config = *config;
+    w->config.dir = w->dir;
+    w->io = nodedb__io_or_posix(&config->io);
+    w->lock_fd = w->dir_fd = w->event_fd = w->files[0].fd = w->files[1].fd = -1;
+    if (w->config.segment_bytes == 0) w->config.segment_bytes = NODEDB_WAL_DEFAULT_SEGMENT_BYTES;
+    if (w->config.group_bytes == 0) w->config.group_bytes = NODEDB_WAL_DEFAULT_GROUP_BYTES;
+    if (w->config.groups == 0) w->config.groups = NODEDB_WAL_DEFAULT_GROUPS;
+    (void)pthread_mutex_init(&w->lock, NULL);
+    (void)pthread_cond_init(&w->space, NULL);
+    for (i = 0; i < w->config.groups; i++) (void)pthread_cond_init(&w->group[i].done, NULL);
+    if (nodedb_wal__open_dir(w, err) != NODEDB_OK) goto fail;
+    direct = !config->buffered;
+    w->block_bytes = nodedb_wal__block_bytes(w->dir, &direct);
+    w->open_flags = direct ? O_DIRECT : 0;
+    if (!direct && !config->buffered)
+        nodedb__say(&w->config.logger, NODEDB_LOG_WARNING,
+                    "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs", w->dir);
+    w->config.segment_bytes = nodedb_wal__round_up(w->config.segment_bytes, w->block_bytes);
+    w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
+    w->zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
+    w->preamble = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
+    memory = w->zeros != NULL && w->preamble != NULL;
+    for (i = 0; i < w->config.groups; i++) {
+        w->group[i].buffer = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->config.group_bytes, w->block_bytes);
+        memory = memory && w->group[i].buffer != NULL;
+    }
+    if (!memory) {
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
+        goto fail;
+    }
+    if (nodedb_wal__recover(w, err) != NODEDB_OK) goto fail;
+    nodedb_wal__open_backend(w);
+    if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
+        (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "io_uring was demanded for the log in %s and is not to be had", w->dir);
+        goto fail;
+    }
+    {
+        nodedb_error why;
+        nodedb_status status = nodedb_wal__spare_finish(w, w->config.segment_bytes, &why);
+        if (status == NODEDB_OK) status = nodedb_wal__begin_segment(w, &why);
+        if (status == NODEDB_ERR_DISK_FULL) /* what is there can be read; appending goes on when there is room */
+            nodedb__say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
+        else if (status != NODEDB_OK) {
+            *err = why;
+            goto fail;
+        }
+    }
+    (void)snprintf(w->description, sizeof w->description, "%s, %s, %u-byte blocks, %llu KiB segments", nodedb_wal__has_ring(w) ? "io_uring" : "POSIX",
+                   w->open_flags != 0 ? "O_DIRECT" : "buffered", (unsigned)w->block_bytes, (unsigned long long)(w->config.segment_bytes >> 10));
+    return w;
+fail:
+    nodedb_wal__free(w);
+    return NULL;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    nodedb_wal_record seal;
+    uint64_t lsn = 0;
+    if (w == NULL) return NODEDB_OK;
+    (void)pthread_mutex_lock(&w->lock);
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    else if (w->wrote) {
+        status = nodedb_wal__wait_locked(w, w->next_lsn - 1, err);
+        memset(&seal, 0, sizeof seal);
+        if (status == NODEDB_OK) status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &lsn, err);
+        if (status == NODEDB_OK) status = nodedb_wal__wait_locked(w, lsn, err);
+        else if (status == NODEDB_ERR_DISK_FULL) status = NODEDB_OK; /* all records are durable; the seal is a convenience */
+    }
+    while (w->spare.busy && !w->failed) nodedb_wal__reap(w, true);
+    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__free(w);
+    return status;
+}
+
+#endif /* NODEDB_WAL_IMPLEMENTATION */
+
+/* This software is available under two licences; choose whichever you prefer.
+ * A: MIT License. Copyright (c) 2026 the NodeDB authors. Permission is granted, free of charge, to any person obtaining a
+ *    copy, to deal in it without restriction, provided that this notice is included in all copies or substantial portions.
+ *    It is provided "as is", without warranty of any kind; the authors are not liable for any claim or damages.
+ * B: Public domain (www.unlicense.org). Anyone is free to copy, modify, publish, use, compile, sell or distribute it, for any
+ *    purpose, commercial or not, by any means. It is provided "as is", without warranty of any kind.
+ * The full text of both is in the file LICENSE. */

@@ -1,0 +1,946 @@
+/* Tests of nodedb_wal.h: each is a sentence of its manual. */
+#define NODEDB_WAL_IMPLEMENTATION
+#include "nodedb_wal.h"
+#include "test.h"
+#include "simdisk.h"
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/poll.h>
+#include <sys/wait.h>
+
+/* Record n has a content that n determines: 1 to ~max bytes. */
+static uint32_t content_of(uint64_t n, unsigned char *to, uint32_t max) {
+    uint64_t state = n * 77 + 5;
+    uint32_t bytes = (uint32_t)(test_random(&state) % max) + 1, i;
+    for (i = 0; i < bytes; i++) to[i] = (unsigned char)(n * 31 + i * 7 + (i >> 8));
+    return bytes;
+}
+
+static nodedb_wal_record record_of(uint64_t n, unsigned char *buffer, uint32_t max) {
+    nodedb_wal_record record;
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_USER;
+    record.tenant = (uint32_t)n;
+    record.vshard = 7;
+    record.database = n << 32;
+    record.payload_bytes = content_of(n, buffer, max);
+    record.payload = buffer;
+    return record;
+}
+
+static bool is_record(const nodedb_wal_record *record, uint64_t n, uint32_t max) {
+    static __thread unsigned char buffer[1 << 17];
+    uint32_t bytes = content_of(n, buffer, max);
+    return record->payload_bytes == bytes && memcmp(record->payload, buffer, bytes) == 0 && record->tenant == (uint32_t)n && record->database == n << 32;
+}
+
+typedef struct counting {
+    uint64_t next, count, stop_at;
+    uint32_t max;
+    bool wrong;
+} counting;
+
+static nodedb_status count_record(void *ctx, const nodedb_wal_record *record) {
+    counting *c = (counting *)ctx;
+    if (c->next == 0) c->next = record->lsn;
+    if (record->lsn != c->next || !is_record(record, record->lsn, c->max)) c->wrong = true;
+    c->next++, c->count++;
+    return c->stop_at != 0 && record->lsn == c->stop_at ? NODEDB_ERR_CANCELLED : NODEDB_OK;
+}
+
+static char log_dir[600];
+static nodedb_wal_config config_here(const char *name) {
+    nodedb_wal_config config;
+    memset(&config, 0, sizeof config);
+    snprintf(log_dir, sizeof log_dir, "%s/%s", test_dir(), name);
+    config.dir = log_dir;
+    config.segment_bytes = 256 << 10;
+    config.group_bytes = 32 << 10;
+    return config;
+}
+
+static nodedb_wal_reader_config reading_here(void) {
+    nodedb_wal_reader_config reading;
+    memset(&reading, 0, sizeof reading);
+    reading.dir = log_dir;
+    return reading;
+}
+
+/* Commits records from..to (their number is their LSN). */
+static bool commit_range(nodedb_wal *wal, uint64_t from, uint64_t to, uint32_t max) {
+    static unsigned char buffer[1 << 17];
+    nodedb_error err;
+    uint64_t n, lsn;
+    for (n = from; n <= to; n++) {
+        nodedb_wal_record record = record_of(n, buffer, max);
+        if (nodedb_wal_commit(wal, &record, 1, &lsn, &err) != NODEDB_OK || lsn != n) {
+            fprintf(stderr, "commit %llu: %s\n", (unsigned long long)n, err.message);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The same with few waits: for tests that need many records. */
+static bool append_range(nodedb_wal *wal, uint64_t from, uint64_t to, uint32_t max) {
+    static unsigned char buffer[1 << 17];
+    nodedb_error err;
+    uint64_t n, lsn;
+    for (n = from; n <= to; n++) {
+        nodedb_wal_record record = record_of(n, buffer, max);
+        nodedb_status status;
+        while ((status = nodedb_wal_append(wal, &record, &lsn, &err)) == NODEDB_ERR_AGAIN)
+            if (nodedb_wal_wait(wal, nodedb_wal_durable_lsn(wal) + 1, &err) != NODEDB_OK) return false;
+        if (status != NODEDB_OK || lsn != n) return false;
+    }
+    return nodedb_wal_wait(wal, to, &err) == NODEDB_OK;
+}
+
+static counting replay_all(uint64_t from, uint32_t max, nodedb_status want) {
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_error err;
+    counting c;
+    nodedb_status status;
+    memset(&c, 0, sizeof c);
+    memset(&err, 0, sizeof err);
+    c.max = max;
+    reading.from_lsn = from;
+    status = nodedb_wal_replay(&reading, count_record, &c, NULL, &err);
+    if (status != want) test_fail(__FILE__, __LINE__, err.message);
+    CHECK(!c.wrong);
+    return c;
+}
+
+/* Overwrites bytes of a file of the log. */
+static void poke(const char *file, uint64_t offset, const void *bytes, size_t count) {
+    char path[700];
+    int fd;
+    snprintf(path, sizeof path, "%s/%s", log_dir, file);
+    fd = open(path, O_RDWR);
+    CHECK(fd >= 0 && pwrite(fd, bytes, count, (off_t)offset) == (ssize_t)count);
+    close(fd);
+}
+
+/* A log whose writer died: its last records are acknowledged, but nothing was closed in order. */
+static void crashed_log(const nodedb_wal_config *config, uint64_t records, uint32_t max) {
+    pid_t child = fork();
+    if (child == 0) {
+        nodedb_wal *wal = nodedb_wal_open(config, NULL);
+        _exit(wal != NULL && commit_range(wal, 1, records, max) ? 0 : 1);
+    } else {
+        int status = 1;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+    }
+}
+
+TEST(records_come_back_in_order_after_reopen) {
+    nodedb_wal_config config = config_here("log");
+    nodedb_error err;
+    int round;
+    for (round = 0; round < 3; round++) {
+        nodedb_wal *wal = nodedb_wal_open(&config, &err);
+        uint64_t first;
+        REQUIRE(wal != NULL);
+        first = nodedb_wal_last_lsn(wal) + 1;
+        CHECK_EQ(first, (uint64_t)round * 51 + 1); /* 50 records and a seal */
+        CHECK(commit_range(wal, first, first + 49, 3000));
+        CHECK_EQ(nodedb_wal_durable_lsn(wal), first + 49);
+        CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    }
+    {
+        nodedb_wal_reader_config reading = reading_here();
+        nodedb_wal_reader *r = nodedb_wal_reader_open(&reading, &err);
+        nodedb_wal_record record;
+        uint64_t n = 0;
+        REQUIRE(r != NULL);
+        while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK) n++, CHECK(is_record(&record, record.lsn, 3000) && record.vshard == 7);
+        CHECK_EQ(err.status, NODEDB_ERR_AGAIN);
+        CHECK_EQ(n, 150);
+        nodedb_wal_reader_close(r);
+    }
+}
+
+typedef struct committer {
+    nodedb_wal *wal;
+    uint64_t lsns[300];
+    int id, failures;
+} committer;
+
+static void *commit_some(void *argument) {
+    committer *c = (committer *)argument;
+    int i;
+    for (i = 0; i < 300; i++) {
+        unsigned char payload[16];
+        nodedb_wal_record record;
+        memset(&record, 0, sizeof record);
+        record.type = NODEDB_WAL_TYPE_USER;
+        nodedb__put_u64(payload, (uint64_t)c->id);
+        nodedb__put_u64(payload + 8, (uint64_t)i);
+        record.payload = payload, record.payload_bytes = 16;
+        if (nodedb_wal_commit(c->wal, &record, 1, &c->lsns[i], NULL) != NODEDB_OK) c->failures++;
+        else if (nodedb_wal_durable_lsn(c->wal) < c->lsns[i]) c->failures++;
+    }
+    return NULL;
+}
+
+typedef struct who { int thread[16 * 300 + 400], index[16 * 300 + 400]; uint64_t last; } who;
+static nodedb_status note_who(void *ctx, const nodedb_wal_record *record) {
+    who *w = (who *)ctx;
+    w->thread[record->lsn] = (int)nodedb__get_u64(record->payload);
+    w->index[record->lsn] = (int)nodedb__get_u64((const char *)record->payload + 8);
+    w->last = record->lsn;
+    return NODEDB_OK;
+}
+
+static void threads_commit(nodedb_wal_backend backend) {
+    enum { THREADS = 16 };
+    static committer c[THREADS];
+    static who w;
+    pthread_t thread[THREADS];
+    nodedb_wal_config config = config_here("threads");
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_wal_stats stats;
+    nodedb_error err;
+    nodedb_wal *wal;
+    int i, j, wrong = 0;
+    config.backend = backend;
+    wal = nodedb_wal_open(&config, &err);
+    if (wal == NULL && err.status == NODEDB_ERR_UNSUPPORTED) return; /* no io_uring here */
+    REQUIRE(wal != NULL);
+    for (i = 0; i < THREADS; i++) {
+        memset(&c[i], 0, sizeof c[i]);
+        c[i].wal = wal, c[i].id = i;
+        pthread_create(&thread[i], NULL, commit_some, &c[i]);
+    }
+    for (i = 0; i < THREADS; i++) pthread_join(thread[i], NULL);
+    nodedb_wal_get_stats(wal, &stats);
+    CHECK_EQ(stats.records, THREADS * 300);
+    CHECK(stats.groups < stats.records); /* groups were formed */
+    CHECK(stats.syncs > 0 && stats.syncs <= stats.groups + 100 && stats.commit_p50_ns > 0 && stats.commit_p99_ns >= stats.commit_p50_ns);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    memset(&w, 255, sizeof w);
+    CHECK_EQ(nodedb_wal_replay(&reading, note_who, &w, NULL, &err), NODEDB_OK);
+    CHECK_EQ(w.last, THREADS * 300);
+    for (i = 0; i < THREADS; i++) {
+        CHECK_EQ(c[i].failures, 0);
+        for (j = 0; j < 300; j++) wrong += w.thread[c[i].lsns[j]] != i || w.index[c[i].lsns[j]] != j;
+    }
+    CHECK_EQ(wrong, 0);
+}
+TEST(threads_that_commit_together_share_groups_and_each_finds_its_record) { threads_commit(NODEDB_WAL_BACKEND_AUTO); }
+TEST(the_posix_backend_does_the_same) { threads_commit(NODEDB_WAL_BACKEND_POSIX); }
+TEST(io_uring_can_be_demanded) { threads_commit(NODEDB_WAL_BACKEND_IO_URING); }
+
+static void without_blocking(nodedb_wal_backend backend) {
+    nodedb_wal_config config = config_here("async");
+    nodedb_error err;
+    nodedb_wal *wal;
+    unsigned char buffer[512];
+    uint64_t n, lsn = 0, durable = 0, again = 0;
+    config.backend = backend;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK_HAS(nodedb_wal_describe(wal), backend == NODEDB_WAL_BACKEND_POSIX ? "POSIX" : "");
+    for (n = 1; n <= 5000;) {
+        nodedb_wal_record record = record_of(n, buffer, 400);
+        nodedb_status status = nodedb_wal_append(wal, &record, &lsn, &err);
+        if (status == NODEDB_OK) {
+            CHECK_EQ(lsn, n);
+            n++;
+            if (n % 50 == 0 && nodedb_wal_groups_in_flight(wal) < 4) CHECK(nodedb_wal_submit(wal, &err) == NODEDB_OK);
+        } else {
+            struct pollfd p = {0, POLLIN, 0};
+            REQUIRE(status == NODEDB_ERR_AGAIN);
+            again++;
+            p.fd = nodedb_wal_fd(wal);
+            CHECK_EQ(poll(&p, 1, 10000), 1); /* the descriptor says when there is something to do */
+            CHECK_EQ(nodedb_wal_poll(wal, &durable, &err), NODEDB_OK);
+        }
+        CHECK(nodedb_wal_durable_lsn(wal) < n);
+    }
+    while (durable < 5000) {
+        CHECK(nodedb_wal_submit(wal, &err) != NODEDB_ERR_IO);
+        CHECK_EQ(nodedb_wal_poll(wal, &durable, &err), NODEDB_OK);
+    }
+    CHECK(again > 0);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(replay_all(0, 400, NODEDB_OK).count, 5000);
+}
+TEST(one_core_appends_submits_and_polls_without_blocking) { without_blocking(NODEDB_WAL_BACKEND_AUTO); }
+TEST(one_core_does_so_with_posix_too) { without_blocking(NODEDB_WAL_BACKEND_POSIX); }
+
+TEST(segments_roll_over_are_truncated_and_recycled_and_old_records_stay_dead) {
+    nodedb_wal_config config = config_here("roll");
+    nodedb_wal_reader_config reading;
+    nodedb_wal_report report;
+    nodedb_wal_stats stats;
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    uint32_t removed = 0;
+    uint64_t n;
+    REQUIRE(wal != NULL);
+    for (n = 1; n <= 4001; n += 1000) {
+        CHECK(append_range(wal, n, n + 999, 2000));
+        CHECK_EQ(nodedb_wal_truncate_before(wal, n + 500, &removed, &err), NODEDB_OK);
+        CHECK(removed > 0);
+    }
+    nodedb_wal_get_stats(wal, &stats);
+    CHECK(stats.segments_begun > 10 && stats.segments_recycled > 2);
+    reading = reading_here();
+    reading.from_lsn = 1;
+    CHECK(nodedb_wal_reader_open(&reading, &err) == NULL && err.status == NODEDB_ERR_NOT_FOUND);
+    CHECK_HAS(err.message, "not there any more");
+    CHECK_EQ(replay_all(4501, 2000, NODEDB_OK).count, 500);
+    CHECK_EQ(nodedb_wal_truncate_before(wal, UINT64_MAX, &removed, &err), NODEDB_OK); /* never the current segment */
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    reading.from_lsn = 0;
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);
+    CHECK(report.sealed && report.last_lsn == 5001 && report.first_lsn > 4000 && report.torn_bytes == 0);
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 5001);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+TEST(a_mapped_reader_hands_out_records_without_copying_and_releases_what_it_has_read) {
+    nodedb_wal_config config = config_here("mapped");
+    nodedb_wal_reader_config reading;
+    nodedb_wal_reader_stats stats;
+    nodedb_wal_record record;
+    nodedb_wal_reader *r;
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    uint64_t n = 0, mapped = 0;
+    REQUIRE(wal != NULL);
+    CHECK(append_range(wal, 1, 1000, 2000));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    reading = reading_here();
+    r = nodedb_wal_reader_open(&reading, &err);
+    REQUIRE(r != NULL);
+    while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK) {
+        CHECK(is_record(&record, ++n, 2000));
+        mapped += r->map != NULL && (const unsigned char *)record.payload > r->map && (const unsigned char *)record.payload < r->map + config.segment_bytes;
+    }
+    CHECK_EQ(n, 1000);
+    CHECK_EQ(mapped, 1000);
+    nodedb_wal_reader_get_stats(r, &stats);
+    CHECK(stats.segments_opened >= 4);
+    CHECK_EQ(stats.hints_sequential, stats.segments_opened);
+    CHECK_EQ(stats.hints_dontneed, stats.segments_opened - 1); /* the last is still open */
+    CHECK_EQ(stats.records, 1000);
+    nodedb_wal_reader_close(r);
+    reading.access = NODEDB_WAL_ACCESS_BUFFERED;
+    r = nodedb_wal_reader_open(&reading, &err);
+    REQUIRE(r != NULL);
+    for (n = 0; nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK;) CHECK(is_record(&record, ++n, 2000));
+    CHECK_EQ(n, 1000);
+    nodedb_wal_reader_close(r);
+}
+
+TEST(replay_begins_at_an_lsn_goes_page_by_page_and_in_parallel) {
+    nodedb_wal_config config = config_here("replay");
+    nodedb_wal_reader_config reading;
+    nodedb_wal_reader_stats stats;
+    nodedb_wal_cursor cursor;
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    bool has_more = true;
+    counting c;
+    uint32_t threads;
+    int pages;
+    REQUIRE(wal != NULL);
+    CHECK(append_range(wal, 1, 2000, 2000));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(replay_all(1, 2000, NODEDB_OK).count, 2000);
+    CHECK_EQ(replay_all(1234, 2000, NODEDB_OK).count, 767);
+    CHECK_EQ(replay_all(2001, 2000, NODEDB_OK).count, 0);
+    reading = reading_here();
+    for (threads = 1; threads <= 3; threads++) {
+        memset(&c, 0, sizeof c);
+        c.max = 2000;
+        reading.threads = threads;
+        CHECK_EQ(nodedb_wal_replay(&reading, count_record, &c, &stats, &err), NODEDB_OK);
+        CHECK(c.count == 2000 && !c.wrong);
+        CHECK(stats.segments_opened >= NODEDB_WAL_PARALLEL_FROM_SEGMENTS);
+    }
+    memset(&c, 0, sizeof c);
+    c.max = 2000, c.stop_at = 700;
+    CHECK_EQ(nodedb_wal_replay(&reading, count_record, &c, NULL, &err), NODEDB_ERR_CANCELLED);
+    CHECK_EQ(c.count, 700);
+    CHECK_EQ(err.lsn, 700);
+    memset(&c, 0, sizeof c);
+    memset(&cursor, 0, sizeof cursor);
+    c.max = 2000;
+    reading.from_lsn = 101;
+    for (pages = 0; has_more; pages++) {
+        CHECK_EQ(nodedb_wal_replay_page(&reading, &cursor, 300, count_record, &c, &has_more, &err), NODEDB_OK);
+        REQUIRE(pages < 100);
+    }
+    CHECK(c.count == 1900 && !c.wrong);
+    CHECK_EQ(pages, 7);
+    CHECK_EQ(cursor.lsn, 2001);
+}
+
+TEST(a_change_stream_follows_the_log_up_to_the_durable_lsn_across_rollovers) {
+    nodedb_wal_config config = config_here("follow");
+    nodedb_wal_reader_config reading;
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    unsigned char buffer[2000];
+    uint64_t n = 0, round;
+    REQUIRE(wal != NULL);
+    reading = reading_here();
+    reading.follow = wal;
+    r = nodedb_wal_reader_open(&reading, &err);
+    REQUIRE(r != NULL);
+    CHECK_EQ(nodedb_wal_reader_next(r, &record, &err), NODEDB_ERR_AGAIN);
+    for (round = 0; round < 100; round++) {
+        CHECK(append_range(wal, n + 1, n + 17, 2000));
+        record = record_of(n + 18, buffer, 2000);
+        CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_OK); /* appended, not durable: not to be seen */
+        while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK) CHECK(is_record(&record, ++n, 2000));
+        CHECK_EQ(err.status, NODEDB_ERR_AGAIN);
+        CHECK_EQ(n, nodedb_wal_durable_lsn(wal));
+        CHECK_EQ(nodedb_wal_wait(wal, n + 1, &err), NODEDB_OK);
+        CHECK_EQ(nodedb_wal_reader_next(r, &record, &err), NODEDB_OK);
+        n++;
+    }
+    nodedb_wal_reader_close(r);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+TEST(a_record_larger_than_a_group_or_a_segment_is_written_all_the_same) {
+    nodedb_wal_config config = config_here("large");
+    nodedb_wal_reader_config reading;
+    nodedb_wal_reader *r;
+    nodedb_wal_record record, got;
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    uint32_t sizes[] = {10, 40 << 10, 100, 1 << 20, 5, 0, 3 << 20, 33 << 10}, i, mapped;
+    unsigned char *payload = (unsigned char *)malloc(4 << 20);
+    REQUIRE(wal != NULL);
+    for (i = 0; i < 4 << 20; i++) payload[i] = (unsigned char)(i * 13 + (i >> 12));
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_PUT;
+    record.payload = payload;
+    for (i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        record.payload_bytes = sizes[i];
+        CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_OK);
+    }
+    record.payload_bytes = NODEDB_WAL_MAX_PAYLOAD_BYTES + 1;
+    CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    for (mapped = 0; mapped < 2; mapped++) {
+        reading = reading_here();
+        reading.access = mapped ? NODEDB_WAL_ACCESS_MAPPED : NODEDB_WAL_ACCESS_BUFFERED;
+        r = nodedb_wal_reader_open(&reading, &err);
+        REQUIRE(r != NULL);
+        for (i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+            CHECK_EQ(nodedb_wal_reader_next(r, &got, &err), NODEDB_OK);
+            CHECK(got.payload_bytes == sizes[i] && memcmp(got.payload, payload, sizes[i]) == 0);
+        }
+        CHECK_EQ(nodedb_wal_reader_next(r, &got, &err), NODEDB_ERR_AGAIN);
+        nodedb_wal_reader_close(r);
+    }
+    free(payload);
+}
+
+TEST(a_second_writer_is_refused_by_name) {
+    nodedb_wal_config config = config_here("locked");
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err), *second;
+    REQUIRE(wal != NULL);
+    second = nodedb_wal_open(&config, &err);
+    CHECK(second == NULL && err.status == NODEDB_ERR_LOCKED);
+    CHECK_HAS(err.message, "LOCK");
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    wal = nodedb_wal_open(&config, &err);
+    CHECK(wal != NULL);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+TEST(wrong_arguments_are_errors) {
+    nodedb_wal_config config = config_here("wrong");
+    nodedb_wal_record record;
+    nodedb_error err;
+    nodedb_wal *wal;
+    memset(&record, 0, sizeof record);
+    CHECK(nodedb_wal_open(NULL, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    config.groups = 1;
+    CHECK(nodedb_wal_open(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    config.groups = 0, config.segment_bytes = 1000;
+    CHECK(nodedb_wal_open(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    config = config_here("no/such/parent");
+    CHECK(nodedb_wal_open(&config, &err) == NULL && err.status == NODEDB_ERR_IO && err.sys_errno == ENOENT);
+    config = config_here("wrong");
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK_EQ(nodedb_wal_append(NULL, &record, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_wal_append(wal, NULL, NULL, &err), NODEDB_ERR_INVALID);
+    record.payload_bytes = 3;
+    CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_ERR_INVALID); /* a payload without bytes */
+    CHECK_EQ(nodedb_wal_commit(wal, &record, 0, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_wal_wait(wal, 5, &err), NODEDB_ERR_INVALID); /* not given out */
+    record.payload_bytes = 0, record.type = NODEDB_WAL_ENCRYPTED;
+    CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_wal_close(NULL, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK(nodedb_wal_reader_open(NULL, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+}
+
+TEST(unknown_optional_records_are_skipped_and_required_ones_stop_the_reader_by_name) {
+    nodedb_wal_config config = config_here("types");
+    nodedb_wal_reader_config reading;
+    nodedb_wal_record records[3], got;
+    nodedb_wal_reader *r;
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    memset(records, 0, sizeof records);
+    records[0].type = 77, records[1].type = NODEDB_WAL_TYPE_PUT | NODEDB_WAL_REQUIRED, records[2].type = 78 | NODEDB_WAL_REQUIRED;
+    CHECK_EQ(nodedb_wal_commit(wal, records, 3, NULL, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    reading = reading_here();
+    r = nodedb_wal_reader_open(&reading, &err);
+    REQUIRE(r != NULL);
+    CHECK_EQ(nodedb_wal_reader_next(r, &got, &err), NODEDB_OK);
+    CHECK_EQ(got.lsn, 2);
+    CHECK_EQ(nodedb_wal_reader_next(r, &got, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "type 78");
+    CHECK_EQ(nodedb_wal_reader_next(r, &got, &err), NODEDB_ERR_UNSUPPORTED); /* and it stays stopped */
+    nodedb_wal_reader_close(r);
+}
+
+TEST(a_torn_tail_is_dropped_and_the_log_goes_on) {
+    nodedb_wal_config config = config_here("torn");
+    nodedb_wal_stats stats;
+    nodedb_error err;
+    nodedb_wal *wal;
+    char name[] = "00000000000000000001.wal";
+    unsigned char junk[6000];
+    crashed_log(&config, 20, 100); /* 20 groups of one block each, behind the preamble */
+    memset(junk, 0x5A, sizeof junk);
+    poke(name, 21 * 4096, junk, sizeof junk); /* what an interrupted group may look like */
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 20);
+    nodedb_wal_get_stats(wal, &stats);
+    CHECK(stats.dropped_bytes >= sizeof junk && stats.dropped_bytes <= 8192);
+    CHECK(commit_range(wal, 21, 30, 100));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(replay_all(1, 100, NODEDB_OK).count, 30);
+}
+
+TEST(damage_to_an_acknowledged_record_is_reported_with_file_offset_and_lsn) {
+    nodedb_wal_config config = config_here("damage");
+    nodedb_error err;
+    nodedb_wal *wal;
+    unsigned char byte = 0xEE;
+    crashed_log(&config, 20, 100);
+    poke("00000000000000000001.wal", 12 * 4096 + 70, &byte, 1); /* record 12 */
+    wal = nodedb_wal_open(&config, &err);
+    CHECK(wal == NULL && err.status == NODEDB_ERR_CORRUPT);
+    CHECK_EQ(err.lsn, 12);
+    CHECK_EQ(err.offset, 12 * 4096);
+    CHECK_HAS(err.message, "00000000000000000001.wal");
+    CHECK_HAS(err.message, "records 12 to 12");
+    CHECK_EQ(replay_all(1, 100, NODEDB_ERR_CORRUPT).count, 11);
+}
+
+TEST(a_missing_doubled_or_foreign_segment_is_corruption) {
+    nodedb_wal_config config = config_here("segments");
+    nodedb_wal_reader_config reading;
+    nodedb_wal_reader *r;
+    nodedb_wal_report report;
+    nodedb_error err;
+    char from[700], to[700], foreign[700], command[2200];
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    uint64_t second;
+    REQUIRE(wal != NULL);
+    CHECK(append_range(wal, 1, 1000, 2000));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    reading = reading_here();
+    r = nodedb_wal_reader_open(&reading, &err);
+    REQUIRE(r != NULL && r->list.count >= 4);
+    second = r->list.at[1].first_lsn;
+    nodedb_wal_reader_close(r);
+    snprintf(from, sizeof from, "%s/%020llu.wal", log_dir, (unsigned long long)second);
+    snprintf(to, sizeof to, "%s/away", log_dir);
+    CHECK(rename(from, to) == 0);
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT);
+    CHECK_EQ(err.lsn, second);
+    CHECK_EQ(report.last_lsn, second - 1);
+    snprintf(command, sizeof command, "cp '%s/00000000000000000001.wal' '%s'", log_dir, from); /* the first one again, as the second */
+    CHECK(system(command) == 0);
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT);
+    CHECK_HAS(err.message, "the name another");
+    CHECK(rename(to, from) == 0);
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);
+    CHECK_EQ(report.records, 1000);
+    snprintf(foreign, sizeof foreign, "%s", log_dir);
+    config = config_here("other");
+    config.first_lsn = second;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    snprintf(command, sizeof command, "cp '%s/%020llu.wal' '%s/'", log_dir, (unsigned long long)second, foreign);
+    CHECK(system(command) == 0);
+    reading.dir = foreign;
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT);
+    CHECK_HAS(err.message, "another log");
+}
+
+/* The log in memory on a simulated disk: fast enough to try every bit. */
+static nodedb_wal_config sim_config(sim_disk *disk) {
+    nodedb_wal_config config;
+    memset(&config, 0, sizeof config);
+    config.dir = "d";
+    config.io = disk->io;
+    config.segment_bytes = 64 << 10;
+    config.group_bytes = 8 << 10;
+    config.groups = 4;
+    config.log_id = 99;
+    snprintf(log_dir, sizeof log_dir, "d");
+    return config;
+}
+
+static nodedb_status sim_replay(sim_disk *disk, counting *c, uint64_t from, uint32_t max, nodedb_error *err) {
+    nodedb_wal_reader_config reading;
+    memset(&reading, 0, sizeof reading);
+    memset(c, 0, sizeof *c);
+    reading.dir = "d", reading.io = disk->io, reading.from_lsn = from;
+    c->max = max;
+    return nodedb_wal_replay(&reading, count_record, c, NULL, err);
+}
+
+TEST(a_flipped_bit_is_an_error_or_does_no_harm_never_wrong_data) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    size_t used = 0, at, i;
+    int f, bit, silent = 0, step = test_long ? 1 : 5;
+    counting c;
+    REQUIRE(wal != NULL);
+    CHECK(commit_range(wal, 1, 4, 300));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(sim_replay(disk, &c, 1, 300, &err), NODEDB_OK);
+    CHECK_EQ(c.count, 4);
+    f = disk->now.name[sim_find(&disk->now, "d/00000000000000000001.wal")].file;
+    for (i = 0; i < disk->file[f].bytes; i++)
+        if (disk->file[f].now[i] != 0) used = i + 1;
+    for (at = 0; at < used; at++) {
+        for (bit = (int)(at % (size_t)step); bit < 8; bit += step) {
+            disk->file[f].now[at] ^= (unsigned char)(1 << bit);
+            if (sim_replay(disk, &c, 1, 300, &err) == NODEDB_OK && c.count != 4) silent++;
+            CHECK(!c.wrong);
+            disk->file[f].now[at] ^= (unsigned char)(1 << bit);
+        }
+    }
+    CHECK_EQ(silent, 0); /* no acknowledged record was ever lost without a word */
+    sim_free(disk);
+}
+
+TEST(a_shortened_segment_is_corruption) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    size_t full, bytes;
+    counting c;
+    int f;
+    REQUIRE(wal != NULL);
+    CHECK(commit_range(wal, 1, 5, 300));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    f = disk->now.name[sim_find(&disk->now, "d/00000000000000000001.wal")].file;
+    full = disk->file[f].bytes;
+    for (bytes = 0; bytes < full; bytes += 97) {
+        disk->file[f].bytes = bytes;
+        CHECK_EQ(sim_replay(disk, &c, 1, 300, &err), NODEDB_ERR_CORRUPT);
+    }
+    disk->file[f].bytes = full;
+    CHECK_EQ(sim_replay(disk, &c, 1, 300, &err), NODEDB_OK);
+    sim_free(disk);
+}
+
+TEST(after_a_failed_write_or_sync_nothing_is_acknowledged_until_the_log_is_reopened) {
+    int kind;
+    for (kind = 0; kind < 2; kind++) {
+        sim_disk *disk = sim_new(test_seed);
+        nodedb_wal_config config = sim_config(disk);
+        nodedb_error err;
+        nodedb_wal *wal = nodedb_wal_open(&config, &err);
+        unsigned char buffer[400];
+        nodedb_wal_record record = record_of(11, buffer, 300);
+        uint64_t durable;
+        counting c;
+        REQUIRE(wal != NULL);
+        CHECK(commit_range(wal, 1, 10, 300));
+        disk->fail_at = disk->calls + 1 + (uint64_t)kind; /* the group's write, or its sync; only that one call */
+        disk->fail_error = EIO;
+        CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_ERR_IO);
+        CHECK_HAS(err.message, "must be reopened");
+        CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_ERR_IO); /* though the disk works again */
+        CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_ERR_IO);
+        CHECK_EQ(nodedb_wal_poll(wal, &durable, &err), NODEDB_ERR_IO);
+        CHECK_EQ(durable, 10);
+        CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_ERR_IO);
+        CHECK_EQ(sim_open_files(disk), 0);
+        wal = nodedb_wal_open(&config, &err);
+        REQUIRE(wal != NULL);
+        CHECK(nodedb_wal_last_lsn(wal) == 10 || nodedb_wal_last_lsn(wal) == 11);
+        CHECK(commit_range(wal, nodedb_wal_last_lsn(wal) + 1, 20, 300));
+        CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+        CHECK_EQ(sim_replay(disk, &c, 1, 300, &err), NODEDB_OK);
+        CHECK(c.count == 20 && !c.wrong);
+        sim_free(disk);
+    }
+}
+
+TEST(on_a_full_disk_an_append_fails_without_an_lsn_and_goes_on_once_there_is_room) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    unsigned char buffer[1000];
+    nodedb_wal_record record;
+    uint64_t n = 0, lsn = 0;
+    nodedb_status status = NODEDB_OK;
+    counting c;
+    REQUIRE(wal != NULL);
+    disk->room_bytes = 64 << 10; /* one more segment */
+    while (status == NODEDB_OK) {
+        record = record_of(n + 1, buffer, 900);
+        status = nodedb_wal_commit(wal, &record, 1, &lsn, &err);
+        if (status == NODEDB_OK) CHECK_EQ(lsn, ++n);
+        REQUIRE(n < 1000);
+    }
+    CHECK_EQ(status, NODEDB_ERR_DISK_FULL);
+    CHECK_HAS(err.message, "No space left");
+    CHECK_EQ(nodedb_wal_last_lsn(wal), n);
+    CHECK_EQ(nodedb_wal_commit(wal, &record, 1, &lsn, &err), NODEDB_ERR_DISK_FULL);
+    disk->room_bytes = UINT64_MAX;
+    CHECK(commit_range(wal, n + 1, n + 50, 900));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(sim_replay(disk, &c, 1, 900, &err), NODEDB_OK);
+    CHECK(c.count == n + 50 && !c.wrong);
+    sim_free(disk);
+}
+
+/* A short life of a log: opens, writes, waits, truncates. Returns the highest LSN that was acknowledged to it. */
+static uint64_t live_a_while(sim_disk *disk, const nodedb_wal_config *config, uint64_t acknowledged, uint64_t *state, bool *refused) {
+    static unsigned char buffer[20000];
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(config, &err);
+    int steps = (int)(test_random(state) % 60) + 5;
+    (void)disk;
+    *refused = wal == NULL && err.status == NODEDB_ERR_CORRUPT;
+    if (*refused) fprintf(stderr, "seed %llu: %s\n", (unsigned long long)test_seed, err.message);
+    if (wal == NULL) return acknowledged;
+    if (nodedb_wal_last_lsn(wal) < acknowledged) *refused = true;
+    while (steps-- > 0) {
+        uint64_t choice = test_random(state) % 16, n = nodedb_wal_last_lsn(wal) + 1;
+        if (choice < 9) {
+            nodedb_wal_record record = record_of(n, buffer, n % 13 == 0 ? 12000 : 700);
+            (void)nodedb_wal_append(wal, &record, NULL, &err);
+        } else if (choice < 11) (void)nodedb_wal_submit(wal, &err);
+        else if (choice < 14) (void)nodedb_wal_poll(wal, NULL, &err);
+        else if (choice < 15 || n < 3) (void)nodedb_wal_wait(wal, n - 1, &err);
+        else (void)nodedb_wal_truncate_before(wal, n - 1 > 40 ? n - 1 - 40 : 0, NULL, &err);
+        if (nodedb_wal_durable_lsn(wal) > acknowledged) acknowledged = nodedb_wal_durable_lsn(wal);
+    }
+    if (test_random(state) % 3 == 0) { /* every close in order is an acknowledgement of everything */
+        uint64_t last = nodedb_wal_last_lsn(wal);
+        if (nodedb_wal_close(wal, &err) == NODEDB_OK && last > acknowledged) acknowledged = last;
+    } else {
+        if (nodedb_wal_durable_lsn(wal) > acknowledged) acknowledged = nodedb_wal_durable_lsn(wal);
+        nodedb_wal__free(wal); /* dies where it stands */
+    }
+    return acknowledged;
+}
+
+typedef struct sim_check { uint64_t first, last; bool wrong; } sim_check;
+static nodedb_status check_prefix(void *ctx, const nodedb_wal_record *record) {
+    sim_check *c = (sim_check *)ctx;
+    if (c->first == 0) c->first = record->lsn;
+    if (!is_record(record, record->lsn, record->lsn % 13 == 0 ? 12000 : 700)) c->wrong = true;
+    c->last = record->lsn;
+    return NODEDB_OK;
+}
+
+TEST(whatever_a_power_cut_leaves_recovery_returns_a_prefix_with_everything_acknowledged) {
+    uint64_t history, histories = test_long ? 100000 : 400;
+    int failures = 0;
+    for (history = 0; history < histories && failures < 3; history++) {
+        uint64_t state = test_seed * 1000003 + history, acknowledged = 0;
+        sim_disk *disk = sim_new(state);
+        nodedb_wal_config config = sim_config(disk);
+        nodedb_wal_reader_config reading;
+        bool refused = false;
+        int life, lives = (int)(test_random(&state) % 4) + 1;
+        for (life = 0; life < lives && !refused; life++) {
+            disk->calls = 0;
+            disk->fail_at = test_random(&state) % 160 + 1; /* the power goes at this call, in the middle of it */
+            disk->fail_error = EIO;
+            disk->fail_on = true;
+            acknowledged = live_a_while(disk, &config, acknowledged, &state, &refused);
+            sim_power_cut(disk);
+        }
+        if (!refused) {
+            nodedb_error err;
+            sim_check c;
+            nodedb_wal *wal = nodedb_wal_open(&config, &err);
+            uint64_t last = wal != NULL ? nodedb_wal_last_lsn(wal) : 0;
+            memset(&c, 0, sizeof c);
+            memset(&reading, 0, sizeof reading);
+            reading.dir = "d", reading.io = disk->io;
+            if (wal == NULL || last < acknowledged) refused = true;
+            else if (nodedb_wal_replay(&reading, check_prefix, &c, NULL, &err) != NODEDB_OK || c.wrong || c.last > last) refused = true;
+            if (wal == NULL) fprintf(stderr, "%s\n", err.message);
+            if (wal != NULL && nodedb_wal_close(wal, &err) != NODEDB_OK) refused = true;
+        }
+        if (refused) {
+            char what[200];
+            snprintf(what, sizeof what, "history %llu: an acknowledged record was lost or altered (acknowledged %llu)", (unsigned long long)history, (unsigned long long)acknowledged);
+            test_fail(__FILE__, __LINE__, what);
+            failures++;
+        }
+        sim_free(disk);
+    }
+}
+
+TEST(every_io_call_fails_in_turn_and_nothing_acknowledged_is_lost) {
+    static const int errors[] = {EIO, ENOSPC, EINTR, 0};
+    int kind;
+    uint64_t call;
+    for (kind = 0; kind < 4; kind++) {
+        for (call = 1; call < 200; call++) {
+            sim_disk *disk = sim_new(test_seed);
+            nodedb_wal_config config = sim_config(disk);
+            nodedb_error err;
+            uint64_t state = 5, acknowledged;
+            bool refused = false;
+            counting c;
+            sim_check check;
+            nodedb_wal_reader_config reading;
+            nodedb_wal *wal;
+            (void)c;
+            disk->fail_at = call, disk->fail_error = errors[kind];
+            acknowledged = live_a_while(disk, &config, 0, &state, &refused);
+            acknowledged = live_a_while(disk, &config, acknowledged, &state, &refused);
+            CHECK(!refused);
+            disk->fail_at = 0;
+            CHECK_EQ(sim_open_files(disk), 0);
+            wal = nodedb_wal_open(&config, &err);
+            REQUIRE(wal != NULL);
+            CHECK(nodedb_wal_last_lsn(wal) >= acknowledged);
+            memset(&check, 0, sizeof check);
+            memset(&reading, 0, sizeof reading);
+            reading.dir = "d", reading.io = disk->io;
+            CHECK_EQ(nodedb_wal_replay(&reading, check_prefix, &check, NULL, &err), NODEDB_OK);
+            CHECK(!check.wrong);
+            CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+            sim_free(disk);
+        }
+    }
+}
+
+TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_cache_does_not_grow) {
+    nodedb_wal_config config = config_here("cache");
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    char path[700];
+    int fd;
+    REQUIRE(wal != NULL);
+    CHECK(commit_range(wal, 1, 30, 200));
+    if (strstr(nodedb_wal_describe(wal), "O_DIRECT") != NULL) {
+        size_t pages = (size_t)(config.segment_bytes / 4096), i, resident = 0;
+        unsigned char *map, *state = (unsigned char *)malloc(pages);
+        snprintf(path, sizeof path, "%s/00000000000000000001.wal", log_dir);
+        fd = open(path, O_RDONLY);
+        map = (unsigned char *)mmap(NULL, (size_t)config.segment_bytes, PROT_READ, MAP_SHARED, fd, 0);
+        REQUIRE(map != (unsigned char *)MAP_FAILED);
+        CHECK(mincore(map, (size_t)config.segment_bytes, state) == 0);
+        for (i = 0; i < pages; i++) resident += state[i] & 1;
+        CHECK_EQ(resident, 0);
+        for (i = 1; i <= 30; i++) CHECK(nodedb__get_u64(map + i * 4096 + 8) == i); /* each commit in a block of its own */
+        munmap(map, (size_t)config.segment_bytes);
+        close(fd);
+        free(state);
+    }
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+/* Threads commit in a child and tell the parent through a pipe what was acknowledged; the child is killed; nothing may miss. */
+static int told;
+static void *commit_and_tell(void *argument) {
+    nodedb_wal *wal = (nodedb_wal *)argument;
+    unsigned char payload[100];
+    nodedb_wal_record record;
+    uint64_t lsn;
+    memset(payload, 7, sizeof payload);
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_USER, record.payload = payload, record.payload_bytes = sizeof payload;
+    while (nodedb_wal_commit(wal, &record, 1, &lsn, NULL) == NODEDB_OK)
+        if (write(told, &lsn, sizeof lsn) != (ssize_t)sizeof lsn) break;
+    return NULL;
+}
+
+static nodedb_status remember_last(void *ctx, const nodedb_wal_record *record) {
+    uint64_t *last = (uint64_t *)ctx;
+    if (*last != 0 && record->lsn != *last + 1 && record->lsn != *last + 2) return NODEDB_ERR_CORRUPT; /* a seal may lie between */
+    *last = record->lsn;
+    return NODEDB_OK;
+}
+
+TEST(a_killed_writer_loses_nothing_that_it_acknowledged) {
+    int kills = test_long ? 1000 : 5, i;
+    nodedb_wal_config config = config_here("killed");
+    for (i = 0; i < kills; i++) {
+        int pipes[2];
+        pid_t child;
+        uint64_t lsn, highest = 0, last = 0, state = test_seed + (uint64_t)i;
+        nodedb_wal_reader_config reading = reading_here();
+        nodedb_error err;
+        REQUIRE(pipe(pipes) == 0);
+        child = fork();
+        if (child == 0) {
+            pthread_t thread[4];
+            int t;
+            nodedb_wal *wal = nodedb_wal_open(&config, NULL);
+            told = pipes[1];
+            if (wal == NULL) _exit(1);
+            (void)nodedb_wal_truncate_before(wal, nodedb_wal_last_lsn(wal) > 5000 ? nodedb_wal_last_lsn(wal) - 5000 : 0, NULL, NULL);
+            for (t = 0; t < 4; t++) pthread_create(&thread[t], NULL, commit_and_tell, wal);
+            for (;;) pause();
+        }
+        close(pipes[1]);
+        usleep((useconds_t)(test_random(&state) % 60000) + 10000);
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+        while (read(pipes[0], &lsn, sizeof lsn) == (ssize_t)sizeof lsn)
+            if (lsn > highest) highest = lsn;
+        close(pipes[0]);
+        if (highest == 0) continue; /* killed before its first commit */
+        CHECK_EQ(nodedb_wal_replay(&reading, remember_last, &last, NULL, &err), NODEDB_OK);
+        CHECK(last >= highest);
+    }
+}
+
+TEST(two_logs_in_one_process_know_nothing_of_each_other) {
+    nodedb_wal_config config = config_here("one");
+    nodedb_error err;
+    nodedb_wal *one = nodedb_wal_open(&config, &err), *two;
+    config = config_here("two");
+    two = nodedb_wal_open(&config, &err);
+    REQUIRE(one != NULL && two != NULL);
+    CHECK(commit_range(one, 1, 5, 100) && commit_range(two, 1, 9, 100) && commit_range(one, 6, 7, 100));
+    CHECK_EQ(nodedb_wal_close(one, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_wal_close(two, &err), NODEDB_OK);
+    CHECK_EQ(replay_all(1, 100, NODEDB_OK).count, 9);
+}
+
+TEST_MAIN("wal")
