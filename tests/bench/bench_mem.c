@@ -1,0 +1,183 @@
+/* Benchmark of nodedb_mem.h. Rows: what a reservation and its release cost, beside one shared atomic counter (what they
+ * replace); what a refusal costs; a write and a free in an overflow region that holds many objects, beside malloc and
+ * free of the same sizes. */
+#define NODEDB_MEM_IMPLEMENTATION
+#include "nodedb_mem.h"
+
+#include <pthread.h>
+
+#include "bench.h"
+
+#define ROUNDS 9
+#define MAX_OBJECT_BYTES 256
+
+static nodedb_mem *create(size_t ceiling) {
+    nodedb_mem_config config;
+    nodedb_error err;
+    nodedb_mem *mem;
+    memset(&config, 0, sizeof config);
+    config.ceiling_bytes = ceiling;
+    config.max_cores = 2;
+    mem = nodedb_mem_create(&config, &err);
+    if (mem == NULL) {
+        fprintf(stderr, "%s\n", err.message);
+        exit(1);
+    }
+    return mem;
+}
+
+typedef struct work {
+    nodedb_mem *mem; /* NULL: the shared counter */
+    uint32_t core;
+    size_t *counter;
+    long pairs;
+    pthread_barrier_t *start;
+    uint64_t ns;
+} work;
+
+static void *run_pairs(void *argument) {
+    work *w = (work *)argument;
+    uint64_t from;
+    long i;
+    bench_pin((int)w->core);
+    pthread_barrier_wait(w->start);
+    from = bench_now_ns();
+    if (w->mem != NULL)
+        for (i = 0; i < w->pairs; i++) {
+            if (nodedb_mem_reserve(w->mem, w->core, NODEDB_MEM_QUERY, 128, NULL) != NODEDB_OK) abort();
+            if (nodedb_mem_release(w->mem, w->core, NODEDB_MEM_QUERY, 128, NULL) != NODEDB_OK) abort();
+        }
+    else
+        for (i = 0; i < w->pairs; i++) {
+            __atomic_fetch_add(w->counter, 128, __ATOMIC_SEQ_CST);
+            __atomic_fetch_sub(w->counter, 128, __ATOMIC_SEQ_CST);
+        }
+    w->ns = bench_now_ns() - from;
+    return NULL;
+}
+
+/* The median over rounds of the nanoseconds that one pair takes a thread. */
+static double pair_ns(nodedb_mem *mem, int threads, long pairs) {
+    double samples[ROUNDS * 2];
+    size_t counter = 0, taken = 0;
+    int round, t;
+    for (round = 0; round < ROUNDS; round++) {
+        pthread_t thread[2];
+        work w[2];
+        pthread_barrier_t start;
+        pthread_barrier_init(&start, NULL, (unsigned)threads);
+        for (t = 0; t < threads; t++) {
+            w[t].mem = mem, w[t].core = (uint32_t)t, w[t].counter = &counter, w[t].pairs = pairs, w[t].start = &start;
+            if (pthread_create(&thread[t], NULL, run_pairs, &w[t]) != 0) abort();
+        }
+        for (t = 0; t < threads; t++) {
+            pthread_join(thread[t], NULL);
+            samples[taken++] = (double)w[t].ns / (double)pairs;
+        }
+        pthread_barrier_destroy(&start);
+    }
+    return bench_median(samples, taken);
+}
+
+static double refusal_ns(long refusals) {
+    double samples[ROUNDS];
+    nodedb_mem *mem = create(1000);
+    int round;
+    long i;
+    for (round = 0; round < ROUNDS; round++) {
+        uint64_t from = bench_now_ns();
+        for (i = 0; i < refusals; i++)
+            if (nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1001, NULL) == NODEDB_OK) abort();
+        samples[round] = (double)(bench_now_ns() - from) / (double)refusals;
+    }
+    nodedb_mem_destroy(mem);
+    return bench_median(samples, ROUNDS);
+}
+
+static uint64_t next_random(uint64_t *state) { return nodedb__mix64((*state)++); }
+
+static size_t object_bytes(uint64_t *random) { return (size_t)(next_random(random) % MAX_OBJECT_BYTES) + 1; }
+
+/* `live` objects of random sizes; then each step frees one at random and writes another. */
+static void bench_overflow(long live, long steps, const char *dir) {
+    nodedb_mem_overflow_config config;
+    nodedb_mem_overflow_stats stats;
+    nodedb_error err;
+    nodedb_mem_overflow *region;
+    nodedb_mem_handle *handles = (nodedb_mem_handle *)malloc((size_t)live * sizeof *handles);
+    char data[MAX_OBJECT_BYTES], name[64];
+    double samples[ROUNDS];
+    uint64_t random = 1;
+    int round;
+    long i;
+    memset(data, 1, sizeof data);
+    memset(&config, 0, sizeof config);
+    config.dir = dir;
+    region = nodedb_mem_overflow_open(&config, &err);
+    if (region == NULL || handles == NULL) {
+        fprintf(stderr, "%s\n", err.message);
+        exit(1);
+    }
+    for (i = 0; i < live; i++)
+        if (nodedb_mem_overflow_write(region, data, object_bytes(&random), &handles[i], NULL) != NODEDB_OK) abort();
+    for (round = -1; round < ROUNDS; round++) { /* the first makes holes, and is not counted */
+        uint64_t from = bench_now_ns();
+        for (i = 0; i < steps; i++) {
+            long victim = (long)(next_random(&random) % (uint64_t)live);
+            if (nodedb_mem_overflow_free(region, handles[victim], NULL) != NODEDB_OK) abort();
+            if (nodedb_mem_overflow_write(region, data, object_bytes(&random), &handles[victim], NULL) != NODEDB_OK)
+                abort();
+        }
+        if (round >= 0) samples[round] = (double)(bench_now_ns() - from) / (double)steps;
+    }
+    (void)nodedb_mem_overflow_get_stats(region, &stats, NULL);
+    snprintf(name, sizeof name, "overflow/live=%ld", live);
+    bench_row(name, "write+free", bench_median(samples, ROUNDS), "ns");
+    bench_row(name, "metadata", (double)stats.metadata_bytes / (double)live, "bytes/object");
+    nodedb_mem_overflow_close(region);
+    free(handles);
+}
+
+static void bench_malloc(long live, long steps) {
+    void **blocks = (void **)malloc((size_t)live * sizeof *blocks);
+    char name[64];
+    double samples[ROUNDS];
+    uint64_t random = 1;
+    int round;
+    long i;
+    if (blocks == NULL) abort();
+    for (i = 0; i < live; i++) blocks[i] = malloc(object_bytes(&random));
+    for (round = -1; round < ROUNDS; round++) {
+        uint64_t from = bench_now_ns();
+        for (i = 0; i < steps; i++) {
+            long victim = (long)(next_random(&random) % (uint64_t)live);
+            size_t bytes = object_bytes(&random);
+            free(blocks[victim]);
+            blocks[victim] = malloc(bytes);
+            if (blocks[victim] == NULL) abort();
+            memset(blocks[victim], 1, bytes);
+        }
+        if (round >= 0) samples[round] = (double)(bench_now_ns() - from) / (double)steps;
+    }
+    snprintf(name, sizeof name, "limit/malloc+free/live=%ld", live);
+    bench_row(name, "malloc+free", bench_median(samples, ROUNDS), "ns");
+    for (i = 0; i < live; i++) free(blocks[i]);
+    free(blocks);
+}
+
+int main(int argc, char **argv) {
+    bool quick = bench_flag(argc, argv, "--quick");
+    long pairs = quick ? 2000000 : 10000000, live = quick ? 100000 : 1000000, steps = quick ? 100000 : 500000;
+    const char *dir = bench_option(argc, argv, "--dir", ".");
+    nodedb_mem *mem = create((size_t)1 << 30);
+    bench_name = "mem";
+    bench_row("limit/atomic-add", "pair", pair_ns(NULL, 1, pairs), "ns");
+    bench_row("limit/atomic-add/threads=2", "pair", pair_ns(NULL, 2, pairs / 4), "ns");
+    bench_row("reserve/threads=1", "pair", pair_ns(mem, 1, pairs), "ns");
+    bench_row("reserve/threads=2", "pair", pair_ns(mem, 2, pairs), "ns");
+    bench_row("refuse/threads=1", "refusal", refusal_ns(quick ? 2000 : 20000), "ns");
+    bench_malloc(live, steps);
+    bench_overflow(live, steps, dir);
+    nodedb_mem_destroy(mem);
+    return 0;
+}

@@ -1,0 +1,1168 @@
+/* Tests of nodedb_mem.h, through its public API. */
+#define NODEDB_MEM_IMPLEMENTATION
+#include "nodedb_mem.h"
+
+#include <pthread.h>
+
+#include "test.h"
+
+#define KIB ((size_t)1024)
+#define MIB ((size_t)1024 * 1024)
+#define OVERFLOW_MAX_LIVE 4096
+
+static nodedb_mem *governor(size_t ceiling, uint32_t cores) {
+    nodedb_mem_config config;
+    memset(&config, 0, sizeof config);
+    config.ceiling_bytes = ceiling;
+    config.max_cores = cores;
+    return nodedb_mem_create(&config, NULL);
+}
+
+static nodedb_mem_usage usage_of(nodedb_mem *mem, uint32_t engine) {
+    nodedb_mem_usage usage;
+    CHECK_EQ(nodedb_mem_get_usage(mem, engine, &usage, NULL), NODEDB_OK);
+    return usage;
+}
+
+/* ---- governor ---------------------------------------------------------------------------------------------------- */
+
+TEST(reservation_up_to_the_ceiling_is_granted_and_one_byte_more_is_refused) {
+    nodedb_error err;
+    nodedb_mem *mem = governor(1000, 2);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 600, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 400, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 1, &err), NODEDB_ERR_LIMIT);
+    CHECK_HAS(err.message, "ceiling");
+    CHECK_HAS(err.message, "1 bytes asked");
+    CHECK_HAS(err.message, "0 left of 1000");
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).reserved_bytes, 1000);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).available_bytes, 0);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).rejections, 1);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).rejections, 1);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).rejections, 0);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(engine_limit_holds_exactly_and_the_refusal_names_the_engine) {
+    nodedb_error err;
+    nodedb_mem *mem = governor(MIB, 2);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 1000, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 700, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_QUERY, 301, &err), NODEDB_ERR_LIMIT);
+    CHECK_HAS(err.message, "engine query: 301 bytes asked, 300 left of its limit of 1000");
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_QUERY, 300, &err), NODEDB_OK);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).available_bytes, 0);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).rejections, 0);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, MIB - 1000, &err), NODEDB_OK);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(releasing_more_than_was_reserved_is_an_error_and_changes_nothing) {
+    nodedb_error err;
+    uint32_t cores[3] = {0, 1, NODEDB_MEM_ANY_THREAD};
+    int i;
+    nodedb_mem *mem = governor(MIB, 2);
+    REQUIRE(mem != NULL);
+    for (i = 0; i < 3; i++) {
+        CHECK_EQ(nodedb_mem_reserve(mem, cores[i], NODEDB_MEM_QUERY, 100, &err), NODEDB_OK);
+        CHECK_EQ(nodedb_mem_release(mem, cores[i], NODEDB_MEM_QUERY, 101, &err), NODEDB_ERR_INVALID);
+        CHECK_HAS(err.message, "release of 101 bytes");
+        CHECK_HAS(err.message, "holds only 100");
+        CHECK_EQ(nodedb_mem_release(mem, cores[i], NODEDB_MEM_VECTOR, 1, &err), NODEDB_ERR_INVALID);
+        CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).reserved_bytes, 100);
+        CHECK_EQ(nodedb_mem_release(mem, cores[i], NODEDB_MEM_QUERY, 100, &err), NODEDB_OK);
+        CHECK_EQ(nodedb_mem_release(mem, cores[i], NODEDB_MEM_QUERY, 1, &err), NODEDB_ERR_INVALID);
+    }
+    nodedb_mem_destroy(mem);
+}
+
+TEST(credit_parked_at_one_core_is_taken_back_for_another) {
+    nodedb_mem *mem = governor(16 * MIB, 4);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 16 * MIB, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 16 * MIB, NULL), NODEDB_OK);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).credit_bytes, 16 * MIB); /* all of it lies at core 0 */
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).available_bytes, 16 * MIB);
+    CHECK_EQ(nodedb_mem_reserve(mem, 3, NODEDB_MEM_VECTOR, 16 * MIB, NULL), NODEDB_OK); /* another engine, too */
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_release(mem, 3, NODEDB_MEM_VECTOR, 16 * MIB, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_WAL, 16 * MIB, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_WAL, 16 * MIB, NULL), NODEDB_OK);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(engine_credit_parked_at_one_core_is_taken_back_for_another) {
+    nodedb_mem *mem = governor(64 * MIB, 4);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, MIB, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, MIB, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, MIB, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 2, NODEDB_MEM_QUERY, MIB, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1, NULL), NODEDB_ERR_LIMIT);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(random_reservations_of_one_thread_agree_with_a_plain_model) {
+    size_t held[3][2] = {{0}}, limit[2] = {40000, 70000}, total = 0, engine_total[2] = {0, 0}, peak = 0;
+    uint64_t random = test_seed;
+    int i;
+    nodedb_mem *mem = governor(100000, 3);
+    REQUIRE(mem != NULL);
+    for (i = 0; i < 2; i++) CHECK_EQ(nodedb_mem_set_limit(mem, (uint32_t)i, limit[i], NULL), NODEDB_OK);
+    for (i = 0; i < 200000; i++) {
+        uint32_t core = (uint32_t)(test_random(&random) % 3), engine = (uint32_t)(test_random(&random) % 2);
+        size_t bytes = (size_t)(test_random(&random) % (test_random(&random) % 50 == 0 ? 30000 : 300)) + 1;
+        bool release = test_random(&random) % 2 == 0;
+        if (release) {
+            bool fits = bytes <= held[core][engine];
+            nodedb_status status = nodedb_mem_release(mem, core, engine, bytes, NULL);
+            CHECK_EQ(status, fits ? NODEDB_OK : NODEDB_ERR_INVALID);
+            if (fits) held[core][engine] -= bytes, engine_total[engine] -= bytes, total -= bytes;
+        } else {
+            bool fits = bytes <= 100000 - total && bytes <= limit[engine] - engine_total[engine];
+            nodedb_status status = nodedb_mem_reserve(mem, core, engine, bytes, NULL);
+            CHECK_EQ(status, fits ? NODEDB_OK : NODEDB_ERR_LIMIT);
+            if (fits) held[core][engine] += bytes, engine_total[engine] += bytes, total += bytes;
+            if (total > peak) peak = total;
+        }
+        if (i % 1000 == 0) {
+            CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).reserved_bytes, total);
+            CHECK_EQ(usage_of(mem, 0).reserved_bytes, engine_total[0]);
+            CHECK_EQ(usage_of(mem, 1).reserved_bytes, engine_total[1]);
+        }
+    }
+    CHECK(usage_of(mem, NODEDB_MEM_GLOBAL).peak_bytes >= peak);
+    CHECK(usage_of(mem, NODEDB_MEM_GLOBAL).peak_bytes <= 100000);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(peak_of_an_engine_is_exact_on_one_core) {
+    nodedb_mem *mem = governor(MIB, 1);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 100, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 50, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 150, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 10, NULL), NODEDB_OK);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).peak_bytes, 150);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).peak_bytes, 150);
+    nodedb_mem_destroy(mem);
+}
+
+/* The independent check: each thread adds what it was granted to one counter after the grant, and takes it off before
+ * the release. So the counter is never above what is granted, and must never pass the ceiling; nor the engine's. */
+typedef struct stress {
+    nodedb_mem *mem;
+    size_t ceiling, engine_limit;
+    size_t *granted, *engine_granted; /* shared by all threads */
+    uint64_t seed;
+    uint32_t core;
+    int rounds;
+    int grants, refusals;
+} stress;
+
+/* Gives back the newest of what the thread holds of engine `e`. */
+static nodedb_status stress_release(const stress *s, uint32_t e, size_t bytes) {
+    __atomic_sub_fetch(s->granted, bytes, __ATOMIC_SEQ_CST);
+    if (e == 0) __atomic_sub_fetch(s->engine_granted, bytes, __ATOMIC_SEQ_CST);
+    return nodedb_mem_release(s->mem, s->core, e, bytes, NULL);
+}
+
+static void *stress_thread(void *argument) {
+    stress *s = (stress *)argument;
+    size_t held[2][64], bytes;
+    int counts[2] = {0, 0}, i, failures = 0;
+    uint64_t random = s->seed;
+    uint32_t e;
+    for (i = 0; i < s->rounds; i++) {
+        e = (uint32_t)(test_random(&random) % 2);
+        if (test_random(&random) % 2 == 0 && counts[e] < 64) {
+            bytes = (size_t)(test_random(&random) % 3000) + 1;
+            if (nodedb_mem_reserve(s->mem, s->core, e, bytes, NULL) == NODEDB_OK) {
+                failures += __atomic_add_fetch(s->granted, bytes, __ATOMIC_SEQ_CST) > s->ceiling;
+                failures += e == 0 && __atomic_add_fetch(s->engine_granted, bytes, __ATOMIC_SEQ_CST) > s->engine_limit;
+                held[e][counts[e]++] = bytes;
+                s->grants++;
+            } else s->refusals++;
+        } else if (counts[e] > 0) failures += stress_release(s, e, held[e][--counts[e]]) != NODEDB_OK;
+    }
+    for (e = 0; e < 2; e++)
+        while (counts[e] > 0) failures += stress_release(s, e, held[e][--counts[e]]) != NODEDB_OK;
+    CHECK_EQ(failures, 0);
+    return NULL;
+}
+
+TEST(sum_of_grants_never_passes_the_ceiling_under_threads) {
+    enum { THREADS = 5 };
+    pthread_t threads[THREADS];
+    stress work[THREADS];
+    size_t granted = 0, engine_granted = 0;
+    int i, grants = 0, refusals = 0;
+    nodedb_mem *mem = governor(100000, THREADS - 1);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_set_limit(mem, 0, 60000, NULL), NODEDB_OK);
+    for (i = 0; i < THREADS; i++) {
+        memset(&work[i], 0, sizeof work[i]);
+        work[i].mem = mem, work[i].ceiling = 100000, work[i].engine_limit = 60000;
+        work[i].granted = &granted, work[i].engine_granted = &engine_granted;
+        work[i].seed = test_seed * 1000 + (uint64_t)i, work[i].rounds = test_long ? 2000000 : 400000;
+        work[i].core = i == THREADS - 1 ? NODEDB_MEM_ANY_THREAD : (uint32_t)i;
+        CHECK_EQ(pthread_create(&threads[i], NULL, stress_thread, &work[i]), 0);
+    }
+    for (i = 0; i < 2000; i++) { /* statistics from another thread, meanwhile */
+        nodedb_mem_usage usage = usage_of(mem, NODEDB_MEM_GLOBAL);
+        CHECK(usage.reserved_bytes + usage.credit_bytes <= 100000);
+        CHECK(usage_of(mem, 0).reserved_bytes <= 60000);
+        (void)nodedb_mem_poll(mem);
+    }
+    for (i = 0; i < THREADS; i++) {
+        CHECK_EQ(pthread_join(threads[i], NULL), 0);
+        grants += work[i].grants, refusals += work[i].refusals;
+    }
+    CHECK(grants > 0 && refusals > 0);
+    CHECK_EQ(usage_of(mem, 0).rejections + usage_of(mem, 1).rejections, refusals);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).reserved_bytes, 0);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).available_bytes, 100000);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, 1, 100000, NULL), NODEDB_OK); /* everything is there again, for anyone */
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, 1, 1, NULL), NODEDB_ERR_LIMIT);
+    nodedb_mem_destroy(mem);
+}
+
+/* Four threads, and a ceiling that all together never pass: so nothing may be refused, wherever the credit lies. */
+typedef struct fitting {
+    nodedb_mem *mem;
+    uint32_t core;
+    uint64_t seed;
+    int rounds, refusals;
+} fitting;
+
+static void *fitting_thread(void *argument) {
+    fitting *f = (fitting *)argument;
+    uint64_t random = f->seed;
+    int i;
+    for (i = 0; i < f->rounds; i++) {
+        size_t bytes = (size_t)(test_random(&random) % 2500) + 1;
+        if (nodedb_mem_reserve(f->mem, f->core, f->core % 2, bytes, NULL) != NODEDB_OK) f->refusals++;
+        else CHECK_EQ(nodedb_mem_release(f->mem, f->core, f->core % 2, bytes, NULL), NODEDB_OK);
+    }
+    return NULL;
+}
+
+TEST(nothing_is_refused_that_would_have_fitted) {
+    nodedb_mem *mem = governor(10000, 4);
+    pthread_t threads[4];
+    fitting work[4];
+    int i;
+    REQUIRE(mem != NULL);
+    for (i = 0; i < 4; i++) {
+        work[i].mem = mem, work[i].core = (uint32_t)i, work[i].seed = test_seed + (uint64_t)i;
+        work[i].rounds = test_long ? 2000000 : 400000, work[i].refusals = 0;
+        CHECK_EQ(pthread_create(&threads[i], NULL, fitting_thread, &work[i]), 0);
+    }
+    for (i = 0; i < 4; i++) {
+        CHECK_EQ(pthread_join(threads[i], NULL), 0);
+        CHECK_EQ(work[i].refusals, 0);
+    }
+    nodedb_mem_destroy(mem);
+}
+
+TEST(forced_reservation_passes_the_limits_and_nothing_else_does_until_it_is_released) {
+    nodedb_mem *mem = governor(1000, 2);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 500, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve_forced(mem, 1, NODEDB_MEM_VECTOR, 1500, NULL), NODEDB_OK);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).reserved_bytes, 2000);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).forced, 1);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).forced_bytes, 1000);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).forced, 1);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).available_bytes, 0);
+    /* what is released while the ceiling is passed must not be granted again, at neither core */
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 400, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_VECTOR, 100, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_VECTOR, 1400, NULL), NODEDB_OK);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).available_bytes, 900);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 900, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1, NULL), NODEDB_ERR_LIMIT);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(forced_reservation_takes_idle_credit_away_before_it_passes_the_ceiling) {
+    nodedb_mem *mem = governor(1000, 2);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 600, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 600, NULL), NODEDB_OK); /* idle at core 0 */
+    CHECK_EQ(nodedb_mem_reserve_forced(mem, 1, NODEDB_MEM_QUERY, 900, NULL), NODEDB_OK);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).forced_bytes, 0); /* it fitted */
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 101, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 100, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve_forced(mem, 0, NODEDB_MEM_QUERY, SIZE_MAX, NULL), NODEDB_ERR_INVALID);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(limit_set_below_what_is_reserved_takes_nothing_away_and_grants_nothing) {
+    nodedb_mem *mem = governor(10000, 2);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 5000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 3000, NULL), NODEDB_OK);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).reserved_bytes, 5000);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 5000, NULL), NODEDB_OK); /* others are not touched */
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 2500, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 501, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 500, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_GLOBAL, 100, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_WAL, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_GLOBAL, 8001, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_WAL, 1, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_WAL, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_GLOBAL, 0, NULL), NODEDB_ERR_INVALID);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(engines_are_registered_by_name_up_to_sixty_four) {
+    nodedb_error err;
+    uint32_t engine = 0, again = 0;
+    char name[40];
+    int i;
+    nodedb_mem *mem = governor(MIB, 1);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_find_engine(mem, "query", &engine, NULL), NODEDB_OK);
+    CHECK_EQ(engine, NODEDB_MEM_QUERY);
+    CHECK_EQ(nodedb_mem_find_engine(mem, "graph", &engine, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, 7, 1, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_release(mem, 0, 7, 1, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_register_engine(mem, "graph", 100, &engine, &err), NODEDB_OK);
+    CHECK_EQ(engine, 7);
+    CHECK_EQ(nodedb_mem_register_engine(mem, "graph", 100, &again, &err), NODEDB_ERR_EXISTS);
+    CHECK_EQ(again, 7);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, engine, 100, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, engine, 1, &err), NODEDB_ERR_LIMIT);
+    for (i = 8; i < NODEDB_MEM_MAX_ENGINES; i++) {
+        snprintf(name, sizeof name, "engine%d", i);
+        CHECK_EQ(nodedb_mem_register_engine(mem, name, NODEDB_MEM_NO_LIMIT_BYTES, &engine, &err), NODEDB_OK);
+    }
+    CHECK_EQ(nodedb_mem_register_engine(mem, "one too many", 1, &engine, &err), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_MAX_ENGINES - 1, MIB - 100, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_MAX_ENGINES, 1, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_register_engine(mem, "", 1, &engine, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_register_engine(mem, "a name of far more than thirty-one bytes", 1, &engine, &err),
+                 NODEDB_ERR_INVALID);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(faults_of_the_caller_are_errors) {
+    nodedb_error err;
+    nodedb_mem_config config;
+    nodedb_mem_usage usage;
+    nodedb_mem_reality reality;
+    uint32_t engine;
+    nodedb_mem *mem = governor(MIB, 2);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(NULL, 0, 0, 1, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_release(NULL, 0, 0, 1, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_reserve_forced(NULL, 0, 0, 1, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_reserve(mem, 2, 0, 1, &err), NODEDB_ERR_INVALID);
+    CHECK_HAS(err.message, "core 2 of 2");
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, 0, 0, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 0, 0, 0, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, 0, SIZE_MAX, &err), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_get_usage(mem, 0, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_get_usage(NULL, 0, &usage, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_get_usage(mem, 60, &usage, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_set_limit(mem, 60, 1, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_register_engine(mem, NULL, 1, &engine, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_find_engine(mem, NULL, &engine, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_get_reality(NULL, &reality, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_pressure(NULL, 0), NODEDB_MEM_NORMAL);
+    CHECK_EQ(nodedb_mem_pressure(mem, 64), NODEDB_MEM_NORMAL);
+    CHECK_EQ(nodedb_mem_poll(NULL), NODEDB_MEM_NORMAL);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, NULL, 0, 0, 0, NULL), NODEDB_MEM_SPILL_NONE);
+    nodedb_mem_destroy(mem);
+    nodedb_mem_destroy(NULL);
+    memset(&config, 0, sizeof config);
+    config.warning_percent = 90;
+    CHECK(nodedb_mem_create(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    memset(&config, 0, sizeof config);
+    config.max_cores = NODEDB_MEM_MAX_CORES + 1;
+    CHECK(nodedb_mem_create(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+}
+
+typedef struct levels {
+    nodedb_mem *mem;
+    char text[2000];
+    uint64_t now_ns;
+} levels;
+
+static void note_level(void *ctx, uint32_t engine, nodedb_mem_level from, nodedb_mem_level to) {
+    levels *l = (levels *)ctx;
+    size_t used = strlen(l->text);
+    snprintf(l->text + used, sizeof l->text - used, "%d:%d>%d ", engine == NODEDB_MEM_GLOBAL ? -1 : (int)engine,
+                 (int)from, (int)to);
+    (void)nodedb_mem_poll(l->mem); /* from the callback, too: it must neither wait nor recurse */
+    CHECK_EQ(nodedb_mem_reserve(l->mem, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_WAL, 1, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(l->mem, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_WAL, 1, NULL), NODEDB_OK);
+}
+
+static uint64_t levels_clock(void *ctx) { return ((levels *)ctx)->now_ns; }
+
+/* Brings what the query engine has reserved to `bytes`. */
+static void set_reserved(nodedb_mem *mem, size_t bytes) {
+    size_t now = usage_of(mem, NODEDB_MEM_QUERY).reserved_bytes;
+    if (bytes > now) CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, bytes - now, NULL), NODEDB_OK);
+    else CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, now - bytes, NULL), NODEDB_OK);
+}
+
+TEST(pressure_rises_at_its_marks_falls_with_hysteresis_and_reports_each_change) {
+    nodedb_mem_config config;
+    static levels l;
+    memset(&l, 0, sizeof l);
+    memset(&config, 0, sizeof config);
+    config.ceiling_bytes = 100000;
+    config.max_cores = 1;
+    config.on_pressure = note_level;
+    config.on_pressure_ctx = &l;
+    config.clock.now_ns = levels_clock;
+    config.clock.ctx = &l;
+    l.mem = nodedb_mem_create(&config, NULL);
+    REQUIRE(l.mem != NULL);
+    CHECK_EQ(nodedb_mem_set_limit(l.mem, NODEDB_MEM_QUERY, 1000, NULL), NODEDB_OK);
+    set_reserved(l.mem, 699);
+    CHECK_EQ(nodedb_mem_pressure(l.mem, NODEDB_MEM_QUERY), NODEDB_MEM_NORMAL);
+    set_reserved(l.mem, 700);
+    l.now_ns = 77;
+    CHECK_EQ(nodedb_mem_pressure(l.mem, NODEDB_MEM_QUERY), NODEDB_MEM_WARNING);
+    CHECK_EQ(usage_of(l.mem, NODEDB_MEM_QUERY).level_since_ns, 77);
+    set_reserved(l.mem, 651);
+    CHECK_EQ(nodedb_mem_pressure(l.mem, NODEDB_MEM_QUERY), NODEDB_MEM_WARNING);
+    set_reserved(l.mem, 649);
+    CHECK_EQ(nodedb_mem_pressure(l.mem, NODEDB_MEM_QUERY), NODEDB_MEM_NORMAL);
+    set_reserved(l.mem, 960);
+    CHECK_EQ(nodedb_mem_poll(l.mem), NODEDB_MEM_EMERGENCY);
+    set_reserved(l.mem, 900);
+    CHECK_EQ(nodedb_mem_poll(l.mem), NODEDB_MEM_EMERGENCY);
+    set_reserved(l.mem, 860);
+    CHECK_EQ(nodedb_mem_poll(l.mem), NODEDB_MEM_CRITICAL);
+    set_reserved(l.mem, 820);
+    CHECK_EQ(nodedb_mem_poll(l.mem), NODEDB_MEM_CRITICAL);
+    CHECK_EQ(nodedb_mem_pressure(l.mem, NODEDB_MEM_GLOBAL), NODEDB_MEM_NORMAL);
+    set_reserved(l.mem, 100);
+    CHECK_EQ(nodedb_mem_reserve(l.mem, 0, NODEDB_MEM_VECTOR, 88000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_pressure(l.mem, NODEDB_MEM_GLOBAL), NODEDB_MEM_CRITICAL);
+    CHECK_EQ(nodedb_mem_poll(l.mem), NODEDB_MEM_CRITICAL);
+    CHECK_EQ(strcmp(l.text, "4:0>1 4:1>0 4:0>3 4:3>2 -1:0>2 0:0>2 4:2>0 "), 0);
+    nodedb_mem_destroy(l.mem);
+}
+
+TEST(spill_begins_at_ninety_goes_on_to_seventy_five_and_restores_below) {
+    nodedb_mem_spill spill, other;
+    size_t bytes = 0;
+    nodedb_mem *mem = governor(MIB, 2);
+    REQUIRE(mem != NULL);
+    memset(&spill, 0, sizeof spill);
+    memset(&other, 0, sizeof other);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 1000, NULL), NODEDB_OK);
+    set_reserved(mem, 899);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_NONE);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 500, &bytes), NODEDB_MEM_SPILL_NONE);
+    set_reserved(mem, 900);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK(bytes >= 150 && bytes <= 152); /* down to 750, rounded up */
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &other, 1, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK_EQ(bytes, 0); /* that core has nothing to move */
+    set_reserved(mem, 760);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 140, &bytes), NODEDB_MEM_SPILL_CONTINUE);
+    CHECK(bytes >= 10 && bytes <= 12);
+    set_reserved(mem, 750);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 150, &bytes), NODEDB_MEM_SPILL_CONTINUE);
+    CHECK_EQ(bytes, 0);
+    set_reserved(mem, 700);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 200, &bytes), NODEDB_MEM_SPILL_RESTORE);
+    CHECK_EQ(bytes, 25); /* its half, of two cores, of what is free below 750 */
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_QUERY, 20, &bytes),
+                 NODEDB_MEM_SPILL_RESTORE);
+    CHECK_EQ(bytes, 20);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_NONE);
+    set_reserved(mem, 800);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 200, &bytes), NODEDB_MEM_SPILL_NONE);
+    CHECK_EQ(spill.begins, 1);
+    CHECK_EQ(spill.continues, 2);
+    CHECK_EQ(spill.restores, 2);
+    /* a full ceiling makes an engine spill that is within its own limit */
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, MIB * 95 / 100, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK(bytes > 0 && bytes <= 800);
+    nodedb_mem_destroy(mem);
+}
+
+/* ---- what the system says, through files of the test's -------------------------------------------------- */
+
+typedef struct fake_files {
+    const char *path[4], *text[4];
+    int opened;
+} fake_files;
+
+static int fake_open(void *ctx, const char *path, int flags, int mode) {
+    fake_files *f = (fake_files *)ctx;
+    int i;
+    (void)flags, (void)mode;
+    for (i = 0; i < 4; i++)
+        if (f->path[i] != NULL && strcmp(f->path[i], path) == 0) return 1000 + i;
+    return -ENOENT;
+}
+static int fake_close(void *ctx, int fd) {
+    (void)ctx, (void)fd;
+    return 0;
+}
+static int64_t fake_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    const char *text = ((fake_files *)ctx)->text[fd - 1000];
+    size_t length = strlen(text);
+    if (offset >= length) return 0;
+    if (bytes > length - offset) bytes = length - (size_t)offset;
+    if (bytes > 7) bytes = 7; /* short reads */
+    memcpy(buffer, text + offset, bytes);
+    return (int64_t)bytes;
+}
+
+static nodedb_mem *governor_with_files(fake_files *files, uint32_t percent) {
+    nodedb_mem_config config;
+    memset(&config, 0, sizeof config);
+    config.max_cores = 1;
+    config.system_percent = percent;
+    config.io.open = fake_open, config.io.close = fake_close, config.io.pread = fake_pread, config.io.ctx = files;
+    return nodedb_mem_create(&config, NULL);
+}
+
+static size_t ceiling_with_files(fake_files *files) {
+    nodedb_mem *mem = governor_with_files(files, 50);
+    size_t ceiling = mem != NULL ? usage_of(mem, NODEDB_MEM_GLOBAL).limit_bytes : 0;
+    nodedb_mem_destroy(mem);
+    return ceiling;
+}
+
+TEST(ceiling_of_zero_asks_the_cgroup_and_else_takes_a_part_of_the_ram) {
+    fake_files two = {{"/proc/self/cgroup", "/sys/fs/cgroup/a/b/memory.max", "/sys/fs/cgroup/a/memory.max", NULL},
+                      {"0::/a/b\n", "max\n", "100000000\n", NULL}, 0};
+    fake_files one = {{"/proc/self/cgroup", "/sys/fs/cgroup/memory/x/memory.limit_in_bytes",
+                       "/sys/fs/cgroup/memory/memory.limit_in_bytes", NULL},
+                      {"5:cpu,cpuacct:/y\n4:memory:/x\n0::/\n", "50000000\n", "9223372036854771712\n", NULL}, 0};
+    fake_files container = {{"/proc/self/cgroup", "/sys/fs/cgroup/memory.max", NULL, NULL},
+                            {"0::/not/visible/here\n", "80000000\n", NULL, NULL}, 0};
+    fake_files none = {{NULL, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL}, 0};
+    fake_files broken = {{"/proc/self/cgroup", NULL, NULL, NULL}, {"no colon\n:\n::\n0:", NULL, NULL, NULL}, 0};
+    size_t ram = (size_t)sysconf(_SC_PHYS_PAGES) / 100 * (size_t)sysconf(_SC_PAGESIZE);
+    CHECK_EQ(ceiling_with_files(&two), 50000000);
+    CHECK_EQ(ceiling_with_files(&one), 25000000);
+    CHECK_EQ(ceiling_with_files(&container), 40000000);
+    CHECK(ceiling_with_files(&none) > 0);
+    CHECK_EQ(ceiling_with_files(&broken), ceiling_with_files(&none));
+    if (sizeof(size_t) > 4) CHECK(ceiling_with_files(&none) / 51 < ram && ceiling_with_files(&none) / 49 > ram);
+}
+
+TEST(reality_is_parsed_robustly_and_nonsense_is_an_error) {
+    fake_files files = {{"/proc/self/statm", NULL, NULL, NULL}, {"1000 100 10 1 0 1 0\n", NULL, NULL, NULL}, 0};
+    const char *bad[5] = {"", "1000", "1000 \n", "x 100 10", "1000 99999999999999999999999 1"};
+    nodedb_mem_reality reality;
+    nodedb_error err;
+    int i;
+    nodedb_mem *mem = governor_with_files(&files, 50);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_get_reality(mem, &reality, &err), NODEDB_OK);
+    CHECK_EQ(reality.rss_bytes, 100 * sysconf(_SC_PAGESIZE));
+    CHECK_EQ(reality.accounted_bytes, 1000);
+    CHECK_EQ(reality.drift_bytes, 100 * sysconf(_SC_PAGESIZE) - 1000);
+    for (i = 0; i < 5; i++) {
+        files.text[0] = bad[i];
+        CHECK_EQ(nodedb_mem_get_reality(mem, &reality, &err), NODEDB_ERR_CORRUPT);
+    }
+    files.path[0] = NULL;
+    CHECK_EQ(nodedb_mem_get_reality(mem, &reality, &err), NODEDB_ERR_IO);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(reality_of_this_process_is_plausible) {
+    nodedb_mem_reality reality;
+    nodedb_error err;
+    nodedb_mem *mem = nodedb_mem_create(NULL, &err);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_get_reality(mem, &reality, &err), NODEDB_OK);
+    CHECK(reality.rss_bytes > 100 * KIB);
+    CHECK_EQ(reality.jemalloc, nodedb_mem_arena_available(NULL) == NODEDB_OK);
+    if (reality.jemalloc) CHECK(reality.allocator_resident_bytes >= reality.allocator_allocated_bytes);
+    CHECK(usage_of(mem, NODEDB_MEM_GLOBAL).limit_bytes > 0);
+    nodedb_mem_destroy(mem);
+}
+
+static void note_sentence(void *ctx, nodedb_log_level level, const char *sentence) {
+    (void)level;
+    snprintf((char *)ctx, 600, "%s", sentence);
+}
+
+TEST(what_is_still_reserved_at_the_end_is_logged) {
+    nodedb_mem_config config;
+    char sentence[600] = "";
+    nodedb_mem *mem;
+    memset(&config, 0, sizeof config);
+    config.logger.write = note_sentence, config.logger.ctx = sentence;
+    mem = nodedb_mem_create(&config, NULL);
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_CRDT, 12345, NULL), NODEDB_OK);
+    nodedb_mem_destroy(mem);
+    CHECK_HAS(sentence, "crdt ends with 12345 bytes");
+}
+
+typedef struct counted {
+    long live, refuse_at, calls;
+} counted;
+
+static void *counted_alloc(void *ctx, size_t bytes, size_t align) {
+    counted *c = (counted *)ctx;
+    void *memory = NULL;
+    if (c->calls++ == c->refuse_at || posix_memalign(&memory, align, bytes) != 0) return NULL;
+    c->live += (long)bytes;
+    return memory;
+}
+static void counted_release(void *ctx, void *memory, size_t bytes) {
+    ((counted *)ctx)->live -= (long)bytes;
+    free(memory);
+}
+
+TEST(every_refusal_of_the_allocator_is_survived_and_nothing_leaks) {
+    long refuse;
+    for (refuse = 0; refuse < 7; refuse++) {
+        counted c = {0, 0, 0};
+        nodedb_error err;
+        nodedb_mem_config config;
+        nodedb_mem_overflow_config overflow;
+        nodedb_mem *mem;
+        nodedb_mem_overflow *region;
+        c.refuse_at = refuse;
+        memset(&config, 0, sizeof config);
+        memset(&overflow, 0, sizeof overflow);
+        config.allocator.alloc = counted_alloc, config.allocator.release = counted_release, config.allocator.ctx = &c;
+        overflow.allocator = config.allocator;
+        overflow.dir = test_dir();
+        mem = nodedb_mem_create(&config, &err);
+        if (refuse < 2) CHECK(mem == NULL && err.status == NODEDB_ERR_NO_MEMORY);
+        nodedb_mem_destroy(mem);
+        CHECK_EQ(c.live, 0);
+        region = nodedb_mem_overflow_open(&overflow, &err);
+        if (refuse >= 2 && refuse < 6) CHECK(region == NULL && err.status == NODEDB_ERR_NO_MEMORY);
+        else CHECK(region != NULL);
+        nodedb_mem_overflow_close(region);
+        CHECK_EQ(c.live, 0);
+    }
+}
+
+/* ---- overflow region --------------------------------------------------------------------------------------------- */
+
+static nodedb_mem_overflow *open_region(uint64_t initial, uint64_t most, const nodedb_io *io) {
+    nodedb_mem_overflow_config config;
+    nodedb_error err;
+    nodedb_mem_overflow *region;
+    memset(&config, 0, sizeof config);
+    config.dir = test_dir();
+    config.initial_bytes = initial;
+    config.max_bytes = most;
+    if (io != NULL) config.io = *io;
+    region = nodedb_mem_overflow_open(&config, &err);
+    if (region == NULL) fprintf(stderr, "%s\n", err.message);
+    return region;
+}
+
+static nodedb_mem_overflow_stats stats_of(const nodedb_mem_overflow *region) {
+    nodedb_mem_overflow_stats stats;
+    CHECK_EQ(nodedb_mem_overflow_get_stats(region, &stats, NULL), NODEDB_OK);
+    return stats;
+}
+
+TEST(object_is_read_back_with_its_exact_length) {
+    nodedb_mem_overflow *region = open_region(0, 0, NULL);
+    nodedb_mem_handle handle, empty;
+    size_t bytes = 99;
+    const char *text;
+    REQUIRE(region != NULL);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "cold value", 10, &handle, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, NULL, 0, &empty, NULL), NODEDB_OK);
+    text = (const char *)nodedb_mem_overflow_read(region, handle, &bytes, NULL);
+    REQUIRE(text != NULL);
+    CHECK_EQ(bytes, 10);
+    CHECK_EQ(memcmp(text, "cold value", 10), 0);
+    CHECK_EQ((uintptr_t)text % 16, 0);
+    CHECK(nodedb_mem_overflow_read(region, empty, &bytes, NULL) != NULL);
+    CHECK_EQ(bytes, 0);
+    CHECK_EQ(stats_of(region).objects, 2);
+    CHECK_EQ(stats_of(region).object_bytes, 10);
+    CHECK_EQ(stats_of(region).used_bytes, 32);
+    CHECK_EQ(stats_of(region).capacity_bytes, 64 * MIB);
+    CHECK_EQ(stats_of(region).disk_bytes, MIB);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(reused_space_has_the_new_length_not_the_old_one) {
+    nodedb_mem_overflow *region = open_region(0, 0, NULL);
+    nodedb_mem_handle old_one, new_one;
+    const void *place;
+    size_t bytes;
+    REQUIRE(region != NULL);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "a long old value of forty-eight bytes or so.....", 48, &old_one,
+                 NULL), NODEDB_OK);
+    place = nodedb_mem_overflow_read(region, old_one, &bytes, NULL);
+    CHECK_EQ(nodedb_mem_overflow_free(region, old_one, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "new", 3, &new_one, NULL), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, new_one, &bytes, NULL) == place);
+    CHECK_EQ(bytes, 3);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(stale_double_freed_and_foreign_handles_are_errors) {
+    nodedb_mem_overflow *region = open_region(0, 0, NULL), *other = open_region(0, 0, NULL);
+    nodedb_mem_handle handle, again, foreign, forged = {0};
+    nodedb_error err;
+    uint64_t random = test_seed;
+    int i;
+    REQUIRE(region != NULL && other != NULL);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "one", 3, &handle, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(other, "two", 3, &foreign, NULL), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, foreign, NULL, &err) == NULL && err.status == NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_overflow_free(region, foreign, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_overflow_free(region, handle, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_free(region, handle, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_HAS(err.message, "stale");
+    CHECK(nodedb_mem_overflow_read(region, handle, NULL, &err) == NULL);
+    /* the same place, a new generation */
+    CHECK_EQ(nodedb_mem_overflow_write(region, "three", 5, &again, NULL), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, handle, NULL, &err) == NULL);
+    CHECK_EQ(nodedb_mem_overflow_free(region, handle, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK(nodedb_mem_overflow_read(region, again, NULL, &err) != NULL);
+    CHECK(nodedb_mem_overflow_read(region, forged, NULL, &err) == NULL);
+    for (i = 0; i < 1000; i++) {
+        forged.bits = test_random(&random);
+        CHECK(nodedb_mem_overflow_read(region, forged, NULL, NULL) == NULL);
+    }
+    CHECK_EQ(nodedb_mem_overflow_free(NULL, again, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_overflow_write(region, NULL, 1, &again, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "x", 1, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(again.bits, 0);
+    nodedb_mem_overflow_close(region);
+    nodedb_mem_overflow_close(other);
+    nodedb_mem_overflow_close(NULL);
+}
+
+/* What a test knows of a living object: its bytes are computed from its number. */
+typedef struct model_object {
+    nodedb_mem_handle handle;
+    const unsigned char *at;
+    size_t bytes;
+    uint64_t number;
+} model_object;
+
+static void fill_object(unsigned char *bytes, size_t length, uint64_t number) {
+    size_t i;
+    for (i = 0; i < length; i++) bytes[i] = (unsigned char)(number * 131 + i * 7);
+}
+
+static bool object_is_whole(nodedb_mem_overflow *region, const model_object *o) {
+    size_t bytes = 0, i;
+    const unsigned char *at = (const unsigned char *)nodedb_mem_overflow_read(region, o->handle, &bytes, NULL);
+    if (at != o->at || bytes != o->bytes) return false;
+    for (i = 0; i < bytes; i += i + 9 < bytes ? 9 : 1)
+        if (at[i] != (unsigned char)(o->number * 131 + i * 7)) return false;
+    return true;
+}
+
+TEST(random_writes_and_frees_agree_with_a_model_and_all_space_comes_back) {
+    static model_object live[OVERFLOW_MAX_LIVE];
+    static unsigned char buffer[200000];
+    nodedb_mem_overflow *region = open_region(MIB, 48 * MIB + 12288, NULL);
+    uint64_t random = test_seed, number = 0, object_bytes = 0, used_bytes = 0;
+    size_t count = 0, i;
+    int round;
+    REQUIRE(region != NULL);
+    for (round = 0; round < (test_long ? 1000000 : 40000); round++) {
+        if (count < OVERFLOW_MAX_LIVE && test_random(&random) % 100 < (round / 8000 % 2 == 0 ? 70u : 35u)) {
+            model_object *o = &live[count];
+            uint64_t kind = test_random(&random) % 100;
+            size_t bytes = (size_t)(test_random(&random) % (kind < 80 ? 300 : kind < 98 ? 9000 : sizeof buffer));
+            nodedb_status status;
+            fill_object(buffer, bytes, number);
+            status = nodedb_mem_overflow_write(region, buffer, bytes, &o->handle, NULL);
+            if (status == NODEDB_ERR_LIMIT) { /* only where no hole is large enough, at the maximum */
+                CHECK(stats_of(region).largest_hole_bytes < bytes);
+                continue;
+            }
+            CHECK_EQ(status, NODEDB_OK);
+            o->at = (const unsigned char *)nodedb_mem_overflow_read(region, o->handle, NULL, NULL);
+            o->bytes = bytes, o->number = number++;
+            object_bytes += bytes, used_bytes += bytes == 0 ? 16 : (bytes + 15) / 16 * 16;
+            count++;
+        } else if (count > 0) {
+            size_t victim = (size_t)(test_random(&random) % count);
+            CHECK(object_is_whole(region, &live[victim]));
+            CHECK_EQ(nodedb_mem_overflow_free(region, live[victim].handle, NULL), NODEDB_OK);
+            object_bytes -= live[victim].bytes;
+            used_bytes -= live[victim].bytes == 0 ? 16 : (live[victim].bytes + 15) / 16 * 16;
+            live[victim] = live[--count];
+        }
+        if (round % 10000 == 9999) CHECK_EQ(nodedb_mem_overflow_trim(region, NULL, NULL), NODEDB_OK);
+    }
+    for (i = 0; i < count; i++) CHECK(object_is_whole(region, &live[i]));
+    CHECK_EQ(stats_of(region).objects, count);
+    CHECK_EQ(stats_of(region).object_bytes, object_bytes);
+    CHECK_EQ(stats_of(region).used_bytes, used_bytes);
+    CHECK(stats_of(region).grows > 0);
+    for (i = 0; i < count; i++) CHECK_EQ(nodedb_mem_overflow_free(region, live[i].handle, NULL), NODEDB_OK);
+    CHECK_EQ(stats_of(region).holes, 1); /* all neighbours were merged */
+    CHECK_EQ(stats_of(region).free_bytes, stats_of(region).capacity_bytes);
+    CHECK_EQ(stats_of(region).largest_hole_bytes, stats_of(region).capacity_bytes);
+    CHECK_EQ(stats_of(region).fragmentation_percent, 0);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(pointers_stay_valid_while_the_region_grows_to_exactly_its_maximum) {
+    static unsigned char buffer[1 << 20];
+    nodedb_mem_handle first, handle;
+    nodedb_mem_overflow *region = open_region(2 * MIB, 13 * MIB, NULL); /* doubling passes it: 2, 4, 8, 13 */
+    const unsigned char *at;
+    nodedb_error err;
+    int written = 1;
+    REQUIRE(region != NULL);
+    fill_object(buffer, sizeof buffer, 5);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, sizeof buffer, &first, NULL), NODEDB_OK);
+    at = (const unsigned char *)nodedb_mem_overflow_read(region, first, NULL, NULL);
+    while (written < 100 && nodedb_mem_overflow_write(region, buffer, sizeof buffer, &handle,
+                 &err) == NODEDB_OK) written++;
+    CHECK_EQ(written, 13);
+    CHECK_EQ(err.status, NODEDB_ERR_LIMIT);
+    CHECK_HAS(err.message, "at its maximum");
+    CHECK_EQ(stats_of(region).capacity_bytes, 13 * MIB);
+    CHECK_EQ(stats_of(region).disk_bytes, 13 * MIB);
+    CHECK_EQ(stats_of(region).grows, 3);
+    CHECK_EQ(stats_of(region).refused, 1);
+    CHECK(nodedb_mem_overflow_read(region, first, NULL, NULL) == at);
+    CHECK_EQ(memcmp(at, buffer, sizeof buffer), 0);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(one_object_may_fill_the_whole_region) {
+    size_t most = 5 * MIB + 4096;
+    char *buffer = (char *)calloc(1, most + 1);
+    nodedb_mem_handle handle;
+    nodedb_error err;
+    nodedb_mem_overflow *region = open_region(4096, most, NULL);
+    REQUIRE(region != NULL && buffer != NULL);
+    most = (size_t)stats_of(region).max_bytes; /* rounded up to the page */
+    buffer = (char *)realloc(buffer, most + 1);
+    REQUIRE(buffer != NULL);
+    memset(buffer, 7, most + 1);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, most + 1, &handle, &err), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, most, &handle, &err), NODEDB_OK);
+    CHECK_EQ(stats_of(region).free_bytes, 0);
+    CHECK_EQ(stats_of(region).holes, 0);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 1, &handle, &err), NODEDB_ERR_LIMIT);
+    nodedb_mem_overflow_close(region);
+    free(buffer);
+}
+
+TEST(the_smallest_hole_that_fits_is_taken) {
+    static char buffer[100000];
+    static const size_t sizes[6] = {70000, 80, 66000, 4000, 48, 90000}; /* bins and tree */
+    nodedb_mem_overflow *region = open_region(MIB, MIB, NULL);
+    nodedb_mem_handle holes[6], between, handle;
+    const void *at[6];
+    int i;
+    REQUIRE(region != NULL);
+    for (i = 0; i < 6; i++) {
+        CHECK_EQ(nodedb_mem_overflow_write(region, buffer, sizes[i], &holes[i], NULL), NODEDB_OK);
+        at[i] = nodedb_mem_overflow_read(region, holes[i], NULL, NULL);
+        CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 16, &between, NULL), NODEDB_OK);
+    }
+    for (i = 0; i < 6; i++) CHECK_EQ(nodedb_mem_overflow_free(region, holes[i], NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 65990, &handle, NULL), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, handle, NULL, NULL) == at[2]);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 80000, &handle, NULL), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, handle, NULL, NULL) == at[5]);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 40, &handle, NULL), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, handle, NULL, NULL) == at[4]);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 49, &handle, NULL), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, handle, NULL, NULL) == at[1]);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 81, &handle, NULL), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, handle, NULL, NULL) == at[3]);
+    CHECK(stats_of(region).fragmentation_percent > 0);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(scratch_file_leaves_no_name_behind) {
+    char command[600];
+    nodedb_mem_overflow *region = open_region(0, 0, NULL);
+    REQUIRE(region != NULL);
+    snprintf(command, sizeof command, "test -z \"$(ls -A '%s')\"", test_dir());
+    CHECK_EQ(system(command), 0);
+    nodedb_mem_overflow_close(region);
+}
+
+/* A real file system whose calls fail when the test says so. */
+typedef struct faulty {
+    uint64_t room;       /* bytes that allocate still gives; UINT64_MAX: no end */
+    int allocate_error, open_error, unlink_error;
+    bool no_tmpfile;
+    int opens, closes, unlinks;
+} faulty;
+
+static int faulty_open(void *ctx, const char *path, int flags, int mode) {
+    faulty *f = (faulty *)ctx;
+    int fd;
+    if (f->open_error != 0) return -f->open_error;
+    if (f->no_tmpfile && (flags & O_TMPFILE) == O_TMPFILE) return -EOPNOTSUPP;
+    fd = open(path, flags, mode);
+    f->opens += fd >= 0;
+    return fd < 0 ? -errno : fd;
+}
+static int faulty_close(void *ctx, int fd) {
+    ((faulty *)ctx)->closes++;
+    return close(fd) != 0 ? -errno : 0;
+}
+static int faulty_unlink(void *ctx, const char *path) {
+    faulty *f = (faulty *)ctx;
+    f->unlinks++;
+    return f->unlink_error != 0 ? -f->unlink_error : unlink(path) != 0 ? -errno : 0;
+}
+static int faulty_allocate(void *ctx, int fd, uint64_t offset, uint64_t bytes) {
+    faulty *f = (faulty *)ctx;
+    if (f->allocate_error != 0) return -f->allocate_error;
+    if (bytes > f->room) return -ENOSPC;
+    f->room -= bytes;
+    return -posix_fallocate(fd, (off_t)offset, (off_t)bytes);
+}
+
+static nodedb_io faulty_io(faulty *f) {
+    nodedb_io io;
+    memset(&io, 0, sizeof io);
+    memset(f, 0, sizeof *f);
+    f->room = UINT64_MAX;
+    io.open = faulty_open, io.close = faulty_close, io.unlink = faulty_unlink, io.allocate = faulty_allocate,
+                 io.ctx = f;
+    return io;
+}
+
+TEST(full_disk_is_an_error_of_write_and_goes_away_when_there_is_room) {
+    static char buffer[3 << 20];
+    faulty f;
+    nodedb_io io = faulty_io(&f);
+    nodedb_mem_overflow *region;
+    nodedb_mem_handle first, handle;
+    nodedb_mem_overflow_stats before;
+    nodedb_error err;
+    f.room = 2 * MIB;
+    region = open_region(4 * MIB, 64 * MIB, &io);
+    REQUIRE(region != NULL);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 2 * MIB - 100, &first, &err), NODEDB_OK);
+    before = stats_of(region);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 3 * MIB, &handle, &err), NODEDB_ERR_DISK_FULL);
+    CHECK_EQ(err.sys_errno, ENOSPC);
+    CHECK_EQ(err.offset, 2 * MIB);
+    CHECK_EQ(handle.bits, 0);
+    CHECK_EQ(stats_of(region).used_bytes, before.used_bytes);
+    CHECK_EQ(stats_of(region).objects, 1);
+    CHECK_EQ(stats_of(region).disk_full, 1);
+    CHECK(nodedb_mem_overflow_read(region, first, NULL, NULL) != NULL);
+    f.room = 100 * MIB;
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 3 * MIB, &handle, &err), NODEDB_OK);
+    f.allocate_error = EIO;
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 3 * MIB, &handle, &err), NODEDB_ERR_IO);
+    f.allocate_error = EOPNOTSUPP; /* a file system without it: zeros are written instead */
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, 3 * MIB, &handle, &err), NODEDB_OK);
+    nodedb_mem_overflow_close(region);
+    CHECK_EQ(f.opens, f.closes);
+}
+
+TEST(failures_of_opening_are_errors_and_leak_nothing) {
+    faulty f;
+    nodedb_io io = faulty_io(&f);
+    nodedb_mem_overflow_config config;
+    nodedb_error err;
+    nodedb_mem_overflow *region;
+    char command[600];
+    memset(&config, 0, sizeof config);
+    CHECK(nodedb_mem_overflow_open(NULL, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    CHECK(nodedb_mem_overflow_open(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    config.dir = "build/there/is/no/such/directory";
+    CHECK(nodedb_mem_overflow_open(&config, &err) == NULL && err.status == NODEDB_ERR_IO && err.sys_errno == ENOENT);
+    config.dir = test_dir();
+    config.initial_bytes = 2 * MIB, config.max_bytes = MIB;
+    CHECK(nodedb_mem_overflow_open(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    config.initial_bytes = 0, config.max_bytes = UINT64_MAX;
+    CHECK(nodedb_mem_overflow_open(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    config.max_bytes = MIB, config.io = io;
+    f.open_error = ENOSPC;
+    CHECK(nodedb_mem_overflow_open(&config, &err) == NULL && err.status == NODEDB_ERR_DISK_FULL);
+    f.open_error = 0, f.no_tmpfile = true, f.unlink_error = EIO;
+    CHECK(nodedb_mem_overflow_open(&config, &err) == NULL && err.status == NODEDB_ERR_IO);
+    CHECK_EQ(f.opens, f.closes);
+    snprintf(command, sizeof command, "rm -f '%s'/.nodedb-overflow-*", test_dir());
+    CHECK_EQ(system(command), 0);
+    f.unlink_error = 0; /* without O_TMPFILE: a name, gone at once */
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    CHECK_EQ(f.unlinks, 2);
+    snprintf(command, sizeof command, "test -z \"$(ls -A '%s')\"", test_dir());
+    CHECK_EQ(system(command), 0);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(trim_gives_disk_blocks_back_and_they_are_allocated_again_before_use) {
+    static char buffer[1 << 20];
+    faulty f;
+    nodedb_io io = faulty_io(&f);
+    nodedb_mem_overflow *region = open_region(16 * MIB, 16 * MIB, &io);
+    nodedb_mem_handle handles[8], handle;
+    nodedb_error err;
+    uint64_t bytes = 1;
+    int i;
+    REQUIRE(region != NULL);
+    memset(buffer, 3, sizeof buffer);
+    for (i = 0; i < 8; i++) CHECK_EQ(nodedb_mem_overflow_write(region, buffer, sizeof buffer, &handles[i], &err),
+                 NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_trim(region, &bytes, &err), NODEDB_OK);
+    CHECK_EQ(bytes, 0);
+    for (i = 1; i < 6; i++) CHECK_EQ(nodedb_mem_overflow_free(region, handles[i], &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_trim(region, &bytes, &err), NODEDB_OK);
+    CHECK_EQ(bytes, 5 * MIB);
+    CHECK_EQ(stats_of(region).disk_bytes, 3 * MIB);
+    f.room = 0;
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, sizeof buffer, &handle, &err), NODEDB_ERR_DISK_FULL);
+    f.room = UINT64_MAX;
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, sizeof buffer, &handle, &err), NODEDB_OK);
+    CHECK_EQ(memcmp(nodedb_mem_overflow_read(region, handle, NULL, NULL), buffer, sizeof buffer), 0);
+    CHECK_EQ(memcmp(nodedb_mem_overflow_read(region, handles[0], NULL, NULL), buffer, sizeof buffer), 0);
+    CHECK_EQ(memcmp(nodedb_mem_overflow_read(region, handles[6], NULL, NULL), buffer, sizeof buffer), 0);
+    CHECK_EQ(stats_of(region).disk_bytes, 4 * MIB);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(trim_does_not_touch_a_granule_that_an_object_shares) {
+    static char buffer[3 << 19], expected[3 << 19];
+    nodedb_mem_overflow *region = open_region(8 * MIB, 8 * MIB, NULL);
+    nodedb_mem_handle left, middle, right;
+    uint64_t bytes = 0;
+    REQUIRE(region != NULL);
+    memset(expected, 9, sizeof expected);
+    memset(buffer, 9, sizeof buffer);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, sizeof buffer, &left, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, sizeof buffer, &middle, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, buffer, sizeof buffer, &right, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_free(region, middle, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_trim(region, &bytes, NULL), NODEDB_OK);
+    CHECK_EQ(bytes, MIB); /* of 1.5 .. 3 MiB only 2 .. 3 is a whole granule */
+    CHECK_EQ(memcmp(nodedb_mem_overflow_read(region, left, NULL, NULL), expected, sizeof expected), 0);
+    CHECK_EQ(memcmp(nodedb_mem_overflow_read(region, right, NULL, NULL), expected, sizeof expected), 0);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(table_of_blocks_has_a_limit_and_reaching_it_is_an_error) {
+    nodedb_mem_overflow_config config;
+    nodedb_mem_overflow *region;
+    nodedb_mem_handle handle;
+    nodedb_error err;
+    int written = 0;
+    memset(&config, 0, sizeof config);
+    config.dir = test_dir();
+    config.max_blocks = 10;
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    while (written < 100 && nodedb_mem_overflow_write(region, "x", 1, &handle, &err) == NODEDB_OK) written++;
+    CHECK_EQ(written, 9); /* and the hole behind them */
+    CHECK_EQ(err.status, NODEDB_ERR_LIMIT);
+    CHECK_HAS(err.message, "max_blocks");
+    nodedb_mem_overflow_close(region);
+}
+
+typedef struct watcher {
+    nodedb_mem_overflow *region;
+    int stop;
+} watcher;
+
+static void *watch(void *argument) {
+    watcher *w = (watcher *)argument;
+    while (__atomic_load_n(&w->stop, __ATOMIC_RELAXED) == 0) CHECK(stats_of(w->region).objects <= 100);
+    return NULL;
+}
+
+TEST(statistics_of_a_region_are_readable_from_another_thread) {
+    nodedb_mem_overflow *region = open_region(MIB, 16 * MIB, NULL);
+    nodedb_mem_handle handles[100];
+    watcher w;
+    pthread_t thread;
+    int i, round;
+    REQUIRE(region != NULL);
+    w.region = region, w.stop = 0;
+    CHECK_EQ(pthread_create(&thread, NULL, watch, &w), 0);
+    for (round = 0; round < 50; round++) {
+        for (i = 0; i < 100; i++) CHECK_EQ(nodedb_mem_overflow_write(region, "abc", 3, &handles[i], NULL), NODEDB_OK);
+        for (i = 0; i < 100; i++) CHECK_EQ(nodedb_mem_overflow_free(region, handles[i], NULL), NODEDB_OK);
+    }
+    __atomic_store_n(&w.stop, 1, __ATOMIC_RELAXED);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    nodedb_mem_overflow_close(region);
+}
+
+/* ---- arenas ------------------------------------------------------------------------------------------------------ */
+
+TEST(arena_calls_either_all_work_or_all_say_why_not) {
+    nodedb_error err;
+    nodedb_mem_arena_stats stats;
+    uint32_t arena = 0;
+    if (nodedb_mem_arena_available(&err) == NODEDB_OK) return;
+    CHECK_EQ(err.status, NODEDB_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "jemalloc");
+    CHECK_EQ(nodedb_mem_arena_create(&arena, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_EQ(nodedb_mem_arena_bind_thread(0, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_EQ(nodedb_mem_arena_of_thread(&arena, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_EQ(nodedb_mem_arena_get_stats(0, &stats, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_EQ(nodedb_mem_arena_reset(0, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_EQ(nodedb_mem_arena_destroy(0, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "jemalloc");
+}
+
+static void *arena_thread(void *argument) {
+    void *volatile blocks[100];
+    nodedb_mem_arena_stats before = {0, 0}, after = {0, 0}, again = {0, 0};
+    nodedb_error err;
+    uint32_t former = 0, arena = 0, bound = 0;
+    int i;
+    (void)argument;
+    CHECK_EQ(nodedb_mem_arena_of_thread(&former, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_create(&arena, &err), NODEDB_OK);
+    CHECK(arena != former);
+    CHECK_EQ(nodedb_mem_arena_bind_thread(arena, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_of_thread(&bound, &err), NODEDB_OK);
+    CHECK_EQ(bound, arena);
+    CHECK_EQ(nodedb_mem_arena_get_stats(arena, &before, &err), NODEDB_OK);
+    for (i = 0; i < 100; i++) blocks[i] = malloc(100000);
+    CHECK_EQ(nodedb_mem_arena_get_stats(arena, &after, &err), NODEDB_OK);
+    CHECK(after.allocated_bytes >= before.allocated_bytes + 100 * 100000);
+    for (i = 0; i < 50; i++) free(blocks[i]);
+    CHECK_EQ(nodedb_mem_arena_destroy(arena, &err), NODEDB_ERR_STATE); /* this thread is bound to it */
+    CHECK_EQ(nodedb_mem_arena_bind_thread(former, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_reset(arena, &err), NODEDB_OK); /* frees the other fifty */
+    CHECK_EQ(nodedb_mem_arena_get_stats(arena, &again, &err), NODEDB_OK);
+    CHECK_EQ(again.allocated_bytes, 0);
+    CHECK_EQ(nodedb_mem_arena_destroy(arena, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_bind_thread(1000000, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_arena_reset(1000000, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_arena_reset(0, &err), NODEDB_ERR_NOT_FOUND); /* jemalloc's own */
+    CHECK_EQ(nodedb_mem_arena_create(NULL, &err), NODEDB_ERR_INVALID);
+    return NULL;
+}
+
+TEST(thread_allocates_from_its_own_arena) {
+    pthread_t thread;
+    if (nodedb_mem_arena_available(NULL) != NODEDB_OK) return;
+    CHECK_EQ(pthread_create(&thread, NULL, arena_thread, NULL), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+}
+
+TEST_MAIN("mem")
