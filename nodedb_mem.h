@@ -2106,7 +2106,7 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
     region->allocator = c.allocator;
     region->logger = c.logger;
     region->io = c.io;
-    (void)snprintf(region->dir, sizeof region->dir, "%s", c.dir);
+    (void)snprintf(region->dir, sizeof region->dir, "%.*s", (int)sizeof region->dir - 1, c.dir);
     if (nodedb_mem__set_up(region, &c, err) != NODEDB_OK) {
         nodedb_mem_overflow_close(region);
         return NULL;
