@@ -1,0 +1,2477 @@
+/* nodedb_tpc.h - v0.1 - thread per core: pinned threads, SPSC rings, parking, fault isolation, public domain or MIT
+ *
+ * 1. WHAT FOR
+ *     A runtime for servers that give each CPU one thread which owns its data, sockets and files outright, and shares
+ *     nothing with the other threads but message rings. You get:
+ *       - a ring: single producer, single consumer, fixed-size messages; usable alone;
+ *       - a notifier: eventfd park and wake without a lost wake-up, and without a system call for a core that is awake;
+ *       - the cores: pinned threads that drain rings, run tasks, poll your sockets, park when idle, and stop in order;
+ *       - fault isolation: a task that panics (or, if you like, crashes) is abandoned, undone and answered at once.
+ *     Not for: work stealing, blocking calls in tasks, more than NODEDB_TPC_MAX_CORES threads, systems other than
+ *     Linux. The fault guard keeps a server up; it is not a security boundary (section 8).
+ *
+ * 2. QUICK START
+ *         #define NODEDB_TPC_IMPLEMENTATION
+ *         #include "nodedb_tpc.h"
+ *         #include <stdio.h>
+ *         static void on_message(nodedb_tpc_core *core, uint32_t from, void *message, void *ctx) {
+ *             (void)from, (void)ctx;
+ *             printf("core %u got %llu\n", (unsigned)nodedb_tpc_core_index(core), *(unsigned long long *)message);
+ *             nodedb_tpc_stop(nodedb_tpc_core_runtime(core));
+ *         }
+ *         int main(void) {
+ *             nodedb_error err;
+ *             nodedb_tpc_config config = {0};
+ *             unsigned long long message[8] = {42};                  // a message has 64 bytes unless you say otherwise
+ *             config.on_message = on_message;
+ *             nodedb_tpc *runtime = nodedb_tpc_start(&config, &err); // one pinned core for each CPU
+ *             if (runtime == NULL) return fprintf(stderr, "%s\n", err.message), 1;
+ *             nodedb_tpc_post(runtime, 0, message, &err);
+ *             nodedb_tpc_join(runtime, NULL);
+ *             nodedb_tpc_destroy(runtime);
+ *             return 0;
+ *         }
+ *
+ * 3. CONCEPTS
+ *     Core      a thread pinned to a CPU, and everything that it owns. Cores are numbered from 0. More cores than CPUs
+ *               are allowed: they wrap around (and then do not spin).
+ *     Ring      N * N of them, one from each core to each (the one to itself is its local queue), and for each core an
+ *               inbox, in which threads from outside post (a mutex keeps them apart; the core takes no lock to read).
+ *     Turn      one round of a core's loop: poll hook, rings (at most NODEDB_TPC_BATCH_MESSAGES each, beginning with
+ *               another one each turn), at most NODEDB_TPC_TASKS_PER_TURN tasks, wakes for whom it sent something,
+ *               maintenance, heartbeat, stop; and when nothing of that found work: spin, then park.
+ *     Spin      up to config.spin_ns of idle turns before parking, because waking a parked thread costs tens of
+ *               microseconds on a virtual machine. Adaptive: a park that ended within twice that time asks for the
+ *               whole spin, a longer one halves it; so an idle core does not spin. None where cores share a CPU.
+ *     Park      at most NODEDB_TPC_PARK_NS_MAX in poll(2) on the core's eventfd, or in your own wait hook.
+ *     Wake      a producer makes the system call only for a core that is parked. A core's wakes are collected and
+ *               issued once in its turn, before the core itself may park; nodedb_tpc_flush() issues them at once.
+ *     Task      a function with an argument, run to its end in a core's turn, inside the fault guard.
+ *     Guard     a sigsetjmp frame. nodedb_tpc_panic() in a task, or with config.catch_signals a SIGSEGV, SIGBUS, SIGFPE
+ *               or SIGILL that the CPU raises in it, goes back to the frame: the task is abandoned, what it had
+ *               registered by nodedb_tpc_defer() is undone in reverse order, and the failure is answered.
+ *     Degraded  3 faults within 60 s degrade a core: its tasks and guards are answered NODEDB_ERR_DEGRADED at once;
+ *               after 30 s it tries again. A request id that faulted twice, on any cores, is refused for good, so that
+ *               a poisonous request which its client repeats does not take down one core after the other.
+ *     Time      one clock, config.clock. With a virtual one everything that depends on time is deterministic, save how
+ *               long a park really lasts.
+ *
+ * 4. API BY TASK
+ *     ring          nodedb_tpc_ring_create, _destroy, _push, _pop, _push_n, _pop_n, _reserve, _commit, _peek, _release
+ *                   (and the four with _n), _length, _capacity, _utilisation, _pressure, _get_stats, _disconnect,
+ *                   _disconnected, _ended
+ *     notifier      nodedb_tpc_notifier_open, _close, _wake, _prepare, _cancel, _wait
+ *     life          nodedb_tpc_start, nodedb_tpc_stop, nodedb_tpc_join, nodedb_tpc_destroy; nodedb_tpc_create_manual
+ *                   and nodedb_tpc_turn to run cores on your own thread, turn by turn
+ *     cores         nodedb_tpc_core_count, nodedb_tpc_core_at, nodedb_tpc_core_index, _cpu, _runtime, _fd, _data,
+ *                   _set_data, nodedb_tpc_stopping, nodedb_tpc_self
+ *     messages      nodedb_tpc_send, nodedb_tpc_flush, nodedb_tpc_pressure; nodedb_tpc_post from outside
+ *     tasks         nodedb_tpc_spawn, nodedb_tpc_guard, nodedb_tpc_defer, nodedb_tpc_panic, nodedb_tpc_fault_text
+ *     watching      nodedb_tpc_get_stats, nodedb_tpc_report, nodedb_tpc_stalled
+ *
+ *     Your own event loop. A core that serves sockets brings two hooks. `poll` handles what is ready and never blocks
+ *     (epoll_wait with timeout 0, the completions of an io_uring); `wait` blocks until something is ready or the
+ *     timeout has passed, and need not handle it. Put nodedb_tpc_core_fd(core) into the same epoll set,
+ *     level-triggered, and ignore its event: the runtime sets and clears the parked flag around the hook, looks at the
+ *     rings once more before it calls the hook, and empties the eventfd after it.
+ *         static void wait(nodedb_tpc_core *core, void *ctx, uint64_t timeout_ns) {
+ *             struct my_core *mine = nodedb_tpc_core_data(core);       // made in on_start, epoll set included
+ *             mine->ready = epoll_wait(mine->epoll, mine->events, 64, (int)((timeout_ns + 999999) / 1000000));
+ *         }
+ *         static size_t poll(nodedb_tpc_core *core, void *ctx) { ... handles mine->ready events; returns their number }
+ *
+ *     Stopping. nodedb_tpc_stop() refuses posts from then on and lets everything accepted before run to its end, what
+ *     that sends and spawns included. A core that waits for something of its own (a log's completion) says so through
+ *     the `pending` hook. When all rings and queues are empty and no core is pending, or after config.drain_ns, the
+ *     cores run on_stop and end. What is then left (only after drain_ns): tasks are answered NODEDB_ERR_CANCELLED,
+ *     messages are counted as dropped, and a warning says so.
+ *
+ * 5. THREADS
+ *     "Own thread": the core's thread; for a manual core, the thread that made the runtime. A call from another thread
+ *     where the own one is asked for answers NODEDB_ERR_STATE. "Any thread" is any thread, cores included. A ring has
+ *     one producer thread and one consumer thread at a time. All hooks and callbacks of a core run on its own thread.
+ *     Cores' threads block all signals but SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT and SIGPROF.
+ *     Manual runtimes with catch_signals that share a thread are destroyed in reverse order of their making.
+ *     The allocator is called in start, create_manual and destroy only; the logger and the clock by any core, also by
+ *     several at once, so both must be safe for that.
+ *
+ * 6. MEMORY
+ *     Everything is allocated in start. A ring takes ring_messages * message_bytes + 384 bytes, and there are cores *
+ *     (cores + 1) of them: 4 cores with the defaults 1.3 MiB. Run queue: 32 bytes a task. With catch_signals 64 KiB
+ *     more a core, for the alternate signal stack. The address space of threads' stacks is the system's default.
+ *
+ * 7. ERRORS
+ *     Each function lists its statuses. A full ring or queue is NODEDB_ERR_AGAIN: keep the message, go on, try again in
+ *     a later turn (never wait for it inside a handler: the other core may be waiting for you). Something that falls
+ *     back (pinning refused) is said once through the logger.
+ *
+ * 8. LIMITS
+ *     Cores, messages, tasks, defers and request ids: see the constants below. What the fault guard cannot do: release
+ *     a lock, or finish a malloc(), in whose middle a task was abandoned (register locks with nodedb_tpc_defer; let
+ *     tasks allocate from the core's own arena); notice that a task wrote to a wrong but mapped address; run C++
+ *     destructors. A fault outside a guarded task, a second fault in a signal handler, or a panic without a guard ends
+ *     the process as it would without this header. nodedb_tpc_stalled() reports a task that never ends; nothing can
+ *     stop it. Not across fork(). The refused ids are kept in a table of 128 buckets of 8: an id is forgotten when 8
+ *     other poisonous ids have fallen into its bucket since.
+ *
+ * 9. CONFIGURATION MACROS
+ *     NODEDB_TPC_IMPLEMENTATION   in one file, before the #include: the code
+ *     NODEDB_TPC_STATIC           the functions are private to this file
+ *     NDEBUG                      leaves out the asserts of our own invariants
+ *
+ * 10. DEPARTURES
+ *     Ring: Lamport's queue (1977) with the cached cursors of MCRingBuffer (Lee, Bu, Chandranmenon, 2010), without its
+ *     delayed publication: what is pushed is visible at once. Notifier: Dekker's store-then-load on both sides, as in
+ *     the event counts of D. Vyukov. Quiescence in a stop: Mattern's counters (1987), read in one wave, because here a
+ *     unit of work is counted as done only after all that it issues has been counted as issued.
+ *     Process-wide state: signal dispositions belong to the process, so the record of the previous ones does as well
+ *     (nodedb_tpc__signals); the handler finds its core by a thread-local pointer (nodedb_tpc__current). Nothing else.
+ *
+ * 11. LICENCE
+ *     Public domain (Unlicense) or MIT, as you choose: see the end of this file.
+ */
+/* ===================================================================================================================
+ * BEGIN NODEDB COMMON BLOCK. The same words in every nodedb_*.h, behind one guard, so that any set of them compiles
+ * together. The master stands in nodedb_wal.h; `./build.sh sync` copies it to the others and a test proves them equal.
+ * ================================================================================================================ */
+#ifndef NODEDB_COMMON_BLOCK
+#define NODEDB_COMMON_BLOCK 1
+
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* O_DIRECT, CPU affinity, madvise: must be seen before the first system header */
+#endif
+#if !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64 /* files over 2 GiB on 32-bit systems */
+#endif
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define NODEDB_CACHE_LINE_BYTES 64       /* what two threads must not share; 128 would also cover paired prefetch */
+#define NODEDB_ERROR_MESSAGE_BYTES 256   /* longest sentence in nodedb_error, its final zero included */
+
+/* What a call answers. Zero is success; every other value is explained by the nodedb_error that the caller passed. */
+typedef enum nodedb_status {
+    NODEDB_OK = 0,
+    NODEDB_ERR_INVALID,     /* an argument is wrong: nothing was done */
+    NODEDB_ERR_STATE,       /* the object is not in a state that allows this call (closed, failed, degraded ...) */
+    NODEDB_ERR_NO_MEMORY,   /* the allocator refused */
+    NODEDB_ERR_LIMIT,       /* a limit with a name would be passed: a budget, a table, a payload size */
+    NODEDB_ERR_AGAIN,       /* not now: a bounded queue is full, or there is nothing to do yet; try later */
+    NODEDB_ERR_NOT_FOUND,   /* no such record, file, engine, handle or id */
+    NODEDB_ERR_EXISTS,      /* it is there already */
+    NODEDB_ERR_LOCKED,      /* another process or object owns it */
+    NODEDB_ERR_IO,          /* the system refused a read, write, sync or map; see sys_errno */
+    NODEDB_ERR_DISK_FULL,   /* no space left on the device, or quota used up; goes away when there is room */
+    NODEDB_ERR_CORRUPT,     /* stored data is not what was written: see offset and lsn */
+    NODEDB_ERR_UNSUPPORTED, /* this system, file system or build cannot do it */
+    NODEDB_ERR_FAULT,       /* a task panicked or faulted and was abandoned */
+    NODEDB_ERR_DEGRADED,    /* refused at once, because of earlier faults */
+    NODEDB_ERR_TIMEOUT,     /* the deadline passed */
+    NODEDB_ERR_CANCELLED    /* the caller, or a stop, asked for it */
+} nodedb_status;
+
+/* Why a call failed, for a program and for a person. The caller owns it, passes it or NULL; it is written only on
+ * failure. `message` is one sentence: what failed, on which path, where. `offset` and `lsn` are 0 where they mean
+ * nothing; `sys_errno` is the system's errno or 0. */
+typedef struct nodedb_error {
+    nodedb_status status;
+    int sys_errno;
+    uint64_t offset; /* bytes from the start of the file that the message names */
+    uint64_t lsn;
+    char message[NODEDB_ERROR_MESSAGE_BYTES];
+} nodedb_error;
+
+/* Where memory comes from. Zeroed: posix_memalign and free. `alloc` returns `bytes` bytes aligned to `align` (a power
+ * of two, at least sizeof(void *)) or NULL; `release` gets the same `bytes` back. Called from the threads that the
+ * header's manual names. */
+typedef struct nodedb_allocator {
+    void *(*alloc)(void *ctx, size_t bytes, size_t align);
+    void (*release)(void *ctx, void *memory, size_t bytes);
+    void *ctx;
+} nodedb_allocator;
+
+typedef enum nodedb_log_level { NODEDB_LOG_INFO = 0, NODEDB_LOG_WARNING, NODEDB_LOG_ERROR } nodedb_log_level;
+
+/* Where sentences for a person go (what fell back and why, what was dropped). Zeroed: nowhere. */
+typedef struct nodedb_logger {
+    void (*write)(void *ctx, nodedb_log_level level, const char *sentence);
+    void *ctx;
+} nodedb_logger;
+
+/* The clock. Zeroed: CLOCK_MONOTONIC. Nanoseconds that never go back; tests pass a virtual one. */
+typedef struct nodedb_clock {
+    uint64_t (*now_ns)(void *ctx);
+    void *ctx;
+} nodedb_clock;
+
+/* The file system. Zeroed: the system's own. Tests put a simulated disk here and fail every call in turn. Each function
+ * returns a value >= 0, or -errno; a read or write may be short, as in POSIX. `flags` are those of open(2); `sync` makes
+ * the data of a file, or the entries of a directory, durable; `allocate` makes space exist, so that writing into it
+ * cannot fail for want of room; `list` calls `visit` for each entry but "." and "..", until it returns nonzero;
+ * `lock` takes an exclusive lock that dies with the descriptor, or returns -EWOULDBLOCK at once. */
+typedef struct nodedb_io {
+    int (*open)(void *ctx, const char *path, int flags, int mode);
+    int (*close)(void *ctx, int fd);
+    int64_t (*pread)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset);
+    int64_t (*pwrite)(void *ctx, int fd, const void *buffer, size_t bytes, uint64_t offset);
+    int (*sync)(void *ctx, int fd);
+    int (*allocate)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
+    int (*truncate)(void *ctx, int fd, uint64_t bytes);
+    int64_t (*size)(void *ctx, int fd);
+    int (*rename)(void *ctx, const char *from, const char *to);
+    int (*unlink)(void *ctx, const char *path);
+    int (*make_dir)(void *ctx, const char *path, int mode);
+    int (*list)(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name), void *visitor);
+    int (*lock)(void *ctx, int fd);
+    void *ctx;
+} nodedb_io;
+
+/* The name of a status as a sentence; never NULL. Any thread. */
+static inline const char *nodedb_status_text(nodedb_status status) {
+    switch (status) {
+    case NODEDB_OK: return "success";
+    case NODEDB_ERR_INVALID: return "an argument is wrong";
+    case NODEDB_ERR_STATE: return "the object's state does not allow this call";
+    case NODEDB_ERR_NO_MEMORY: return "out of memory";
+    case NODEDB_ERR_LIMIT: return "a limit would be passed";
+    case NODEDB_ERR_AGAIN: return "not now, try again";
+    case NODEDB_ERR_NOT_FOUND: return "not found";
+    case NODEDB_ERR_EXISTS: return "exists already";
+    case NODEDB_ERR_LOCKED: return "locked by another";
+    case NODEDB_ERR_IO: return "input or output failed";
+    case NODEDB_ERR_DISK_FULL: return "no space left on the device";
+    case NODEDB_ERR_CORRUPT: return "stored data is damaged";
+    case NODEDB_ERR_UNSUPPORTED: return "not supported here";
+    case NODEDB_ERR_FAULT: return "the task faulted and was abandoned";
+    case NODEDB_ERR_DEGRADED: return "refused, degraded after repeated faults";
+    case NODEDB_ERR_TIMEOUT: return "the deadline passed";
+    case NODEDB_ERR_CANCELLED: return "cancelled";
+    }
+    return "unknown status";
+}
+
+#elif NODEDB_COMMON_BLOCK != 1
+#error "two nodedb_*.h of different releases are included together: take all of them from one release"
+#endif
+
+#if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
+    (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION))
+#define NODEDB_COMMON_INTERNALS 1
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__GLIBC__) && !defined(__USE_GNU)
+#error "include nodedb_*.h before any system header, or compile with -D_GNU_SOURCE"
+#endif
+
+#define nodedb__load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define nodedb__load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define nodedb__store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define nodedb__store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define nodedb__add_relaxed(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+#define nodedb__cas(p, expected, v) \
+    __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+/* Fills `err` (if there is one) and returns `status`, so that `return nodedb__fail(...)` reads as one step. */
+#if defined(__GNUC__)
+__attribute__((format(printf, 4, 5)))
+#endif
+static inline nodedb_status nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+    if (err != NULL) {
+        va_list args;
+        int used;
+        memset(err, 0, sizeof *err);
+        err->status = status;
+        err->sys_errno = sys_errno;
+        va_start(args, format);
+        used = vsnprintf(err->message, sizeof err->message, format, args);
+        va_end(args);
+        if (sys_errno != 0 && used >= 0 && (size_t)used + 4 < sizeof err->message) {
+            char reason[96];
+            (void)snprintf(reason, sizeof reason, "errno %d", sys_errno);
+#if defined(__GLIBC__) && defined(__USE_GNU)
+            (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s",
+                           strerror_r(sys_errno, reason, sizeof reason));
+#else
+            (void)strerror_r(sys_errno, reason, sizeof reason);
+            (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s", reason);
+#endif
+        }
+    }
+    return status;
+}
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static inline void nodedb__say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+    char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
+    va_list args;
+    if (logger == NULL || logger->write == NULL) return;
+    va_start(args, format);
+    (void)vsnprintf(sentence, sizeof sentence, format, args);
+    va_end(args);
+    logger->write(logger->ctx, level, sentence);
+}
+
+static inline void *nodedb__alloc(const nodedb_allocator *allocator, size_t bytes, size_t align) {
+    void *memory = NULL;
+    if (bytes == 0) bytes = 1;
+    if (align < sizeof(void *)) align = sizeof(void *);
+    if (allocator != NULL && allocator->alloc != NULL) return allocator->alloc(allocator->ctx, bytes, align);
+    return posix_memalign(&memory, align, bytes) == 0 ? memory : NULL;
+}
+
+static inline void *nodedb__alloc_zero(const nodedb_allocator *allocator, size_t bytes, size_t align) {
+    void *memory = nodedb__alloc(allocator, bytes, align);
+    if (memory != NULL) memset(memory, 0, bytes);
+    return memory;
+}
+
+static inline void nodedb__release(const nodedb_allocator *allocator, void *memory, size_t bytes) {
+    if (memory == NULL) return;
+    if (allocator != NULL && allocator->release != NULL) allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
+    else free(memory);
+}
+
+static inline uint64_t nodedb__now_ns(const nodedb_clock *clock) {
+    struct timespec t;
+    if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+/* a * b, or false where that does not fit. */
+static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
+    return !__builtin_mul_overflow(a, b, product);
+}
+
+/* Little-endian on disk, whatever the machine. */
+static inline void nodedb__put_u16(void *at, uint16_t v) {
+    unsigned char *p = (unsigned char *)at;
+    p[0] = (unsigned char)v;
+    p[1] = (unsigned char)(v >> 8);
+}
+static inline void nodedb__put_u32(void *at, uint32_t v) {
+    unsigned char *p = (unsigned char *)at;
+    nodedb__put_u16(p, (uint16_t)v);
+    nodedb__put_u16(p + 2, (uint16_t)(v >> 16));
+}
+static inline void nodedb__put_u64(void *at, uint64_t v) {
+    unsigned char *p = (unsigned char *)at;
+    nodedb__put_u32(p, (uint32_t)v);
+    nodedb__put_u32(p + 4, (uint32_t)(v >> 32));
+}
+static inline uint16_t nodedb__get_u16(const void *at) {
+    const unsigned char *p = (const unsigned char *)at;
+    return (uint16_t)(p[0] | (unsigned)p[1] << 8);
+}
+static inline uint32_t nodedb__get_u32(const void *at) {
+    const unsigned char *p = (const unsigned char *)at;
+    return nodedb__get_u16(p) | (uint32_t)nodedb__get_u16(p + 2) << 16;
+}
+static inline uint64_t nodedb__get_u64(const void *at) {
+    const unsigned char *p = (const unsigned char *)at;
+    return nodedb__get_u32(p) | (uint64_t)nodedb__get_u32(p + 4) << 32;
+}
+
+/* CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, polynomial 0x82F63B78. `crc` is 0 to begin with, or the
+ * value of the bytes before these. The CPU's own instruction where it has one, asked at run time; else four bits a
+ * step from a table of 16. */
+static inline uint32_t nodedb__crc32c_plain(uint32_t crc, const unsigned char *p, size_t bytes) {
+    static const uint32_t step[16] = {
+        0x00000000u, 0x105EC76Fu, 0x20BD8EDEu, 0x30E349B1u, 0x417B1DBCu, 0x5125DAD3u, 0x61C69362u, 0x7198540Du,
+        0x82F63B78u, 0x92A8FC17u, 0xA24BB5A6u, 0xB21572C9u, 0xC38D26C4u, 0xD3D3E1ABu, 0xE330A81Au, 0xF36E6F75u};
+    while (bytes-- > 0) {
+        crc ^= *p++;
+        crc = crc >> 4 ^ step[crc & 15];
+        crc = crc >> 4 ^ step[crc & 15];
+    }
+    return crc;
+}
+#if defined(__x86_64__)
+__attribute__((target("sse4.2")))
+static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
+    uint64_t wide = crc;
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        wide = __builtin_ia32_crc32di(wide, word);
+    }
+    for (crc = (uint32_t)wide; bytes > 0; bytes--) crc = __builtin_ia32_crc32qi(crc, *p++);
+    return crc;
+}
+#define nodedb__crc32c_cpu_present() __builtin_cpu_supports("sse4.2")
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
+static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        uint64_t word = nodedb__get_u64(p);
+        __asm__("crc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
+    }
+    for (; bytes > 0; bytes--) __asm__("crc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)*p++));
+    return crc;
+}
+#define nodedb__crc32c_cpu_present() 1
+#else
+#define nodedb__crc32c_cpu nodedb__crc32c_plain
+#define nodedb__crc32c_cpu_present() 0
+#endif
+static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t bytes) {
+    const unsigned char *p = (const unsigned char *)data;
+    crc = ~crc;
+    crc = nodedb__crc32c_cpu_present() ? nodedb__crc32c_cpu(crc, p, bytes) : nodedb__crc32c_plain(crc, p, bytes);
+    return ~crc;
+}
+
+/* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
+static inline uint64_t nodedb__mix64(uint64_t x) {
+    x += UINT64_C(0x9E3779B97F4A7C15);
+    x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
+    return x ^ x >> 31;
+}
+
+/* The system's file calls behind nodedb_io: the same, with EINTR retried and -errno returned. */
+#define nodedb__retry(result, call)                                                                                    \
+    do { (result) = (call); } while ((result) < 0 && errno == EINTR)
+
+static inline int nodedb__posix_open(void *ctx, const char *path, int flags, int mode) {
+    int fd;
+    (void)ctx;
+    nodedb__retry(fd, open(path, flags | O_CLOEXEC, mode));
+    return fd < 0 ? -errno : fd;
+}
+static inline int nodedb__posix_close(void *ctx, int fd) {
+    (void)ctx;
+    return close(fd) != 0 && errno != EINTR ? -errno : 0;
+}
+static inline int64_t nodedb__posix_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    ssize_t n;
+    (void)ctx;
+    nodedb__retry(n, pread(fd, buffer, bytes, (off_t)offset));
+    return n < 0 ? -errno : (int64_t)n;
+}
+static inline int64_t nodedb__posix_pwrite(void *ctx, int fd, const void *buffer, size_t bytes, uint64_t offset) {
+    ssize_t n;
+    (void)ctx;
+    nodedb__retry(n, pwrite(fd, buffer, bytes, (off_t)offset));
+    return n < 0 ? -errno : (int64_t)n;
+}
+static inline int nodedb__posix_sync(void *ctx, int fd) {
+    (void)ctx;
+    return fdatasync(fd) != 0 ? -errno : 0; /* never retried: after a failure the kernel has dropped the pages */
+}
+static inline int nodedb__posix_allocate(void *ctx, int fd, uint64_t offset, uint64_t bytes) {
+    int error;
+    (void)ctx;
+    do error = posix_fallocate(fd, (off_t)offset, (off_t)bytes);
+    while (error == EINTR);
+    return -error;
+}
+static inline int nodedb__posix_truncate(void *ctx, int fd, uint64_t bytes) {
+    int result;
+    (void)ctx;
+    nodedb__retry(result, ftruncate(fd, (off_t)bytes));
+    return result != 0 ? -errno : 0;
+}
+static inline int64_t nodedb__posix_size(void *ctx, int fd) {
+    struct stat st;
+    (void)ctx;
+    return fstat(fd, &st) != 0 ? -errno : (int64_t)st.st_size;
+}
+static inline int nodedb__posix_rename(void *ctx, const char *from, const char *to) {
+    (void)ctx;
+    return rename(from, to) != 0 ? -errno : 0;
+}
+static inline int nodedb__posix_unlink(void *ctx, const char *path) {
+    (void)ctx;
+    return unlink(path) != 0 ? -errno : 0;
+}
+static inline int nodedb__posix_make_dir(void *ctx, const char *path, int mode) {
+    (void)ctx;
+    return mkdir(path, (mode_t)mode) != 0 ? -errno : 0;
+}
+static inline int nodedb__posix_list(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name), void *visitor) {
+    DIR *stream = opendir(dir);
+    struct dirent *entry;
+    int stop = 0, error;
+    (void)ctx;
+    if (stream == NULL) return -errno;
+    for (errno = 0; stop == 0 && (entry = readdir(stream)) != NULL; errno = 0)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) stop = visit(visitor, entry->d_name);
+    error = stop == 0 ? errno : 0;
+    (void)closedir(stream);
+    return -error;
+}
+static inline int nodedb__posix_lock(void *ctx, int fd) {
+    (void)ctx;
+    return flock(fd, LOCK_EX | LOCK_NB) != 0 ? -errno : 0;
+}
+
+/* The caller's file system, with the system's own call wherever he left a NULL. */
+static inline nodedb_io nodedb__io_or_posix(const nodedb_io *io) {
+    nodedb_io full;
+    memset(&full, 0, sizeof full);
+    if (io != NULL) full = *io;
+    if (full.open == NULL) full.open = nodedb__posix_open;
+    if (full.close == NULL) full.close = nodedb__posix_close;
+    if (full.pread == NULL) full.pread = nodedb__posix_pread;
+    if (full.pwrite == NULL) full.pwrite = nodedb__posix_pwrite;
+    if (full.sync == NULL) full.sync = nodedb__posix_sync;
+    if (full.allocate == NULL) full.allocate = nodedb__posix_allocate;
+    if (full.truncate == NULL) full.truncate = nodedb__posix_truncate;
+    if (full.size == NULL) full.size = nodedb__posix_size;
+    if (full.rename == NULL) full.rename = nodedb__posix_rename;
+    if (full.unlink == NULL) full.unlink = nodedb__posix_unlink;
+    if (full.make_dir == NULL) full.make_dir = nodedb__posix_make_dir;
+    if (full.list == NULL) full.list = nodedb__posix_list;
+    if (full.lock == NULL) full.lock = nodedb__posix_lock;
+    return full;
+}
+
+/* All of `bytes`, or -errno; a write that makes no progress is -EIO, the end of the file within a read is -ENODATA. */
+static inline int nodedb__write_all(const nodedb_io *io, int fd, const void *buffer, size_t bytes, uint64_t offset) {
+    const char *p = (const char *)buffer;
+    while (bytes > 0) {
+        int64_t n = io->pwrite(io->ctx, fd, p, bytes, offset);
+        if (n == -EINTR) continue;
+        if (n <= 0) return n < 0 ? (int)n : -EIO;
+        p += n, offset += (uint64_t)n, bytes -= (size_t)n;
+    }
+    return 0;
+}
+static inline int nodedb__read_all(const nodedb_io *io, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    char *p = (char *)buffer;
+    while (bytes > 0) {
+        int64_t n = io->pread(io->ctx, fd, p, bytes, offset);
+        if (n == -EINTR) continue;
+        if (n <= 0) return n < 0 ? (int)n : -ENODATA;
+        p += n, offset += (uint64_t)n, bytes -= (size_t)n;
+    }
+    return 0;
+}
+
+/* The status that an errno means. */
+static inline nodedb_status nodedb__io_status(int error) {
+    return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL : error == ENOMEM ? NODEDB_ERR_NO_MEMORY : NODEDB_ERR_IO;
+}
+
+#endif
+/* END NODEDB COMMON BLOCK ========================================================================================= */
+
+#ifndef NODEDB_TPC_H
+#define NODEDB_TPC_H
+
+#include <assert.h>
+#include <string.h>
+
+#if defined(NODEDB_TPC_STATIC)
+#define NODEDB_TPC_API static __attribute__((unused))
+#else
+#define NODEDB_TPC_API extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- limits ---- */
+#define NODEDB_TPC_MAX_CORES 256
+#define NODEDB_TPC_MAX_MESSAGE_BYTES 4096
+#define NODEDB_TPC_MAX_RING_MESSAGES (UINT32_C(1) << 24)
+#define NODEDB_TPC_MAX_QUEUE_TASKS (UINT32_C(1) << 24)
+#define NODEDB_TPC_MAX_DEFERS 64                 /* per core, nested guards together */
+#define NODEDB_TPC_MAX_NAME_BYTES 11             /* "name-255" must fit into the kernel's 15 characters */
+#define NODEDB_TPC_SUSPECT_IDS 1024              /* request ids that faulted, per runtime */
+#define NODEDB_TPC_BATCH_MESSAGES 64             /* from one ring in one turn */
+#define NODEDB_TPC_TASKS_PER_TURN 256
+#define NODEDB_TPC_PARK_NS_MAX UINT64_C(100000000)
+#define NODEDB_TPC_FAULTS_TO_DEGRADE 3
+#define NODEDB_TPC_FAULT_WINDOW_NS UINT64_C(60000000000)
+#define NODEDB_TPC_DEGRADED_NS UINT64_C(30000000000)
+#define NODEDB_TPC_FAULTS_TO_REFUSE 2            /* of one request id */
+#define NODEDB_TPC_HEARTBEAT_JITTER_NS UINT64_C(100000000) /* two beats are heartbeat_ns apart, give or take this */
+
+#define NODEDB_TPC_OUTSIDE UINT32_MAX            /* `from` of a message that a thread from outside posted */
+#define NODEDB_TPC_OFF UINT64_MAX                /* for spin_ns, heartbeat_ns, watchdog_ns: never */
+
+/* ===================================================================================================================
+ * The ring: single producer, single consumer, fixed-size messages, any thread each.
+ * ================================================================================================================ */
+
+/* Two cache lines, because CPUs prefetch lines in pairs: what the producer writes stays out of the consumer's pair. */
+#define NODEDB_TPC__APART_BYTES (2 * NODEDB_CACHE_LINE_BYTES)
+#define NODEDB_TPC__AHEAD_BYTES 512 /* how far before its reading the consumer asks for a line */
+#define NODEDB_TPC__APART __attribute__((aligned(2 * NODEDB_CACHE_LINE_BYTES)))
+
+typedef enum nodedb_tpc_pressure_level {
+    NODEDB_TPC_PRESSURE_NONE = 0,
+    NODEDB_TPC_PRESSURE_THROTTLED, /* from 85% full until below 75%: send less */
+    NODEDB_TPC_PRESSURE_SUSPENDED  /* from 95% full until below 85%: send nothing that can wait */
+} nodedb_tpc_pressure_level;
+
+/* Public only so that push and pop can be inlined: use the functions. `head` and `tail` count messages since the
+ * beginning and wrap around at the word's size; tail - head is the length. Each side keeps a copy of the other's cursor
+ * and looks at the real one only when the copy says full (or empty), so that the line travels seldom. */
+typedef struct nodedb_tpc_ring {
+    /* never changes, but for `disconnected`, which is set once */
+    unsigned char *slots;
+    size_t mask; /* capacity - 1 */
+    size_t message_bytes;
+    size_t block_bytes;
+    nodedb_allocator allocator;
+    uint32_t disconnected;
+
+    /* the producer's */
+    NODEDB_TPC__APART size_t tail;
+    size_t head_seen;
+    size_t tail_high_water; /* longest that the producer found it, when it looked */
+    nodedb_tpc_pressure_level pressure;
+
+    /* the consumer's */
+    NODEDB_TPC__APART size_t head;
+    size_t tail_seen;
+    size_t head_high_water;
+} nodedb_tpc_ring;
+
+typedef struct nodedb_tpc_ring_stats {
+    size_t capacity, length;
+    size_t high_water; /* longest that either side found it when it looked at the other's cursor, or that it is now */
+    uint64_t pushed;   /* since the beginning; modulo the word's size */
+} nodedb_tpc_ring_stats;
+
+/* A ring of `messages` (a power of two, 2 to NODEDB_TPC_MAX_RING_MESSAGES) of `message_bytes` each (1 to
+ * NODEDB_TPC_MAX_MESSAGE_BYTES). `allocator` NULL: the system's. Slots begin on a cache line; a slot is aligned as its
+ * size divides. NULL on NODEDB_ERR_INVALID, NODEDB_ERR_NO_MEMORY. The caller owns it: nodedb_tpc_ring_destroy, after
+ * both threads are done with it. */
+NODEDB_TPC_API nodedb_tpc_ring *nodedb_tpc_ring_create(size_t messages, size_t message_bytes,
+                                                       const nodedb_allocator *allocator,
+                                                 nodedb_error *err);
+NODEDB_TPC_API void nodedb_tpc_ring_destroy(nodedb_tpc_ring *ring);
+
+/* One side tells the other that it is leaving. From then on push answers false; pop goes on until the ring is empty.
+ * Any thread. */
+NODEDB_TPC_API void nodedb_tpc_ring_disconnect(nodedb_tpc_ring *ring);
+
+/* Lengths as seen from any thread: exact only on the two threads of the ring, and there for the own side. */
+NODEDB_TPC_API size_t nodedb_tpc_ring_length(const nodedb_tpc_ring *ring);
+NODEDB_TPC_API size_t nodedb_tpc_ring_capacity(const nodedb_tpc_ring *ring);
+NODEDB_TPC_API double nodedb_tpc_ring_utilisation(const nodedb_tpc_ring *ring); /* 0 to 1 */
+NODEDB_TPC_API void nodedb_tpc_ring_get_stats(const nodedb_tpc_ring *ring, nodedb_tpc_ring_stats *stats);
+
+/* How hard the producer should hold back, with hysteresis (see the levels). The producer's thread only. */
+NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_ring *ring);
+
+static inline void nodedb_tpc__copy(void *to, const void *from, size_t bytes) {
+    __asm__("" : "+r"(to), "+r"(from)); /* else gcc warns about the cases that are larger than the caller's message */
+    switch (bytes) {                    /* fixed sizes become single moves */
+    case 8: memcpy(to, from, 8); break;
+    case 16: memcpy(to, from, 16); break;
+    case 64: memcpy(to, from, 64); break;
+    default: memcpy(to, from, bytes);
+    }
+}
+
+/* The number of slots that the producer may fill, at least `wanted` if there are as many; looks at the consumer's
+ * cursor only if its copy does not suffice. */
+static inline size_t nodedb_tpc__ring_room(nodedb_tpc_ring *ring, size_t wanted) {
+    size_t capacity = ring->mask + 1, used = ring->tail - ring->head_seen;
+    assert(used <= capacity);
+    if (capacity - used < wanted) {
+        /* the slots before it are read and ours again */
+        ring->head_seen = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
+        used = ring->tail - ring->head_seen;
+        if (used > ring->tail_high_water) __atomic_store_n(&ring->tail_high_water, used, __ATOMIC_RELAXED);
+        assert(used <= capacity);
+    }
+    return capacity - used;
+}
+
+/* The number of messages that the consumer may read, at least `wanted` if there are as many. */
+static inline size_t nodedb_tpc__ring_ready(nodedb_tpc_ring *ring, size_t wanted) {
+    size_t ready = ring->tail_seen - ring->head;
+    assert(ready <= ring->mask + 1);
+    if (ready < wanted) {
+        ring->tail_seen = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE); /* what was written before it is visible */
+        ready = ring->tail_seen - ring->head;
+        if (ready > ring->head_high_water) __atomic_store_n(&ring->head_high_water, ready, __ATOMIC_RELAXED);
+        assert(ready <= ring->mask + 1);
+    }
+    return ready;
+}
+
+/* In place, producer's thread: *count contiguous free slots at the result, at most *count as it was (fewer where the
+ * ring is nearly full or its end is near); NULL and 0 if the ring is full or disconnected. Nothing is visible to the
+ * consumer before commit_n, which takes up to as many. Reserving again without commit gives the same slots. */
+static inline void *nodedb_tpc_ring_reserve_n(nodedb_tpc_ring *ring, size_t *count) {
+    size_t at, room;
+    if (ring == NULL || count == NULL || *count == 0) return NULL;
+    room = __atomic_load_n(&ring->disconnected, __ATOMIC_RELAXED) != 0 ? 0 : nodedb_tpc__ring_room(ring, *count);
+    at = ring->tail & ring->mask;
+    if (room > ring->mask + 1 - at) room = ring->mask + 1 - at;
+    if (room < *count) *count = room;
+    return *count == 0 ? NULL : ring->slots + at * ring->message_bytes;
+}
+static inline void nodedb_tpc_ring_commit_n(nodedb_tpc_ring *ring, size_t count) {
+    assert(ring->tail - ring->head_seen + count <= ring->mask + 1); /* never more than was reserved */
+    __atomic_store_n(&ring->tail, ring->tail + count, __ATOMIC_RELEASE);
+}
+/* One slot: NULL if the ring is full or disconnected. */
+static inline void *nodedb_tpc_ring_reserve(nodedb_tpc_ring *ring) {
+    if (ring == NULL || __atomic_load_n(&ring->disconnected, __ATOMIC_RELAXED) != 0) return NULL;
+    if (nodedb_tpc__ring_room(ring, 1) == 0) return NULL;
+    return ring->slots + (ring->tail & ring->mask) * ring->message_bytes;
+}
+static inline void nodedb_tpc_ring_commit(nodedb_tpc_ring *ring) { nodedb_tpc_ring_commit_n(ring, 1); }
+
+/* In place, consumer's thread: *count contiguous messages at the result, at most *count as it was; NULL and 0 if there
+ * are none. They stay until release_n. Peeking again without release gives the same messages. */
+static inline void *nodedb_tpc_ring_peek_n(nodedb_tpc_ring *ring, size_t *count) {
+    size_t at, ready;
+    if (ring == NULL || count == NULL || *count == 0) return NULL;
+    ready = nodedb_tpc__ring_ready(ring, *count);
+    at = ring->head & ring->mask;
+    if (ready > ring->mask + 1 - at) ready = ring->mask + 1 - at;
+    if (ready < *count) *count = ready;
+    return *count == 0 ? NULL : ring->slots + at * ring->message_bytes;
+}
+static inline void nodedb_tpc_ring_release_n(nodedb_tpc_ring *ring, size_t count) {
+    assert(count <= ring->tail_seen - ring->head); /* never more than was seen */
+    __atomic_store_n(&ring->head, ring->head + count, __ATOMIC_RELEASE);
+}
+/* One message: NULL if there is none. */
+static inline void *nodedb_tpc_ring_peek(nodedb_tpc_ring *ring) {
+    if (ring == NULL || nodedb_tpc__ring_ready(ring, 1) == 0) return NULL;
+    return ring->slots + (ring->head & ring->mask) * ring->message_bytes;
+}
+static inline void nodedb_tpc_ring_release(nodedb_tpc_ring *ring) { nodedb_tpc_ring_release_n(ring, 1); }
+
+/* Copies one message in: false if the ring is full or disconnected. Producer's thread. */
+static inline bool nodedb_tpc_ring_push(nodedb_tpc_ring *ring, const void *message) {
+    void *slot = nodedb_tpc_ring_reserve(ring);
+    if (slot == NULL || message == NULL) return false;
+    nodedb_tpc__copy(slot, message, ring->message_bytes);
+    nodedb_tpc_ring_commit(ring);
+    return true;
+}
+/* Copies one message out: false if there is none. Consumer's thread. */
+static inline bool nodedb_tpc_ring_pop(nodedb_tpc_ring *ring, void *message) {
+    void *slot = nodedb_tpc_ring_peek(ring);
+    if (slot == NULL || message == NULL) return false;
+    /* At each new line ask for a later one, if its messages are there (asking sooner would take it from the producer):
+     * without that, every line is a miss of its own. */
+    if (((uintptr_t)slot & (NODEDB_CACHE_LINE_BYTES - 1)) < ring->message_bytes &&
+        (ring->tail_seen - ring->head) * ring->message_bytes > NODEDB_TPC__AHEAD_BYTES)
+        __builtin_prefetch((const void *)((uintptr_t)slot + NODEDB_TPC__AHEAD_BYTES), 0);
+    nodedb_tpc__copy(message, slot, ring->message_bytes);
+    nodedb_tpc_ring_release(ring);
+    return true;
+}
+/* Up to `count` messages, one behind the other; returns how many. The other side sees them all at once. */
+static inline size_t nodedb_tpc_ring_push_n(nodedb_tpc_ring *ring, const void *messages, size_t count) {
+    size_t at, first, room;
+    if (ring == NULL || messages == NULL || __atomic_load_n(&ring->disconnected, __ATOMIC_RELAXED) != 0) return 0;
+    room = nodedb_tpc__ring_room(ring, count);
+    if (count > room) count = room;
+    at = ring->tail & ring->mask;
+    first = count < ring->mask + 1 - at ? count : ring->mask + 1 - at;
+    memcpy(ring->slots + at * ring->message_bytes, messages, first * ring->message_bytes);
+    memcpy(ring->slots, (const unsigned char *)messages + first * ring->message_bytes,
+           (count - first) * ring->message_bytes);
+    nodedb_tpc_ring_commit_n(ring, count);
+    return count;
+}
+static inline size_t nodedb_tpc_ring_pop_n(nodedb_tpc_ring *ring, void *messages, size_t count) {
+    size_t at, first, ready;
+    if (ring == NULL || messages == NULL) return 0;
+    ready = nodedb_tpc__ring_ready(ring, count);
+    if (count > ready) count = ready;
+    at = ring->head & ring->mask;
+    first = count < ring->mask + 1 - at ? count : ring->mask + 1 - at;
+    memcpy(messages, ring->slots + at * ring->message_bytes, first * ring->message_bytes);
+    memcpy((unsigned char *)messages + first * ring->message_bytes, ring->slots, (count - first) * ring->message_bytes);
+    nodedb_tpc_ring_release_n(ring, count);
+    return count;
+}
+/* Has either side disconnected? Any thread. */
+static inline bool nodedb_tpc_ring_disconnected(const nodedb_tpc_ring *ring) {
+    return __atomic_load_n(&ring->disconnected, __ATOMIC_ACQUIRE) != 0;
+}
+/* Will there never be another message? True after the producer disconnected and the last message was taken. Consumer's
+ * thread. */
+static inline bool nodedb_tpc_ring_ended(nodedb_tpc_ring *ring) {
+    return nodedb_tpc_ring_disconnected(ring) && nodedb_tpc__ring_ready(ring, 1) == 0; /* in this order */
+}
+
+/* ===================================================================================================================
+ * The notifier: one sleeper, any number of wakers. eventfd(2). A waker makes its work visible (pushes), then calls
+ * wake. The sleeper calls prepare, looks for work once more, and then either cancel (there was some) or wait. With an
+ * event loop of its own it may wait for `fd` to become readable in place of wait, and then calls cancel.
+ * ================================================================================================================ */
+typedef struct nodedb_tpc_notifier {
+    uint32_t parked; /* 1 from prepare until cancel, or until a waker won the right to write the eventfd */
+    int fd;
+} nodedb_tpc_notifier;
+
+/* NODEDB_ERR_INVALID, NODEDB_ERR_LIMIT (no more descriptors), NODEDB_ERR_IO. The caller owns the struct, which must
+ * stay where it is, and closes it. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_notifier_open(nodedb_tpc_notifier *notifier, nodedb_error *err);
+NODEDB_TPC_API void nodedb_tpc_notifier_close(nodedb_tpc_notifier *notifier);
+/* Any thread. True if the sleeper was parked and the system call was made; false, without one, if it is awake. */
+NODEDB_TPC_API bool nodedb_tpc_notifier_wake(nodedb_tpc_notifier *notifier);
+/* The sleeper's. Between prepare and cancel (or wait) every push is followed by a readable eventfd. */
+NODEDB_TPC_API void nodedb_tpc_notifier_prepare(nodedb_tpc_notifier *notifier);
+NODEDB_TPC_API void nodedb_tpc_notifier_cancel(nodedb_tpc_notifier *notifier);
+/* Sleeps until a wake or the timeout, and cancels. May return sooner. */
+NODEDB_TPC_API void nodedb_tpc_notifier_wait(nodedb_tpc_notifier *notifier, uint64_t timeout_ns);
+
+/* ===================================================================================================================
+ * The runtime
+ * ================================================================================================================ */
+typedef struct nodedb_tpc nodedb_tpc;           /* all the cores */
+typedef struct nodedb_tpc_core nodedb_tpc_core; /* one; lives as long as its runtime */
+
+typedef void (*nodedb_tpc_fn)(nodedb_tpc_core *core, void *arg); /* a task, or what undoes one */
+
+/* Zeroed: one core for each CPU, and nothing to do. All callbacks may be NULL, run on the core's own thread, and get
+ * `ctx`. */
+typedef struct nodedb_tpc_config {
+    void *ctx;
+    uint32_t cores;          /* 0: one for each CPU that sched_getaffinity(2) allows; at most NODEDB_TPC_MAX_CORES */
+    uint32_t message_bytes;  /* 0: 64; at most NODEDB_TPC_MAX_MESSAGE_BYTES */
+    uint32_t ring_messages;  /* 0: 1024; from core to core, a power of two */
+    uint32_t inbox_messages; /* 0: 1024; from outside to a core, a power of two */
+    uint32_t queue_tasks;    /* 0: 4096; a core's run queue, a power of two */
+    bool unpinned;           /* leave the threads to the scheduler */
+    bool catch_signals;      /* guards catch SIGSEGV, SIGBUS, SIGFPE, SIGILL as well as panics */
+    const char *name;        /* NULL: "tpc"; threads are called "name-0" ...; NODEDB_TPC_MAX_NAME_BYTES at most */
+    uint64_t spin_ns;        /* 0: 50 us; longest spin before a park; NODEDB_TPC_OFF: none */
+    uint64_t heartbeat_ns;   /* 0: 1 s; at least 200 ms; NODEDB_TPC_OFF: none, and nobody logs stalls */
+    uint64_t watchdog_ns;    /* 0: 5 s; a turn that lasts longer is a stall; NODEDB_TPC_OFF: none */
+    uint64_t maintenance_interval_ns; /* 0: 1 ms; between two calls of `maintain`, unless it says there is more */
+    uint64_t maintenance_budget_ns;   /* 0: 200 us; handed to `maintain` */
+    uint64_t drain_ns;       /* 0: 10 s; a stop waits so long for the queues to empty */
+    uint64_t seed;           /* of the heartbeats' jitter */
+    nodedb_allocator allocator;
+    nodedb_logger logger;
+    nodedb_clock clock;
+
+    /* The core begins: make its arena, sockets, data. All cores run it at the same time, none takes its first turn
+     * before all have succeeded. Not NODEDB_OK: start fails with this status and the sentence in `err`, which names the
+     * core. */
+    nodedb_status (*on_start)(nodedb_tpc_core *core, void *ctx, nodedb_error *err);
+    /* The core ends; its last call. Called for exactly the cores whose on_start succeeded. */
+    void (*on_stop)(nodedb_tpc_core *core, void *ctx);
+    /* A message from core `from`, or NODEDB_TPC_OUTSIDE. `message` is the ring's slot: valid until the callback
+     * returns. Messages of one sender arrive in order. Not inside a guard: call nodedb_tpc_guard for what may fault. */
+    void (*on_message)(nodedb_tpc_core *core, uint32_t from, void *message, void *ctx);
+    /* Once for every task that nodedb_tpc_spawn accepted, as soon as it is over, with what it was spawned with:
+     * NODEDB_OK, _FAULT, _DEGRADED, _TIMEOUT (its deadline passed before it began) or _CANCELLED (left over by a stop).
+     * `sentence` says why, "" for NODEDB_OK; valid until the callback returns. */
+    void (*on_task_end)(nodedb_tpc_core *core, void *arg, nodedb_status status, const char *sentence, void *ctx);
+    /* Every turn. Handles what is ready without blocking; returns how many events it handled (0: no work). */
+    size_t (*poll)(nodedb_tpc_core *core, void *ctx);
+    /* Blocks until nodedb_tpc_core_fd(core), or anything else the core waits for, is readable, or timeout_ns has
+     * passed. May return sooner. NULL: poll(2) on the eventfd. */
+    void (*wait)(nodedb_tpc_core *core, void *ctx, uint64_t timeout_ns);
+    /* Housekeeping for about budget_ns; returns true if there is more, and is then called again in the next turn. */
+    bool (*maintain)(nodedb_tpc_core *core, void *ctx, uint64_t budget_ns);
+    /* Every heartbeat_ns, give or take NODEDB_TPC_HEARTBEAT_JITTER_NS, when the core is idle; a busy core's waits. */
+    void (*on_heartbeat)(nodedb_tpc_core *core, void *ctx);
+    /* Asked while stopping, when the core is idle: does it still wait for something of its own? Then it goes on. */
+    bool (*pending)(nodedb_tpc_core *core, void *ctx);
+} nodedb_tpc_config;
+
+/* Of one core, since the start. Counted by the core without locks: a reader sees each number whole, not all at one
+ * instant. */
+typedef struct nodedb_tpc_stats {
+    uint64_t turns, spins, parks;        /* spins: idle turns that did not park */
+    uint64_t messages, batches;          /* handled; batches: runs of messages taken from one ring at once */
+    uint64_t sent, send_refused;         /* by this core; refused: the ring was full */
+    uint64_t posted;                     /* from outside, accepted for this core */
+    uint64_t wakes, wakes_avoided;       /* for messages of this core, or posts to it: system calls made and spared */
+    uint64_t tasks;                      /* spawned tasks that are over, however they ended */
+    uint64_t faults, degradations, refused, timeouts; /* refused: answered NODEDB_ERR_DEGRADED */
+    uint64_t heartbeats, dropped;        /* dropped: messages that nobody handled */
+    uint64_t busy_ns, idle_ns, maintenance_ns;
+    uint64_t tasks_high_water, ring_high_water; /* longest run queue; longest of the rings that lead to this core */
+    bool degraded;                       /* now */
+} nodedb_tpc_stats;
+
+/* ---- life ---- */
+
+/* Spawns the cores' threads, runs on_start on all of them and lets them go. The config is copied, `name` included. NULL
+ * on NODEDB_ERR_INVALID, NODEDB_ERR_NO_MEMORY, NODEDB_ERR_LIMIT (descriptors or threads), NODEDB_ERR_IO, or what an
+ * on_start said; then nothing is left behind. NULL config: all defaults. Any thread. */
+NODEDB_TPC_API nodedb_tpc *nodedb_tpc_start(const nodedb_tpc_config *config, nodedb_error *err);
+/* The same cores without threads: the caller's thread owns them all and runs each by nodedb_tpc_turn. Not pinned; cores
+ * 0: one. on_start has run for each core, in order, when it returns. Errors as for start. */
+NODEDB_TPC_API nodedb_tpc *nodedb_tpc_create_manual(const nodedb_tpc_config *config, nodedb_error *err);
+/* One turn of a manual core. Waits, at most max_wait_ns (0: not at all), if there is nothing to do. NODEDB_OK: it did
+ * something; NODEDB_ERR_AGAIN: nothing to do; NODEDB_ERR_CANCELLED: the core has ended after a stop;
+ * NODEDB_ERR_INVALID; NODEDB_ERR_STATE: not a manual core, not its thread, or inside a turn. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_turn(nodedb_tpc_core *core, uint64_t max_wait_ns);
+/* Asks all cores to drain and end (section 4), and returns at once. Any thread, any number of times. */
+NODEDB_TPC_API void nodedb_tpc_stop(nodedb_tpc *runtime);
+/* Returns when all cores have ended; somebody has to call nodedb_tpc_stop. Takes the turns of manual cores. Statistics
+ * stay readable. NODEDB_ERR_INVALID; NODEDB_ERR_STATE on a core's own thread, and for manual cores that nobody stopped.
+ * One thread outside, which also destroys. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_join(nodedb_tpc *runtime, nodedb_error *err);
+/* Stops and joins if that is still to be done, and frees everything. NULL is fine. Not on a core's own thread. */
+NODEDB_TPC_API void nodedb_tpc_destroy(nodedb_tpc *runtime);
+
+/* ---- cores: any thread, unless it says otherwise ---- */
+NODEDB_TPC_API uint32_t nodedb_tpc_core_count(const nodedb_tpc *runtime);                /* 0 for NULL */
+NODEDB_TPC_API nodedb_tpc_core *nodedb_tpc_core_at(nodedb_tpc *runtime, uint32_t index); /* NULL out of range */
+NODEDB_TPC_API nodedb_tpc_core *nodedb_tpc_self(void); /* the core whose thread (or manual turn) this is, or NULL */
+NODEDB_TPC_API uint32_t nodedb_tpc_core_index(const nodedb_tpc_core *core);
+NODEDB_TPC_API int nodedb_tpc_core_cpu(const nodedb_tpc_core *core); /* that it is pinned to, or -1 */
+NODEDB_TPC_API nodedb_tpc *nodedb_tpc_core_runtime(const nodedb_tpc_core *core);
+NODEDB_TPC_API int nodedb_tpc_core_fd(const nodedb_tpc_core *core);  /* its eventfd: for an epoll set, not to be read */
+NODEDB_TPC_API void *nodedb_tpc_core_data(const nodedb_tpc_core *core);          /* your pointer; own thread */
+NODEDB_TPC_API void nodedb_tpc_core_set_data(nodedb_tpc_core *core, void *data); /* own thread */
+NODEDB_TPC_API bool nodedb_tpc_stopping(const nodedb_tpc *runtime);              /* was stop called? */
+
+/* ---- messages ---- */
+
+/* Copies message_bytes from `message` into the ring to core `to` (the own index too), for its on_message. Own thread.
+ * NODEDB_ERR_AGAIN: the ring is full; NODEDB_ERR_CANCELLED: the cores have ended; NODEDB_ERR_INVALID;
+ * NODEDB_ERR_STATE. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to, const void *message);
+/* Issues the wakes for what was sent, now and not at the end of the turn. Own thread. */
+NODEDB_TPC_API void nodedb_tpc_flush(nodedb_tpc_core *core);
+/* Of the ring to core `to`, with hysteresis. Own thread. SUSPENDED where an argument is wrong. */
+NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_pressure(nodedb_tpc_core *from, uint32_t to);
+/* The same as send, from any thread, through the core's inbox; wakes it at once. NODEDB_ERR_AGAIN: the inbox is full;
+ * NODEDB_ERR_CANCELLED: the runtime is stopping; NODEDB_ERR_INVALID. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_post(nodedb_tpc *runtime, uint32_t to, const void *message, nodedb_error *err);
+
+/* ---- tasks and faults ---- */
+
+/* Puts a task at the end of the core's run queue. `deadline_ns` is a time of config.clock, 0: none; the task is not
+ * begun after it. `request_id` 0: none. Own thread. If it is accepted, on_task_end answers; if not, this status is the
+ * answer: NODEDB_ERR_AGAIN: the queue is full; NODEDB_ERR_DEGRADED: the core is degraded or the id refused;
+ * NODEDB_ERR_CANCELLED: the cores have ended; NODEDB_ERR_INVALID; NODEDB_ERR_STATE. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_spawn(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t deadline_ns,
+                                        uint64_t request_id);
+/* Runs fn(core, arg) now, inside the fault guard; about the price of a sigsetjmp. Guards may be nested: a fault ends
+ * the innermost. Own thread. NODEDB_OK; NODEDB_ERR_FAULT: it was abandoned and undone, nodedb_tpc_fault_text says why;
+ * NODEDB_ERR_DEGRADED: it was not begun; NODEDB_ERR_INVALID; NODEDB_ERR_STATE. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_guard(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id);
+/* Within a guard: should the running function be abandoned, call undo(core, arg). Last registered, first called;
+ * forgotten when the function ends well. NODEDB_ERR_LIMIT: NODEDB_TPC_MAX_DEFERS are registered; NODEDB_ERR_INVALID;
+ * NODEDB_ERR_STATE: no guard. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_defer(nodedb_tpc_core *core, nodedb_tpc_fn undo, void *arg);
+/* Abandons the running guarded function. Own thread. Outside a guard it logs the sentence and aborts the process. */
+NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, ...)
+    __attribute__((noreturn, format(printf, 2, 3)));
+/* Why the last guarded function or task failed or was refused, as a sentence; valid until the next one fails. Own
+ * thread. */
+NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core);
+
+/* ---- watching ---- */
+
+/* NODEDB_ERR_INVALID. Any thread. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_get_stats(const nodedb_tpc *runtime, uint32_t core, nodedb_tpc_stats *stats);
+/* All statistics as text, a few lines for each core. Writes at most `size` bytes, the final zero included; returns the
+ * length of the whole text. Any thread. */
+NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, char *buffer, size_t size);
+/* Has this core not come round its loop for watchdog_ns? Any thread. (A core that notices it in its heartbeat also says
+ * it, once for each stall, through the logger.) */
+NODEDB_TPC_API bool nodedb_tpc_stalled(const nodedb_tpc *runtime, uint32_t core);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* NODEDB_TPC_H */
+
+#if defined(NODEDB_TPC_IMPLEMENTATION) && !defined(NODEDB_TPC_IMPLEMENTED)
+#define NODEDB_TPC_IMPLEMENTED 1
+
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__SANITIZE_THREAD__)
+#define NODEDB_TPC__TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define NODEDB_TPC__TSAN 1
+#endif
+#endif
+
+#define NODEDB_TPC__DEFAULT_SPIN_NS UINT64_C(50000)
+#define NODEDB_TPC__SPIN_TURNS_MAX 16384               /* ends a spin where a virtual clock does not */
+#define NODEDB_TPC__STOPPING_PARK_NS_MAX UINT64_C(1000000) /* how soon a stop notices that the last work is done */
+#define NODEDB_TPC__SIGNAL_STACK_BYTES ((size_t)65536) /* a frame with AVX-512 state is about 4 KiB */
+#define NODEDB_TPC__BEAT_SLOTS 4096                    /* places for one core's beat within the jitter */
+#define NODEDB_TPC__SUSPECT_WAYS 8
+#define NODEDB_TPC__SUSPECT_BUCKETS (NODEDB_TPC_SUSPECT_IDS / NODEDB_TPC__SUSPECT_WAYS)
+#define NODEDB_TPC__WAKE_WORDS ((NODEDB_TPC_MAX_CORES + 63) / 64)
+
+/* A counter with one writer that others read: whole on 32-bit systems too, where it needs its alignment. */
+typedef uint64_t nodedb_tpc__counter __attribute__((aligned(8)));
+#define nodedb_tpc__count(counter, n) nodedb__store_relaxed((counter), nodedb__load_relaxed(counter) + (n))
+
+static inline void nodedb_tpc__pause(void) {
+#if defined(__i386__) || defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* ---- ring ------------------------------------------------------------------------------------------------------- */
+
+NODEDB_TPC_API nodedb_tpc_ring *nodedb_tpc_ring_create(size_t messages, size_t message_bytes,
+                                                       const nodedb_allocator *allocator,
+                                                 nodedb_error *err) {
+    size_t slots_bytes, block_bytes;
+    nodedb_tpc_ring *ring;
+    if (messages < 2 || messages > NODEDB_TPC_MAX_RING_MESSAGES || (messages & (messages - 1)) != 0) {
+        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+                           "a ring of %llu messages: the number must be a power of two, 2 to %u",
+                        (unsigned long long)messages, (unsigned)NODEDB_TPC_MAX_RING_MESSAGES);
+        return NULL;
+    }
+    if (message_bytes == 0 || message_bytes > NODEDB_TPC_MAX_MESSAGE_BYTES) {
+        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a ring's messages of %llu bytes: 1 to %d are possible",
+                        (unsigned long long)message_bytes, NODEDB_TPC_MAX_MESSAGE_BYTES);
+        return NULL;
+    }
+    if (!nodedb__mul_size(messages, message_bytes, &slots_bytes) || slots_bytes > SIZE_MAX - sizeof *ring) {
+        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a ring of this size does not fit into the address space");
+        return NULL;
+    }
+    block_bytes = sizeof *ring + slots_bytes;
+    ring = (nodedb_tpc_ring *)nodedb__alloc(allocator, block_bytes, NODEDB_TPC__APART_BYTES);
+    if (ring == NULL) {
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a ring of %llu bytes",
+                           (unsigned long long)block_bytes);
+        return NULL;
+    }
+    memset(ring, 0, sizeof *ring);
+    ring->slots = (unsigned char *)(ring + 1);
+    ring->mask = messages - 1;
+    ring->message_bytes = message_bytes;
+    ring->block_bytes = block_bytes;
+    if (allocator != NULL) ring->allocator = *allocator;
+    return ring;
+}
+
+NODEDB_TPC_API void nodedb_tpc_ring_destroy(nodedb_tpc_ring *ring) {
+    nodedb_allocator allocator;
+    if (ring == NULL) return;
+    allocator = ring->allocator;
+    nodedb__release(&allocator, ring, ring->block_bytes);
+}
+
+NODEDB_TPC_API void nodedb_tpc_ring_disconnect(nodedb_tpc_ring *ring) {
+    if (ring != NULL) nodedb__store_release(&ring->disconnected, 1u);
+}
+
+NODEDB_TPC_API size_t nodedb_tpc_ring_length(const nodedb_tpc_ring *ring) {
+    size_t head, length;
+    if (ring == NULL) return 0;
+    head = nodedb__load_acquire(&ring->head); /* first: the tail read after it can only be further on */
+    length = nodedb__load_acquire(&ring->tail) - head;
+    return length <= ring->mask + 1 ? length : ring->mask + 1;
+}
+
+NODEDB_TPC_API size_t nodedb_tpc_ring_capacity(const nodedb_tpc_ring *ring) {
+    return ring == NULL ? 0 : ring->mask + 1;
+}
+
+NODEDB_TPC_API double nodedb_tpc_ring_utilisation(const nodedb_tpc_ring *ring) {
+    return ring == NULL ? 0 : (double)nodedb_tpc_ring_length(ring) / (double)(ring->mask + 1);
+}
+
+NODEDB_TPC_API void nodedb_tpc_ring_get_stats(const nodedb_tpc_ring *ring, nodedb_tpc_ring_stats *stats) {
+    size_t seen;
+    if (stats == NULL) return;
+    memset(stats, 0, sizeof *stats);
+    if (ring == NULL) return;
+    stats->capacity = ring->mask + 1;
+    stats->length = stats->high_water = nodedb_tpc_ring_length(ring);
+    seen = nodedb__load_relaxed(&ring->tail_high_water);
+    if (seen > stats->high_water) stats->high_water = seen;
+    seen = nodedb__load_relaxed(&ring->head_high_water);
+    if (seen > stats->high_water) stats->high_water = seen;
+    stats->pushed = nodedb__load_relaxed(&ring->tail);
+}
+
+NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_ring *ring) {
+    double full = nodedb_tpc_ring_utilisation(ring);
+    if (ring == NULL) return NODEDB_TPC_PRESSURE_SUSPENDED;
+    if (full >= 0.95) ring->pressure = NODEDB_TPC_PRESSURE_SUSPENDED;
+    else if (full >= 0.85) {
+        if (ring->pressure == NODEDB_TPC_PRESSURE_NONE) ring->pressure = NODEDB_TPC_PRESSURE_THROTTLED;
+    } else if (full >= 0.75) {
+        if (ring->pressure == NODEDB_TPC_PRESSURE_SUSPENDED) ring->pressure = NODEDB_TPC_PRESSURE_THROTTLED;
+    } else ring->pressure = NODEDB_TPC_PRESSURE_NONE;
+    return ring->pressure;
+}
+
+/* ---- notifier ----------------------------------------------------------------------------------------------------
+ *
+ * Why no wake-up is lost. A waker: (P1) push; (P2) full fence; (P3) look at `parked`; (P4) if 1, take it to 0; (P5) the
+ * one who took it writes the eventfd. The sleeper: (C1) parked = 1; (C2) full fence; (C3) look at the rings; (C4) if
+ * they are empty, block on the eventfd; (C5) parked = 0; (C6) read the eventfd; (C7) look at the rings before the next
+ * C1. Suppose that the sleeper blocks for good in C4 although a push is in a ring. C3 did not see the push, so in the
+ * order of the two fences C2 comes before P2 (else C3 would have seen P1). Then P3, behind P2, sees C1 or something
+ * later. If it sees 1, this waker or another one takes it to 0 and writes the eventfd, so C4 ends: contradiction. If it
+ * sees 0, then either a waker took it after C1 and writes the eventfd: contradiction; or it is of the sleeper's own C5
+ * after this C1, so C4 has ended: contradiction. No waker's P5 can be swallowed either: C6 may read an eventfd written
+ * for this park, but then C7 finds what was pushed before that write. A P5 that comes late, after C6, makes the next C4
+ * end at once: a spurious wake, and no loss. The tests enumerate every interleaving of these steps.
+ *
+ * ThreadSanitizer does not know fences, so under it P2 and P3 are one read-modify-write of `parked`, and C1 another:
+ * the later of the two in that word's modification order sees what came before the earlier: the same argument. */
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_notifier_open(nodedb_tpc_notifier *notifier, nodedb_error *err) {
+    if (notifier == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a notifier must be given");
+    notifier->parked = 0;
+    notifier->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (notifier->fd >= 0) return NODEDB_OK;
+    return nodedb__fail(err, errno == EMFILE || errno == ENFILE ? NODEDB_ERR_LIMIT : NODEDB_ERR_IO, errno,
+                        "eventfd for a notifier");
+}
+
+NODEDB_TPC_API void nodedb_tpc_notifier_close(nodedb_tpc_notifier *notifier) {
+    if (notifier == NULL || notifier->fd < 0) return;
+    (void)close(notifier->fd);
+    notifier->fd = -1;
+}
+
+static inline void nodedb_tpc__notifier_fence(void) { /* P2 and C2 */
+#if !defined(NODEDB_TPC__TSAN)
+    nodedb__fence_seq_cst();
+#endif
+}
+
+/* P3 to P5: the caller has issued the fence, one for several of these. */
+static bool nodedb_tpc__notifier_wake_if_parked(nodedb_tpc_notifier *notifier) {
+    uint64_t one = 1;
+    ssize_t written;
+#if defined(NODEDB_TPC__TSAN)
+    if (__atomic_fetch_or(&notifier->parked, 0u, __ATOMIC_ACQ_REL) == 0) return false;
+#else
+    if (nodedb__load_relaxed(&notifier->parked) == 0) return false;
+#endif
+    if (__atomic_exchange_n(&notifier->parked, 0u, __ATOMIC_ACQ_REL) == 0) return false; /* another waker was faster */
+    /* EAGAIN: the counter is at its end, so it is readable */
+    nodedb__retry(written, write(notifier->fd, &one, sizeof one));
+    (void)written;
+    return true;
+}
+
+NODEDB_TPC_API bool nodedb_tpc_notifier_wake(nodedb_tpc_notifier *notifier) {
+    if (notifier == NULL) return false;
+    nodedb_tpc__notifier_fence();
+    return nodedb_tpc__notifier_wake_if_parked(notifier);
+}
+
+NODEDB_TPC_API void nodedb_tpc_notifier_prepare(nodedb_tpc_notifier *notifier) {
+    if (notifier == NULL) return;
+    assert(nodedb__load_relaxed(&notifier->parked) == 0); /* one sleeper, which cancelled or waited */
+    (void)__atomic_exchange_n(&notifier->parked, 1u, __ATOMIC_ACQ_REL);
+    nodedb_tpc__notifier_fence();
+}
+
+NODEDB_TPC_API void nodedb_tpc_notifier_cancel(nodedb_tpc_notifier *notifier) {
+    uint64_t wakes;
+    ssize_t got;
+    if (notifier == NULL) return;
+    (void)__atomic_exchange_n(&notifier->parked, 0u, __ATOMIC_ACQ_REL);
+    nodedb__retry(got, read(notifier->fd, &wakes, sizeof wakes)); /* EAGAIN: nobody woke us */
+    (void)got;
+}
+
+NODEDB_TPC_API void nodedb_tpc_notifier_wait(nodedb_tpc_notifier *notifier, uint64_t timeout_ns) {
+    struct timespec timeout;
+    struct pollfd fd;
+    if (notifier == NULL) return;
+    timeout.tv_sec = (time_t)(timeout_ns / UINT64_C(1000000000));
+    timeout.tv_nsec = (long)(timeout_ns % UINT64_C(1000000000));
+    fd.fd = notifier->fd;
+    fd.events = POLLIN;
+    fd.revents = 0;
+    (void)ppoll(&fd, 1, &timeout, NULL); /* EINTR: we may return sooner */
+    nodedb_tpc_notifier_cancel(notifier);
+}
+
+/* ---- structures -------------------------------------------------------------------------------------------------- */
+
+typedef struct nodedb_tpc__task {
+    nodedb_tpc_fn fn;
+    void *arg;
+    uint64_t deadline_ns, request_id;
+} nodedb_tpc__task;
+
+typedef struct nodedb_tpc__undo {
+    nodedb_tpc_fn fn;
+    void *arg;
+} nodedb_tpc__undo;
+
+/* A frame that a fault returns to. On the stack of nodedb_tpc__run; nothing in it changes after sigsetjmp. */
+typedef struct nodedb_tpc__guard {
+    sigjmp_buf env;
+    struct nodedb_tpc__guard *outer;
+    nodedb_tpc_core *current_outside; /* nodedb_tpc__current before: a manual core's guard may run between turns */
+    uint32_t defers;               /* how many were registered before: ours begin there */
+} nodedb_tpc__guard;
+
+/* What threads from outside share with the core. `lock` keeps the producers apart and guards `closed`; the core reads
+ * the ring without it. */
+typedef struct nodedb_tpc__inbox {
+    pthread_mutex_t lock;
+    nodedb_tpc_ring *ring;
+    bool closed; /* a stop began: nothing is accepted any more */
+    nodedb_tpc__counter posted, wakes, wakes_avoided;
+} nodedb_tpc__inbox;
+
+/* One core. Allocated by itself, on two cache lines of its own; below, by who writes. Invariants between turns: no
+ * guard is active, no defer registered; queue_tail - queue_head tasks wait; a bit in `wake` for each core that was sent
+ * something and not yet woken. */
+struct nodedb_tpc_core {
+    /* fixed before the first turn */
+    nodedb_tpc *runtime;
+    uint32_t index;
+    int cpu;
+    pthread_t thread; /* a manual core's: the creator's */
+    bool started;
+    nodedb_status start_status;
+    nodedb_error start_error;
+    nodedb_tpc__task *queue; /* config.queue_tasks */
+    unsigned char *signal_stack;
+    stack_t signal_stack_before;
+
+    /* the core's own */
+    void *data;
+    bool in_turn, last_turn_worked;
+    uint32_t queue_head, queue_tail;
+    uint32_t first_ring; /* where the next turn begins to drain, for fairness */
+    uint64_t wake[NODEDB_TPC__WAKE_WORDS];
+    bool wake_any;
+    uint64_t idle_since_ns, spin_ns; /* the adaptive spin; idle_turns 0: not idle */
+    uint32_t idle_turns;
+    uint64_t maintenance_due_ns;
+    bool maintenance_more;
+    uint64_t beat_due_ns, beat;
+    bool beat_owed;
+    uint32_t phase_seen;
+
+    /* faults; the guard's fields also by a signal handler on this thread */
+    nodedb_tpc__guard *volatile guard;
+    volatile int fault_signal;
+    void *volatile fault_address;
+    nodedb_tpc__undo defers[NODEDB_TPC_MAX_DEFERS];
+    uint32_t defer_count;
+    uint64_t fault_ns[NODEDB_TPC_FAULTS_TO_DEGRADE]; /* the last ones, as a circle */
+    uint32_t fault_count;                         /* since the start or the last recovery */
+    uint64_t degraded_until_ns;
+    const char *fault_sentence; /* fault_text, or a literal */
+    char fault_text[NODEDB_ERROR_MESSAGE_BYTES];
+
+    /* written by the core, read by any thread: relaxed, but for the protocol of a stop */
+    NODEDB_TPC__APART nodedb_tpc__counter turn_ns; /* when the current turn began */
+    /* units of work: messages sent and tasks spawned; handled and ended */
+    nodedb_tpc__counter issued, done;
+    uint32_t quiet;                             /* stopping: was idle and not pending, and has issued nothing since */
+    uint32_t ended;
+    nodedb_tpc_stats stats __attribute__((aligned(8)));
+
+    /* written by any thread */
+    NODEDB_TPC__APART nodedb_tpc_notifier notifier;
+    NODEDB_TPC__APART nodedb_tpc__inbox inbox;
+    nodedb_tpc__counter stall_said_turn; /* the turn whose stall was logged, plus 1 */
+};
+
+typedef struct nodedb_tpc__suspect {
+    nodedb_tpc__counter id;
+    uint32_t faults;
+} nodedb_tpc__suspect;
+
+enum { NODEDB_TPC__RUNNING, NODEDB_TPC__CLOSING, NODEDB_TPC__STOPPING, NODEDB_TPC__DRAINED };
+enum { NODEDB_TPC__GATE_SHUT, NODEDB_TPC__GATE_GO, NODEDB_TPC__GATE_ABORT };
+
+/* The runtime. Cores and rings are fixed after start. */
+struct nodedb_tpc {
+    nodedb_tpc_config config; /* with the defaults filled in */
+    char name[NODEDB_TPC_MAX_NAME_BYTES + 1];
+    uint32_t core_count;
+    bool manual, joined, catching;
+    bool share_cpus;      /* fewer CPUs than cores, or one, which outside threads want too */
+    uint64_t spin_ns_max; /* config.spin_ns, or 0 where cores share CPUs */
+    uint64_t epoch_ns;    /* heartbeats count from here */
+    nodedb_tpc_core **cores;
+    nodedb_tpc_ring **rings; /* from * core_count + to */
+
+    pthread_mutex_t gate_lock; /* start: `arrived` cores have run on_start, and wait for `gate` */
+    pthread_cond_t gate_changed;
+    uint32_t arrived, gate;
+
+    uint32_t phase; /* only goes up */
+    uint64_t stop_ns;
+
+    pthread_mutex_t suspects_lock; /* for writers; lookups read without it */
+    uint32_t suspect_any;
+    uint32_t suspect_hand; /* next to be forgotten in a bucket full of refused ids */
+    nodedb_tpc__suspect suspects[NODEDB_TPC__SUSPECT_BUCKETS][NODEDB_TPC__SUSPECT_WAYS];
+};
+
+/* The core that runs on this thread. A signal handler has no other way to find it. Initial-exec: reading it never
+ * allocates. */
+static __thread nodedb_tpc_core *nodedb_tpc__current __attribute__((tls_model("initial-exec")));
+
+static inline uint64_t nodedb_tpc__now(const nodedb_tpc *runtime) { return nodedb__now_ns(&runtime->config.clock); }
+
+static inline bool nodedb_tpc__on_own_thread(const nodedb_tpc_core *core) {
+    return pthread_equal(core->thread, pthread_self()) != 0;
+}
+
+/* ---- suspects: request ids that faulted -------------------------------------------------------------------------- */
+
+static nodedb_tpc__suspect *nodedb_tpc__suspect_bucket(nodedb_tpc *runtime, uint64_t id) {
+    return runtime->suspects[nodedb__mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS];
+}
+
+static bool nodedb_tpc__suspect_refused(nodedb_tpc *runtime, uint64_t id) {
+    nodedb_tpc__suspect *bucket;
+    int way;
+    if (id == 0 || nodedb__load_relaxed(&runtime->suspect_any) == 0) return false;
+    bucket = nodedb_tpc__suspect_bucket(runtime, id);
+    for (way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++)
+        if (nodedb__load_acquire(&bucket[way].id) == id)
+            return nodedb__load_relaxed(&bucket[way].faults) >= NODEDB_TPC_FAULTS_TO_REFUSE;
+    return false;
+}
+
+/* Counts a fault of this id. A new id takes a free place, else that of an id with one fault, else that of a refused
+ * one. */
+static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id) {
+    nodedb_tpc__suspect *bucket = nodedb_tpc__suspect_bucket(runtime, id), *place = NULL;
+    int way;
+    if (id == 0) return;
+    (void)pthread_mutex_lock(&runtime->suspects_lock);
+    for (way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) {
+        nodedb_tpc__suspect *s = &bucket[way];
+        if (s->id == id) { place = s; break; }
+        if (s->faults < NODEDB_TPC_FAULTS_TO_REFUSE && (place == NULL || s->faults < place->faults)) place = s;
+    }
+    if (place == NULL) place = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
+    if (place->id != id) { /* in this order, so that no reader takes the old id's faults for the new one's */
+        nodedb__store_relaxed(&place->faults, 0u);
+        nodedb__store_release(&place->id, id);
+    }
+    nodedb__store_relaxed(&place->faults, place->faults + 1);
+    nodedb__store_relaxed(&runtime->suspect_any, 1u);
+    (void)pthread_mutex_unlock(&runtime->suspects_lock);
+}
+
+/* ---- signals ----------------------------------------------------------------------------------------------------- */
+
+static const int nodedb_tpc__caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+#define NODEDB_TPC__CAUGHT_COUNT (sizeof nodedb_tpc__caught / sizeof nodedb_tpc__caught[0])
+
+/* Dispositions are the process's, so what they were before is as well: set by the first runtime that catches signals,
+ * put back by the last. */
+static struct sigaction nodedb_tpc__signals_before[sizeof nodedb_tpc__caught / sizeof nodedb_tpc__caught[0]];
+static uint32_t nodedb_tpc__signals_users;
+static pthread_mutex_t nodedb_tpc__signals_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Not ours: what would have happened without us. */
+static void nodedb_tpc__signal_before(int signal_number, siginfo_t *info, void *context) {
+    const struct sigaction *before = NULL;
+    struct sigaction standard;
+    size_t i;
+    for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++)
+        if (nodedb_tpc__caught[i] == signal_number) before = &nodedb_tpc__signals_before[i];
+    if (before == NULL) return;
+    if ((before->sa_flags & SA_SIGINFO) != 0) {
+        before->sa_sigaction(signal_number, info, context);
+        return;
+    }
+    if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN) {
+        before->sa_handler(signal_number);
+        return;
+    }
+    if (before->sa_handler == SIG_IGN && info->si_code <= 0) return;
+    memset(&standard, 0, sizeof standard);
+    standard.sa_handler = SIG_DFL;
+    (void)sigaction(signal_number, &standard, NULL);
+    /* sent, not raised by the CPU: it would not come again by itself */
+    if (info->si_code <= 0) (void)raise(signal_number);
+}
+
+static void nodedb_tpc__on_signal(int signal_number, siginfo_t *info, void *context) {
+    nodedb_tpc_core *core = nodedb_tpc__current;
+    int saved_errno = errno;
+    if (core != NULL && core->guard != NULL && core->runtime->catching && info->si_code > 0) {
+        core->fault_signal = signal_number;
+        core->fault_address = info->si_addr;
+        siglongjmp(core->guard->env, 1);
+    }
+    nodedb_tpc__signal_before(signal_number, info, context);
+    errno = saved_errno;
+}
+
+static void nodedb_tpc__signals_catch(void) {
+    struct sigaction action;
+    size_t i;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = nodedb_tpc__on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    (void)sigemptyset(&action.sa_mask);
+    (void)pthread_mutex_lock(&nodedb_tpc__signals_lock);
+    if (nodedb_tpc__signals_users++ == 0)
+        for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++) {
+            (void)sigaction(nodedb_tpc__caught[i], NULL, &nodedb_tpc__signals_before[i]); /* before ours can run */
+            (void)sigaction(nodedb_tpc__caught[i], &action, NULL);
+        }
+    (void)pthread_mutex_unlock(&nodedb_tpc__signals_lock);
+}
+
+static void nodedb_tpc__signals_leave(void) {
+    struct sigaction now;
+    size_t i;
+    (void)pthread_mutex_lock(&nodedb_tpc__signals_lock);
+    assert(nodedb_tpc__signals_users > 0);
+    if (--nodedb_tpc__signals_users == 0)
+        for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++)
+            if (sigaction(nodedb_tpc__caught[i], NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) != 0 &&
+                now.sa_sigaction == nodedb_tpc__on_signal) /* somebody who came later keeps his */
+                (void)sigaction(nodedb_tpc__caught[i], &nodedb_tpc__signals_before[i], NULL);
+    (void)pthread_mutex_unlock(&nodedb_tpc__signals_lock);
+}
+
+/* The handler's stack: without it a stack overflow could not be caught. This thread. */
+static void nodedb_tpc__signal_stack_set(nodedb_tpc_core *core) {
+    stack_t stack;
+    if (core->signal_stack == NULL) return;
+    memset(&stack, 0, sizeof stack);
+    stack.ss_sp = core->signal_stack;
+    stack.ss_size = NODEDB_TPC__SIGNAL_STACK_BYTES;
+    (void)sigaltstack(&stack, &core->signal_stack_before);
+}
+
+static void nodedb_tpc__signal_stack_reset(nodedb_tpc_core *core) {
+    if (core->signal_stack != NULL) (void)sigaltstack(&core->signal_stack_before, NULL);
+}
+
+/* ---- the fault guard --------------------------------------------------------------------------------------------- */
+
+/* After a jump out of a signal handler: the mask was not saved (that would be a system call for each guard), so the
+ * signal is still blocked. All four are unblocked, as ThreadSanitizer's own handler, which stands before ours, blocks
+ * every signal. */
+static void nodedb_tpc__signal_landed(nodedb_tpc_core *core) {
+    sigset_t set;
+    int signal_number = core->fault_signal;
+    size_t i;
+    if (signal_number == 0) return;
+    core->fault_signal = 0;
+    (void)sigemptyset(&set);
+    for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++) (void)sigaddset(&set, nodedb_tpc__caught[i]);
+    (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    (void)snprintf(core->fault_text, sizeof core->fault_text, "core %u: %s at address %p in a guarded task",
+                   (unsigned)core->index,
+                   signal_number == SIGSEGV  ? "SIGSEGV"
+                   : signal_number == SIGBUS ? "SIGBUS"
+                   : signal_number == SIGFPE ? "SIGFPE"
+                                             : "SIGILL",
+                   core->fault_address);
+}
+
+/* The bare guard: runs fn, and answers whether it came back by itself. */
+static __attribute__((noinline)) bool nodedb_tpc__run(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg) {
+    nodedb_tpc__guard guard;
+    bool came_back;
+    guard.outer = core->guard;
+    guard.current_outside = nodedb_tpc__current;
+    guard.defers = core->defer_count;
+    if (sigsetjmp(guard.env, 0) == 0) {
+        nodedb_tpc__current = core;
+        core->guard = &guard;
+        fn(core, arg);
+        assert(core->guard == &guard);
+        came_back = true;
+    } else {
+        nodedb_tpc__signal_landed(core);
+        came_back = false;
+    }
+    core->guard = guard.outer;
+    nodedb_tpc__current = guard.current_outside;
+    if (came_back) core->defer_count = guard.defers; /* else the caller undoes them */
+    return came_back;
+}
+
+/* Undoes what was registered since `defers`, last first, each in a guard of its own: one that faults does not keep the
+ * others from running. */
+static void nodedb_tpc__undo_to(nodedb_tpc_core *core, uint32_t defers) {
+    char why[NODEDB_ERROR_MESSAGE_BYTES];
+    assert(core->defer_count >= defers);
+    memcpy(why, core->fault_text, sizeof why); /* the first fault is the one to tell of */
+    while (core->defer_count > defers) {
+        nodedb_tpc__undo undo = core->defers[--core->defer_count];
+        uint32_t before = core->defer_count;
+        if (nodedb_tpc__run(core, undo.fn, undo.arg)) continue;
+        core->defer_count = before; /* an undo's own defers are not undone */
+        nodedb__say(&core->runtime->config.logger, NODEDB_LOG_ERROR, "an undo function faulted and was left: %s",
+                    core->fault_text);
+    }
+    memcpy(core->fault_text, why, sizeof why);
+}
+
+static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
+    uint64_t now = nodedb_tpc__now(core->runtime);
+    const nodedb_logger *logger = &core->runtime->config.logger;
+    core->fault_sentence = core->fault_text;
+    nodedb_tpc__count(&core->stats.faults, 1u);
+    nodedb_tpc__suspect_add(core->runtime, request_id);
+    nodedb__say(logger, NODEDB_LOG_WARNING, "%s (request %llu); it was abandoned", core->fault_text,
+                (unsigned long long)request_id);
+    core->fault_ns[core->fault_count++ % NODEDB_TPC_FAULTS_TO_DEGRADE] = now;
+    if (core->stats.degraded || core->fault_count < NODEDB_TPC_FAULTS_TO_DEGRADE ||
+        now - core->fault_ns[core->fault_count % NODEDB_TPC_FAULTS_TO_DEGRADE] > NODEDB_TPC_FAULT_WINDOW_NS) return;
+    core->degraded_until_ns = now + NODEDB_TPC_DEGRADED_NS;
+    nodedb__store_relaxed(&core->stats.degraded, true);
+    nodedb_tpc__count(&core->stats.degradations, 1u);
+    nodedb__say(logger, NODEDB_LOG_ERROR,
+                "core %u is degraded after %d faults within 60 s: its tasks are refused for 30 s",
+                (unsigned)core->index, NODEDB_TPC_FAULTS_TO_DEGRADE);
+}
+
+/* May this work begin? NODEDB_OK, or NODEDB_ERR_DEGRADED with the sentence. */
+static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_id) {
+    if (core->stats.degraded && nodedb_tpc__now(core->runtime) >= core->degraded_until_ns) {
+        nodedb__store_relaxed(&core->stats.degraded, false);
+        core->fault_count = 0;
+        nodedb__say(&core->runtime->config.logger, NODEDB_LOG_INFO, "core %u accepts tasks again",
+                    (unsigned)core->index);
+    }
+    if (core->stats.degraded) core->fault_sentence =
+        "the core is degraded after repeated faults; it tries again within 30 s";
+    else if (nodedb_tpc__suspect_refused(core->runtime, request_id))
+        core->fault_sentence = "this request has faulted twice and is refused for good";
+    else return NODEDB_OK;
+    nodedb_tpc__count(&core->stats.refused, 1u);
+    return NODEDB_ERR_DEGRADED;
+}
+
+static nodedb_status nodedb_tpc__guarded(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id) {
+    uint32_t defers = core->defer_count;
+    if (nodedb_tpc__run(core, fn, arg)) return NODEDB_OK;
+    nodedb_tpc__undo_to(core, defers);
+    nodedb_tpc__fault(core, request_id);
+    return NODEDB_ERR_FAULT;
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_guard(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id) {
+    nodedb_status status;
+    if (core == NULL || fn == NULL) return NODEDB_ERR_INVALID;
+    if (!nodedb_tpc__on_own_thread(core)) return NODEDB_ERR_STATE;
+    status = nodedb_tpc__admit(core, request_id);
+    return status != NODEDB_OK ? status : nodedb_tpc__guarded(core, fn, arg, request_id);
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_defer(nodedb_tpc_core *core, nodedb_tpc_fn undo, void *arg) {
+    if (core == NULL || undo == NULL) return NODEDB_ERR_INVALID;
+    if (!nodedb_tpc__on_own_thread(core) || core->guard == NULL) return NODEDB_ERR_STATE;
+    if (core->defer_count == NODEDB_TPC_MAX_DEFERS) return NODEDB_ERR_LIMIT;
+    core->defers[core->defer_count].fn = undo;
+    core->defers[core->defer_count].arg = arg;
+    core->defer_count++; /* last: a fault in between must not undo half an entry */
+    return NODEDB_OK;
+}
+
+NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, ...) {
+    va_list args;
+    bool guarded = core != NULL && nodedb_tpc__on_own_thread(core) && core->guard != NULL;
+    char sentence[NODEDB_ERROR_MESSAGE_BYTES];
+    va_start(args, format);
+    (void)vsnprintf(sentence, sizeof sentence, format, args);
+    va_end(args);
+    if (!guarded) {
+        const nodedb_logger *logger = core == NULL ? NULL : &core->runtime->config.logger;
+        nodedb__say(logger, NODEDB_LOG_ERROR, "panic outside a guard: %s", sentence);
+        abort();
+    }
+    (void)snprintf(core->fault_text, sizeof core->fault_text, "core %u: %.200s", (unsigned)core->index, sentence);
+    siglongjmp(core->guard->env, 1);
+}
+
+NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core) {
+    return core == NULL || core->fault_sentence == NULL ? "" : core->fault_sentence;
+}
+
+/* ---- tasks ------------------------------------------------------------------------------------------------------- */
+
+/* Before any unit of work becomes visible: a stop must not take us for quiet, nor miss the unit. */
+static inline void nodedb_tpc__issue(nodedb_tpc_core *core) {
+    if (core->quiet != 0) nodedb__store_relaxed(&core->quiet, 0u);
+    nodedb_tpc__count(&core->issued, 1u);
+}
+
+/* After a unit has been handled, and all that it issued been counted. */
+static inline void nodedb_tpc__done(nodedb_tpc_core *core, uint64_t units) {
+    nodedb__store_release(&core->done, core->done + units);
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_spawn(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t deadline_ns,
+                                        uint64_t request_id) {
+    uint32_t length;
+    nodedb_tpc__task *task;
+    nodedb_status status;
+    if (core == NULL || fn == NULL) return NODEDB_ERR_INVALID;
+    if (!nodedb_tpc__on_own_thread(core)) return NODEDB_ERR_STATE;
+    if (nodedb__load_relaxed(&core->runtime->phase) == NODEDB_TPC__DRAINED) return NODEDB_ERR_CANCELLED;
+    status = nodedb_tpc__admit(core, request_id);
+    if (status != NODEDB_OK) return status;
+    length = core->queue_tail - core->queue_head;
+    assert(length <= core->runtime->config.queue_tasks);
+    if (length == core->runtime->config.queue_tasks) return NODEDB_ERR_AGAIN;
+    task = &core->queue[core->queue_tail & (core->runtime->config.queue_tasks - 1)];
+    task->fn = fn;
+    task->arg = arg;
+    task->deadline_ns = deadline_ns;
+    task->request_id = request_id;
+    nodedb_tpc__issue(core);
+    core->queue_tail++;
+    if (length + 1 > core->stats.tasks_high_water)
+        nodedb__store_relaxed(&core->stats.tasks_high_water, (uint64_t)length + 1);
+    return NODEDB_OK;
+}
+
+static void nodedb_tpc__end_task(nodedb_tpc_core *core, void *arg, nodedb_status status, const char *sentence) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    nodedb_tpc__count(&core->stats.tasks, 1u);
+    if (config->on_task_end != NULL) config->on_task_end(core, arg, status, sentence, config->ctx);
+    nodedb_tpc__done(core, 1);
+}
+
+static uint32_t nodedb_tpc__run_tasks(nodedb_tpc_core *core) {
+    uint32_t ran = 0;
+    for (; ran < NODEDB_TPC_TASKS_PER_TURN && core->queue_head != core->queue_tail; ran++) {
+        nodedb_tpc__task task = core->queue[core->queue_head++ & (core->runtime->config.queue_tasks - 1)];
+        nodedb_status status = nodedb_tpc__admit(core, task.request_id);
+        if (status == NODEDB_OK && task.deadline_ns != 0 && nodedb_tpc__now(core->runtime) > task.deadline_ns) {
+            status = NODEDB_ERR_TIMEOUT;
+            core->fault_sentence = "the task's deadline passed before it began";
+            nodedb_tpc__count(&core->stats.timeouts, 1u);
+        }
+        if (status == NODEDB_OK) status = nodedb_tpc__guarded(core, task.fn, task.arg, task.request_id);
+        nodedb_tpc__end_task(core, task.arg, status, status == NODEDB_OK ? "" : core->fault_sentence);
+    }
+    return ran;
+}
+
+/* ---- messages ---------------------------------------------------------------------------------------------------- */
+
+static inline nodedb_tpc_ring *nodedb_tpc__ring(const nodedb_tpc *runtime, uint32_t from, uint32_t to) {
+    return runtime->rings[(size_t)from * runtime->core_count + to];
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to, const void *message) {
+    nodedb_tpc *runtime;
+    nodedb_tpc_ring *ring;
+    void *slot;
+    if (from == NULL || message == NULL || to >= from->runtime->core_count) return NODEDB_ERR_INVALID;
+    if (!nodedb_tpc__on_own_thread(from)) return NODEDB_ERR_STATE;
+    runtime = from->runtime;
+    if (nodedb__load_relaxed(&runtime->phase) == NODEDB_TPC__DRAINED) return NODEDB_ERR_CANCELLED;
+    ring = nodedb_tpc__ring(runtime, from->index, to);
+    slot = nodedb_tpc_ring_reserve(ring);
+    if (slot == NULL) {
+        nodedb_tpc__count(&from->stats.send_refused, 1u);
+        return NODEDB_ERR_AGAIN;
+    }
+    nodedb_tpc__copy(slot, message, ring->message_bytes);
+    nodedb_tpc__issue(from);
+    nodedb_tpc_ring_commit(ring);
+    nodedb_tpc__count(&from->stats.sent, 1u);
+    if (to != from->index) {
+        from->wake[to / 64] |= UINT64_C(1) << to % 64;
+        from->wake_any = true;
+    }
+    return NODEDB_OK;
+}
+
+NODEDB_TPC_API void nodedb_tpc_flush(nodedb_tpc_core *core) {
+    uint32_t word;
+    if (core == NULL || !core->wake_any || !nodedb_tpc__on_own_thread(core)) return;
+    core->wake_any = false;
+    nodedb_tpc__notifier_fence(); /* one for all */
+    for (word = 0; word < NODEDB_TPC__WAKE_WORDS; word++) {
+        uint64_t bits = core->wake[word];
+        core->wake[word] = 0;
+        for (; bits != 0; bits &= bits - 1) {
+            nodedb_tpc_core *to = core->runtime->cores[word * 64 + (uint32_t)__builtin_ctzll(bits)];
+            if (nodedb_tpc__notifier_wake_if_parked(&to->notifier)) nodedb_tpc__count(&core->stats.wakes, 1u);
+            else nodedb_tpc__count(&core->stats.wakes_avoided, 1u);
+        }
+    }
+}
+
+NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_pressure(nodedb_tpc_core *from, uint32_t to) {
+    if (from == NULL || to >= from->runtime->core_count || !nodedb_tpc__on_own_thread(from))
+        return NODEDB_TPC_PRESSURE_SUSPENDED;
+    return nodedb_tpc_ring_pressure(nodedb_tpc__ring(from->runtime, from->index, to));
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_post(nodedb_tpc *runtime, uint32_t to, const void *message, nodedb_error *err) {
+    unsigned char copy[NODEDB_TPC_MAX_MESSAGE_BYTES];
+    nodedb_tpc__inbox *inbox;
+    nodedb_status status = NODEDB_OK;
+    if (runtime == NULL || message == NULL || to >= runtime->core_count)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+                            "a post needs a runtime, a message and one of its cores, not core %u", (unsigned)to);
+    nodedb_tpc__copy(copy, message, runtime->config.message_bytes); /* a bad pointer faults here, not under the lock */
+    inbox = &runtime->cores[to]->inbox;
+    (void)pthread_mutex_lock(&inbox->lock);
+    if (inbox->closed) status = NODEDB_ERR_CANCELLED;
+    else if (nodedb_tpc_ring_reserve(inbox->ring) == NULL) status = NODEDB_ERR_AGAIN;
+    else {
+        nodedb_tpc__count(&inbox->posted, 1u); /* before it is visible: see nodedb_tpc__quiescent */
+        (void)nodedb_tpc_ring_push(inbox->ring, copy);
+    }
+    (void)pthread_mutex_unlock(&inbox->lock);
+    if (status == NODEDB_ERR_CANCELLED)
+        return nodedb__fail(err, status, 0, "the runtime is stopping: core %u accepts no posts", (unsigned)to);
+    if (status == NODEDB_ERR_AGAIN)
+        return nodedb__fail(err, status, 0, "the inbox of core %u is full with %u messages", (unsigned)to,
+                         (unsigned)runtime->config.inbox_messages);
+    if (nodedb_tpc_notifier_wake(&runtime->cores[to]->notifier)) (void)nodedb__add_relaxed(&inbox->wakes, 1u);
+    else (void)nodedb__add_relaxed(&inbox->wakes_avoided, 1u);
+    return NODEDB_OK;
+}
+
+static size_t nodedb_tpc__drain_ring(nodedb_tpc_core *core, uint32_t from, nodedb_tpc_ring *ring) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    size_t total = 0, count, i;
+    while (total < NODEDB_TPC_BATCH_MESSAGES) {
+        unsigned char *message;
+        count = NODEDB_TPC_BATCH_MESSAGES - total;
+        message = (unsigned char *)nodedb_tpc_ring_peek_n(ring, &count);
+        if (message == NULL) break;
+        if (core->quiet != 0) nodedb__store_relaxed(&core->quiet, 0u);
+        if (config->on_message == NULL) nodedb_tpc__count(&core->stats.dropped, count);
+        else
+            for (i = 0; i < count; i++, message += ring->message_bytes)
+                config->on_message(core, from, message, config->ctx);
+        nodedb_tpc_ring_release_n(ring, count);
+        nodedb_tpc__count(&core->stats.batches, 1u);
+        nodedb_tpc__count(&core->stats.messages, count);
+        nodedb_tpc__done(core, count);
+        total += count;
+    }
+    return total;
+}
+
+/* All rings that lead to this core, the inbox being the last. */
+static size_t nodedb_tpc__drain_rings(nodedb_tpc_core *core) {
+    uint32_t rings = core->runtime->core_count + 1, i, from = core->first_ring;
+    size_t total = 0;
+    core->first_ring = from + 1 == rings ? 0 : from + 1;
+    for (i = 0; i < rings; i++, from = from + 1 == rings ? 0 : from + 1) {
+        bool outside = from + 1 == rings;
+        nodedb_tpc_ring *ring = outside ? core->inbox.ring : nodedb_tpc__ring(core->runtime, from, core->index);
+        total += nodedb_tpc__drain_ring(core, outside ? NODEDB_TPC_OUTSIDE : from, ring);
+    }
+    return total;
+}
+
+/* ---- watchdog and heartbeat -------------------------------------------------------------------------------------- */
+
+/* Beat k of core i is due at epoch + k * period + jitter. The jitter is one of 4096 places within 100 ms for each core,
+ * drawn by the seed; the places of two cores never coincide, because place s of core i is s * cores + i. So no two
+ * cores ever beat at the same instant, and two beats of one core are a period apart, give or take 100 ms. */
+static void nodedb_tpc__schedule_beat(nodedb_tpc_core *core, uint64_t now) {
+    const nodedb_tpc *runtime = core->runtime;
+    uint64_t period = runtime->config.heartbeat_ns, places = (uint64_t)NODEDB_TPC__BEAT_SLOTS * runtime->core_count,
+        place;
+    if (period == NODEDB_TPC_OFF) {
+        core->beat_due_ns = UINT64_MAX;
+        return;
+    }
+    do { /* beats that a busy core missed are not made up for */
+        uint64_t behind = now > runtime->epoch_ns ? (now - runtime->epoch_ns) / period : 0;
+        core->beat = behind > core->beat + 1 ? behind : core->beat + 1;
+        place = nodedb__mix64(runtime->config.seed ^ nodedb__mix64(core->index ^ core->beat << 16))
+            % NODEDB_TPC__BEAT_SLOTS;
+        place = place * runtime->core_count + core->index;
+        core->beat_due_ns = runtime->epoch_ns + core->beat * period - NODEDB_TPC_HEARTBEAT_JITTER_NS / 2 +
+                            place * (NODEDB_TPC_HEARTBEAT_JITTER_NS / places);
+    } while (core->beat_due_ns <= now);
+}
+
+static bool nodedb_tpc__core_stalled(const nodedb_tpc_core *core, uint64_t now) {
+    uint64_t turn_ns = nodedb__load_relaxed(&core->turn_ns);
+    return core->runtime->config.watchdog_ns != NODEDB_TPC_OFF && nodedb__load_relaxed(&core->ended) == 0 &&
+           now > turn_ns && now - turn_ns > core->runtime->config.watchdog_ns;
+}
+
+NODEDB_TPC_API bool nodedb_tpc_stalled(const nodedb_tpc *runtime, uint32_t core) {
+    if (runtime == NULL || core >= runtime->core_count) return false;
+    return nodedb_tpc__core_stalled(runtime->cores[core], nodedb_tpc__now(runtime));
+}
+
+/* Looks at the other cores, and tells of each stall once, whoever sees it first. */
+static void nodedb_tpc__watch(nodedb_tpc_core *core, uint64_t now) {
+    nodedb_tpc *runtime = core->runtime;
+    uint32_t i;
+    for (i = 0; i < runtime->core_count; i++) {
+        nodedb_tpc_core *other = runtime->cores[i];
+        uint64_t said, turn = nodedb__load_relaxed(&other->stats.turns) + 1;
+        if (other == core || !nodedb_tpc__core_stalled(other, now)) continue;
+        said = nodedb__load_relaxed(&other->stall_said_turn);
+        if (said == turn || !nodedb__cas(&other->stall_said_turn, &said, turn)) continue;
+        nodedb__say(&runtime->config.logger, NODEDB_LOG_ERROR,
+                 "core %u has not come round its loop for %llu ms (core %u noticed): a task or hook does not end",
+                 (unsigned)i, (unsigned long long)((now - nodedb__load_relaxed(&other->turn_ns)) / 1000000),
+                     (unsigned)core->index);
+    }
+}
+
+static void nodedb_tpc__heartbeat(nodedb_tpc_core *core, uint64_t now, bool idle) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    if (now >= core->beat_due_ns) {
+        nodedb_tpc__watch(core, now);
+        nodedb_tpc__schedule_beat(core, now);
+        core->beat_owed = true;
+    }
+    if (!core->beat_owed || !idle) return;
+    core->beat_owed = false;
+    nodedb_tpc__count(&core->stats.heartbeats, 1u);
+    if (config->on_heartbeat != NULL) config->on_heartbeat(core, config->ctx);
+}
+
+/* ---- stop -------------------------------------------------------------------------------------------------------- */
+
+static void nodedb_tpc__wake_all(nodedb_tpc *runtime) {
+    uint32_t i;
+    nodedb_tpc__notifier_fence();
+    for (i = 0; i < runtime->core_count; i++) (void)nodedb_tpc__notifier_wake_if_parked(&runtime->cores[i]->notifier);
+}
+
+NODEDB_TPC_API void nodedb_tpc_stop(nodedb_tpc *runtime) {
+    uint32_t running = NODEDB_TPC__RUNNING, i;
+    if (runtime == NULL || !nodedb__cas(&runtime->phase, &running, (uint32_t)NODEDB_TPC__CLOSING)) return;
+    for (i = 0; i < runtime->core_count; i++) { /* all inboxes first, so that who sees STOPPING sees every post */
+        nodedb_tpc__inbox *inbox = &runtime->cores[i]->inbox;
+        (void)pthread_mutex_lock(&inbox->lock);
+        inbox->closed = true;
+        (void)pthread_mutex_unlock(&inbox->lock);
+    }
+    runtime->stop_ns = nodedb_tpc__now(runtime);
+    nodedb__store_release(&runtime->phase, (uint32_t)NODEDB_TPC__STOPPING);
+    nodedb_tpc__wake_all(runtime);
+}
+
+NODEDB_TPC_API bool nodedb_tpc_stopping(const nodedb_tpc *runtime) {
+    return runtime != NULL && nodedb__load_acquire(&runtime->phase) != NODEDB_TPC__RUNNING;
+}
+
+/* Is everything done, now that nothing is posted any more? All `done` are read before all `issued`. A unit that is
+ * counted as done had been counted as issued before, and so had all that it issued itself; so if the sums are equal,
+ * the two sets are the same, and a unit that is in neither would have to come from one that is in neither: there is
+ * none, since the first ones are posts, all counted before the phase was. Hooks issue without a unit: that is what
+ * quiet is for. */
+static bool nodedb_tpc__quiescent(nodedb_tpc *runtime) {
+    uint64_t done = 0, issued = 0;
+    uint32_t i;
+    for (i = 0; i < runtime->core_count; i++) done += nodedb__load_acquire(&runtime->cores[i]->done);
+    for (i = 0; i < runtime->core_count; i++)
+        if (nodedb__load_acquire(&runtime->cores[i]->quiet) == 0) return false;
+    for (i = 0; i < runtime->core_count; i++)
+        issued += nodedb__load_acquire(&runtime->cores[i]->issued) +
+                  nodedb__load_acquire(&runtime->cores[i]->inbox.posted);
+    return done == issued;
+}
+
+/* The core's last act. Whatever is still there came too late or took too long. */
+static void nodedb_tpc__end_core(nodedb_tpc_core *core) {
+    nodedb_tpc *runtime = core->runtime;
+    uint64_t tasks = 0, messages = 0;
+    uint32_t from;
+    for (; core->queue_head != core->queue_tail; tasks++) {
+        nodedb_tpc__task task = core->queue[core->queue_head++ & (runtime->config.queue_tasks - 1)];
+        nodedb_tpc__end_task(core, task.arg, NODEDB_ERR_CANCELLED, "the runtime stopped before the task began");
+    }
+    for (from = 0; from < runtime->core_count; from++)
+        messages += nodedb_tpc_ring_length(nodedb_tpc__ring(runtime, from, core->index));
+    messages += nodedb_tpc_ring_length(core->inbox.ring);
+    nodedb_tpc__count(&core->stats.dropped, messages);
+    if (tasks + messages > 0)
+        nodedb__say(&runtime->config.logger, NODEDB_LOG_WARNING,
+                 "core %u stopped with %llu tasks cancelled and %llu messages dropped: it was not drained in time",
+                 (unsigned)core->index, (unsigned long long)tasks, (unsigned long long)messages);
+    if (runtime->config.on_stop != NULL) runtime->config.on_stop(core, runtime->config.ctx);
+    nodedb__store_release(&core->ended, 1u);
+}
+
+/* Within a turn, after a stop: true if the core has ended. */
+static bool nodedb_tpc__stop_turn(nodedb_tpc_core *core, uint64_t now, bool idle) {
+    nodedb_tpc *runtime = core->runtime;
+    uint32_t phase = nodedb__load_acquire(&runtime->phase);
+    core->phase_seen = phase;
+    if (phase < NODEDB_TPC__STOPPING) return false;
+    if (phase == NODEDB_TPC__STOPPING) {
+        bool over = now >= runtime->stop_ns && now - runtime->stop_ns >= runtime->config.drain_ns;
+        if (idle && !over) {
+            bool pending = runtime->config.pending != NULL && runtime->config.pending(core, runtime->config.ctx);
+            nodedb__store_release(&core->quiet, pending ? 0u : 1u);
+            over = !pending && nodedb_tpc__quiescent(runtime);
+        }
+        if (!over) return false;
+        nodedb__store_release(&runtime->phase, (uint32_t)NODEDB_TPC__DRAINED);
+        nodedb_tpc__wake_all(runtime);
+    }
+    nodedb_tpc__end_core(core);
+    return true;
+}
+
+/* ---- the loop ---------------------------------------------------------------------------------------------------- */
+
+static bool nodedb_tpc__work_waits(const nodedb_tpc_core *core) {
+    const nodedb_tpc *runtime = core->runtime;
+    uint32_t from;
+    for (from = 0; from < runtime->core_count; from++)
+        if (nodedb_tpc_ring_length(nodedb_tpc__ring(runtime, from, core->index)) != 0) return true;
+    return nodedb_tpc_ring_length(core->inbox.ring) != 0 || core->queue_head != core->queue_tail ||
+           nodedb__load_acquire(&runtime->phase) != core->phase_seen;
+}
+
+/* Sleeps until a wake or the timeout; adapts the spin to how long it was. */
+static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeout_ns) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    uint64_t spin_max = core->runtime->spin_ns_max, slept_ns;
+    if (timeout_ns > NODEDB_TPC_PARK_NS_MAX) timeout_ns = NODEDB_TPC_PARK_NS_MAX;
+    if (core->phase_seen != NODEDB_TPC__RUNNING && timeout_ns > NODEDB_TPC__STOPPING_PARK_NS_MAX)
+        timeout_ns = NODEDB_TPC__STOPPING_PARK_NS_MAX;
+    if (core->beat_due_ns - now < timeout_ns) timeout_ns = core->beat_due_ns - now;
+    nodedb_tpc_notifier_prepare(&core->notifier);
+    if (nodedb_tpc__work_waits(core)) {
+        nodedb_tpc_notifier_cancel(&core->notifier);
+        return;
+    }
+    nodedb_tpc__count(&core->stats.parks, 1u);
+    if (config->wait == NULL) nodedb_tpc_notifier_wait(&core->notifier, timeout_ns);
+    else {
+        config->wait(core, config->ctx, timeout_ns);
+        nodedb_tpc_notifier_cancel(&core->notifier);
+    }
+    slept_ns = nodedb_tpc__now(core->runtime) - now;
+    core->spin_ns = slept_ns < 2 * spin_max ? spin_max : core->spin_ns / 2;
+    core->idle_turns = 0;
+}
+
+static bool nodedb_tpc__maintain(nodedb_tpc_core *core, uint64_t now) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    uint64_t begin, end;
+    if (config->maintain == NULL || (!core->maintenance_more && now < core->maintenance_due_ns)) return false;
+    begin = nodedb_tpc__now(core->runtime);
+    core->maintenance_more = config->maintain(core, config->ctx, config->maintenance_budget_ns);
+    end = nodedb_tpc__now(core->runtime);
+    core->maintenance_due_ns = end + config->maintenance_interval_ns;
+    nodedb_tpc__count(&core->stats.maintenance_ns, end - begin);
+    return core->maintenance_more;
+}
+
+static nodedb_status nodedb_tpc__turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    uint64_t now = nodedb_tpc__now(core->runtime), last = core->turn_ns, refused = core->stats.send_refused;
+    size_t work = 0;
+    assert(core->guard == NULL && core->defer_count == 0);
+    if (now > last) nodedb_tpc__count(core->last_turn_worked ? &core->stats.busy_ns : &core->stats.idle_ns, now - last);
+    nodedb__store_relaxed(&core->turn_ns, now);
+    nodedb_tpc__count(&core->stats.turns, 1u);
+
+    if (config->poll != NULL) work += config->poll(core, config->ctx);
+    work += nodedb_tpc__drain_rings(core);
+    work += nodedb_tpc__run_tasks(core);
+    nodedb_tpc_flush(core);
+    if (nodedb_tpc__maintain(core, now)) work++;
+    nodedb_tpc__heartbeat(core, now, work == 0);
+    nodedb_tpc_flush(core); /* what the last two sent */
+    core->last_turn_worked = work != 0;
+    if (nodedb_tpc__stop_turn(core, now, work == 0)) return NODEDB_ERR_CANCELLED;
+    if (work != 0) {
+        core->idle_turns = 0;
+        if (core->runtime->share_cpus && core->stats.send_refused != refused)
+            (void)sched_yield(); /* to the core that is to empty the ring */
+        return NODEDB_OK;
+    }
+    if (max_wait_ns == 0) return NODEDB_ERR_AGAIN;
+    if (core->idle_turns++ == 0) core->idle_since_ns = now;
+    if (now - core->idle_since_ns < core->spin_ns && core->idle_turns < NODEDB_TPC__SPIN_TURNS_MAX) {
+        nodedb_tpc__count(&core->stats.spins, 1u);
+        nodedb_tpc__pause();
+    } else nodedb_tpc__park(core, now, max_wait_ns);
+    return NODEDB_ERR_AGAIN;
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
+    nodedb_tpc_core *before = nodedb_tpc__current;
+    nodedb_status status;
+    if (core == NULL) return NODEDB_ERR_INVALID;
+    if (!core->runtime->manual || !nodedb_tpc__on_own_thread(core) || core->in_turn || core->guard != NULL)
+        return NODEDB_ERR_STATE;
+    if (core->ended != 0) return NODEDB_ERR_CANCELLED;
+    core->in_turn = true;
+    nodedb_tpc__current = core;
+    status = nodedb_tpc__turn(core, max_wait_ns);
+    nodedb_tpc__current = before;
+    core->in_turn = false;
+    return status;
+}
+
+/* ---- start and end ----------------------------------------------------------------------------------------------- */
+
+static void nodedb_tpc__begin_core(nodedb_tpc_core *core) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    core->start_status = config->on_start == NULL ? NODEDB_OK : config->on_start(core, config->ctx, &core->start_error);
+    core->started = core->start_status == NODEDB_OK;
+}
+
+static void nodedb_tpc__name_and_pin(nodedb_tpc_core *core) {
+    char name[24];
+    cpu_set_t set;
+    int error;
+    (void)snprintf(name, sizeof name, "%s-%u", core->runtime->name, (unsigned)core->index);
+    (void)pthread_setname_np(pthread_self(), name);
+    if (core->cpu < 0) return;
+    CPU_ZERO(&set);
+    CPU_SET((unsigned)core->cpu, &set);
+    error = pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+    if (error == 0) return;
+    nodedb__say(&core->runtime->config.logger, NODEDB_LOG_WARNING,
+             "core %u is not pinned to CPU %d (errno %d): it runs where the scheduler likes; allow "
+             "sched_setaffinity, or set config.unpinned", (unsigned)core->index, core->cpu, error);
+    core->cpu = -1;
+}
+
+static void *nodedb_tpc__thread(void *arg) {
+    nodedb_tpc_core *core = (nodedb_tpc_core *)arg;
+    nodedb_tpc *runtime = core->runtime;
+    uint32_t gate;
+    nodedb_tpc__current = core;
+    core->thread = pthread_self();
+    nodedb_tpc__name_and_pin(core);
+    nodedb_tpc__signal_stack_set(core);
+    nodedb_tpc__begin_core(core);
+    (void)pthread_mutex_lock(&runtime->gate_lock);
+    runtime->arrived++;
+    (void)pthread_cond_broadcast(&runtime->gate_changed);
+    while (runtime->gate == NODEDB_TPC__GATE_SHUT) (void)pthread_cond_wait(&runtime->gate_changed, &runtime->gate_lock);
+    gate = runtime->gate;
+    (void)pthread_mutex_unlock(&runtime->gate_lock);
+    if (gate == NODEDB_TPC__GATE_GO)
+        while (nodedb_tpc__turn(core, NODEDB_TPC_PARK_NS_MAX) != NODEDB_ERR_CANCELLED) {}
+    else if (core->started && runtime->config.on_stop != NULL) runtime->config.on_stop(core, runtime->config.ctx);
+    nodedb_tpc__signal_stack_reset(core);
+    nodedb_tpc__current = NULL;
+    return NULL;
+}
+
+static bool nodedb_tpc__power_of_two(uint32_t n, uint32_t most) { return n >= 2 && n <= most && (n & (n - 1)) == 0; }
+
+static nodedb_status nodedb_tpc__check_config(nodedb_tpc_config *c, nodedb_error *err) {
+    if (c->message_bytes == 0) c->message_bytes = 64;
+    if (c->ring_messages == 0) c->ring_messages = 1024;
+    if (c->inbox_messages == 0) c->inbox_messages = 1024;
+    if (c->queue_tasks == 0) c->queue_tasks = 4096;
+    if (c->name == NULL) c->name = "tpc";
+    if (c->spin_ns == 0) c->spin_ns = NODEDB_TPC__DEFAULT_SPIN_NS;
+    if (c->heartbeat_ns == 0) c->heartbeat_ns = UINT64_C(1000000000);
+    if (c->watchdog_ns == 0) c->watchdog_ns = UINT64_C(5000000000);
+    if (c->maintenance_interval_ns == 0) c->maintenance_interval_ns = UINT64_C(1000000);
+    if (c->maintenance_budget_ns == 0) c->maintenance_budget_ns = UINT64_C(200000);
+    if (c->drain_ns == 0) c->drain_ns = UINT64_C(10000000000);
+    if (c->cores > NODEDB_TPC_MAX_CORES)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "%u cores: at most %d are possible", (unsigned)c->cores,
+                            NODEDB_TPC_MAX_CORES);
+    if (c->message_bytes > NODEDB_TPC_MAX_MESSAGE_BYTES)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "message_bytes is %u: at most %d are possible",
+                            (unsigned)c->message_bytes,
+                         NODEDB_TPC_MAX_MESSAGE_BYTES);
+    if (!nodedb_tpc__power_of_two(c->ring_messages, NODEDB_TPC_MAX_RING_MESSAGES) ||
+        !nodedb_tpc__power_of_two(c->inbox_messages, NODEDB_TPC_MAX_RING_MESSAGES) ||
+        !nodedb_tpc__power_of_two(c->queue_tasks, NODEDB_TPC_MAX_QUEUE_TASKS))
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+                            "ring_messages (%u), inbox_messages (%u) and queue_tasks (%u) must be powers of two",
+                         (unsigned)c->ring_messages, (unsigned)c->inbox_messages, (unsigned)c->queue_tasks);
+    if (strlen(c->name) > NODEDB_TPC_MAX_NAME_BYTES)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the name \"%.40s\" is longer than %d bytes", c->name,
+                            NODEDB_TPC_MAX_NAME_BYTES);
+    if (c->heartbeat_ns < 2 * NODEDB_TPC_HEARTBEAT_JITTER_NS)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "heartbeat_ns is %llu: at least 200 ms, because of its jitter",
+                         (unsigned long long)c->heartbeat_ns);
+    return NODEDB_OK;
+}
+
+/* The CPUs that this thread may use, in order; 0 if the system does not say. */
+static uint32_t nodedb_tpc__cpus(int *cpus, uint32_t most) {
+    cpu_set_t set;
+    uint32_t n = 0;
+    int cpu;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return 0;
+    for (cpu = 0; cpu < CPU_SETSIZE && n < most; cpu++)
+        if (CPU_ISSET((unsigned)cpu, &set)) cpus[n++] = cpu;
+    return n;
+}
+
+static void nodedb_tpc__free_core(nodedb_tpc *runtime, nodedb_tpc_core *core) {
+    const nodedb_allocator *allocator = &runtime->config.allocator;
+    nodedb_tpc_notifier_close(&core->notifier);
+    nodedb_tpc_ring_destroy(core->inbox.ring);
+    (void)pthread_mutex_destroy(&core->inbox.lock);
+    nodedb__release(allocator, core->queue, runtime->config.queue_tasks * sizeof *core->queue);
+    nodedb__release(allocator, core->signal_stack, NODEDB_TPC__SIGNAL_STACK_BYTES);
+    nodedb__release(allocator, core, sizeof *core);
+}
+
+/* Works on a half-made runtime too. No core runs. */
+static void nodedb_tpc__free(nodedb_tpc *runtime) {
+    nodedb_allocator allocator = runtime->config.allocator;
+    size_t n = runtime->core_count, i;
+    for (i = 0; runtime->cores != NULL && i < n; i++)
+        if (runtime->cores[i] != NULL) nodedb_tpc__free_core(runtime, runtime->cores[i]);
+    for (i = 0; runtime->rings != NULL && i < n * n; i++) nodedb_tpc_ring_destroy(runtime->rings[i]);
+    nodedb__release(&allocator, runtime->cores, n * sizeof *runtime->cores);
+    nodedb__release(&allocator, runtime->rings, n * n * sizeof *runtime->rings);
+    if (runtime->catching) nodedb_tpc__signals_leave();
+    (void)pthread_mutex_destroy(&runtime->gate_lock);
+    (void)pthread_mutex_destroy(&runtime->suspects_lock);
+    (void)pthread_cond_destroy(&runtime->gate_changed);
+    nodedb__release(&allocator, runtime, sizeof *runtime);
+}
+
+static nodedb_status nodedb_tpc__make_core(nodedb_tpc *runtime, uint32_t index, int cpu, nodedb_error *err) {
+    const nodedb_tpc_config *config = &runtime->config;
+    size_t queue_bytes;
+    nodedb_tpc_core *core =
+        (nodedb_tpc_core *)nodedb__alloc_zero(&config->allocator, sizeof *core, NODEDB_TPC__APART_BYTES);
+    if (core == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for core %u", (unsigned)index);
+    runtime->cores[index] = core;
+    core->runtime = runtime;
+    core->index = index;
+    core->cpu = cpu;
+    core->thread = pthread_self();
+    core->spin_ns = runtime->spin_ns_max;
+    core->notifier.fd = -1;
+    (void)pthread_mutex_init(&core->inbox.lock, NULL);
+    if (nodedb__mul_size(config->queue_tasks, sizeof *core->queue, &queue_bytes))
+        core->queue = (nodedb_tpc__task *)nodedb__alloc(&config->allocator, queue_bytes, NODEDB_CACHE_LINE_BYTES);
+    if (core->queue == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the run queue of core %u", (unsigned)index);
+    if (config->catch_signals) {
+        core->signal_stack = (unsigned char *)nodedb__alloc(&config->allocator, NODEDB_TPC__SIGNAL_STACK_BYTES, 4096);
+        if (core->signal_stack == NULL)
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the signal stack of core %u",
+                                (unsigned)index);
+    }
+    core->inbox.ring = nodedb_tpc_ring_create(config->inbox_messages, config->message_bytes, &config->allocator, err);
+    if (core->inbox.ring == NULL) return NODEDB_ERR_NO_MEMORY;
+    return nodedb_tpc_notifier_open(&core->notifier, err);
+}
+
+/* The runtime with all its cores and rings, nothing running. */
+static nodedb_tpc *nodedb_tpc__make(const nodedb_tpc_config *given, bool manual, nodedb_error *err) {
+    nodedb_tpc_config config;
+    nodedb_tpc *runtime;
+    int cpus[CPU_SETSIZE];
+    uint32_t cpu_count = nodedb_tpc__cpus(cpus, CPU_SETSIZE), i;
+    size_t n;
+    memset(&config, 0, sizeof config);
+    if (given != NULL) config = *given;
+    if (config.cores == 0) {
+        config.cores = manual || cpu_count == 0 ? 1 : cpu_count;
+        if (config.cores > NODEDB_TPC_MAX_CORES) config.cores = NODEDB_TPC_MAX_CORES;
+    }
+    if (nodedb_tpc__check_config(&config, err) != NODEDB_OK) return NULL;
+    runtime = (nodedb_tpc *)nodedb__alloc_zero(&config.allocator, sizeof *runtime, NODEDB_CACHE_LINE_BYTES);
+    if (runtime == NULL) {
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the runtime");
+        return NULL;
+    }
+    memcpy(runtime->name, config.name, strlen(config.name));
+    config.name = runtime->name;
+    runtime->config = config;
+    runtime->core_count = config.cores;
+    runtime->manual = manual;
+    runtime->share_cpus = cpu_count < 2 || cpu_count < config.cores;
+    runtime->spin_ns_max = config.spin_ns == NODEDB_TPC_OFF || runtime->share_cpus ? 0 : config.spin_ns;
+    (void)pthread_mutex_init(&runtime->gate_lock, NULL);
+    (void)pthread_mutex_init(&runtime->suspects_lock, NULL);
+    (void)pthread_cond_init(&runtime->gate_changed, NULL);
+    n = config.cores; /* at most 256, so no product below can be too large */
+    runtime->cores =
+        (nodedb_tpc_core **)nodedb__alloc_zero(&config.allocator, n * sizeof *runtime->cores, sizeof(void *));
+    runtime->rings =
+        (nodedb_tpc_ring **)nodedb__alloc_zero(&config.allocator, n * n * sizeof *runtime->rings, sizeof(void *));
+    if (runtime->cores == NULL || runtime->rings == NULL) {
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tables of %u cores",
+                           (unsigned)config.cores);
+        nodedb_tpc__free(runtime);
+        return NULL;
+    }
+    for (i = 0; i < config.cores; i++) {
+        int cpu = manual || config.unpinned || cpu_count == 0 ? -1 : cpus[i % cpu_count];
+        if (nodedb_tpc__make_core(runtime, i, cpu, err) == NODEDB_OK) continue;
+        nodedb_tpc__free(runtime);
+        return NULL;
+    }
+    for (i = 0; i < config.cores * config.cores; i++) {
+        runtime->rings[i] = nodedb_tpc_ring_create(config.ring_messages, config.message_bytes, &config.allocator, err);
+        if (runtime->rings[i] != NULL) continue;
+        nodedb_tpc__free(runtime);
+        return NULL;
+    }
+    if (config.catch_signals) {
+        nodedb_tpc__signals_catch();
+        runtime->catching = true;
+    }
+    return runtime;
+}
+
+/* The first core, by number, that could not start, or NULL; says why. */
+static nodedb_tpc_core *nodedb_tpc__failed_core(nodedb_tpc *runtime, uint32_t cores, nodedb_error *err) {
+    uint32_t i;
+    for (i = 0; i < cores; i++) {
+        nodedb_tpc_core *core = runtime->cores[i];
+        const char *why = core->start_error.message;
+        if (core->started) continue;
+        if (why[0] == 0) why = nodedb_status_text(core->start_status);
+        (void)nodedb__fail(err, core->start_status, 0, "core %u did not start: %.200s", (unsigned)i, why);
+        if (err != NULL) err->sys_errno = core->start_error.sys_errno;
+        return core;
+    }
+    return NULL;
+}
+
+/* What both kinds do just before the first turn. */
+static void nodedb_tpc__set_epoch(nodedb_tpc *runtime) {
+    uint32_t i;
+    runtime->epoch_ns = nodedb_tpc__now(runtime);
+    for (i = 0; i < runtime->core_count; i++) {
+        nodedb_tpc_core *core = runtime->cores[i];
+        nodedb__store_relaxed(&core->turn_ns, runtime->epoch_ns);
+        core->maintenance_due_ns = runtime->epoch_ns + runtime->config.maintenance_interval_ns;
+        nodedb_tpc__schedule_beat(core, runtime->epoch_ns);
+    }
+}
+
+/* Cores inherit the mask: only what the CPU raises, what ends the process, and the profiler's timer reach them. */
+static void nodedb_tpc__signals_mask(sigset_t *mask) {
+    static const int open[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF};
+    size_t i;
+    (void)sigfillset(mask);
+    for (i = 0; i < sizeof open / sizeof open[0]; i++) (void)sigdelset(mask, open[i]);
+}
+
+NODEDB_TPC_API nodedb_tpc *nodedb_tpc_start(const nodedb_tpc_config *config, nodedb_error *err) {
+    nodedb_tpc *runtime = nodedb_tpc__make(config, false, err);
+    sigset_t mask, mask_before;
+    uint32_t threads, i;
+    bool good;
+    int error = 0;
+    if (runtime == NULL) return NULL;
+    nodedb_tpc__signals_mask(&mask);
+    (void)pthread_sigmask(SIG_SETMASK, &mask, &mask_before);
+    for (threads = 0; threads < runtime->core_count; threads++) {
+        nodedb_tpc_core *core = runtime->cores[threads];
+        pthread_t thread;
+        error = pthread_create(&thread, NULL, nodedb_tpc__thread, core);
+        if (error != 0) break; /* else it stores core->thread itself, before it arrives */
+    }
+    (void)pthread_sigmask(SIG_SETMASK, &mask_before, NULL);
+    (void)pthread_mutex_lock(&runtime->gate_lock);
+    while (runtime->arrived < threads) (void)pthread_cond_wait(&runtime->gate_changed, &runtime->gate_lock);
+    good = error == 0 && nodedb_tpc__failed_core(runtime, threads, err) == NULL;
+    if (error != 0)
+        (void)nodedb__fail(err, error == EAGAIN ? NODEDB_ERR_LIMIT : NODEDB_ERR_IO, error, "core %u: no thread for it",
+                           (unsigned)threads);
+    if (good) nodedb_tpc__set_epoch(runtime);
+    runtime->gate = good ? NODEDB_TPC__GATE_GO : NODEDB_TPC__GATE_ABORT;
+    (void)pthread_cond_broadcast(&runtime->gate_changed);
+    (void)pthread_mutex_unlock(&runtime->gate_lock);
+    if (good) return runtime;
+    for (i = 0; i < threads; i++) (void)pthread_join(runtime->cores[i]->thread, NULL);
+    nodedb_tpc__free(runtime);
+    return NULL;
+}
+
+NODEDB_TPC_API nodedb_tpc *nodedb_tpc_create_manual(const nodedb_tpc_config *config, nodedb_error *err) {
+    nodedb_tpc *runtime = nodedb_tpc__make(config, true, err);
+    uint32_t i, begun;
+    if (runtime == NULL) return NULL;
+    nodedb_tpc__signal_stack_set(runtime->cores[0]); /* one thread, one stack */
+    for (begun = 0; begun < runtime->core_count; begun++) {
+        nodedb_tpc__begin_core(runtime->cores[begun]);
+        if (!runtime->cores[begun]->started) break;
+    }
+    if (begun == runtime->core_count) {
+        nodedb_tpc__set_epoch(runtime);
+        return runtime;
+    }
+    (void)nodedb_tpc__failed_core(runtime, begun + 1, err);
+    for (i = 0; i < begun; i++)
+        if (runtime->config.on_stop != NULL) runtime->config.on_stop(runtime->cores[i], runtime->config.ctx);
+    nodedb_tpc__signal_stack_reset(runtime->cores[0]);
+    nodedb_tpc__free(runtime);
+    return NULL;
+}
+
+/* Turns of all manual cores until they have ended; drain_ns by the real clock as well, as a virtual one may stand
+ * still. */
+static void nodedb_tpc__join_manual(nodedb_tpc *runtime) {
+    uint64_t begin = nodedb__now_ns(NULL);
+    uint32_t left = runtime->core_count, i;
+    while (left > 0) {
+        bool worked = false;
+        for (i = left = 0; i < runtime->core_count; i++) {
+            nodedb_status status = nodedb_tpc_turn(runtime->cores[i], 0);
+            worked = worked || status == NODEDB_OK;
+            left += status != NODEDB_ERR_CANCELLED;
+        }
+        if (left > 0 && nodedb__now_ns(NULL) - begin >= runtime->config.drain_ns)
+            nodedb__store_release(&runtime->phase, (uint32_t)NODEDB_TPC__DRAINED);
+        if (left > 0 && !worked) (void)poll(NULL, 0, 1);
+    }
+    nodedb_tpc__signal_stack_reset(runtime->cores[0]);
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_join(nodedb_tpc *runtime, nodedb_error *err) {
+    uint32_t i;
+    if (runtime == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a runtime must be given");
+    if (nodedb_tpc__current != NULL && nodedb_tpc__current->runtime == runtime)
+        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "core %u cannot wait for its own end",
+                            (unsigned)nodedb_tpc__current->index);
+    if (runtime->joined) return NODEDB_OK;
+    if (runtime->manual) {
+        if (!nodedb_tpc__on_own_thread(runtime->cores[0]) || !nodedb_tpc_stopping(runtime))
+            return nodedb__fail(err, NODEDB_ERR_STATE, 0,
+                                "manual cores must be stopped first, and joined on their own thread");
+        nodedb_tpc__join_manual(runtime);
+    } else
+        for (i = 0; i < runtime->core_count; i++) (void)pthread_join(runtime->cores[i]->thread, NULL);
+    runtime->joined = true;
+    return NODEDB_OK;
+}
+
+NODEDB_TPC_API void nodedb_tpc_destroy(nodedb_tpc *runtime) {
+    if (runtime == NULL) return;
+    nodedb_tpc_stop(runtime);
+    if (nodedb_tpc_join(runtime, NULL) == NODEDB_OK) nodedb_tpc__free(runtime);
+}
+
+/* ---- cores, statistics ------------------------------------------------------------------------------------------- */
+
+NODEDB_TPC_API uint32_t nodedb_tpc_core_count(const nodedb_tpc *runtime) {
+    return runtime == NULL ? 0 : runtime->core_count;
+}
+NODEDB_TPC_API nodedb_tpc_core *nodedb_tpc_core_at(nodedb_tpc *runtime, uint32_t index) {
+    return runtime == NULL || index >= runtime->core_count ? NULL : runtime->cores[index];
+}
+NODEDB_TPC_API nodedb_tpc_core *nodedb_tpc_self(void) { return nodedb_tpc__current; }
+NODEDB_TPC_API uint32_t nodedb_tpc_core_index(const nodedb_tpc_core *core) {
+    return core == NULL ? UINT32_MAX : core->index;
+}
+NODEDB_TPC_API int nodedb_tpc_core_cpu(const nodedb_tpc_core *core) { return core == NULL ? -1 : core->cpu; }
+NODEDB_TPC_API nodedb_tpc *nodedb_tpc_core_runtime(const nodedb_tpc_core *core) {
+    return core == NULL ? NULL : core->runtime;
+}
+NODEDB_TPC_API int nodedb_tpc_core_fd(const nodedb_tpc_core *core) { return core == NULL ? -1 : core->notifier.fd; }
+NODEDB_TPC_API void *nodedb_tpc_core_data(const nodedb_tpc_core *core) { return core == NULL ? NULL : core->data; }
+NODEDB_TPC_API void nodedb_tpc_core_set_data(nodedb_tpc_core *core, void *data) {
+    if (core != NULL) core->data = data;
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_get_stats(const nodedb_tpc *runtime, uint32_t index, nodedb_tpc_stats *stats) {
+    const nodedb_tpc_core *core;
+    const uint64_t *from;
+    uint64_t *to;
+    uint32_t i;
+    if (stats == NULL || runtime == NULL || index >= runtime->core_count) return NODEDB_ERR_INVALID;
+    memset(stats, 0, sizeof *stats);
+    core = runtime->cores[index];
+    from = (const uint64_t *)(const void *)&core->stats; /* all fields up to `degraded` are counters of one type */
+    to = (uint64_t *)(void *)stats;
+    for (i = 0; i < offsetof(nodedb_tpc_stats, degraded) / sizeof *to; i++) to[i] = nodedb__load_relaxed(&from[i]);
+    stats->degraded = nodedb__load_relaxed(&core->stats.degraded);
+    stats->posted = nodedb__load_relaxed(&core->inbox.posted);
+    stats->wakes += nodedb__load_relaxed(&core->inbox.wakes);
+    stats->wakes_avoided += nodedb__load_relaxed(&core->inbox.wakes_avoided);
+    for (i = 0; i <= runtime->core_count; i++) {
+        nodedb_tpc_ring_stats ring;
+        nodedb_tpc_ring_get_stats(i == runtime->core_count ? core->inbox.ring : nodedb_tpc__ring(runtime, i, index),
+                                  &ring);
+        if (ring.high_water > stats->ring_high_water) stats->ring_high_water = ring.high_water;
+    }
+    return NODEDB_OK;
+}
+
+#define nodedb_tpc__llu(n) ((unsigned long long)(n))
+
+NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, char *buffer, size_t size) {
+    size_t used = 0;
+    uint32_t i;
+    if (buffer == NULL) size = 0;
+    if (size > 0) buffer[0] = 0;
+    for (i = 0; i < nodedb_tpc_core_count(runtime); i++) {
+        nodedb_tpc_stats s;
+        int n;
+        (void)nodedb_tpc_get_stats(runtime, i, &s);
+        n = snprintf(used < size ? buffer + used : NULL, used < size ? size - used : 0,
+                     "core %u (cpu %d)%s%s: turns %llu, spins %llu, parks %llu, heartbeats %llu\n"
+                     "  messages %llu in %llu batches, sent %llu, send refused %llu, posted %llu, dropped %llu, "
+                     "longest ring %llu\n"
+                     "  wakes %llu, wakes avoided %llu; tasks %llu, longest queue %llu\n"
+                     "  faults %llu, degradations %llu, refused %llu, timeouts %llu\n"
+                     "  busy %llu us, idle %llu us, maintenance %llu us\n",
+                     (unsigned)i, runtime->cores[i]->cpu, s.degraded ? ", degraded" : "",
+                     nodedb_tpc_stalled(runtime, i) ? ", stalled" : "",
+                     nodedb_tpc__llu(s.turns), nodedb_tpc__llu(s.spins), nodedb_tpc__llu(s.parks),
+                     nodedb_tpc__llu(s.heartbeats),
+                     nodedb_tpc__llu(s.messages), nodedb_tpc__llu(s.batches), nodedb_tpc__llu(s.sent),
+                     nodedb_tpc__llu(s.send_refused),
+                     nodedb_tpc__llu(s.posted), nodedb_tpc__llu(s.dropped), nodedb_tpc__llu(s.ring_high_water),
+                     nodedb_tpc__llu(s.wakes),
+                     nodedb_tpc__llu(s.wakes_avoided), nodedb_tpc__llu(s.tasks), nodedb_tpc__llu(s.tasks_high_water),
+                     nodedb_tpc__llu(s.faults), nodedb_tpc__llu(s.degradations), nodedb_tpc__llu(s.refused),
+                     nodedb_tpc__llu(s.timeouts),
+                     nodedb_tpc__llu(s.busy_ns / 1000), nodedb_tpc__llu(s.idle_ns / 1000),
+                     nodedb_tpc__llu(s.maintenance_ns / 1000));
+        if (n > 0) used += (size_t)n;
+    }
+    return used;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* NODEDB_TPC_IMPLEMENTATION */
+
+/* This software is available under two licences; choose whichever you prefer: the MIT License (copyright (c) 2026 the
+ * NodeDB authors; permission is granted, free of charge, to deal in the software without restriction, provided that this
+ * notice is kept; it comes "as is", without warranty of any kind), or the Unlicense (public domain: anyone may copy,
+ * modify, publish, use, sell or distribute it, for any purpose and by any means; without warranty of any kind). The full
+ * texts stand in the file LICENSE and at opensource.org/licenses/MIT and unlicense.org. */
