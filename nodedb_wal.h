@@ -49,8 +49,8 @@
               changes no file-system metadata. The next one is prepared while the current one fills. Truncated segments
               are recycled. Every use of a segment has a new epoch, and the checksum of a record begins with log id,
               epoch and first LSN, so what an earlier use left behind can never be taken for a record.
-   Recovery   nodedb_wal_open reads the preambles of all segments and the records of the last two (no other can hold
-              a torn tail: a third is not begun before all of the first is durable), drops the torn tail, and goes
+   Recovery   nodedb_wal_open reads the preambles of all segments, syncs the last two (no other can hold a torn tail: a
+              third is not begun before all of the first is durable), reads their records, drops the torn tail, and goes
               on in a new segment. Damage further back is met by replay or nodedb_wal_verify.
 
 4. THE API BY TASK
@@ -679,9 +679,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *wal, uint64_t *durable_
 /* Submits as needed and blocks until `lsn` is durable. INVALID where it has not been given out. */
 NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *wal, uint64_t lsn, nodedb_error *err);
 
-/* Appends `count` records, consecutive and in one group where they fit, and blocks until all are durable. *last_lsn (if not
- * NULL) is the last one's LSN. From any number of threads: those who wait together share a group. On an error none or
- * the first few have an LSN, and none is acknowledged. Errors as append and wait, but never AGAIN. */
+/* Appends `count` records, in this order, and blocks until all are durable; other threads' records may come between them. *last_lsn
+ * (if not NULL) is the last one's LSN. From any number of threads: those who wait together share a group. On an error none
+ * or the first few have an LSN, and none is acknowledged. Errors as append and wait, but never AGAIN. */
 NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *wal, const nodedb_wal_record *records, size_t count, uint64_t *last_lsn, nodedb_error *err);
 
 NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *wal); /* no lock; 0 (or first_lsn - 1) when there is none */
@@ -691,7 +691,7 @@ NODEDB_WAL_API uint32_t nodedb_wal_groups_in_flight(nodedb_wal *wal);
 NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *wal);
 
 /* Removes or recycles the segments all of whose records are below `lsn`. A checkpoint that holds their effect must be durable,
- * and no reader may be in them. *removed (if not NULL): how many. Errors: IO, or the log's failure. */
+ * and no reader may be in them. *removed (if not NULL): how many. Errors: IO, which is the log's failure from then on. */
 NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_t lsn, uint32_t *removed, nodedb_error *err);
 
 NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *wal, nodedb_wal_stats *stats);
@@ -701,7 +701,8 @@ NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *wal);
 /* ---- reading ---- */
 
 typedef enum nodedb_wal_access {
-    NODEDB_WAL_ACCESS_MAPPED = 0, /* sealed segments are mapped; nobody may shorten the files meanwhile (the log never does) */
+    NODEDB_WAL_ACCESS_MAPPED = 0, /* segments are mapped. Nobody may shorten the files meanwhile (the log never does), and a
+                                     disk that cannot read a page raises SIGBUS; choose BUFFERED to get an error instead */
     NODEDB_WAL_ACCESS_BUFFERED    /* pread into a buffer, always so with a caller's nodedb_io and for a followed segment */
 } nodedb_wal_access;
 
@@ -747,7 +748,8 @@ NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *reader); /* NULL 
 typedef nodedb_status (*nodedb_wal_apply_fn)(void *ctx, const nodedb_wal_record *record);
 
 /* Replays from config->from_lsn to the end. config->threads 0 means as many as there are CPUs, at most 4. *stats may be NULL.
- * Errors of reader_open and reader_next (AGAIN excepted), and the callback's; with the callback's, err names the LSN. */
+ * Errors of reader_open and reader_next (AGAIN excepted), and the callback's; with the callback's, err names the LSN. NOT_FOUND also
+ * where the log ends before from_lsn - 1. */
 NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply, void *ctx,
                                                nodedb_wal_reader_stats *stats, nodedb_error *err);
 /* Replays at most `limit` records from *cursor on, moves *cursor behind them, and says whether there are more. */
@@ -795,6 +797,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__FILL_BYTES ((size_t)256 << 10)     /* zeros written at a time into a segment being prepared */
 #define NODEDB_WAL__MAX_IN_FLIGHT 2                    /* groups that blocking committers keep at the device at once */
 #define NODEDB_WAL__MAX_SPARES 4                       /* truncated segments that are kept for use again */
+#define NODEDB_WAL__MAX_LISTED_SPARES 64
+#define NODEDB_WAL__LIST_TRIES 8                       /* a directory that is being truncated may change while it is listed */
+#define NODEDB_WAL__FOLLOW_CHUNK_BYTES ((size_t)64 << 10)
 #define NODEDB_WAL__WRITE_TRIES 3                      /* a short or interrupted write is repeated; it is idempotent */
 #define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS     /* completions: a group's index, or one of these two */
 #define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
@@ -831,7 +836,7 @@ typedef struct nodedb_wal__list {
     size_t count, capacity;
     const nodedb_allocator *allocator;
     bool out_of_memory;
-    uint64_t spares[NODEDB_WAL__MAX_SPARES]; /* numbers of spare-N.wal files */
+    uint64_t spares[NODEDB_WAL__MAX_LISTED_SPARES]; /* numbers of spare-N.wal files */
     size_t spare_count;
     uint64_t spare_next; /* a number that no spare file has */
     bool saw_tmp;
@@ -869,7 +874,8 @@ static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__
     segment->watermark = nodedb__get_u64(block + 48);
     segment->seed = nodedb__crc32c(0, block + 8, 24);
     return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES && (segment->block_bytes & (segment->block_bytes - 1)) == 0 &&
-           segment->bytes > segment->block_bytes && segment->bytes % segment->block_bytes == 0;
+           segment->bytes > segment->block_bytes && segment->bytes % segment->block_bytes == 0 &&
+           segment->first_lsn <= UINT64_MAX / 2 && segment->epoch <= UINT64_MAX / 2; /* neither ever wraps around */
 }
 
 /* "00000000000000000001.wal" -> 1; false for any other name. */
@@ -952,9 +958,8 @@ static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *
     return NODEDB_OK;
 }
 
-/* All segments of `dir`, sorted, preambles checked one by one and against each other. */
-static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb_allocator *allocator, const char *dir,
-                                               nodedb_wal__list *list, nodedb_error *err) {
+static nodedb_status nodedb_wal__list_once(const nodedb_io *io, const nodedb_allocator *allocator, const char *dir,
+                                           nodedb_wal__list *list, nodedb_error *err) {
     char path[NODEDB_WAL__PATH_BYTES];
     nodedb_status status = NODEDB_OK;
     size_t i;
@@ -979,6 +984,20 @@ static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb
             status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is out of order: its epoch is not above the one before", path);
     }
     if (status != NODEDB_OK) nodedb_wal__list_free(list);
+    return status;
+}
+
+/* All segments of `dir`, sorted, preambles checked one by one and against each other. The writer may meanwhile truncate, and
+ * use a file again under another name; then what was listed is not there any more, so it is listed again. */
+static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb_allocator *allocator, const char *dir,
+                                               nodedb_wal__list *list, nodedb_error *err) {
+    nodedb_status status;
+    nodedb_error own;
+    int tries = 0;
+    memset(&own, 0, sizeof own);
+    do status = nodedb_wal__list_once(io, allocator, dir, list, &own);
+    while ((status == NODEDB_ERR_CORRUPT || (status == NODEDB_ERR_IO && own.sys_errno == ENOENT)) && ++tries < NODEDB_WAL__LIST_TRIES);
+    if (status != NODEDB_OK && err != NULL) *err = own;
     return status;
 }
 
@@ -1196,7 +1215,7 @@ struct nodedb_wal_reader {
     uint64_t trusted_until;
     unsigned char *buffer;
     size_t buffer_capacity, buffer_bytes;
-    uint64_t buffer_offset;
+    uint64_t buffer_offset, buffer_lsn;
     uint64_t position, expected, deliver_from;
     bool sealed;          /* the last record read was a seal */
     bool ended;           /* at the end; a followed log may go on */
@@ -1243,8 +1262,8 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
     }
     if (r->map == NULL && r->may_map && !growing) {
         r->map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
-        if (r->map == NULL) return nodedb__fail(err, nodedb__io_status(error), error, "cannot map segment %s", path);
-        if (madvise(r->map, (size_t)segment->bytes, MADV_SEQUENTIAL) == 0) r->stats.hints_sequential++;
+        if (r->map == NULL && error != ENOMEM) return nodedb__fail(err, nodedb__io_status(error), error, "cannot map segment %s", path);
+        if (r->map != NULL && madvise(r->map, (size_t)segment->bytes, MADV_SEQUENTIAL) == 0) r->stats.hints_sequential++;
     }
     if (r->map == NULL) {
         /* O_DIRECT, so that what is read is what the log has written, and not an older page of the cache */
@@ -1267,7 +1286,9 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
 static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offset, size_t bytes, const unsigned char **view,
                                              size_t *available, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
-    uint64_t left = segment->bytes - offset, start = offset / NODEDB_WAL_MIN_BLOCK_BYTES * NODEDB_WAL_MIN_BLOCK_BYTES;
+    size_t align = segment->block_bytes > NODEDB_WAL_MIN_BLOCK_BYTES ? segment->block_bytes : NODEDB_WAL_MIN_BLOCK_BYTES;
+    size_t chunk = r->config.follow != NULL ? NODEDB_WAL__FOLLOW_CHUNK_BYTES : NODEDB_WAL__CHUNK_BYTES;
+    uint64_t left = segment->bytes - offset, start = offset / align * align;
     size_t want;
     assert(offset <= segment->bytes);
     if (bytes > left) bytes = (size_t)left;
@@ -1277,18 +1298,19 @@ static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offs
         return NODEDB_OK;
     }
     if (offset < r->buffer_offset || offset + bytes > r->buffer_offset + r->buffer_bytes) {
-        want = (size_t)nodedb_wal__round_up(offset - start + bytes, NODEDB_WAL_MIN_BLOCK_BYTES);
-        if (want < NODEDB_WAL__CHUNK_BYTES) want = NODEDB_WAL__CHUNK_BYTES;
-        if (want > r->buffer_capacity) {
+        want = (size_t)nodedb_wal__round_up(offset - start + bytes, align);
+        if (want < chunk) want = (size_t)nodedb_wal__round_up(chunk, align);
+        if (want > r->buffer_capacity || ((uintptr_t)r->buffer & (align - 1)) != 0) {
             nodedb__release(&r->config.allocator, r->buffer, r->buffer_capacity);
             r->buffer_capacity = r->buffer_bytes = 0;
-            r->buffer = (unsigned char *)nodedb__alloc(&r->config.allocator, want, NODEDB_WAL_MIN_BLOCK_BYTES);
+            r->buffer = (unsigned char *)nodedb__alloc(&r->config.allocator, want, align);
             if (r->buffer == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %zu bytes of %s", want, r->dir);
             r->buffer_capacity = want;
         }
         want = r->buffer_capacity;
         if (want > segment->bytes - start) want = (size_t)(segment->bytes - start);
         r->buffer_bytes = 0;
+        if (r->config.follow != NULL) r->buffer_lsn = nodedb_wal_durable_lsn(r->config.follow); /* before reading: all up to it is in there */
         {
             int error = nodedb__read_all(&r->io, r->fd, r->buffer, want, start);
             if (error != 0) {
@@ -1329,13 +1351,13 @@ static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t off
 static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from, uint64_t *watermark, uint64_t *lowest_lsn,
                                              uint64_t *last_nonzero, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
-    uint64_t at = from;
+    uint64_t at = from, checked = 0;
     while (at < segment->bytes) {
         uint64_t next = nodedb_wal__round_up(at + 1, segment->block_bytes);
         nodedb_wal__parsed parsed;
         nodedb_wal_record record;
         uint32_t flags;
-        size_t total;
+        size_t total = 0;
         nodedb_status status = nodedb_wal__reader_parse(r, at, &parsed, &record, &flags, &total, err);
         if (status != NODEDB_OK) return status;
         if (parsed == NODEDB_WAL__RECORD) {
@@ -1344,6 +1366,11 @@ static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from
             next = at + total;
         }
         if (parsed != NODEDB_WAL__ZERO) *last_nonzero = next;
+        checked += total;
+        if (checked > 4 * segment->bytes) { /* many false headers, one in another: made by hand, not by a crash */
+            *watermark = UINT64_MAX;
+            return NODEDB_OK;
+        }
         at = next;
     }
     return NODEDB_OK;
@@ -1376,6 +1403,16 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
         }
     }
     if (r->config.follow != NULL && missing <= nodedb_wal_durable_lsn(r->config.follow)) watermark = missing;
+    if (watermark >= missing) { /* before it is said: a writer may have filled the spot since it was looked at */
+        nodedb_wal__parsed parsed;
+        nodedb_wal_record record;
+        uint32_t flags;
+        size_t total;
+        r->buffer_bytes = 0;
+        status = offset < r->list.at[here].bytes ? nodedb_wal__reader_parse(r, offset, &parsed, &record, &flags, &total, err) : NODEDB_ERR_AGAIN;
+        if (status == NODEDB_OK && parsed == NODEDB_WAL__RECORD && record.lsn == missing) return NODEDB_OK;
+        if (status != NODEDB_OK && status != NODEDB_ERR_AGAIN) return status;
+    }
     if (watermark >= missing) {
         uint64_t last = lowest > missing && lowest != UINT64_MAX ? lowest - 1 : missing;
         status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu",
@@ -1448,6 +1485,7 @@ static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal
         bool deliver;
         if (r->config.follow != NULL) {
             if (r->expected > nodedb_wal_durable_lsn(r->config.follow)) return NODEDB_ERR_AGAIN;
+            if (r->expected > r->buffer_lsn) r->buffer_bytes = 0; /* read before this record was durable: perhaps half of it */
             r->ended = false;
         }
         if (r->ended) return NODEDB_ERR_AGAIN;
@@ -1576,6 +1614,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
     nodedb_wal_reader *r;
     nodedb_wal_record record;
     nodedb_status status;
+    bool refused = false;
     if (config == NULL || apply == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay needs a config and a callback");
     own = *config;
     if (own.threads == 0) {
@@ -1596,12 +1635,17 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
         if (status != NODEDB_OK) {
             (void)nodedb__fail(err, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn, r->dir);
             if (err != NULL) err->lsn = record.lsn;
+            refused = true;
             break;
         }
     }
     if (stats != NULL) *stats = r->stats;
-    if (status == NODEDB_ERR_AGAIN && r->ended) status = NODEDB_OK;
-    if (status == NODEDB_ERR_AGAIN && own.follow != NULL) status = NODEDB_OK;
+    if (status == NODEDB_ERR_AGAIN && !refused) {
+        status = NODEDB_OK;
+        if (own.from_lsn > r->expected)
+            status = nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "the log in %s ends at record %llu, before record %llu from which it is to be replayed", r->dir,
+                                  (unsigned long long)(r->expected - 1), (unsigned long long)own.from_lsn);
+    }
     nodedb_wal_reader_close(r);
     return status;
 }
@@ -1613,6 +1657,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
     nodedb_wal_record record;
     nodedb_error failure;
     nodedb_status status;
+    bool refused = false;
     size_t n = 0;
     if (config == NULL || cursor == NULL || apply == NULL || has_more == NULL || limit == 0)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay_page needs a config, a cursor, a limit, a callback and has_more");
@@ -1635,13 +1680,14 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
         status = apply(ctx, &record);
         if (status != NODEDB_OK) {
             (void)nodedb__fail(&failure, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn, r->dir);
+            refused = true;
             break;
         }
         nodedb_wal_reader_tell(r, cursor);
         n++;
     }
     nodedb_wal_reader_close(r);
-    if (status == NODEDB_ERR_AGAIN) status = NODEDB_OK;
+    if (status == NODEDB_ERR_AGAIN && !refused) status = NODEDB_OK;
     if (status != NODEDB_OK && err != NULL) *err = failure;
     return status;
 }
@@ -1736,7 +1782,7 @@ struct nodedb_wal {
     int open_flags;
     pthread_mutex_t lock;
     pthread_cond_t space; /* a group became free */
-    uint32_t space_waiters;
+    uint32_t space_waiters, group_waiters; /* threads that wait; the latter for any group */
     nodedb_wal__group group[NODEDB_WAL_MAX_GROUPS];
     uint64_t head, tail;
     nodedb_wal__file files[2];
@@ -1757,6 +1803,7 @@ struct nodedb_wal {
 #if !defined(NODEDB_NO_LIBURING)
     struct io_uring ring;
     bool has_ring, registered;
+    uint32_t in_kernel; /* operations begun and not reaped; buffers and files must outlive them */
 #endif
     nodedb_wal_stats stats;
     uint64_t latency[64 * 8]; /* counts by power of two and eighth of it, in ns */
@@ -1809,6 +1856,13 @@ static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
 
 /* ---- room: the two backends: start an operation, and reap finished ones ------------------------------------------- */
 
+/* Makes nodedb_wal_fd readable; poll takes it back. With a ring the kernel does it for each completion. */
+static void nodedb_wal__signal(nodedb_wal *w) {
+    uint64_t one = 1;
+    ssize_t n = write(w->event_fd, &one, sizeof one);
+    (void)n; /* it can only fail when it is readable already */
+}
+
 static void nodedb_wal__start(nodedb_wal *w, const nodedb_wal__op *op) {
 #if !defined(NODEDB_NO_LIBURING)
     if (w->has_ring) {
@@ -1820,17 +1874,14 @@ static void nodedb_wal__start(nodedb_wal *w, const nodedb_wal__op *op) {
         else io_uring_prep_write(sqe, op->fd, op->data, (unsigned)op->bytes, op->offset);
         if (op->data != NULL && op->tag < NODEDB_WAL_MAX_GROUPS) sqe->rw_flags = RWF_DSYNC;
         sqe->user_data = op->tag;
+        w->in_kernel++;
         (void)io_uring_submit(&w->ring); /* if the kernel is short of memory it stays queued, and reap submits it */
         return;
     }
 #endif
     assert(w->op_count < NODEDB_WAL__MAX_OPS);
     w->ops[w->op_count++] = *op;
-    if (w->op_count == 1 && w->event_fd >= 0) {
-        uint64_t one = 1;
-        ssize_t n = write(w->event_fd, &one, sizeof one);
-        (void)n;
-    }
+    if (w->op_count == 1) nodedb_wal__signal(w);
 }
 
 /* POSIX: all that waits is written, then each file is synced once. */
@@ -1874,6 +1925,15 @@ static uint32_t nodedb_wal__reap_ring(nodedb_wal *w, bool wait, nodedb_wal__comp
     io_uring_cq_advance(&w->ring, n);
     return n;
 }
+
+/* Hands over what a submit could not. False: nothing is in the kernel that a wait could end with. */
+static bool nodedb_wal__submit_rest(nodedb_wal *w) {
+    int result = 0;
+    if (io_uring_sq_ready(&w->ring) > 0) result = io_uring_submit(&w->ring);
+    if (result < 0 && result != -EAGAIN && result != -EBUSY && result != -ENOMEM && result != -EINTR)
+        (void)nodedb_wal__break(w, -result, "io_uring_enter failed", w->write_offset, NULL);
+    return w->in_kernel > io_uring_sq_ready(&w->ring);
+}
 #endif
 
 static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err);
@@ -1891,9 +1951,10 @@ static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index) {
 
 /* Moves the durable LSN over all groups that are done, in order, and frees them. */
 static void nodedb_wal__retire_groups(nodedb_wal *w) {
+    uint64_t before = w->tail;
     while (w->tail < w->head) {
         nodedb_wal__group *g = &w->group[w->tail % w->config.groups];
-        if (!g->finished || w->failed) return;
+        if (!g->finished || w->failed) break;
         assert(g->last_lsn > w->durable_lsn);
         nodedb_wal__count_latency(w, nodedb__now_ns(&w->config.clock) - g->submitted_ns);
         w->files[g->slot].in_flight--;
@@ -1905,6 +1966,7 @@ static void nodedb_wal__retire_groups(nodedb_wal *w) {
         if (g->waiters > 0) (void)pthread_cond_broadcast(&g->done);
     }
     if (w->space_waiters > 0) (void)pthread_cond_broadcast(&w->space);
+    if (w->tail != before && !nodedb_wal__has_ring(w)) nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped */
 }
 
 static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c) {
@@ -1915,7 +1977,8 @@ static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c)
             if (nodedb_wal__has_ring(w)) w->stats.syncs++;
             return;
         }
-        if ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES) {
+        /* ECANCELED: the thread that had submitted it has ended, and the kernel dropped what it had queued for it */
+        if (c->result == -ECANCELED || ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
             nodedb_wal__start_group(w, c->tag); /* the whole write again: nothing in it is acknowledged yet */
             return;
         }
@@ -1923,7 +1986,7 @@ static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c)
         return;
     }
     w->spare.busy = false;
-    if (c->result < 0 && c->result != -EINTR && c->result != -EAGAIN) {
+    if (c->result < 0 && c->result != -EINTR && c->result != -EAGAIN && c->result != -ECANCELED) {
         /* a spare segment holds nothing yet: give it up, a rollover makes another or reports why it cannot */
         (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
     } else if (c->tag == NODEDB_WAL__TAG_FILL && c->result > 0) w->spare.filled += (uint64_t)c->result;
@@ -1936,21 +1999,22 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait) {
     nodedb_wal__op ops[NODEDB_WAL__MAX_OPS];
     uint32_t i, n = 0, count = w->op_count;
     assert(!w->reaping);
+    (void)wait; /* POSIX: reaping is doing, so there is nothing to wait for */
     w->reaping = true;
     if (nodedb_wal__has_ring(w)) {
 #if !defined(NODEDB_NO_LIBURING)
-        if (io_uring_sq_ready(&w->ring) > 0) (void)io_uring_submit(&w->ring);
+        bool any = nodedb_wal__submit_rest(w);
         if (wait) (void)pthread_mutex_unlock(&w->lock);
-        n = nodedb_wal__reap_ring(w, wait, done);
+        if (wait && !any) (void)sched_yield(); /* the kernel is short of memory: try again */
+        n = nodedb_wal__reap_ring(w, wait && any, done);
         if (wait) (void)pthread_mutex_lock(&w->lock);
+        assert(n <= w->in_kernel);
+        w->in_kernel -= n;
 #endif
     } else if (count > 0) {
-        uint64_t drained, syncs = 0;
-        ssize_t got;
+        uint64_t syncs = 0;
         memcpy(ops, w->ops, count * sizeof *ops);
         w->op_count = 0;
-        got = w->event_fd >= 0 ? read(w->event_fd, &drained, sizeof drained) : 0;
-        (void)got;
         (void)pthread_mutex_unlock(&w->lock);
         n = nodedb_wal__reap_posix(&w->io, ops, count, done, &syncs);
         (void)pthread_mutex_lock(&w->lock);
@@ -2099,7 +2163,7 @@ static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__se
     if (w->sealed_count == w->sealed_capacity) {
         size_t capacity = w->sealed_capacity == 0 ? 64 : w->sealed_capacity * 2;
         nodedb_wal__segment *grown;
-        if (w->sealed_count >= NODEDB_WAL_MAX_SEGMENTS - 1)
+        if (w->sealed_count >= NODEDB_WAL_MAX_SEGMENTS)
             return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has %d segments: make a checkpoint and truncate it", w->dir, NODEDB_WAL_MAX_SEGMENTS);
         grown = (nodedb_wal__segment *)nodedb__alloc(&w->config.allocator, capacity * sizeof *grown, 8);
         if (grown == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
@@ -2122,6 +2186,8 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     int error;
     assert(w->group[w->head % w->config.groups].records == 0 && previous->in_flight == 0);
     assert(w->spare.state == NODEDB_WAL__SPARE_READY);
+    if (w->sealed_count + 2 > NODEDB_WAL_MAX_SEGMENTS)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has %d segments: make a checkpoint and truncate it", w->dir, NODEDB_WAL_MAX_SEGMENTS);
     if (old->fd >= 0) {
         status = nodedb_wal__sealed_push(w, &old->segment, err);
         if (status != NODEDB_OK) return status;
@@ -2152,15 +2218,20 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     return NODEDB_OK;
 }
 
-/* A segment that is not needed any more becomes a spare, if it has the usual size and there are not too many; else it goes. */
+/* A segment that is not needed any more becomes a spare, if it has the usual size and there are not too many; else it goes. Durable
+ * when this returns, so that segments go one by one and a power cut never leaves a gap. */
 static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
     int error;
     nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
-    if (w->pool_count == NODEDB_WAL__MAX_SPARES || segment->bytes != w->config.segment_bytes || segment->block_bytes != w->block_bytes)
-        return w->io.unlink(w->io.ctx, from);
+    if (w->pool_count + (w->spare.state != NODEDB_WAL__SPARE_NONE) >= NODEDB_WAL__MAX_SPARES || segment->bytes != w->config.segment_bytes ||
+        segment->block_bytes != w->block_bytes) {
+        error = w->io.unlink(w->io.ctx, from);
+        return error != 0 ? error : w->io.sync(w->io.ctx, w->dir_fd);
+    }
     nodedb_wal__spare_path(to, w->dir, w->spare_next);
     error = w->io.rename(w->io.ctx, from, to);
+    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
     if (error != 0) return error;
     w->pool[w->pool_count++] = w->spare_next++;
     w->stats.segments_recycled++;
@@ -2270,28 +2341,34 @@ static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
     return &w->group[s % w->config.groups];
 }
 
-/* Whoever waits and finds nobody reaping does it, for all; who leaves hands the duty to another who waits. */
+/* Whoever waits and finds nobody reaping does it, for all. */
 static nodedb_status nodedb_wal__wait_locked(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
-    uint64_t s;
     while (!w->failed && w->durable_lsn < lsn) {
         if (w->head - w->tail < NODEDB_WAL__MAX_IN_FLIGHT) (void)nodedb_wal__submit_locked(w, NULL);
         if (w->reaping) {
             nodedb_wal__group *g = nodedb_wal__group_of(w, lsn);
-            g->waiters++;
+            g->waiters++, w->group_waiters++;
             (void)pthread_cond_wait(&g->done, &w->lock);
-            g->waiters--;
+            g->waiters--, w->group_waiters--;
         } else {
             nodedb_wal__reap(w, true);
             if (w->head - w->tail < NODEDB_WAL__MAX_IN_FLIGHT) (void)nodedb_wal__submit_locked(w, NULL);
             if (!w->failed) (void)nodedb_wal__spare_advance(w, NULL);
         }
     }
-    if (!w->reaping) {
+    return w->durable_lsn >= lsn ? NODEDB_OK : nodedb_wal__failed(w, err);
+}
+
+/* Every call ends here. Whoever leaves while others wait and nobody reaps hands the duty to one of them: without that, a thread
+ * that found somebody reaping, and went to sleep, would sleep for ever. */
+static void nodedb_wal__unlock(nodedb_wal *w) {
+    if (!w->reaping && w->group_waiters > 0) {
+        uint64_t s;
         for (s = w->tail; s <= w->head && w->group[s % w->config.groups].waiters == 0; s++) {}
         if (s <= w->head) (void)pthread_cond_signal(&w->group[s % w->config.groups].done);
-        else if (w->space_waiters > 0) (void)pthread_cond_signal(&w->space);
     }
-    return w->durable_lsn >= lsn ? NODEDB_OK : nodedb_wal__failed(w, err);
+    if (!w->reaping && w->space_waiters > 0) (void)pthread_cond_signal(&w->space);
+    (void)pthread_mutex_unlock(&w->lock);
 }
 
 /* ---- room: the writer's API --------------------------------------------------------------------------------------- */
@@ -2301,7 +2378,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *w, const nodedb_wal_r
     if (status != NODEDB_OK) return status;
     (void)pthread_mutex_lock(&w->lock);
     status = nodedb_wal__append_locked(w, record, 0, lsn, err);
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     return status;
 }
 
@@ -2310,7 +2387,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *w, nodedb_error *err)
     if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_submit needs a log");
     (void)pthread_mutex_lock(&w->lock);
     status = nodedb_wal__submit_locked(w, err);
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     return status;
 }
 
@@ -2318,13 +2395,18 @@ NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_ls
     nodedb_status status = NODEDB_OK;
     if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_poll needs a log");
     (void)pthread_mutex_lock(&w->lock);
+    {
+        uint64_t drained;
+        ssize_t n = read(w->event_fd, &drained, sizeof drained); /* first: what happens from here on makes it readable again */
+        (void)n;
+    }
     if (!w->failed && !w->reaping) {
         nodedb_wal__reap(w, false);
         (void)nodedb_wal__spare_advance(w, NULL); /* why it cannot is said when a rollover needs it */
     }
     if (w->failed) status = nodedb_wal__failed(w, err);
     if (durable_lsn != NULL) *durable_lsn = w->durable_lsn;
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     return status;
 }
 
@@ -2335,7 +2417,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *w, uint64_t lsn, nodedb
     if (lsn >= w->next_lsn)
         status = nodedb__fail(err, NODEDB_ERR_INVALID, 0, "LSN %llu has not been given out in %s", (unsigned long long)lsn, w->dir);
     else status = nodedb_wal__wait_locked(w, lsn, err);
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     return status;
 }
 
@@ -2352,7 +2434,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
     for (i = 0; i < count && status == NODEDB_OK; i++)
         while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN) nodedb_wal__wait_for_space(w);
     if (status == NODEDB_OK) status = nodedb_wal__wait_locked(w, lsn, err);
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     if (last_lsn != NULL && status == NODEDB_OK) *last_lsn = lsn;
     return status;
 }
@@ -2363,7 +2445,7 @@ NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *w) {
     uint64_t lsn;
     (void)pthread_mutex_lock(&w->lock);
     lsn = w->next_lsn - 1;
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     return lsn;
 }
 
@@ -2371,16 +2453,11 @@ NODEDB_WAL_API uint32_t nodedb_wal_groups_in_flight(nodedb_wal *w) {
     uint32_t n;
     (void)pthread_mutex_lock(&w->lock);
     n = (uint32_t)(w->head - w->tail);
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     return n;
 }
 
-NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *w) {
-#if !defined(NODEDB_NO_LIBURING)
-    if (w->has_ring) return w->ring.ring_fd;
-#endif
-    return w->event_fd;
-}
+NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *w) { return w->event_fd; }
 
 NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *w) { return w->description; }
 
@@ -2390,7 +2467,7 @@ NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats)
     stats->commit_p50_ns = nodedb_wal__latency_at(w, 0.5);
     stats->commit_p99_ns = nodedb_wal__latency_at(w, 0.99);
     stats->commit_p999_ns = nodedb_wal__latency_at(w, 0.999);
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
 }
 
 NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t lsn, uint32_t *removed, nodedb_error *err) {
@@ -2402,22 +2479,22 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
     if (w->failed) status = nodedb_wal__failed(w, err);
     while (status == NODEDB_OK && w->sealed_count > 0) {
         uint64_t next = w->sealed_count > 1 ? w->sealed[1].first_lsn : w->files[w->current].fd >= 0 ? w->files[w->current].segment.first_lsn : w->next_lsn;
-        /* the segment before the current one may still be written */
-        if (next > lsn || next > w->durable_lsn + 1 || (w->sealed_count == 1 && w->files[1 - w->current].in_flight > 0)) break;
+        /* the segment before the current one may still be written; and one must stay, to know the LSN by */
+        if (next > lsn || next > w->durable_lsn + 1) break;
+        if (w->sealed_count == 1 && (w->files[1 - w->current].in_flight > 0 || w->files[w->current].fd < 0)) break;
         if (w->files[1 - w->current].fd >= 0 && w->files[1 - w->current].segment.first_lsn == w->sealed[0].first_lsn) {
             (void)w->io.close(w->io.ctx, w->files[1 - w->current].fd);
             w->files[1 - w->current].fd = -1;
         }
         error = nodedb_wal__recycle(w, &w->sealed[0]);
-        if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd); /* one by one, so that a power cut never leaves a gap */
         if (error != 0) break;
         n++;
         w->sealed_count--;
         memmove(w->sealed, w->sealed + 1, w->sealed_count * sizeof *w->sealed);
     }
-    if (error != 0) status = nodedb__fail(err, nodedb__io_status(-error), -error, "cannot truncate the log in %s", w->dir);
+    if (error != 0) status = nodedb_wal__break(w, -error, "removing a segment failed", 0, err); /* what is on the disk is not known any more */
     w->spare.refused = false; /* there may be room now */
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     if (removed != NULL) *removed = n;
     return status;
 }
@@ -2428,7 +2505,11 @@ static void nodedb_wal__free(nodedb_wal *w) {
     nodedb_allocator allocator = w->config.allocator;
     uint32_t i;
 #if !defined(NODEDB_NO_LIBURING)
-    if (w->has_ring) io_uring_queue_exit(&w->ring); /* waits for what is under way */
+    while (w->has_ring && nodedb_wal__submit_rest(w)) { /* the kernel still reads our buffers: a late write must not find other data in them */
+        nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
+        w->in_kernel -= nodedb_wal__reap_ring(w, true, done);
+    }
+    if (w->has_ring) io_uring_queue_exit(&w->ring);
 #endif
     for (i = 0; i < 2; i++)
         if (w->files[i].fd >= 0) (void)w->io.close(w->io.ctx, w->files[i].fd);
@@ -2469,24 +2550,27 @@ static uint32_t nodedb_wal__block_bytes(const char *dir, bool *direct) {
     return bytes;
 }
 
+/* A new log: the directory's own name must be durable before anything in it counts. */
+static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    char *slash;
+    int fd, error;
+    (void)snprintf(path, sizeof path, "%s", w->dir);
+    slash = strrchr(path, '/');
+    if (slash == path) slash[1] = 0;
+    else if (slash != NULL) *slash = 0;
+    else (void)snprintf(path, sizeof path, ".");
+    fd = w->io.open(w->io.ctx, path, O_RDONLY | O_DIRECTORY, 0);
+    if (fd < 0) return nodedb__fail(err, NODEDB_ERR_IO, -fd, "cannot open %s to make the name of %s durable", path, w->dir);
+    error = w->io.sync(w->io.ctx, fd);
+    (void)w->io.close(w->io.ctx, fd);
+    return error == 0 ? NODEDB_OK : nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot sync %s", path);
+}
+
 static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
     char path[NODEDB_WAL__PATH_BYTES];
     int error = w->io.make_dir(w->io.ctx, w->dir, 0755);
-    if (error == 0) { /* a new directory: its entry must be durable before anything in it counts */
-        int parent;
-        char *slash;
-        memcpy(path, w->dir, sizeof w->dir);
-        slash = strrchr(path, '/');
-        if (slash == path) slash[1] = 0;
-        else if (slash != NULL) *slash = 0;
-        else (void)snprintf(path, sizeof path, ".");
-        parent = w->io.open(w->io.ctx, path, O_RDONLY | O_DIRECTORY, 0);
-        if (parent >= 0) {
-            error = w->io.sync(w->io.ctx, parent);
-            (void)w->io.close(w->io.ctx, parent);
-        }
-    } else if (error == -EEXIST) error = 0;
-    if (error != 0) return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot make the directory %s", w->dir);
+    if (error != 0 && error != -EEXIST) return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot make the directory %s", w->dir);
     (void)snprintf(path, sizeof path, "%s/LOCK", w->dir);
     w->lock_fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT, 0644);
     if (w->lock_fd < 0) {
@@ -2505,7 +2589,6 @@ static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
 }
 
 static void nodedb_wal__open_backend(nodedb_wal *w) {
-    w->event_fd = -1;
 #if !defined(NODEDB_NO_LIBURING)
     if (w->config.backend != NODEDB_WAL_BACKEND_POSIX && w->config.io.pwrite == NULL && w->config.io.open == NULL) {
         int error = io_uring_queue_init(32, &w->ring, IORING_SETUP_CLAMP);
@@ -2515,7 +2598,10 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
             w->has_ring = true;
             for (i = 0; i < w->config.groups; i++) buffers[i].iov_base = w->group[i].buffer, buffers[i].iov_len = w->config.group_bytes;
             w->registered = io_uring_register_buffers(&w->ring, buffers, w->config.groups) == 0; /* else RLIMIT_MEMLOCK: plain writes do */
-            return;
+            error = io_uring_register_eventfd(&w->ring, w->event_fd);
+            if (error == 0) return;
+            io_uring_queue_exit(&w->ring);
+            w->has_ring = w->registered = false;
         }
         nodedb__say(&w->config.logger, NODEDB_LOG_WARNING,
                     "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls (seccomp, kernel.io_uring_disabled) for speed",
@@ -2525,7 +2611,6 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
     if (w->config.backend == NODEDB_WAL_BACKEND_AUTO)
         nodedb__say(&w->config.logger, NODEDB_LOG_INFO, "log %s: built without liburing, so pwrite and fdatasync are used", w->dir);
 #endif
-    w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 }
 
 /* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch must
@@ -2556,67 +2641,111 @@ static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list
     }
     for (i = 0; i < list->spare_count; i++) {
         nodedb_wal__spare_path(path, w->dir, list->spares[i]);
-        if (nodedb_wal__spare_usable(w, path)) w->pool[w->pool_count++] = list->spares[i];
+        if (w->pool_count < NODEDB_WAL__MAX_SPARES && nodedb_wal__spare_usable(w, path)) w->pool[w->pool_count++] = list->spares[i];
         else (void)w->io.unlink(w->io.ctx, path);
     }
 }
 
-/* Finds the last LSN, and takes away what stands behind it: a segment that was begun but of which nothing was acknowledged,
- * and a last segment without records. */
-static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
-    nodedb_wal_reader_config reading;
-    nodedb_wal__list list;
-    nodedb_wal_reader *r = NULL;
-    nodedb_wal_record record;
-    nodedb_status status = nodedb_wal__list_segments(&w->io, &w->config.allocator, w->dir, &list, err);
-    size_t i, keep;
-    int error = 0;
-    if (status != NODEDB_OK) return status;
-    w->next_epoch = 1;
-    for (i = 0; i < list.count; i++)
-        if (list.at[i].epoch >= w->next_epoch) w->next_epoch = list.at[i].epoch + 1;
-    nodedb_wal__adopt_spares(w, &list);
-    if (list.count == 0) {
-        w->next_lsn = w->config.first_lsn != 0 ? w->config.first_lsn : 1;
-        w->log_id = w->config.log_id;
-        if (w->log_id == 0 && getrandom(&w->log_id, sizeof w->log_id, 0) != (ssize_t)sizeof w->log_id)
-            w->log_id = nodedb__mix64(nodedb__now_ns(NULL) ^ (uint64_t)getpid() << 32);
-        nodedb_wal__list_free(&list);
-        nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
-        return NODEDB_OK;
+/* What is read in recovery counts as durable from then on, so it is made so: a writer that was killed may have left writes and
+ * names that no sync has covered. What the cache holds of these files is dropped, as after a failed sync it may hold
+ * what the disk does not. */
+static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    size_t i = list->count > 2 ? list->count - 2 : 0;
+    int error = w->io.sync(w->io.ctx, w->dir_fd);
+    for (; i < list->count && error == 0; i++) {
+        char path[NODEDB_WAL__PATH_BYTES];
+        int fd;
+        nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
+        fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
+        if (fd < 0) {
+            error = fd;
+            break;
+        }
+        error = w->io.sync(w->io.ctx, fd);
+        if (w->config.io.open == NULL) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        (void)w->io.close(w->io.ctx, fd);
     }
-    w->log_id = list.at[0].log_id;
+    return error == 0 ? NODEDB_OK : nodedb__fail(err, nodedb__io_status(-error), -error, "cannot sync what is in %s", w->dir);
+}
+
+/* The log has ended in segment `last` of the list. What stands behind is a segment that was begun, but of which nothing was
+ * acknowledged: it goes, and its file is not used again, as a write that a killed writer had under way may still land in
+ * it. A last segment without records stays where it is: the next one has the same name and replaces it. */
+static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__list *list, size_t last, nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    char path[NODEDB_WAL__PATH_BYTES];
+    size_t i;
+    int error = 0;
+    for (i = 0; i <= last && status == NODEDB_OK; i++)
+        if (list->at[i].first_lsn != w->next_lsn) status = nodedb_wal__sealed_push(w, &list->at[i], err);
+    for (i = list->count - 1; i > last && error == 0; i--) {
+        nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
+        error = w->io.unlink(w->io.ctx, path);
+        if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
+    }
+    if (status == NODEDB_OK && error != 0) status = nodedb__fail(err, nodedb__io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
+    return status;
+}
+
+static void nodedb_wal__new_log(nodedb_wal *w) {
+    w->next_lsn = w->config.first_lsn != 0 ? w->config.first_lsn : 1;
+    w->log_id = w->config.log_id;
+    if (w->log_id == 0 && getrandom(&w->log_id, sizeof w->log_id, 0) != (ssize_t)sizeof w->log_id)
+        w->log_id = nodedb__mix64(nodedb__now_ns(NULL) ^ (uint64_t)getpid() << 32);
+    nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
+}
+
+/* Finds the last LSN in the last two segments. */
+static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    nodedb_wal_reader_config reading;
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status;
+    memset(&failure, 0, sizeof failure);
     memset(&reading, 0, sizeof reading);
     reading.dir = w->dir;
     reading.access = NODEDB_WAL_ACCESS_BUFFERED;
     reading.io = w->config.io;
     reading.allocator = w->config.allocator;
-    reading.from_lsn = 0;
-    r = nodedb_wal__reader_new(&reading, 2, err);
-    if (r == NULL) {
-        nodedb_wal__list_free(&list);
-        return err != NULL && err->status != NODEDB_OK ? err->status : NODEDB_ERR_IO;
-    }
-    r->deliver_from = UINT64_MAX; /* types do not matter here */
-    status = nodedb_wal_reader_next(r, &record, err);
-    if (status == NODEDB_ERR_AGAIN) {
-        status = NODEDB_OK;
-        w->next_lsn = r->expected;
-        w->stats.dropped_bytes = r->stats.torn_bytes;
-        keep = r->index + 1;
-        if (r->expected == list.at[r->index].first_lsn) keep = r->index; /* no record in it */
-        for (i = 0; i < keep && status == NODEDB_OK; i++) status = nodedb_wal__sealed_push(w, &list.at[i], err);
-        for (i = list.count; i > keep && error == 0; i--) {
-            error = nodedb_wal__recycle(w, &list.at[i - 1]);
-            if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
+    r = nodedb_wal__reader_new(&reading, 2, &failure);
+    status = failure.status;
+    if (r != NULL) {
+        r->deliver_from = UINT64_MAX; /* types do not matter here */
+        status = nodedb_wal_reader_next(r, &record, &failure);
+        if (status == NODEDB_ERR_AGAIN) {
+            w->log_id = list->at[0].log_id;
+            w->next_lsn = r->expected;
+            w->stats.dropped_bytes = r->stats.torn_bytes;
+            nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
+            status = nodedb_wal__keep_segments(w, list, r->index, &failure);
         }
-        if (error != 0) status = nodedb__fail(err, nodedb__io_status(-error), -error, "cannot remove an empty segment of %s", w->dir);
-        if (w->stats.dropped_bytes > 0)
-            nodedb__say(&w->config.logger, NODEDB_LOG_INFO, "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
-                        w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->next_lsn - 1));
-        nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
+        nodedb_wal_reader_close(r);
     }
-    nodedb_wal_reader_close(r);
+    if (status != NODEDB_OK) *err = failure;
+    else if (w->stats.dropped_bytes > 0)
+        nodedb__say(&w->config.logger, NODEDB_LOG_INFO, "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged", w->dir,
+                    (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->next_lsn - 1));
+    return status;
+}
+
+static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
+    nodedb_wal__list list;
+    nodedb_status status = nodedb_wal__list_segments(&w->io, &w->config.allocator, w->dir, &list, err);
+    size_t i;
+    if (status != NODEDB_OK) return status;
+    w->next_epoch = 1;
+    for (i = 0; i < list.count; i++)
+        if (list.at[i].epoch >= w->next_epoch) w->next_epoch = list.at[i].epoch + 1;
+    status = nodedb_wal__settle(w, &list, err);
+    if (status == NODEDB_OK) {
+        nodedb_wal__adopt_spares(w, &list);
+        if (list.count > 0) status = nodedb_wal__find_end(w, &list, err);
+        else {
+            nodedb_wal__new_log(w);
+            status = nodedb_wal__sync_parent(w, err);
+        }
+    }
     nodedb_wal__list_free(&list);
     return status;
 }
@@ -2647,6 +2776,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
         return NULL;
     }
     memcpy(w->dir, config->dir, strlen(config->dir) + 1);
+    for (i = (uint32_t)strlen(w->dir); i > 1 && w->dir[i - 1] == '/'; i--) w->dir[i - 1] = 0;
     w->config = *config;
     w->config.dir = w->dir;
     w->io = nodedb__io_or_posix(&config->io);
@@ -2675,6 +2805,11 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     }
     if (!memory) {
         (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
+        goto fail;
+    }
+    w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (w->event_fd < 0) {
+        (void)nodedb__fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", config->dir);
         goto fail;
     }
     if (nodedb_wal__recover(w, err) != NODEDB_OK) goto fail;
