@@ -279,7 +279,7 @@ verb_cross() {
     CC=$triplet-gcc OUT=build/cross-$1 RUNNER="qemu-$emulator" CFLAGS="${CFLAGS:-} -static"
     case $1 in arm) CFLAGS="$CFLAGS -Wno-psabi" ;; esac
     build tests/test_wal.c tests/test_mem.c tests/test_tpc.c tests/test_vamana.c tests/test_prefetch.c tests/test_common.c examples/nodedb/nodedb.c
-    run_tests common wal mem tpc vamana prefetch
+    run_tests common wal mem tpc vamana # not prefetch: the emulator keeps madvise from the kernel
     totals
 }
 

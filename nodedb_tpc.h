@@ -206,9 +206,9 @@ typedef struct nodedb_clock {
 } nodedb_clock;
 
 /* The file system. Zeroed: the system's own. Tests put a simulated disk here and fail every call in turn. Each function
- * returns a value >= 0, or -errno; a read or write may be short, as in POSIX. `flags` are those of open(2); `sync` makes
- * the data of a file, or the entries of a directory, durable; `allocate` makes space exist, so that writing into it
- * cannot fail for want of room; `list` calls `visit` for each entry but "." and "..", until it returns nonzero;
+ * returns a value >= 0, or -errno; a read or write may be short, as in POSIX. `flags` are those of open(2); `sync`
+ * makes the data of a file, or the entries of a directory, durable; `allocate` makes space exist, so that writing into
+ * it cannot fail for want of room; `list` calls `visit` for each entry but "." and "..", until it returns nonzero;
  * `lock` takes an exclusive lock that dies with the descriptor, or returns -EWOULDBLOCK at once. */
 typedef struct nodedb_io {
     int (*open)(void *ctx, const char *path, int flags, int mode);
@@ -287,7 +287,8 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #if defined(__GNUC__)
 __attribute__((format(printf, 4, 5)))
 #endif
-static inline nodedb_status nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+static inline nodedb_status
+nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
     if (err != NULL) {
         va_list args;
         int used;
@@ -341,7 +342,8 @@ static inline void *nodedb__alloc_zero(const nodedb_allocator *allocator, size_t
 
 static inline void nodedb__release(const nodedb_allocator *allocator, void *memory, size_t bytes) {
     if (memory == NULL) return;
-    if (allocator != NULL && allocator->release != NULL) allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
+    if (allocator != NULL && allocator->release != NULL)
+        allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
     else free(memory);
 }
 
@@ -502,7 +504,8 @@ static inline int nodedb__posix_make_dir(void *ctx, const char *path, int mode) 
     (void)ctx;
     return mkdir(path, (mode_t)mode) != 0 ? -errno : 0;
 }
-static inline int nodedb__posix_list(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name), void *visitor) {
+static inline int nodedb__posix_list(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name),
+                                     void *visitor) {
     DIR *stream = opendir(dir);
     struct dirent *entry;
     int stop = 0, error;
@@ -564,7 +567,9 @@ static inline int nodedb__read_all(const nodedb_io *io, int fd, void *buffer, si
 
 /* The status that an errno means. */
 static inline nodedb_status nodedb__io_status(int error) {
-    return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL : error == ENOMEM ? NODEDB_ERR_NO_MEMORY : NODEDB_ERR_IO;
+    return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
+           : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
+                                              : NODEDB_ERR_IO;
 }
 
 #endif

@@ -196,9 +196,9 @@ typedef struct nodedb_clock {
 } nodedb_clock;
 
 /* The file system. Zeroed: the system's own. Tests put a simulated disk here and fail every call in turn. Each function
- * returns a value >= 0, or -errno; a read or write may be short, as in POSIX. `flags` are those of open(2); `sync` makes
- * the data of a file, or the entries of a directory, durable; `allocate` makes space exist, so that writing into it
- * cannot fail for want of room; `list` calls `visit` for each entry but "." and "..", until it returns nonzero;
+ * returns a value >= 0, or -errno; a read or write may be short, as in POSIX. `flags` are those of open(2); `sync`
+ * makes the data of a file, or the entries of a directory, durable; `allocate` makes space exist, so that writing into
+ * it cannot fail for want of room; `list` calls `visit` for each entry but "." and "..", until it returns nonzero;
  * `lock` takes an exclusive lock that dies with the descriptor, or returns -EWOULDBLOCK at once. */
 typedef struct nodedb_io {
     int (*open)(void *ctx, const char *path, int flags, int mode);
@@ -277,7 +277,8 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #if defined(__GNUC__)
 __attribute__((format(printf, 4, 5)))
 #endif
-static inline nodedb_status nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+static inline nodedb_status
+nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
     if (err != NULL) {
         va_list args;
         int used;
@@ -331,7 +332,8 @@ static inline void *nodedb__alloc_zero(const nodedb_allocator *allocator, size_t
 
 static inline void nodedb__release(const nodedb_allocator *allocator, void *memory, size_t bytes) {
     if (memory == NULL) return;
-    if (allocator != NULL && allocator->release != NULL) allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
+    if (allocator != NULL && allocator->release != NULL)
+        allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
     else free(memory);
 }
 
@@ -492,7 +494,8 @@ static inline int nodedb__posix_make_dir(void *ctx, const char *path, int mode) 
     (void)ctx;
     return mkdir(path, (mode_t)mode) != 0 ? -errno : 0;
 }
-static inline int nodedb__posix_list(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name), void *visitor) {
+static inline int nodedb__posix_list(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name),
+                                     void *visitor) {
     DIR *stream = opendir(dir);
     struct dirent *entry;
     int stop = 0, error;
@@ -554,7 +557,9 @@ static inline int nodedb__read_all(const nodedb_io *io, int fd, void *buffer, si
 
 /* The status that an errno means. */
 static inline nodedb_status nodedb__io_status(int error) {
-    return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL : error == ENOMEM ? NODEDB_ERR_NO_MEMORY : NODEDB_ERR_IO;
+    return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
+           : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
+                                              : NODEDB_ERR_IO;
 }
 
 #endif
@@ -649,50 +654,57 @@ typedef struct nodedb_wal_config {
 typedef struct nodedb_wal_stats {
     uint64_t records, groups, payload_bytes, written_bytes, padding_bytes, syncs, segments_begun, segments_recycled;
     uint64_t commit_p50_ns, commit_p99_ns, commit_p999_ns; /* from submit to durable, within 1/8 */
-    uint64_t dropped_bytes;                                /* torn tail that recovery dropped: first bad byte to last nonzero */
+    uint64_t dropped_bytes; /* torn tail that recovery dropped: first bad byte to last nonzero */
 } nodedb_wal_stats;
 
 typedef struct nodedb_wal nodedb_wal; /* one writer */
 
-/* Opens the log in config->dir for writing, and recovers it. NULL with: INVALID (config), LOCKED (another writer has it),
- * CORRUPT (an acknowledged record or a preamble is damaged: file, offset, LSNs), DISK_FULL, IO, NO_MEMORY, UNSUPPORTED
- * (io_uring demanded and refused), LIMIT (too many segments). */
+/* Opens the log in config->dir for writing, and recovers it. NULL with: INVALID (config), LOCKED (another writer has
+ * it), CORRUPT (an acknowledged record or a preamble is damaged: file, offset, LSNs), DISK_FULL, IO, NO_MEMORY,
+ * UNSUPPORTED (io_uring demanded and refused), LIMIT (too many segments). */
 NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err);
 
-/* Makes everything appended durable, writes the seal, frees everything, also on failure. NULL is fine. No other call may be
- * under way. Returns the log's failure if it had one. */
+/* Makes everything appended durable, writes the seal, frees everything, also on failure. NULL is fine. No other call
+ * may be under way. Returns the log's failure if it had one. */
 NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *wal, nodedb_error *err);
 
-/* Copies one record into the open group and gives it an LSN (into *lsn, if not NULL). Does no I/O, but for a rollover: a
- * rename and two syncs, and writing a segment through if none has been prepared in time. Errors: INVALID, LIMIT (payload),
- * AGAIN (all groups in flight: poll or wait, then append again), DISK_FULL, STATE or IO (the log has failed). On any error
- * the record has no LSN and nothing has changed. */
-NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *wal, const nodedb_wal_record *record, uint64_t *lsn, nodedb_error *err);
+/* Copies one record into the open group and gives it an LSN (into *lsn, if not NULL). Does no I/O, but for a rollover:
+ * a rename and two syncs, and writing a segment through if none has been prepared in time. Errors: INVALID, LIMIT
+ * (payload), AGAIN (all groups in flight: poll or wait, then append again), DISK_FULL, STATE or IO (the log has
+ * failed). On any error the record has no LSN and nothing has changed. */
+NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *wal, const nodedb_wal_record *record, uint64_t *lsn,
+                                               nodedb_error *err);
 
-/* Sends the open group on its way. OK where there is nothing to send; AGAIN where no other group buffer is free (poll). */
+/* Sends the open group on its way. OK where there is nothing to send; AGAIN where no other group buffer is free (poll).
+ * */
 NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *wal, nodedb_error *err);
 
-/* Takes notice of finished writes, without blocking (POSIX backend: does the writes), prepares a bit of the next segment,
- * and puts the durable LSN into *durable_lsn (if not NULL). Errors: the log's failure, for good. */
+/* Takes notice of finished writes, without blocking (POSIX backend: does the writes), prepares a bit of the next
+ * segment, and puts the durable LSN into *durable_lsn (if not NULL). Errors: the log's failure, for good. */
 NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *wal, uint64_t *durable_lsn, nodedb_error *err);
 
 /* Submits as needed and blocks until `lsn` is durable. INVALID where it has not been given out. */
 NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *wal, uint64_t lsn, nodedb_error *err);
 
-/* Appends `count` records, in this order, and blocks until all are durable; other threads' records may come between them. *last_lsn
- * (if not NULL) is the last one's LSN. From any number of threads: those who wait together share a group. On an error none
- * or the first few have an LSN, and none is acknowledged. Errors as append and wait, but never AGAIN. */
-NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *wal, const nodedb_wal_record *records, size_t count, uint64_t *last_lsn, nodedb_error *err);
+/* Appends `count` records, in this order, and blocks until all are durable; other threads' records may come between
+ * them. *last_lsn (if not NULL) is the last one's LSN. From any number of threads: those who wait together share a
+ * group. On an error none or the first few have an LSN, and none is acknowledged. Errors as append and wait, but never
+ * AGAIN. */
+NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *wal, const nodedb_wal_record *records, size_t count,
+                                               uint64_t *last_lsn, nodedb_error *err);
 
-NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *wal); /* no lock; 0 (or first_lsn - 1) when there is none */
-NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *wal);          /* the last one given out */
+/* The durable LSN, without a lock; 0 (or first_lsn - 1) when there is none. And the last one that was given out. */
+NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *wal);
+NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *wal);
 NODEDB_WAL_API uint32_t nodedb_wal_groups_in_flight(nodedb_wal *wal);
 /* A descriptor that is readable when nodedb_wal_poll has something to do. Never read it; it is the log's. */
 NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *wal);
 
-/* Removes or recycles the segments all of whose records are below `lsn`. A checkpoint that holds their effect must be durable,
- * and no reader may be in them. *removed (if not NULL): how many. Errors: IO, which is the log's failure from then on. */
-NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_t lsn, uint32_t *removed, nodedb_error *err);
+/* Removes or recycles the segments all of whose records are below `lsn`. A checkpoint that holds their effect must be
+ * durable, and no reader may be in them. *removed (if not NULL): how many. Errors: IO, which is the log's failure from
+ * then on. */
+NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_t lsn, uint32_t *removed,
+                                                        nodedb_error *err);
 
 NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *wal, nodedb_wal_stats *stats);
 /* "io_uring, O_DIRECT, 4096-byte blocks, 64 MiB segments": how this log writes. The log's memory, never changes. */
@@ -701,9 +713,11 @@ NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *wal);
 /* ---- reading ---- */
 
 typedef enum nodedb_wal_access {
-    NODEDB_WAL_ACCESS_MAPPED = 0, /* segments are mapped. Nobody may shorten the files meanwhile (the log never does), and a
-                                     disk that cannot read a page raises SIGBUS; choose BUFFERED to get an error instead */
-    NODEDB_WAL_ACCESS_BUFFERED    /* pread into a buffer, always so with a caller's nodedb_io and for a followed segment */
+    /* Segments are mapped. Nobody may shorten the files meanwhile (the log never does), and a disk that cannot read a page
+     * raises SIGBUS; choose BUFFERED to get an error instead. */
+    NODEDB_WAL_ACCESS_MAPPED = 0,
+    /* pread into a buffer; always so with a caller's nodedb_io, and for the segment that a followed log is writing. */
+    NODEDB_WAL_ACCESS_BUFFERED
 } nodedb_wal_access;
 
 typedef struct nodedb_wal_reader_config {
@@ -733,35 +747,39 @@ typedef struct nodedb_wal_cursor {
 
 typedef struct nodedb_wal_reader nodedb_wal_reader;
 
-/* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn lies before the oldest record),
- * CORRUPT (a preamble), IO, NO_MEMORY, LIMIT. */
+/* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn lies before the oldest
+ * record), CORRUPT (a preamble), IO, NO_MEMORY, LIMIT. */
 NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err);
-/* The next record in LSN order into *record. AGAIN at the end of the log (of a followed one: for now). CORRUPT: an acknowledged
- * record cannot be read; err->lsn, err->offset say which and where; every later call says so again. UNSUPPORTED: a required
- * record of an unknown type. IO, NO_MEMORY. */
-NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *reader, nodedb_wal_record *record, nodedb_error *err);
+/* The next record in LSN order into *record. AGAIN at the end of the log (of a followed one: for now). CORRUPT: an
+ * acknowledged record cannot be read; err->lsn, err->offset say which and where; every later call says so again.
+ * UNSUPPORTED: a required record of an unknown type. IO, NO_MEMORY. */
+NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *reader, nodedb_wal_record *record,
+                                                    nodedb_error *err);
 NODEDB_WAL_API void nodedb_wal_reader_tell(const nodedb_wal_reader *reader, nodedb_wal_cursor *cursor);
 NODEDB_WAL_API void nodedb_wal_reader_get_stats(const nodedb_wal_reader *reader, nodedb_wal_reader_stats *stats);
 NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *reader); /* NULL is fine */
 
-/* Called for each record, in LSN order, on the thread that replays. Anything but OK ends the replay with that status. */
+/* Called for each record, in LSN order, on the thread that replays. Anything but OK ends the replay with that status.
+ * */
 typedef nodedb_status (*nodedb_wal_apply_fn)(void *ctx, const nodedb_wal_record *record);
 
-/* Replays from config->from_lsn to the end. config->threads 0 means as many as there are CPUs, at most 4. *stats may be NULL.
- * Errors of reader_open and reader_next (AGAIN excepted), and the callback's; with the callback's, err names the LSN. NOT_FOUND also
- * where the log ends before from_lsn - 1. */
-NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply, void *ctx,
-                                               nodedb_wal_reader_stats *stats, nodedb_error *err);
+/* Replays from config->from_lsn to the end. config->threads 0 means as many as there are CPUs, at most 4. *stats may be
+ * NULL. Errors of reader_open and reader_next (AGAIN excepted), and the callback's; with the callback's, err names the
+ * LSN. NOT_FOUND also where the log ends before from_lsn - 1. */
+NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
+                                               void *ctx, nodedb_wal_reader_stats *stats, nodedb_error *err);
 /* Replays at most `limit` records from *cursor on, moves *cursor behind them, and says whether there are more. */
-NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor, size_t limit,
-                                                    nodedb_wal_apply_fn apply, void *ctx, bool *has_more, nodedb_error *err);
+NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor,
+                                                    size_t limit, nodedb_wal_apply_fn apply, void *ctx, bool *has_more,
+                                                    nodedb_error *err);
 
 typedef struct nodedb_wal_report {
     uint64_t segments, records, first_lsn, last_lsn, payload_bytes, torn_bytes;
     bool sealed; /* the log was closed in order */
 } nodedb_wal_report;
 /* Reads every record of a log. OK, or what is wrong with it; *report (if not NULL) is filled as far as it went. */
-NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report, nodedb_error *err);
+NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
+                                               nodedb_error *err);
 
 #ifdef __cplusplus
 }
@@ -798,7 +816,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__MAX_IN_FLIGHT 2                    /* groups that blocking committers keep at the device at once */
 #define NODEDB_WAL__MAX_SPARES 4                       /* truncated segments that are kept for use again */
 #define NODEDB_WAL__MAX_LISTED_SPARES 64
-#define NODEDB_WAL__LIST_TRIES 8                       /* a directory that is being truncated may change while it is listed */
+#define NODEDB_WAL__LIST_TRIES 8 /* a directory that is being truncated may change while it is listed */
 #define NODEDB_WAL__FOLLOW_CHUNK_BYTES ((size_t)64 << 10)
 #define NODEDB_WAL__WRITE_TRIES 3                      /* a short or interrupted write is repeated; it is idempotent */
 #define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS     /* completions: a group's index, or one of these two */
@@ -822,7 +840,8 @@ static inline bool nodedb_wal__all_zero(const unsigned char *p, size_t bytes) {
     return true;
 }
 
-/* ---- room: segments: what a preamble says, and the list of a directory's ------------------------------------------ */
+/* ---- room: segments: what a preamble says, and the list of a directory's ------------------------------------------
+ * */
 
 /* One segment as its preamble describes it. Never changes while the file has this name. */
 typedef struct nodedb_wal__segment {
@@ -873,9 +892,10 @@ static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__
     segment->block_bytes = nodedb__get_u32(block + 40);
     segment->watermark = nodedb__get_u64(block + 48);
     segment->seed = nodedb__crc32c(0, block + 8, 24);
-    return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES && (segment->block_bytes & (segment->block_bytes - 1)) == 0 &&
-           segment->bytes > segment->block_bytes && segment->bytes % segment->block_bytes == 0 &&
-           segment->first_lsn <= UINT64_MAX / 2 && segment->epoch <= UINT64_MAX / 2; /* neither ever wraps around */
+    return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES &&
+           (segment->block_bytes & (segment->block_bytes - 1)) == 0 && segment->bytes > segment->block_bytes &&
+           segment->bytes % segment->block_bytes == 0 && segment->first_lsn <= UINT64_MAX / 2 &&
+           segment->epoch <= UINT64_MAX / 2; /* neither ever wraps around */
 }
 
 /* "00000000000000000001.wal" -> 1; false for any other name. */
@@ -884,7 +904,7 @@ static bool nodedb_wal__parse_name(const char *name, uint64_t *first_lsn) {
     int i;
     for (i = 0; i < 20; i++) {
         if (name[i] < '0' || name[i] > '9') return false;
-        if (value > (UINT64_MAX - 9) / 10) return false;
+        if (value > (UINT64_MAX - (uint64_t)(name[i] - '0')) / 10) return false;
         value = value * 10 + (uint64_t)(name[i] - '0');
     }
     *first_lsn = value;
@@ -936,7 +956,8 @@ static void nodedb_wal__list_free(nodedb_wal__list *list) {
     list->count = list->capacity = 0;
 }
 
-static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *path, nodedb_wal__segment *segment, nodedb_error *err) {
+static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *path, nodedb_wal__segment *segment,
+                                               nodedb_error *err) {
     unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
     uint64_t named = segment->first_lsn;
     int64_t size;
@@ -945,16 +966,18 @@ static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *
     error = nodedb__read_all(io, fd, head, sizeof head, 0);
     size = io->size(io->ctx, fd);
     (void)io->close(io->ctx, fd);
-    if (error != 0 && error != -ENODATA) return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read the preamble of %s", path);
+    if (error != 0 && error != -ENODATA)
+        return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read the preamble of %s", path);
     if (error != 0 || !nodedb_wal__decode_preamble(head, segment))
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble at offset 0 is damaged or not of this version", path);
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+                            "%s: the preamble at offset 0 is damaged or not of this version", path);
     if (segment->first_lsn != named)
         return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble says first LSN %llu, the name another", path,
                             (unsigned long long)segment->first_lsn);
     if (size < 0) return nodedb__fail(err, NODEDB_ERR_IO, (int)-size, "cannot ask the size of %s", path);
     if ((uint64_t)size < segment->bytes)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu", path, (long long)size,
-                            (unsigned long long)segment->bytes);
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu", path,
+                            (long long)size, (unsigned long long)segment->bytes);
     return NODEDB_OK;
 }
 
@@ -967,8 +990,11 @@ static nodedb_status nodedb_wal__list_once(const nodedb_io *io, const nodedb_all
     memset(list, 0, sizeof *list);
     list->allocator = allocator;
     error = io->list(io->ctx, dir, nodedb_wal__visit_name, list);
-    if (error < 0) return nodedb__fail(err, error == -ENOENT ? NODEDB_ERR_NOT_FOUND : NODEDB_ERR_IO, -error, "cannot list %s", dir);
-    if (list->out_of_memory) status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments in %s", dir);
+    if (error < 0)
+        return nodedb__fail(err, error == -ENOENT ? NODEDB_ERR_NOT_FOUND : NODEDB_ERR_IO, -error, "cannot list %s",
+                            dir);
+    if (list->out_of_memory)
+        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments in %s", dir);
     else if (list->count > NODEDB_WAL_MAX_SEGMENTS) {
         list->count = NODEDB_WAL_MAX_SEGMENTS;
         status = nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%s holds more than %d segments", dir, NODEDB_WAL_MAX_SEGMENTS);
@@ -979,16 +1005,19 @@ static nodedb_status nodedb_wal__list_once(const nodedb_io *io, const nodedb_all
         status = nodedb_wal__read_preamble(io, path, &list->at[i], err);
         if (status != NODEDB_OK || i == 0) continue;
         if (list->at[i].log_id != list->at[0].log_id)
-            status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments before it", path);
+            status =
+                nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments before it", path);
         else if (list->at[i].epoch <= list->at[i - 1].epoch)
-            status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is out of order: its epoch is not above the one before", path);
+            status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+                                  "%s is out of order: its epoch is not above the one before", path);
     }
     if (status != NODEDB_OK) nodedb_wal__list_free(list);
     return status;
 }
 
-/* All segments of `dir`, sorted, preambles checked one by one and against each other. The writer may meanwhile truncate, and
- * use a file again under another name; then what was listed is not there any more, so it is listed again. */
+/* All segments of `dir`, sorted, preambles checked one by one and against each other. The writer may meanwhile
+ * truncate, and use a file again under another name; then what was listed is not there any more, so it is listed again.
+ * */
 static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb_allocator *allocator, const char *dir,
                                                nodedb_wal__list *list, nodedb_error *err) {
     nodedb_status status;
@@ -996,15 +1025,17 @@ static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb
     int tries = 0;
     memset(&own, 0, sizeof own);
     do status = nodedb_wal__list_once(io, allocator, dir, list, &own);
-    while ((status == NODEDB_ERR_CORRUPT || (status == NODEDB_ERR_IO && own.sys_errno == ENOENT)) && ++tries < NODEDB_WAL__LIST_TRIES);
+    while ((status == NODEDB_ERR_CORRUPT || (status == NODEDB_ERR_IO && own.sys_errno == ENOENT)) &&
+           ++tries < NODEDB_WAL__LIST_TRIES);
     if (status != NODEDB_OK && err != NULL) *err = own;
     return status;
 }
 
 /* ---- room: records ----------------------------------------------------------------------------------------------- */
 
-static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segment *segment, const nodedb_wal_record *record,
-                                      uint64_t lsn, uint64_t watermark, uint32_t flags) {
+static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segment *segment,
+                                      const nodedb_wal_record *record, uint64_t lsn, uint64_t watermark,
+                                      uint32_t flags) {
     size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + record->payload_bytes;
     uint32_t crc;
     memset(at, 0, NODEDB_WAL_RECORD_HEADER_BYTES);
@@ -1033,10 +1064,12 @@ typedef enum nodedb_wal__parsed {
 } nodedb_wal__parsed;
 
 /* What stands at `offset` of a segment; `p` is that place in memory, and `available` bytes of it can be seen. */
-static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t available, const nodedb_wal__segment *segment, uint64_t offset,
-                                            bool trusted, nodedb_wal_record *record, uint32_t *flags, size_t *total) {
+static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t available,
+                                            const nodedb_wal__segment *segment, uint64_t offset, bool trusted,
+                                            nodedb_wal_record *record, uint32_t *flags, size_t *total) {
     uint32_t magic, payload_bytes, crc;
-    size_t to_block = segment->block_bytes - (size_t)(offset % segment->block_bytes); /* padding ends there at the latest */
+    size_t to_block =
+        segment->block_bytes - (size_t)(offset % segment->block_bytes); /* padding ends there at the latest */
     size_t head = available < NODEDB_WAL_RECORD_HEADER_BYTES ? available : NODEDB_WAL_RECORD_HEADER_BYTES;
     if (nodedb_wal__all_zero(p, head < to_block ? head : to_block)) return NODEDB_WAL__ZERO;
     if (available < NODEDB_WAL_RECORD_HEADER_BYTES) return NODEDB_WAL__BAD;
@@ -1049,7 +1082,8 @@ static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t avail
     if (*total > available) return NODEDB_WAL__MORE;
     if (!trusted) {
         crc = nodedb__crc32c(segment->seed, p, 60);
-        if (nodedb__crc32c(crc, p + NODEDB_WAL_RECORD_HEADER_BYTES, payload_bytes) != nodedb__get_u32(p + 60)) return NODEDB_WAL__BAD;
+        if (nodedb__crc32c(crc, p + NODEDB_WAL_RECORD_HEADER_BYTES, payload_bytes) != nodedb__get_u32(p + 60))
+            return NODEDB_WAL__BAD;
     }
     record->type = nodedb__get_u16(p + 6);
     record->lsn = nodedb__get_u64(p + 8);
@@ -1072,7 +1106,8 @@ typedef struct nodedb_wal__ahead_slot {
     bool done;
 } nodedb_wal__ahead_slot;
 
-/* Workers take segments in order, never further than `window` past the one that is being read: that bounds what is mapped. */
+/* Workers take segments in order, never further than `window` past the one that is being read: that bounds what is
+ * mapped. */
 typedef struct nodedb_wal__ahead {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -1094,7 +1129,8 @@ static void *nodedb_wal__map_segment(const char *path, uint64_t bytes, int *erro
         return NULL;
     }
     if (fstat(fd, &st) != 0) *error = errno;
-    else if ((uint64_t)st.st_size < bytes || bytes > SIZE_MAX) *error = EFBIG; /* shortened by someone: touching it would be SIGBUS */
+    else if ((uint64_t)st.st_size < bytes || bytes > SIZE_MAX)
+        *error = EFBIG; /* shortened by someone: touching it would be SIGBUS */
     else if ((map = mmap(NULL, (size_t)bytes, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED) *error = errno;
     (void)close(fd);
     return map == MAP_FAILED ? NULL : map;
@@ -1114,10 +1150,12 @@ static void nodedb_wal__check_ahead(nodedb_wal__ahead *ahead, size_t index) {
     if (slot->map == NULL) return; /* the reader meets the same error, and reports it */
     (void)madvise(slot->map, (size_t)segment->bytes, MADV_SEQUENTIAL);
     while (at < segment->bytes) {
-        nodedb_wal__parsed parsed = nodedb_wal__parse((const unsigned char *)slot->map + at, (size_t)(segment->bytes - at), segment, at, false,
-                                                      &record, &flags, &total);
+        nodedb_wal__parsed parsed =
+            nodedb_wal__parse((const unsigned char *)slot->map + at, (size_t)(segment->bytes - at), segment, at, false,
+                              &record, &flags, &total);
         if (parsed == NODEDB_WAL__RECORD) at += total;
-        else if (parsed == NODEDB_WAL__ZERO && at % segment->block_bytes != 0) at = nodedb_wal__round_up(at, segment->block_bytes);
+        else if (parsed == NODEDB_WAL__ZERO && at % segment->block_bytes != 0)
+            at = nodedb_wal__round_up(at, segment->block_bytes);
         else break;
         slot->trusted_until = at;
     }
@@ -1159,9 +1197,11 @@ static void nodedb_wal__ahead_stop(nodedb_wal__ahead *ahead, const nodedb_alloca
 }
 
 /* NULL where threads cannot be had: the reader then works alone. */
-static nodedb_wal__ahead *nodedb_wal__ahead_start(const nodedb_allocator *allocator, const char *dir, const nodedb_wal__segment *segments,
-                                                  size_t count, size_t first, uint32_t threads) {
-    nodedb_wal__ahead *ahead = (nodedb_wal__ahead *)nodedb__alloc_zero(allocator, sizeof *ahead, NODEDB_CACHE_LINE_BYTES);
+static nodedb_wal__ahead *nodedb_wal__ahead_start(const nodedb_allocator *allocator, const char *dir,
+                                                  const nodedb_wal__segment *segments, size_t count, size_t first,
+                                                  uint32_t threads) {
+    nodedb_wal__ahead *ahead =
+        (nodedb_wal__ahead *)nodedb__alloc_zero(allocator, sizeof *ahead, NODEDB_CACHE_LINE_BYTES);
     if (ahead == NULL) return NULL;
     ahead->slots = (nodedb_wal__ahead_slot *)nodedb__alloc_zero(allocator, count * sizeof *ahead->slots, 8);
     if (ahead->slots == NULL) {
@@ -1199,8 +1239,9 @@ static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint
 
 /* ---- room: the reader -------------------------------------------------------------------------------------------- */
 
-/* Between calls: `position` in segment `index` is where record `expected` begins if it is in this segment; the view (a map
- * of the segment, or `buffer` which holds its bytes from buffer_offset on) belongs to the open segment or is empty. */
+/* Between calls: `position` in segment `index` is where record `expected` begins if it is in this segment; the view (a
+ * map of the segment, or `buffer` which holds its bytes from buffer_offset on) belongs to the open segment or is empty.
+ * */
 struct nodedb_wal_reader {
     char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
     nodedb_wal_reader_config config;
@@ -1233,7 +1274,8 @@ static void nodedb_wal__reader_leave(nodedb_wal_reader *r) {
         (void)madvise(r->map, (size_t)segment->bytes, MADV_DONTNEED);
         (void)munmap(r->map, (size_t)segment->bytes);
         nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
-        fd = nodedb__posix_open(NULL, path, O_RDONLY, 0); /* the hint wants a descriptor; the mapping did not keep one */
+        fd =
+            nodedb__posix_open(NULL, path, O_RDONLY, 0); /* the hint wants a descriptor; the mapping did not keep one */
         if (fd >= 0) {
             (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
             (void)close(fd);
@@ -1250,7 +1292,8 @@ static void nodedb_wal__reader_leave(nodedb_wal_reader *r) {
 
 static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[index];
-    bool growing = r->config.follow != NULL && index + 1 == r->list.count; /* written while it is read: not to be mapped */
+    bool growing =
+        r->config.follow != NULL && index + 1 == r->list.count; /* written while it is read: not to be mapped */
     char path[NODEDB_WAL__PATH_BYTES];
     int error = 0;
     nodedb_wal__reader_leave(r);
@@ -1262,8 +1305,10 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
     }
     if (r->map == NULL && r->may_map && !growing) {
         r->map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
-        if (r->map == NULL && error != ENOMEM) return nodedb__fail(err, nodedb__io_status(error), error, "cannot map segment %s", path);
-        if (r->map != NULL && madvise(r->map, (size_t)segment->bytes, MADV_SEQUENTIAL) == 0) r->stats.hints_sequential++;
+        if (r->map == NULL && error != ENOMEM)
+            return nodedb__fail(err, nodedb__io_status(error), error, "cannot map segment %s", path);
+        if (r->map != NULL && madvise(r->map, (size_t)segment->bytes, MADV_SEQUENTIAL) == 0)
+            r->stats.hints_sequential++;
     }
     if (r->map == NULL) {
         /* O_DIRECT, so that what is read is what the log has written, and not an older page of the cache */
@@ -1283,10 +1328,11 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
 }
 
 /* At least `bytes` bytes (or all up to the segment's end) from `offset` of the open segment. */
-static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offset, size_t bytes, const unsigned char **view,
-                                             size_t *available, nodedb_error *err) {
+static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offset, size_t bytes,
+                                             const unsigned char **view, size_t *available, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
-    size_t align = segment->block_bytes > NODEDB_WAL_MIN_BLOCK_BYTES ? segment->block_bytes : NODEDB_WAL_MIN_BLOCK_BYTES;
+    size_t align =
+        segment->block_bytes > NODEDB_WAL_MIN_BLOCK_BYTES ? segment->block_bytes : NODEDB_WAL_MIN_BLOCK_BYTES;
     size_t chunk = r->config.follow != NULL ? NODEDB_WAL__FOLLOW_CHUNK_BYTES : NODEDB_WAL__CHUNK_BYTES;
     uint64_t left = segment->bytes - offset, start = offset / align * align;
     size_t want;
@@ -1304,18 +1350,21 @@ static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offs
             nodedb__release(&r->config.allocator, r->buffer, r->buffer_capacity);
             r->buffer_capacity = r->buffer_bytes = 0;
             r->buffer = (unsigned char *)nodedb__alloc(&r->config.allocator, want, align);
-            if (r->buffer == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %zu bytes of %s", want, r->dir);
+            if (r->buffer == NULL)
+                return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %zu bytes of %s", want, r->dir);
             r->buffer_capacity = want;
         }
         want = r->buffer_capacity;
         if (want > segment->bytes - start) want = (size_t)(segment->bytes - start);
         r->buffer_bytes = 0;
-        if (r->config.follow != NULL) r->buffer_lsn = nodedb_wal_durable_lsn(r->config.follow); /* before reading: all up to it is in there */
+        if (r->config.follow != NULL)
+            r->buffer_lsn = nodedb_wal_durable_lsn(r->config.follow); /* before reading: all up to it is in there */
         {
             int error = nodedb__read_all(&r->io, r->fd, r->buffer, want, start);
             if (error != 0) {
-                nodedb_status status = nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read %zu bytes at offset %llu of %s/%020llu.wal", want,
-                                                    (unsigned long long)start, r->dir, (unsigned long long)segment->first_lsn);
+                nodedb_status status =
+                    nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read %zu bytes at offset %llu of %s/%020llu.wal",
+                                 want, (unsigned long long)start, r->dir, (unsigned long long)segment->first_lsn);
                 if (err != NULL) err->offset = start;
                 return status;
             }
@@ -1328,8 +1377,9 @@ static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offs
     return NODEDB_OK;
 }
 
-static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t offset, nodedb_wal__parsed *parsed, nodedb_wal_record *record,
-                                              uint32_t *flags, size_t *total, nodedb_error *err) {
+static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t offset, nodedb_wal__parsed *parsed,
+                                              nodedb_wal_record *record, uint32_t *flags, size_t *total,
+                                              nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     const unsigned char *view;
     size_t available;
@@ -1346,10 +1396,10 @@ static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t off
     return status;
 }
 
-/* Looks behind a bad spot of the open segment: the highest watermark of any whole record there, the lowest LSN, and how far
- * there are bytes that are not zero. Records begin at multiples of the block, or right behind one another. */
-static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from, uint64_t *watermark, uint64_t *lowest_lsn,
-                                             uint64_t *last_nonzero, nodedb_error *err) {
+/* Looks behind a bad spot of the open segment: the highest watermark of any whole record there, the lowest LSN, and how
+ * far there are bytes that are not zero. Records begin at multiples of the block, or right behind one another. */
+static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from, uint64_t *watermark,
+                                             uint64_t *lowest_lsn, uint64_t *last_nonzero, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t at = from, checked = 0;
     while (at < segment->bytes) {
@@ -1378,7 +1428,8 @@ static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from
 
 /* Record `expected` cannot be read at `position`: the end of the log, or damage? Sets ended, or fails with CORRUPT. */
 static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error *err) {
-    uint64_t missing = r->expected, offset = r->position, watermark = 0, lowest = UINT64_MAX, last_nonzero = r->position;
+    uint64_t missing = r->expected, offset = r->position, watermark = 0, lowest = UINT64_MAX,
+             last_nonzero = r->position;
     uint64_t segment_lsn = r->list.at[r->index].first_lsn;
     size_t here = r->index;
     nodedb_status status = NODEDB_OK;
@@ -1396,7 +1447,8 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
         } else if (watermark < missing) {
             uint64_t ignored = 0;
             status = nodedb_wal__reader_enter(r, here + 1, err);
-            if (status == NODEDB_OK) status = nodedb_wal__look_behind(r, next->block_bytes, &watermark, &lowest, &ignored, err);
+            if (status == NODEDB_OK)
+                status = nodedb_wal__look_behind(r, next->block_bytes, &watermark, &lowest, &ignored, err);
             if (status == NODEDB_OK) status = nodedb_wal__reader_enter(r, here, err);
             if (status != NODEDB_OK) return status;
             r->expected = missing, r->position = offset;
@@ -1409,14 +1461,17 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
         uint32_t flags;
         size_t total;
         r->buffer_bytes = 0;
-        status = offset < r->list.at[here].bytes ? nodedb_wal__reader_parse(r, offset, &parsed, &record, &flags, &total, err) : NODEDB_ERR_AGAIN;
+        status = offset < r->list.at[here].bytes
+                     ? nodedb_wal__reader_parse(r, offset, &parsed, &record, &flags, &total, err)
+                     : NODEDB_ERR_AGAIN;
         if (status == NODEDB_OK && parsed == NODEDB_WAL__RECORD && record.lsn == missing) return NODEDB_OK;
         if (status != NODEDB_OK && status != NODEDB_ERR_AGAIN) return status;
     }
     if (watermark >= missing) {
         uint64_t last = lowest > missing && lowest != UINT64_MAX ? lowest - 1 : missing;
-        status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu",
-                              r->dir, (unsigned long long)segment_lsn, (unsigned long long)missing, (unsigned long long)last,
+        status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+                              "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu", r->dir,
+                              (unsigned long long)segment_lsn, (unsigned long long)missing, (unsigned long long)last,
                               (unsigned long long)offset);
         if (err != NULL) err->lsn = missing, err->offset = offset;
         return status;
@@ -1436,8 +1491,8 @@ static nodedb_status nodedb_wal__reader_refresh(nodedb_wal_reader *r, nodedb_err
     for (i = 0; i < fresh.count && fresh.at[i].first_lsn != here; i++) {}
     if (i == fresh.count) {
         nodedb_wal__list_free(&fresh);
-        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s/%020llu.wal was truncated while it was being followed", r->dir,
-                            (unsigned long long)here);
+        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s/%020llu.wal was truncated while it was being followed",
+                            r->dir, (unsigned long long)here);
     }
     nodedb_wal__list_free(&r->list);
     r->list = fresh;
@@ -1449,23 +1504,27 @@ static bool nodedb_wal__known_type(uint16_t type) {
     switch (type & NODEDB_WAL_TYPE_MASK) {
     case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_PUT: case NODEDB_WAL_TYPE_DELETE: case NODEDB_WAL_TYPE_VECTOR_PUT:
     case NODEDB_WAL_TYPE_VECTOR_DELETE: case NODEDB_WAL_TYPE_VECTOR_PARAMS: case NODEDB_WAL_TYPE_TRANSACTION:
-    case NODEDB_WAL_TYPE_CHECKPOINT: case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE: case NODEDB_WAL_TYPE_LSN_ANCHOR: return true;
+    case NODEDB_WAL_TYPE_CHECKPOINT:
+    case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE:
+    case NODEDB_WAL_TYPE_LSN_ANCHOR: return true;
     default: return (type & NODEDB_WAL_TYPE_MASK) >= NODEDB_WAL_TYPE_USER;
     }
 }
 
 /* Counts a good record and says in *deliver whether the caller gets it. */
-static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, const nodedb_wal_record *record, uint32_t flags, size_t total,
-                                               bool *deliver, nodedb_error *err) {
+static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, const nodedb_wal_record *record, uint32_t flags,
+                                               size_t total, bool *deliver, nodedb_error *err) {
     r->sealed = (flags & NODEDB_WAL__FLAG_SEAL) != 0;
     *deliver = !r->sealed && record->lsn >= r->deliver_from;
     if (*deliver && (record->type & NODEDB_WAL_ENCRYPTED) != 0)
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s is encrypted: this version cannot read it",
+        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                            "record %llu of %s is encrypted: this version cannot read it",
                             (unsigned long long)record->lsn, r->dir);
     if (*deliver && !nodedb_wal__known_type(record->type)) {
         if ((record->type & NODEDB_WAL_REQUIRED) != 0)
             return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s has the unknown required type %u",
-                                (unsigned long long)record->lsn, r->dir, (unsigned)(record->type & NODEDB_WAL_TYPE_MASK));
+                                (unsigned long long)record->lsn, r->dir,
+                                (unsigned)(record->type & NODEDB_WAL_TYPE_MASK));
         *deliver = false;
         r->stats.skipped++;
     }
@@ -1485,7 +1544,8 @@ static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal
         bool deliver;
         if (r->config.follow != NULL) {
             if (r->expected > nodedb_wal_durable_lsn(r->config.follow)) return NODEDB_ERR_AGAIN;
-            if (r->expected > r->buffer_lsn) r->buffer_bytes = 0; /* read before this record was durable: perhaps half of it */
+            if (r->expected > r->buffer_lsn)
+                r->buffer_bytes = 0; /* read before this record was durable: perhaps half of it */
             r->ended = false;
         }
         if (r->ended) return NODEDB_ERR_AGAIN;
@@ -1526,12 +1586,16 @@ NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *r) {
     nodedb__release(&allocator, r, sizeof *r);
 }
 
-/* Opens at the segment that holds from_lsn, or at segment `at_segment` of the list counted from the end, if that is not 0. */
-static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config *config, size_t from_end, nodedb_error *err) {
+/* Opens at the segment that holds from_lsn, or at segment `at_segment` of the list counted from the end, if that is not
+ * 0. */
+static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config *config, size_t from_end,
+                                                 nodedb_error *err) {
     nodedb_wal_reader *r;
     size_t i = 0;
-    if (config == NULL || config->dir == NULL || config->dir[0] == 0 || strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a log reader needs a directory of 1 to %d bytes", NODEDB_WAL_MAX_DIR_BYTES);
+    if (config == NULL || config->dir == NULL || config->dir[0] == 0 ||
+        strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) {
+        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a log reader needs a directory of 1 to %d bytes",
+                           NODEDB_WAL_MAX_DIR_BYTES);
         return NULL;
     }
     r = (nodedb_wal_reader *)nodedb__alloc_zero(&config->allocator, sizeof *r, NODEDB_CACHE_LINE_BYTES);
@@ -1558,9 +1622,11 @@ static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config 
     }
     while (i + 1 < r->list.count && r->list.at[i + 1].first_lsn <= config->from_lsn) i++;
     if (from_end > 0) i = r->list.count > from_end ? r->list.count - from_end : 0;
-    if (config->threads > 1 && r->may_map && config->follow == NULL && r->list.count - i >= NODEDB_WAL_PARALLEL_FROM_SEGMENTS)
+    if (config->threads > 1 && r->may_map && config->follow == NULL &&
+        r->list.count - i >= NODEDB_WAL_PARALLEL_FROM_SEGMENTS)
         r->ahead = nodedb_wal__ahead_start(&r->config.allocator, r->dir, r->list.at, r->list.count, i,
-                                           config->threads > NODEDB_WAL_MAX_THREADS ? NODEDB_WAL_MAX_THREADS : config->threads);
+                                           config->threads > NODEDB_WAL_MAX_THREADS ? NODEDB_WAL_MAX_THREADS
+                                                                                    : config->threads);
     if (nodedb_wal__reader_enter(r, i, err) != NODEDB_OK) goto fail;
     return r;
 fail:
@@ -1572,14 +1638,17 @@ NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader
     return nodedb_wal__reader_new(config, 0, err);
 }
 
-NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err) {
+NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *r, nodedb_wal_record *record,
+                                                    nodedb_error *err) {
     nodedb_status status;
-    if (r == NULL || record == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_reader_next needs a reader and a record");
+    if (r == NULL || record == NULL)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_reader_next needs a reader and a record");
     if (r->failure.status == NODEDB_OK) {
         status = nodedb_wal__reader_advance(r, record, &r->failure);
         if (status == NODEDB_OK) return status;
-        if (status == NODEDB_ERR_AGAIN) return nodedb__fail(err, status, 0, "the end of the log in %s, after record %llu", r->dir,
-                                                            (unsigned long long)(r->expected - 1));
+        if (status == NODEDB_ERR_AGAIN)
+            return nodedb__fail(err, status, 0, "the end of the log in %s, after record %llu", r->dir,
+                                (unsigned long long)(r->expected - 1));
     }
     if (err != NULL) *err = r->failure;
     return r->failure.status;
@@ -1591,9 +1660,12 @@ NODEDB_WAL_API void nodedb_wal_reader_tell(const nodedb_wal_reader *r, nodedb_wa
     cursor->offset = r->position;
 }
 
-NODEDB_WAL_API void nodedb_wal_reader_get_stats(const nodedb_wal_reader *r, nodedb_wal_reader_stats *stats) { *stats = r->stats; }
+NODEDB_WAL_API void nodedb_wal_reader_get_stats(const nodedb_wal_reader *r, nodedb_wal_reader_stats *stats) {
+    *stats = r->stats;
+}
 
-/* Goes to a place that nodedb_wal_reader_tell gave, if it is still what it was; else the records before it are read over. */
+/* Goes to a place that nodedb_wal_reader_tell gave, if it is still what it was; else the records before it are read
+ * over. */
 static void nodedb_wal__reader_seek(nodedb_wal_reader *r, const nodedb_wal_cursor *cursor) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     nodedb_wal__parsed parsed;
@@ -1601,21 +1673,26 @@ static void nodedb_wal__reader_seek(nodedb_wal_reader *r, const nodedb_wal_curso
     nodedb_error ignored;
     uint32_t flags;
     size_t total;
-    if (cursor->segment_first_lsn != segment->first_lsn || cursor->offset < segment->block_bytes || cursor->offset >= segment->bytes) return;
-    if (cursor->offset % 8 != 0 || nodedb_wal__reader_parse(r, cursor->offset, &parsed, &record, &flags, &total, &ignored) != NODEDB_OK) return;
+    if (cursor->segment_first_lsn != segment->first_lsn || cursor->offset < segment->block_bytes ||
+        cursor->offset >= segment->bytes)
+        return;
+    if (cursor->offset % 8 != 0 ||
+        nodedb_wal__reader_parse(r, cursor->offset, &parsed, &record, &flags, &total, &ignored) != NODEDB_OK)
+        return;
     if (parsed != NODEDB_WAL__RECORD || record.lsn != cursor->lsn) return;
     r->position = cursor->offset;
     r->expected = cursor->lsn;
 }
 
-NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply, void *ctx,
-                                               nodedb_wal_reader_stats *stats, nodedb_error *err) {
+NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
+                                               void *ctx, nodedb_wal_reader_stats *stats, nodedb_error *err) {
     nodedb_wal_reader_config own;
     nodedb_wal_reader *r;
     nodedb_wal_record record;
     nodedb_status status;
     bool refused = false;
-    if (config == NULL || apply == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay needs a config and a callback");
+    if (config == NULL || apply == NULL)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay needs a config and a callback");
     own = *config;
     if (own.threads == 0) {
         long cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -1633,7 +1710,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
     while ((status = nodedb_wal_reader_next(r, &record, err)) == NODEDB_OK) {
         status = apply(ctx, &record);
         if (status != NODEDB_OK) {
-            (void)nodedb__fail(err, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn, r->dir);
+            (void)nodedb__fail(err, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn,
+                               r->dir);
             if (err != NULL) err->lsn = record.lsn;
             refused = true;
             break;
@@ -1643,15 +1721,18 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
     if (status == NODEDB_ERR_AGAIN && !refused) {
         status = NODEDB_OK;
         if (own.from_lsn > r->expected)
-            status = nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "the log in %s ends at record %llu, before record %llu from which it is to be replayed", r->dir,
-                                  (unsigned long long)(r->expected - 1), (unsigned long long)own.from_lsn);
+            status =
+                nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0,
+                             "the log in %s ends at record %llu, before record %llu from which it is to be replayed",
+                             r->dir, (unsigned long long)(r->expected - 1), (unsigned long long)own.from_lsn);
     }
     nodedb_wal_reader_close(r);
     return status;
 }
 
-NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor, size_t limit,
-                                                    nodedb_wal_apply_fn apply, void *ctx, bool *has_more, nodedb_error *err) {
+NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor,
+                                                    size_t limit, nodedb_wal_apply_fn apply, void *ctx, bool *has_more,
+                                                    nodedb_error *err) {
     nodedb_wal_reader_config own;
     nodedb_wal_reader *r;
     nodedb_wal_record record;
@@ -1660,7 +1741,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
     bool refused = false;
     size_t n = 0;
     if (config == NULL || cursor == NULL || apply == NULL || has_more == NULL || limit == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay_page needs a config, a cursor, a limit, a callback and has_more");
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+                            "nodedb_wal_replay_page needs a config, a cursor, a limit, a callback and has_more");
     *has_more = false;
     own = *config;
     own.threads = 1;
@@ -1679,7 +1761,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
         }
         status = apply(ctx, &record);
         if (status != NODEDB_OK) {
-            (void)nodedb__fail(&failure, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn, r->dir);
+            (void)nodedb__fail(&failure, status, 0, "the callback refused record %llu of %s",
+                               (unsigned long long)record.lsn, r->dir);
             refused = true;
             break;
         }
@@ -1692,7 +1775,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
     return status;
 }
 
-NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report, nodedb_error *err) {
+NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
+                                               nodedb_error *err) {
     nodedb_wal_report own;
     nodedb_wal_record record;
     nodedb_error failure;
@@ -1705,7 +1789,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
     if (r != NULL) {
         own.segments = r->list.count;
         own.first_lsn = r->list.at[0].first_lsn;
-        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK) own.records++, own.payload_bytes += record.payload_bytes;
+        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK)
+            own.records++, own.payload_bytes += record.payload_bytes;
         own.last_lsn = r->expected - 1;
         own.torn_bytes = r->stats.torn_bytes;
         own.sealed = r->sealed;
@@ -1717,9 +1802,11 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
     return status;
 }
 
-/* ---- room: the writer's state ------------------------------------------------------------------------------------- */
+/* ---- room: the writer's state -------------------------------------------------------------------------------------
+ * */
 
-/* One group buffer. Free, then open (records are copied in), then in flight, then done, then free again, in ring order. */
+/* One group buffer. Free, then open (records are copied in), then in flight, then done, then free again, in ring order.
+ * */
 typedef struct nodedb_wal__group {
     unsigned char *buffer; /* its own, or a larger one for one large record */
     unsigned char *large;
@@ -1754,7 +1841,8 @@ typedef enum nodedb_wal__spare_state {
     NODEDB_WAL__SPARE_READY
 } nodedb_wal__spare_state;
 
-/* The segment that comes next, while it is made: allocated, filled with zeros, synced, and only then named spare-N.wal. */
+/* The segment that comes next, while it is made: allocated, filled with zeros, synced, and only then named spare-N.wal.
+ * */
 typedef struct nodedb_wal__spare {
     nodedb_wal__spare_state state;
     int fd;
@@ -1769,9 +1857,9 @@ typedef struct nodedb_wal__file {
     uint32_t in_flight;
 } nodedb_wal__file;
 
-/* `lock` guards everything but durable_lsn, which is read without. Groups [tail, head) are in flight, group `head` is open;
- * a sequence number modulo `groups` is the group's index. At most one thread is in the backend's reap at a time. Two
- * segments at most are written: files[current], and the one before, until its groups are done. */
+/* `lock` guards everything but durable_lsn, which is read without. Groups [tail, head) are in flight, group `head` is
+ * open; a sequence number modulo `groups` is the group's index. At most one thread is in the backend's reap at a time.
+ * Two segments at most are written: files[current], and the one before, until its groups are done. */
 struct nodedb_wal {
     char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
     char description[160];
@@ -1827,8 +1915,10 @@ static nodedb_status nodedb_wal__failed(nodedb_wal *w, nodedb_error *err) {
 static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *what, uint64_t offset, nodedb_error *err) {
     uint32_t i;
     if (!w->failed) {
-        (void)nodedb__fail(&w->failure, NODEDB_ERR_IO, error, "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu", w->dir,
-                           what, (unsigned long long)w->files[w->current].segment.first_lsn, (unsigned long long)offset);
+        (void)nodedb__fail(&w->failure, NODEDB_ERR_IO, error,
+                           "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu",
+                           w->dir, what, (unsigned long long)w->files[w->current].segment.first_lsn,
+                           (unsigned long long)offset);
         w->failure.offset = offset;
         w->failed = true;
         nodedb__say(&w->config.logger, NODEDB_LOG_ERROR, "%s", w->failure.message);
@@ -1854,7 +1944,8 @@ static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
     return 0;
 }
 
-/* ---- room: the two backends: start an operation, and reap finished ones ------------------------------------------- */
+/* ---- room: the two backends: start an operation, and reap finished ones -------------------------------------------
+ * */
 
 /* Makes nodedb_wal_fd readable; poll takes it back. With a ring the kernel does it for each completion. */
 static void nodedb_wal__signal(nodedb_wal *w) {
@@ -1885,8 +1976,8 @@ static void nodedb_wal__start(nodedb_wal *w, const nodedb_wal__op *op) {
 }
 
 /* POSIX: all that waits is written, then each file is synced once. */
-static uint32_t nodedb_wal__reap_posix(const nodedb_io *io, const nodedb_wal__op *ops, uint32_t count, nodedb_wal__completion *done,
-                                       uint64_t *syncs) {
+static uint32_t nodedb_wal__reap_posix(const nodedb_io *io, const nodedb_wal__op *ops, uint32_t count,
+                                       nodedb_wal__completion *done, uint64_t *syncs) {
     uint32_t i, j;
     for (i = 0; i < count; i++) {
         int error = 0;
@@ -1966,7 +2057,8 @@ static void nodedb_wal__retire_groups(nodedb_wal *w) {
         if (g->waiters > 0) (void)pthread_cond_broadcast(&g->done);
     }
     if (w->space_waiters > 0) (void)pthread_cond_broadcast(&w->space);
-    if (w->tail != before && !nodedb_wal__has_ring(w)) nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped */
+    if (w->tail != before && !nodedb_wal__has_ring(w))
+        nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped */
 }
 
 static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c) {
@@ -1978,7 +2070,8 @@ static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c)
             return;
         }
         /* ECANCELED: the thread that had submitted it has ended, and the kernel dropped what it had queued for it */
-        if (c->result == -ECANCELED || ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
+        if (c->result == -ECANCELED ||
+            ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
             nodedb_wal__start_group(w, c->tag); /* the whole write again: nothing in it is acknowledged yet */
             return;
         }
@@ -2025,7 +2118,8 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait) {
     nodedb_wal__retire_groups(w);
 }
 
-/* ---- room: segments: prepare, begin, recycle ---------------------------------------------------------------------- */
+/* ---- room: segments: prepare, begin, recycle ----------------------------------------------------------------------
+ * */
 
 static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err) {
     if (w->spare.fd >= 0 && w->spare.state == NODEDB_WAL__SPARE_FILLING) (void)w->io.close(w->io.ctx, w->spare.fd);
@@ -2039,7 +2133,8 @@ static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const ch
     return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot prepare a segment in %s: %s", w->dir, what);
 }
 
-/* Creates prepare.tmp with all its blocks allocated. O_DIRECT is given up here, with a note, where the first write refuses it. */
+/* Creates prepare.tmp with all its blocks allocated. O_DIRECT is given up here, with a note, where the first write
+ * refuses it. */
 static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
     char path[NODEDB_WAL__PATH_BYTES];
     int error;
@@ -2047,14 +2142,17 @@ static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nod
     (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
     for (;;) {
         w->spare.fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | w->open_flags, 0644);
-        if (w->spare.fd < 0 && !(w->spare.fd == -EINVAL && w->open_flags != 0)) return nodedb_wal__spare_failed(w, w->spare.fd, path, err);
+        if (w->spare.fd < 0 && !(w->spare.fd == -EINVAL && w->open_flags != 0))
+            return nodedb_wal__spare_failed(w, w->spare.fd, path, err);
         w->spare.state = w->spare.fd < 0 ? NODEDB_WAL__SPARE_NONE : NODEDB_WAL__SPARE_FILLING;
         error = w->spare.fd < 0 ? w->spare.fd : w->io.allocate(w->io.ctx, w->spare.fd, 0, bytes);
         if (error == -EOPNOTSUPP || error == -ENOSYS) error = 0; /* filling it takes the blocks just the same */
         if (error == 0) error = nodedb__write_all(&w->io, w->spare.fd, w->zeros, w->block_bytes, 0);
         if (error != -EINVAL || w->open_flags == 0) break;
-        nodedb__say(&w->config.logger, NODEDB_LOG_WARNING,
-                    "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs", w->dir);
+        nodedb__say(
+            &w->config.logger, NODEDB_LOG_WARNING,
+            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs",
+            w->dir);
         w->open_flags = 0;
         if (w->spare.fd >= 0) (void)w->io.close(w->io.ctx, w->spare.fd);
     }
@@ -2082,8 +2180,8 @@ static size_t nodedb_wal__fill_bytes(const nodedb_wal *w) {
     return left < NODEDB_WAL__FILL_BYTES ? (size_t)left : NODEDB_WAL__FILL_BYTES;
 }
 
-/* One bounded step towards a spare segment, through the backend; called once for each turn of the writer. It begins when an
- * eighth of the current segment is used, so that a short-lived log does not write a second one. */
+/* One bounded step towards a spare segment, through the backend; called once for each turn of the writer. It begins
+ * when an eighth of the current segment is used, so that a short-lived log does not write a second one. */
 static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err) {
     nodedb_wal__op op;
     if (w->spare.busy || w->spare.refused || w->failed || w->spare.state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
@@ -2164,9 +2262,12 @@ static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__se
         size_t capacity = w->sealed_capacity == 0 ? 64 : w->sealed_capacity * 2;
         nodedb_wal__segment *grown;
         if (w->sealed_count >= NODEDB_WAL_MAX_SEGMENTS)
-            return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has %d segments: make a checkpoint and truncate it", w->dir, NODEDB_WAL_MAX_SEGMENTS);
+            return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+                                "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
+                                NODEDB_WAL_MAX_SEGMENTS);
         grown = (nodedb_wal__segment *)nodedb__alloc(&w->config.allocator, capacity * sizeof *grown, 8);
-        if (grown == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
+        if (grown == NULL)
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
         if (w->sealed_count > 0) memcpy(grown, w->sealed, w->sealed_count * sizeof *grown);
         nodedb__release(&w->config.allocator, w->sealed, w->sealed_capacity * sizeof *grown);
         w->sealed = grown;
@@ -2176,8 +2277,8 @@ static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__se
     return NODEDB_OK;
 }
 
-/* Makes the ready spare the current segment: preamble, sync, rename, sync of the directory; only then may a group go into it.
- * The open group must be empty, and the segment before the current one must have no group in flight. */
+/* Makes the ready spare the current segment: preamble, sync, rename, sync of the directory; only then may a group go
+ * into it. The open group must be empty, and the segment before the current one must have no group in flight. */
 static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
     nodedb_wal__file *previous = &w->files[1 - w->current], *old = &w->files[w->current];
@@ -2187,7 +2288,9 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     assert(w->group[w->head % w->config.groups].records == 0 && previous->in_flight == 0);
     assert(w->spare.state == NODEDB_WAL__SPARE_READY);
     if (w->sealed_count + 2 > NODEDB_WAL_MAX_SEGMENTS)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has %d segments: make a checkpoint and truncate it", w->dir, NODEDB_WAL_MAX_SEGMENTS);
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+                            "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
+                            NODEDB_WAL_MAX_SEGMENTS);
     if (old->fd >= 0) {
         status = nodedb_wal__sealed_push(w, &old->segment, err);
         if (status != NODEDB_OK) return status;
@@ -2218,14 +2321,14 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     return NODEDB_OK;
 }
 
-/* A segment that is not needed any more becomes a spare, if it has the usual size and there are not too many; else it goes. Durable
- * when this returns, so that segments go one by one and a power cut never leaves a gap. */
+/* A segment that is not needed any more becomes a spare, if it has the usual size and there are not too many; else it
+ * goes. Durable when this returns, so that segments go one by one and a power cut never leaves a gap. */
 static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
     int error;
     nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
-    if (w->pool_count + (w->spare.state != NODEDB_WAL__SPARE_NONE) >= NODEDB_WAL__MAX_SPARES || segment->bytes != w->config.segment_bytes ||
-        segment->block_bytes != w->block_bytes) {
+    if (w->pool_count + (w->spare.state != NODEDB_WAL__SPARE_NONE) >= NODEDB_WAL__MAX_SPARES ||
+        segment->bytes != w->config.segment_bytes || segment->block_bytes != w->block_bytes) {
         error = w->io.unlink(w->io.ctx, from);
         return error != 0 ? error : w->io.sync(w->io.ctx, w->dir_fd);
     }
@@ -2238,7 +2341,8 @@ static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment
     return 0;
 }
 
-/* ---- room: writing ------------------------------------------------------------------------------------------------ */
+/* ---- room: writing ------------------------------------------------------------------------------------------------
+ * */
 
 static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err) {
     uint32_t index = (uint32_t)(w->head % w->config.groups);
@@ -2246,7 +2350,8 @@ static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err)
     size_t padded;
     if (w->failed) return nodedb_wal__failed(w, err);
     if (g->records == 0) return NODEDB_OK;
-    if (w->head + 1 - w->tail >= w->config.groups) return nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "all %u groups of %s are in flight", w->config.groups, w->dir);
+    if (w->head + 1 - w->tail >= w->config.groups)
+        return nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "all %u groups of %s are in flight", w->config.groups, w->dir);
     padded = (size_t)nodedb_wal__round_up(g->used, w->block_bytes);
     memset((g->large != NULL ? g->large : g->buffer) + g->used, 0, padded - g->used);
     w->stats.padding_bytes += padded - g->used;
@@ -2264,8 +2369,8 @@ static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err)
     return NODEDB_OK;
 }
 
-/* Room for one record of `total` bytes in the open group, in the current segment; or why not. Making a spare segment may let
- * the lock go, so after it everything is looked at again. */
+/* Room for one record of `total` bytes in the open group, in the current segment; or why not. Making a spare segment
+ * may let the lock go, so after it everything is looked at again. */
 static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_error *err) {
     uint64_t need = nodedb_wal__round_up(total, w->block_bytes) + w->block_bytes;
     uint64_t segment_bytes = need > w->config.segment_bytes ? need : w->config.segment_bytes;
@@ -2273,12 +2378,16 @@ static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_e
     for (;;) {
         nodedb_wal__group *g = &w->group[w->head % w->config.groups];
         nodedb_wal__file *f = &w->files[w->current];
-        bool full = f->fd < 0 || w->write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
-        if (g->records > 0 && (full || g->large != NULL || g->used + total > w->config.group_bytes)) status = nodedb_wal__submit_locked(w, err);
+        bool full =
+            f->fd < 0 || w->write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
+        if (g->records > 0 && (full || g->large != NULL || g->used + total > w->config.group_bytes))
+            status = nodedb_wal__submit_locked(w, err);
         else if (!full) break;
         else if (w->files[1 - w->current].in_flight > 0)
-            status = nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "the segment before the last of %s is still being written", w->dir);
-        else if (w->spare.state != NODEDB_WAL__SPARE_READY || w->spare.bytes < segment_bytes) status = nodedb_wal__spare_finish(w, segment_bytes, err);
+            status = nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "the segment before the last of %s is still being written",
+                                  w->dir);
+        else if (w->spare.state != NODEDB_WAL__SPARE_READY || w->spare.bytes < segment_bytes)
+            status = nodedb_wal__spare_finish(w, segment_bytes, err);
         else status = nodedb_wal__begin_segment(w, err);
         if (status != NODEDB_OK) return status;
     }
@@ -2287,12 +2396,14 @@ static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_e
         assert(g->records == 0 && g->large == NULL);
         g->large_bytes = (size_t)nodedb_wal__round_up(total, w->block_bytes);
         g->large = (unsigned char *)nodedb__alloc(&w->config.allocator, g->large_bytes, w->block_bytes);
-        if (g->large == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
+        if (g->large == NULL)
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
     }
     return NODEDB_OK;
 }
 
-static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags, uint64_t *lsn, nodedb_error *err) {
+static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags,
+                                               uint64_t *lsn, nodedb_error *err) {
     size_t total;
     nodedb_wal__group *g;
     nodedb_status status;
@@ -2302,7 +2413,8 @@ static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_r
     if (status != NODEDB_OK) return status;
     g = &w->group[w->head % w->config.groups];
     if (g->records == 0) g->offset = w->write_offset;
-    nodedb_wal__encode_record((g->large != NULL ? g->large : g->buffer) + g->used, &w->files[w->current].segment, record, w->next_lsn, w->durable_lsn, flags);
+    nodedb_wal__encode_record((g->large != NULL ? g->large : g->buffer) + g->used, &w->files[w->current].segment,
+                              record, w->next_lsn, w->durable_lsn, flags);
     g->used += total;
     g->records++;
     g->last_lsn = w->next_lsn++;
@@ -2319,8 +2431,8 @@ static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_
     if ((record->type & NODEDB_WAL_ENCRYPTED) != 0)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
     if (record->payload_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u", (unsigned)record->payload_bytes,
-                            (unsigned)NODEDB_WAL_MAX_PAYLOAD_BYTES);
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
+                            (unsigned)record->payload_bytes, (unsigned)NODEDB_WAL_MAX_PAYLOAD_BYTES);
     return NODEDB_OK;
 }
 
@@ -2359,8 +2471,8 @@ static nodedb_status nodedb_wal__wait_locked(nodedb_wal *w, uint64_t lsn, nodedb
     return w->durable_lsn >= lsn ? NODEDB_OK : nodedb_wal__failed(w, err);
 }
 
-/* Every call ends here. Whoever leaves while others wait and nobody reaps hands the duty to one of them: without that, a thread
- * that found somebody reaping, and went to sleep, would sleep for ever. */
+/* Every call ends here. Whoever leaves while others wait and nobody reaps hands the duty to one of them: without that,
+ * a thread that found somebody reaping, and went to sleep, would sleep for ever. */
 static void nodedb_wal__unlock(nodedb_wal *w) {
     if (!w->reaping && w->group_waiters > 0) {
         uint64_t s;
@@ -2371,9 +2483,11 @@ static void nodedb_wal__unlock(nodedb_wal *w) {
     (void)pthread_mutex_unlock(&w->lock);
 }
 
-/* ---- room: the writer's API --------------------------------------------------------------------------------------- */
+/* ---- room: the writer's API ---------------------------------------------------------------------------------------
+ * */
 
-NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *w, const nodedb_wal_record *record, uint64_t *lsn, nodedb_error *err) {
+NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *w, const nodedb_wal_record *record, uint64_t *lsn,
+                                               nodedb_error *err) {
     nodedb_status status = nodedb_wal__check_record(w, record, err);
     if (status != NODEDB_OK) return status;
     (void)pthread_mutex_lock(&w->lock);
@@ -2397,7 +2511,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_ls
     (void)pthread_mutex_lock(&w->lock);
     {
         uint64_t drained;
-        ssize_t n = read(w->event_fd, &drained, sizeof drained); /* first: what happens from here on makes it readable again */
+        ssize_t n =
+            read(w->event_fd, &drained, sizeof drained); /* first: what happens from here on makes it readable again */
         (void)n;
     }
     if (!w->failed && !w->reaping) {
@@ -2415,24 +2530,28 @@ NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *w, uint64_t lsn, nodedb
     if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_wait needs a log");
     (void)pthread_mutex_lock(&w->lock);
     if (lsn >= w->next_lsn)
-        status = nodedb__fail(err, NODEDB_ERR_INVALID, 0, "LSN %llu has not been given out in %s", (unsigned long long)lsn, w->dir);
+        status = nodedb__fail(err, NODEDB_ERR_INVALID, 0, "LSN %llu has not been given out in %s",
+                              (unsigned long long)lsn, w->dir);
     else status = nodedb_wal__wait_locked(w, lsn, err);
     nodedb_wal__unlock(w);
     return status;
 }
 
-NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count, uint64_t *last_lsn, nodedb_error *err) {
+NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
+                                               uint64_t *last_lsn, nodedb_error *err) {
     uint64_t lsn = 0;
     nodedb_status status = NODEDB_OK;
     size_t i;
-    if (w == NULL || records == NULL || count == 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
+    if (w == NULL || records == NULL || count == 0)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
     for (i = 0; i < count; i++) {
         status = nodedb_wal__check_record(w, &records[i], err);
         if (status != NODEDB_OK) return status;
     }
     (void)pthread_mutex_lock(&w->lock);
     for (i = 0; i < count && status == NODEDB_OK; i++)
-        while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN) nodedb_wal__wait_for_space(w);
+        while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN)
+            nodedb_wal__wait_for_space(w);
     if (status == NODEDB_OK) status = nodedb_wal__wait_locked(w, lsn, err);
     nodedb_wal__unlock(w);
     if (last_lsn != NULL && status == NODEDB_OK) *last_lsn = lsn;
@@ -2470,7 +2589,8 @@ NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats)
     nodedb_wal__unlock(w);
 }
 
-NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t lsn, uint32_t *removed, nodedb_error *err) {
+NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t lsn, uint32_t *removed,
+                                                        nodedb_error *err) {
     uint32_t n = 0;
     int error = 0;
     nodedb_status status = NODEDB_OK;
@@ -2478,7 +2598,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
     (void)pthread_mutex_lock(&w->lock);
     if (w->failed) status = nodedb_wal__failed(w, err);
     while (status == NODEDB_OK && w->sealed_count > 0) {
-        uint64_t next = w->sealed_count > 1 ? w->sealed[1].first_lsn : w->files[w->current].fd >= 0 ? w->files[w->current].segment.first_lsn : w->next_lsn;
+        uint64_t next = w->sealed_count > 1            ? w->sealed[1].first_lsn
+                        : w->files[w->current].fd >= 0 ? w->files[w->current].segment.first_lsn
+                                                       : w->next_lsn;
         /* the segment before the current one may still be written; and one must stay, to know the LSN by */
         if (next > lsn || next > w->durable_lsn + 1) break;
         if (w->sealed_count == 1 && (w->files[1 - w->current].in_flight > 0 || w->files[w->current].fd < 0)) break;
@@ -2492,20 +2614,25 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
         w->sealed_count--;
         memmove(w->sealed, w->sealed + 1, w->sealed_count * sizeof *w->sealed);
     }
-    if (error != 0) status = nodedb_wal__break(w, -error, "removing a segment failed", 0, err); /* what is on the disk is not known any more */
+    if (error != 0)
+        status = nodedb_wal__break(w, -error, "removing a segment failed", 0,
+                                   err); /* what is on the disk is not known any more */
     w->spare.refused = false; /* there may be room now */
     nodedb_wal__unlock(w);
     if (removed != NULL) *removed = n;
     return status;
 }
 
-/* ---- room: open and close ----------------------------------------------------------------------------------------- */
+/* ---- room: open and close -----------------------------------------------------------------------------------------
+ * */
 
 static void nodedb_wal__free(nodedb_wal *w) {
     nodedb_allocator allocator = w->config.allocator;
     uint32_t i;
 #if !defined(NODEDB_NO_LIBURING)
-    while (w->has_ring && nodedb_wal__submit_rest(w)) { /* the kernel still reads our buffers: a late write must not find other data in them */
+    while (w->has_ring &&
+           nodedb_wal__submit_rest(
+               w)) { /* the kernel still reads our buffers: a late write must not find other data in them */
         nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
         w->in_kernel -= nodedb_wal__reap_ring(w, true, done);
     }
@@ -2530,7 +2657,8 @@ static void nodedb_wal__free(nodedb_wal *w) {
     nodedb__release(&allocator, w, sizeof *w);
 }
 
-/* What direct writes must be aligned to here (statx, Linux 6.1), but never less than the block that disks write whole. */
+/* What direct writes must be aligned to here (statx, Linux 6.1), but never less than the block that disks write whole.
+ * */
 static uint32_t nodedb_wal__block_bytes(const char *dir, bool *direct) {
     uint32_t bytes = NODEDB_WAL_MIN_BLOCK_BYTES;
     (void)dir;
@@ -2561,7 +2689,8 @@ static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
     else if (slash != NULL) *slash = 0;
     else (void)snprintf(path, sizeof path, ".");
     fd = w->io.open(w->io.ctx, path, O_RDONLY | O_DIRECTORY, 0);
-    if (fd < 0) return nodedb__fail(err, NODEDB_ERR_IO, -fd, "cannot open %s to make the name of %s durable", path, w->dir);
+    if (fd < 0)
+        return nodedb__fail(err, NODEDB_ERR_IO, -fd, "cannot open %s to make the name of %s durable", path, w->dir);
     error = w->io.sync(w->io.ctx, fd);
     (void)w->io.close(w->io.ctx, fd);
     return error == 0 ? NODEDB_OK : nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot sync %s", path);
@@ -2570,7 +2699,8 @@ static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
 static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
     char path[NODEDB_WAL__PATH_BYTES];
     int error = w->io.make_dir(w->io.ctx, w->dir, 0755);
-    if (error != 0 && error != -EEXIST) return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot make the directory %s", w->dir);
+    if (error != 0 && error != -EEXIST)
+        return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot make the directory %s", w->dir);
     (void)snprintf(path, sizeof path, "%s/LOCK", w->dir);
     w->lock_fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT, 0644);
     if (w->lock_fd < 0) {
@@ -2578,7 +2708,9 @@ static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
         return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot open %s", path);
     }
     error = w->io.lock(w->io.ctx, w->lock_fd);
-    if (error == -EWOULDBLOCK) return nodedb__fail(err, NODEDB_ERR_LOCKED, 0, "the log in %s is in use: another writer holds %s", w->dir, path);
+    if (error == -EWOULDBLOCK)
+        return nodedb__fail(err, NODEDB_ERR_LOCKED, 0, "the log in %s is in use: another writer holds %s", w->dir,
+                            path);
     if (error != 0) return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot lock %s", path);
     w->dir_fd = w->io.open(w->io.ctx, w->dir, O_RDONLY | O_DIRECTORY, 0);
     if (w->dir_fd < 0) {
@@ -2596,32 +2728,37 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
         uint32_t i;
         if (error == 0) {
             w->has_ring = true;
-            for (i = 0; i < w->config.groups; i++) buffers[i].iov_base = w->group[i].buffer, buffers[i].iov_len = w->config.group_bytes;
-            w->registered = io_uring_register_buffers(&w->ring, buffers, w->config.groups) == 0; /* else RLIMIT_MEMLOCK: plain writes do */
+            for (i = 0; i < w->config.groups; i++)
+                buffers[i].iov_base = w->group[i].buffer, buffers[i].iov_len = w->config.group_bytes;
+            w->registered = io_uring_register_buffers(&w->ring, buffers, w->config.groups) ==
+                            0; /* else RLIMIT_MEMLOCK: plain writes do */
             error = io_uring_register_eventfd(&w->ring, w->event_fd);
             if (error == 0) return;
             io_uring_queue_exit(&w->ring);
             w->has_ring = w->registered = false;
         }
-        nodedb__say(&w->config.logger, NODEDB_LOG_WARNING,
-                    "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls (seccomp, kernel.io_uring_disabled) for speed",
-                    w->dir, strerror(-error));
+        nodedb__say(
+            &w->config.logger, NODEDB_LOG_WARNING,
+            "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls (seccomp, kernel.io_uring_disabled) for speed",
+            w->dir, strerror(-error));
     }
 #else
     if (w->config.backend == NODEDB_WAL_BACKEND_AUTO)
-        nodedb__say(&w->config.logger, NODEDB_LOG_INFO, "log %s: built without liburing, so pwrite and fdatasync are used", w->dir);
+        nodedb__say(&w->config.logger, NODEDB_LOG_INFO,
+                    "log %s: built without liburing, so pwrite and fdatasync are used", w->dir);
 #endif
 }
 
-/* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch must
- * never come back, or they would. */
+/* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch
+ * must never come back, or they would. */
 static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path) {
     unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
     nodedb_wal__segment segment;
     int fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
     bool readable;
     if (fd < 0) return false;
-    readable = w->io.size(w->io.ctx, fd) == (int64_t)w->config.segment_bytes && nodedb__read_all(&w->io, fd, head, sizeof head, 0) == 0;
+    readable = w->io.size(w->io.ctx, fd) == (int64_t)w->config.segment_bytes &&
+               nodedb__read_all(&w->io, fd, head, sizeof head, 0) == 0;
     (void)w->io.close(w->io.ctx, fd);
     if (!readable) return false;
     if (nodedb_wal__all_zero(head, sizeof head)) return true;
@@ -2641,14 +2778,15 @@ static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list
     }
     for (i = 0; i < list->spare_count; i++) {
         nodedb_wal__spare_path(path, w->dir, list->spares[i]);
-        if (w->pool_count < NODEDB_WAL__MAX_SPARES && nodedb_wal__spare_usable(w, path)) w->pool[w->pool_count++] = list->spares[i];
+        if (w->pool_count < NODEDB_WAL__MAX_SPARES && nodedb_wal__spare_usable(w, path))
+            w->pool[w->pool_count++] = list->spares[i];
         else (void)w->io.unlink(w->io.ctx, path);
     }
 }
 
-/* What is read in recovery counts as durable from then on, so it is made so: a writer that was killed may have left writes and
- * names that no sync has covered. What the cache holds of these files is dropped, as after a failed sync it may hold
- * what the disk does not. */
+/* What is read in recovery counts as durable from then on, so it is made so: a writer that was killed may have left
+ * writes and names that no sync has covered. What the cache holds of these files is dropped, as after a failed sync it
+ * may hold what the disk does not. */
 static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     size_t i = list->count > 2 ? list->count - 2 : 0;
     int error = w->io.sync(w->io.ctx, w->dir_fd);
@@ -2665,13 +2803,15 @@ static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *l
         if (w->config.io.open == NULL) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
         (void)w->io.close(w->io.ctx, fd);
     }
-    return error == 0 ? NODEDB_OK : nodedb__fail(err, nodedb__io_status(-error), -error, "cannot sync what is in %s", w->dir);
+    return error == 0 ? NODEDB_OK
+                      : nodedb__fail(err, nodedb__io_status(-error), -error, "cannot sync what is in %s", w->dir);
 }
 
-/* The log has ended in segment `last` of the list. What stands behind is a segment that was begun, but of which nothing was
- * acknowledged: it goes, and its file is not used again, as a write that a killed writer had under way may still land in
- * it. A last segment without records stays where it is: the next one has the same name and replaces it. */
-static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__list *list, size_t last, nodedb_error *err) {
+/* The log has ended in segment `last` of the list. What stands behind is a segment that was begun, but of which nothing
+ * was acknowledged: it goes, and its file is not used again, as a write that a killed writer had under way may still
+ * land in it. A last segment without records stays where it is: the next one has the same name and replaces it. */
+static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__list *list, size_t last,
+                                               nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
     char path[NODEDB_WAL__PATH_BYTES];
     size_t i;
@@ -2683,7 +2823,9 @@ static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__
         error = w->io.unlink(w->io.ctx, path);
         if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
     }
-    if (status == NODEDB_OK && error != 0) status = nodedb__fail(err, nodedb__io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
+    if (status == NODEDB_OK && error != 0)
+        status =
+            nodedb__fail(err, nodedb__io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
     return status;
 }
 
@@ -2724,8 +2866,9 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
     }
     if (status != NODEDB_OK) *err = failure;
     else if (w->stats.dropped_bytes > 0)
-        nodedb__say(&w->config.logger, NODEDB_LOG_INFO, "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged", w->dir,
-                    (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->next_lsn - 1));
+        nodedb__say(&w->config.logger, NODEDB_LOG_INFO,
+                    "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
+                    w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->next_lsn - 1));
     return status;
 }
 
@@ -2754,8 +2897,10 @@ static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_err
     const char *wrong = NULL;
     if (config == NULL || config->dir == NULL || config->dir[0] == 0) wrong = "config.dir is missing";
     else if (strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) wrong = "config.dir is too long";
-    else if (config->segment_bytes != 0 && config->segment_bytes < NODEDB_WAL_MIN_SEGMENT_BYTES) wrong = "config.segment_bytes is below 64 KiB";
-    else if (config->groups != 0 && (config->groups < 2 || config->groups > NODEDB_WAL_MAX_GROUPS)) wrong = "config.groups is not 2 to 16";
+    else if (config->segment_bytes != 0 && config->segment_bytes < NODEDB_WAL_MIN_SEGMENT_BYTES)
+        wrong = "config.segment_bytes is below 64 KiB";
+    else if (config->groups != 0 && (config->groups < 2 || config->groups > NODEDB_WAL_MAX_GROUPS))
+        wrong = "config.groups is not 2 to 16";
     else if (config->group_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES) wrong = "config.group_bytes is above 64 MiB";
     else if (config->first_lsn > UINT64_MAX / 2) wrong = "config.first_lsn is above 2^63";
     if (wrong == NULL) return true;
@@ -2792,15 +2937,18 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     w->block_bytes = nodedb_wal__block_bytes(w->dir, &direct);
     w->open_flags = direct ? O_DIRECT : 0;
     if (!direct && !config->buffered)
-        nodedb__say(&w->config.logger, NODEDB_LOG_WARNING,
-                    "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs", w->dir);
+        nodedb__say(
+            &w->config.logger, NODEDB_LOG_WARNING,
+            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs",
+            w->dir);
     w->config.segment_bytes = nodedb_wal__round_up(w->config.segment_bytes, w->block_bytes);
     w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
     w->zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
     w->preamble = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
     memory = w->zeros != NULL && w->preamble != NULL;
     for (i = 0; i < w->config.groups; i++) {
-        w->group[i].buffer = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->config.group_bytes, w->block_bytes);
+        w->group[i].buffer =
+            (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->config.group_bytes, w->block_bytes);
         memory = memory && w->group[i].buffer != NULL;
     }
     if (!memory) {
@@ -2815,7 +2963,8 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     if (nodedb_wal__recover(w, err) != NODEDB_OK) goto fail;
     nodedb_wal__open_backend(w);
     if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
-        (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "io_uring was demanded for the log in %s and is not to be had", w->dir);
+        (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                           "io_uring was demanded for the log in %s and is not to be had", w->dir);
         goto fail;
     }
     {
@@ -2829,8 +2978,9 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
             goto fail;
         }
     }
-    (void)snprintf(w->description, sizeof w->description, "%s, %s, %u-byte blocks, %llu KiB segments", nodedb_wal__has_ring(w) ? "io_uring" : "POSIX",
-                   w->open_flags != 0 ? "O_DIRECT" : "buffered", (unsigned)w->block_bytes, (unsigned long long)(w->config.segment_bytes >> 10));
+    (void)snprintf(w->description, sizeof w->description, "%s, %s, %u-byte blocks, %llu KiB segments",
+                   nodedb_wal__has_ring(w) ? "io_uring" : "POSIX", w->open_flags != 0 ? "O_DIRECT" : "buffered",
+                   (unsigned)w->block_bytes, (unsigned long long)(w->config.segment_bytes >> 10));
     return w;
 fail:
     nodedb_wal__free(w);
@@ -2849,7 +2999,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
         memset(&seal, 0, sizeof seal);
         if (status == NODEDB_OK) status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &lsn, err);
         if (status == NODEDB_OK) status = nodedb_wal__wait_locked(w, lsn, err);
-        else if (status == NODEDB_ERR_DISK_FULL) status = NODEDB_OK; /* all records are durable; the seal is a convenience */
+        else if (status == NODEDB_ERR_DISK_FULL)
+            status = NODEDB_OK; /* all records are durable; the seal is a convenience */
     }
     while (w->spare.busy && !w->failed) nodedb_wal__reap(w, true);
     (void)pthread_mutex_unlock(&w->lock);

@@ -90,7 +90,8 @@ static void sim_set_name(sim_disk *d, const char *path, int file) {
 
 static void sim_grow(sim_file *f, size_t bytes) {
     if (bytes > f->capacity) {
-        size_t capacity = bytes + 65536, sectors = capacity / SIM_SECTOR_BYTES + 1, old = f->capacity / SIM_SECTOR_BYTES + 1;
+        size_t capacity = bytes + 65536, sectors = capacity / SIM_SECTOR_BYTES + 1,
+               old = f->capacity / SIM_SECTOR_BYTES + 1;
         f->now = (unsigned char *)realloc(f->now, capacity);
         f->durable = (unsigned char *)realloc(f->durable, capacity);
         f->dirty = (unsigned char *)realloc(f->dirty, sectors);
@@ -233,7 +234,8 @@ static int sim_list(void *ctx, const char *dir, int (*visit)(void *visitor, cons
     size_t length = strlen(dir);
     if (fault < 0) return fault;
     for (i = 0; i < d->now.count; i++)
-        if (d->now.name[i].file >= 0 && strncmp(d->now.name[i].path, dir, length) == 0 && d->now.name[i].path[length] == '/')
+        if (d->now.name[i].file >= 0 && strncmp(d->now.name[i].path, dir, length) == 0 &&
+            d->now.name[i].path[length] == '/')
             if (visit(visitor, d->now.name[i].path + length + 1) != 0) break;
     return 0;
 }
@@ -250,7 +252,8 @@ static sim_disk *sim_new(uint64_t seed) {
     d->seed = seed;
     d->room_bytes = UINT64_MAX;
     for (i = 0; i < SIM_MAX_FILES; i++) d->fd_file[i] = -1;
-    d->io.open = sim_open, d->io.close = sim_close, d->io.pread = sim_pread, d->io.pwrite = sim_pwrite, d->io.sync = sim_sync;
+    d->io.open = sim_open, d->io.close = sim_close, d->io.pread = sim_pread, d->io.pwrite = sim_pwrite,
+    d->io.sync = sim_sync;
     d->io.allocate = sim_allocate, d->io.truncate = sim_truncate, d->io.size = sim_size, d->io.rename = sim_rename;
     d->io.unlink = sim_unlink, d->io.make_dir = sim_make_dir, d->io.list = sim_list, d->io.lock = sim_lock;
     d->io.ctx = d;
@@ -284,8 +287,10 @@ static void sim_power_cut(sim_disk *d) {
         d->fd_file[i] = -1;
         if (!f->used || f->capacity == 0) continue;
         for (s = 0; s * SIM_SECTOR_BYTES < f->capacity; s++) {
-            size_t at = s * SIM_SECTOR_BYTES, n = f->capacity - at < SIM_SECTOR_BYTES ? f->capacity - at : SIM_SECTOR_BYTES;
-            if (f->dirty[s] != 0 && (mood == 0 || (mood > 1 && (sim_random(d) & 1) != 0))) memcpy(f->now + at, f->durable + at, n);
+            size_t at = s * SIM_SECTOR_BYTES,
+                   n = f->capacity - at < SIM_SECTOR_BYTES ? f->capacity - at : SIM_SECTOR_BYTES;
+            if (f->dirty[s] != 0 && (mood == 0 || (mood > 1 && (sim_random(d) & 1) != 0)))
+                memcpy(f->now + at, f->durable + at, n);
             f->dirty[s] = 0;
         }
         memcpy(f->durable, f->now, f->capacity);

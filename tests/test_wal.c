@@ -32,7 +32,8 @@ static nodedb_wal_record record_of(uint64_t n, unsigned char *buffer, uint32_t m
 static bool is_record(const nodedb_wal_record *record, uint64_t n, uint32_t max) {
     static __thread unsigned char buffer[1 << 17];
     uint32_t bytes = content_of(n, buffer, max);
-    return record->payload_bytes == bytes && memcmp(record->payload, buffer, bytes) == 0 && record->tenant == (uint32_t)n && record->database == n << 32;
+    return record->payload_bytes == bytes && memcmp(record->payload, buffer, bytes) == 0 &&
+           record->tenant == (uint32_t)n && record->database == n << 32;
 }
 
 typedef struct counting {
@@ -154,7 +155,8 @@ TEST(records_come_back_in_order_after_reopen) {
         nodedb_wal_record record;
         uint64_t n = 0;
         REQUIRE(r != NULL);
-        while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK) n++, CHECK(is_record(&record, record.lsn, 3000) && record.vshard == 7);
+        while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK)
+            n++, CHECK(is_record(&record, record.lsn, 3000) && record.vshard == 7);
         CHECK_EQ(err.status, NODEDB_ERR_AGAIN);
         CHECK_EQ(n, 150);
         nodedb_wal_reader_close(r);
@@ -217,7 +219,8 @@ static void threads_commit(nodedb_wal_backend backend) {
     nodedb_wal_get_stats(wal, &stats);
     CHECK_EQ(stats.records, THREADS * 300);
     CHECK(stats.groups < stats.records); /* groups were formed */
-    CHECK(stats.syncs > 0 && stats.syncs <= stats.groups + 100 && stats.commit_p50_ns > 0 && stats.commit_p99_ns >= stats.commit_p50_ns);
+    CHECK(stats.syncs > 0 && stats.syncs <= stats.groups + 100 && stats.commit_p50_ns > 0 &&
+          stats.commit_p99_ns >= stats.commit_p50_ns);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     memset(&w, 255, sizeof w);
     CHECK_EQ(nodedb_wal_replay(&reading, note_who, &w, NULL, &err), NODEDB_OK);
@@ -320,7 +323,8 @@ TEST(a_mapped_reader_hands_out_records_without_copying_and_releases_what_it_has_
     REQUIRE(r != NULL);
     while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK) {
         CHECK(is_record(&record, ++n, 2000));
-        mapped += r->map != NULL && (const unsigned char *)record.payload > r->map && (const unsigned char *)record.payload < r->map + config.segment_bytes;
+        mapped += r->map != NULL && (const unsigned char *)record.payload > r->map &&
+                  (const unsigned char *)record.payload < r->map + config.segment_bytes;
     }
     CHECK_EQ(n, 1000);
     CHECK_EQ(mapped, 1000);
@@ -500,7 +504,8 @@ TEST(unknown_optional_records_are_skipped_and_required_ones_stop_the_reader_by_n
     nodedb_wal *wal = nodedb_wal_open(&config, &err);
     REQUIRE(wal != NULL);
     memset(records, 0, sizeof records);
-    records[0].type = 77, records[1].type = NODEDB_WAL_TYPE_PUT | NODEDB_WAL_REQUIRED, records[2].type = 78 | NODEDB_WAL_REQUIRED;
+    records[0].type = 77, records[1].type = NODEDB_WAL_TYPE_PUT | NODEDB_WAL_REQUIRED,
+    records[2].type = 78 | NODEDB_WAL_REQUIRED;
     CHECK_EQ(nodedb_wal_commit(wal, records, 3, NULL, &err), NODEDB_OK);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     reading = reading_here();
@@ -573,7 +578,8 @@ TEST(a_missing_doubled_or_foreign_segment_is_corruption) {
     CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT);
     CHECK_EQ(err.lsn, second);
     CHECK_EQ(report.last_lsn, second - 1);
-    snprintf(command, sizeof command, "cp '%s/00000000000000000001.wal' '%s'", log_dir, from); /* the first one again, as the second */
+    snprintf(command, sizeof command, "cp '%s/00000000000000000001.wal' '%s'", log_dir,
+             from); /* the first one again, as the second */
     CHECK(system(command) == 0);
     CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT);
     CHECK_HAS(err.message, "the name another");
@@ -731,7 +737,8 @@ TEST(on_a_full_disk_an_append_fails_without_an_lsn_and_goes_on_once_there_is_roo
 }
 
 /* A short life of a log: opens, writes, waits, truncates. Returns the highest LSN that was acknowledged to it. */
-static uint64_t live_a_while(sim_disk *disk, const nodedb_wal_config *config, uint64_t acknowledged, uint64_t *state, bool *refused) {
+static uint64_t live_a_while(sim_disk *disk, const nodedb_wal_config *config, uint64_t acknowledged, uint64_t *state,
+                             bool *refused) {
     static unsigned char buffer[20000];
     nodedb_error err;
     nodedb_wal *wal = nodedb_wal_open(config, &err);
@@ -801,13 +808,15 @@ TEST(whatever_a_power_cut_leaves_recovery_returns_a_prefix_with_everything_ackno
             memset(&reading, 0, sizeof reading);
             reading.dir = "d", reading.io = disk->io;
             if (wal == NULL || last < acknowledged) refused = true;
-            else if (nodedb_wal_replay(&reading, check_prefix, &c, NULL, &err) != NODEDB_OK || c.wrong || c.last > last) refused = true;
+            else if (nodedb_wal_replay(&reading, check_prefix, &c, NULL, &err) != NODEDB_OK || c.wrong || c.last > last)
+                refused = true;
             if (wal == NULL) fprintf(stderr, "%s\n", err.message);
             if (wal != NULL && nodedb_wal_close(wal, &err) != NODEDB_OK) refused = true;
         }
         if (refused) {
             char what[200];
-            snprintf(what, sizeof what, "history %llu: an acknowledged record was lost or altered (acknowledged %llu)", (unsigned long long)history, (unsigned long long)acknowledged);
+            snprintf(what, sizeof what, "history %llu: an acknowledged record was lost or altered (acknowledged %llu)",
+                     (unsigned long long)history, (unsigned long long)acknowledged);
             test_fail(__FILE__, __LINE__, what);
             failures++;
         }
@@ -869,7 +878,8 @@ TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_ca
         CHECK(mincore(map, (size_t)config.segment_bytes, state) == 0);
         for (i = 0; i < pages; i++) resident += state[i] & 1;
         CHECK_EQ(resident, 0);
-        for (i = 1; i <= 30; i++) CHECK(nodedb__get_u64(map + i * 4096 + 8) == i); /* each commit in a block of its own */
+        for (i = 1; i <= 30; i++)
+            CHECK(nodedb__get_u64(map + i * 4096 + 8) == i); /* each commit in a block of its own */
         munmap(map, (size_t)config.segment_bytes);
         close(fd);
         free(state);
@@ -877,7 +887,8 @@ TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_ca
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
 }
 
-/* Threads commit in a child and tell the parent through a pipe what was acknowledged; the child is killed; nothing may miss. */
+/* Threads commit in a child and tell the parent through a pipe what was acknowledged; the child is killed; nothing may
+ * miss. */
 static int told;
 static void *commit_and_tell(void *argument) {
     nodedb_wal *wal = (nodedb_wal *)argument;
@@ -894,7 +905,8 @@ static void *commit_and_tell(void *argument) {
 
 static nodedb_status remember_last(void *ctx, const nodedb_wal_record *record) {
     uint64_t *last = (uint64_t *)ctx;
-    if (*last != 0 && record->lsn != *last + 1 && record->lsn != *last + 2) return NODEDB_ERR_CORRUPT; /* a seal may lie between */
+    if (*last != 0 && record->lsn != *last + 1 && record->lsn != *last + 2)
+        return NODEDB_ERR_CORRUPT; /* a seal may lie between */
     *last = record->lsn;
     return NODEDB_OK;
 }
@@ -916,7 +928,8 @@ TEST(a_killed_writer_loses_nothing_that_it_acknowledged) {
             nodedb_wal *wal = nodedb_wal_open(&config, NULL);
             told = pipes[1];
             if (wal == NULL) _exit(1);
-            (void)nodedb_wal_truncate_before(wal, nodedb_wal_last_lsn(wal) > 5000 ? nodedb_wal_last_lsn(wal) - 5000 : 0, NULL, NULL);
+            (void)nodedb_wal_truncate_before(wal, nodedb_wal_last_lsn(wal) > 5000 ? nodedb_wal_last_lsn(wal) - 5000 : 0,
+                                             NULL, NULL);
             for (t = 0; t < 4; t++) pthread_create(&thread[t], NULL, commit_and_tell, wal);
             for (;;) pause();
         }
@@ -933,7 +946,8 @@ TEST(a_killed_writer_loses_nothing_that_it_acknowledged) {
     }
 }
 
-/* A thread polls, one appends without waiting, one commits: whoever reaps hands the duty on, so nobody sleeps for ever. */
+/* A thread polls, one appends without waiting, one commits: whoever reaps hands the duty on, so nobody sleeps for ever.
+ * */
 typedef struct mixed { nodedb_wal *wal; int done; } mixed;
 static void *mixed_poll(void *argument) {
     mixed *m = (mixed *)argument;
@@ -970,7 +984,8 @@ static void mixed_use(nodedb_wal_backend backend) {
         record.type = NODEDB_WAL_TYPE_USER;
         for (i = 0; i < 150; i++) {
             CHECK_EQ(nodedb_wal_commit(m.wal, &record, 1, NULL, &err), NODEDB_OK);
-            if (i % 16 == 0) CHECK_EQ(nodedb_wal_truncate_before(m.wal, nodedb_wal_durable_lsn(m.wal), NULL, &err), NODEDB_OK);
+            if (i % 16 == 0)
+                CHECK_EQ(nodedb_wal_truncate_before(m.wal, nodedb_wal_durable_lsn(m.wal), NULL, &err), NODEDB_OK);
         }
     }
     nodedb__store_release(&m.done, 1);

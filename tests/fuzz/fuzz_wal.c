@@ -125,7 +125,6 @@ static bool make_segment(const uint8_t *data, size_t bytes, int options, const n
     bool decoded;
     int fd;
     memcpy(p, data, bytes);
-    p[23] &= 0x7F, p[31] &= 0x7F; /* epoch and first LSN as far as a writer gets: half of their range */
     if ((options & REPAIR_PREAMBLES) != 0) repair_preamble(p, size, before);
     memset(segment, 0, sizeof *segment);
     decoded = nodedb_wal__decode_preamble(p, segment);
