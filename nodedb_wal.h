@@ -676,7 +676,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *wal, const nodedb_wal
                                                nodedb_error *err);
 
 /* Sends the open group on its way. OK where there is nothing to send; AGAIN where no other group buffer is free (poll).
- * */
+ */
 NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *wal, nodedb_error *err);
 
 /* Takes notice of finished writes, without blocking (POSIX backend: does the writes), prepares a bit of the next
@@ -760,7 +760,7 @@ NODEDB_WAL_API void nodedb_wal_reader_get_stats(const nodedb_wal_reader *reader,
 NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *reader); /* NULL is fine */
 
 /* Called for each record, in LSN order, on the thread that replays. Anything but OK ends the replay with that status.
- * */
+ */
 typedef nodedb_status (*nodedb_wal_apply_fn)(void *ctx, const nodedb_wal_record *record);
 
 /* Replays from config->from_lsn to the end. config->threads 0 means as many as there are CPUs, at most 4. *stats may be
@@ -823,7 +823,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
 #define NODEDB_WAL__MAX_OPS (NODEDB_WAL_MAX_GROUPS + 2)
 
-/* ---- room: small arithmetic ---------------------------------------------------------------------------------- */
+/* ---- room: small arithmetic -------------------------------------------------------------------------------------- */
 
 static inline uint64_t nodedb_wal__round_up(uint64_t value, uint64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
@@ -840,8 +840,7 @@ static inline bool nodedb_wal__all_zero(const unsigned char *p, size_t bytes) {
     return true;
 }
 
-/* ---- room: segments: what a preamble says, and the list of a directory's ------------------------------------------
- * */
+/* ---- room: segments: what a preamble says, and the list of a directory's ----------------------------------------- */
 
 /* One segment as its preamble describes it. Never changes while the file has this name. */
 typedef struct nodedb_wal__segment {
@@ -1017,7 +1016,7 @@ static nodedb_status nodedb_wal__list_once(const nodedb_io *io, const nodedb_all
 
 /* All segments of `dir`, sorted, preambles checked one by one and against each other. The writer may meanwhile
  * truncate, and use a file again under another name; then what was listed is not there any more, so it is listed again.
- * */
+ */
 static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb_allocator *allocator, const char *dir,
                                                nodedb_wal__list *list, nodedb_error *err) {
     nodedb_status status;
@@ -1241,7 +1240,7 @@ static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint
 
 /* Between calls: `position` in segment `index` is where record `expected` begins if it is in this segment; the view (a
  * map of the segment, or `buffer` which holds its bytes from buffer_offset on) belongs to the open segment or is empty.
- * */
+ */
 struct nodedb_wal_reader {
     char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
     nodedb_wal_reader_config config;
@@ -1802,11 +1801,10 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
     return status;
 }
 
-/* ---- room: the writer's state -------------------------------------------------------------------------------------
- * */
+/* ---- room: the writer's state ------------------------------------------------------------------------------------ */
 
 /* One group buffer. Free, then open (records are copied in), then in flight, then done, then free again, in ring order.
- * */
+ */
 typedef struct nodedb_wal__group {
     unsigned char *buffer; /* its own, or a larger one for one large record */
     unsigned char *large;
@@ -1842,7 +1840,7 @@ typedef enum nodedb_wal__spare_state {
 } nodedb_wal__spare_state;
 
 /* The segment that comes next, while it is made: allocated, filled with zeros, synced, and only then named spare-N.wal.
- * */
+ */
 typedef struct nodedb_wal__spare {
     nodedb_wal__spare_state state;
     int fd;
@@ -1944,8 +1942,7 @@ static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
     return 0;
 }
 
-/* ---- room: the two backends: start an operation, and reap finished ones -------------------------------------------
- * */
+/* ---- room: the two backends: start an operation, and reap finished ones ------------------------------------------ */
 
 /* Makes nodedb_wal_fd readable; poll takes it back. With a ring the kernel does it for each completion. */
 static void nodedb_wal__signal(nodedb_wal *w) {
@@ -2118,8 +2115,7 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait) {
     nodedb_wal__retire_groups(w);
 }
 
-/* ---- room: segments: prepare, begin, recycle ----------------------------------------------------------------------
- * */
+/* ---- room: segments: prepare, begin, recycle --------------------------------------------------------------------- */
 
 static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err) {
     if (w->spare.fd >= 0 && w->spare.state == NODEDB_WAL__SPARE_FILLING) (void)w->io.close(w->io.ctx, w->spare.fd);
@@ -2341,8 +2337,7 @@ static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment
     return 0;
 }
 
-/* ---- room: writing ------------------------------------------------------------------------------------------------
- * */
+/* ---- room: writing ----------------------------------------------------------------------------------------------- */
 
 static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err) {
     uint32_t index = (uint32_t)(w->head % w->config.groups);
@@ -2483,8 +2478,7 @@ static void nodedb_wal__unlock(nodedb_wal *w) {
     (void)pthread_mutex_unlock(&w->lock);
 }
 
-/* ---- room: the writer's API ---------------------------------------------------------------------------------------
- * */
+/* ---- room: the writer's API -------------------------------------------------------------------------------------- */
 
 NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *w, const nodedb_wal_record *record, uint64_t *lsn,
                                                nodedb_error *err) {
@@ -2623,8 +2617,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
     return status;
 }
 
-/* ---- room: open and close -----------------------------------------------------------------------------------------
- * */
+/* ---- room: open and close ---------------------------------------------------------------------------------------- */
 
 static void nodedb_wal__free(nodedb_wal *w) {
     nodedb_allocator allocator = w->config.allocator;
@@ -2658,7 +2651,7 @@ static void nodedb_wal__free(nodedb_wal *w) {
 }
 
 /* What direct writes must be aligned to here (statx, Linux 6.1), but never less than the block that disks write whole.
- * */
+ */
 static uint32_t nodedb_wal__block_bytes(const char *dir, bool *direct) {
     uint32_t bytes = NODEDB_WAL_MIN_BLOCK_BYTES;
     (void)dir;

@@ -947,7 +947,7 @@ TEST(a_killed_writer_loses_nothing_that_it_acknowledged) {
 }
 
 /* A thread polls, one appends without waiting, one commits: whoever reaps hands the duty on, so nobody sleeps for ever.
- * */
+ */
 typedef struct mixed { nodedb_wal *wal; int done; } mixed;
 static void *mixed_poll(void *argument) {
     mixed *m = (mixed *)argument;
