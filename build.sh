@@ -141,7 +141,7 @@ verb_test() {
     install
     options=""
     while [ $# -gt 0 ]; do case $1 in --seed) options="$options $1 $2"; shift 2 ;; --*) options="$options $1"; shift ;; *) break ;; esac; done
-    build
+    if [ $# = 0 ]; then build; else build examples/*.c examples/nodedb/*.c $(for n in "$@"; do echo "tests/test_$n.c"; done); fi
     run_tests $options ${*:-$(all_tests)}
     totals
 }
