@@ -559,6 +559,12 @@ static inline int nodedb__read_all(const nodedb_io *io, int fd, void *buffer, si
     return 0;
 }
 
+/* The end of a long path: so much of it as leaves room in a nodedb_error for what happened, and at which offset. */
+static inline const char *nodedb__path_end(const char *path) {
+    size_t bytes = strlen(path);
+    return bytes > NODEDB_ERROR_MESSAGE_BYTES / 2 ? path + bytes - NODEDB_ERROR_MESSAGE_BYTES / 2 : path;
+}
+
 /* The status that an errno means. */
 static inline nodedb_status nodedb__io_status(int error) {
     return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL

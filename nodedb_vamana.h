@@ -591,6 +591,12 @@ static inline int nodedb__read_all(const nodedb_io *io, int fd, void *buffer, si
     return 0;
 }
 
+/* The end of a long path: so much of it as leaves room in a nodedb_error for what happened, and at which offset. */
+static inline const char *nodedb__path_end(const char *path) {
+    size_t bytes = strlen(path);
+    return bytes > NODEDB_ERROR_MESSAGE_BYTES / 2 ? path + bytes - NODEDB_ERROR_MESSAGE_BYTES / 2 : path;
+}
+
 /* The status that an errno means. */
 static inline nodedb_status nodedb__io_status(int error) {
     return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
@@ -3231,7 +3237,7 @@ static void nodedb_vamana__swap_components(const nodedb_vamana *index, uint8_t *
 
 static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status status, int error, uint64_t offset,
                                                const char *path, const char *what) {
-    (void)nodedb__fail(err, status, error, "%.120s: %s at offset %llu", path, what, (unsigned long long)offset);
+    (void)nodedb__fail(err, status, error, "%s: %s at offset %llu", nodedb__path_end(path), what, (unsigned long long)offset);
     if (err != NULL) err->offset = offset;
     return status;
 }
@@ -3482,7 +3488,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(const nodedb_vamana *index, c
     w.buffer = (uint8_t *)nodedb__alloc(&index->allocator, buffer_bytes, NODEDB_VAMANA__BLOCK);
     w.checksums = (uint32_t *)nodedb__alloc(&index->allocator, checksums_bytes, NODEDB_CACHE_LINE_BYTES);
     if (temporary == NULL || scratch == NULL || w.buffer == NULL || w.checksums == NULL) {
-        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %.120s", path);
+        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
     } else {
         uint32_t *checksums = w.checksums; /* the writer drops its pointer when it writes the table itself */
         memcpy(temporary, path, path_bytes - 5);
@@ -3771,7 +3777,7 @@ static nodedb_status nodedb_vamana__load(nodedb_vamana *index, nodedb_vamana__re
         return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the codes of %u vectors", (unsigned)slots);
     }
     vector = (uint8_t *)nodedb__alloc(&index->allocator, vector_bytes, NODEDB_CACHE_LINE_BYTES);
-    if (vector == NULL) return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %.120s", r->path);
+    if (vector == NULL) return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s", nodedb__path_end(r->path));
     status = nodedb_vamana__load_vectors(index, r, vector, true);
     nodedb__release(&index->allocator, vector, vector_bytes);
     return status;
@@ -3860,7 +3866,7 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
         index->checksums = (uint32_t *)nodedb_vamana__take(index, (size_t)layout.blocks + 1, sizeof(uint32_t),
                                                            sizeof(void *));
     if (index->checksums == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the checksums of %.120s", path);
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the checksums of %s", nodedb__path_end(path));
     status = nodedb_vamana__read_table(r, &layout, index->checksums);
     r->checksums = index->checksums, r->end = layout.checksums;
     return status;
@@ -3878,7 +3884,7 @@ static nodedb_status nodedb_vamana__open_mode(nodedb_vamana *index, const nodedb
     }
     index->path_bytes = strlen(path) + 1;
     index->path = (char *)nodedb_vamana__take(index, index->path_bytes, 1, 1);
-    if (index->path == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %.120s", path);
+    if (index->path == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     memcpy(index->path, path, index->path_bytes);
     index->fd = r->fd, r->fd = -1;
     index->uring = nodedb_vamana__uring_works(config, path);
@@ -3906,13 +3912,13 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     memset(&r, 0, sizeof r);
     r.io = &io, r.path = path, r.fd = -1, r.err = &reason;
     r.buffer = (uint8_t *)nodedb__alloc(&config->allocator, buffer_bytes, NODEDB_VAMANA__BLOCK);
-    if (r.buffer == NULL) status = nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %.120s", path);
+    if (r.buffer == NULL) status = nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     else status = nodedb_vamana__open_header(path, config, &r, &index, &reason);
     if (status == NODEDB_OK) status = nodedb_vamana__load(index, &r, config->capacity);
     if (status == NODEDB_OK && verify && index->coded) { /* those that opening on disk does not read */
         uint8_t *vector = (uint8_t *)nodedb__alloc(&config->allocator, index->vector_bytes, NODEDB_CACHE_LINE_BYTES);
         status = vector != NULL ? nodedb_vamana__load_vectors(index, &r, vector, false)
-                                : nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %.120s", path);
+                                : nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(path));
         nodedb__release(&config->allocator, vector, index->vector_bytes);
     }
     if (status == NODEDB_OK) status = nodedb_vamana__open_mode(index, config, path, &r, &reason);

@@ -555,6 +555,12 @@ static inline int nodedb__read_all(const nodedb_io *io, int fd, void *buffer, si
     return 0;
 }
 
+/* The end of a long path: so much of it as leaves room in a nodedb_error for what happened, and at which offset. */
+static inline const char *nodedb__path_end(const char *path) {
+    size_t bytes = strlen(path);
+    return bytes > NODEDB_ERROR_MESSAGE_BYTES / 2 ? path + bytes - NODEDB_ERROR_MESSAGE_BYTES / 2 : path;
+}
+
 /* The status that an errno means. */
 static inline nodedb_status nodedb__io_status(int error) {
     return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
@@ -961,21 +967,21 @@ static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *
     uint64_t named = segment->first_lsn;
     int64_t size;
     int error, fd = io->open(io->ctx, path, O_RDONLY, 0);
-    if (fd < 0) return nodedb__fail(err, nodedb__io_status(-fd), -fd, "cannot open segment %s", path);
+    if (fd < 0) return nodedb__fail(err, nodedb__io_status(-fd), -fd, "cannot open segment %s", nodedb__path_end(path));
     error = nodedb__read_all(io, fd, head, sizeof head, 0);
     size = io->size(io->ctx, fd);
     (void)io->close(io->ctx, fd);
     if (error != 0 && error != -ENODATA)
-        return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read the preamble of %s", path);
+        return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read the preamble of %s", nodedb__path_end(path));
     if (error != 0 || !nodedb_wal__decode_preamble(head, segment))
         return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
-                            "%s: the preamble at offset 0 is damaged or not of this version", path);
+                            "%s: the preamble at offset 0 is damaged or not of this version", nodedb__path_end(path));
     if (segment->first_lsn != named)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble says first LSN %llu, the name another", path,
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble says first LSN %llu, the name another", nodedb__path_end(path),
                             (unsigned long long)segment->first_lsn);
-    if (size < 0) return nodedb__fail(err, NODEDB_ERR_IO, (int)-size, "cannot ask the size of %s", path);
+    if (size < 0) return nodedb__fail(err, NODEDB_ERR_IO, (int)-size, "cannot ask the size of %s", nodedb__path_end(path));
     if ((uint64_t)size < segment->bytes)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu", path,
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu", nodedb__path_end(path),
                             (long long)size, (unsigned long long)segment->bytes);
     return NODEDB_OK;
 }
@@ -1469,7 +1475,7 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
     if (watermark >= missing) {
         uint64_t last = lowest > missing && lowest != UINT64_MAX ? lowest - 1 : missing;
         status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
-                              "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu", r->dir,
+                              "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu", nodedb__path_end(r->dir),
                               (unsigned long long)segment_lsn, (unsigned long long)missing, (unsigned long long)last,
                               (unsigned long long)offset);
         if (err != NULL) err->lsn = missing, err->offset = offset;
@@ -1915,7 +1921,7 @@ static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *wha
     if (!w->failed) {
         (void)nodedb__fail(&w->failure, NODEDB_ERR_IO, error,
                            "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu",
-                           w->dir, what, (unsigned long long)w->files[w->current].segment.first_lsn,
+                           nodedb__path_end(w->dir), what, (unsigned long long)w->files[w->current].segment.first_lsn,
                            (unsigned long long)offset);
         w->failure.offset = offset;
         w->failed = true;

@@ -24,7 +24,10 @@
  * A vector set has a home: the shard of its key, which knows its dimension, metric and id. Its vectors are spread over
  * all shards by the hash of id and element; each shard's share is a Vamana index, called a part. Searches go to all
  * parts, and the connection's core merges the answers. All that concerns a key passes its home first and goes on from
- * there through the same rings, so that a part sees additions and the end of the set in the order of the home. */
+ * there through the same rings, so that a part sees additions and the end of the set in the order of the home.
+ *
+ * Where it differs from Redis: one database; a set that loses its last element stays, empty, until it is deleted; MSET is
+ * durable as a whole when it is answered, but not isolated; values are at most 32 MiB, keys 64 KiB. */
 
 #define NODEDB_WAL_IMPLEMENTATION
 #define NODEDB_WAL_STATIC
@@ -82,6 +85,7 @@
 #define SPILL_BATCH 64
 #define SPILL_AHEAD_BYTES (64u << 10) /* spilled beyond what a refused write needs */
 #define EXPIRE_BATCH 64
+#define REMOVER_BUCKETS 256
 #define DEFAULT_EF 100               /* beam of a search in each part */
 #define MAX_EF 1000000
 #define MAX_DIM 32768
@@ -374,6 +378,17 @@ struct server {
     core *core[MAX_CORES];
 };
 
+/* stb_ds keeps one seed for all tables of the process, and draws it on when a table gets its first item. Two cores must not
+ * do that at once. */
+static pthread_mutex_t first_item_lock = PTHREAD_MUTEX_INITIALIZER;
+#define TABLE_PUT(table, key, value)                                                                                   \
+    do {                                                                                                               \
+        bool first_item = hmlen(table) == 0;                                                                           \
+        if (first_item) (void)pthread_mutex_lock(&first_item_lock);                                                    \
+        hmput(table, key, value);                                                                                      \
+        if (first_item) (void)pthread_mutex_unlock(&first_item_lock);                                                  \
+    } while (0)
+
 static uint64_t dictionary_hash(const shard *s, const char *name, uint32_t bytes) {
     return stbds_hash_bytes((void *)(uintptr_t)name, bytes, s->hash_seed);
 }
@@ -391,7 +406,7 @@ static void dictionary_add(const shard *s, dictionary *d, named *n) {
     uint64_t hash = dictionary_hash(s, n->name, n->bytes);
     ptrdiff_t i = hmgeti(*d, hash);
     n->next = i < 0 ? NULL : (*d)[i].value;
-    hmput(*d, hash, n);
+    TABLE_PUT(*d, hash, n);
 }
 
 static void dictionary_remove(const shard *s, dictionary *d, named *n) {
@@ -530,7 +545,7 @@ static part *part_new(shard *s, uint64_t set_id, uint32_t dim, uint32_t metric, 
         free(p);
         return NULL;
     }
-    hmput(s->parts, set_id, p);
+    TABLE_PUT(s->parts, set_id, p);
     return p;
 }
 
@@ -547,7 +562,7 @@ static element *element_add(shard *s, part *p, const char *name, uint32_t bytes,
     x->n.name = x->name, x->n.bytes = bytes;
     x->id = id;
     dictionary_add(s, &p->elements, &x->n);
-    hmput(p->by_id, id, x);
+    TABLE_PUT(p->by_id, id, x);
     if (id >= p->next_id) p->next_id = id + 1;
     account(s, (int64_t)bytes + ENTRY_OVERHEAD_BYTES);
     return x;
@@ -819,6 +834,7 @@ static int visit_checkpoint(void *visitor, const char *name) {
 
 typedef struct checkpoint_file {
     FILE *f;
+    buffer scratch; /* one record, encoded */
     uint64_t frames;
     bool failed;
 } checkpoint_file;
@@ -828,20 +844,19 @@ static void checkpoint_write(checkpoint_file *c, const void *bytes, size_t n) {
 }
 
 static void checkpoint_put(checkpoint_file *c, const record *r) {
-    static __thread buffer scratch; /* one for each thread that saves, kept */
     unsigned char frame[8];
     size_t bytes = record_bytes(r);
-    scratch.len = 0;
-    record_encode(r, (unsigned char *)buffer_room(&scratch, bytes));
+    record_encode(r, (unsigned char *)buffer_room(&c->scratch, bytes));
     nodedb__put_u32(frame, (uint32_t)bytes);
-    nodedb__put_u32(frame + 4, nodedb__crc32c(0, scratch.p, bytes));
+    nodedb__put_u32(frame + 4, nodedb__crc32c(0, c->scratch.p, bytes));
     checkpoint_write(c, frame, 8);
-    checkpoint_write(c, scratch.p, bytes);
+    checkpoint_write(c, c->scratch.p, bytes);
     c->frames++;
 }
 
 static void checkpoint_put_entry(checkpoint_file *c, shard *s, entry *e) {
     record r = {.key = e->name, .key_bytes = e->n.bytes, .now_ms = s->now_ms};
+    if (e->expires_ms != 0 && e->expires_ms <= s->now_ms) return; /* gone, only not yet swept */
     if (e->is_vset) {
         r.op = OP_VSET, r.number = e->set_id, r.dim = e->dim, r.metric = e->metric;
         checkpoint_put(c, &r);
@@ -852,7 +867,7 @@ static void checkpoint_put_entry(checkpoint_file *c, shard *s, entry *e) {
         r.op = OP_SET, r.number = e->expires_ms, r.value = entry_value(s, e), r.value_bytes = e->value_bytes;
         e->touched = touched; /* saving is no use of it */
     }
-    if (e->expires_ms == 0 || e->expires_ms > s->now_ms) checkpoint_put(c, &r);
+    checkpoint_put(c, &r);
 }
 
 static nodedb_status checkpoint_put_part(checkpoint_file *c, part *p, const char *dir, nodedb_error *err) {
@@ -904,6 +919,7 @@ static nodedb_status checkpoint_keys(shard *s, const char *dir, nodedb_error *er
     if (fflush(c.f) != 0 || fsync(fileno(c.f)) != 0) c.failed = true;
     if (c.failed && status == NODEDB_OK)
         status = nodedb__fail(err, nodedb__io_status(errno), errno, "cannot write %s", path);
+    buffer_free(&c.scratch);
     if (fclose(c.f) != 0 && status == NODEDB_OK)
         status = nodedb__fail(err, nodedb__io_status(errno), errno, "cannot close %s", path);
     return status;
@@ -1117,7 +1133,10 @@ struct operation {
     request *req;
     uint32_t origin, slot; /* slot: which of its request's operations it is */
     uint8_t code, resp;
-    bool creating;         /* a VADD whose set is being created at its home */
+    bool creating;    /* a VADD whose set is being created at its home */
+    bool is_creator;  /* it is in core.creators, under its home_key */
+    named creator;
+    uint16_t removes; /* 1 + the bucket of core.removers that it is counted in; 0: it can end no vector set */
     uint64_t lsn;          /* its record's; it is applied when that is durable. Without a record: the one before it */
     bool logged;
     size_t reserved;       /* bytes granted by the governor before the record was logged */
@@ -1180,6 +1199,8 @@ struct core {
     uint32_t clients, next_core;
     uint64_t next_client_id, commands, accepted, oom_refused;
     argument *args;
+    dictionary creators; /* keys of vector sets whose creation is under way: the first operation that creates each */
+    uint32_t removers[REMOVER_BUCKETS + 1]; /* writes under way that may end a vector set, by hash of key; the last: any */
     nodedb_prefetch *prefetch;
     nodedb_prefetch_faults faults;
     bool prefetch_usable;
@@ -1230,6 +1251,9 @@ static void operation_start(core *c, operation *op, uint32_t shard_index) {
 }
 
 static void operation_finish(core *c, operation *op) {
+    if (op->removes != 0) c->removers[op->removes - 1]--;
+    if (op->is_creator) dictionary_remove(c->shard, &c->creators, &op->creator); /* it failed */
+    op->removes = 0, op->is_creator = false;
     if (op->req == NULL) operation_free(op);
     else if (op->origin == c->index) request_step(c, op);
     else core_send(c, op->origin, (message){MESSAGE_DONE, 0, op});
@@ -1492,6 +1516,8 @@ static void operation_commit(core *c, operation *op) {
         r.now_ms = nodedb__get_u64(op->payload + 8);
         apply(s, &r, &nobody);
         op->creating = op->logged = false;
+        if (op->is_creator) dictionary_remove(s, &c->creators, &op->creator);
+        op->is_creator = false;
         home_step(c, op);
         return;
     }
@@ -1580,8 +1606,55 @@ static bool operation_enqueue(core *c, operation *op) {
     return true;
 }
 
+static uint32_t remover_bucket(const char *key, uint32_t bytes) { return nodedb__crc32c(0, key, bytes) % REMOVER_BUCKETS; }
+
 static void operation_write(core *c, operation *op) {
+    if (op->code == OP_FLUSH) op->removes = REMOVER_BUCKETS + 1;
+    else if (op->code == OP_SET || op->code == OP_DEL || op->code == OP_EXPIRE) {
+        record r;
+        (void)record_decode(op->payload, op->bytes, &r);
+        op->removes = (uint16_t)(1 + remover_bucket(r.key, r.key_bytes));
+    }
+    if (op->removes != 0) c->removers[op->removes - 1]++;
     if (c->waiting.head != NULL || !operation_enqueue(c, op)) list_push(&c->waiting, op);
+}
+
+/* Is a write under way that may end the vector set of this key? */
+static bool may_be_ended(const core *c, const char *key, uint32_t bytes) {
+    uint32_t bucket = remover_bucket(key, bytes);
+    const operation *op;
+    record r;
+    if (c->removers[REMOVER_BUCKETS] > 0) return true;
+    if (c->removers[bucket] == 0) return false;
+    for (op = c->committing.head; op != NULL; op = op->next)
+        if (op->removes == bucket + 1 && record_decode(op->payload, op->bytes, &r) && r.key_bytes == bytes &&
+            memcmp(r.key, key, bytes) == 0)
+            return true;
+    return false;
+}
+
+/* An operation on an element arrives at the set's home. A VADD must come after the writes to its key that arrived before it,
+ * and before those that come later. Where the set is there and nothing under way can end it, it goes on to its part at
+ * once; where its creation is under way, it waits its turn behind it; else the creation of the set is logged in its
+ * place, which does nothing if there is one then. */
+static void home_arrival(core *c, operation *op) {
+    shard *s = c->shard;
+    bool safe = c->waiting.head == NULL && !may_be_ended(c, op->home_key, op->home_key_bytes);
+    bool is_there = entry_live(s, op->home_key, op->home_key_bytes) != NULL;
+    bool is_coming = dictionary_find(s, &c->creators, op->home_key, op->home_key_bytes) != NULL;
+    if (op->code == OP_VADD && safe && is_there) {
+        home_step(c, op);
+        return;
+    }
+    if (op->code == OP_VADD && !(safe && is_coming)) {
+        if (getrandom(&op->new_set_id, sizeof op->new_set_id, 0) != (ssize_t)sizeof op->new_set_id)
+            op->new_set_id = nodedb__mix64(nodedb__now_ns(NULL) ^ (uintptr_t)op);
+        op->creating = true;
+        op->is_creator = !is_coming;
+        op->creator.name = op->home_key, op->creator.bytes = op->home_key_bytes;
+        if (op->is_creator) dictionary_add(s, &c->creators, &op->creator);
+    }
+    operation_write(c, op);
 }
 
 /* At the home of a vector set: which set is it, and on to the part that has the element. */
@@ -1594,11 +1667,8 @@ static void home_step(core *c, operation *op) {
         operation_fail(c, op, "%s", wrong_type);
         return;
     }
-    if (e == NULL && op->code == OP_VADD) {
-        if (getrandom(&op->new_set_id, sizeof op->new_set_id, 0) != (ssize_t)sizeof op->new_set_id)
-            op->new_set_id = nodedb__mix64(nodedb__now_ns(NULL) ^ (uintptr_t)op);
-        op->creating = true;
-        operation_write(c, op);
+    if (e == NULL && op->code == OP_VADD) { /* it expired just now */
+        home_arrival(c, op);
         return;
     }
     if (e == NULL) {
@@ -1638,7 +1708,8 @@ static void operation_run(core *c, operation *op) {
     else if (op->code >= OP_FIRST_READ && op->code != OP_SAVE) {
         if (op->home_key != NULL) home_step(c, op);
         else operation_finish(c, op);
-    } else operation_write(c, op);
+    } else if (op->home_key != NULL) home_arrival(c, op);
+    else operation_write(c, op);
 }
 
 /* Moves the log on: takes what waits, applies what has become durable, sends the next group. Returns how much happened.
@@ -2518,7 +2589,7 @@ static void info_text(core *c, buffer *b, const shard_stats *st, uint32_t n) {
                   sum.keys, sum.expiring, sum.vectors);
     for (i = 0; i < n; i++) {
         nodedb_tpc_stats t;
-        (void)nodedb_tpc_get_stats(srv->runtime, i, &t);
+        (void)nodedb_tpc_get_stats(nodedb_tpc_core_runtime(c->tpc), i, &t);
         buffer_printf(b,
                       "core%u:keys=%" PRIu64 ",clients=%" PRIu64 ",turns=%" PRIu64 ",messages=%" PRIu64
                       ",parks=%" PRIu64 ",wakes=%" PRIu64 ",wakes_avoided=%" PRIu64 ",faults=%" PRIu64
@@ -2618,7 +2689,7 @@ static void stop_after_save(core *c, request *req, operation *op) {
     all_ok(c, req, op);
     if (req->pending == 0 && req->reply.p[0] == '+') {
         req->reply.len = 0;
-        nodedb_tpc_stop(c->server->runtime);
+        nodedb_tpc_stop(nodedb_tpc_core_runtime(c->tpc));
     }
 }
 
@@ -2626,7 +2697,7 @@ static void stop_after_save(core *c, request *req, operation *op) {
 static void run_shutdown(core *c, request *req, argument *argv, int argc) {
     if (argc == 1 || (argc == 2 && is(&argv[1], "NOSAVE"))) {
         req->conn->closing = true;
-        nodedb_tpc_stop(c->server->runtime);
+        nodedb_tpc_stop(nodedb_tpc_core_runtime(c->tpc));
     } else if (argc == 2 && is(&argv[1], "SAVE")) {
         req->on_operation = stop_after_save;
         start_everywhere(c, req, &(record){.op = OP_SAVE});
@@ -2817,7 +2888,7 @@ static void dispatch(core *c, connection *conn, const command *cmd, argument *ar
     if (cmd == NULL) reply_unknown(req, argv, argc);
     else if ((cmd->arity > 0 && argc != cmd->arity) || argc < -cmd->arity)
         reply_error(&req->reply, "ERR wrong number of arguments for '%s' command", cmd->name);
-    else if (nodedb_tpc_stopping(c->server->runtime)) reply_error(&req->reply, "ERR the server is shutting down");
+    else if (nodedb_tpc_stopping(nodedb_tpc_core_runtime(c->tpc))) reply_error(&req->reply, "ERR the server is shutting down");
     else cmd->run(c, req, argv, argc);
     req->depth = 0;
     if (req->pending == 0) request_done(c, req);
@@ -3093,7 +3164,7 @@ static nodedb_status core_start(nodedb_tpc_core *tpc, void *ctx, nodedb_error *e
     server *srv = ctx;
     core *c = must(calloc(1, sizeof *c));
     uint32_t arena = 0;
-    nodedb_prefetch_config prefetch = {.logger = srv->logger};
+    nodedb_prefetch_config prefetch = {.method = NODEDB_PREFETCH_PROCESS_MADVISE, .logger = srv->logger}; /* batches only */
     nodedb_prefetch_faults_config faults = {.logger = srv->logger};
     c->index = nodedb_tpc_core_index(tpc);
     c->server = srv;
@@ -3130,6 +3201,7 @@ static void core_stop(nodedb_tpc_core *tpc, void *ctx) {
     }
     for (i = 0; i < MAX_CORES; i++) arrfree(c->outbox[i]);
     arrfree(c->args);
+    hmfree(c->creators);
     nodedb_prefetch_destroy(c->prefetch);
     (void)close(c->epoll);
     c->shard->core = NULL;
@@ -3496,7 +3568,10 @@ int main(int argc, char **argv) {
     nodedb_error err;
     int lock, status = parse_options(srv, argc, argv);
     uint32_t i;
-    if (status != 0) return status - 1;
+    if (status != 0) {
+        free(srv);
+        return status - 1;
+    }
     (void)signal(SIGPIPE, SIG_IGN);
     (void)pthread_mutex_init(&srv->said_lock, NULL);
     srv->logger.write = say, srv->logger.ctx = srv;
@@ -3504,9 +3579,11 @@ int main(int argc, char **argv) {
     if (getrandom(&srv->hash_seed, sizeof srv->hash_seed, 0) != (ssize_t)sizeof srv->hash_seed)
         srv->hash_seed = nodedb__now_ns(NULL);
     lock = lock_directory(srv);
-    if (lock < 0) return 1;
-    srv->listen_fd = listen_on(srv);
-    if (srv->listen_fd < 0) return 1;
+    srv->listen_fd = lock < 0 ? -1 : listen_on(srv);
+    if (srv->listen_fd < 0) {
+        free(srv);
+        return 1; /* the lock goes with the process */
+    }
     memory.ceiling_bytes = srv->memory_bytes, memory.max_cores = MAX_CORES, memory.logger = srv->logger;
     srv->mem = nodedb_mem_create(&memory, &err);
     if (srv->mem == NULL || open_data(srv, &err) != NODEDB_OK) {
