@@ -183,6 +183,7 @@ check_compilers() {
         done
         little $compiler "" "all five together" "$together"
         little $compiler "-O2 -DNDEBUG" "all five together, NDEBUG" "$together"
+        little $compiler "-O2 -DNDEBUG -DNODEDB_NO_LIBURING -DNODEDB_NO_JEMALLOC" "all five together, NDEBUG, bare" "$together"
         # STATIC twice in one program: two files with private copies of everything, and a main, linked together
         case $compiler in *++) extension=cpp; standard=-std=c++11 ;; *) extension=c; standard=-std=c99 ;; esac
         printf '%bint other(void);\nint main(void) { return other(); }\n' "$statics" >"$OUT/static_a.$extension"

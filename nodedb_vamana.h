@@ -752,8 +752,9 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
 
 /* Where the rerank gets exact vectors of an index that was opened on disk. `prefetch_batch` announces the next `n`
  * slots (n <= batch_max) and forgets those announced before; `fetch` waits for one of them and returns `dim` components
- * in the stored form (COSINE over F32: of length 1), valid until the next prefetch_batch, or NULL and the reason. A
- * slot out of range is NODEDB_ERR_INVALID, one that was not announced NODEDB_ERR_STATE. Not for two threads at once. */
+ * in the stored form (COSINE over F32: of length 1) and this machine's byte order, valid until the next prefetch_batch,
+ * or NULL and the reason. A slot out of range is NODEDB_ERR_INVALID, one that was not announced NODEDB_ERR_STATE. Not
+ * for two threads at once. */
 typedef struct nodedb_vamana_fetcher {
     void *ctx;
     uint32_t dim;
@@ -3225,13 +3226,16 @@ static float nodedb_vamana__get_f32(const uint8_t *at) {
     return x;
 }
 
-/* Components in file order from memory order, or back: the same bytes on a little-endian machine. */
-static void nodedb_vamana__swap_components(const nodedb_vamana *index, uint8_t *vector) {
-    uint32_t i;
-    for (i = 0; index->type == NODEDB_VAMANA_F32 && i < index->dim; i++) {
-        float x;
-        memcpy(&x, vector + 4 * (size_t)i, 4);
-        nodedb_vamana__put_f32(vector + 4 * (size_t)i, x);
+/* Components in file order from memory order, or back: the same bytes on a little-endian machine. Moved as integers,
+ * for a float on its way through a register may change the bits of a NaN. */
+static void nodedb_vamana__swap_components(const nodedb_vamana *index, uint8_t *components, size_t bytes) {
+    size_t at;
+    if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ || index->type != NODEDB_VAMANA_F32) return;
+    assert(bytes % 4 == 0);
+    for (at = 0; at < bytes; at += 4) {
+        uint32_t bits;
+        memcpy(&bits, components + at, 4);
+        nodedb__put_u32(components + at, bits);
     }
 }
 
@@ -3367,7 +3371,7 @@ static void nodedb_vamana__write_vectors(const nodedb_vamana *index, nodedb_vama
     for (slot = 0; slot < index->slots; slot++) {
         if (index->states[slot] == NODEDB_VAMANA__FREE) memset(vector, 0, index->vector_bytes);
         else memcpy(vector, nodedb_vamana__vector(index, slot), index->vector_bytes);
-        nodedb_vamana__swap_components(index, vector);
+        nodedb_vamana__swap_components(index, vector, index->vector_bytes);
         nodedb_vamana__write(w, vector, index->vector_bytes);
         if (l->vectors_per_block == 0 || (slot + 1) % l->vectors_per_block == 0) nodedb_vamana__write_pad(w);
     }
@@ -3707,7 +3711,7 @@ static nodedb_status nodedb_vamana__load_vectors(nodedb_vamana *index, nodedb_va
         double squares = 0;
         nodedb_status status = nodedb_vamana__read(r, vector, index->vector_bytes);
         if (status != NODEDB_OK) return status;
-        nodedb_vamana__swap_components(index, vector);
+        nodedb_vamana__swap_components(index, vector, index->vector_bytes);
         for (i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
             float x;
             memcpy(&x, vector + 4 * (size_t)i, 4);
@@ -4030,15 +4034,17 @@ typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken afte
 static uint8_t *nodedb_vamana__buffer_bytes(const nodedb_vamana__disk *d,
                                             uint32_t i) { return d->bytes + i * d->buffer_bytes; }
 
-/* Books the result of a read (bytes, or -errno): ready, wanted once more, or failed. */
+/* Books the result of a read (bytes, or -errno): ready, wanted once more, or failed. What is ready is in this machine's
+ * byte order: the whole buffer, here and once, since a slot may be fetched twice (the zeros of a pad stay zeros). */
 static void nodedb_vamana__book(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
     nodedb_vamana__buffer *b = &d->buffers[i];
-    const uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
+    uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
     size_t at;
     bool good = result == (int64_t)d->buffer_bytes;
     for (at = 0; at < d->buffer_bytes && good; at += NODEDB_VAMANA__BLOCK)
         good = nodedb__crc32c(0, bytes + at, NODEDB_VAMANA__BLOCK) ==
                d->index->checksums[(b->offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1];
+    if (good) nodedb_vamana__swap_components(d->index, bytes, d->buffer_bytes);
     b->error = result < 0 ? (int)-result : result < (int64_t)d->buffer_bytes ? ENODATA : 0;
     b->tries++;
     b->state = good                                    ? NODEDB_VAMANA__BUFFER_READY
@@ -4129,6 +4135,7 @@ static void nodedb_vamana__drain(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
     while (d->uring && d->reading > 0) (void)nodedb_vamana__enter(d, 1);
 #endif
+    (void)d;
     assert(d->reading == 0);
 }
 

@@ -288,6 +288,15 @@ static void floats_from_record(const record *r, float *to) {
     }
 }
 
+static void floats_to_record(const float *from, uint32_t dim, unsigned char *to) {
+    uint32_t i;
+    for (i = 0; i < dim; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, 4);
+        nodedb__put_u32(to + (size_t)i * 4, bits);
+    }
+}
+
 static uint64_t now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
@@ -2295,7 +2304,6 @@ static void run_vadd(core *c, request *req, argument *argv, int argc) {
     record r = {.op = OP_VADD, .metric = NODEDB_VAMANA_COSINE};
     float *vector = NULL;
     unsigned char *stored = NULL;
-    uint32_t j;
     int64_t n;
     int i = 2;
     if (!key_ok(req, &argv[1])) return;
@@ -2329,11 +2337,7 @@ static void run_vadd(core *c, request *req, argument *argv, int argc) {
         }
     }
     stored = must(malloc((size_t)r.dim * 4));
-    for (j = 0; j < r.dim; j++) {
-        uint32_t bits;
-        memcpy(&bits, vector + j, 4);
-        nodedb__put_u32(stored + (size_t)j * 4, bits);
-    }
+    floats_to_record(vector, r.dim, stored);
     r.value = (char *)stored, r.value_bytes = r.dim * 4;
     start_at_home(c, req, &argv[1], &r);
 out:
@@ -3435,13 +3439,8 @@ static void deal_out(server *srv, shard *from, shard **to) {
                         .metric = p->metric,
                         .value = (char *)stored,
                         .value_bytes = p->dim * 4};
-            uint32_t k;
             (void)nodedb_vamana_get(p->index, x->id, vector, NULL);
-            for (k = 0; k < p->dim; k++) {
-                uint32_t bits;
-                memcpy(&bits, vector + k, 4);
-                nodedb__put_u32(stored + (size_t)k * 4, bits);
-            }
+            floats_to_record(vector, p->dim, stored);
             apply(to[shard_of_element(srv, p->set_id, x->name, x->n.bytes)], &r, &nobody);
         }
         free(stored);
