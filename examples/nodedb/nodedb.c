@@ -359,7 +359,8 @@ struct shard {
     uint64_t now_ms;      /* time of the newest record: what expired before it is gone for good */
     uint64_t applied_lsn;
     uint64_t count;       /* keys */
-    uint64_t expiring;    /* keys with a time to live */
+    uint64_t expiring; /* keys with a time to live */
+    size_t credit_bytes; /* reserved by the write that is being applied, and not yet used */
     size_t expire_hand, spill_hand;
     uint64_t spilled_bytes, spilled_count;
     nodedb_mem_spill spill;
@@ -436,9 +437,15 @@ static uint32_t shard_of_element(const server *srv, uint64_t set_id, const char 
     return (uint32_t)(nodedb__mix64(set_id ^ nodedb__crc32c(0, name, bytes)) % srv->cores);
 }
 
+/* Keys and values as they grow and shrink. What a write had reserved before it was logged is used up first, so that the ceiling
+ * holds; beyond that nothing that is already durable can be refused. */
 static void account(shard *s, int64_t delta) {
-    if (delta > 0) (void)nodedb_mem_reserve_forced(s->server->mem, s->index, NODEDB_MEM_QUERY, (size_t)delta, NULL);
-    else if (delta < 0) (void)nodedb_mem_release(s->server->mem, s->index, NODEDB_MEM_QUERY, (size_t)-delta, NULL);
+    if (delta > 0) {
+        size_t bytes = (size_t)delta, paid = bytes < s->credit_bytes ? bytes : s->credit_bytes;
+        s->credit_bytes -= paid;
+        if (bytes > paid)
+            (void)nodedb_mem_reserve_forced(s->server->mem, s->index, NODEDB_MEM_QUERY, bytes - paid, NULL);
+    } else if (delta < 0) (void)nodedb_mem_release(s->server->mem, s->index, NODEDB_MEM_QUERY, (size_t)-delta, NULL);
 }
 
 static void *vector_alloc(void *ctx, size_t bytes, size_t align) {
@@ -1259,7 +1266,13 @@ static void operation_start(core *c, operation *op, uint32_t shard_index) {
     else core_send(c, shard_index, (message){MESSAGE_RUN, 0, op});
 }
 
+static void release_reserved(shard *s, operation *op) {
+    if (op->reserved > 0) (void)nodedb_mem_release(s->server->mem, s->index, NODEDB_MEM_QUERY, op->reserved, NULL);
+    op->reserved = 0;
+}
+
 static void operation_finish(core *c, operation *op) {
+    release_reserved(c->shard, op);
     if (op->removes != 0) c->removers[op->removes - 1]--;
     if (op->is_creator) dictionary_remove(c->shard, &c->creators, &op->creator); /* it failed */
     op->removes = 0, op->is_creator = false;
@@ -1493,15 +1506,20 @@ static void read_now(core *c, operation *op) {
 
 /* -- writes: admit, log, and when durable apply -- */
 
-static void release_reserved(shard *s, operation *op) {
-    if (op->reserved > 0) (void)nodedb_mem_release(s->server->mem, s->index, NODEDB_MEM_QUERY, op->reserved, NULL);
-    op->reserved = 0;
+/* The reservation of the operation pays for what the change takes; the rest goes back. */
+static void take_back_credit(shard *s, operation *op) {
+    op->reserved += s->credit_bytes;
+    s->credit_bytes = 0;
+    release_reserved(s, op);
 }
 
-static void apply_operation(core *c, operation *op, const record *r) {
-    answer a = {.resp = op->resp, .reply = &op->reply};
-    apply(c->shard, r, &a);
-    op->number = a.number;
+static void apply_operation(core *c, operation *op, const record *r, answer *a) {
+    shard *s = c->shard;
+    s->credit_bytes = op->reserved;
+    op->reserved = 0;
+    apply(s, r, a);
+    take_back_credit(s, op);
+    op->number = a->number;
 }
 
 static void home_step(core *c, operation *op);
@@ -1509,21 +1527,21 @@ static void home_step(core *c, operation *op);
 static void guarded_apply(nodedb_tpc_core *tpc, void *argument) {
     operation *op = argument;
     record r;
+    answer a = {.resp = op->resp, .reply = &op->reply};
     (void)record_decode(op->payload, op->bytes, &r);
-    apply_operation(nodedb_tpc_core_data(tpc), op, &r);
+    apply_operation(nodedb_tpc_core_data(tpc), op, &r, &a);
 }
 
 /* What was logged is now durable (or needs no record and has waited for its turn): it happens. */
 static void operation_commit(core *c, operation *op) {
     shard *s = c->shard;
-    release_reserved(s, op);
     if (op->logged) s->applied_lsn = op->lsn;
     if (op->creating) {
         record r = {.op = OP_VSET, .key = op->home_key, .key_bytes = op->home_key_bytes, .number = op->new_set_id};
         answer nobody = {0};
         r.dim = nodedb__get_u32(op->payload + 24), r.metric = nodedb__get_u32(op->payload + 28),
         r.now_ms = nodedb__get_u64(op->payload + 8);
-        apply(s, &r, &nobody);
+        apply_operation(c, op, &r, &nobody);
         op->creating = op->logged = false;
         if (op->is_creator) dictionary_remove(s, &c->creators, &op->creator);
         op->is_creator = false;
@@ -1546,6 +1564,7 @@ static void operation_commit(core *c, operation *op) {
         nodedb_status status = nodedb_tpc_guard(c->tpc, guarded_apply, op, op->id);
         if (status == NODEDB_ERR_DEGRADED) guarded_apply(c->tpc, op);
         else if (status != NODEDB_OK) {
+            take_back_credit(s, op);
             operation_fail(c, op, "ERR the command was abandoned: %s", nodedb_tpc_fault_text(c->tpc));
             return;
         }
