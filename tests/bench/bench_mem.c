@@ -132,7 +132,7 @@ static void bench_overflow(long live, long steps, const char *dir) {
     }
     (void)nodedb_mem_overflow_get_stats(region, &stats, NULL);
     snprintf(name, sizeof name, "overflow/live=%ld", live);
-    bench_row(name, "write+free", bench_median(samples, ROUNDS), "ns");
+    bench_row(name, "ns", bench_median(samples, ROUNDS), "ns");
     bench_row(name, "metadata", (double)stats.metadata_bytes / (double)live, "bytes/object");
     nodedb_mem_overflow_close(region);
     free(handles);
@@ -160,7 +160,7 @@ static void bench_malloc(long live, long steps) {
         if (round >= 0) samples[round] = (double)(bench_now_ns() - from) / (double)steps;
     }
     snprintf(name, sizeof name, "limit/malloc+free/live=%ld", live);
-    bench_row(name, "malloc+free", bench_median(samples, ROUNDS), "ns");
+    bench_row(name, "ns", bench_median(samples, ROUNDS), "ns");
     for (i = 0; i < live; i++) free(blocks[i]);
     free(blocks);
 }
@@ -171,11 +171,11 @@ int main(int argc, char **argv) {
     const char *dir = bench_option(argc, argv, "--dir", ".");
     nodedb_mem *mem = create((size_t)1 << 30);
     bench_name = "mem";
-    bench_row("limit/atomic-add", "pair", pair_ns(NULL, 1, pairs), "ns");
-    bench_row("limit/atomic-add/threads=2", "pair", pair_ns(NULL, 2, pairs / 4), "ns");
-    bench_row("reserve/threads=1", "pair", pair_ns(mem, 1, pairs), "ns");
-    bench_row("reserve/threads=2", "pair", pair_ns(mem, 2, pairs), "ns");
-    bench_row("refuse/threads=1", "refusal", refusal_ns(quick ? 2000 : 20000), "ns");
+    bench_row("limit/atomic-add", "ns", pair_ns(NULL, 1, pairs), "ns");
+    bench_row("limit/atomic-add/threads=2", "ns", pair_ns(NULL, 2, pairs / 4), "ns");
+    bench_row("reserve/threads=1", "ns", pair_ns(mem, 1, pairs), "ns");
+    bench_row("reserve/threads=2", "ns", pair_ns(mem, 2, pairs), "ns");
+    bench_row("refuse/threads=1", "ns", refusal_ns(quick ? 2000 : 20000), "ns");
     bench_malloc(live, steps);
     bench_overflow(live, steps, dir);
     nodedb_mem_destroy(mem);
