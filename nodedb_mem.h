@@ -2,7 +2,7 @@
 
    In *one* C or C++ file create the implementation, before any system header (or compile with -D_GNU_SOURCE):
        #define NODEDB_MEM_IMPLEMENTATION
-       #include "nodedb_mem.h"
+       #include <nodedb_mem.h> // compile with -I and the folder it is in
    and include the file plainly wherever else you need it. Linux; link with -lpthread, and -ljemalloc for arenas.
 
 1. WHAT IT IS FOR, AND NOT FOR

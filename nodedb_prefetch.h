@@ -13,7 +13,7 @@
  *
  * 2. QUICK START
  *        #define NODEDB_PREFETCH_IMPLEMENTATION
- *        #include "nodedb_prefetch.h"
+ *        #include <nodedb_prefetch.h> // compile with -I and the folder it is in
  *        #include <sys/mman.h>
  *
  *        // `map` is a mapping of a data file. MADV_RANDOM: otherwise every fault reads around itself as well.

@@ -12,7 +12,7 @@
  *
  * 2. QUICK START
  *         #define NODEDB_TPC_IMPLEMENTATION
- *         #include "nodedb_tpc.h"
+ *         #include <nodedb_tpc.h> // compile with -I and the folder it is in
  *         #include <stdio.h>
  *         static void on_message(nodedb_tpc_core *core, uint32_t from, void *message, void *ctx) {
  *             (void)from, (void)ctx;

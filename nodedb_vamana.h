@@ -9,7 +9,7 @@
  *
  * 2. QUICK START
  *        #define NODEDB_VAMANA_IMPLEMENTATION
- *        #include "nodedb_vamana.h"
+ *        #include <nodedb_vamana.h> // compile with -I and the folder it is in
  *
  *        int main(void) {
  *            float points[3][2] = {{0, 0}, {3, 4}, {10, 10}}, query_point[2] = {3, 3};

@@ -9,7 +9,7 @@
 
 2. QUICK START
        #define NODEDB_WAL_IMPLEMENTATION            // in exactly one .c or .cpp file
-       #include "nodedb_wal.h"
+       #include <nodedb_wal.h> // compile with -I and the folder it is in
 
        nodedb_error err;
        nodedb_wal_config config = {0};
