@@ -1870,6 +1870,72 @@ DB_TEST(elements_are_replaced_and_removed_ones_are_never_found) {
     says(c, "VEMB v e3", "$-1\r\n");
 }
 
+DB_TEST(an_element_removed_and_added_again_in_one_pipeline_is_there) {
+    server *s = server_start(data_dir(), "--cores 1"); /* all in one log, one behind the other */
+    client *c;
+    int i;
+    REQUIRE(s != NULL);
+    c = client_open(s->port);
+    says(c, "VADD v VALUES 1 1 e", ":1\r\n");
+    for (i = 0; i < 50; i++) {
+        putf(c, "SET x %d", i), putf(c, "VREM v e"), putf(c, "VADD v VALUES 1 %d e", i + 2), putf(c, "VISMEMBER v e");
+        next_is(c, "+OK\r\n"), next_is(c, ":1\r\n"), next_is(c, ":1\r\n"), next_is(c, ":1\r\n");
+    }
+}
+
+DB_TEST(a_client_that_has_sent_all_still_gets_its_replies) {
+    client *c = shared_client();
+    putf(c, "SET half 41"), putf(c, "INCR half"), putf(c, "GET half");
+    client_flush(c);
+    CHECK(shutdown(c->fd, SHUT_WR) == 0);
+    next_is(c, "+OK\r\n"), next_is(c, ":42\r\n"), next_is(c, "$2\r\n42\r\n");
+}
+
+/* What a restart replays is what happened: also where keys expire between being logged and being applied. */
+DB_TEST(a_restart_gives_the_same_values_where_keys_expire_under_load) {
+    enum { KEYS = 600, ROUNDS = 12 };
+    server *s = server_start(data_dir(), "--cores 1");
+    static long long value[KEYS];
+    client *c;
+    int i, round, wrong = 0;
+    REQUIRE(s != NULL);
+    c = client_open(s->port);
+    for (i = 0; i < KEYS; i++) putf(c, "SET k%d 100 PX %d", i, 1 + i % 30);
+    for (round = 0; round < ROUNDS; round++)
+        for (i = 0; i < KEYS; i++) putf(c, "INCR k%d", i);
+    for (i = 0; i < KEYS; i++) next_is(c, "+OK\r\n");
+    for (round = 0; round < ROUNDS; round++)
+        for (i = 0; i < KEYS; i++) value[i] = atoll(reply(c) + 1);
+    (void)server_signal(s, SIGKILL);
+    s = server_start(data_dir(), "--cores 1");
+    REQUIRE(s != NULL);
+    c = client_open(s->port);
+    for (i = 0; i < KEYS; i++) putf(c, "GET k%d", i);
+    for (i = 0; i < KEYS; i++) {
+        const char *text = reply(c);
+        if (text[0] == '$' && text[1] != '-') wrong += atoll(strchr(text, '\n') + 1) != value[i];
+    }
+    CHECK_EQ(wrong, 0);
+}
+
+DB_TEST(memory_comes_back_when_values_replace_vector_sets_in_interval_mode) {
+    server *s = server_start(data_dir(), "--cores 1 --durability interval");
+    client *c;
+    long long before = 0;
+    int i, round;
+    char value[1001];
+    REQUIRE(s != NULL);
+    memset(value, 'v', 1000), value[1000] = 0;
+    c = client_open(s->port);
+    for (round = 0; round < 3; round++) {
+        for (i = 0; i < 100; i++)
+            putf(c, "DEL r%d", i), putf(c, "VADD r%d VALUES 1 1 e", i), putf(c, "SET r%d %s", i, value);
+        for (i = 0; i < 300; i++) CHECK(*reply(c) != '-');
+        if (round == 0) before = info(c, "used_memory");
+    }
+    CHECK(info(c, "used_memory") <= before + 4096);
+}
+
 /* Redis deletes such a key; here its elements live on all cores, and it stays, empty, with its dimension. */
 DB_TEST(a_vector_set_that_loses_its_last_element_stays_empty_until_it_is_deleted) {
     client *c = shared_client();

@@ -75,7 +75,7 @@
 #define MAX_INLINE_BYTES (64u << 10)
 #define MAX_OUTPUT_BYTES (512u << 20) /* replies that a client does not fetch; then it is disconnected */
 #define PAUSE_OUTPUT_BYTES (4u << 20) /* with so many unfetched, no more of its commands are read */
-#define MAX_IN_FLIGHT 1024           /* commands of one connection that are under way */
+#define MAX_IN_FLIGHT 256            /* commands of one connection that are under way */
 #define MAX_CLIENTS 10000            /* per core */
 #define READ_BYTES (64u << 10)
 #define MAX_GROUPS_IN_FLIGHT 2       /* log writes under way; what comes meanwhile forms the next group */
@@ -1073,7 +1073,8 @@ static nodedb_status replay_one(void *ctx, const nodedb_wal_record *logged) {
 static nodedb_status shard_recover(shard *s, nodedb_error *err) {
     char dir[PATH_MAX + 8];
     nodedb_wal_config config = {.dir = dir, .logger = s->logger};
-    nodedb_wal_reader_config reading = {.dir = dir, .logger = s->logger};
+    /* buffered: a disk that cannot read is then an error, and not a signal */
+    nodedb_wal_reader_config reading = {.dir = dir, .access = NODEDB_WAL_ACCESS_BUFFERED, .logger = s->logger};
     nodedb_status status;
     (void)snprintf(dir, sizeof dir, "%s/log", s->dir);
     if (mkdir(s->dir, 0755) != 0 && errno != EEXIST)
@@ -1152,6 +1153,7 @@ struct operation {
     bool creating;    /* a VADD whose set is being created at its home */
     bool is_creator;  /* it is in core.creators, under its home_key */
     named creator;
+    uint16_t waits;   /* 1 + the bucket of core.element_waits that it is counted in; 0: it does not wait at its home */
     uint16_t removes; /* 1 + the bucket of core.removers that it is counted in; 0: it can end no vector set */
     uint64_t lsn;          /* its record's; it is applied when that is durable. Without a record: the one before it */
     bool logged;
@@ -1216,7 +1218,9 @@ struct core {
     uint64_t next_client_id, commands, accepted, oom_refused;
     argument *args;
     dictionary creators; /* keys of vector sets whose creation is under way: the first operation that creates each */
-    uint32_t removers[REMOVER_BUCKETS + 1]; /* writes under way that may end a vector set, by hash of key; the last: any */
+    uint32_t element_waits[REMOVER_BUCKETS]; /* operations on elements that wait at their home, by hash of key */
+    uint32_t
+        removers[REMOVER_BUCKETS + 1]; /* writes under way that may end a vector set, by hash of key; the last: any */
     nodedb_prefetch *prefetch;
     nodedb_prefetch_faults faults;
     bool prefetch_usable;
@@ -1274,6 +1278,8 @@ static void release_reserved(shard *s, operation *op) {
 static void operation_finish(core *c, operation *op) {
     release_reserved(c->shard, op);
     if (op->removes != 0) c->removers[op->removes - 1]--;
+    if (op->waits != 0) c->element_waits[op->waits - 1]--;
+    op->waits = 0;
     if (op->is_creator) dictionary_remove(c->shard, &c->creators, &op->creator); /* it failed */
     op->removes = 0, op->is_creator = false;
     if (op->req == NULL) operation_free(op);
@@ -1515,10 +1521,12 @@ static void take_back_credit(shard *s, operation *op) {
 
 static void apply_operation(core *c, operation *op, const record *r, answer *a) {
     shard *s = c->shard;
+    size_t outer = s->credit_bytes; /* dropping a set may apply another operation within this one */
     s->credit_bytes = op->reserved;
     op->reserved = 0;
     apply(s, r, a);
     take_back_credit(s, op);
+    s->credit_bytes = outer;
     op->number = a->number;
 }
 
@@ -1536,6 +1544,8 @@ static void guarded_apply(nodedb_tpc_core *tpc, void *argument) {
 static void operation_commit(core *c, operation *op) {
     shard *s = c->shard;
     if (op->logged) s->applied_lsn = op->lsn;
+    if (op->waits != 0) c->element_waits[op->waits - 1]--;
+    op->waits = 0;
     if (op->creating) {
         record r = {.op = OP_VSET, .key = op->home_key, .key_bytes = op->home_key_bytes, .number = op->new_set_id};
         answer nobody = {0};
@@ -1634,7 +1644,9 @@ static bool operation_enqueue(core *c, operation *op) {
     return true;
 }
 
-static uint32_t remover_bucket(const char *key, uint32_t bytes) { return nodedb__crc32c(0, key, bytes) % REMOVER_BUCKETS; }
+static uint32_t remover_bucket(const char *key, uint32_t bytes) {
+    return nodedb__crc32c(0, key, bytes) % REMOVER_BUCKETS;
+}
 
 static void operation_write(core *c, operation *op) {
     if (op->code == OP_FLUSH) op->removes = REMOVER_BUCKETS + 1;
@@ -1644,6 +1656,10 @@ static void operation_write(core *c, operation *op) {
         op->removes = (uint16_t)(1 + remover_bucket(r.key, r.key_bytes));
     }
     if (op->removes != 0) c->removers[op->removes - 1]++;
+    if (op->home_key != NULL && op->waits == 0) {
+        op->waits = (uint16_t)(1 + remover_bucket(op->home_key, op->home_key_bytes));
+        c->element_waits[op->waits - 1]++;
+    }
     if (c->waiting.head != NULL || !operation_enqueue(c, op)) list_push(&c->waiting, op);
 }
 
@@ -1662,19 +1678,20 @@ static bool may_be_ended(const core *c, const char *key, uint32_t bytes) {
 }
 
 /* An operation on an element arrives at the set's home. A VADD must come after the writes to its key that arrived before it,
- * and before those that come later. Where the set is there and nothing under way can end it, it goes on to its part at
- * once; where its creation is under way, it waits its turn behind it; else the creation of the set is logged in its
+ * and before those that come later. Where the set is there, nothing under way can end it, and no operation on an element
+ * waits, it goes on to its part at once; where others wait, or its creation is under way, it waits its turn; else the creation of the set is logged in its
  * place, which does nothing if there is one then. */
 static void home_arrival(core *c, operation *op) {
     shard *s = c->shard;
     bool safe = c->waiting.head == NULL && !may_be_ended(c, op->home_key, op->home_key_bytes);
     bool is_there = entry_live(s, op->home_key, op->home_key_bytes) != NULL;
     bool is_coming = dictionary_find(s, &c->creators, op->home_key, op->home_key_bytes) != NULL;
-    if (op->code == OP_VADD && safe && is_there) {
+    bool none_waits = c->element_waits[remover_bucket(op->home_key, op->home_key_bytes)] == 0;
+    if (op->code == OP_VADD && safe && is_there && none_waits) {
         home_step(c, op);
         return;
     }
-    if (op->code == OP_VADD && !(safe && is_coming)) {
+    if (op->code == OP_VADD && !(safe && (is_there || is_coming))) {
         if (getrandom(&op->new_set_id, sizeof op->new_set_id, 0) != (ssize_t)sizeof op->new_set_id)
             op->new_set_id = nodedb__mix64(nodedb__now_ns(NULL) ^ (uintptr_t)op);
         op->creating = true;
@@ -1834,7 +1851,9 @@ struct connection {
     size_t in_at, out_at;
     request *head, *tail;
     uint32_t in_flight, writes;
+    size_t ready_bytes; /* of replies that are done and not yet in `out` */
     bool alone, dirty, closing, stalled;
+    bool eof; /* the client sends nothing more; it may still want its replies */
     char name[64];
 };
 
@@ -1866,6 +1885,7 @@ static void request_done(core *c, request *req) {
     }
     if ((req->cmd->flags & COMMAND_WRITE) != 0) conn->writes--;
     if ((req->cmd->flags & COMMAND_ALONE) != 0) conn->alone = false;
+    conn->ready_bytes += req->reply.len;
     mark_dirty(c, conn);
 }
 
@@ -2911,7 +2931,8 @@ static void dispatch(core *c, connection *conn, const command *cmd, argument *ar
     if (cmd == NULL) reply_unknown(req, argv, argc);
     else if ((cmd->arity > 0 && argc != cmd->arity) || argc < -cmd->arity)
         reply_error(&req->reply, "ERR wrong number of arguments for '%s' command", cmd->name);
-    else if (nodedb_tpc_stopping(nodedb_tpc_core_runtime(c->tpc))) reply_error(&req->reply, "ERR the server is shutting down");
+    else if (nodedb_tpc_stopping(nodedb_tpc_core_runtime(c->tpc)))
+        reply_error(&req->reply, "ERR the server is shutting down");
     else cmd->run(c, req, argv, argc);
     req->depth = 0;
     if (req->pending == 0) request_done(c, req);
@@ -2922,6 +2943,7 @@ static void dispatch(core *c, connection *conn, const command *cmd, argument *ar
 static bool must_wait(const connection *conn, const command *cmd) {
     int flags = cmd != NULL ? cmd->flags : 0;
     if (conn->alone || conn->in_flight >= MAX_IN_FLIGHT) return true;
+    if (conn->ready_bytes + conn->out.len - conn->out_at >= PAUSE_OUTPUT_BYTES) return true; /* until it fetches some */
     if ((flags & COMMAND_ALONE) != 0) return conn->in_flight > 0;
     return (flags & COMMAND_READ) != 0 && conn->writes > 0;
 }
@@ -2969,9 +2991,13 @@ static void connection_parse(core *c, connection *conn) {
 /* False: the connection is gone. */
 static bool connection_read(core *c, connection *conn) {
     ssize_t n = read(conn->fd, buffer_room(&conn->in, READ_BYTES), READ_BYTES);
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+    if (n < 0 && errno != EAGAIN && errno != EINTR) {
         connection_free(c, conn);
         return false;
+    }
+    if (n == 0) {
+        conn->eof = true;
+        mark_dirty(c, conn);
     }
     if (n > 0) {
         conn->in.len += (size_t)n;
@@ -2995,7 +3021,7 @@ static bool connection_write(core *c, connection *conn) {
     if (conn->out_at == conn->out.len) {
         conn->out.len = conn->out_at = 0;
         if (conn->out.cap > 16 * READ_BYTES) buffer_free(&conn->out);
-        if (conn->closing && conn->head == NULL) {
+        if (conn->head == NULL && (conn->closing || (conn->eof && !conn->stalled))) {
             connection_free(c, conn);
             return false;
         }
@@ -3010,8 +3036,8 @@ static bool connection_write(core *c, connection *conn) {
 static void connection_set_events(core *c, connection *conn) {
     struct epoll_event event;
     size_t waiting = conn->in.len - conn->in_at;
-    bool read =
-        !conn->closing && !(conn->stalled && waiting > READ_BYTES) && conn->out.len - conn->out_at < PAUSE_OUTPUT_BYTES;
+    bool read = !conn->closing && !conn->eof && !(conn->stalled && waiting > READ_BYTES) &&
+                conn->out.len - conn->out_at < PAUSE_OUTPUT_BYTES;
     event.events = (read ? EPOLLIN : 0u) | (conn->out_at < conn->out.len ? EPOLLOUT : 0u);
     event.data.ptr = conn;
     if (event.events == conn->events) return;
@@ -3028,15 +3054,19 @@ static size_t flush_connection(core *c, connection *conn) {
             request *req = conn->head;
             conn->head = req->next;
             conn->in_flight--;
+            conn->ready_bytes -= req->reply.len;
             buffer_put(&conn->out, req->reply.p, req->reply.len);
             request_free(req);
             n++;
         }
+        if (!connection_write(c, conn)) return n;
         again = conn->stalled;
         if (again) connection_parse(c, conn);
         again = again && conn->head != NULL && conn->head->done;
     } while (again);
-    if (connection_write(c, conn)) connection_set_events(c, conn);
+    /* nothing is left to do: this frees it, once all is written */
+    if (conn->head == NULL && (conn->eof || conn->closing) && !connection_write(c, conn)) return n;
+    connection_set_events(c, conn);
     return n;
 }
 
@@ -3056,6 +3086,8 @@ static size_t core_poll(nodedb_tpc_core *tpc, void *ctx) {
         n++;
         if (what == &tag_listen) accept_some(c);
         else if ((c->events[i].events & ~(uint32_t)EPOLLOUT) == 0) mark_dirty(c, what);
+        else if ((c->events[i].events & (EPOLLERR | EPOLLHUP)) != 0 && ((connection *)what)->eof)
+            connection_free(c, what);
         else if (!connection_read(c, what)) {
             int j; /* it is gone: forget other events of it (epoll gives one for each descriptor, but be sure) */
             for (j = i + 1; j < c->ready; j++)
@@ -3097,8 +3129,10 @@ static void core_message(nodedb_tpc_core *tpc, uint32_t from, void *memory, void
 
 /* Keys that expired before the newest record's time: no record can depend on them any more, so they go without one. */
 static void expire_some(shard *s) {
-    uint64_t ms = now_ms(), i;
-    if (ms > s->now_ms) s->now_ms = ms; /* records to come are not older */
+    uint64_t ms = s->now_ms, i;
+    /* What is logged and not yet applied has an older time, and must find what it will find in a replay: only when there is
+     * nothing of the kind may the clock be looked at, as records to come are not older. */
+    if (s->core->committing.head == NULL && now_ms() > ms) ms = s->now_ms = now_ms();
     for (i = 0; i < EXPIRE_BATCH && s->expiring > 0 && hmlen(s->keys) > 0; i++) {
         named *n, *next;
         if (s->expire_hand >= (size_t)hmlen(s->keys)) s->expire_hand = 0;
@@ -3187,7 +3221,8 @@ static nodedb_status core_start(nodedb_tpc_core *tpc, void *ctx, nodedb_error *e
     server *srv = ctx;
     core *c = must(calloc(1, sizeof *c));
     uint32_t arena = 0;
-    nodedb_prefetch_config prefetch = {.method = NODEDB_PREFETCH_PROCESS_MADVISE, .logger = srv->logger}; /* batches only */
+    nodedb_prefetch_config prefetch = {.method = NODEDB_PREFETCH_PROCESS_MADVISE,
+                                       .logger = srv->logger}; /* batches only */
     nodedb_prefetch_faults_config faults = {.logger = srv->logger};
     c->index = nodedb_tpc_core_index(tpc);
     c->server = srv;
@@ -3499,6 +3534,36 @@ static nodedb_status change_cores(server *srv, uint32_t old_cores, nodedb_error 
     return status;
 }
 
+/* The directories of all shards, durable before any of them has a log. So where one has a log and another is not there, that
+ * one has been lost. */
+static nodedb_status make_shard_dirs(server *srv, const char *generation_dir, nodedb_error *err) {
+    char dir[PATH_MAX], log[PATH_MAX + 8];
+    bool any_log = false;
+    uint32_t i;
+    if (mkdir(generation_dir, 0755) != 0 && errno != EEXIST)
+        return nodedb__fail(err, nodedb__io_status(errno), errno, "cannot make %s", generation_dir);
+    for (i = 0; i < srv->cores; i++) {
+        shard_dir(srv, srv->generation, i, dir, sizeof dir);
+        (void)snprintf(log, sizeof log, "%s/log", dir);
+        any_log = any_log || access(log, F_OK) == 0;
+    }
+    for (i = 0; i < srv->cores; i++) {
+        shard_dir(srv, srv->generation, i, dir, sizeof dir);
+        if (mkdir(dir, 0755) != 0 && errno != EEXIST)
+            return nodedb__fail(err, nodedb__io_status(errno), errno, "cannot make %s", dir);
+        else if (any_log && access(dir, F_OK) == 0) {
+            (void)snprintf(log, sizeof log, "%s/log", dir);
+            if (access(log, F_OK) != 0)
+                return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is missing: the data of this core is gone", log);
+        }
+    }
+    if (sync_path(generation_dir) != 0 || sync_path(srv->dir) != 0)
+        return nodedb__fail(err, NODEDB_ERR_IO, errno, "cannot sync %s", generation_dir);
+    if (srv->generation > 1)
+        remove_generation(srv, srv->generation - 1); /* of a change of cores that a crash cut short */
+    return NODEDB_OK;
+}
+
 static nodedb_status open_data(server *srv, nodedb_error *err) {
     uint32_t old_cores = 0, i;
     char dir[PATH_MAX];
@@ -3509,9 +3574,8 @@ static nodedb_status open_data(server *srv, nodedb_error *err) {
     } else if (status == NODEDB_OK && old_cores != srv->cores) status = change_cores(srv, old_cores, err);
     if (status != NODEDB_OK) return status;
     (void)snprintf(dir, sizeof dir, "%s/gen-%" PRIu64, srv->dir, srv->generation);
-    if (mkdir(dir, 0755) != 0 && errno != EEXIST)
-        return nodedb__fail(err, nodedb__io_status(errno), errno, "cannot make %s", dir);
-    if (sync_path(srv->dir) != 0) return nodedb__fail(err, NODEDB_ERR_IO, errno, "cannot sync %s", srv->dir);
+    status = make_shard_dirs(srv, dir, err);
+    if (status != NODEDB_OK) return status;
     for (i = 0; i < srv->cores; i++) {
         shard_dir(srv, srv->generation, i, dir, sizeof dir);
         srv->shards[i] = shard_new(srv, i, dir);
