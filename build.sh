@@ -273,17 +273,17 @@ verb_fuzz() {
 # cross ARCH [NAME...]: the headers' tests, built for another machine and run (all, or these) under its emulator.
 verb_cross() {
     case ${1:-} in
-    arm) triplet=arm-linux-gnueabihf; emulator=arm ;;
-    aarch64 | arm64) triplet=aarch64-linux-gnu; emulator=aarch64 ;;
-    s390x) triplet=s390x-linux-gnu; emulator=s390x ;;
-    riscv64) triplet=riscv64-linux-gnu; emulator=riscv64 ;;
-    i686 | i386) triplet=i686-linux-gnu; emulator=i386 ;;
+    arm) triplet=arm-linux-gnueabihf; debian=armhf; emulator=arm ;;
+    aarch64 | arm64) triplet=aarch64-linux-gnu; debian=arm64; emulator=aarch64 ;;
+    s390x) triplet=s390x-linux-gnu; debian=s390x; emulator=s390x ;;
+    riscv64) triplet=riscv64-linux-gnu; debian=riscv64; emulator=riscv64 ;;
+    i686 | i386) triplet=i686-linux-gnu; debian=i386; emulator=i386 ;;
     *) die "cross ARCH: arm, aarch64, s390x (big-endian), riscv64 or i686" ;;
     esac
     arch=$1
     shift
     NODEDB_NO_JEMALLOC=1 NODEDB_NO_LIBURING=1
-    install "$triplet-gcc:gcc-$triplet" "qemu-$emulator:qemu-user"
+    install "$triplet-gcc:gcc-$triplet libc6-dev-$debian-cross" "qemu-$emulator:qemu-user"
     CC=$triplet-gcc OUT=build/cross-$arch RUNNER="qemu-$emulator"
     CFLAGS="${CFLAGS:-} -static -DSLOW=1" # SLOW: less data, an emulator takes its time
     case $arch in arm) CFLAGS="$CFLAGS -Wno-psabi" ;; esac
