@@ -71,7 +71,8 @@
 6. MEMORY
    A writer allocates group_bytes * groups (8 * 1 MiB) when it opens, and a record larger than group_bytes has a buffer
    of its own for as long as it is in flight. A reader maps one segment (with threads: at most threads + 1), or reads
-   through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record. Nothing else is allocated after opening.
+   through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record. After opening, nothing
+   else is allocated but the list of segments as it grows.
 
 7. ERRORS
    After a failed write or sync nothing more is acknowledged: every waiter and every later call gets that error, until
