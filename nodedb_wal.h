@@ -159,7 +159,8 @@ typedef enum nodedb_status {
     NODEDB_ERR_FAULT,       /* a task panicked or faulted and was abandoned */
     NODEDB_ERR_DEGRADED,    /* refused at once, because of earlier faults */
     NODEDB_ERR_TIMEOUT,     /* the deadline passed */
-    NODEDB_ERR_CANCELLED    /* the caller, or a stop, asked for it */
+    NODEDB_ERR_CANCELLED,   /* the caller, or a stop, asked for it */
+    NODEDB_ERR_KEY          /* an encryption key is missing or does not fit */
 } nodedb_status;
 
 /* Why a call failed, for a program and for a person. The caller owns it, passes it or NULL; it is written only on
@@ -238,6 +239,7 @@ static inline const char *nodedb_status_text(nodedb_status status) {
     case NODEDB_ERR_DEGRADED: return "refused, degraded after repeated faults";
     case NODEDB_ERR_TIMEOUT: return "the deadline passed";
     case NODEDB_ERR_CANCELLED: return "cancelled";
+    case NODEDB_ERR_KEY: return "an encryption key is missing or does not fit";
     }
     return "unknown status";
 }
