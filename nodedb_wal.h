@@ -844,6 +844,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__GATHER_NS UINT64_C(500000)         /* a leader waits so long for others, and no more turns than: */
 #define NODEDB_WAL__GATHER_TURNS 1024
 #define NODEDB_WAL__GATHER_BACKOFF 6                   /* after waits in vain up to 2^6 groups go without one */
+#define NODEDB_WAL__HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define NODEDB_WAL__MAX_SPARES 4                       /* truncated segments that are kept for use again */
 #define NODEDB_WAL__MAX_LISTED_SPARES 64
 #define NODEDB_WAL__LIST_TRIES 8 /* a directory that is being truncated may change while it is listed */
@@ -1838,8 +1839,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 /* One group buffer. Free, then open (records are copied in), then in flight, then done, then free again, in ring order.
  */
 typedef struct nodedb_wal__group {
-    unsigned char *buffer; /* its own, or a larger one for one large record */
-    unsigned char *large;
+    unsigned char *buffer; /* its part of group_region */
+    unsigned char *large;  /* or a larger one, for one large record */
     size_t large_bytes;
     size_t used;
     uint32_t records;
@@ -1942,6 +1943,8 @@ struct nodedb_wal {
     uint32_t pool_count;
     uint64_t spare_next;
     unsigned char *zeros, *preamble;
+    unsigned char *group_region; /* all groups' buffers */
+    size_t group_region_bytes;
     bool reaping, failed, wrote;
     nodedb_error failure;
     nodedb_wal__op ops[NODEDB_WAL__MAX_OPS]; /* POSIX backend: what waits for reap */
@@ -2322,6 +2325,15 @@ static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err)
     return NODEDB_OK;
 }
 
+static void nodedb_wal__spare_drop(nodedb_wal *w) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
+    (void)w->io.close(w->io.ctx, w->spare.fd);
+    nodedb_wal__spare_path(path, w->dir, w->spare.number);
+    if (w->spare.state == NODEDB_WAL__SPARE_READY) (void)w->io.unlink(w->io.ctx, path);
+    memset(&w->spare, 0, sizeof w->spare);
+}
+
 /* A recycled segment becomes the spare, if there is one that can still be opened. */
 static void nodedb_wal__spare_from_pool(nodedb_wal *w) {
     char path[NODEDB_WAL__PATH_BYTES];
@@ -2351,14 +2363,8 @@ static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nod
         } else nodedb_wal__reap(w, true);
     }
     if (w->failed) return nodedb_wal__failed(w, err);
-    if (w->spare.state != NODEDB_WAL__SPARE_NONE && w->spare.bytes < bytes) { /* too small for a large record */
-        char path[NODEDB_WAL__PATH_BYTES];
-        nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
-        (void)w->io.close(w->io.ctx, w->spare.fd);
-        nodedb_wal__spare_path(path, w->dir, w->spare.number);
-        if (w->spare.state == NODEDB_WAL__SPARE_READY) (void)w->io.unlink(w->io.ctx, path);
-        memset(&w->spare, 0, sizeof w->spare);
-    }
+    if (w->spare.state != NODEDB_WAL__SPARE_NONE && w->spare.bytes < bytes) /* too small for a large record */
+        nodedb_wal__spare_drop(w);
     if (w->spare.state == NODEDB_WAL__SPARE_NONE && bytes == w->config.segment_bytes) nodedb_wal__spare_from_pool(w);
     if (w->spare.state == NODEDB_WAL__SPARE_NONE) {
         status = nodedb_wal__spare_create(w, bytes, err);
@@ -2427,6 +2433,11 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     nodedb_wal__spare_path(from, w->dir, w->spare.number);
     nodedb_wal__segment_path(to, w->dir, segment.first_lsn);
     if (error == 0) error = w->io.rename(w->io.ctx, from, to);
+    if (nodedb__io_status(-error) == NODEDB_ERR_DISK_FULL) { /* no room for a name: nothing has changed yet */
+        if (old->fd >= 0) w->sealed_count--;
+        nodedb_wal__spare_drop(w);
+        return nodedb__fail(err, NODEDB_ERR_DISK_FULL, -error, "cannot begin the next segment in %s", w->dir);
+    }
     if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
     if (error != 0) return nodedb_wal__break(w, -error, "beginning the next segment failed", 0, err);
     if (previous->fd >= 0) (void)w->io.close(w->io.ctx, previous->fd);
@@ -2875,10 +2886,9 @@ static void nodedb_wal__free(nodedb_wal *w) {
     if (w->event_fd >= 0) (void)close(w->event_fd);
     if (w->dir_fd >= 0) (void)w->io.close(w->io.ctx, w->dir_fd);
     if (w->lock_fd >= 0) (void)w->io.close(w->io.ctx, w->lock_fd);
-    for (i = 0; i < w->config.groups; i++) {
-        nodedb__release(&allocator, w->group[i].buffer, w->config.group_bytes);
+    for (i = 0; i < w->config.groups; i++)
         nodedb__release(&allocator, w->group[i].large, w->group[i].large_bytes);
-    }
+    nodedb__release(&allocator, w->group_region, w->group_region_bytes);
     nodedb__release(&allocator, w->sealed, w->sealed_capacity * sizeof *w->sealed);
     nodedb__release(&allocator, w->zeros, NODEDB_WAL__FILL_BYTES);
     nodedb__release(&allocator, w->preamble, w->block_bytes);
@@ -3144,6 +3154,25 @@ static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_err
     return false;
 }
 
+/* The buffers of all groups, one behind the other, in huge pages where the system has them to give: a disk is told of a
+ * few long pieces instead of 256 scattered pages for each MiB. */
+static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
+    size_t align = w->block_bytes;
+    uint32_t i;
+    if (!nodedb__mul_size(w->config.group_bytes, w->config.groups, &w->group_region_bytes)) return false;
+    if (w->group_region_bytes >= NODEDB_WAL__HUGE_PAGE_BYTES && align < NODEDB_WAL__HUGE_PAGE_BYTES)
+        align = NODEDB_WAL__HUGE_PAGE_BYTES;
+    w->group_region = (unsigned char *)nodedb__alloc(&w->config.allocator, w->group_region_bytes, align);
+    if (w->group_region == NULL) return false;
+#if defined(MADV_HUGEPAGE)
+    if (align == NODEDB_WAL__HUGE_PAGE_BYTES)
+        (void)madvise(w->group_region, w->group_region_bytes & ~(NODEDB_WAL__HUGE_PAGE_BYTES - 1), MADV_HUGEPAGE);
+#endif
+    memset(w->group_region, 0, w->group_region_bytes);
+    for (i = 0; i < w->config.groups; i++) w->group[i].buffer = w->group_region + i * w->config.group_bytes;
+    return true;
+}
+
 /* It is held for less time than it takes to fall asleep, so where the C library can, it spins first. */
 static void nodedb_wal__init_lock(pthread_mutex_t *lock) {
 #if defined(__GLIBC__)
@@ -3193,12 +3222,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
     w->zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
     w->preamble = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
-    memory = w->zeros != NULL && w->preamble != NULL;
-    for (i = 0; i < w->config.groups; i++) {
-        w->group[i].buffer =
-            (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->config.group_bytes, w->block_bytes);
-        memory = memory && w->group[i].buffer != NULL;
-    }
+    memory = w->zeros != NULL && w->preamble != NULL && nodedb_wal__alloc_groups(w);
     if (!memory) {
         (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
         goto fail;
