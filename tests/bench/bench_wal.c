@@ -12,9 +12,9 @@
  * limit/seq-read          1 MiB O_DIRECT reads of the replayed log's segments, 8 in flight
  * ours/replay-cold, -warm nodedb_wal_replay of 1 KiB records, from the device and from the page cache; bytes of records
  * The log is truncated as it goes, as after a checkpoint, so that segments are recycled. `of_limit` is the median of
- * the rounds' ratios: threads=1 to limit/write, bytes=65536 to limit/seq-write, replay to limit/seq-read. `p99_of_limit`
- * is that of the p99, `of_rocksdb` that to RocksDB with as many threads. SQLite and LMDB commit one after the other,
- * however many threads there are, so they run in every third round only. */
+ * the rounds' ratios: threads=1 to limit/write, bytes=65536 to limit/seq-write, replay to limit/seq-read;
+ * `p99_of_limit` is that of the p99, `of_rocksdb` that to RocksDB with as many threads. SQLite and LMDB commit one
+ * after the other, however many threads there are, so they run in every third round only. */
 #define NODEDB_WAL_IMPLEMENTATION
 #include "nodedb_wal.h"
 #include "bench.h"

@@ -102,7 +102,7 @@ static void sqlite_check(sqlite3 *db, int code, const char *what) {
 }
 
 /* Sleeps for some commits' time, what served SQLite best here: with 100 us the waiters take the cores from the one that
- * commits (a third of the rate at 8 threads, a quarter at 64), and sqlite3_busy_timeout sleeps 100 ms at a time, beyond
+ * commits (0.4 of the rate at 8 threads, 0.25 at 64), and sqlite3_busy_timeout sleeps 100 ms at a time, beyond
  * the end of a round of --quick. */
 static int sqlite_busy(void *context, int times) {
     (void)context, (void)times;
