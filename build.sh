@@ -96,9 +96,9 @@ program_of() {
     esac
 }
 
-# The engines that `bench wal` measures beside ours, where they are installed; no other verb links them.
-PEERS="" PEER_LIBS=""
+# The engines that bench_wal measures beside ours, where they are installed; no other program links them.
 find_peers() {
+    PEERS="" PEER_LIBS=""
     for peer in rocksdb/c.h:rocksdb:ROCKSDB sqlite3.h:sqlite3:SQLITE lmdb.h:lmdb:LMDB; do
         [ -f "/usr/include/${peer%%:*}" ] || continue
         library=${peer#*:}
@@ -110,7 +110,7 @@ compile_program() {
     own=""
     # stb_ds hashes with shifts into the sign bit; its code is compiled within the database
     case $1:$OPT in examples/nodedb/nodedb.c:*undefined*) own=-fno-sanitize=shift-base ;; esac
-    case $1 in tests/bench/bench_wal.c) own=$PEERS LIBS="$PEER_LIBS $LIBS" ;; esac # in_pairs runs us in a shell of our own
+    case $1 in tests/bench/bench_wal.c) find_peers; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;; esac # in_pairs runs us in a shell of our own
     compile "$OUT/$(program_of "$1")" "$1" $own
 }
 
@@ -264,7 +264,6 @@ verb_bench() {
     name=$1
     shift
     [ -f "tests/bench/bench_$name.c" ] || die "there is no benchmark $name"
-    case $name in wal) find_peers ;; esac
     build "tests/bench/bench_$name.c" examples/nodedb/nodedb.c >&2
     "$OUT/bench_$name" "$@"
 }
