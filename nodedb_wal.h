@@ -65,8 +65,12 @@
    Look                        nodedb_wal_get_stats, nodedb_wal_describe, nodedb_wal_verify
 
 5. THREADS
-   Every function on a nodedb_wal may be called from any thread; a mutex keeps them apart. nodedb_wal_commit waits
-   without the mutex. A nodedb_wal_reader belongs to one thread at a time. Replay calls back on the calling thread only.
+   Every function on a nodedb_wal may be called from any thread; a mutex keeps them apart. nodedb_wal_commit and _wait
+   write and wait without the mutex: of the threads that commit at once, one closes the group and writes it with
+   pwritev2(RWF_DSYNC), the others sleep until it is durable. What nodedb_wal_submit sends goes through io_uring, and
+   nodedb_wal_poll hears of its end. A first committer may wait for others that have just been served, at most as long
+   as a write takes, if that has paid of late. Several committers call a nodedb_io of the caller's at the same time. A
+   nodedb_wal_reader belongs to one thread at a time. Replay calls back on the calling thread only.
 
 6. MEMORY
    A writer allocates group_bytes * groups (8 * 1 MiB) when it opens, and a record larger than group_bytes has a buffer
@@ -677,6 +681,7 @@ typedef struct nodedb_wal_config {
 
 typedef struct nodedb_wal_stats {
     uint64_t records, groups, payload_bytes, written_bytes, padding_bytes, syncs, segments_begun, segments_recycled;
+    double records_per_group; /* on average */
     uint64_t commit_p50_ns, commit_p99_ns, commit_p999_ns; /* from submit to durable, within 1/8 */
     uint64_t dropped_bytes; /* torn tail that recovery dropped: first bad byte to last nonzero */
 } nodedb_wal_stats;
@@ -2825,6 +2830,7 @@ NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *w) { return w->
 NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats) {
     (void)pthread_mutex_lock(&w->lock);
     *stats = w->stats;
+    stats->records_per_group = stats->groups == 0 ? 0 : (double)stats->records / (double)stats->groups;
     stats->commit_p50_ns = nodedb_wal__latency_at(w, 0.5);
     stats->commit_p99_ns = nodedb_wal__latency_at(w, 0.99);
     stats->commit_p999_ns = nodedb_wal__latency_at(w, 0.999);
