@@ -62,6 +62,7 @@
                                stream that ends at the durable LSN and goes on when it has moved
    Replay                      nodedb_wal_replay (callback), nodedb_wal_replay_page (at most N records, with a cursor)
    Space                       nodedb_wal_truncate_before, after a checkpoint
+   Encrypt                     config.cipher (section 11); nodedb_wal_rollover when the key changes
    Look                        nodedb_wal_get_stats, nodedb_wal_describe, nodedb_wal_verify
 
 5. THREADS
@@ -75,17 +76,20 @@
 6. MEMORY
    A writer allocates group_bytes * groups (8 * 1 MiB) when it opens, and a record larger than group_bytes has a buffer
    of its own for as long as it is in flight. A reader maps one segment (with threads: at most threads + 1), or reads
-   through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record. After opening, nothing
-   else is allocated but the list of segments as it grows.
+   through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record. With a cipher it decrypts
+   into a buffer of its own that grows to one and a half times the largest record. After opening, nothing else is
+   allocated but the list of segments as it grows.
 
 7. ERRORS
    After a failed write or sync nothing more is acknowledged: every waiter and every later call gets that error, until
    the log is closed and opened again (which rescans it). The kernel may have dropped the data, so a retry would lie.
    A full disk is not such a failure: space is taken before it is needed, so nodedb_wal_append answers
-   NODEDB_ERR_DISK_FULL, the record has no LSN, and writing goes on once there is room.
+   NODEDB_ERR_DISK_FULL, the record has no LSN, and writing goes on once there is room. The same holds for
+   NODEDB_ERR_KEY, when the cipher cannot seal a record.
 
 8. ON DISK, little-endian. Segment file "<first LSN, 20 digits>.wal"; others: "LOCK", "spare-N.wal" (prepared segments),
-   "*.tmp" (being prepared; deleted on open). Preamble, in the first block of the segment, padded with zeros:
+   "dead-N.wal" (epoch N was used; until a segment with a higher one is there), "*.tmp" (being prepared; deleted on
+   open). Preamble, in the first block of the segment, padded with zeros:
        offset bytes
             0     4  magic "WALP"
             4     2  format version, 1
@@ -95,35 +99,59 @@
            24     8  first LSN
            32     8  size of the segment, bytes
            40     4  block size, bytes: groups start at multiples of it
-           44     4  0
+           44     4  key id, 0: the segment is not encrypted
            48     8  watermark: every LSN up to this one was durable when the segment was begun
            56     4  0
            60     4  CRC-32C of bytes 0 to 59
+           64    16  key check, of an encrypted segment: the tag over an empty text with bytes 0 to 59 as header; nonce:
+                     the epoch's low 32 bits, then a hash of bytes 0 to 59 (nodedb_wal__sealing_of_preamble), bit 63 set
    Groups follow, each from a multiple of the block size: records one behind the other, then zeros. Record:
             0     4  magic 0x53594E57 ("SYNW" as a big-endian word)
             4     2  format version, 1
-            6     2  type; bit 15: required, bit 14: encrypted (reserved for a later version)
+            6     2  type; bit 15: required, bit 14: encrypted, in all records of an encrypted segment and only there
             8     8  LSN
            16     8  watermark: every LSN up to this one was durable when the record was appended
            24     4  tenant
            28     4  vshard
-           32     4  payload bytes, at most 64 MiB
+           32     4  payload bytes as they are stored, at most 64 MiB
            36     4  flags; bit 0: seal (written by nodedb_wal_close)
            40     8  database
            48     8  epoch of the segment
            56     4  0
            60     4  CRC-32C of preamble bytes 8 to 31, then record bytes 0 to 59, then the payload
            64     n  payload, then zeros up to a multiple of 8
+   Encrypted, the payload is the text and a tag of 16 bytes, with preamble bytes 0 to 59 and record bytes 0 to 59 as
+   header; nonce: the epoch's low 32 bits, then the LSN. Checksums cover what is stored, so they need no key.
 
 9. LIMITS
-   Payload 64 MiB; segment at least 64 KiB (one that must hold a larger record is made larger); 65,536 segments;
+   Payload 64 MiB (encrypted: 16 bytes less, and 2^32 segments in the life of the log);
+   segment at least 64 KiB (one that must hold a larger record is made larger); 65,536 segments;
    directory name 3,800 bytes; 16 groups in flight.
 
 10. CONFIGURATION MACROS
    NODEDB_WAL_IMPLEMENTATION   compile the code here      NODEDB_WAL_STATIC   ... and keep it private to this file
    NODEDB_NO_LIBURING          leave io_uring out (also when liburing.h is not found)
 
-11. LICENCE: at the end of the file. */
+11. ENCRYPTION AT REST
+   A cipher in the config (nodedb_wal_cipher: three functions, of a crypto library's AES-256-GCM for instance, and the
+   keys) seals each record as it is appended, and a reader with the same keys opens it. Each segment names its key, so a
+   new key counts from the next segment on (nodedb_wal_rollover begins it); the old one is needed until what it sealed
+   is truncated. A log that began in clear goes on encrypted; a log that is encrypted stays so.
+   Kept secret      payloads. In clear: types, sizes, LSNs, tenants, vshards, databases, key ids, the number of records,
+                    and what was written before the log was encrypted, also in recycled segments.
+   Noticed          a wrong or unknown key, when a segment is opened (NODEDB_ERR_KEY). Any change to a record or a
+                    preamble, records or segments moved, doubled, left out in between, from another log, and a clear
+                    segment behind an encrypted one (NODEDB_ERR_CORRUPT or NODEDB_ERR_KEY), though every checksum be
+                    made to fit. Where there is no key, checksums still tell torn tails and rot.
+   Not noticed      by the log alone: the newest or oldest segments removed, an old copy of the directory put back, a
+                    clear log put in its place. Keep the last LSN elsewhere if that matters.
+   The keys         One key belongs to one log: derive it from a master key and log_id, which is why the cipher is told
+                    it. When an old copy of a directory is put back in use, go on with a new key: the nonces that the
+                    lost part has used would come again, and with GCM two texts under one nonce betray both.
+   Dump, ship       keep_encrypted hands records out as they are stored, without a key. nodedb_wal_verify without one
+                    checks the checksums.
+
+12. LICENCE: at the end of the file. */
 
 /* ===================================================================================================================
  * BEGIN NODEDB COMMON BLOCK. The same words in every nodedb_*.h, behind one guard, so that any set of them compiles
@@ -622,6 +650,8 @@ extern "C" {
 #define NODEDB_WAL_MIN_BLOCK_BYTES 4096 /* what every disk of today writes whole */
 #define NODEDB_WAL_MAX_DIR_BYTES 3800
 #define NODEDB_WAL_MAX_THREADS 16
+#define NODEDB_WAL_NONCE_BYTES 12
+#define NODEDB_WAL_TAG_BYTES 16 /* what encryption adds to a payload */
 #define NODEDB_WAL_PARALLEL_FROM_SEGMENTS 4 /* with fewer, reading ahead in other threads gains nothing */
 
 /* Record types. The user has 256 to 16383. A reader hands out the well-known types and the user's; of the rest it skips
@@ -652,10 +682,37 @@ typedef struct nodedb_wal_record {
     uint64_t database;
     uint32_t tenant;
     uint32_t vshard;
-    uint16_t type; /* with NODEDB_WAL_REQUIRED where it is set */
+    uint16_t type; /* with NODEDB_WAL_REQUIRED where it is set; with NODEDB_WAL_ENCRYPTED only under keep_encrypted */
     uint32_t payload_bytes;
     const void *payload; /* may be NULL where payload_bytes is 0 */
 } nodedb_wal_record;
+
+/* What the cipher seals or opens now. `header` is what it must authenticate beside the text (additional data). */
+typedef struct nodedb_wal_sealing {
+    uint32_t key_id;
+    uint64_t log_id, epoch;
+    uint64_t lsn; /* 0: not a record, but the key check of a segment, whose text is empty */
+    unsigned char nonce[NODEDB_WAL_NONCE_BYTES]; /* within one log never the same for two texts or headers */
+    const unsigned char *header;
+    size_t header_bytes;
+} nodedb_wal_sealing;
+
+/* Encryption at rest: an authenticated cipher with a nonce of 12 and a tag of 16 bytes (AES-256-GCM,
+ * ChaCha20-Poly1305), and the keys. Zeroed: none. A reader needs `open` only, a writer all three. A writer calls under
+ * its lock and a reader on the thread that reads, so the calls of one log or reader never overlap; a ctx that several
+ * share guards itself. None may call back into the log. Section 11 says what it protects from. */
+typedef struct nodedb_wal_cipher {
+    /* The key for a segment that begins now. Not 0; the same number must always mean the same key. */
+    uint32_t (*key_id)(void *ctx);
+    /* Encrypts `text` where it stands and writes the tag. Anything but OK: the record is not appended. */
+    nodedb_status (*seal)(void *ctx, const nodedb_wal_sealing *s, unsigned char *text, size_t bytes,
+                          unsigned char *tag);
+    /* Checks the tag and writes the plain text, `bytes` long, to `plain`, which does not overlap `text`. CORRUPT: the
+     * tag does not fit. KEY (and anything else): there is no key of this id. */
+    nodedb_status (*open)(void *ctx, const nodedb_wal_sealing *s, const unsigned char *text, size_t bytes,
+                          const unsigned char *tag, unsigned char *plain);
+    void *ctx;
+} nodedb_wal_cipher;
 
 typedef enum nodedb_wal_backend {
     NODEDB_WAL_BACKEND_AUTO = 0, /* io_uring, or POSIX with a sentence to the logger where it is refused */
@@ -677,6 +734,7 @@ typedef struct nodedb_wal_config {
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_clock clock; /* for the latency histogram only */
+    nodedb_wal_cipher cipher; /* [none] new segments are encrypted */
 } nodedb_wal_config;
 
 typedef struct nodedb_wal_stats {
@@ -690,17 +748,18 @@ typedef struct nodedb_wal nodedb_wal; /* one writer */
 
 /* Opens the log in config->dir for writing, and recovers it. NULL with: INVALID (config), LOCKED (another writer has
  * it), CORRUPT (an acknowledged record or a preamble is damaged: file, offset, LSNs), DISK_FULL, IO, NO_MEMORY,
- * UNSUPPORTED (io_uring demanded and refused), LIMIT (too many segments). */
+ * UNSUPPORTED (io_uring demanded and refused), LIMIT (too many segments), KEY (the log is encrypted and there is no
+ * cipher, or it has not the key of one of the last two segments, or could not seal). */
 NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err);
 
 /* Makes everything appended durable, writes the seal, frees everything, also on failure. NULL is fine. No other call
- * may be under way. Returns the log's failure if it had one. */
+ * may be under way. Returns the log's failure if it had one; KEY where only the seal could not be encrypted. */
 NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *wal, nodedb_error *err);
 
 /* Copies one record into the open group and gives it an LSN (into *lsn, if not NULL). Does no I/O, but for a rollover:
  * a rename and two syncs, and writing a segment through if none has been prepared in time. Errors: INVALID, LIMIT
- * (payload), AGAIN (all groups in flight: poll or wait, then append again), DISK_FULL, STATE or IO (the log has
- * failed). On any error the record has no LSN and nothing has changed. */
+ * (payload), AGAIN (all groups in flight: poll or wait, then append again), DISK_FULL, KEY (the cipher could not seal
+ * it), STATE or IO (the log has failed). On any error the record has no LSN and nothing has changed. */
 NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *wal, const nodedb_wal_record *record, uint64_t *lsn,
                                                nodedb_error *err);
 
@@ -735,6 +794,12 @@ NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *wal);
 NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_t lsn, uint32_t *removed,
                                                         nodedb_error *err);
 
+/* The next record begins a new segment, so that a new key counts from there, or the files before it can be archived.
+ * Does no I/O. A segment that has no record yet is not left behind; but if the cipher names another key than its own by
+ * now, a noop that no reader hands out fills it and takes an LSN. Errors: INVALID, KEY (that noop), the log's failure.
+ */
+NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *wal, nodedb_error *err);
+
 NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *wal, nodedb_wal_stats *stats);
 /* "io_uring, O_DIRECT, 4096-byte blocks, 64 MiB segments": how this log writes. The log's memory, never changes. */
 NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *wal);
@@ -758,6 +823,8 @@ typedef struct nodedb_wal_reader_config {
     nodedb_io io;
     nodedb_allocator allocator;
     nodedb_logger logger;
+    nodedb_wal_cipher cipher; /* `open`, for encrypted segments */
+    bool keep_encrypted;      /* encrypted records as they are stored: NODEDB_WAL_ENCRYPTED, text and tag; no cipher */
 } nodedb_wal_reader_config;
 
 typedef struct nodedb_wal_reader_stats {
@@ -777,11 +844,13 @@ typedef struct nodedb_wal_cursor {
 typedef struct nodedb_wal_reader nodedb_wal_reader;
 
 /* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn lies before the oldest
- * record), CORRUPT (a preamble), IO, NO_MEMORY, LIMIT. */
+ * record), CORRUPT (a preamble; a clear segment behind an encrypted one), KEY (the cipher has not the first segment's
+ * key), IO, NO_MEMORY, LIMIT. */
 NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err);
 /* The next record in LSN order into *record. AGAIN at the end of the log (of a followed one: for now). CORRUPT: an
- * acknowledged record cannot be read; err->lsn, err->offset say which and where; every later call says so again.
- * UNSUPPORTED: a required record of an unknown type. IO, NO_MEMORY. */
+ * acknowledged record cannot be read, or was altered; err->lsn, err->offset say which and where; every later call says
+ * so again. UNSUPPORTED: a required record of an unknown type. KEY: the record is encrypted and there is no cipher, or
+ * it has not the segment's key. IO, NO_MEMORY. */
 NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *reader, nodedb_wal_record *record,
                                                     nodedb_error *err);
 NODEDB_WAL_API void nodedb_wal_reader_tell(const nodedb_wal_reader *reader, nodedb_wal_cursor *cursor);
@@ -806,7 +875,8 @@ typedef struct nodedb_wal_report {
     uint64_t segments, records, first_lsn, last_lsn, payload_bytes, torn_bytes;
     bool sealed; /* the log was closed in order */
 } nodedb_wal_report;
-/* Reads every record of a log. OK, or what is wrong with it; *report (if not NULL) is filled as far as it went. */
+/* Reads every record of a log. OK, or what is wrong with it; *report (if not NULL) is filled as far as it went. Without
+ * a cipher encrypted records are judged by their checksums, with one by their tags too. */
 NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
                                                nodedb_error *err);
 
@@ -852,6 +922,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define NODEDB_WAL__MAX_SPARES 4                       /* truncated segments that are kept for use again */
 #define NODEDB_WAL__MAX_LISTED_SPARES 64
+#define NODEDB_WAL__MAX_DEAD 8 /* dead-E.wal files that go when a segment is begun; a crash leaves one at most */
+#define NODEDB_WAL__SIGNED_BYTES ((size_t)60) /* of a preamble and of a record's header: all before the checksum */
 #define NODEDB_WAL__LIST_TRIES 8 /* a directory that is being truncated may change while it is listed */
 #define NODEDB_WAL__FOLLOW_CHUNK_BYTES ((size_t)64 << 10)
 #define NODEDB_WAL__WRITE_TRIES 3                      /* a short or interrupted write is repeated; it is idempotent */
@@ -871,6 +943,10 @@ static inline size_t nodedb_wal__record_bytes(uint32_t payload_bytes) {
     return ((size_t)NODEDB_WAL_RECORD_HEADER_BYTES + payload_bytes + 7) & ~(size_t)7;
 }
 
+static inline uint32_t nodedb_wal__tag_bytes(uint16_t type) {
+    return (type & NODEDB_WAL_ENCRYPTED) != 0 ? NODEDB_WAL_TAG_BYTES : 0;
+}
+
 static inline bool nodedb_wal__all_zero(const unsigned char *p, size_t bytes) {
     size_t i;
     for (i = 0; i < bytes; i++)
@@ -884,6 +960,7 @@ static inline bool nodedb_wal__all_zero(const unsigned char *p, size_t bytes) {
 typedef struct nodedb_wal__segment {
     uint64_t first_lsn, log_id, epoch, bytes, watermark;
     uint32_t block_bytes;
+    uint32_t key_id; /* 0: not encrypted */
     uint32_t seed; /* what the checksum of its records begins with */
 } nodedb_wal__segment;
 
@@ -895,6 +972,9 @@ typedef struct nodedb_wal__list {
     uint64_t spares[NODEDB_WAL__MAX_LISTED_SPARES]; /* numbers of spare-N.wal files */
     size_t spare_count;
     uint64_t spare_next; /* a number that no spare file has */
+    uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* epochs of dead-E.wal files, as many as fit; and the highest of all */
+    uint64_t dead_highest;
+    uint32_t dead_count;
     bool saw_tmp;
 } nodedb_wal__list;
 
@@ -906,6 +986,10 @@ static void nodedb_wal__spare_path(char *path, const char *dir, uint64_t number)
     (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/spare-%llu.wal", dir, (unsigned long long)number);
 }
 
+static void nodedb_wal__dead_path(char *path, const char *dir, uint64_t epoch) {
+    (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/dead-%llu.wal", dir, (unsigned long long)epoch);
+}
+
 static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__segment *segment) {
     memset(block, 0, segment->block_bytes);
     memcpy(block, "WALP", 4);
@@ -915,6 +999,7 @@ static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__
     nodedb__put_u64(block + 24, segment->first_lsn);
     nodedb__put_u64(block + 32, segment->bytes);
     nodedb__put_u32(block + 40, segment->block_bytes);
+    nodedb__put_u32(block + 44, segment->key_id);
     nodedb__put_u64(block + 48, segment->watermark);
     nodedb__put_u32(block + 60, nodedb__crc32c(0, block, 60));
 }
@@ -927,6 +1012,7 @@ static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__
     segment->first_lsn = nodedb__get_u64(block + 24);
     segment->bytes = nodedb__get_u64(block + 32);
     segment->block_bytes = nodedb__get_u32(block + 40);
+    segment->key_id = nodedb__get_u32(block + 44);
     segment->watermark = nodedb__get_u64(block + 48);
     segment->seed = nodedb__crc32c(0, block + 8, 24);
     return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES &&
@@ -956,6 +1042,13 @@ static int nodedb_wal__visit_name(void *visitor, const char *name) {
         uint64_t number = strtoull(name + 6, NULL, 10);
         if (number >= list->spare_next) list->spare_next = number + 1;
         if (list->spare_count < sizeof list->spares / sizeof *list->spares) list->spares[list->spare_count++] = number;
+        return 0;
+    }
+    if (strncmp(name, "dead-", 5) == 0) {
+        uint64_t epoch = strtoull(name + 5, NULL, 10);
+        if (epoch > UINT64_MAX / 2) return 0; /* none of ours */
+        if (epoch > list->dead_highest) list->dead_highest = epoch;
+        if (list->dead_count < NODEDB_WAL__MAX_DEAD) list->dead[list->dead_count++] = epoch;
         return 0;
     }
     if (length > 4 && strcmp(name + length - 4, ".tmp") == 0) list->saw_tmp = true;
@@ -1047,6 +1140,10 @@ static nodedb_status nodedb_wal__list_once(const nodedb_io *io, const nodedb_all
         else if (list->at[i].epoch <= list->at[i - 1].epoch)
             status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
                                   "%s is out of order: its epoch is not above the one before", path);
+        else if (list->at[i].key_id == 0 && list->at[i - 1].key_id != 0) /* encryption, once on, stays on */
+            status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+                                  "%s is not encrypted, but the segment before it is: no writer does that",
+                                  nodedb__path_end(path));
     }
     if (status != NODEDB_OK) nodedb_wal__list_free(list);
     return status;
@@ -1132,6 +1229,102 @@ static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t avail
     record->database = nodedb__get_u64(p + 40);
     record->payload = p + NODEDB_WAL_RECORD_HEADER_BYTES;
     return NODEDB_WAL__RECORD;
+}
+
+/* ---- room: encryption -------------------------------------------------------------------------------------------- */
+
+/* Why a nonce never comes twice with two texts. A record's is its segment's epoch and its LSN. Within a segment no LSN
+ * is given twice. And no two segments with sealed records in them ever have one epoch, whatever crashes come between: a
+ * record is sealed only when its segment's preamble and name are durable (begin_segment), and open takes an epoch above
+ * all that it finds. So it is enough that from then on a file of that epoch or a higher one is durably there:
+ *   - truncation removes the oldest segment first, one by one, each durably, and never the newest; a spare that goes
+ *     has a lower epoch than the segments, or one with which no record was sealed (it was not renamed in time);
+ *   - a last segment without a whole record is replaced, by an atomic rename, by one with a higher epoch;
+ *   - an unfinished segment behind the end of the log is not removed but renamed to dead-<its epoch>.wal, and that goes
+ *     only when a segment with a higher epoch has been begun (nodedb_wal__bury, nodedb_wal__remove_dead).
+ * A preamble's epoch is not as unique: a power cut may take the preamble along, and the epoch is given again. So its
+ * nonce has, in place of an LSN, a hash of what the preamble says, with the top bit set, which no LSN has. */
+static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment *segment, const unsigned char *header,
+                                size_t header_bytes, uint64_t number) {
+    memset(s, 0, sizeof *s);
+    s->key_id = segment->key_id;
+    s->log_id = segment->log_id;
+    s->epoch = segment->epoch;
+    s->header = header;
+    s->header_bytes = header_bytes;
+    nodedb__put_u32(s->nonce, (uint32_t)segment->epoch);
+    nodedb__put_u64(s->nonce + 4, number);
+}
+
+static void nodedb_wal__sealing_of_preamble(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
+                                            const unsigned char *preamble) {
+    uint64_t hash = nodedb__get_u32(preamble + NODEDB_WAL__SIGNED_BYTES - 4);
+    size_t i;
+    for (i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb__mix64(hash ^ nodedb__get_u64(preamble + i));
+    nodedb_wal__sealing(s, segment, preamble, NODEDB_WAL__SIGNED_BYTES, hash | UINT64_C(1) << 63);
+}
+
+/* `header` holds the segment's preamble in its first half; the record's header goes into the other. */
+static void nodedb_wal__sealing_of_record(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
+                                          unsigned char *header, const unsigned char *record) {
+    uint64_t lsn = nodedb__get_u64(record + 8);
+    memcpy(header + NODEDB_WAL__SIGNED_BYTES, record, NODEDB_WAL__SIGNED_BYTES);
+    nodedb_wal__sealing(s, segment, header, 2 * NODEDB_WAL__SIGNED_BYTES, lsn);
+    s->lsn = lsn;
+}
+
+/* The key check goes behind the preamble in its block. */
+static nodedb_status nodedb_wal__seal_preamble(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
+                                               unsigned char *block, nodedb_error *err) {
+    nodedb_wal_sealing s;
+    nodedb_status status;
+    unsigned char *tag = block + NODEDB_WAL_PREAMBLE_BYTES;
+    nodedb_wal__sealing_of_preamble(&s, segment, block);
+    status = cipher->seal(cipher->ctx, &s, tag, 0, tag);
+    if (status == NODEDB_OK) return NODEDB_OK;
+    return nodedb__fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal the preamble of %020llu.wal with key %u: %s",
+                        (unsigned long long)segment->first_lsn, (unsigned)segment->key_id, nodedb_status_text(status));
+}
+
+/* Has the cipher the key of this segment? `block` begins with its preamble. */
+static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, const char *dir,
+                                           const nodedb_wal__segment *segment, const unsigned char *block,
+                                           nodedb_error *err) {
+    nodedb_wal_sealing s;
+    nodedb_status status;
+    unsigned char nothing[1];
+    const unsigned char *tag = block + NODEDB_WAL_PREAMBLE_BYTES;
+    nodedb_wal__sealing_of_preamble(&s, segment, block);
+    status = cipher->open(cipher->ctx, &s, tag, 0, tag, nothing);
+    if (status == NODEDB_OK) return NODEDB_OK;
+    return nodedb__fail(err, NODEDB_ERR_KEY, 0, "%s/%020llu.wal is encrypted with key %u: %s", nodedb__path_end(dir),
+                        (unsigned long long)segment->first_lsn, (unsigned)segment->key_id,
+                        status == NODEDB_ERR_CORRUPT
+                            ? "the cipher's key of that number is another, or the preamble was altered"
+                            : "the cipher has no such key");
+}
+
+/* Encrypts a record that nodedb_wal__encode_record made, where it stands. There is room for the tag. */
+static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
+                                             unsigned char *header, unsigned char *at, nodedb_error *err) {
+    uint32_t bytes = nodedb__get_u32(at + 32), stored = bytes + NODEDB_WAL_TAG_BYTES, crc;
+    size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + stored;
+    unsigned char *text = at + NODEDB_WAL_RECORD_HEADER_BYTES;
+    nodedb_wal_sealing s;
+    nodedb_status status;
+    assert(segment->key_id != 0 && stored <= NODEDB_WAL_MAX_PAYLOAD_BYTES);
+    nodedb__put_u16(at + 6, (uint16_t)(nodedb__get_u16(at + 6) | NODEDB_WAL_ENCRYPTED));
+    nodedb__put_u32(at + 32, stored);
+    nodedb_wal__sealing_of_record(&s, segment, header, at);
+    assert(s.lsn != 0 && s.lsn >> 63 == 0 && s.epoch <= UINT32_MAX); /* the nonce's fields hold them */
+    status = cipher->seal(cipher->ctx, &s, text, bytes, text + bytes);
+    if (status != NODEDB_OK)
+        return nodedb__fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal record %llu with key %u: %s",
+                            (unsigned long long)s.lsn, (unsigned)segment->key_id, nodedb_status_text(status));
+    memset(at + end, 0, nodedb_wal__record_bytes(stored) - end);
+    crc = nodedb__crc32c(segment->seed, at, NODEDB_WAL__SIGNED_BYTES);
+    nodedb__put_u32(at + 60, nodedb__crc32c(crc, text, stored));
+    return NODEDB_OK;
 }
 
 /* ---- room: checking segments ahead, in threads ------------------------------------------------------------------- */
@@ -1295,6 +1488,9 @@ struct nodedb_wal_reader {
     size_t buffer_capacity, buffer_bytes;
     uint64_t buffer_offset, buffer_lsn;
     uint64_t position, expected, deliver_from;
+    unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* of an encrypted segment: what its records' tags cover */
+    unsigned char *plain; /* the last record's payload, where it was encrypted */
+    size_t plain_capacity;
     bool sealed;          /* the last record read was a seal */
     bool ended;           /* at the end; a followed log may go on */
     uint64_t reread_lsn;  /* the record for which a followed segment was read again */
@@ -1326,6 +1522,8 @@ static void nodedb_wal__reader_leave(nodedb_wal_reader *r) {
     r->trusted_until = 0;
     r->is_open = false;
 }
+
+static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_error *err);
 
 static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[index];
@@ -1361,7 +1559,7 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
     r->expected = segment->first_lsn;
     r->sealed = false;
     r->stats.segments_opened++;
-    return NODEDB_OK;
+    return nodedb_wal__reader_unlock(r, err);
 }
 
 /* At least `bytes` bytes (or all up to the segment's end) from `offset` of the open segment. */
@@ -1548,15 +1746,79 @@ static bool nodedb_wal__known_type(uint16_t type) {
     }
 }
 
-/* Counts a good record and says in *deliver whether the caller gets it. */
-static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, const nodedb_wal_record *record, uint32_t flags,
+/* The open segment, if it is encrypted: has the cipher its key? */
+static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    const unsigned char *view;
+    size_t available;
+    nodedb_status status;
+    if (segment->key_id == 0 || r->config.keep_encrypted || r->config.cipher.open == NULL) return NODEDB_OK;
+    status = nodedb_wal__reader_view(r, 0, NODEDB_WAL_PREAMBLE_BYTES + NODEDB_WAL_TAG_BYTES, &view, &available, err);
+    if (status != NODEDB_OK) return status;
+    memcpy(r->header, view, NODEDB_WAL__SIGNED_BYTES);
+    return nodedb_wal__check_key(&r->config.cipher, r->dir, segment, view, err);
+}
+
+static nodedb_status nodedb_wal__reader_altered(nodedb_wal_reader *r, uint64_t lsn, const char *how,
+                                                nodedb_error *err) {
+    nodedb_status status =
+        nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s/%020llu.wal: record %llu at offset %llu was altered: %s",
+                     nodedb__path_end(r->dir), (unsigned long long)r->list.at[r->index].first_lsn,
+                     (unsigned long long)lsn, (unsigned long long)r->position, how);
+    if (err != NULL) err->lsn = lsn, err->offset = r->position;
+    return status;
+}
+
+/* A good record of an encrypted segment becomes what was appended, if the cipher opens it. */
+static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    const unsigned char *text = (const unsigned char *)record->payload;
+    size_t bytes = record->payload_bytes - NODEDB_WAL_TAG_BYTES;
+    nodedb_wal_sealing s;
+    nodedb_status status;
+    if (bytes > r->plain_capacity || r->plain == NULL) {
+        size_t capacity = bytes + bytes / 2; /* so that it does not grow with each record that is a bit larger */
+        if (capacity < NODEDB_WAL_MIN_BLOCK_BYTES) capacity = NODEDB_WAL_MIN_BLOCK_BYTES;
+        if (capacity > NODEDB_WAL_MAX_PAYLOAD_BYTES) capacity = NODEDB_WAL_MAX_PAYLOAD_BYTES;
+        nodedb__release(&r->config.allocator, r->plain, r->plain_capacity);
+        r->plain = (unsigned char *)nodedb__alloc(&r->config.allocator, capacity, NODEDB_CACHE_LINE_BYTES);
+        r->plain_capacity = r->plain != NULL ? capacity : 0;
+        if (r->plain == NULL)
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to decrypt %zu bytes of %s", capacity,
+                                nodedb__path_end(r->dir));
+    }
+    nodedb_wal__sealing_of_record(&s, segment, r->header, text - NODEDB_WAL_RECORD_HEADER_BYTES);
+    status = r->config.cipher.open(r->config.cipher.ctx, &s, text, bytes, text + bytes, r->plain);
+    if (status == NODEDB_ERR_CORRUPT) return nodedb_wal__reader_altered(r, record->lsn, "its tag does not fit", err);
+    if (status != NODEDB_OK) {
+        (void)nodedb__fail(err, NODEDB_ERR_KEY, 0, "the cipher could not open record %llu of %s with key %u: %s",
+                           (unsigned long long)record->lsn, nodedb__path_end(r->dir), (unsigned)segment->key_id,
+                           nodedb_status_text(status));
+        if (err != NULL) err->lsn = record->lsn, err->offset = r->position;
+        return NODEDB_ERR_KEY;
+    }
+    record->type = (uint16_t)(record->type & ~NODEDB_WAL_ENCRYPTED);
+    record->payload = r->plain;
+    record->payload_bytes = (uint32_t)bytes;
+    return NODEDB_OK;
+}
+
+/* Counts a good record and says in *deliver whether the caller gets it. Of an encrypted one the cipher checks also what
+ * the caller does not get, a seal or an unknown type, from deliver_from on. */
+static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_record *record, uint32_t flags,
                                                size_t total, bool *deliver, nodedb_error *err) {
+    bool encrypted = (record->type & NODEDB_WAL_ENCRYPTED) != 0;
     r->sealed = (flags & NODEDB_WAL__FLAG_SEAL) != 0;
     *deliver = !r->sealed && record->lsn >= r->deliver_from;
-    if (*deliver && (record->type & NODEDB_WAL_ENCRYPTED) != 0)
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0,
-                            "record %llu of %s is encrypted: this version cannot read it",
-                            (unsigned long long)record->lsn, r->dir);
+    if (encrypted != (r->list.at[r->index].key_id != 0))
+        return nodedb_wal__reader_altered(r, record->lsn, encrypted ? "its segment is not encrypted, and it is"
+                                                                    : "its segment is encrypted, and it is not", err);
+    if (encrypted && record->payload_bytes < NODEDB_WAL_TAG_BYTES)
+        return nodedb_wal__reader_altered(r, record->lsn, "it is too short for a tag", err);
+    if (encrypted && record->lsn >= r->deliver_from && !r->config.keep_encrypted && r->config.cipher.open != NULL) {
+        nodedb_status status = nodedb_wal__reader_decrypt(r, record, err);
+        if (status != NODEDB_OK) return status;
+    }
     if (*deliver && !nodedb_wal__known_type(record->type)) {
         if ((record->type & NODEDB_WAL_REQUIRED) != 0)
             return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s has the unknown required type %u",
@@ -1564,6 +1826,13 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, const noded
                                 (unsigned)(record->type & NODEDB_WAL_TYPE_MASK));
         *deliver = false;
         r->stats.skipped++;
+    }
+    if (*deliver && (record->type & NODEDB_WAL_ENCRYPTED) != 0 && !r->config.keep_encrypted) {
+        (void)nodedb__fail(err, NODEDB_ERR_KEY, 0, "record %llu of %s is encrypted with key %u, and there is no cipher",
+                           (unsigned long long)record->lsn, nodedb__path_end(r->dir),
+                           (unsigned)r->list.at[r->index].key_id);
+        if (err != NULL) err->lsn = record->lsn, err->offset = r->position;
+        return NODEDB_ERR_KEY;
     }
     r->position += total;
     r->expected++;
@@ -1620,6 +1889,7 @@ NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *r) {
     nodedb_wal__ahead_stop(r->ahead, &allocator);
     nodedb_wal__list_free(&r->list);
     nodedb__release(&allocator, r->buffer, r->buffer_capacity);
+    nodedb__release(&allocator, r->plain, r->plain_capacity);
     nodedb__release(&allocator, r, sizeof *r);
 }
 
@@ -1815,19 +2085,23 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
 NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
                                                nodedb_error *err) {
     nodedb_wal_report own;
+    nodedb_wal_reader_config reading;
     nodedb_wal_record record;
     nodedb_error failure;
     nodedb_status status;
     nodedb_wal_reader *r;
     memset(&own, 0, sizeof own);
     memset(&failure, 0, sizeof failure);
-    r = nodedb_wal_reader_open(config, &failure);
+    memset(&reading, 0, sizeof reading);
+    if (config != NULL) reading = *config;
+    reading.keep_encrypted = reading.cipher.open == NULL;
+    r = nodedb_wal_reader_open(&reading, &failure);
     status = failure.status;
     if (r != NULL) {
         own.segments = r->list.count;
         own.first_lsn = r->list.at[0].first_lsn;
         while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK)
-            own.records++, own.payload_bytes += record.payload_bytes;
+            own.records++, own.payload_bytes += record.payload_bytes - nodedb_wal__tag_bytes(record.type);
         own.last_lsn = r->expected - 1;
         own.torn_bytes = r->stats.torn_bytes;
         own.sealed = r->sealed;
@@ -1943,6 +2217,10 @@ struct nodedb_wal {
     uint64_t next_lsn, durable_lsn, next_epoch, log_id;
     nodedb_wal__segment *sealed; /* segments behind the current one, oldest first: what truncation works on */
     size_t sealed_count, sealed_capacity;
+    uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* epochs of dead-E.wal files, to be removed when a segment is begun */
+    uint32_t dead_count;
+    unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* the current segment's preamble, and a record's header */
+    bool rollover; /* the next record begins a segment */
     nodedb_wal__spare spare;
     uint64_t pool[NODEDB_WAL__MAX_SPARES]; /* numbers of further spare-N.wal files, of segment_bytes each */
     uint32_t pool_count;
@@ -2406,6 +2684,31 @@ static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__se
     return NODEDB_OK;
 }
 
+/* The key for the segment that begins. */
+static nodedb_status nodedb_wal__choose_key(nodedb_wal *w, uint32_t *key_id, nodedb_error *err) {
+    *key_id = 0;
+    if (w->config.cipher.seal == NULL) return NODEDB_OK;
+    *key_id = w->config.cipher.key_id(w->config.cipher.ctx);
+    if (*key_id == 0)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the cipher of the log in %s names key 0, which means no key",
+                            nodedb__path_end(w->dir));
+    if (w->next_epoch > UINT32_MAX)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+                            "the log in %s has used 2^32 segments, all that there are nonces for: begin a new log",
+                            nodedb__path_end(w->dir));
+    return NODEDB_OK;
+}
+
+/* A segment with a higher epoch is there, so these need not be remembered any more. What cannot be removed, or comes
+ * back after a power cut, goes another time. */
+static void nodedb_wal__remove_dead(nodedb_wal *w) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    while (w->dead_count > 0) {
+        nodedb_wal__dead_path(path, w->dir, w->dead[--w->dead_count]);
+        (void)w->io.unlink(w->io.ctx, path);
+    }
+}
+
 /* Makes the ready spare the current segment: preamble, sync, rename, sync of the directory; only then may a group go
  * into it. The open group must be empty, and the segment before the current one must have no group in flight. */
 static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err) {
@@ -2420,11 +2723,9 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
         return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
                             "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
                             NODEDB_WAL_MAX_SEGMENTS);
-    if (old->fd >= 0) {
-        status = nodedb_wal__sealed_push(w, &old->segment, err);
-        if (status != NODEDB_OK) return status;
-    }
     memset(&segment, 0, sizeof segment);
+    status = nodedb_wal__choose_key(w, &segment.key_id, err);
+    if (status != NODEDB_OK) return status;
     segment.log_id = w->log_id;
     segment.epoch = w->next_epoch++;
     segment.first_lsn = w->next_lsn;
@@ -2433,6 +2734,9 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     segment.watermark = w->durable_lsn;
     nodedb_wal__encode_preamble(w->preamble, &segment);
     segment.seed = nodedb__crc32c(0, w->preamble + 8, 24);
+    if (segment.key_id != 0) status = nodedb_wal__seal_preamble(&w->config.cipher, &segment, w->preamble, err);
+    if (status == NODEDB_OK && old->fd >= 0) status = nodedb_wal__sealed_push(w, &old->segment, err);
+    if (status != NODEDB_OK) return status;
     error = nodedb__write_all(&w->io, w->spare.fd, w->preamble, w->block_bytes, 0);
     if (error == 0) error = w->io.sync(w->io.ctx, w->spare.fd);
     nodedb_wal__spare_path(from, w->dir, w->spare.number);
@@ -2452,6 +2756,9 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     nodedb_wal__register_file(w, w->current, w->spare.fd);
     nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
     w->write_offset = w->block_bytes;
+    memcpy(w->header, w->preamble, NODEDB_WAL__SIGNED_BYTES);
+    w->rollover = false;
+    nodedb_wal__remove_dead(w);
     memset(&w->spare, 0, sizeof w->spare);
     w->stats.segments_begun++;
     return NODEDB_OK;
@@ -2520,7 +2827,8 @@ static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_e
         nodedb_wal__group *g = &w->group[w->head % w->config.groups];
         nodedb_wal__file *f = &w->files[w->current];
         bool full =
-            f->fd < 0 || w->write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
+            f->fd < 0 || w->rollover ||
+            w->write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
         if (g->records > 0 && (full || g->large != NULL || g->used + total > w->config.group_bytes))
             status = nodedb_wal__submit_locked(w, err);
         else if (!full) break;
@@ -2549,13 +2857,23 @@ static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_r
     nodedb_wal__group *g;
     nodedb_status status;
     if (w->failed) return nodedb_wal__failed(w, err);
-    total = nodedb_wal__record_bytes(record->payload_bytes);
+    total = nodedb_wal__record_bytes(record->payload_bytes +
+                                     (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0));
     status = nodedb_wal__make_room(w, total, err);
     if (status != NODEDB_OK) return status;
     g = &w->group[w->head % w->config.groups];
     if (g->records == 0) g->offset = w->write_offset;
     nodedb_wal__encode_record((g->large != NULL ? g->large : g->buffer) + g->used, &w->files[w->current].segment,
                               record, w->next_lsn, w->durable_lsn, flags);
+    if (w->config.cipher.seal != NULL) {
+        status = nodedb_wal__seal_record(&w->config.cipher, &w->files[w->current].segment, w->header,
+                                         (g->large != NULL ? g->large : g->buffer) + g->used, err);
+        if (status != NODEDB_OK && g->records == 0) { /* as before: an empty group has no large buffer */
+            nodedb__release(&w->config.allocator, g->large, g->large_bytes);
+            g->large = NULL;
+        }
+        if (status != NODEDB_OK) return status;
+    }
     g->used += total;
     g->records++;
     g->last_lsn = w->next_lsn++;
@@ -2567,13 +2885,15 @@ static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_r
 }
 
 static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
+    uint32_t most = NODEDB_WAL_MAX_PAYLOAD_BYTES;
+    if (w != NULL && w->config.cipher.seal != NULL) most -= NODEDB_WAL_TAG_BYTES;
     if (w == NULL || record == NULL || (record->payload == NULL && record->payload_bytes > 0))
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_append needs a log and a record with its payload");
     if ((record->type & NODEDB_WAL_ENCRYPTED) != 0)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
-    if (record->payload_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
+    if (record->payload_bytes > most)
         return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
-                            (unsigned)record->payload_bytes, (unsigned)NODEDB_WAL_MAX_PAYLOAD_BYTES);
+                            (unsigned)record->payload_bytes, (unsigned)most);
     return NODEDB_OK;
 }
 
@@ -2872,6 +3192,26 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
     return status;
 }
 
+NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *w, nodedb_error *err) {
+    const nodedb_wal_cipher *cipher;
+    const nodedb_wal__file *f;
+    nodedb_wal_record seal;
+    nodedb_status status = NODEDB_OK;
+    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_rollover needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    cipher = &w->config.cipher;
+    f = &w->files[w->current];
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    else if (f->fd >= 0 && f->segment.first_lsn != w->next_lsn) w->rollover = true;
+    else if (f->fd >= 0 && cipher->seal != NULL && cipher->key_id(cipher->ctx) != f->segment.key_id) {
+        memset(&seal, 0, sizeof seal); /* the next segment's name must be another than this one's */
+        status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, NULL, err);
+        w->rollover = status == NODEDB_OK;
+    }
+    nodedb_wal__unlock(w);
+    return status;
+}
+
 /* ---- room: open and close ---------------------------------------------------------------------------------------- */
 
 static void nodedb_wal__free(nodedb_wal *w) {
@@ -3059,22 +3399,35 @@ static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *l
                       : nodedb__fail(err, nodedb__io_status(-error), -error, "cannot sync what is in %s", w->dir);
 }
 
+/* Puts an unfinished segment away, durably: its epoch is remembered, its records are not, its room is given back. */
+static int nodedb_wal__bury(nodedb_wal *w, const nodedb_wal__segment *segment) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int error, fd;
+    nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
+    nodedb_wal__dead_path(to, w->dir, segment->epoch);
+    error = w->io.rename(w->io.ctx, from, to);
+    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
+    if (error != 0) return error;
+    if (w->dead_count < NODEDB_WAL__MAX_DEAD) w->dead[w->dead_count++] = segment->epoch;
+    fd = w->io.open(w->io.ctx, to, O_RDWR, 0);
+    if (fd < 0) return 0;
+    (void)w->io.truncate(w->io.ctx, fd, 0); /* the disk may be full, and the next segment needs the room */
+    (void)w->io.close(w->io.ctx, fd);
+    return 0;
+}
+
 /* The log has ended in segment `last` of the list. What stands behind is a segment that was begun, but of which nothing
- * was acknowledged: it goes, and its file is not used again, as a write that a killed writer had under way may still
- * land in it. A last segment without records stays where it is: the next one has the same name and replaces it. */
+ * was acknowledged: it is buried, and its file is not used again, as a write that a killed writer had under way may
+ * still land in it. A last segment without records stays where it is: the next one has the same name and replaces it.
+ */
 static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__list *list, size_t last,
                                                nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
-    char path[NODEDB_WAL__PATH_BYTES];
     size_t i;
     int error = 0;
     for (i = 0; i <= last && status == NODEDB_OK; i++)
         if (list->at[i].first_lsn != w->next_lsn) status = nodedb_wal__sealed_push(w, &list->at[i], err);
-    for (i = list->count - 1; i > last && error == 0; i--) {
-        nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
-        error = w->io.unlink(w->io.ctx, path);
-        if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
-    }
+    for (i = list->count - 1; i > last && error == 0; i--) error = nodedb_wal__bury(w, &list->at[i]);
     if (status == NODEDB_OK && error != 0)
         status =
             nodedb__fail(err, nodedb__io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
@@ -3124,15 +3477,42 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
     return status;
 }
 
+/* The keys of the last two segments, those that recovery reads, must be there before anything is changed. */
+static nodedb_status nodedb_wal__check_keys(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    unsigned char head[NODEDB_WAL_PREAMBLE_BYTES + NODEDB_WAL_TAG_BYTES];
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_status status = NODEDB_OK;
+    size_t i = list->count > 2 ? list->count - 2 : 0;
+    for (; i < list->count && status == NODEDB_OK; i++) {
+        int fd, error;
+        if (list->at[i].key_id == 0) continue;
+        nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
+        if (w->config.cipher.open == NULL)
+            return nodedb__fail(err, NODEDB_ERR_KEY, 0, "%s is encrypted with key %u, and there is no cipher",
+                                nodedb__path_end(path), (unsigned)list->at[i].key_id);
+        fd = w->io.open(w->io.ctx, path, O_RDONLY, 0);
+        error = fd < 0 ? fd : nodedb__read_all(&w->io, fd, head, sizeof head, 0);
+        if (fd >= 0) (void)w->io.close(w->io.ctx, fd);
+        if (error != 0)
+            return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot read the preamble of %s",
+                                nodedb__path_end(path));
+        status = nodedb_wal__check_key(&w->config.cipher, w->dir, &list->at[i], head, err);
+    }
+    return status;
+}
+
 static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
     nodedb_wal__list list;
     nodedb_status status = nodedb_wal__list_segments(&w->io, &w->config.allocator, w->dir, &list, err);
     size_t i;
     if (status != NODEDB_OK) return status;
-    w->next_epoch = 1;
+    w->next_epoch = list.dead_highest + 1;
     for (i = 0; i < list.count; i++)
         if (list.at[i].epoch >= w->next_epoch) w->next_epoch = list.at[i].epoch + 1;
-    status = nodedb_wal__settle(w, &list, err);
+    memcpy(w->dead, list.dead, sizeof w->dead);
+    w->dead_count = list.dead_count;
+    status = nodedb_wal__check_keys(w, &list, err);
+    if (status == NODEDB_OK) status = nodedb_wal__settle(w, &list, err);
     if (status == NODEDB_OK) {
         nodedb_wal__adopt_spares(w, &list);
         if (list.count > 0) status = nodedb_wal__find_end(w, &list, err);
@@ -3155,6 +3535,9 @@ static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_err
         wrong = "config.groups is not 2 to 16";
     else if (config->group_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES) wrong = "config.group_bytes is above 64 MiB";
     else if (config->first_lsn > UINT64_MAX / 2) wrong = "config.first_lsn is above 2^63";
+    else if ((config->cipher.seal != NULL) != (config->cipher.open != NULL) ||
+             (config->cipher.seal != NULL) != (config->cipher.key_id != NULL))
+        wrong = "config.cipher has one of key_id, seal and open, but not all";
     if (wrong == NULL) return true;
     (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "cannot open a log: %s", wrong);
     return false;
@@ -3275,6 +3658,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
     else if (w->wrote) {
         status = nodedb_wal__wait_and_unlock(w, w->next_lsn - 1, err);
         (void)pthread_mutex_lock(&w->lock);
+        w->rollover = false; /* not for the seal alone */
         memset(&seal, 0, sizeof seal);
         if (status == NODEDB_OK) status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &lsn, err);
         if (status == NODEDB_OK) {
