@@ -49,18 +49,34 @@
               changes no file-system metadata. The next one is prepared while the current one fills. Truncated segments
               are recycled. Every use of a segment has a new epoch, and the checksum of a record begins with log id,
               epoch and first LSN, so what an earlier use left behind can never be taken for a record.
+   Transaction  A record whose payload is records: all of them are there after a crash, or none. A reader hands it out
+              as one record; nodedb_wal_transaction_next walks through it.
+   Tombstone  Says that everything of a collection (a tenant, and the record's database or what `collection_of` says)
+              with a lower LSN is dead. A reader hands tombstones out in order, and the application drops what it has
+              built so far of that collection: replay in order is right with nothing else. But the dead must also stay
+              dead in segments that are read without the one the tombstone stood in (truncated here; restored, shipped
+              or archived there), and recovery need not build what it will drop. So the log keeps all durable
+              tombstones in a file, "tombstones", that outlives the segments, and readers skip what lies below them
+              (not a change stream, which hands out what happened). Copy that file along with segments.
+              nodedb_wal_forget_tombstones when no segment is left anywhere that needs them.
+   Anchor     Says when its LSN was given out. nodedb_wal_lsn_at finds the LSN for a time, and a reader with that
+              `until_lsn` stops behind it: recovery to a point in time.
    Recovery   nodedb_wal_open reads the preambles of all segments, syncs the last two (no other can hold a torn tail: a
               third is not begun before all of the first is durable), reads their records, drops the torn tail, and goes
-              on in a new segment. Damage further back is met by replay or nodedb_wal_verify.
+              on in a new segment. It also reads the file of tombstones, and adds what it finds in those two segments:
+              no other can hold one that is not in the file. Damage further back is met by replay or nodedb_wal_verify.
 
 4. THE API BY TASK
    Open, close                 nodedb_wal_open, nodedb_wal_close
    Write, many threads         nodedb_wal_commit (blocks until durable; threads form groups by themselves)
    Write, one core, no waiting nodedb_wal_append, nodedb_wal_submit, nodedb_wal_poll, nodedb_wal_durable_lsn; poll(2)
                                or epoll on nodedb_wal_fd. nodedb_wal_wait where one does want to wait.
+   Write, with a meaning       nodedb_wal_append_transaction, nodedb_wal_commit_transaction, nodedb_wal_append_anchor;
+                               nodedb_wal_append_tombstone, _list_tombstones, _forget_tombstones
    Read                        nodedb_wal_reader_open, _next, _close: forward, without copying; `follow` for a change
                                stream that ends at the durable LSN and goes on when it has moved
-   Replay                      nodedb_wal_replay (callback), nodedb_wal_replay_page (at most N records, with a cursor)
+   Replay                      nodedb_wal_replay (callback), nodedb_wal_replay_page (at most N records, with a cursor);
+                               nodedb_wal_transaction_open, _next; nodedb_wal_lsn_at for a point in time
    Space                       nodedb_wal_truncate_before, after a checkpoint
    Encrypt                     config.cipher (section 11); nodedb_wal_rollover when the key changes
    Look                        nodedb_wal_get_stats, nodedb_wal_describe, nodedb_wal_verify
@@ -77,19 +93,21 @@
    A writer allocates group_bytes * groups (8 * 1 MiB) when it opens, and a record larger than group_bytes has a buffer
    of its own for as long as it is in flight. A reader maps one segment (with threads: at most threads + 1), or reads
    through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record. With a cipher it decrypts
-   into a buffer of its own that grows to one and a half times the largest record. After opening, nothing else is
-   allocated but the list of segments as it grows.
+   into a buffer of its own that grows to one and a half times the largest record. A tombstone takes 24 bytes in the
+   writer, and in a reader that does not follow. After opening, nothing else is allocated but the lists of segments and
+   of tombstones as they grow.
 
 7. ERRORS
    After a failed write or sync nothing more is acknowledged: every waiter and every later call gets that error, until
    the log is closed and opened again (which rescans it). The kernel may have dropped the data, so a retry would lie.
    A full disk is not such a failure: space is taken before it is needed, so nodedb_wal_append answers
-   NODEDB_ERR_DISK_FULL, the record has no LSN, and writing goes on once there is room. The same holds for
-   NODEDB_ERR_KEY, when the cipher cannot seal a record.
+   NODEDB_ERR_DISK_FULL, the record has no LSN, and writing goes on once there is room. The same holds where the file of
+   tombstones finds no room when a segment is to be begun or truncated, and for NODEDB_ERR_KEY, when the cipher cannot
+   seal a record.
 
-8. ON DISK, little-endian. Segment file "<first LSN, 20 digits>.wal"; others: "LOCK", "spare-N.wal" (prepared segments),
-   "dead-N.wal" (epoch N was used; until a segment with a higher one is there), "*.tmp" (being prepared; deleted on
-   open). Preamble, in the first block of the segment, padded with zeros:
+8. ON DISK, little-endian. Segment file "<first LSN, 20 digits>.wal"; others: "LOCK", "tombstones", "spare-N.wal"
+   (prepared segments), "dead-N.wal" (epoch N was used; until a segment with a higher one is there), "*.tmp" (being
+   prepared; deleted on open). Preamble, in the first block of the segment, padded with zeros:
        offset bytes
             0     4  magic "WALP"
             4     2  format version, 1
@@ -101,7 +119,7 @@
            40     4  block size, bytes: groups start at multiples of it
            44     4  key id, 0: the segment is not encrypted
            48     8  watermark: every LSN up to this one was durable when the segment was begun
-           56     4  0
+           56     4  tombstones in their file when the segment was begun
            60     4  CRC-32C of bytes 0 to 59
            64    16  key check, of an encrypted segment: the tag over an empty text with bytes 0 to 59 as header; nonce:
                      the epoch's low 32 bits, then a hash of bytes 0 to 59 (nodedb_wal__sealing_of_preamble), bit 63 set
@@ -122,11 +140,31 @@
            64     n  payload, then zeros up to a multiple of 8
    Encrypted, the payload is the text and a tag of 16 bytes, with preamble bytes 0 to 59 and record bytes 0 to 59 as
    header; nonce: the epoch's low 32 bits, then the LSN. Checksums cover what is stored, so they need no key.
+   Payload of a transaction (type 50), which is not empty and ends with its last record's zeros:
+            0     4  number of records
+            4     4  0
+            8        the records one behind the other, each:
+                     0  2  type; bit 15: required        12  4  payload bytes
+                     2  2  0                             16  8  database
+                     4  4  tenant                        24  n  payload, then zeros up to a multiple of 8
+                     8  4  vshard
+   An anchor's payload (type 102) is 8 bytes: nanoseconds since 1970. A tombstone (type 101) needs none.
+   File "tombstones": the newest durable tombstone of each collection. Written as tombstones.tmp, synced, renamed, if
+   there is a durable tombstone that it misses: before a segment is begun, before one is removed, and at close.
+            0     4  magic "WALT"
+            4     2  format version, 1
+            6     2  0
+            8     8  log id
+           16     8  covered LSN: every tombstone up to this one, and not forgotten, is in the file
+           24     4  number of tombstones, n
+           28     4  0
+           32  24*n  tombstones, ascending by LSN, each: LSN (8 bytes), collection (8), tenant (4), 0 (4)
+      32+24*n     4  CRC-32C of all before
 
 9. LIMITS
-   Payload 64 MiB (encrypted: 16 bytes less, and 2^32 segments in the life of the log);
-   segment at least 64 KiB (one that must hold a larger record is made larger); 65,536 segments;
-   directory name 3,800 bytes; 16 groups in flight.
+   Payload 64 MiB (encrypted: 16 bytes less, and 2^32 segments in the life of the log); segment at least 64 KiB (one that
+   must hold a larger record is made larger); 65,536 segments; directory name 3,800 bytes; 16 groups in flight; 65,536
+   tombstones; 65,536 records in a transaction, 64 MiB in all.
 
 10. CONFIGURATION MACROS
    NODEDB_WAL_IMPLEMENTATION   compile the code here      NODEDB_WAL_STATIC   ... and keep it private to this file
@@ -653,6 +691,9 @@ extern "C" {
 #define NODEDB_WAL_NONCE_BYTES 12
 #define NODEDB_WAL_TAG_BYTES 16 /* what encryption adds to a payload */
 #define NODEDB_WAL_PARALLEL_FROM_SEGMENTS 4 /* with fewer, reading ahead in other threads gains nothing */
+#define NODEDB_WAL_MAX_TRANSACTION_RECORDS 65536
+#define NODEDB_WAL_MAX_TOMBSTONES 65536
+#define NODEDB_WAL_NO_COLLECTION UINT64_MAX /* from collection_of: the record belongs to none, so none can drop it */
 
 /* Record types. The user has 256 to 16383. A reader hands out the well-known types and the user's; of the rest it skips
  * those without NODEDB_WAL_REQUIRED and stops at those with it, by name. Seals are never handed out. */
@@ -685,6 +726,8 @@ typedef struct nodedb_wal_record {
     uint16_t type; /* with NODEDB_WAL_REQUIRED where it is set; with NODEDB_WAL_ENCRYPTED only under keep_encrypted */
     uint32_t payload_bytes;
     const void *payload; /* may be NULL where payload_bytes is 0 */
+    const void *source;  /* private: the reader that handed it out, or NULL. Valid as long as the payload; set it to
+                            NULL in a copy that is kept */
 } nodedb_wal_record;
 
 /* What the cipher seals or opens now. `header` is what it must authenticate beside the text (additional data). */
@@ -714,6 +757,12 @@ typedef struct nodedb_wal_cipher {
     void *ctx;
 } nodedb_wal_cipher;
 
+/* Which collection a record belongs to. Must always say the same of the same record, in writer and readers; a tombstone
+ * is asked about as well (one of nodedb_wal_append_tombstone has no payload, and the collection in `database`). Called
+ * while the log is locked: it must not call the log. Never asked about noops, transactions (but about what is in them),
+ * checkpoints and anchors. */
+typedef uint64_t (*nodedb_wal_collection_fn)(void *ctx, const nodedb_wal_record *record);
+
 typedef enum nodedb_wal_backend {
     NODEDB_WAL_BACKEND_AUTO = 0, /* io_uring, or POSIX with a sentence to the logger where it is refused */
     NODEDB_WAL_BACKEND_IO_URING, /* or fail */
@@ -730,6 +779,8 @@ typedef struct nodedb_wal_config {
     bool buffered;          /* through the page cache instead of O_DIRECT */
     uint64_t first_lsn;     /* [1] of a new log; ignored when there is one */
     uint64_t log_id;        /* [random] of a new log; set it for byte-identical logs in tests */
+    nodedb_wal_collection_fn collection_of; /* [record->database] */
+    void *collection_ctx;
     nodedb_io io;           /* a file system of the caller's implies the POSIX backend */
     nodedb_allocator allocator;
     nodedb_logger logger;
@@ -781,6 +832,40 @@ NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *wal, uint64_t lsn, node
 NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *wal, const nodedb_wal_record *records, size_t count,
                                                uint64_t *last_lsn, nodedb_error *err);
 
+/* Appends `count` records as one record of type NODEDB_WAL_TYPE_TRANSACTION, with one LSN: after a crash all of them
+ * are there, or none. Tenant, vshard and database of that record are those of the first. A record in it may be
+ * REQUIRED; a transaction or a tombstone in it is INVALID. LIMIT above NODEDB_WAL_MAX_TRANSACTION_RECORDS, or if the payload
+ * (8 bytes, and for each record 24 and its payload, rounded up to 8) passes 64 MiB. Otherwise as nodedb_wal_append. */
+NODEDB_WAL_API nodedb_status nodedb_wal_append_transaction(nodedb_wal *wal, const nodedb_wal_record *records,
+                                                           size_t count, uint64_t *lsn, nodedb_error *err);
+/* The same, and blocks until it is durable. Never AGAIN. */
+NODEDB_WAL_API nodedb_status nodedb_wal_commit_transaction(nodedb_wal *wal, const nodedb_wal_record *records,
+                                                           size_t count, uint64_t *lsn, nodedb_error *err);
+
+/* Appends the tombstone of a collection: once it is durable, everything of `tenant` and that collection with a lower
+ * LSN is dead, in whatever segment it stands. A record of type NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE that is appended in
+ * another way is the same. LIMIT where the log has NODEDB_WAL_MAX_TOMBSTONES. Otherwise as nodedb_wal_append. */
+NODEDB_WAL_API nodedb_status nodedb_wal_append_tombstone(nodedb_wal *wal, uint32_t tenant, uint64_t database,
+                                                         uint64_t *lsn, nodedb_error *err);
+/* Drops the durable tombstones with an LSN below before_lsn: the caller knows that no segment is older, neither here
+ * nor in any archive. *forgotten (if not NULL): how many. Errors: DISK_FULL (nothing was forgotten), IO (the log's
+ * failure). */
+NODEDB_WAL_API nodedb_status nodedb_wal_forget_tombstones(nodedb_wal *wal, uint64_t before_lsn, size_t *forgotten,
+                                                          nodedb_error *err);
+typedef struct nodedb_wal_tombstone {
+    uint64_t lsn; /* everything of the collection below it is dead */
+    uint64_t collection;
+    uint32_t tenant;
+} nodedb_wal_tombstone;
+/* The durable tombstones, one for each collection, by LSN: the first `most` of them into `out`. Answers how many there
+ * are. */
+NODEDB_WAL_API size_t nodedb_wal_list_tombstones(nodedb_wal *wal, nodedb_wal_tombstone *out, size_t most);
+
+/* Appends an anchor: this LSN was given out at `unix_ns`, nanoseconds since 1970 (0: the system's clock is asked). As
+ * nodedb_wal_append. An anchor that is appended in another way must have a payload of 8 bytes. */
+NODEDB_WAL_API nodedb_status nodedb_wal_append_anchor(nodedb_wal *wal, uint64_t unix_ns, uint64_t *lsn,
+                                                      nodedb_error *err);
+
 /* The durable LSN, without a lock; 0 (or first_lsn - 1) when there is none. And the last one that was given out. */
 NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *wal);
 NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *wal);
@@ -789,8 +874,8 @@ NODEDB_WAL_API uint32_t nodedb_wal_groups_in_flight(nodedb_wal *wal);
 NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *wal);
 
 /* Removes or recycles the segments all of whose records are below `lsn`. A checkpoint that holds their effect must be
- * durable, and no reader may be in them. *removed (if not NULL): how many. Errors: IO, which is the log's failure from
- * then on. */
+ * durable, and no reader may be in them. *removed (if not NULL): how many. Errors: DISK_FULL (the tombstones in them
+ * cannot be saved: nothing was lost), and IO, which is the log's failure from then on. */
 NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_t lsn, uint32_t *removed,
                                                         nodedb_error *err);
 
@@ -820,6 +905,10 @@ typedef struct nodedb_wal_reader_config {
     nodedb_wal_access access;
     uint32_t threads;          /* [1] check this many segments ahead in threads, from 4 segments on; at most 16 */
     const nodedb_wal *follow;  /* the open log of this directory: read up to its durable LSN, which may move on */
+    uint64_t until_lsn; /* [the end] the last LSN to be read: AGAIN behind it, and tombstones behind it kill nothing */
+    bool keep_dropped;  /* hand out what the file of tombstones says is dead, and do not read that file */
+    nodedb_wal_collection_fn collection_of; /* [record->database] */
+    void *collection_ctx;
     nodedb_io io;
     nodedb_allocator allocator;
     nodedb_logger logger;
@@ -833,6 +922,7 @@ typedef struct nodedb_wal_reader_stats {
     uint64_t hints_dontneed;   /* MADV_DONTNEED and POSIX_FADV_DONTNEED given, one for each segment left behind */
     uint64_t torn_bytes;       /* what stands behind the last good record and is not zero: never acknowledged */
     uint64_t skipped;          /* unknown optional records */
+    uint64_t dropped;          /* records of dropped collections */
 } nodedb_wal_reader_stats;
 
 /* A place in a log, as plain data that may be stored. Zeroed: the reader's from_lsn. */
@@ -844,8 +934,8 @@ typedef struct nodedb_wal_cursor {
 typedef struct nodedb_wal_reader nodedb_wal_reader;
 
 /* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn lies before the oldest
- * record), CORRUPT (a preamble; a clear segment behind an encrypted one), KEY (the cipher has not the first segment's
- * key), IO, NO_MEMORY, LIMIT. */
+ * record), CORRUPT (a preamble, or the file of tombstones; a clear segment behind an encrypted one), KEY (the cipher has
+ * not the first segment's key), IO, NO_MEMORY, LIMIT. */
 NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err);
 /* The next record in LSN order into *record. AGAIN at the end of the log (of a followed one: for now). CORRUPT: an
  * acknowledged record cannot be read, or was altered; err->lsn, err->offset say which and where; every later call says
@@ -871,12 +961,38 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
                                                     size_t limit, nodedb_wal_apply_fn apply, void *ctx, bool *has_more,
                                                     nodedb_error *err);
 
+/* Where a walk through a transaction is. Read `count`, `skipped` and `dropped`; the rest is private. */
+typedef struct nodedb_wal_transaction {
+    nodedb_wal_record record; /* the transaction as the reader handed it out */
+    uint32_t count;           /* records in it */
+    uint32_t skipped;         /* passed over so far: of unknown optional types, and of dropped collections */
+    uint32_t dropped;
+    uint32_t next;
+    size_t at;
+} nodedb_wal_transaction;
+
+/* Begins to walk through a record of type NODEDB_WAL_TYPE_TRANSACTION; as long as its payload is valid. All of it is
+ * checked before anything is handed out: CORRUPT where it is not a transaction's payload, UNSUPPORTED where it holds a
+ * required record of an unknown type. INVALID: not a transaction. */
+NODEDB_WAL_API nodedb_status nodedb_wal_transaction_open(const nodedb_wal_record *record, nodedb_wal_transaction *tx,
+                                                         nodedb_error *err);
+/* The next record of the transaction, with the transaction's LSN and watermark; false at its end. Passes over what the
+ * reader that handed the transaction out would pass over. */
+NODEDB_WAL_API bool nodedb_wal_transaction_next(nodedb_wal_transaction *tx, nodedb_wal_record *sub);
+
+/* The LSN of the last anchor whose time is not after unix_ns. NOT_FOUND where there is none; errors of reader_open and
+ * reader_next. Reads the log from config->from_lsn to the end, as the system's clock may have been set back. */
+NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *config, uint64_t unix_ns, uint64_t *lsn,
+                                               nodedb_error *err);
+
 typedef struct nodedb_wal_report {
     uint64_t segments, records, first_lsn, last_lsn, payload_bytes, torn_bytes;
     bool sealed; /* the log was closed in order */
+    uint64_t tombstones, tombstones_lsn; /* entries of the file of tombstones; it holds every one up to this LSN */
 } nodedb_wal_report;
-/* Reads every record of a log. OK, or what is wrong with it; *report (if not NULL) is filled as far as it went. Without
- * a cipher encrypted records are judged by their checksums, with one by their tags too. */
+/* Reads every record of a log, dropped or not, and the file of tombstones. OK, or what is wrong with it; *report (if
+ * not NULL) is filled as far as it went. Without a cipher encrypted records are judged by their checksums, with one by
+ * their tags too. */
 NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
                                                nodedb_error *err);
 
@@ -932,6 +1048,10 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__MAX_OPS (NODEDB_WAL_MAX_GROUPS + 2)
 #define NODEDB_WAL__SPARE_FILE 2 /* registered files: files[0], files[1], the spare */
 #define NODEDB_WAL__REGISTERED_FILES 3
+#define NODEDB_WAL__TRANSACTION_HEADER_BYTES 8
+#define NODEDB_WAL__SUB_HEADER_BYTES 24
+#define NODEDB_WAL__TOMBSTONES_HEADER_BYTES 32
+#define NODEDB_WAL__TOMBSTONE_BYTES 24
 
 /* ---- room: small arithmetic -------------------------------------------------------------------------------------- */
 
@@ -962,6 +1082,7 @@ typedef struct nodedb_wal__segment {
     uint32_t block_bytes;
     uint32_t key_id; /* 0: not encrypted */
     uint32_t seed; /* what the checksum of its records begins with */
+    uint32_t tombstones; /* in their file when the segment was begun */
 } nodedb_wal__segment;
 
 typedef struct nodedb_wal__list {
@@ -1001,6 +1122,7 @@ static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__
     nodedb__put_u32(block + 40, segment->block_bytes);
     nodedb__put_u32(block + 44, segment->key_id);
     nodedb__put_u64(block + 48, segment->watermark);
+    nodedb__put_u32(block + 56, segment->tombstones);
     nodedb__put_u32(block + 60, nodedb__crc32c(0, block, 60));
 }
 
@@ -1014,6 +1136,7 @@ static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__
     segment->block_bytes = nodedb__get_u32(block + 40);
     segment->key_id = nodedb__get_u32(block + 44);
     segment->watermark = nodedb__get_u64(block + 48);
+    segment->tombstones = nodedb__get_u32(block + 56);
     segment->seed = nodedb__crc32c(0, block + 8, 24);
     return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES &&
            (segment->block_bytes & (segment->block_bytes - 1)) == 0 && segment->bytes > segment->block_bytes &&
@@ -1167,9 +1290,31 @@ static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb
 
 /* ---- room: records ----------------------------------------------------------------------------------------------- */
 
+/* The payload of a transaction. */
+static void nodedb_wal__encode_parts(unsigned char *at, const nodedb_wal_record *parts, size_t count) {
+    size_t i;
+    nodedb__put_u32(at, (uint32_t)count);
+    nodedb__put_u32(at + 4, 0);
+    at += NODEDB_WAL__TRANSACTION_HEADER_BYTES;
+    for (i = 0; i < count; i++) {
+        size_t end = (size_t)NODEDB_WAL__SUB_HEADER_BYTES + parts[i].payload_bytes, padded = (end + 7) & ~(size_t)7;
+        nodedb__put_u16(at, parts[i].type);
+        nodedb__put_u16(at + 2, 0);
+        nodedb__put_u32(at + 4, parts[i].tenant);
+        nodedb__put_u32(at + 8, parts[i].vshard);
+        nodedb__put_u32(at + 12, parts[i].payload_bytes);
+        nodedb__put_u64(at + 16, parts[i].database);
+        if (parts[i].payload_bytes > 0)
+            memcpy(at + NODEDB_WAL__SUB_HEADER_BYTES, parts[i].payload, parts[i].payload_bytes);
+        memset(at + end, 0, padded - end);
+        at += padded;
+    }
+}
+
+/* With count > 0 the payload is a transaction of these parts, and record->payload is not looked at. */
 static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segment *segment,
-                                      const nodedb_wal_record *record, uint64_t lsn, uint64_t watermark,
-                                      uint32_t flags) {
+                                      const nodedb_wal_record *record, const nodedb_wal_record *parts, size_t count,
+                                      uint64_t lsn, uint64_t watermark, uint32_t flags) {
     size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + record->payload_bytes;
     uint32_t crc;
     memset(at, 0, NODEDB_WAL_RECORD_HEADER_BYTES);
@@ -1184,7 +1329,9 @@ static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segme
     nodedb__put_u32(at + 36, flags);
     nodedb__put_u64(at + 40, record->database);
     nodedb__put_u64(at + 48, segment->epoch);
-    if (record->payload_bytes > 0) memcpy(at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload, record->payload_bytes);
+    if (count > 0) nodedb_wal__encode_parts(at + NODEDB_WAL_RECORD_HEADER_BYTES, parts, count);
+    else if (record->payload_bytes > 0)
+        memcpy(at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload, record->payload_bytes);
     memset(at + end, 0, nodedb_wal__record_bytes(record->payload_bytes) - end);
     crc = nodedb__crc32c(segment->seed, at, 60);
     nodedb__put_u32(at + 60, nodedb__crc32c(crc, at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload_bytes));
@@ -1228,6 +1375,7 @@ static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t avail
     *flags = nodedb__get_u32(p + 36);
     record->database = nodedb__get_u64(p + 40);
     record->payload = p + NODEDB_WAL_RECORD_HEADER_BYTES;
+    record->source = NULL;
     return NODEDB_WAL__RECORD;
 }
 
@@ -1325,6 +1473,269 @@ static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, co
     crc = nodedb__crc32c(segment->seed, at, NODEDB_WAL__SIGNED_BYTES);
     nodedb__put_u32(at + 60, nodedb__crc32c(crc, text, stored));
     return NODEDB_OK;
+}
+
+/* ---- room: transactions ------------------------------------------------------------------------------------------ */
+
+static bool nodedb_wal__known_type(uint16_t type) {
+    switch (type & NODEDB_WAL_TYPE_MASK) {
+    case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_PUT: case NODEDB_WAL_TYPE_DELETE: case NODEDB_WAL_TYPE_VECTOR_PUT:
+    case NODEDB_WAL_TYPE_VECTOR_DELETE: case NODEDB_WAL_TYPE_VECTOR_PARAMS: case NODEDB_WAL_TYPE_TRANSACTION:
+    case NODEDB_WAL_TYPE_CHECKPOINT:
+    case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE:
+    case NODEDB_WAL_TYPE_LSN_ANCHOR: return true;
+    default: return (type & NODEDB_WAL_TYPE_MASK) >= NODEDB_WAL_TYPE_USER;
+    }
+}
+
+static bool nodedb_wal__is_tombstone(uint16_t type) {
+    return (type & NODEDB_WAL_TYPE_MASK) == NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE;
+}
+
+/* What may stand in a transaction: neither another one, nor a tombstone, which has an LSN of its own. */
+static bool nodedb_wal__part_type(uint16_t type) {
+    return (type & NODEDB_WAL_ENCRYPTED) == 0 && !nodedb_wal__is_tombstone(type) &&
+           (type & NODEDB_WAL_TYPE_MASK) != NODEDB_WAL_TYPE_TRANSACTION;
+}
+
+/* The part that stands at `p`, `left` bytes before the payload's end. Answers how many bytes it takes, 0 where no part
+ * stands there. Sets what the part itself says; the rest of *sub stays. */
+static size_t nodedb_wal__decode_part(const unsigned char *p, size_t left, nodedb_wal_record *sub) {
+    size_t end, padded;
+    if (left < NODEDB_WAL__SUB_HEADER_BYTES) return 0;
+    sub->type = nodedb__get_u16(p);
+    sub->tenant = nodedb__get_u32(p + 4);
+    sub->vshard = nodedb__get_u32(p + 8);
+    sub->payload_bytes = nodedb__get_u32(p + 12);
+    sub->database = nodedb__get_u64(p + 16);
+    sub->payload = p + NODEDB_WAL__SUB_HEADER_BYTES;
+    if (nodedb__get_u16(p + 2) != 0 || !nodedb_wal__part_type(sub->type)) return 0;
+    if (sub->payload_bytes > left - NODEDB_WAL__SUB_HEADER_BYTES) return 0;
+    end = (size_t)NODEDB_WAL__SUB_HEADER_BYTES + sub->payload_bytes;
+    padded = (end + 7) & ~(size_t)7;
+    return padded <= left && nodedb_wal__all_zero(p + end, padded - end) ? padded : 0;
+}
+
+/* Is this a transaction's payload, from its first to its last byte? If not, *at is how far it is one. `unknown`, if
+ * there is one, becomes the first required type in it that is not known; 0: none. */
+static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at, uint16_t *unknown) {
+    const unsigned char *p = (const unsigned char *)record->payload;
+    size_t bytes = record->payload_bytes;
+    nodedb_wal_record sub;
+    uint32_t count, i;
+    *at = 0;
+    if (unknown != NULL) *unknown = 0;
+    if (bytes < NODEDB_WAL__TRANSACTION_HEADER_BYTES) return false;
+    count = nodedb__get_u32(p);
+    if (count == 0 || count > NODEDB_WAL_MAX_TRANSACTION_RECORDS || nodedb__get_u32(p + 4) != 0) return false;
+    *at = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
+    for (i = 0; i < count; i++) {
+        size_t took = nodedb_wal__decode_part(p + *at, bytes - *at, &sub);
+        if (took == 0) return false;
+        if (unknown != NULL && *unknown == 0 && (sub.type & NODEDB_WAL_REQUIRED) != 0 &&
+            !nodedb_wal__known_type(sub.type))
+            *unknown = sub.type;
+        *at += took;
+    }
+    return *at == bytes;
+}
+
+/* The record that `count` records become together, without its payload. */
+static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, size_t count, nodedb_wal_record *outer,
+                                              nodedb_error *err) {
+    uint64_t bytes = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
+    size_t i;
+    if (parts == NULL || count == 0)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a transaction needs a log and records");
+    if (count > NODEDB_WAL_MAX_TRANSACTION_RECORDS)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %zu records passes the limit of %d", count,
+                            NODEDB_WAL_MAX_TRANSACTION_RECORDS);
+    for (i = 0; i < count; i++) {
+        if (parts[i].payload == NULL && parts[i].payload_bytes > 0)
+            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "record %zu of a transaction has no payload", i);
+        if (!nodedb_wal__part_type(parts[i].type))
+            return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+                                "record %zu of a transaction has the type %u: no transaction, tombstone, bit 14 there",
+                                i, (unsigned)parts[i].type);
+        bytes += NODEDB_WAL__SUB_HEADER_BYTES + (((uint64_t)parts[i].payload_bytes + 7) & ~(uint64_t)7);
+    }
+    if (bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %llu bytes passes the limit of %u",
+                            (unsigned long long)bytes, (unsigned)NODEDB_WAL_MAX_PAYLOAD_BYTES);
+    memset(outer, 0, sizeof *outer);
+    outer->type = NODEDB_WAL_TYPE_TRANSACTION;
+    outer->tenant = parts[0].tenant;
+    outer->vshard = parts[0].vshard;
+    outer->database = parts[0].database;
+    outer->payload_bytes = (uint32_t)bytes;
+    return NODEDB_OK;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_transaction_open(const nodedb_wal_record *record, nodedb_wal_transaction *tx,
+                                                         nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    uint16_t unknown;
+    size_t at;
+    if (record == NULL || tx == NULL ||
+        (record->type & (NODEDB_WAL_TYPE_MASK | NODEDB_WAL_ENCRYPTED)) != NODEDB_WAL_TYPE_TRANSACTION ||
+        (record->payload == NULL && record->payload_bytes > 0))
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_transaction_open needs a transaction's record");
+    memset(tx, 0, sizeof *tx);
+    tx->record = *record;
+    if (!nodedb_wal__check_parts(record, &at, &unknown))
+        status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+                              "record %llu is no transaction: byte %zu of its payload is not as it must be",
+                              (unsigned long long)record->lsn, at);
+    else if (unknown != 0)
+        status = nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                              "the transaction of record %llu holds the unknown required type %u",
+                              (unsigned long long)record->lsn, (unsigned)(unknown & NODEDB_WAL_TYPE_MASK));
+    if (status != NODEDB_OK) {
+        if (err != NULL) err->lsn = record->lsn;
+        return status; /* with a count of 0 nothing is handed out */
+    }
+    tx->count = nodedb__get_u32(record->payload);
+    tx->at = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
+    return NODEDB_OK;
+}
+
+/* ---- room: tombstones -------------------------------------------------------------------------------------------- */
+
+/* Of the writer: ascending by LSN, those that are not durable last; several of one collection until
+ * nodedb_wal__tombstones_compact has kept the newest durable one. Of a reader: what the file says, one for each
+ * collection, ascending by tenant and collection. */
+typedef struct nodedb_wal__tombstones {
+    nodedb_wal_tombstone *at;
+    size_t count, capacity;
+    size_t reserved;      /* places for tombstones that are being appended */
+    uint64_t covered_lsn; /* the file holds every tombstone up to this LSN */
+    uint32_t in_file;
+} nodedb_wal__tombstones;
+
+static void nodedb_wal__tombstones_free(nodedb_wal__tombstones *t, const nodedb_allocator *allocator) {
+    nodedb__release(allocator, t->at, t->capacity * sizeof *t->at);
+    memset(t, 0, sizeof *t);
+}
+
+static int nodedb_wal__compare_collections(const nodedb_wal_tombstone *a, uint32_t tenant, uint64_t collection) {
+    if (a->tenant != tenant) return a->tenant < tenant ? -1 : 1;
+    return (a->collection > collection) - (a->collection < collection);
+}
+
+static int nodedb_wal__by_collection(const void *left, const void *right) {
+    const nodedb_wal_tombstone *a = (const nodedb_wal_tombstone *)left, *b = (const nodedb_wal_tombstone *)right;
+    int order = nodedb_wal__compare_collections(a, b->tenant, b->collection);
+    return order != 0 ? order : (a->lsn > b->lsn) - (a->lsn < b->lsn);
+}
+
+static int nodedb_wal__by_lsn(const void *left, const void *right) {
+    const nodedb_wal_tombstone *a = (const nodedb_wal_tombstone *)left, *b = (const nodedb_wal_tombstone *)right;
+    return (a->lsn > b->lsn) - (a->lsn < b->lsn);
+}
+
+/* Sorts by collection and keeps the newest of each. Answers how many are left. */
+static size_t nodedb_wal__newest_tombstones(nodedb_wal_tombstone *at, size_t count) {
+    size_t i, n = 0;
+    if (count > 1) qsort(at, count, sizeof *at, nodedb_wal__by_collection);
+    for (i = 0; i < count; i++) {
+        if (n > 0 && nodedb_wal__compare_collections(&at[n - 1], at[i].tenant, at[i].collection) == 0) n--;
+        at[n++] = at[i];
+    }
+    return n;
+}
+
+static uint64_t nodedb_wal__collection_of(nodedb_wal_collection_fn collection_of, void *ctx,
+                                          const nodedb_wal_record *record) {
+    return collection_of != NULL ? collection_of(ctx, record) : record->database;
+}
+
+static void nodedb_wal__tombstones_path(char *path, const char *dir, const char *suffix) {
+    (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/tombstones%s", dir, suffix);
+}
+
+/* The entries behind the header, whose checksum is `crc`, and the checksum behind them. False: they are damaged. */
+static bool nodedb_wal__read_tombstones(const nodedb_io *io, int fd, uint32_t crc, nodedb_wal__tombstones *t,
+                                        int *error) {
+    unsigned char chunk[128 * NODEDB_WAL__TOMBSTONE_BYTES];
+    uint64_t offset = NODEDB_WAL__TOMBSTONES_HEADER_BYTES, before = 0;
+    size_t i, n;
+    while (t->count < t->in_file) {
+        n = t->in_file - t->count < 128 ? t->in_file - t->count : 128;
+        *error = nodedb__read_all(io, fd, chunk, n * NODEDB_WAL__TOMBSTONE_BYTES, offset);
+        if (*error != 0) return false;
+        crc = nodedb__crc32c(crc, chunk, n * NODEDB_WAL__TOMBSTONE_BYTES);
+        offset += n * NODEDB_WAL__TOMBSTONE_BYTES;
+        for (i = 0; i < n; i++) {
+            const unsigned char *p = chunk + i * NODEDB_WAL__TOMBSTONE_BYTES;
+            nodedb_wal_tombstone *to = &t->at[t->count++];
+            to->lsn = nodedb__get_u64(p);
+            to->collection = nodedb__get_u64(p + 8);
+            to->tenant = nodedb__get_u32(p + 16);
+            if (to->lsn <= before || to->lsn > t->covered_lsn) return false;
+            before = to->lsn;
+        }
+    }
+    *error = nodedb__read_all(io, fd, chunk, 4, offset);
+    return *error == 0 && nodedb__get_u32(chunk) == crc;
+}
+
+/* The file of tombstones, open as `fd`, of the log that `last` is a segment of. */
+static nodedb_status nodedb_wal__decode_tombstones(const nodedb_io *io, const nodedb_allocator *allocator, int fd,
+                                                   const char *path, const nodedb_wal__segment *last,
+                                                   nodedb_wal__tombstones *t, nodedb_error *err) {
+    unsigned char head[NODEDB_WAL__TOMBSTONES_HEADER_BYTES];
+    int64_t size = io->size(io->ctx, fd);
+    int error = size < 0 ? (int)size : nodedb__read_all(io, fd, head, sizeof head, 0);
+    bool good = error == 0 && memcmp(head, "WALT", 4) == 0 && nodedb__get_u16(head + 4) == NODEDB_WAL_FORMAT_VERSION;
+    if (good) {
+        t->covered_lsn = nodedb__get_u64(head + 16);
+        t->in_file = nodedb__get_u32(head + 24);
+        good = t->in_file <= NODEDB_WAL_MAX_TOMBSTONES &&
+               (uint64_t)size == sizeof head + 4 + (uint64_t)t->in_file * NODEDB_WAL__TOMBSTONE_BYTES;
+    }
+    if (good && t->in_file > 0) {
+        t->capacity = t->in_file;
+        t->at = (nodedb_wal_tombstone *)nodedb__alloc_zero(allocator, t->capacity * sizeof *t->at, 8);
+        if (t->at == NULL) {
+            t->capacity = 0;
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the %u tombstones of %s",
+                                (unsigned)t->in_file, path);
+        }
+    }
+    good = good && nodedb_wal__read_tombstones(io, fd, nodedb__crc32c(0, head, sizeof head), t, &error);
+    if (error != 0 && error != -ENODATA)
+        return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read %s", nodedb__path_end(path));
+    if (!good)
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+                            "%s is damaged or not of this version: without it dropped collections would come back",
+                            nodedb__path_end(path));
+    if (last == NULL || nodedb__get_u64(head + 8) != last->log_id)
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments beside it",
+                            nodedb__path_end(path));
+    return NODEDB_OK;
+}
+
+/* Loads the file of tombstones of the log whose last segment is `last` (NULL: it has none). */
+static nodedb_status nodedb_wal__load_tombstones(const nodedb_io *io, const nodedb_allocator *allocator,
+                                                 const char *dir, const nodedb_wal__segment *last,
+                                                 nodedb_wal__tombstones *t, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_status status;
+    int fd;
+    memset(t, 0, sizeof *t);
+    nodedb_wal__tombstones_path(path, dir, "");
+    fd = io->open(io->ctx, path, O_RDONLY, 0);
+    if (fd == -ENOENT && (last == NULL || last->tombstones == 0)) return NODEDB_OK;
+    if (fd == -ENOENT)
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+                            "%s is missing, and segment %020llu was begun with %u tombstones in it: without it dropped "
+                            "collections would come back",
+                            nodedb__path_end(path), (unsigned long long)last->first_lsn, (unsigned)last->tombstones);
+    if (fd < 0) return nodedb__fail(err, nodedb__io_status(-fd), -fd, "cannot open %s", nodedb__path_end(path));
+    status = nodedb_wal__decode_tombstones(io, allocator, fd, path, last, t, err);
+    (void)io->close(io->ctx, fd);
+    if (status != NODEDB_OK) nodedb_wal__tombstones_free(t, allocator);
+    return status;
 }
 
 /* ---- room: checking segments ahead, in threads ------------------------------------------------------------------- */
@@ -1496,7 +1907,66 @@ struct nodedb_wal_reader {
     uint64_t reread_lsn;  /* the record for which a followed segment was read again */
     nodedb_error failure; /* status OK while all is well */
     nodedb_wal_reader_stats stats;
+    uint16_t only;          /* hands out records of this type only; 0: all */
+    uint64_t dropped_below; /* no record from this LSN on is dead; 0: none is */
+    nodedb_wal__tombstones tombstones;
 };
+
+/* Is there a tombstone that this record lies below? */
+static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_record *record) {
+    size_t low = 0, high = r->tombstones.count;
+    uint64_t collection;
+    if (record->lsn >= r->dropped_below) return false;
+    switch (record->type & NODEDB_WAL_TYPE_MASK) {
+    case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_TRANSACTION: case NODEDB_WAL_TYPE_CHECKPOINT:
+    case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE: case NODEDB_WAL_TYPE_LSN_ANCHOR: return false; /* of no collection */
+    default: break;
+    }
+    collection = nodedb_wal__collection_of(r->config.collection_of, r->config.collection_ctx, record);
+    if (collection == NODEDB_WAL_NO_COLLECTION) return false;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = nodedb_wal__compare_collections(&r->tombstones.at[middle], record->tenant, collection);
+        if (order == 0) return record->lsn < r->tombstones.at[middle].lsn;
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return false;
+}
+
+/* A change stream hands out everything; for the others what the file says is dead is dead from the beginning. */
+static nodedb_status nodedb_wal__reader_tombstones(nodedb_wal_reader *r, nodedb_error *err) {
+    nodedb_wal__tombstones *t = &r->tombstones;
+    nodedb_status status;
+    if (r->config.follow != NULL || r->config.keep_dropped) return NODEDB_OK;
+    status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1], t, err);
+    if (status != NODEDB_OK) return status;
+    while (r->config.until_lsn != 0 && t->count > 0 && t->at[t->count - 1].lsn > r->config.until_lsn) t->count--;
+    if (t->count > 0) r->dropped_below = t->at[t->count - 1].lsn; /* the file is in the order of LSNs */
+    t->count = nodedb_wal__newest_tombstones(t->at, t->count);
+    return NODEDB_OK;
+}
+
+NODEDB_WAL_API bool nodedb_wal_transaction_next(nodedb_wal_transaction *tx, nodedb_wal_record *sub) {
+    const nodedb_wal_reader *r;
+    if (tx == NULL || sub == NULL) return false;
+    r = (const nodedb_wal_reader *)tx->record.source;
+    while (tx->next < tx->count) {
+        const unsigned char *payload = (const unsigned char *)tx->record.payload;
+        size_t took;
+        memset(sub, 0, sizeof *sub);
+        sub->lsn = tx->record.lsn;
+        sub->watermark = tx->record.watermark;
+        took = nodedb_wal__decode_part(payload + tx->at, tx->record.payload_bytes - tx->at, sub);
+        assert(took > 0); /* nodedb_wal_transaction_open has been over it */
+        tx->at += took;
+        tx->next++;
+        if (!nodedb_wal__known_type(sub->type)) tx->skipped++;
+        else if (r != NULL && nodedb_wal__is_dropped(r, sub)) tx->dropped++;
+        else return true;
+    }
+    return false;
+}
 
 static void nodedb_wal__reader_leave(nodedb_wal_reader *r) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
@@ -1735,17 +2205,6 @@ static nodedb_status nodedb_wal__reader_refresh(nodedb_wal_reader *r, nodedb_err
     return NODEDB_OK;
 }
 
-static bool nodedb_wal__known_type(uint16_t type) {
-    switch (type & NODEDB_WAL_TYPE_MASK) {
-    case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_PUT: case NODEDB_WAL_TYPE_DELETE: case NODEDB_WAL_TYPE_VECTOR_PUT:
-    case NODEDB_WAL_TYPE_VECTOR_DELETE: case NODEDB_WAL_TYPE_VECTOR_PARAMS: case NODEDB_WAL_TYPE_TRANSACTION:
-    case NODEDB_WAL_TYPE_CHECKPOINT:
-    case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE:
-    case NODEDB_WAL_TYPE_LSN_ANCHOR: return true;
-    default: return (type & NODEDB_WAL_TYPE_MASK) >= NODEDB_WAL_TYPE_USER;
-    }
-}
-
 /* The open segment, if it is encrypted: has the cipher its key? */
 static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
@@ -1809,7 +2268,8 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_
                                                size_t total, bool *deliver, nodedb_error *err) {
     bool encrypted = (record->type & NODEDB_WAL_ENCRYPTED) != 0;
     r->sealed = (flags & NODEDB_WAL__FLAG_SEAL) != 0;
-    *deliver = !r->sealed && record->lsn >= r->deliver_from;
+    *deliver = !r->sealed && record->lsn >= r->deliver_from &&
+               (r->only == 0 || (record->type & NODEDB_WAL_TYPE_MASK) == r->only);
     if (encrypted != (r->list.at[r->index].key_id != 0))
         return nodedb_wal__reader_altered(r, record->lsn, encrypted ? "its segment is not encrypted, and it is"
                                                                     : "its segment is encrypted, and it is not", err);
@@ -1834,6 +2294,10 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_
         if (err != NULL) err->lsn = record->lsn, err->offset = r->position;
         return NODEDB_ERR_KEY;
     }
+    if (*deliver && nodedb_wal__is_dropped(r, record)) {
+        *deliver = false;
+        r->stats.dropped++;
+    }
     r->position += total;
     r->expected++;
     if (*deliver) r->stats.records++, r->stats.payload_bytes += record->payload_bytes;
@@ -1848,6 +2312,7 @@ static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal
         uint32_t flags;
         size_t total;
         bool deliver;
+        if (r->config.until_lsn != 0 && r->expected > r->config.until_lsn) return NODEDB_ERR_AGAIN;
         if (r->config.follow != NULL) {
             if (r->expected > nodedb_wal_durable_lsn(r->config.follow)) return NODEDB_ERR_AGAIN;
             if (r->expected > r->buffer_lsn)
@@ -1865,6 +2330,7 @@ static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal
             if (status != NODEDB_OK) return status;
         }
         if (parsed == NODEDB_WAL__RECORD && record->lsn == r->expected) {
+            record->source = r;
             status = nodedb_wal__reader_accept(r, record, flags, total, &deliver, err);
             if (status != NODEDB_OK || deliver) return status;
         } else if (parsed == NODEDB_WAL__ZERO && r->position % segment->block_bytes != 0) {
@@ -1888,6 +2354,7 @@ NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *r) {
     if (r->list.at != NULL) nodedb_wal__reader_leave(r);
     nodedb_wal__ahead_stop(r->ahead, &allocator);
     nodedb_wal__list_free(&r->list);
+    nodedb_wal__tombstones_free(&r->tombstones, &allocator);
     nodedb__release(&allocator, r->buffer, r->buffer_capacity);
     nodedb__release(&allocator, r->plain, r->plain_capacity);
     nodedb__release(&allocator, r, sizeof *r);
@@ -1927,6 +2394,7 @@ static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config 
                            (unsigned long long)config->from_lsn, r->dir, (unsigned long long)r->list.at[0].first_lsn);
         goto fail;
     }
+    if (nodedb_wal__reader_tombstones(r, err) != NODEDB_OK) goto fail;
     while (i + 1 < r->list.count && r->list.at[i + 1].first_lsn <= config->from_lsn) i++;
     if (from_end > 0) i = r->list.count > from_end ? r->list.count - from_end : 0;
     if (config->threads > 1 && r->may_map && config->follow == NULL &&
@@ -2027,7 +2495,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
     if (stats != NULL) *stats = r->stats;
     if (status == NODEDB_ERR_AGAIN && !refused) {
         status = NODEDB_OK;
-        if (own.from_lsn > r->expected)
+        if (own.from_lsn > r->expected && (own.until_lsn == 0 || r->expected <= own.until_lsn))
             status =
                 nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0,
                              "the log in %s ends at record %llu, before record %llu from which it is to be replayed",
@@ -2082,10 +2550,41 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
     return status;
 }
 
+NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *config, uint64_t unix_ns, uint64_t *lsn,
+                                               nodedb_error *err) {
+    nodedb_wal_reader_config reading;
+    nodedb_wal_record record;
+    nodedb_wal_reader *r;
+    nodedb_error failure;
+    nodedb_status status;
+    bool found = false;
+    if (config == NULL || lsn == NULL)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_lsn_at needs a config and a place for the LSN");
+    memset(&failure, 0, sizeof failure);
+    reading = *config;
+    reading.keep_dropped = true; /* anchors are of no collection */
+    r = nodedb_wal__reader_new(&reading, 0, &failure);
+    status = failure.status;
+    if (r != NULL) {
+        r->only = NODEDB_WAL_TYPE_LSN_ANCHOR;
+        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK)
+            if (record.payload_bytes == 8 && nodedb__get_u64(record.payload) <= unix_ns)
+                *lsn = record.lsn, found = true;
+        nodedb_wal_reader_close(r);
+    }
+    if (status == NODEDB_ERR_AGAIN && found) return NODEDB_OK;
+    if (status == NODEDB_ERR_AGAIN)
+        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "no anchor in %s is as old as %llu ns since 1970",
+                            config->dir, (unsigned long long)unix_ns);
+    if (err != NULL) *err = failure;
+    return status;
+}
+
 NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
                                                nodedb_error *err) {
-    nodedb_wal_report own;
     nodedb_wal_reader_config reading;
+    nodedb_wal__tombstones tombstones;
+    nodedb_wal_report own;
     nodedb_wal_record record;
     nodedb_error failure;
     nodedb_status status;
@@ -2095,6 +2594,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
     memset(&reading, 0, sizeof reading);
     if (config != NULL) reading = *config;
     reading.keep_encrypted = reading.cipher.open == NULL;
+    reading.keep_dropped = true; /* the dead are looked at as well */
     r = nodedb_wal_reader_open(&reading, &failure);
     status = failure.status;
     if (r != NULL) {
@@ -2105,8 +2605,15 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
         own.last_lsn = r->expected - 1;
         own.torn_bytes = r->stats.torn_bytes;
         own.sealed = r->sealed;
+        if (status == NODEDB_ERR_AGAIN)
+            status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1],
+                                                 &tombstones, &failure);
+        if (status == NODEDB_OK) {
+            own.tombstones = tombstones.count;
+            own.tombstones_lsn = tombstones.covered_lsn;
+            nodedb_wal__tombstones_free(&tombstones, &r->config.allocator);
+        }
         nodedb_wal_reader_close(r);
-        if (status == NODEDB_ERR_AGAIN) status = NODEDB_OK;
     }
     if (report != NULL) *report = own;
     if (status != NODEDB_OK && err != NULL) *err = failure;
@@ -2239,6 +2746,7 @@ struct nodedb_wal {
 #endif
     nodedb_wal_stats stats;
     uint64_t latency[64 * 8]; /* counts by power of two and eighth of it, in ns */
+    nodedb_wal__tombstones tombstones;
 };
 
 static bool nodedb_wal__has_ring(const nodedb_wal *w) {
@@ -2519,6 +3027,173 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait) {
     nodedb_wal__retire_groups(w);
 }
 
+/* ---- room: the writer's tombstones. All of it with the lock ------------------------------------------------------ */
+
+static size_t nodedb_wal__durable_tombstones(const nodedb_wal *w) {
+    size_t n = w->tombstones.count;
+    while (n > 0 && w->tombstones.at[n - 1].lsn > w->durable_lsn) n--;
+    return n;
+}
+
+/* Of the durable ones the newest of each collection stays. One that is not durable yet replaces none: a crash may lose
+ * it. Answers how many durable ones there are then. */
+static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
+    nodedb_wal__tombstones *t = &w->tombstones;
+    size_t durable = nodedb_wal__durable_tombstones(w);
+    size_t kept = nodedb_wal__newest_tombstones(t->at, durable);
+    if (kept > 1) qsort(t->at, kept, sizeof *t->at, nodedb_wal__by_lsn);
+    if (durable > kept) memmove(t->at + kept, t->at + durable, (t->count - durable) * sizeof *t->at);
+    t->count -= durable - kept;
+    return kept;
+}
+
+/* A place for one more, before it has an LSN. */
+static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
+                                                   nodedb_wal_tombstone *stone, nodedb_error *err) {
+    nodedb_wal__tombstones *t = &w->tombstones;
+    memset(stone, 0, sizeof *stone);
+    stone->tenant = record->tenant;
+    stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
+    if (stone->collection == NODEDB_WAL_NO_COLLECTION)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a tombstone needs a collection, and %llu is none",
+                            (unsigned long long)NODEDB_WAL_NO_COLLECTION);
+    if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES) (void)nodedb_wal__tombstones_compact(w);
+    if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+                            "the log in %s has %d tombstones: nodedb_wal_forget_tombstones those that no segment needs",
+                            nodedb__path_end(w->dir), NODEDB_WAL_MAX_TOMBSTONES);
+    if (t->count + t->reserved >= t->capacity) {
+        size_t capacity = t->capacity < 32 ? 64 : t->capacity * 2;
+        nodedb_wal_tombstone *grown =
+            (nodedb_wal_tombstone *)nodedb__alloc_zero(&w->config.allocator, capacity * sizeof *grown, 8);
+        if (grown == NULL)
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tombstones of %s",
+                                nodedb__path_end(w->dir));
+        if (t->count > 0) memcpy(grown, t->at, t->count * sizeof *grown);
+        nodedb__release(&w->config.allocator, t->at, t->capacity * sizeof *grown);
+        t->at = grown;
+        t->capacity = capacity;
+    }
+    t->reserved++;
+    return NODEDB_OK;
+}
+
+/* The end of a reservation; lsn 0: the record was not appended. */
+static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn) {
+    nodedb_wal__tombstones *t = &w->tombstones;
+    assert(t->reserved > 0 && t->count < t->capacity);
+    t->reserved--;
+    if (lsn == 0) return;
+    assert(t->count == 0 || t->at[t->count - 1].lsn < lsn);
+    t->at[t->count] = *stone;
+    t->at[t->count++].lsn = lsn;
+}
+
+/* Header, entries, checksum, through the preamble's block as nothing else needs it now. 0 or -errno. */
+static int nodedb_wal__encode_tombstones(nodedb_wal *w, int fd, const nodedb_wal_tombstone *at, size_t count) {
+    unsigned char *block = w->preamble;
+    size_t used = NODEDB_WAL__TOMBSTONES_HEADER_BYTES, i;
+    uint64_t offset = 0;
+    uint32_t crc = 0;
+    int error = 0;
+    memset(block, 0, used);
+    memcpy(block, "WALT", 4);
+    nodedb__put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
+    nodedb__put_u64(block + 8, w->log_id);
+    nodedb__put_u64(block + 16, w->durable_lsn);
+    nodedb__put_u32(block + 24, (uint32_t)count);
+    for (i = 0; i <= count && error == 0; i++) {
+        if (i == count || used + NODEDB_WAL__TOMBSTONE_BYTES > w->block_bytes) {
+            crc = nodedb__crc32c(crc, block, used);
+            error = nodedb__write_all(&w->io, fd, block, used, offset);
+            offset += used;
+            used = 0;
+        }
+        if (i == count) break;
+        nodedb__put_u64(block + used, at[i].lsn);
+        nodedb__put_u64(block + used + 8, at[i].collection);
+        nodedb__put_u32(block + used + 16, at[i].tenant);
+        nodedb__put_u32(block + used + 20, 0);
+        used += NODEDB_WAL__TOMBSTONE_BYTES;
+    }
+    nodedb__put_u32(block, crc);
+    return error != 0 ? error : nodedb__write_all(&w->io, fd, block, 4, offset);
+}
+
+/* Puts a new file in the place of the old one. 0 or -errno; *harmless: the disk is well, and the old file stands. */
+static int nodedb_wal__replace_tombstones(nodedb_wal *w, const nodedb_wal_tombstone *at, size_t count,
+                                          bool *harmless) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int error, fd;
+    *harmless = true;
+    nodedb_wal__tombstones_path(from, w->dir, ".tmp");
+    nodedb_wal__tombstones_path(to, w->dir, "");
+    fd = w->io.open(w->io.ctx, from, O_RDWR | O_CREAT | O_TRUNC, 0644);
+    if (fd < 0) return fd;
+    error = nodedb_wal__encode_tombstones(w, fd, at, count);
+    if (error == 0) error = w->io.sync(w->io.ctx, fd);
+    (void)w->io.close(w->io.ctx, fd);
+    if (error == 0) error = w->io.rename(w->io.ctx, from, to);
+    *harmless = nodedb__io_status(-error) == NODEDB_ERR_DISK_FULL;
+    if (error == 0) return w->io.sync(w->io.ctx, w->dir_fd);
+    (void)w->io.unlink(w->io.ctx, from);
+    return error;
+}
+
+/* Writes the durable tombstones from from_lsn on into the file. Where the disk is full, spare segments give way: a
+ * truncation, which waits for this, would else never get room. */
+static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_lsn, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_wal__tombstones *t = &w->tombstones;
+    size_t durable = nodedb_wal__tombstones_compact(w), first = 0;
+    bool harmless;
+    int error;
+    while (first < durable && t->at[first].lsn < from_lsn) first++;
+    for (;;) {
+        error = nodedb_wal__replace_tombstones(w, t->at + first, durable - first, &harmless);
+        if (!harmless || nodedb__io_status(-error) != NODEDB_ERR_DISK_FULL || w->pool_count == 0) break;
+        nodedb_wal__spare_path(path, w->dir, w->pool[--w->pool_count]);
+        (void)w->io.unlink(w->io.ctx, path);
+    }
+    if (error != 0 && harmless)
+        return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot save the tombstones of %s",
+                            nodedb__path_end(w->dir));
+    if (error != 0) return nodedb_wal__break(w, -error, "saving the tombstones failed", 0, err);
+    t->covered_lsn = w->durable_lsn;
+    t->in_file = (uint32_t)(durable - first);
+    return NODEDB_OK;
+}
+
+/* Brings the file up to date, if a durable tombstone is not in it. Before a segment is begun, so that what the file
+ * misses stands in the last two, which recovery reads; before one is removed; and at the end. */
+static nodedb_status nodedb_wal__save_tombstones(nodedb_wal *w, nodedb_error *err) {
+    size_t durable = nodedb_wal__durable_tombstones(w);
+    if (durable == 0 || w->tombstones.at[durable - 1].lsn <= w->tombstones.covered_lsn) return NODEDB_OK;
+    return nodedb_wal__write_tombstones(w, 0, err);
+}
+
+/* Recovery: the file. nodedb_wal__find_end adds what it misses. */
+static nodedb_status nodedb_wal__recover_tombstones(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    const nodedb_wal__segment *last = list->count > 0 ? &list->at[list->count - 1] : NULL;
+    if (list->saw_tmp) {
+        char path[NODEDB_WAL__PATH_BYTES];
+        nodedb_wal__tombstones_path(path, w->dir, ".tmp");
+        (void)w->io.unlink(w->io.ctx, path);
+    }
+    return nodedb_wal__load_tombstones(&w->io, &w->config.allocator, w->dir, last, &w->tombstones, err);
+}
+
+/* Recovery: a tombstone in one of the last two segments. It was read from the disk, so all up to it is durable. */
+static nodedb_status nodedb_wal__recover_tombstone(nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
+    nodedb_wal_tombstone stone;
+    nodedb_status status;
+    if (record->lsn <= w->tombstones.covered_lsn) return NODEDB_OK; /* in the file, or forgotten */
+    nodedb__store_release(&w->durable_lsn, record->lsn);
+    status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
+    if (status == NODEDB_OK) nodedb_wal__tombstone_add(w, &stone, record->lsn);
+    return status;
+}
+
 /* ---- room: segments: prepare, begin, recycle --------------------------------------------------------------------- */
 
 static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err) {
@@ -2723,6 +3398,8 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
         return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
                             "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
                             NODEDB_WAL_MAX_SEGMENTS);
+    status = nodedb_wal__save_tombstones(w, err);
+    if (status != NODEDB_OK) return status;
     memset(&segment, 0, sizeof segment);
     status = nodedb_wal__choose_key(w, &segment.key_id, err);
     if (status != NODEDB_OK) return status;
@@ -2732,6 +3409,7 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     segment.bytes = w->spare.bytes;
     segment.block_bytes = w->block_bytes;
     segment.watermark = w->durable_lsn;
+    segment.tombstones = w->tombstones.in_file;
     nodedb_wal__encode_preamble(w->preamble, &segment);
     segment.seed = nodedb__crc32c(0, w->preamble + 8, 24);
     if (segment.key_id != 0) status = nodedb_wal__seal_preamble(&w->config.cipher, &segment, w->preamble, err);
@@ -2851,8 +3529,10 @@ static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_e
     return NODEDB_OK;
 }
 
-static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags,
-                                               uint64_t *lsn, nodedb_error *err) {
+/* With count > 0 a transaction, whose parts become the payload of `record`. */
+static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_record *record,
+                                              const nodedb_wal_record *parts, size_t count, uint32_t flags,
+                                              uint64_t *lsn, nodedb_error *err) {
     size_t total;
     nodedb_wal__group *g;
     nodedb_status status;
@@ -2864,7 +3544,7 @@ static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_r
     g = &w->group[w->head % w->config.groups];
     if (g->records == 0) g->offset = w->write_offset;
     nodedb_wal__encode_record((g->large != NULL ? g->large : g->buffer) + g->used, &w->files[w->current].segment,
-                              record, w->next_lsn, w->durable_lsn, flags);
+                              record, parts, count, w->next_lsn, w->durable_lsn, flags);
     if (w->config.cipher.seal != NULL) {
         status = nodedb_wal__seal_record(&w->config.cipher, &w->files[w->current].segment, w->header,
                                          (g->large != NULL ? g->large : g->buffer) + g->used, err);
@@ -2884,6 +3564,40 @@ static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_r
     return NODEDB_OK;
 }
 
+static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags,
+                                               uint64_t *lsn, nodedb_error *err) {
+    nodedb_wal_tombstone stone;
+    uint64_t given = 0;
+    nodedb_status status;
+    if (!nodedb_wal__is_tombstone(record->type)) return nodedb_wal__append_parts(w, record, NULL, 0, flags, lsn, err);
+    status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
+    if (status != NODEDB_OK) return status;
+    status = nodedb_wal__append_parts(w, record, NULL, 0, flags, &given, err);
+    nodedb_wal__tombstone_add(w, &stone, given);
+    if (status == NODEDB_OK && lsn != NULL) *lsn = given;
+    return status;
+}
+
+/* What the well-known types demand of a payload. */
+static nodedb_status nodedb_wal__check_meaning(const nodedb_wal_record *record, nodedb_error *err) {
+    size_t at;
+    switch (record->type & NODEDB_WAL_TYPE_MASK) {
+    case NODEDB_WAL_TYPE_TRANSACTION:
+        if (!nodedb_wal__check_parts(record, &at, NULL))
+            return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+                                "byte %zu of a transaction's payload is not as it must be: use "
+                                "nodedb_wal_append_transaction",
+                                at);
+        return NODEDB_OK;
+    case NODEDB_WAL_TYPE_LSN_ANCHOR:
+        if (record->payload_bytes != 8)
+            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "an anchor's payload has 8 bytes, not %u",
+                                (unsigned)record->payload_bytes);
+        return NODEDB_OK;
+    default: return NODEDB_OK;
+    }
+}
+
 static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
     uint32_t most = NODEDB_WAL_MAX_PAYLOAD_BYTES;
     if (w != NULL && w->config.cipher.seal != NULL) most -= NODEDB_WAL_TAG_BYTES;
@@ -2894,7 +3608,7 @@ static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_
     if (record->payload_bytes > most)
         return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
                             (unsigned)record->payload_bytes, (unsigned)most);
-    return NODEDB_OK;
+    return nodedb_wal__check_meaning(record, err);
 }
 
 /* With the lock: reaps, or waits until another thread has freed something. */
@@ -3125,6 +3839,88 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
     return status;
 }
 
+NODEDB_WAL_API nodedb_status nodedb_wal_append_transaction(nodedb_wal *w, const nodedb_wal_record *records,
+                                                           size_t count, uint64_t *lsn, nodedb_error *err) {
+    nodedb_wal_record outer;
+    nodedb_status status = nodedb_wal__outer_record(w != NULL ? records : NULL, count, &outer, err);
+    if (status != NODEDB_OK) return status;
+    (void)pthread_mutex_lock(&w->lock);
+    status = nodedb_wal__append_parts(w, &outer, records, count, 0, lsn, err);
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_commit_transaction(nodedb_wal *w, const nodedb_wal_record *records,
+                                                           size_t count, uint64_t *lsn, nodedb_error *err) {
+    nodedb_status status;
+    uint64_t own = 0;
+    while ((status = nodedb_wal_append_transaction(w, records, count, &own, err)) == NODEDB_ERR_AGAIN)
+        (void)nodedb_wal_wait(w, nodedb_wal_durable_lsn(w) + 1, NULL); /* INVALID if all is durable by now */
+    if (status == NODEDB_OK) status = nodedb_wal_wait(w, own, err);
+    if (lsn != NULL && status == NODEDB_OK) *lsn = own;
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_append_tombstone(nodedb_wal *w, uint32_t tenant, uint64_t database,
+                                                         uint64_t *lsn, nodedb_error *err) {
+    nodedb_wal_record record;
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE;
+    record.tenant = tenant;
+    record.database = database;
+    return nodedb_wal_append(w, &record, lsn, err);
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_forget_tombstones(nodedb_wal *w, uint64_t before_lsn, size_t *forgotten,
+                                                          nodedb_error *err) {
+    nodedb_wal__tombstones *t;
+    nodedb_status status = NODEDB_OK;
+    size_t durable, n = 0;
+    if (forgotten != NULL) *forgotten = 0;
+    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_forget_tombstones needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    t = &w->tombstones;
+    durable = nodedb_wal__tombstones_compact(w);
+    while (n < durable && t->at[n].lsn < before_lsn) n++;
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    else if (n > 0) status = nodedb_wal__write_tombstones(w, before_lsn, err);
+    if (status == NODEDB_OK && n > 0) {
+        t->count -= n;
+        memmove(t->at, t->at + n, t->count * sizeof *t->at);
+        if (forgotten != NULL) *forgotten = n;
+    }
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API size_t nodedb_wal_list_tombstones(nodedb_wal *w, nodedb_wal_tombstone *out, size_t most) {
+    size_t durable;
+    if (w == NULL) return 0;
+    (void)pthread_mutex_lock(&w->lock);
+    durable = nodedb_wal__tombstones_compact(w);
+    if (most > durable) most = durable;
+    if (out != NULL && most > 0) memcpy(out, w->tombstones.at, most * sizeof *out);
+    nodedb_wal__unlock(w);
+    return durable;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_append_anchor(nodedb_wal *w, uint64_t unix_ns, uint64_t *lsn,
+                                                      nodedb_error *err) {
+    unsigned char payload[8];
+    nodedb_wal_record record;
+    if (unix_ns == 0) {
+        struct timespec now;
+        (void)clock_gettime(CLOCK_REALTIME, &now);
+        unix_ns = (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+    }
+    nodedb__put_u64(payload, unix_ns);
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_LSN_ANCHOR;
+    record.payload = payload;
+    record.payload_bytes = sizeof payload;
+    return nodedb_wal_append(w, &record, lsn, err);
+}
+
 NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *w) { return nodedb__load_acquire(&w->durable_lsn); }
 
 NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *w) {
@@ -3172,6 +3968,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
         /* the segment before the current one may still be written; and one must stay, to know the LSN by */
         if (next > lsn || next > w->durable_lsn + 1) break;
         if (w->sealed_count == 1 && (w->files[1 - w->current].in_flight > 0 || w->files[w->current].fd < 0)) break;
+        status = nodedb_wal__save_tombstones(w, err);
+        if (status != NODEDB_OK) break;
         if (w->files[1 - w->current].fd >= 0 && w->files[1 - w->current].segment.first_lsn == w->sealed[0].first_lsn) {
             nodedb_wal__register_file(w, 1 - w->current, -1);
             (void)w->io.close(w->io.ctx, w->files[1 - w->current].fd);
@@ -3236,6 +4034,7 @@ static void nodedb_wal__free(nodedb_wal *w) {
         nodedb__release(&allocator, w->group[i].large, w->group[i].large_bytes);
     nodedb__release(&allocator, w->group_region, w->group_region_bytes);
     nodedb__release(&allocator, w->sealed, w->sealed_capacity * sizeof *w->sealed);
+    nodedb_wal__tombstones_free(&w->tombstones, &allocator);
     nodedb__release(&allocator, w->zeros, NODEDB_WAL__FILL_BYTES);
     nodedb__release(&allocator, w->preamble, w->block_bytes);
     (void)pthread_cond_destroy(&w->space);
@@ -3442,7 +4241,7 @@ static void nodedb_wal__new_log(nodedb_wal *w) {
     nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
 }
 
-/* Finds the last LSN in the last two segments. */
+/* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
 static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     nodedb_wal_reader_config reading;
     nodedb_wal_reader *r;
@@ -3455,11 +4254,21 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
     reading.access = NODEDB_WAL_ACCESS_BUFFERED;
     reading.io = w->config.io;
     reading.allocator = w->config.allocator;
+    reading.keep_dropped = true;
+    reading.cipher = w->config.cipher;
+    reading.keep_encrypted = w->config.collection_of == NULL; /* only that may want to see a tombstone's payload */
     r = nodedb_wal__reader_new(&reading, 2, &failure);
     status = failure.status;
     if (r != NULL) {
-        r->deliver_from = UINT64_MAX; /* types do not matter here */
-        status = nodedb_wal_reader_next(r, &record, &failure);
+        r->only = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE; /* the other types do not matter here */
+        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK &&
+               (status = nodedb_wal__recover_tombstone(w, &record, &failure)) == NODEDB_OK) {}
+        if (status == NODEDB_ERR_AGAIN && r->expected <= w->tombstones.covered_lsn)
+            status = nodedb__fail(&failure, NODEDB_ERR_CORRUPT, 0,
+                                  "the log in %s ends at record %llu, and its file of tombstones was written when %llu "
+                                  "was durable: records are missing",
+                                  nodedb__path_end(w->dir), (unsigned long long)(r->expected - 1),
+                                  (unsigned long long)w->tombstones.covered_lsn);
         if (status == NODEDB_ERR_AGAIN) {
             w->log_id = list->at[0].log_id;
             w->next_lsn = r->expected;
@@ -3513,6 +4322,7 @@ static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
     w->dead_count = list.dead_count;
     status = nodedb_wal__check_keys(w, &list, err);
     if (status == NODEDB_OK) status = nodedb_wal__settle(w, &list, err);
+    if (status == NODEDB_OK) status = nodedb_wal__recover_tombstones(w, &list, err);
     if (status == NODEDB_OK) {
         nodedb_wal__adopt_spares(w, &list);
         if (list.count > 0) status = nodedb_wal__find_end(w, &list, err);
@@ -3667,6 +4477,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
         } else if (status == NODEDB_ERR_DISK_FULL)
             status = NODEDB_OK; /* all records are durable; the seal is a convenience */
     }
+    if (status == NODEDB_OK && nodedb_wal__save_tombstones(w, NULL) != NODEDB_OK && w->failed)
+        status = nodedb_wal__failed(w, err); /* while the log is well: recovery finds them in the last two segments */
     while (w->spare.busy && !w->failed) nodedb_wal__reap(w, true);
     (void)pthread_mutex_unlock(&w->lock);
     nodedb_wal__free(w);
