@@ -676,6 +676,7 @@ TEST(whatever_a_power_cut_leaves_recovery_returns_a_prefix_with_everything_ackno
             disk->fail_at = test_random(&state) % 160 + 1; /* the power goes at this call, in the middle of it */
             disk->fail_error = EIO;
             disk->fail_on = true;
+            simring_wanted = test_random(&state) % 2 == 0;
             acknowledged = live_a_while(disk, &config, acknowledged, &state, &refused);
             if (test_random(&state) % 2 == 0) sim_power_cut(disk);
             else disk->fail_at = 0; /* only the process died: nothing is lost, and nothing more is durable */
@@ -710,7 +711,8 @@ TEST(every_io_call_fails_in_turn_and_nothing_acknowledged_is_lost) {
     static const int errors[] = {EIO, ENOSPC, EINTR, 0};
     int kind;
     uint64_t call;
-    for (kind = 0; kind < 4; kind++) {
+    for (kind = 0; kind < 8; kind++) {
+        simring_wanted = kind >= 4;
         for (call = 1; call < 200; call++) {
             sim_disk *disk = sim_new(test_seed);
             nodedb_wal_config config = sim_config(disk);
@@ -722,7 +724,7 @@ TEST(every_io_call_fails_in_turn_and_nothing_acknowledged_is_lost) {
             nodedb_wal_reader_config reading;
             nodedb_wal *wal;
             (void)c;
-            disk->fail_at = call, disk->fail_error = errors[kind];
+            disk->fail_at = call, disk->fail_error = errors[kind % 4];
             acknowledged = live_a_while(disk, &config, 0, &state, &refused);
             acknowledged = live_a_while(disk, &config, acknowledged, &state, &refused);
             CHECK(!refused);
@@ -740,6 +742,60 @@ TEST(every_io_call_fails_in_turn_and_nothing_acknowledged_is_lost) {
             sim_free(disk);
         }
     }
+}
+
+/* One log, on a real disk: one operation of its backend fails so; everything acknowledged is there afterwards. */
+static void one_operation_fails(uint64_t operation, int fault, bool *fatal) {
+    char name[64];
+    nodedb_wal_config config;
+    nodedb_error err;
+    nodedb_wal *wal;
+    unsigned char buffer[3000];
+    uint64_t n, acknowledged, after;
+    snprintf(name, sizeof name, "faults%d-%d", -fault, (int)operation);
+    config = config_here(name);
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    simring_install_fault(wal, operation, fault);
+    for (n = 1; n <= 60; n++) {
+        nodedb_wal_record record = record_of(nodedb_wal_last_lsn(wal) + 1, buffer, 3000);
+        if (n % 5 == 0) (void)nodedb_wal_commit(wal, &record, 1, NULL, &err);
+        else (void)nodedb_wal_append(wal, &record, NULL, &err);
+        if (n % 3 == 0) (void)nodedb_wal_submit(wal, &err);
+        if (n % 4 == 0) (void)nodedb_wal_poll(wal, NULL, &err);
+    }
+    acknowledged = nodedb_wal_durable_lsn(wal);
+    *fatal = wal->failed;
+    if (*fatal) {
+        nodedb_wal_record record = record_of(1, buffer, 100);
+        CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_ERR_IO);
+        CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_ERR_IO);
+        CHECK_EQ(nodedb_wal_wait(wal, nodedb_wal_last_lsn(wal), &err), NODEDB_ERR_IO);
+        CHECK_EQ(nodedb_wal_poll(wal, &after, &err), NODEDB_ERR_IO);
+        CHECK_EQ(after, acknowledged);
+        CHECK_HAS(err.message, "must be reopened");
+    }
+    after = nodedb_wal_last_lsn(wal);
+    if (nodedb_wal_close(wal, &err) == NODEDB_OK) CHECK(!*fatal), acknowledged = after;
+    else *fatal = err.status == NODEDB_ERR_IO; /* it may fail as late as then */
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK(nodedb_wal_last_lsn(wal) >= acknowledged);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK(acknowledged == 0 || replay_all(0, 3000, NODEDB_OK).next > acknowledged);
+}
+
+TEST(every_operation_of_the_backend_fails_in_turn_and_nothing_acknowledged_is_lost) {
+    static const int faults[] = {-EIO, -ENOSPC, 0, -EINTR, -EAGAIN, -ECANCELED};
+    uint64_t operation;
+    int kind;
+    for (kind = 0; kind < 6; kind++)
+        for (operation = 1; operation < 34; operation += test_long ? 1 : 3) {
+            int fault = faults[kind];
+            bool fatal = false;
+            one_operation_fails(operation, fault, &fatal);
+            if (fault == 0 || fault == -EINTR) CHECK(!fatal); /* the rest is written, or all again */
+        }
 }
 
 TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_cache_does_not_grow) {
