@@ -110,7 +110,7 @@
            24     4  tenant
            28     4  vshard
            32     4  payload bytes as they are stored, at most 64 MiB
-           36     4  flags; bit 0: seal (written by nodedb_wal_close)
+           36     4  flags; bit 0: seal, the segment's last record (nodedb_wal_close, nodedb_wal_rollover)
            40     8  database
            48     8  epoch of the segment
            56     4  0
@@ -132,7 +132,19 @@
    A cipher in the config (nodedb_wal_cipher: three functions, of a crypto library's AES-256-GCM for instance, and the
    keys) seals each record as it is appended, and a reader with the same keys opens it. Each segment names its key, so a
    new key counts from the next segment on (nodedb_wal_rollover begins it); the old one is needed until what it sealed
-   is truncated. A log that began in clear goes on encrypted; a log that is encrypted stays so.
+   is truncated. A log that began in clear goes on encrypted; a log that is encrypted stays so. With OpenSSL, one of the
+   three functions, where key_of is the caller's:
+       nodedb_status seal(void *ctx, const nodedb_wal_sealing *s, unsigned char *text, size_t bytes,
+                          unsigned char *tag) {
+           EVP_CIPHER_CTX *c = EVP_CIPHER_CTX_new();
+           int n;
+           bool good = EVP_EncryptInit_ex(c, EVP_aes_256_gcm(), NULL, key_of(ctx, s->key_id, s->log_id), s->nonce) &&
+                       EVP_EncryptUpdate(c, NULL, &n, s->header, (int)s->header_bytes) &&
+                       EVP_EncryptUpdate(c, text, &n, text, (int)bytes) && EVP_EncryptFinal_ex(c, tag, &n) &&
+                       EVP_CIPHER_CTX_ctrl(c, EVP_CTRL_AEAD_GET_TAG, NODEDB_WAL_TAG_BYTES, tag);
+           EVP_CIPHER_CTX_free(c);
+           return good ? NODEDB_OK : NODEDB_ERR_KEY;
+       }
    Kept secret      payloads. In clear: types, sizes, LSNs, tenants, vshards, databases, key ids, the number of records,
                     and what was written before the log was encrypted, also in recycled segments.
    Noticed          a wrong or unknown key, when a segment is opened (NODEDB_ERR_KEY). Any change to a record or a
