@@ -108,16 +108,26 @@ program_of() {
     esac
 }
 
+# The engines that bench_wal measures beside ours, where they are installed; no other program links them.
+find_peers() {
+    PEERS="" PEER_LIBS=""
+    for peer in rocksdb/c.h:rocksdb:ROCKSDB sqlite3.h:sqlite3:SQLITE lmdb.h:lmdb:LMDB; do
+        [ -f "/usr/include/${peer%%:*}" ] || continue
+        library=${peer#*:}
+        PEERS="$PEERS -DBENCH_${peer##*:}" PEER_LIBS="$PEER_LIBS -l${library%:*}"
+    done
+}
+
 compile_program() {
     own=""
     # stb_ds hashes with shifts into the sign bit; its code is compiled within the database
     case $1:$OPT in examples/nodedb/nodedb.c:*undefined*) own=-fno-sanitize=shift-base ;; esac
-    if [ "$1" = tests/test_wal_cipher.c ] && [ -f "$OPENSSL" ] && [ -z "${RUNNER:-}" ]; then # a RUNNER: another machine
-        own=-DHAVE_OPENSSL
-        (LIBS="-lcrypto $LIBS"; compile "$OUT/$(program_of "$1")" "$1" $own)
-    else
-        compile "$OUT/$(program_of "$1")" "$1" $own
-    fi
+    case $1 in # in_pairs runs us in a shell of our own, so LIBS is ours too
+    tests/bench/bench_wal.c) find_peers; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;;
+    tests/test_wal_cipher.c) # a RUNNER: for another machine, for which there is no OpenSSL
+        if [ -f "$OPENSSL" ] && [ -z "${RUNNER:-}" ]; then own=-DHAVE_OPENSSL LIBS="-lcrypto $LIBS"; fi ;;
+    esac
+    compile "$OUT/$(program_of "$1")" "$1" $own
 }
 
 build() { # build [GLOB...]: the programs of these sources, all by default

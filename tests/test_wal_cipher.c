@@ -728,6 +728,86 @@ TEST(a_record_that_cannot_be_sealed_is_not_appended_and_the_log_goes_on) {
     CHECK_EQ(replay_with(&k, 3000, NODEDB_OK, &err), 200);
 }
 
+TEST(transactions_tombstones_and_anchors_are_encrypted_and_mean_the_same) {
+    keys k = keys_from(17);
+    nodedb_wal_config config = encrypted_config("meaning", &k);
+    nodedb_wal_reader_config reading;
+    nodedb_wal_transaction tx;
+    nodedb_wal_record records[2], got;
+    nodedb_wal_report report;
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    nodedb_wal_reader *r;
+    uint64_t lsn = 0, at = 0;
+    int n = 0, life;
+    REQUIRE(wal != NULL);
+    memset(records, 0, sizeof records);
+    records[0].type = NODEDB_WAL_TYPE_PUT, records[0].database = 3, records[0].payload = "crown";
+    records[0].payload_bytes = 5;
+    records[1] = records[0], records[1].database = 4, records[1].payload = "jewels", records[1].payload_bytes = 6;
+    CHECK_EQ(nodedb_wal_commit(wal, &records[0], 1, NULL, &err), NODEDB_OK);       /* 1, to be dropped */
+    CHECK_EQ(nodedb_wal_append_anchor(wal, 1000, &at, &err), NODEDB_OK);           /* 2 */
+    CHECK_EQ(nodedb_wal_append_tombstone(wal, 0, 3, NULL, &err), NODEDB_OK);       /* 3 */
+    CHECK_EQ(nodedb_wal_commit_transaction(wal, records, 2, &lsn, &err), NODEDB_OK); /* 4 */
+    CHECK_EQ(lsn, 4);
+    for (life = 0; life < 2; life++) {
+        nodedb_wal_tombstone stone;
+        CHECK_EQ(nodedb_wal_list_tombstones(wal, &stone, 1), 1);
+        CHECK(stone.lsn == 3 && stone.collection == 3);
+        CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+        wal = nodedb_wal_open(&config, &err); /* recovery finds the tombstone with the key */
+        REQUIRE(wal != NULL);
+    }
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    reading = reading_with(&k);
+    CHECK_EQ(nodedb_wal_lsn_at(&reading, 2000, &lsn, &err), NODEDB_OK);
+    CHECK_EQ(lsn, at);
+    r = nodedb_wal_reader_open(&reading, &err);
+    REQUIRE(r != NULL);
+    while (nodedb_wal_reader_next(r, &got, &err) == NODEDB_OK) {
+        if (got.type != NODEDB_WAL_TYPE_TRANSACTION) continue;
+        CHECK_EQ(nodedb_wal_transaction_open(&got, &tx, &err), NODEDB_OK);
+        while (nodedb_wal_transaction_next(&tx, &got)) {
+            CHECK(got.payload_bytes == records[n].payload_bytes && got.database == records[n].database);
+            CHECK(memcmp(got.payload, records[n].payload, got.payload_bytes) == 0);
+            n++;
+        }
+    }
+    CHECK_EQ(err.status, NODEDB_ERR_AGAIN);
+    CHECK_EQ(n, 2);
+    nodedb_wal_reader_close(r);
+    CHECK(!in_the_files("crown") && !in_the_files("jewels"));
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);
+    reading = reading_with(NULL);
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);
+    CHECK_EQ(report.records, 4);
+}
+
+TEST(a_transaction_too_large_for_its_tag_is_refused) {
+    keys k = keys_from(18);
+    nodedb_wal_config config = encrypted_config("size", &k);
+    nodedb_wal_record records[1];
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    unsigned char *payload = (unsigned char *)calloc(1, NODEDB_WAL_MAX_PAYLOAD_BYTES);
+    nodedb_wal_record outer;
+    uint32_t bytes, refused = 0;
+    REQUIRE(wal != NULL && payload != NULL);
+    memset(records, 0, sizeof records);
+    records[0].type = NODEDB_WAL_TYPE_PUT, records[0].payload = payload;
+    for (bytes = NODEDB_WAL_MAX_PAYLOAD_BYTES - 128; bytes < NODEDB_WAL_MAX_PAYLOAD_BYTES; bytes += 8) {
+        records[0].payload_bytes = bytes; /* with its head it fits a record, and the tag does not */
+        if (nodedb_wal__outer_record(records, 1, &outer, &err) != NODEDB_OK) break;
+        if (outer.payload_bytes <= NODEDB_WAL_MAX_PAYLOAD_BYTES - NODEDB_WAL_TAG_BYTES) continue;
+        CHECK_EQ(nodedb_wal_append_transaction(wal, records, 1, NULL, &err), NODEDB_ERR_LIMIT);
+        CHECK_EQ(nodedb_wal_last_lsn(wal), 0);
+        refused++;
+    }
+    CHECK(refused > 0);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    free(payload);
+}
+
 /* ---- damage, by nature and by hand ------------------------------------------------------------------------------- */
 
 static nodedb_wal_config encrypted_sim(sim_disk *disk, keys *k) {
