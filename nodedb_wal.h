@@ -44,7 +44,11 @@
               is dropped. But where a record is unreadable and a later record's watermark is not below it, it had been
               acknowledged: that is corruption, and every call that meets it says NODEDB_ERR_CORRUPT with file, offset
               and LSN range, and goes no further. A log that is closed in order ends with a seal, a noop whose
-              watermark covers all before it.
+              watermark covers all before it. Without one no later record may vouch for the last groups. There the
+              sectors tell, which a disk writes whole or not at all: each group says how many of its sectors are zero,
+              so where the file was zero before, a group with more of them is torn, and one with as many is damaged. In
+              a recycled file a bit that changed is told from a torn group; larger damage to the last groups of a log
+              that was not closed is not.
    Segment    A file of 64 MiB (default), named by its first LSN, written through before it is used, so that a commit
               changes no file-system metadata. The next one is prepared while the current one fills. Truncated segments
               are recycled. Every use of a segment has a new epoch, and the checksum of a record begins with log id,
@@ -111,7 +115,7 @@
        offset bytes
             0     4  magic "WALP"
             4     2  format version, 1
-            6     2  0
+            6     2  bit 0: the file was used before, and what is not written yet is not zero
             8     8  log id, random, the same in all segments
            16     8  epoch, a new one for each use of a segment
            24     8  first LSN
@@ -132,14 +136,17 @@
            24     4  tenant
            28     4  vshard
            32     4  payload bytes as they are stored, at most 64 MiB
-           36     4  flags; bit 0: seal, the segment's last record (nodedb_wal_close, nodedb_wal_rollover)
+           36     4  bit 0: seal, the segment's last record (nodedb_wal_close, nodedb_wal_rollover). In the first record of a
+                     group: bits 1 to 15 blocks of the group, bits 16 to 31 sectors of it, of 512 bytes, that are all
+                     zero (65,535: that many or more)
            40     8  database
            48     8  epoch of the segment
-           56     4  0
-           60     4  CRC-32C of preamble bytes 8 to 31, then record bytes 0 to 59, then the payload
+           56     4  CRC-32C of preamble bytes 8 to 31, then record bytes 0 to 55
+           60     4  CRC-32C of preamble bytes 8 to 31, then the payload, then record bytes 56 to 59
            64     n  payload, then zeros up to a multiple of 8
    Encrypted, the payload is the text and a tag of 16 bytes, with preamble bytes 0 to 59 and record bytes 0 to 59 as
-   header; nonce: the epoch's low 32 bits, then the LSN. Checksums cover what is stored, so they need no key.
+   header (of bytes 36 to 39 bit 0 alone, 56 to 59 as zeros); nonce: the epoch's low 32 bits, then the LSN. Checksums
+   cover what is stored, so they need no key.
    Payload of a transaction (type 50), which is not empty and ends with its last record's zeros:
             0     4  number of records
             4     4  0
@@ -189,10 +196,11 @@
        }
    Kept secret      payloads. In clear: types, sizes, LSNs, tenants, vshards, databases, key ids, the number of records,
                     and what was written before the log was encrypted, also in recycled segments.
-   Noticed          a wrong or unknown key, when a segment is opened (NODEDB_ERR_KEY). Any change to a record or a
-                    preamble, records or segments moved, doubled, left out in between, from another log, and a clear
-                    segment behind an encrypted one (NODEDB_ERR_CORRUPT or NODEDB_ERR_KEY), though every checksum be
-                    made to fit. Where there is no key, checksums still tell torn tails and rot.
+   Noticed          a wrong or unknown key, when a segment is opened (NODEDB_ERR_KEY). Any change to a record (but
+                    for the size of its group) or a preamble, records or segments moved, doubled, left out in between,
+                    from another log, and a clear segment behind an encrypted one (NODEDB_ERR_CORRUPT or
+                    NODEDB_ERR_KEY), though every checksum be made to fit. Where there is no key, checksums still tell
+                    torn tails and rot.
    Not noticed      by the log alone: the newest or oldest segments removed, an old copy of the directory put back, a
                     clear log put in its place; a change to the file of tombstones, which can hide records of segments
                     but not alter them. Keep the last LSN elsewhere if that matters.
@@ -1040,6 +1048,15 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #endif
 
 #define NODEDB_WAL__FLAG_SEAL UINT32_C(1)
+#define NODEDB_WAL__GROUP_BLOCKS_SHIFT 1 /* of a record's flags, 15 bits */
+#define NODEDB_WAL__GROUP_BLOCKS_MASK UINT32_C(0x7FFF)
+#define NODEDB_WAL__GROUP_ZEROS_SHIFT 16 /* 16 bits */
+#define NODEDB_WAL__GROUP_ZEROS_MAX UINT32_C(0xFFFF)
+#define NODEDB_WAL__SECTOR_BYTES ((size_t)512) /* what every disk writes whole or not at all */
+#define NODEDB_WAL__ONE_BIT_BYTES 4096 /* a bit that changed is looked for in payloads up to this */
+#define NODEDB_WAL__CHECKED_BYTES ((size_t)56) /* of a record's header, by the checksum that stands behind them */
+#define NODEDB_WAL__DAMAGE_LOOKS 4 /* before a group is called damaged that a writer may be at, so long apart: */
+#define NODEDB_WAL__LOOK_US 500
 #define NODEDB_WAL__PATH_BYTES (NODEDB_WAL_MAX_DIR_BYTES + 64)
 #define NODEDB_WAL__CHUNK_BYTES ((size_t)1 << 20)      /* a buffered reader's window, before it meets a larger record */
 #define NODEDB_WAL__FILL_BYTES ((size_t)256 << 10)     /* zeros written at a time into a segment being prepared */
@@ -1081,10 +1098,21 @@ static inline uint32_t nodedb_wal__tag_bytes(uint16_t type) {
 }
 
 static inline bool nodedb_wal__all_zero(const unsigned char *p, size_t bytes) {
-    size_t i;
-    for (i = 0; i < bytes; i++)
-        if (p[i] != 0) return false;
+    uint64_t word;
+    for (; bytes >= sizeof word; bytes -= sizeof word, p += sizeof word) {
+        memcpy(&word, p, sizeof word);
+        if (word != 0) return false;
+    }
+    for (; bytes > 0; bytes--)
+        if (*p++ != 0) return false;
     return true;
+}
+
+static inline uint32_t nodedb_wal__zero_sectors(const unsigned char *p, size_t bytes) {
+    uint32_t zeros = 0;
+    for (; bytes >= NODEDB_WAL__SECTOR_BYTES; bytes -= NODEDB_WAL__SECTOR_BYTES, p += NODEDB_WAL__SECTOR_BYTES)
+        zeros += nodedb_wal__all_zero(p, NODEDB_WAL__SECTOR_BYTES);
+    return zeros;
 }
 
 /* ---- room: segments: what a preamble says, and the list of a directory's ----------------------------------------- */
@@ -1096,6 +1124,7 @@ typedef struct nodedb_wal__segment {
     uint32_t key_id; /* 0: not encrypted */
     uint32_t seed; /* what the checksum of its records begins with */
     uint32_t tombstones; /* in their file when the segment was begun */
+    bool recycled;       /* what is not written yet is not zero */
 } nodedb_wal__segment;
 
 typedef struct nodedb_wal__list {
@@ -1128,6 +1157,7 @@ static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__
     memset(block, 0, segment->block_bytes);
     memcpy(block, "WALP", 4);
     nodedb__put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
+    nodedb__put_u16(block + 6, segment->recycled ? 1 : 0);
     nodedb__put_u64(block + 8, segment->log_id);
     nodedb__put_u64(block + 16, segment->epoch);
     nodedb__put_u64(block + 24, segment->first_lsn);
@@ -1142,6 +1172,7 @@ static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__
 static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__segment *segment) {
     if (memcmp(block, "WALP", 4) != 0 || nodedb__get_u16(block + 4) != NODEDB_WAL_FORMAT_VERSION) return false;
     if (nodedb__get_u32(block + 60) != nodedb__crc32c(0, block, 60)) return false;
+    segment->recycled = (nodedb__get_u16(block + 6) & 1) != 0;
     segment->log_id = nodedb__get_u64(block + 8);
     segment->epoch = nodedb__get_u64(block + 16);
     segment->first_lsn = nodedb__get_u64(block + 24);
@@ -1329,7 +1360,6 @@ static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segme
                                       const nodedb_wal_record *record, const nodedb_wal_record *parts, size_t count,
                                       uint64_t lsn, uint64_t watermark, uint32_t flags) {
     size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + record->payload_bytes;
-    uint32_t crc;
     memset(at, 0, NODEDB_WAL_RECORD_HEADER_BYTES);
     nodedb__put_u32(at, NODEDB_WAL_RECORD_MAGIC);
     nodedb__put_u16(at + 4, NODEDB_WAL_FORMAT_VERSION);
@@ -1346,8 +1376,24 @@ static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segme
     else if (record->payload_bytes > 0)
         memcpy(at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload, record->payload_bytes);
     memset(at + end, 0, nodedb_wal__record_bytes(record->payload_bytes) - end);
-    crc = nodedb__crc32c(segment->seed, at, 60);
-    nodedb__put_u32(at + 60, nodedb__crc32c(crc, at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload_bytes));
+}
+
+static uint32_t nodedb_wal__sum_payload(const unsigned char *at, uint32_t seed) {
+    return nodedb__crc32c(seed, at + NODEDB_WAL_RECORD_HEADER_BYTES, nodedb__get_u32(at + 32));
+}
+
+/* The two checksums of an encoded record; the payload's stands apart, so that a change of the header does not need it
+ * again. */
+static void nodedb_wal__put_sums(unsigned char *at, uint32_t seed, uint32_t payload_sum) {
+    nodedb__put_u32(at + 56, nodedb__crc32c(seed, at, NODEDB_WAL__CHECKED_BYTES));
+    nodedb__put_u32(at + 60, nodedb__crc32c(payload_sum, at + 56, 4));
+}
+
+static bool nodedb_wal__good_header(const unsigned char *at, const nodedb_wal__segment *segment) {
+    return nodedb__get_u32(at) == NODEDB_WAL_RECORD_MAGIC &&
+           nodedb__get_u16(at + 4) == NODEDB_WAL_FORMAT_VERSION && nodedb__get_u64(at + 48) == segment->epoch &&
+           nodedb__get_u32(at + 32) <= NODEDB_WAL_MAX_PAYLOAD_BYTES &&
+           nodedb__get_u32(at + 56) == nodedb__crc32c(segment->seed, at, NODEDB_WAL__CHECKED_BYTES);
 }
 
 typedef enum nodedb_wal__parsed {
@@ -1361,24 +1407,19 @@ typedef enum nodedb_wal__parsed {
 static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t available,
                                             const nodedb_wal__segment *segment, uint64_t offset, bool trusted,
                                             nodedb_wal_record *record, uint32_t *flags, size_t *total) {
-    uint32_t magic, payload_bytes, crc;
+    uint32_t payload_bytes;
     size_t to_block =
         segment->block_bytes - (size_t)(offset % segment->block_bytes); /* padding ends there at the latest */
     size_t head = available < NODEDB_WAL_RECORD_HEADER_BYTES ? available : NODEDB_WAL_RECORD_HEADER_BYTES;
     if (nodedb_wal__all_zero(p, head < to_block ? head : to_block)) return NODEDB_WAL__ZERO;
     if (available < NODEDB_WAL_RECORD_HEADER_BYTES) return NODEDB_WAL__BAD;
-    magic = nodedb__get_u32(p);
+    if (!nodedb_wal__good_header(p, segment)) return NODEDB_WAL__BAD;
     payload_bytes = nodedb__get_u32(p + 32);
-    if (magic != NODEDB_WAL_RECORD_MAGIC || nodedb__get_u16(p + 4) != NODEDB_WAL_FORMAT_VERSION ||
-        nodedb__get_u64(p + 48) != segment->epoch || payload_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
-        return NODEDB_WAL__BAD;
     *total = nodedb_wal__record_bytes(payload_bytes);
     if (*total > available) return NODEDB_WAL__MORE;
-    if (!trusted) {
-        crc = nodedb__crc32c(segment->seed, p, 60);
-        if (nodedb__crc32c(crc, p + NODEDB_WAL_RECORD_HEADER_BYTES, payload_bytes) != nodedb__get_u32(p + 60))
-            return NODEDB_WAL__BAD;
-    }
+    if (!trusted &&
+        nodedb__get_u32(p + 60) != nodedb__crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4))
+        return NODEDB_WAL__BAD;
     record->type = nodedb__get_u16(p + 6);
     record->lsn = nodedb__get_u64(p + 8);
     record->watermark = nodedb__get_u64(p + 16);
@@ -1430,6 +1471,8 @@ static void nodedb_wal__sealing_of_record(nodedb_wal_sealing *s, const nodedb_wa
                                           unsigned char *header, const unsigned char *record) {
     uint64_t lsn = nodedb__get_u64(record + 8);
     memcpy(header + NODEDB_WAL__SIGNED_BYTES, record, NODEDB_WAL__SIGNED_BYTES);
+    nodedb__put_u32(header + NODEDB_WAL__SIGNED_BYTES + 36, nodedb__get_u32(record + 36) & NODEDB_WAL__FLAG_SEAL);
+    nodedb__put_u32(header + NODEDB_WAL__SIGNED_BYTES + 56, 0); /* those two are not known before the group is closed */
     nodedb_wal__sealing(s, segment, header, 2 * NODEDB_WAL__SIGNED_BYTES, lsn);
     s->lsn = lsn;
 }
@@ -1468,7 +1511,7 @@ static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, cons
 /* Encrypts a record that nodedb_wal__encode_record made, where it stands. There is room for the tag. */
 static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
                                              unsigned char *header, unsigned char *at, nodedb_error *err) {
-    uint32_t bytes = nodedb__get_u32(at + 32), stored = bytes + NODEDB_WAL_TAG_BYTES, crc;
+    uint32_t bytes = nodedb__get_u32(at + 32), stored = bytes + NODEDB_WAL_TAG_BYTES;
     size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + stored;
     unsigned char *text = at + NODEDB_WAL_RECORD_HEADER_BYTES;
     nodedb_wal_sealing s;
@@ -1483,8 +1526,6 @@ static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, co
         return nodedb__fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal record %llu with key %u: %s",
                             (unsigned long long)s.lsn, (unsigned)segment->key_id, nodedb_status_text(status));
     memset(at + end, 0, nodedb_wal__record_bytes(stored) - end);
-    crc = nodedb__crc32c(segment->seed, at, NODEDB_WAL__SIGNED_BYTES);
-    nodedb__put_u32(at + 60, nodedb__crc32c(crc, text, stored));
     return NODEDB_OK;
 }
 
@@ -1912,6 +1953,8 @@ struct nodedb_wal_reader {
     size_t buffer_capacity, buffer_bytes;
     uint64_t buffer_offset, buffer_lsn;
     uint64_t position, expected, deliver_from;
+    uint64_t group_offset, group_bytes; /* the group of the record before `position`; 0: not known */
+    uint32_t group_zeros;               /* sectors of it that were all zero when it was written */
     unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* of an encrypted segment: what its records' tags cover */
     unsigned char *plain; /* the last record's payload, where it was encrypted */
     size_t plain_capacity;
@@ -2042,6 +2085,7 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
     r->is_open = true;
     r->position = segment->block_bytes;
     r->expected = segment->first_lsn;
+    r->group_bytes = 0;
     r->sealed = false;
     r->stats.segments_opened++;
     return nodedb_wal__reader_unlock(r, err);
@@ -2146,6 +2190,118 @@ static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from
     return NODEDB_OK;
 }
 
+/* A record begins at `position`, the start of a block: of a group as well, if it says so. */
+static void nodedb_wal__note_group(nodedb_wal_reader *r, uint32_t flags) {
+    uint32_t blocks = flags >> NODEDB_WAL__GROUP_BLOCKS_SHIFT & NODEDB_WAL__GROUP_BLOCKS_MASK;
+    if (blocks == 0) return;
+    r->group_offset = r->position;
+    r->group_bytes = (uint64_t)blocks * r->list.at[r->index].block_bytes;
+    r->group_zeros = flags >> NODEDB_WAL__GROUP_ZEROS_SHIFT;
+}
+
+/* A bad spot inside a group, and the reader did not come through its beginning: goes there from the segment's. */
+static nodedb_status nodedb_wal__find_group(nodedb_wal_reader *r, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t bad = r->position;
+    nodedb_status status = NODEDB_OK;
+    for (r->position = segment->block_bytes; r->position < bad;) {
+        nodedb_wal__parsed parsed;
+        nodedb_wal_record record;
+        uint32_t flags;
+        size_t total = 0;
+        status = nodedb_wal__reader_parse(r, r->position, &parsed, &record, &flags, &total, err);
+        if (status != NODEDB_OK || (parsed != NODEDB_WAL__RECORD && parsed != NODEDB_WAL__ZERO)) break;
+        if (parsed == NODEDB_WAL__RECORD && r->position % segment->block_bytes == 0) nodedb_wal__note_group(r, flags);
+        r->position = parsed == NODEDB_WAL__RECORD
+                          ? r->position + total
+                          : nodedb_wal__round_up(r->position + 1, segment->block_bytes);
+    }
+    r->position = bad;
+    return status;
+}
+
+/* Does one changed bit explain why this is not record `lsn`? In a file whose old content is not known that is what tells
+ * damage from the sectors of a group that was torn. Of a header it is certain, as so much of it is known. A payload's
+ * checksum is off by what the bit contributes, which is found from its end backwards; that a torn one looks so by chance
+ * has a probability of its bits / 2^32. */
+static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, const nodedb_wal__segment *segment,
+                                    uint64_t lsn) {
+    unsigned char header[NODEDB_WAL_RECORD_HEADER_BYTES];
+    uint32_t bit, bits, off, by = UINT32_C(0x82F63B78); /* what the last bit of a text contributes to its CRC-32C */
+    if (available < sizeof header) return false;
+    memcpy(header, p, sizeof header);
+    for (bit = 0; !nodedb_wal__good_header(p, segment) && bit < NODEDB_WAL__SIGNED_BYTES * 8; bit++) {
+        header[bit / 8] ^= (unsigned char)(1u << bit % 8);
+        if (nodedb_wal__good_header(header, segment) && nodedb__get_u64(header + 8) == lsn) return true;
+        header[bit / 8] ^= (unsigned char)(1u << bit % 8);
+    }
+    bits = nodedb__get_u32(p + 32) <= NODEDB_WAL__ONE_BIT_BYTES ? nodedb__get_u32(p + 32) * 8 + 32 : 0;
+    if (!nodedb_wal__good_header(p, segment) || nodedb__get_u64(p + 8) != lsn || bits == 0 ||
+        available < nodedb_wal__record_bytes(nodedb__get_u32(p + 32)))
+        return false;
+    off = nodedb__get_u32(p + 60) ^ nodedb__crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4);
+    if ((off & (off - 1)) == 0) return true; /* the checksum itself */
+    for (bit = 0; bit < bits; bit++, by = by >> 1 ^ (UINT32_C(0x82F63B78) & (0 - (by & 1))))
+        if (bit >= 32 && by == off) return true;
+    return false;
+}
+
+/* No later record vouches for record `expected`, which cannot be read at `position`. Was it, all the same, written as a
+ * whole and damaged since? */
+static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t at, end, start = r->position / NODEDB_WAL__SECTOR_BYTES * NODEDB_WAL__SECTOR_BYTES;
+    const unsigned char *view;
+    size_t available, want = NODEDB_WAL_RECORD_HEADER_BYTES + NODEDB_WAL__ONE_BIT_BYTES;
+    uint32_t zeros = 0, flags;
+    nodedb_status status = NODEDB_OK;
+    *damaged = false;
+    if (r->position >= segment->bytes || segment->block_bytes % NODEDB_WAL__SECTOR_BYTES != 0) return NODEDB_OK;
+    if (r->group_bytes == 0 && r->position > segment->block_bytes) status = nodedb_wal__find_group(r, err);
+    if (status == NODEDB_OK) status = nodedb_wal__reader_view(r, start, want + (r->position - start), &view, &available, err);
+    if (status != NODEDB_OK) return status;
+    if (r->group_bytes == 0 || r->position >= r->group_offset + r->group_bytes) { /* the first record of a group */
+        if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
+        flags = nodedb__get_u32(view + 36);
+        if (!nodedb_wal__good_header(view, segment)) {
+            *damaged = !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected);
+            return NODEDB_OK; /* not zero any more, so it was written, and as a sector it was written whole */
+        }
+        if (nodedb__get_u64(view + 8) != r->expected) return NODEDB_OK;
+        nodedb_wal__note_group(r, flags);
+    }
+    if (segment->recycled) {
+        *damaged = nodedb_wal__one_bit_off(view + (r->position - start), available - (size_t)(r->position - start),
+                                           segment, r->expected);
+        return NODEDB_OK;
+    }
+    end = r->group_offset + r->group_bytes;
+    if (end > segment->bytes || r->group_zeros == NODEDB_WAL__GROUP_ZEROS_MAX) return NODEDB_OK;
+    for (at = r->group_offset; status == NODEDB_OK && at < end; at += segment->block_bytes) {
+        status = nodedb_wal__reader_view(r, at, segment->block_bytes, &view, &available, err);
+        if (status == NODEDB_OK) zeros += nodedb_wal__zero_sectors(view, segment->block_bytes);
+    }
+    *damaged = status == NODEDB_OK && zeros <= r->group_zeros;
+    return status;
+}
+
+/* Is record `lsn` at `offset` by now? Waits a little first, where there may be a writer. */
+static nodedb_status nodedb_wal__reader_look_again(nodedb_wal_reader *r, uint64_t offset, uint64_t lsn, bool wait,
+                                                   bool *there, nodedb_error *err) {
+    nodedb_wal__parsed parsed;
+    nodedb_wal_record record;
+    nodedb_status status;
+    uint32_t flags;
+    size_t total;
+    *there = false;
+    if (wait && r->config.io.pread == NULL) (void)usleep(NODEDB_WAL__LOOK_US);
+    r->buffer_bytes = 0;
+    if (offset >= r->list.at[r->index].bytes) return NODEDB_OK;
+    status = nodedb_wal__reader_parse(r, offset, &parsed, &record, &flags, &total, err);
+    *there = status == NODEDB_OK && parsed == NODEDB_WAL__RECORD && record.lsn == lsn;
+    return status;
+}
+
 /* Record `expected` cannot be read at `position`: the end of the log, or damage? Sets ended, or fails with CORRUPT. */
 static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error *err) {
     uint64_t missing = r->expected, offset = r->position, watermark = 0, lowest = UINT64_MAX,
@@ -2153,6 +2309,8 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
     uint64_t segment_lsn = r->list.at[r->index].first_lsn;
     size_t here = r->index;
     nodedb_status status = NODEDB_OK;
+    bool damaged = false;
+    int looks;
     if (r->sealed) {
         /* closed in order: the writer never comes back to this segment */
     } else status = nodedb_wal__look_behind(r, offset, &watermark, &lowest, &last_nonzero, err);
@@ -2175,24 +2333,19 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
         }
     }
     if (r->config.follow != NULL && missing <= nodedb_wal_durable_lsn(r->config.follow)) watermark = missing;
-    if (watermark >= missing) { /* before it is said: a writer may have filled the spot since it was looked at */
-        nodedb_wal__parsed parsed;
-        nodedb_wal_record record;
-        uint32_t flags;
-        size_t total;
-        r->buffer_bytes = 0;
-        status = offset < r->list.at[here].bytes
-                     ? nodedb_wal__reader_parse(r, offset, &parsed, &record, &flags, &total, err)
-                     : NODEDB_ERR_AGAIN;
-        if (status == NODEDB_OK && parsed == NODEDB_WAL__RECORD && record.lsn == missing) return NODEDB_OK;
-        if (status != NODEDB_OK && status != NODEDB_ERR_AGAIN) return status;
+    if (watermark < missing && !r->sealed) status = nodedb_wal__reader_damaged(r, &damaged, err);
+    for (looks = 0; status == NODEDB_OK && (watermark >= missing || damaged) && looks < NODEDB_WAL__DAMAGE_LOOKS; looks++) {
+        bool there = false; /* before it is said: a writer may be filling the spot */
+        status = nodedb_wal__reader_look_again(r, offset, missing, looks > 0, &there, err);
+        if (there) return NODEDB_OK;
     }
-    if (watermark >= missing) {
+    if (status != NODEDB_OK) return status;
+    if (watermark >= missing || damaged) {
         uint64_t last = lowest > missing && lowest != UINT64_MAX ? lowest - 1 : missing;
         status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
-                              "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu", nodedb__path_end(r->dir),
-                              (unsigned long long)segment_lsn, (unsigned long long)missing, (unsigned long long)last,
-                              (unsigned long long)offset);
+                              "%s/%020llu.wal: %s records %llu to %llu cannot be read at offset %llu", nodedb__path_end(r->dir),
+                              (unsigned long long)segment_lsn, watermark >= missing ? "acknowledged" : "wholly written",
+                              (unsigned long long)missing, (unsigned long long)last, (unsigned long long)offset);
         if (err != NULL) err->lsn = missing, err->offset = offset;
         return status;
     }
@@ -2315,6 +2468,7 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_
         *deliver = false;
         r->stats.dropped++;
     }
+    if (r->position % r->list.at[r->index].block_bytes == 0) nodedb_wal__note_group(r, flags);
     r->position += total;
     r->expected++;
     if (*deliver) r->stats.records++, r->stats.payload_bytes += record->payload_bytes;
@@ -2474,6 +2628,7 @@ static void nodedb_wal__reader_seek(nodedb_wal_reader *r, const nodedb_wal_curso
     if (parsed != NODEDB_WAL__RECORD || record.lsn != cursor->lsn) return;
     r->position = cursor->offset;
     r->expected = cursor->lsn;
+    r->group_bytes = 0;
 }
 
 NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
@@ -2654,6 +2809,7 @@ typedef struct nodedb_wal__group {
     uint64_t last_lsn, offset, submitted_ns;
     uint32_t slot; /* of nodedb_wal.files */
     uint32_t tries;
+    uint32_t first_sum; /* of the first record's payload: its header is completed when the group is closed */
     bool finished;
 } nodedb_wal__group;
 
@@ -2694,8 +2850,14 @@ typedef struct nodedb_wal__spare {
     int fd;
     uint64_t bytes, filled, number;
     bool busy;    /* an operation of the backend's is under way */
+    bool recycled; /* it was a segment before, else it is all zero */
     bool refused; /* the disk was full: not tried again before it is needed */
 } nodedb_wal__spare;
+
+typedef struct nodedb_wal__pooled {
+    uint64_t number;
+    bool recycled; /* it was a segment before, else it is all zero */
+} nodedb_wal__pooled;
 
 typedef struct nodedb_wal__file {
     nodedb_wal__segment segment;
@@ -2747,7 +2909,7 @@ struct nodedb_wal {
     unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* the current segment's preamble, and a record's header */
     bool rollover; /* the next record begins a segment */
     nodedb_wal__spare spare;
-    uint64_t pool[NODEDB_WAL__MAX_SPARES]; /* numbers of further spare-N.wal files, of segment_bytes each */
+    nodedb_wal__pooled pool[NODEDB_WAL__MAX_SPARES]; /* further spare-N.wal files, of segment_bytes each */
     uint32_t pool_count;
     uint64_t spare_next;
     unsigned char *zeros, *preamble;
@@ -3170,7 +3332,7 @@ static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_l
     for (;;) {
         error = nodedb_wal__replace_tombstones(w, t->at + first, durable - first, &harmless);
         if (!harmless || nodedb__io_status(-error) != NODEDB_ERR_DISK_FULL || w->pool_count == 0) break;
-        nodedb_wal__spare_path(path, w->dir, w->pool[--w->pool_count]);
+        nodedb_wal__spare_path(path, w->dir, w->pool[--w->pool_count].number);
         (void)w->io.unlink(w->io.ctx, path);
     }
     if (error != 0 && harmless)
@@ -3314,15 +3476,16 @@ static void nodedb_wal__spare_drop(nodedb_wal *w) {
 static void nodedb_wal__spare_from_pool(nodedb_wal *w) {
     char path[NODEDB_WAL__PATH_BYTES];
     while (w->pool_count > 0 && w->spare.state == NODEDB_WAL__SPARE_NONE) {
-        uint64_t number = w->pool[--w->pool_count];
+        nodedb_wal__pooled pooled = w->pool[--w->pool_count];
         int fd;
-        nodedb_wal__spare_path(path, w->dir, number);
+        nodedb_wal__spare_path(path, w->dir, pooled.number);
         fd = w->io.open(w->io.ctx, path, O_RDWR | w->open_flags, 0);
         if (fd < 0) continue;
         memset(&w->spare, 0, sizeof w->spare);
         w->spare.fd = fd;
         w->spare.bytes = w->config.segment_bytes;
-        w->spare.number = number;
+        w->spare.number = pooled.number;
+        w->spare.recycled = pooled.recycled;
         w->spare.state = NODEDB_WAL__SPARE_READY;
     }
 }
@@ -3428,6 +3591,7 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     segment.block_bytes = w->block_bytes;
     segment.watermark = w->durable_lsn;
     segment.tombstones = w->tombstones.in_file;
+    segment.recycled = w->spare.recycled;
     nodedb_wal__encode_preamble(w->preamble, &segment);
     segment.seed = nodedb__crc32c(0, w->preamble + 8, 24);
     if (segment.key_id != 0) status = nodedb_wal__seal_preamble(&w->config.cipher, &segment, w->preamble, err);
@@ -3475,7 +3639,8 @@ static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment
     error = w->io.rename(w->io.ctx, from, to);
     if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
     if (error != 0) return error;
-    w->pool[w->pool_count++] = w->spare_next++;
+    w->pool[w->pool_count].number = w->spare_next++;
+    w->pool[w->pool_count++].recycled = true;
     w->stats.segments_recycled++;
     return 0;
 }
@@ -3488,8 +3653,16 @@ static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
     uint32_t index = (uint32_t)(w->head % w->config.groups);
     nodedb_wal__group *g = &w->group[index];
     size_t padded = (size_t)nodedb_wal__round_up(g->used, w->block_bytes);
+    unsigned char *first = g->large != NULL ? g->large : g->buffer;
+    uint32_t blocks = (uint32_t)(padded / w->block_bytes), zeros;
     assert(g->records > 0 && w->head + 1 - w->tail < w->config.groups);
-    memset((g->large != NULL ? g->large : g->buffer) + g->used, 0, padded - g->used);
+    assert(blocks <= NODEDB_WAL__GROUP_BLOCKS_MASK);
+    memset(first + g->used, 0, padded - g->used);
+    zeros = nodedb_wal__zero_sectors(first, padded);
+    if (zeros > NODEDB_WAL__GROUP_ZEROS_MAX) zeros = NODEDB_WAL__GROUP_ZEROS_MAX;
+    nodedb__put_u32(first + 36, (nodedb__get_u32(first + 36) & NODEDB_WAL__FLAG_SEAL) |
+                                    blocks << NODEDB_WAL__GROUP_BLOCKS_SHIFT | zeros << NODEDB_WAL__GROUP_ZEROS_SHIFT);
+    nodedb_wal__put_sums(first, w->files[w->current].segment.seed, g->first_sum);
     w->stats.padding_bytes += padded - g->used;
     w->stats.written_bytes += padded;
     w->stats.groups++;
@@ -3558,7 +3731,10 @@ static nodedb_status nodedb_wal__check_size(const nodedb_wal *w, uint32_t payloa
 static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_record *record,
                                               const nodedb_wal_record *parts, size_t count, uint32_t flags,
                                               uint64_t *lsn, nodedb_error *err) {
+    const nodedb_wal__segment *segment;
+    unsigned char *at;
     size_t total;
+    uint32_t sum;
     nodedb_wal__group *g;
     nodedb_status status;
     if (w->failed) return nodedb_wal__failed(w, err);
@@ -3569,18 +3745,21 @@ static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_re
     status = nodedb_wal__make_room(w, total, err);
     if (status != NODEDB_OK) return status;
     g = &w->group[w->head % w->config.groups];
+    segment = &w->files[w->current].segment;
+    at = (g->large != NULL ? g->large : g->buffer) + g->used;
     if (g->records == 0) g->offset = w->write_offset;
-    nodedb_wal__encode_record((g->large != NULL ? g->large : g->buffer) + g->used, &w->files[w->current].segment,
-                              record, parts, count, w->next_lsn, w->durable_lsn, flags);
+    nodedb_wal__encode_record(at, segment, record, parts, count, w->next_lsn, w->durable_lsn, flags);
     if (w->config.cipher.seal != NULL) {
-        status = nodedb_wal__seal_record(&w->config.cipher, &w->files[w->current].segment, w->header,
-                                         (g->large != NULL ? g->large : g->buffer) + g->used, err);
+        status = nodedb_wal__seal_record(&w->config.cipher, segment, w->header, at, err);
         if (status != NODEDB_OK && g->records == 0) { /* as before: an empty group has no large buffer */
             nodedb__release(&w->config.allocator, g->large, g->large_bytes);
             g->large = NULL;
         }
         if (status != NODEDB_OK) return status;
     }
+    sum = nodedb_wal__sum_payload(at, segment->seed);
+    if (g->records == 0) g->first_sum = sum;
+    nodedb_wal__put_sums(at, segment->seed, sum);
     g->used += total;
     g->records++;
     g->last_lsn = w->next_lsn++;
@@ -4166,7 +4345,7 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
 
 /* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch
  * must never come back, or they would. */
-static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path) {
+static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path, bool *recycled) {
     unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
     nodedb_wal__segment segment;
     int fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
@@ -4176,7 +4355,8 @@ static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path) {
                nodedb__read_all(&w->io, fd, head, sizeof head, 0) == 0;
     (void)w->io.close(w->io.ctx, fd);
     if (!readable) return false;
-    if (nodedb_wal__all_zero(head, sizeof head)) return true;
+    *recycled = !nodedb_wal__all_zero(head, sizeof head);
+    if (!*recycled) return true;
     if (!nodedb_wal__decode_preamble(head, &segment)) return false;
     if (segment.epoch >= w->next_epoch) w->next_epoch = segment.epoch + 1;
     return true;
@@ -4193,8 +4373,9 @@ static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list
     }
     for (i = 0; i < list->spare_count; i++) {
         nodedb_wal__spare_path(path, w->dir, list->spares[i]);
-        if (w->pool_count < NODEDB_WAL__MAX_SPARES && nodedb_wal__spare_usable(w, path))
-            w->pool[w->pool_count++] = list->spares[i];
+        if (w->pool_count < NODEDB_WAL__MAX_SPARES &&
+            nodedb_wal__spare_usable(w, path, &w->pool[w->pool_count].recycled))
+            w->pool[w->pool_count++].number = list->spares[i];
         else (void)w->io.unlink(w->io.ctx, path);
     }
 }

@@ -400,18 +400,19 @@ TEST(a_torn_tail_is_dropped_and_the_log_goes_on) {
     nodedb_error err;
     nodedb_wal *wal;
     char name[] = "00000000000000000001.wal";
-    unsigned char junk[6000];
-    crashed_log(&config, 20, 100); /* 20 groups of one block each, behind the preamble */
-    memset(junk, 0x5A, sizeof junk);
-    poke(name, 21 * 4096, junk, sizeof junk); /* what an interrupted group may look like */
+    unsigned char zeros[512], content[3000];
+    REQUIRE(content_of(21, content, 3000) > 1000); /* so it has a second sector, which the disk had not come to */
+    memset(zeros, 0, sizeof zeros);
+    crashed_log(&config, 21, 3000); /* 21 groups of one block each, behind the preamble */
+    poke(name, 21 * 4096 + 512, zeros, sizeof zeros);
     wal = nodedb_wal_open(&config, &err);
     REQUIRE(wal != NULL);
     CHECK_EQ(nodedb_wal_last_lsn(wal), 20);
     nodedb_wal_get_stats(wal, &stats);
-    CHECK(stats.dropped_bytes >= sizeof junk && stats.dropped_bytes <= 8192);
-    CHECK(commit_range(wal, 21, 30, 100));
+    CHECK(stats.dropped_bytes >= 512 && stats.dropped_bytes <= 4096);
+    CHECK(commit_range(wal, 21, 30, 3000));
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
-    CHECK_EQ(replay_all(1, 100, NODEDB_OK).count, 30);
+    CHECK_EQ(replay_all(1, 3000, NODEDB_OK).count, 30);
 }
 
 TEST(damage_to_an_acknowledged_record_is_reported_with_file_offset_and_lsn) {
@@ -523,6 +524,78 @@ TEST(a_shortened_segment_is_corruption) {
     CHECK_EQ(sim_replay(disk, &c, 1, 300, &err), NODEDB_OK);
     sim_free(disk);
 }
+
+/* A log whose writer was killed after its last record, which has 1000 bytes or more; its group begins at *at of file *f. With
+ * `recycled` in a file that was full of other records before. */
+static void killed_log(sim_disk *disk, bool recycled, int *f, size_t *at) {
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    char path[64];
+    unsigned char content[2000];
+    uint64_t n = 1;
+    REQUIRE(wal != NULL);
+    if (recycled) {
+        CHECK(append_range(wal, 1, 400, 2000));
+        CHECK_EQ(nodedb_wal_truncate_before(wal, UINT64_MAX, NULL, &err), NODEDB_OK);
+        n = 401;
+    }
+    while (n < 3 || wal->files[wal->current].segment.recycled != recycled || content_of(n, content, 2000) < 1000)
+        CHECK(commit_range(wal, n, n, 2000)), n++; /* until the right segment and a record with some sectors */
+    CHECK(commit_range(wal, n, n, 2000));
+    snprintf(path, sizeof path, "d/%020llu.wal", (unsigned long long)wal->files[wal->current].segment.first_lsn);
+    *f = disk->now.name[sim_find(&disk->now, path)].file;
+    *at = (size_t)wal->write_offset - 4096;
+    nodedb_wal__free(wal);
+    CHECK_EQ(nodedb__get_u64(disk->file[*f].now + *at + 8), n);
+}
+
+static void flip_each_bit_of_the_last_group(bool recycled) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_error err;
+    size_t at, bytes, i;
+    uint64_t last;
+    int f, bit, wrong = 0;
+    counting c;
+    killed_log(disk, recycled, &f, &at);
+    CHECK_EQ(sim_replay(disk, &c, 0, 2000, &err), NODEDB_OK);
+    last = c.next;
+    bytes = NODEDB_WAL_RECORD_HEADER_BYTES + nodedb__get_u32(disk->file[f].now + at + 32);
+    for (i = 0; i < bytes; i++)
+        for (bit = 0; bit < 8; bit++) {
+            disk->file[f].now[at + i] ^= (unsigned char)(1 << bit);
+            wrong += sim_replay(disk, &c, 0, 2000, &err) != NODEDB_ERR_CORRUPT || c.wrong || err.lsn != last - 1;
+            disk->file[f].now[at + i] ^= (unsigned char)(1 << bit);
+        }
+    CHECK_EQ(wrong, 0);
+    sim_free(disk);
+}
+TEST(a_changed_bit_in_the_last_group_of_a_log_that_was_not_closed_is_damage) { flip_each_bit_of_the_last_group(false); }
+TEST(a_changed_bit_is_damage_in_a_recycled_segment_too) { flip_each_bit_of_the_last_group(true); }
+
+static void tear_the_last_group_in_every_way(bool recycled) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_error err;
+    unsigned char group[4096], old[4096];
+    size_t at;
+    uint64_t last;
+    int f, sectors, s, wrong = 0;
+    counting c;
+    killed_log(disk, recycled, &f, &at);
+    CHECK_EQ(sim_replay(disk, &c, 0, 2000, &err), NODEDB_OK);
+    last = c.next;
+    memcpy(group, disk->file[f].now + at, sizeof group);
+    for (s = 0; s < 4096; s++) old[s] = recycled ? (unsigned char)(s * 7 + s / 256) : 0;
+    for (sectors = 0; sectors < 256; sectors++) {
+        for (s = 0; s < 8; s++)
+            memcpy(disk->file[f].now + at + s * 512, (sectors >> s & 1 ? group : old) + s * 512, 512);
+        wrong += sim_replay(disk, &c, 0, 2000, &err) != NODEDB_OK || c.wrong || c.next < last - 1;
+    }
+    CHECK_EQ(wrong, 0);
+    sim_free(disk);
+}
+TEST(a_group_with_any_of_its_sectors_missing_is_torn_not_damaged) { tear_the_last_group_in_every_way(false); }
+TEST(a_group_with_stale_sectors_in_a_recycled_segment_is_torn_not_damaged) { tear_the_last_group_in_every_way(true); }
 
 TEST(after_a_failed_write_or_sync_nothing_is_acknowledged_until_the_log_is_reopened) {
     int kind;
