@@ -59,7 +59,8 @@
    Write, one core, no waiting nodedb_wal_append, nodedb_wal_submit, nodedb_wal_poll, nodedb_wal_durable_lsn; poll(2)
                                or epoll on nodedb_wal_fd. nodedb_wal_wait where one does want to wait.
    Read                        nodedb_wal_reader_open, _next, _close: forward, without copying; `follow` for a change
-                               stream that ends at the durable LSN and goes on when it has moved
+                               stream that ends at the durable LSN and goes on when it has moved. What is not in the
+                               page cache is streamed past it, what is there is mapped; nodedb_wal_access to choose
    Replay                      nodedb_wal_replay (callback), nodedb_wal_replay_page (at most N records, with a cursor)
    Space                       nodedb_wal_truncate_before, after a checkpoint
    Look                        nodedb_wal_get_stats, nodedb_wal_describe, nodedb_wal_verify
@@ -71,8 +72,12 @@
 6. MEMORY
    A writer allocates group_bytes * groups (8 * 1 MiB) when it opens, and a record larger than group_bytes has a buffer
    of its own for as long as it is in flight. A reader maps one segment (with threads: at most threads + 1), or reads
-   through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record. After opening, nothing
-   else is allocated but the list of segments as it grows.
+   through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record, or streams: a ring of 8
+   chunks of 512 KiB that the device fills ahead, through O_DIRECT and an io_uring, and 2 MiB in front of it for the
+   beginning of a record that crosses the ring's end; one that does not fit goes through the buffer. Streaming leaves
+   the page cache as it is, and may read 4 MiB further than the records go. Opening a log streams too.
+   After opening, nothing else is allocated but a reader's buffers when it first needs them, and the list of segments as
+   it grows.
 
 7. ERRORS
    After a failed write or sync nothing more is acknowledged: every waiter and every later call gets that error, until
@@ -730,8 +735,9 @@ typedef enum nodedb_wal_access {
     NODEDB_WAL_ACCESS_MAPPED,
     /* pread into a buffer; always so with a caller's nodedb_io, and for the segment that a followed log is writing. */
     NODEDB_WAL_ACCESS_BUFFERED,
-    /* Read ahead past the page cache: O_DIRECT through an io_uring. BUFFERED where there is neither, with `follow`, and
-     * for a record of more than 2 MiB that does not lie well in the buffer. */
+    /* Read ahead past the page cache (manual, section 6). A disk that cannot read is an error. BUFFERED, with a
+     * sentence to the logger, where io_uring or O_DIRECT is refused; also with a caller's nodedb_io, with `follow`, and
+     * where blocks are larger than 512 KiB. */
     NODEDB_WAL_ACCESS_STREAMED
 } nodedb_wal_access;
 
@@ -784,7 +790,8 @@ typedef nodedb_status (*nodedb_wal_apply_fn)(void *ctx, const nodedb_wal_record 
  * LSN. NOT_FOUND also where the log ends before from_lsn - 1. */
 NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
                                                void *ctx, nodedb_wal_reader_stats *stats, nodedb_error *err);
-/* Replays at most `limit` records from *cursor on, moves *cursor behind them, and says whether there are more. */
+/* Replays at most `limit` records from *cursor on, moves *cursor behind them, and says whether there are more. One
+ * thread; AUTO is MAPPED here, as a stream would be begun for each page. */
 NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor,
                                                     size_t limit, nodedb_wal_apply_fn apply, void *ctx, bool *has_more,
                                                     nodedb_error *err);
@@ -1261,11 +1268,11 @@ static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint
     return map;
 }
 
-/* ---- room: streaming: segments read ahead past the page cache ----------------------------------------------------- */
+/* ---- room: streaming: segments read ahead past the page cache ---------------------------------------------------- */
 
 /* How a stream gets at the device: io_uring, or what a test puts in between. `start` queues one read; `finish` hands
- * over what is queued and, if `wait`, blocks until a read has ended. It answers 1 with that read's tag and result (bytes,
- * or -errno), 0 where there is none (also with `wait`, then to be called again), or -errno where the way is broken. */
+ * over what is queued and, if `wait`, blocks until a read has ended. It answers 1 with that read's tag and result
+ * (bytes, or -errno), 0 where there is none (also with `wait`: then call again), or -errno where the way is broken. */
 typedef struct nodedb_wal__fetch {
     void (*start)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag);
     int (*finish)(void *ctx, bool wait, uint32_t *tag, int *result);
@@ -1711,7 +1718,8 @@ static nodedb_status nodedb_wal__reader_stream(nodedb_wal_reader *r, uint64_t of
     r->buffer_offset = offset;
     if (error == 0) return NODEDB_OK;
     r->buffer_bytes = 0;
-    if (error == -EINVAL || error == -EOPNOTSUPP || error == -ENOMEM) return nodedb_wal__reader_unstream(r, -error, err);
+    if (error == -EINVAL || error == -EOPNOTSUPP || error == -ENOMEM)
+        return nodedb_wal__reader_unstream(r, -error, err);
     nodedb_wal__segment_path(path, r->dir, first_lsn);
     if (error > 0 && r->fd < 0) {
         r->fd = r->io.open(r->io.ctx, path, O_RDONLY | O_DIRECT, 0);
@@ -2032,11 +2040,12 @@ static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
         (bytes < NODEDB_WAL__STREAM_FROM_BYTES || nodedb_wal__mostly_cached(r, first)))
         return false;
     error = nodedb_wal__stream_open(&r->stream, &r->config.allocator, r->dir, r->list.at, r->list.count);
-    if (error == -ENOSYS && r->config.access == NODEDB_WAL_ACCESS_AUTO) return false; /* not in this build: said often */
+    if (error == -ENOSYS && r->config.access == NODEDB_WAL_ACCESS_AUTO) return false; /* not in this build */
     if (error != 0)
         nodedb__say(
             &r->config.logger, NODEDB_LOG_WARNING,
-            "log %s: io_uring is refused (%s), so it is read through the page cache; allow the io_uring system calls (seccomp, kernel.io_uring_disabled) for speed",
+            "log %s: io_uring is refused (%s), so it is read through the page cache; allow the io_uring system calls "
+            "(seccomp, kernel.io_uring_disabled) for speed",
             r->dir, strerror(-error));
     return error == 0;
 }
@@ -2203,6 +2212,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
     *has_more = false;
     own = *config;
     own.threads = 1;
+    if (own.access == NODEDB_WAL_ACCESS_AUTO) own.access = NODEDB_WAL_ACCESS_MAPPED;
     if (cursor->lsn != 0) own.from_lsn = cursor->lsn;
     memset(&failure, 0, sizeof failure);
     r = nodedb_wal_reader_open(&own, &failure);

@@ -6,7 +6,8 @@
 
 /* Room for a stream's chunks: small, so that a small log goes round in it often. Zero: the default. */
 typedef struct geometry { size_t chunk_bytes, headroom_bytes; uint32_t chunks; } geometry;
-static const geometry geometries[] = {{0, 0, 0}, {4096, 4096, 2}, {4096, 8192, 3}, {16384, 16384, 4}, {65536, 131072, 5}};
+static const geometry geometries[] = {
+    {0, 0, 0}, {4096, 4096, 2}, {4096, 8192, 3}, {16384, 16384, 4}, {65536, 131072, 5}};
 enum { GEOMETRIES = sizeof geometries / sizeof *geometries };
 
 /* A reader that streams, if this system lets it: is_streaming says so. */
@@ -219,7 +220,7 @@ TEST(every_way_of_reading_sees_the_same_torn_tail) {
     }
 }
 
-/* Records as long as one another, in one group, so that they begin at every multiple of 8 bytes of the ring of chunks. */
+/* Records of one length, in one group, so that they begin at every multiple of 8 bytes of the ring of chunks. */
 TEST(a_record_may_cross_the_end_of_the_buffer_anywhere) {
     enum { RECORDS = 2048, PAYLOAD = 1992, RING = 8192 };
     static const geometry g = {4096, 4096, 2};
@@ -250,7 +251,8 @@ TEST(a_record_may_cross_the_end_of_the_buffer_anywhere) {
         bool same = record.payload_bytes == PAYLOAD;
         for (i = 0; same && i < PAYLOAD; i++) same = p[i] == (unsigned char)(n * 31 + i * 7);
         CHECK(same);
-        if (is_streaming(r) && p - 64 >= r->stream.memory && p - 64 < r->stream.slots) crossed[r->stream.slots - (p - 64)] = true;
+        p -= NODEDB_WAL_RECORD_HEADER_BYTES;
+        if (is_streaming(r) && p >= r->stream.memory && p < r->stream.slots) crossed[r->stream.slots - p] = true;
     }
     CHECK_EQ(n, RECORDS + 1);
     for (i = 8; is_streaming(r) && i < PAYLOAD + 64; i += 8) CHECK(crossed[i]);
@@ -268,7 +270,7 @@ typedef struct meddler {
     size_t bytes[NODEDB_WAL__STREAM_MAX_CHUNKS];
     uint32_t tag[NODEDB_WAL__STREAM_MAX_CHUNKS];
     int result[NODEDB_WAL__STREAM_MAX_CHUNKS], held;
-    int fault;           /* SHORT or -errno, of every read from number `from` on, `times` times; the last one's offset: */
+    int fault; /* SHORT or -errno, of every read from number `from` on, `times` times; bad_offset: of the last one */
     int from, times, seen;
     uint64_t offset[NODEDB_WAL__STREAM_MAX_CHUNKS], bad_offset, state;
 } meddler;
