@@ -78,7 +78,8 @@
    Write, with a meaning       nodedb_wal_append_transaction, nodedb_wal_commit_transaction, nodedb_wal_append_anchor;
                                nodedb_wal_append_tombstone, _list_tombstones, _forget_tombstones
    Read                        nodedb_wal_reader_open, _next, _close: forward, without copying; `follow` for a change
-                               stream that ends at the durable LSN and goes on when it has moved
+                               stream that ends at the durable LSN and goes on when it has moved. What is not in the
+                               page cache is streamed past it, what is there is mapped; nodedb_wal_access to choose
    Replay                      nodedb_wal_replay (callback), nodedb_wal_replay_page (at most N records, with a cursor);
                                nodedb_wal_transaction_open, _next; nodedb_wal_lsn_at for a point in time
    Space                       nodedb_wal_truncate_before, after a checkpoint
@@ -96,10 +97,13 @@
 6. MEMORY
    A writer allocates group_bytes * groups (8 * 1 MiB) when it opens, and a record larger than group_bytes has a buffer
    of its own for as long as it is in flight. A reader maps one segment (with threads: at most threads + 1), or reads
-   through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record. With a cipher it decrypts
-   into a buffer of its own that grows to one and a half times the largest record. A tombstone takes 24 bytes in the
-   writer, and in a reader that does not follow. After opening, nothing else is allocated but the lists of segments and
-   of tombstones as they grow.
+   through a buffer of 1 MiB (64 KiB where it follows a log) that grows to the largest record, or streams: a ring of 8
+   chunks of 512 KiB that the device fills ahead, through O_DIRECT and an io_uring, and 2 MiB in front of it for the
+   beginning of a record that crosses the ring's end; one that does not fit goes through the buffer. Streaming leaves
+   the page cache as it is, and may read 4 MiB further than the records go. Opening a log streams too. With a cipher a
+   reader decrypts into a buffer of its own that grows to one and a half times the largest record. A tombstone takes 24
+   bytes in the writer, and in a reader that does not follow. After opening, nothing else is allocated but a reader's
+   buffers when it first needs them, and the lists of segments and of tombstones as they grow.
 
 7. ERRORS
    After a failed write or sync nothing more is acknowledged: every waiter and every later call gets that error, until
@@ -913,18 +917,25 @@ NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *wal);
 /* ---- reading ---- */
 
 typedef enum nodedb_wal_access {
+    /* What is fastest: STREAMED where most of what is to be read (4 MiB at least) is not in the page cache, else, and
+     * where there is no io_uring or O_DIRECT, MAPPED. */
+    NODEDB_WAL_ACCESS_AUTO = 0,
     /* Segments are mapped. Nobody may shorten the files meanwhile (the log never does), and a disk that cannot read a page
-     * raises SIGBUS; choose BUFFERED to get an error instead. */
-    NODEDB_WAL_ACCESS_MAPPED = 0,
+     * raises SIGBUS; choose STREAMED or BUFFERED to get an error instead. */
+    NODEDB_WAL_ACCESS_MAPPED,
     /* pread into a buffer; always so with a caller's nodedb_io, and for the segment that a followed log is writing. */
-    NODEDB_WAL_ACCESS_BUFFERED
+    NODEDB_WAL_ACCESS_BUFFERED,
+    /* Read ahead past the page cache (manual, section 6). A disk that cannot read is an error. BUFFERED, with a
+     * sentence to the logger, where io_uring or O_DIRECT is refused; also with a caller's nodedb_io, with `follow`, and
+     * where blocks are larger than 512 KiB. */
+    NODEDB_WAL_ACCESS_STREAMED
 } nodedb_wal_access;
 
 typedef struct nodedb_wal_reader_config {
     const char *dir;   /* copied */
     uint64_t from_lsn; /* [the oldest record there is] */
     nodedb_wal_access access;
-    uint32_t threads;          /* [1] check this many segments ahead in threads, from 4 segments on; at most 16 */
+    uint32_t threads; /* [1] check this many mapped segments ahead in threads, from 4 segments on; at most 16 */
     const nodedb_wal *follow;  /* the open log of this directory: read up to its durable LSN, which may move on */
     uint64_t until_lsn; /* [the end] the last LSN to be read: AGAIN behind it, and tombstones behind it kill nothing */
     bool keep_dropped;  /* hand out what the file of tombstones says is dead, and do not read that file */
@@ -944,6 +955,7 @@ typedef struct nodedb_wal_reader_stats {
     uint64_t torn_bytes;       /* what stands behind the last good record and is not zero: never acknowledged */
     uint64_t skipped;          /* unknown optional records */
     uint64_t dropped;          /* records of dropped collections */
+    uint64_t segments_streamed;
 } nodedb_wal_reader_stats;
 
 /* A place in a log, as plain data that may be stored. Zeroed: the reader's from_lsn. */
@@ -977,7 +989,8 @@ typedef nodedb_status (*nodedb_wal_apply_fn)(void *ctx, const nodedb_wal_record 
  * LSN. NOT_FOUND also where the log ends before from_lsn - 1. */
 NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
                                                void *ctx, nodedb_wal_reader_stats *stats, nodedb_error *err);
-/* Replays at most `limit` records from *cursor on, moves *cursor behind them, and says whether there are more. */
+/* Replays at most `limit` records from *cursor on, moves *cursor behind them, and says whether there are more. One
+ * thread; AUTO is MAPPED here, as a stream would be begun for each page. */
 NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor,
                                                     size_t limit, nodedb_wal_apply_fn apply, void *ctx, bool *has_more,
                                                     nodedb_error *err);
@@ -1072,6 +1085,14 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__SIGNED_BYTES ((size_t)60) /* of a preamble and of a record's header: all before the checksum */
 #define NODEDB_WAL__LIST_TRIES 8 /* a directory that is being truncated may change while it is listed */
 #define NODEDB_WAL__FOLLOW_CHUNK_BYTES ((size_t)64 << 10)
+#define NODEDB_WAL__STREAM_CHUNK_BYTES ((size_t)512 << 10) /* one read of a streaming reader */
+#define NODEDB_WAL__STREAM_CHUNKS 8
+#define NODEDB_WAL__STREAM_MAX_CHUNKS 32
+#define NODEDB_WAL__STREAM_HEADROOM_BYTES ((size_t)2 << 20)
+#define NODEDB_WAL__STREAM_FROM_BYTES (UINT64_C(4) << 20) /* with less to read, its buffer and ring do not pay */
+#define NODEDB_WAL__SAMPLE_SEGMENTS 4 /* is a log in the page cache? So many segments, so many places in each, ... */
+#define NODEDB_WAL__SAMPLE_PLACES 8
+#define NODEDB_WAL__SAMPLE_PAGES 16 /* ... so many pages in a row */
 #define NODEDB_WAL__WRITE_TRIES 3                      /* a short or interrupted write is repeated; it is idempotent */
 #define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS     /* completions: a group's index, or one of these two */
 #define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
@@ -1932,16 +1953,341 @@ static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint
     return map;
 }
 
+/* ---- room: streaming: segments read ahead past the page cache ---------------------------------------------------- */
+
+/* How a stream gets at the device: io_uring, or what a test puts in between. `start` queues one read; `finish` hands
+ * over what is queued and, if `wait`, blocks until a read has ended. It answers 1 with that read's tag and result
+ * (bytes, or -errno), 0 where there is none (also with `wait`: then call again), or -errno where the way is broken. */
+typedef struct nodedb_wal__fetch {
+    void (*start)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag);
+    int (*finish)(void *ctx, bool wait, uint32_t *tag, int *result);
+    void *ctx;
+} nodedb_wal__fetch;
+
+/* A part of a segment file, read or being read: bytes [from, to). It never crosses a multiple of chunk_bytes. */
+typedef struct nodedb_wal__chunk {
+    size_t segment;
+    uint64_t from, to;
+    int fd;
+    bool closes; /* the last one of its file: fd is closed with it */
+    bool done;
+    int error; /* when done: 0 or -errno */
+} nodedb_wal__chunk;
+
+/* Chunks [first, next) are read or being read; a sequence number modulo `chunks` is the slot, of chunk_bytes bytes, in
+ * one piece of memory. Chunks that follow each other in a file follow each other there, but where the slots begin anew:
+ * a record that crosses that place has its beginning copied in front of slot 0, into the headroom. Reading goes on at
+ * ahead_offset of segment `ahead`, or, with at_end, not at all. */
+typedef struct nodedb_wal__stream {
+    const char *dir;
+    const nodedb_wal__segment *segments;
+    size_t count;
+    nodedb_allocator allocator;
+    nodedb_wal__fetch fetch;
+    void *ring;
+    size_t chunk_bytes, headroom_bytes; /* multiples of any block; may be set until the first read */
+    uint32_t chunks;
+    uint32_t reach; /* this many chunks at once: grows from 2 as they are used, so that little is read in vain */
+    unsigned char *memory, *slots;
+    size_t memory_bytes;
+    nodedb_wal__chunk chunk[NODEDB_WAL__STREAM_MAX_CHUNKS];
+    uint64_t first, next;
+    uint32_t in_flight;
+    size_t ahead;
+    uint64_t ahead_offset;
+    int fd; /* of segment `ahead`, -1: not open */
+    bool at_end;
+    bool forget;         /* what was read may be old: read again */
+    bool skipped;        /* segment `skipped_segment` seemed to end in zeros, and its rest was left out */
+    bool zeros_mislead;  /* ... but it did not end there: not to be trusted again */
+    size_t skipped_segment;
+} nodedb_wal__stream;
+
+#if !defined(NODEDB_NO_LIBURING)
+typedef struct nodedb_wal__ring {
+    struct io_uring ring;
+    uint32_t started; /* and not finished; queued or in the kernel */
+} nodedb_wal__ring;
+
+static void nodedb_wal__ring_start(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag) {
+    nodedb_wal__ring *own = (nodedb_wal__ring *)ctx;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&own->ring);
+    assert(sqe != NULL); /* the ring has room for all chunks */
+    io_uring_prep_read(sqe, fd, buffer, (unsigned)bytes, offset);
+    sqe->user_data = tag;
+    own->started++;
+}
+
+static int nodedb_wal__ring_finish(void *ctx, bool wait, uint32_t *tag, int *result) {
+    nodedb_wal__ring *own = (nodedb_wal__ring *)ctx;
+    struct io_uring_cqe *cqe = NULL;
+    int error = io_uring_sq_ready(&own->ring) > 0 ? io_uring_submit(&own->ring) : 0;
+    if (error < 0 && error != -EAGAIN && error != -EBUSY && error != -ENOMEM && error != -EINTR) return error;
+    if (io_uring_sq_ready(&own->ring) == own->started) { /* the kernel is short of memory: nothing to wait for */
+        if (wait) (void)sched_yield();
+        return 0;
+    }
+    error = wait ? io_uring_wait_cqe(&own->ring, &cqe) : io_uring_peek_cqe(&own->ring, &cqe);
+    if (error != 0) return error == -EAGAIN || error == -EINTR ? 0 : error;
+    *tag = (uint32_t)cqe->user_data;
+    *result = cqe->res;
+    io_uring_cqe_seen(&own->ring, cqe);
+    own->started--;
+    return 1;
+}
+#endif
+
+/* Begins nothing yet. 0, or -errno where there is no io_uring (-ENOSYS: not in this build). */
+static int nodedb_wal__stream_open(nodedb_wal__stream *s, const nodedb_allocator *allocator, const char *dir,
+                                   const nodedb_wal__segment *segments, size_t count) {
+    memset(s, 0, sizeof *s);
+    s->dir = dir;
+    s->segments = segments;
+    s->count = count;
+    s->allocator = *allocator;
+    s->chunk_bytes = NODEDB_WAL__STREAM_CHUNK_BYTES;
+    s->headroom_bytes = NODEDB_WAL__STREAM_HEADROOM_BYTES;
+    s->chunks = NODEDB_WAL__STREAM_CHUNKS;
+    s->fd = -1;
+    s->at_end = true;
+#if !defined(NODEDB_NO_LIBURING)
+    {
+        nodedb_wal__ring *own =
+            (nodedb_wal__ring *)nodedb__alloc_zero(allocator, sizeof *own, NODEDB_CACHE_LINE_BYTES);
+        int error = own == NULL ? -ENOMEM : io_uring_queue_init(NODEDB_WAL__STREAM_MAX_CHUNKS, &own->ring, 0);
+        if (error != 0) {
+            nodedb__release(allocator, own, sizeof *own);
+            return error;
+        }
+        s->fetch.start = nodedb_wal__ring_start;
+        s->fetch.finish = nodedb_wal__ring_finish;
+        s->fetch.ctx = s->ring = own;
+        return 0;
+    }
+#else
+    return -ENOSYS;
+#endif
+}
+
+static unsigned char *nodedb_wal__stream_at(const nodedb_wal__stream *s, uint64_t sequence, uint64_t offset) {
+    return s->slots + (size_t)(sequence % s->chunks) * s->chunk_bytes + (size_t)(offset % s->chunk_bytes);
+}
+
+/* O_DIRECT wants offsets, lengths and memory in whole blocks. */
+static size_t nodedb_wal__stream_align(const nodedb_wal__segment *segment) {
+    return segment->block_bytes > NODEDB_WAL_MIN_BLOCK_BYTES ? segment->block_bytes : NODEDB_WAL_MIN_BLOCK_BYTES;
+}
+
+/* A read has ended. What it left out (it was short, interrupted, or dropped with the thread that had begun it) is read
+ * here, one call after the other: it is rare. */
+static void nodedb_wal__stream_complete(nodedb_wal__stream *s, uint32_t tag, int result) {
+    nodedb_wal__chunk *c = &s->chunk[tag];
+    const nodedb_wal__segment *segment = &s->segments[c->segment];
+    size_t align = nodedb_wal__stream_align(segment), want = (size_t)(c->to - c->from), got = 0;
+    unsigned char *at = nodedb_wal__stream_at(s, tag, c->from);
+    assert(tag < s->chunks && !c->done && s->in_flight > 0);
+    s->in_flight--;
+    if (result >= 0) got = (size_t)result;
+    else if (result != -EINTR && result != -EAGAIN && result != -ECANCELED && result != -ENOMEM && result != -EBUSY)
+        c->error = result;
+    while (c->error == 0 && got < want) {
+        size_t done = got / align * align, rest = (size_t)nodedb_wal__round_up(want - done, align);
+        int64_t n = nodedb__posix_pread(NULL, c->fd, at + done, rest, c->from + done);
+        if (n < 0) c->error = (int)n;
+        else if (done + (size_t)n <= got) c->error = -ENODATA; /* the file has become shorter */
+        else got = done + (size_t)n;
+    }
+    c->done = true;
+    /* Behind the last record there are zeros up to the end of the segment. A payload may hold as many: then it is a
+     * wrong guess, which costs time once. */
+    if (c->error == 0 && !s->zeros_mislead && s->ahead == c->segment && s->ahead_offset >= c->to && want >= align &&
+        nodedb_wal__all_zero(at + want - align, align)) {
+        s->skipped = true;
+        s->skipped_segment = c->segment;
+        s->ahead_offset = segment->bytes;
+    }
+}
+
+/* Leaves the file that is being read ahead: it is closed with its last chunk. */
+static void nodedb_wal__stream_leave_file(nodedb_wal__stream *s) {
+    nodedb_wal__chunk *last = s->next > s->first ? &s->chunk[(s->next - 1) % s->chunks] : NULL;
+    if (s->fd < 0) return;
+    if (last != NULL && last->fd == s->fd) last->closes = true;
+    else (void)close(s->fd);
+    s->fd = -1;
+}
+
+/* Begins as many reads as `reach` allows. */
+static int nodedb_wal__stream_fill(nodedb_wal__stream *s) {
+    uint32_t tag;
+    int result, finished;
+    while (s->next - s->first < s->reach && !s->at_end) {
+        const nodedb_wal__segment *segment = &s->segments[s->ahead];
+        nodedb_wal__chunk *c = &s->chunk[s->next % s->chunks];
+        if (s->ahead_offset >= segment->bytes) {
+            nodedb_wal__stream_leave_file(s);
+            s->ahead_offset = 0;
+            if (s->ahead + 1 == s->count) s->at_end = true;
+            else s->ahead++;
+            continue;
+        }
+        memset(c, 0, sizeof *c);
+        c->segment = s->ahead;
+        c->from = s->ahead_offset;
+        c->to = (c->from / s->chunk_bytes + 1) * s->chunk_bytes;
+        if (c->to > segment->bytes) c->to = segment->bytes;
+        if (s->fd < 0) {
+            char path[NODEDB_WAL__PATH_BYTES];
+            nodedb_wal__segment_path(path, s->dir, segment->first_lsn);
+            s->fd = nodedb__posix_open(NULL, path, O_RDONLY | O_DIRECT, 0);
+        }
+        c->fd = s->fd;
+        tag = (uint32_t)(s->next++ % s->chunks);
+        s->ahead_offset = c->to;
+        if (c->fd < 0) {
+            c->done = true;
+            c->error = s->fd;
+            s->fd = -1;
+            s->at_end = true; /* whoever gets so far hears of it */
+            break;
+        }
+        s->in_flight++;
+        s->fetch.start(s->fetch.ctx, c->fd, nodedb_wal__stream_at(s, tag, c->from),
+                       (size_t)nodedb_wal__round_up(c->to - c->from, nodedb_wal__stream_align(segment)), c->from, tag);
+    }
+    while ((finished = s->fetch.finish(s->fetch.ctx, false, &tag, &result)) == 1)
+        nodedb_wal__stream_complete(s, tag, result);
+    return finished;
+}
+
+static int nodedb_wal__stream_wait(nodedb_wal__stream *s, uint64_t sequence) {
+    nodedb_wal__chunk *c = &s->chunk[sequence % s->chunks];
+    assert(sequence >= s->first && sequence < s->next);
+    while (!c->done) {
+        uint32_t tag;
+        int result, finished = s->fetch.finish(s->fetch.ctx, true, &tag, &result);
+        if (finished < 0) return finished;
+        if (finished == 1) nodedb_wal__stream_complete(s, tag, result);
+    }
+    return 0;
+}
+
+/* Gives up the chunks before `sequence`. The device must have let go of them. */
+static int nodedb_wal__stream_release(nodedb_wal__stream *s, uint64_t sequence) {
+    while (s->first < sequence) {
+        nodedb_wal__chunk *c = &s->chunk[s->first % s->chunks];
+        int error = nodedb_wal__stream_wait(s, s->first);
+        if (error != 0) return error;
+        if (c->closes) (void)close(c->fd);
+        s->first++;
+    }
+    return 0;
+}
+
+/* The chunk that holds `offset` of segment `index`, or UINT64_MAX. */
+static uint64_t nodedb_wal__stream_find(const nodedb_wal__stream *s, size_t index, uint64_t offset) {
+    uint64_t i;
+    for (i = s->first; i < s->next; i++) {
+        const nodedb_wal__chunk *c = &s->chunk[i % s->chunks];
+        if (c->segment == index && c->from <= offset && offset < c->to) return i;
+    }
+    return UINT64_MAX;
+}
+
+/* Drops everything and reads on from there. */
+static int nodedb_wal__stream_restart(nodedb_wal__stream *s, size_t index, uint64_t offset, uint32_t reach) {
+    int error = nodedb_wal__stream_release(s, s->next);
+    if (error != 0) return error;
+    assert(s->in_flight == 0);
+    nodedb_wal__stream_leave_file(s);
+    if (s->skipped && s->skipped_segment == index) s->zeros_mislead = true;
+    s->ahead = index;
+    s->ahead_offset = offset - offset % nodedb_wal__stream_align(&s->segments[index]);
+    s->at_end = s->forget = false;
+    s->reach = reach;
+    return nodedb_wal__stream_fill(s);
+}
+
+static int nodedb_wal__stream_memory(nodedb_wal__stream *s) {
+    assert(s->chunks <= NODEDB_WAL__STREAM_MAX_CHUNKS);
+    s->memory_bytes = s->headroom_bytes + s->chunks * s->chunk_bytes;
+    s->memory = (unsigned char *)nodedb__alloc(&s->allocator, s->memory_bytes, NODEDB_WAL__HUGE_PAGE_BYTES);
+    if (s->memory == NULL) return -ENOMEM;
+#if defined(MADV_HUGEPAGE)
+    /* 4 KiB pages, scattered over the memory, take two thirds of a virtual disk's rate */
+    if (((uintptr_t)s->memory & (NODEDB_WAL__HUGE_PAGE_BYTES - 1)) == 0)
+        (void)madvise(s->memory, s->memory_bytes, MADV_HUGEPAGE);
+#endif
+    s->slots = s->memory + s->headroom_bytes;
+    return 0;
+}
+
+/* At least `bytes` bytes from `offset` of segment `index`, in one piece. 0; 1: it is more than fits, read it in another
+ * way; or -errno, for the file's bytes from *bad_offset on. The chunks before `offset` are given up. */
+static int nodedb_wal__stream_view(nodedb_wal__stream *s, size_t index, uint64_t offset, size_t bytes,
+                                   const unsigned char **view, size_t *available, uint64_t *bad_offset) {
+    uint64_t sequence, i, more = (offset + bytes - 1) / s->chunk_bytes - offset / s->chunk_bytes;
+    size_t before_wrap;
+    int error = 0;
+    assert(bytes > 0 && offset + bytes <= s->segments[index].bytes);
+    *bad_offset = offset;
+    if (more >= s->chunks) return 1;
+    if (s->memory == NULL) error = nodedb_wal__stream_memory(s);
+    sequence = s->forget ? UINT64_MAX : nodedb_wal__stream_find(s, index, offset);
+    if (error == 0 && sequence != UINT64_MAX && sequence > s->first) {
+        error = nodedb_wal__stream_release(s, sequence);
+        s->reach = s->reach * 2 < s->chunks ? s->reach * 2 : s->chunks;
+    }
+    if (s->reach <= more) s->reach = (uint32_t)more + 1;
+    if (error == 0 && sequence != UINT64_MAX) error = nodedb_wal__stream_fill(s);
+    if (error == 0 && (sequence == UINT64_MAX ||
+                       nodedb_wal__stream_find(s, index, offset + bytes - 1) != sequence + more)) {
+        error = nodedb_wal__stream_restart(s, index, offset, more < 2 ? 2 : (uint32_t)more + 1);
+        sequence = s->first;
+    }
+    for (i = sequence; error == 0 && i <= sequence + more && i < s->next; i++) {
+        *bad_offset = s->chunk[i % s->chunks].from;
+        error = nodedb_wal__stream_wait(s, i);
+        if (error == 0) error = s->chunk[i % s->chunks].error;
+    }
+    if (error != 0) return error;
+    assert(sequence + more < s->next);
+    *view = nodedb_wal__stream_at(s, sequence, offset);
+    *available = more > 0 ? bytes : (size_t)(s->chunk[sequence % s->chunks].to - offset);
+    before_wrap = (size_t)(s->slots + s->chunks * s->chunk_bytes - *view);
+    if (bytes <= before_wrap) return 0;
+    if (before_wrap > s->headroom_bytes) return 1;
+    memcpy(s->slots - before_wrap, *view, before_wrap);
+    *view = s->slots - before_wrap;
+    return 0;
+}
+
+static void nodedb_wal__stream_close(nodedb_wal__stream *s) {
+    bool idle = s->memory == NULL || nodedb_wal__stream_release(s, s->next) == 0;
+    nodedb_wal__stream_leave_file(s);
+#if !defined(NODEDB_NO_LIBURING)
+    if (s->ring != NULL) {
+        nodedb_wal__ring *own = (nodedb_wal__ring *)s->ring;
+        io_uring_queue_exit(&own->ring);
+        nodedb__release(&s->allocator, own, sizeof *own);
+    }
+#endif
+    /* memory that the kernel may still write into must not be used for anything else: better to lose it */
+    if (idle) nodedb__release(&s->allocator, s->memory, s->memory_bytes);
+    memset(s, 0, sizeof *s);
+    s->fd = -1;
+}
+
 /* ---- room: the reader -------------------------------------------------------------------------------------------- */
 
 /* Between calls: `position` in segment `index` is where record `expected` begins if it is in this segment; the view (a
- * map of the segment, or `buffer` which holds its bytes from buffer_offset on) belongs to the open segment or is empty.
+ * map of the segment, or `window` which holds its bytes from buffer_offset on) belongs to the open segment or is empty.
  */
 struct nodedb_wal_reader {
     char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
     nodedb_wal_reader_config config;
     nodedb_io io;
-    bool may_map;
+    bool may_map, may_stream;
     nodedb_wal__list list;
     nodedb_wal__ahead *ahead;
     size_t index;
@@ -1949,6 +2295,9 @@ struct nodedb_wal_reader {
     int fd;
     unsigned char *map;
     uint64_t trusted_until;
+    bool streaming; /* the open segment is */
+    nodedb_wal__stream stream;
+    const unsigned char *window; /* what is in view when nothing is mapped: in `buffer` or in the stream's memory */
     unsigned char *buffer;
     size_t buffer_capacity, buffer_bytes;
     uint64_t buffer_offset, buffer_lsn;
@@ -2048,7 +2397,7 @@ static void nodedb_wal__reader_leave(nodedb_wal_reader *r) {
     r->fd = -1;
     r->buffer_bytes = 0;
     r->trusted_until = 0;
-    r->is_open = false;
+    r->is_open = r->streaming = false;
 }
 
 static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_error *err);
@@ -2066,14 +2415,16 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
         r->map = (unsigned char *)nodedb_wal__ahead_take(r->ahead, index, &r->trusted_until);
         if (r->map != NULL) r->stats.hints_sequential++;
     }
-    if (r->map == NULL && r->may_map && !growing) {
+    if (r->map == NULL && r->may_map && !r->may_stream && !growing) {
         r->map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
         if (r->map == NULL && error != ENOMEM)
             return nodedb__fail(err, nodedb__io_status(error), error, "cannot map segment %s", path);
         if (r->map != NULL && madvise(r->map, (size_t)segment->bytes, MADV_SEQUENTIAL) == 0)
             r->stats.hints_sequential++;
     }
-    if (r->map == NULL) {
+    r->streaming = r->map == NULL && r->may_stream;
+    if (r->streaming) r->stats.segments_streamed++;
+    else if (r->map == NULL) {
         /* O_DIRECT, so that what is read is what the log has written, and not an older page of the cache */
         r->fd = growing ? r->io.open(r->io.ctx, path, O_RDONLY | O_DIRECT, 0) : -EINVAL;
         if (r->fd < 0) r->fd = r->io.open(r->io.ctx, path, O_RDONLY, 0);
@@ -2091,6 +2442,52 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
     return nodedb_wal__reader_unlock(r, err);
 }
 
+/* Streaming is refused by this file system or for want of memory: goes on in another way, at the same place. */
+static nodedb_status nodedb_wal__reader_unstream(nodedb_wal_reader *r, int error, nodedb_error *err) {
+    uint64_t position = r->position, expected = r->expected;
+    bool sealed = r->sealed;
+    nodedb_status status;
+    nodedb__say(&r->config.logger, NODEDB_LOG_WARNING,
+                "log %s: it cannot be read past the page cache (%s), so it is read through it", r->dir,
+                strerror(error));
+    nodedb_wal__stream_close(&r->stream);
+    r->may_stream = false;
+    r->stats.segments_streamed--, r->stats.segments_opened--;
+    status = nodedb_wal__reader_enter(r, r->index, err);
+    r->position = position, r->expected = expected, r->sealed = sealed;
+    return status;
+}
+
+/* What is read by now may be older than what is on the disk. */
+static void nodedb_wal__reader_forget(nodedb_wal_reader *r) {
+    r->buffer_bytes = 0;
+    r->stream.forget = true;
+}
+
+/* Puts at least `bytes` bytes from `offset` of a streamed segment into the window, or opens its file for the buffer. */
+static nodedb_status nodedb_wal__reader_stream(nodedb_wal_reader *r, uint64_t offset, size_t bytes, nodedb_error *err) {
+    uint64_t bad_offset = 0, first_lsn = r->list.at[r->index].first_lsn;
+    int error = nodedb_wal__stream_view(&r->stream, r->index, offset, bytes, &r->window, &r->buffer_bytes, &bad_offset);
+    char path[NODEDB_WAL__PATH_BYTES];
+    r->buffer_offset = offset;
+    if (error == 0) return NODEDB_OK;
+    r->buffer_bytes = 0;
+    if (error == -EINVAL || error == -EOPNOTSUPP || error == -ENOMEM)
+        return nodedb_wal__reader_unstream(r, -error, err);
+    nodedb_wal__segment_path(path, r->dir, first_lsn);
+    if (error > 0 && r->fd < 0) {
+        r->fd = r->io.open(r->io.ctx, path, O_RDONLY | O_DIRECT, 0);
+        error = r->fd < 0 ? r->fd : 1;
+    }
+    if (error < 0) {
+        nodedb_status status = nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read %s at offset %llu",
+                                            nodedb__path_end(path), (unsigned long long)bad_offset);
+        if (err != NULL) err->offset = bad_offset;
+        return status;
+    }
+    return NODEDB_OK;
+}
+
 /* At least `bytes` bytes (or all up to the segment's end) from `offset` of the open segment. */
 static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offset, size_t bytes,
                                              const unsigned char **view, size_t *available, nodedb_error *err) {
@@ -2106,6 +2503,11 @@ static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offs
         *view = r->map + offset;
         *available = (size_t)left;
         return NODEDB_OK;
+    }
+    if (r->streaming && (offset < r->buffer_offset || offset + bytes > r->buffer_offset + r->buffer_bytes)) {
+        nodedb_status status = nodedb_wal__reader_stream(r, offset, bytes, err);
+        if (status != NODEDB_OK) return status;
+        if (!r->streaming) return nodedb_wal__reader_view(r, offset, bytes, view, available, err); /* once */
     }
     if (offset < r->buffer_offset || offset + bytes > r->buffer_offset + r->buffer_bytes) {
         want = (size_t)nodedb_wal__round_up(offset - start + bytes, align);
@@ -2133,10 +2535,11 @@ static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offs
                 return status;
             }
         }
+        r->window = r->buffer;
         r->buffer_offset = start;
         r->buffer_bytes = want;
     }
-    *view = r->buffer + (offset - r->buffer_offset);
+    *view = r->window + (offset - r->buffer_offset);
     *available = r->buffer_bytes - (size_t)(offset - r->buffer_offset);
     return NODEDB_OK;
 }
@@ -2295,7 +2698,7 @@ static nodedb_status nodedb_wal__reader_look_again(nodedb_wal_reader *r, uint64_
     size_t total;
     *there = false;
     if (wait && r->config.io.pread == NULL) (void)usleep(NODEDB_WAL__LOOK_US);
-    r->buffer_bytes = 0;
+    nodedb_wal__reader_forget(r);
     if (offset >= r->list.at[r->index].bytes) return NODEDB_OK;
     status = nodedb_wal__reader_parse(r, offset, &parsed, &record, &flags, &total, err);
     *there = status == NODEDB_OK && parsed == NODEDB_WAL__RECORD && record.lsn == lsn;
@@ -2524,11 +2927,62 @@ NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *r) {
     allocator = r->config.allocator;
     if (r->list.at != NULL) nodedb_wal__reader_leave(r);
     nodedb_wal__ahead_stop(r->ahead, &allocator);
+    nodedb_wal__stream_close(&r->stream);
     nodedb_wal__list_free(&r->list);
     nodedb_wal__tombstones_free(&r->tombstones, &allocator);
     nodedb__release(&allocator, r->buffer, r->buffer_capacity);
     nodedb__release(&allocator, r->plain, r->plain_capacity);
     nodedb__release(&allocator, r, sizeof *r);
+}
+
+/* Is most of the log from segment `first` on in the page cache? A sample, of well under a millisecond. */
+static bool nodedb_wal__mostly_cached(const nodedb_wal_reader *r, size_t first) {
+    size_t segments = r->list.count - first, page = (size_t)sysconf(_SC_PAGESIZE), i, j, k, seen = 0, cached = 0;
+    size_t sample = segments < NODEDB_WAL__SAMPLE_SEGMENTS ? segments : NODEDB_WAL__SAMPLE_SEGMENTS;
+    for (i = 0; i < sample; i++) {
+        const nodedb_wal__segment *segment = &r->list.at[first + i * segments / sample];
+        char path[NODEDB_WAL__PATH_BYTES];
+        int error = 0;
+        unsigned char *map;
+        nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
+        map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
+        for (j = 0; map != NULL && j < NODEDB_WAL__SAMPLE_PLACES; j++) {
+            unsigned char vector[NODEDB_WAL__SAMPLE_PAGES];
+            size_t at = (size_t)segment->bytes / NODEDB_WAL__SAMPLE_PLACES * j / page * page;
+            size_t bytes = (size_t)segment->bytes - at;
+            if (bytes > NODEDB_WAL__SAMPLE_PAGES * page) bytes = NODEDB_WAL__SAMPLE_PAGES * page;
+            memset(vector, 0, sizeof vector);
+            if (mincore(map + at, bytes, vector) != 0) continue;
+            for (k = 0; k * page < bytes; k++, seen++) cached += vector[k] & 1;
+        }
+        if (map != NULL) (void)munmap(map, (size_t)segment->bytes);
+    }
+    return cached * 2 >= seen;
+}
+
+/* Does this reader stream, beginning in segment `first`? One answer for the whole log, as it is mostly read whole. */
+static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
+    uint64_t bytes = 0;
+    size_t i;
+    int error;
+    if (r->config.io.pread != NULL || r->config.io.open != NULL || r->config.follow != NULL) return false;
+    if (r->config.access != NODEDB_WAL_ACCESS_AUTO && r->config.access != NODEDB_WAL_ACCESS_STREAMED) return false;
+    for (i = first; i < r->list.count; i++) {
+        bytes += r->list.at[i].bytes;
+        if (r->list.at[i].block_bytes > NODEDB_WAL__STREAM_CHUNK_BYTES) return false;
+    }
+    if (r->config.access == NODEDB_WAL_ACCESS_AUTO &&
+        (bytes < NODEDB_WAL__STREAM_FROM_BYTES || nodedb_wal__mostly_cached(r, first)))
+        return false;
+    error = nodedb_wal__stream_open(&r->stream, &r->config.allocator, r->dir, r->list.at, r->list.count);
+    if (error == -ENOSYS && r->config.access == NODEDB_WAL_ACCESS_AUTO) return false; /* not in this build */
+    if (error != 0)
+        nodedb__say(
+            &r->config.logger, NODEDB_LOG_WARNING,
+            "log %s: io_uring is refused (%s), so it is read through the page cache; allow the io_uring system calls "
+            "(seccomp, kernel.io_uring_disabled) for speed",
+            r->dir, strerror(-error));
+    return error == 0;
 }
 
 /* Opens at the segment that holds from_lsn, or at segment `at_segment` of the list counted from the end, if that is not
@@ -2549,11 +3003,12 @@ static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config 
         return NULL;
     }
     r->config = *config;
-    r->fd = -1;
+    r->fd = r->stream.fd = -1;
     memcpy(r->dir, config->dir, strlen(config->dir) + 1);
     r->config.dir = r->dir;
     r->io = nodedb__io_or_posix(&config->io);
-    r->may_map = config->access == NODEDB_WAL_ACCESS_MAPPED && config->io.pread == NULL && config->io.open == NULL;
+    r->may_map = (config->access == NODEDB_WAL_ACCESS_MAPPED || config->access == NODEDB_WAL_ACCESS_AUTO) &&
+                 config->io.pread == NULL && config->io.open == NULL;
     if (nodedb_wal__list_segments(&r->io, &r->config.allocator, r->dir, &r->list, err) != NODEDB_OK) goto fail;
     if (r->list.count == 0) {
         (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no log in %s", r->dir);
@@ -2568,7 +3023,8 @@ static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config 
     if (nodedb_wal__reader_tombstones(r, err) != NODEDB_OK) goto fail;
     while (i + 1 < r->list.count && r->list.at[i + 1].first_lsn <= config->from_lsn) i++;
     if (from_end > 0) i = r->list.count > from_end ? r->list.count - from_end : 0;
-    if (config->threads > 1 && r->may_map && config->follow == NULL &&
+    r->may_stream = nodedb_wal__begin_streaming(r, i);
+    if (config->threads > 1 && r->may_map && !r->may_stream && config->follow == NULL &&
         r->list.count - i >= NODEDB_WAL_PARALLEL_FROM_SEGMENTS)
         r->ahead = nodedb_wal__ahead_start(&r->config.allocator, r->dir, r->list.at, r->list.count, i,
                                            config->threads > NODEDB_WAL_MAX_THREADS ? NODEDB_WAL_MAX_THREADS
@@ -2693,6 +3149,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
     *has_more = false;
     own = *config;
     own.threads = 1;
+    if (own.access == NODEDB_WAL_ACCESS_AUTO) own.access = NODEDB_WAL_ACCESS_MAPPED;
     if (cursor->lsn != 0) own.from_lsn = cursor->lsn;
     memset(&failure, 0, sizeof failure);
     r = nodedb_wal_reader_open(&own, &failure);
@@ -3060,7 +3517,7 @@ static const nodedb_wal__backend nodedb_wal__posix = {nodedb_wal__posix_start, n
 /* ---- io_uring ---- */
 
 #if !defined(NODEDB_NO_LIBURING)
-static void nodedb_wal__ring_start(nodedb_wal *w, const nodedb_wal__op *op) {
+static void nodedb_wal__uring_start(nodedb_wal *w, const nodedb_wal__op *op) {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&w->ring);
     int fd = w->fixed_files ? (int)op->file : op->fd;
     assert(sqe != NULL); /* the ring has room for every tag at once */
@@ -3084,7 +3541,7 @@ static bool nodedb_wal__submit_rest(nodedb_wal *w) {
     return w->in_kernel > io_uring_sq_ready(&w->ring);
 }
 
-static uint32_t nodedb_wal__ring_take(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
+static uint32_t nodedb_wal__uring_take(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
     struct io_uring_cqe *cqe[NODEDB_WAL__MAX_OPS];
     uint32_t i, n;
     if (wait) {
@@ -3101,19 +3558,19 @@ static uint32_t nodedb_wal__ring_take(nodedb_wal *w, bool wait, nodedb_wal__comp
     return n;
 }
 
-static uint32_t nodedb_wal__ring_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
+static uint32_t nodedb_wal__uring_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
     bool any = nodedb_wal__submit_rest(w);
     uint32_t n;
     if (wait) nodedb_wal__unlock(w);
     if (wait && !any) (void)sched_yield(); /* the kernel is short of memory: try again */
-    n = nodedb_wal__ring_take(w, wait && any, done);
+    n = nodedb_wal__uring_take(w, wait && any, done);
     if (wait) (void)pthread_mutex_lock(&w->lock);
     assert(n <= w->in_kernel);
     w->in_kernel -= n;
     return n;
 }
 
-static const nodedb_wal__backend nodedb_wal__ring = {nodedb_wal__ring_start, nodedb_wal__ring_reap,
+static const nodedb_wal__backend nodedb_wal__uring = {nodedb_wal__uring_start, nodedb_wal__uring_reap,
                                                      nodedb_wal__posix_write};
 #endif
 
@@ -4223,7 +4680,7 @@ static void nodedb_wal__free(nodedb_wal *w) {
            nodedb_wal__submit_rest(
                w)) { /* the kernel still reads our buffers: a late write must not find other data in them */
         nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
-        w->in_kernel -= nodedb_wal__ring_take(w, true, done);
+        w->in_kernel -= nodedb_wal__uring_take(w, true, done);
     }
     if (w->has_ring) io_uring_queue_exit(&w->ring);
 #endif
@@ -4325,7 +4782,7 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
             w->fixed_files = io_uring_register_files(&w->ring, none, NODEDB_WAL__REGISTERED_FILES) == 0;
             error = io_uring_register_eventfd(&w->ring, w->event_fd);
             if (error == 0) {
-                w->backend = nodedb_wal__ring;
+                w->backend = nodedb_wal__uring;
                 return;
             }
             io_uring_queue_exit(&w->ring);
@@ -4453,10 +4910,16 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
     nodedb_wal_record record;
     nodedb_error failure;
     nodedb_status status;
+    uint64_t bytes = 0;
+    size_t i;
     memset(&failure, 0, sizeof failure);
     memset(&reading, 0, sizeof reading);
     reading.dir = w->dir;
-    reading.access = NODEDB_WAL_ACCESS_BUFFERED;
+    for (i = list->count > 2 ? list->count - 2 : 0; i < list->count; i++) bytes += list->at[i].bytes;
+    /* not mapped: a bad sector is then an error, and not a signal */
+    reading.access = bytes < NODEDB_WAL__STREAM_FROM_BYTES || w->config.backend == NODEDB_WAL_BACKEND_POSIX
+                         ? NODEDB_WAL_ACCESS_BUFFERED
+                         : NODEDB_WAL_ACCESS_STREAMED;
     reading.io = w->config.io;
     reading.allocator = w->config.allocator;
     reading.keep_dropped = true;

@@ -155,7 +155,7 @@ int main(int argc, char **argv) {
     int i;
     memset(&reading, 0, sizeof reading);
     reading.keep_encrypted = true;
-    reading.access = NODEDB_WAL_ACCESS_BUFFERED; /* a bad sector is then an error that can be shown, and not a signal */
+    reading.access = NODEDB_WAL_ACCESS_STREAMED; /* a bad sector is then an error that can be shown, and not a signal */
     for (i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--payload") == 0) payload = number(argv[++i]);
         else if (strcmp(argv[i], "--from") == 0) reading.from_lsn = number(argv[++i]);

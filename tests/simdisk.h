@@ -244,7 +244,7 @@ static int sim_lock(void *ctx, int fd) {
     return sim_fault((sim_disk *)ctx) < 0 ? -EIO : 0;
 }
 
-static sim_disk *sim_new(uint64_t seed) {
+static inline sim_disk *sim_new(uint64_t seed) {
     sim_disk *d = (sim_disk *)calloc(1, sizeof *d);
     int i;
     d->history = (sim_directory *)calloc(SIM_MAX_HISTORY, sizeof *d->history);
@@ -260,7 +260,7 @@ static sim_disk *sim_new(uint64_t seed) {
     return d;
 }
 
-static void sim_free(sim_disk *d) {
+static inline void sim_free(sim_disk *d) {
     int i;
     for (i = 0; i < SIM_MAX_FILES; i++) free(d->file[i].now), free(d->file[i].durable), free(d->file[i].dirty);
     free(d->history);
@@ -268,14 +268,14 @@ static void sim_free(sim_disk *d) {
 }
 
 /* How many descriptors are open: a test for leaks. */
-static int sim_open_files(const sim_disk *d) {
+static inline int sim_open_files(const sim_disk *d) {
     int i, n = 0;
     for (i = 0; i < SIM_MAX_FILES; i++) n += d->fd_file[i] != -1;
     return n;
 }
 
 /* Power comes back: the directory is as it was at some moment since its last sync, each dirty sector is old or new. */
-static void sim_power_cut(sim_disk *d) {
+static inline void sim_power_cut(sim_disk *d) {
     int i;
     size_t s;
     d->now = d->history[sim_random(d) % (uint64_t)d->history_count];

@@ -194,6 +194,7 @@ TEST(a_mapped_reader_hands_out_records_without_copying_and_releases_what_it_has_
     CHECK(append_range(wal, 1, 1000, 2000));
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     reading = reading_here();
+    reading.access = NODEDB_WAL_ACCESS_MAPPED;
     r = nodedb_wal_reader_open(&reading, &err);
     REQUIRE(r != NULL);
     while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK) {
