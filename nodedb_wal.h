@@ -49,8 +49,9 @@
               changes no file-system metadata. The next one is prepared while the current one fills. Truncated segments
               are recycled. Every use of a segment has a new epoch, and the checksum of a record begins with log id,
               epoch and first LSN, so what an earlier use left behind can never be taken for a record.
-   Transaction  A record whose payload is records: all of them are there after a crash, or none. A reader hands it out
-              as one record; nodedb_wal_transaction_next walks through it.
+   Transaction
+              A record whose payload is records: all of them are there after a crash, or none. A reader hands it out as
+              one record, and nodedb_wal_transaction_next walks through it.
    Tombstone  Says that everything of a collection (a tenant, and the record's database or what `collection_of` says)
               with a lower LSN is dead. A reader hands tombstones out in order, and the application drops what it has
               built so far of that collection: replay in order is right with nothing else. But the dead must also stay
@@ -756,8 +757,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *wal, const nodedb_wal
 
 /* Appends `count` records as one record of type NODEDB_WAL_TYPE_TRANSACTION, with one LSN: after a crash all of them
  * are there, or none. Tenant, vshard and database of that record are those of the first. A record in it may be
- * REQUIRED; a transaction or a tombstone in it is INVALID. LIMIT above NODEDB_WAL_MAX_TRANSACTION_RECORDS, or if the payload
- * (8 bytes, and for each record 24 and its payload, rounded up to 8) passes 64 MiB. Otherwise as nodedb_wal_append. */
+ * REQUIRED; a transaction or a tombstone in it is INVALID. LIMIT above NODEDB_WAL_MAX_TRANSACTION_RECORDS, or if the
+ * payload (8 bytes, and for each record 24 and its payload, rounded up to 8) passes 64 MiB. Otherwise as
+ * nodedb_wal_append. */
 NODEDB_WAL_API nodedb_status nodedb_wal_append_transaction(nodedb_wal *wal, const nodedb_wal_record *records,
                                                            size_t count, uint64_t *lsn, nodedb_error *err);
 /* The same, and blocks until it is durable. Never AGAIN. */
@@ -1387,6 +1389,7 @@ typedef struct nodedb_wal__tombstones {
     nodedb_wal_tombstone *at;
     size_t count, capacity;
     size_t reserved;      /* places for tombstones that are being appended */
+    size_t compact;       /* so many, from the first on, are of different collections */
     uint64_t covered_lsn; /* the file holds every tombstone up to this LSN */
     uint32_t in_file;
 } nodedb_wal__tombstones;
@@ -2649,10 +2652,13 @@ static size_t nodedb_wal__durable_tombstones(const nodedb_wal *w) {
 static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
     nodedb_wal__tombstones *t = &w->tombstones;
     size_t durable = nodedb_wal__durable_tombstones(w);
-    size_t kept = nodedb_wal__newest_tombstones(t->at, durable);
+    size_t kept;
+    if (durable == t->compact) return durable;
+    kept = nodedb_wal__newest_tombstones(t->at, durable);
     if (kept > 1) qsort(t->at, kept, sizeof *t->at, nodedb_wal__by_lsn);
     if (durable > kept) memmove(t->at + kept, t->at + durable, (t->count - durable) * sizeof *t->at);
     t->count -= durable - kept;
+    t->compact = kept;
     return kept;
 }
 
@@ -3326,6 +3332,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_forget_tombstones(nodedb_wal *w, uint64_
     else if (n > 0) status = nodedb_wal__write_tombstones(w, before_lsn, err);
     if (status == NODEDB_OK && n > 0) {
         t->count -= n;
+        t->compact -= n;
         memmove(t->at, t->at + n, t->count * sizeof *t->at);
         if (forgotten != NULL) *forgotten = n;
     }
