@@ -722,8 +722,9 @@ typedef struct nodedb_wal_stats {
 typedef struct nodedb_wal nodedb_wal; /* one writer */
 
 /* Opens the log in config->dir for writing, and recovers it. NULL with: INVALID (config), LOCKED (another writer has
- * it), CORRUPT (an acknowledged record or a preamble is damaged: file, offset, LSNs), DISK_FULL, IO, NO_MEMORY,
- * UNSUPPORTED (io_uring demanded and refused), LIMIT (too many segments). */
+ * it), CORRUPT (an acknowledged record, a preamble or the file of tombstones is damaged, or that file is missing or of
+ * another log: file, offset, LSNs), DISK_FULL, IO, NO_MEMORY, UNSUPPORTED (io_uring demanded and refused), LIMIT (too
+ * many segments). */
 NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err);
 
 /* Makes everything appended durable, writes the seal, frees everything, also on failure. NULL is fine. No other call
@@ -2806,7 +2807,7 @@ static nodedb_status nodedb_wal__recover_tombstone(nodedb_wal *w, const nodedb_w
     nodedb__store_release(&w->durable_lsn, record->lsn);
     status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
     if (status == NODEDB_OK) nodedb_wal__tombstone_add(w, &stone, record->lsn);
-    return status;
+    return status == NODEDB_ERR_INVALID ? NODEDB_OK : status; /* of no collection, in an old log: it kills nothing */
 }
 
 /* ---- room: segments: prepare, begin, recycle --------------------------------------------------------------------- */

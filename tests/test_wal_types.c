@@ -995,7 +995,7 @@ TEST(every_io_call_of_a_log_with_tombstones_fails_in_turn_and_they_stay_in_force
     int kind_of_error, failures = 0;
     for (kind_of_error = 0; kind_of_error < 4; kind_of_error++) {
         uint64_t call, calls = 0; /* 0: none fails, and they are counted */
-        for (call = 0; call <= calls && failures < 3; call += test_long ? 1 : 1 + call / 150) {
+        for (call = 0; call <= calls && failures < 3; call += test_long ? 1 : 1 + call / 40) {
             sim_disk *disk = sim_new(test_seed);
             nodedb_wal_config config = sim_config(disk);
             const char *wrong;
