@@ -96,10 +96,21 @@ program_of() {
     esac
 }
 
+# The engines that bench_wal measures beside ours, where they are installed; no other program links them.
+find_peers() {
+    PEERS="" PEER_LIBS=""
+    for peer in rocksdb/c.h:rocksdb:ROCKSDB sqlite3.h:sqlite3:SQLITE lmdb.h:lmdb:LMDB; do
+        [ -f "/usr/include/${peer%%:*}" ] || continue
+        library=${peer#*:}
+        PEERS="$PEERS -DBENCH_${peer##*:}" PEER_LIBS="$PEER_LIBS -l${library%:*}"
+    done
+}
+
 compile_program() {
     own=""
     # stb_ds hashes with shifts into the sign bit; its code is compiled within the database
     case $1:$OPT in examples/nodedb/nodedb.c:*undefined*) own=-fno-sanitize=shift-base ;; esac
+    case $1 in tests/bench/bench_wal.c) find_peers; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;; esac # in_pairs runs us in a shell of our own
     compile "$OUT/$(program_of "$1")" "$1" $own
 }
 

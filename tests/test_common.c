@@ -125,7 +125,7 @@ static uint32_t crc_by_bits(const unsigned char *p, size_t bytes) {
 }
 
 TEST(crc32c_is_the_same_at_any_address_of_any_length_and_in_parts) {
-    unsigned char data[600];
+    unsigned char data[2900]; /* on x86 768 bytes at a time are summed in three parts */
     uint64_t random = test_seed;
     size_t i, at, bytes;
     for (i = 0; i < sizeof data; i++) data[i] = (unsigned char)test_random(&random);
@@ -134,7 +134,7 @@ TEST(crc32c_is_the_same_at_any_address_of_any_length_and_in_parts) {
     for (i = 0; i < 2000; i++) {
         size_t first;
         uint32_t crc;
-        at = test_random(&random) % 100, bytes = test_random(&random) % 500;
+        at = test_random(&random) % 100, bytes = test_random(&random) % 2800;
         first = bytes > 0 ? test_random(&random) % bytes : 0;
         crc = nodedb__crc32c(0, data + at, first);
         crc = nodedb__crc32c(crc, data + at + first, bytes - first);
@@ -218,13 +218,13 @@ TEST(sentence_that_is_too_long_is_cut_and_never_overflows) {
 
 TEST(every_status_has_a_sentence_of_its_own) {
     int i, k;
-    for (i = NODEDB_OK; i <= NODEDB_ERR_CANCELLED; i++) {
+    for (i = NODEDB_OK; i <= NODEDB_ERR_KEY; i++) {
         const char *text = nodedb_status_text((nodedb_status)i);
         CHECK(text != NULL && strlen(text) > 3 && strcmp(text, "unknown status") != 0);
         for (k = 0; k < i; k++) CHECK(strcmp(text, nodedb_status_text((nodedb_status)k)) != 0);
     }
     CHECK(strcmp(nodedb_status_text(NODEDB_OK), "success") == 0);
-    CHECK(strcmp(nodedb_status_text((nodedb_status)(NODEDB_ERR_CANCELLED + 1)), "unknown status") == 0);
+    CHECK(strcmp(nodedb_status_text((nodedb_status)(NODEDB_ERR_KEY + 1)), "unknown status") == 0);
 }
 
 TEST(system_errors_become_the_status_that_they_mean) {

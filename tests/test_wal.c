@@ -400,18 +400,19 @@ TEST(a_torn_tail_is_dropped_and_the_log_goes_on) {
     nodedb_error err;
     nodedb_wal *wal;
     char name[] = "00000000000000000001.wal";
-    unsigned char junk[6000];
-    crashed_log(&config, 20, 100); /* 20 groups of one block each, behind the preamble */
-    memset(junk, 0x5A, sizeof junk);
-    poke(name, 21 * 4096, junk, sizeof junk); /* what an interrupted group may look like */
+    unsigned char zeros[512], content[3000];
+    REQUIRE(content_of(21, content, 3000) > 1000); /* so it has a second sector, which the disk had not come to */
+    memset(zeros, 0, sizeof zeros);
+    crashed_log(&config, 21, 3000); /* 21 groups of one block each, behind the preamble */
+    poke(name, 21 * 4096 + 512, zeros, sizeof zeros);
     wal = nodedb_wal_open(&config, &err);
     REQUIRE(wal != NULL);
     CHECK_EQ(nodedb_wal_last_lsn(wal), 20);
     nodedb_wal_get_stats(wal, &stats);
-    CHECK(stats.dropped_bytes >= sizeof junk && stats.dropped_bytes <= 8192);
-    CHECK(commit_range(wal, 21, 30, 100));
+    CHECK(stats.dropped_bytes >= 512 && stats.dropped_bytes <= 4096);
+    CHECK(commit_range(wal, 21, 30, 3000));
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
-    CHECK_EQ(replay_all(1, 100, NODEDB_OK).count, 30);
+    CHECK_EQ(replay_all(1, 3000, NODEDB_OK).count, 30);
 }
 
 TEST(damage_to_an_acknowledged_record_is_reported_with_file_offset_and_lsn) {
@@ -524,6 +525,78 @@ TEST(a_shortened_segment_is_corruption) {
     sim_free(disk);
 }
 
+/* A log whose writer was killed after its last record, which has 1000 bytes or more; its group begins at *at of file *f. With
+ * `recycled` in a file that was full of other records before. */
+static void killed_log(sim_disk *disk, bool recycled, int *f, size_t *at) {
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    char path[64];
+    unsigned char content[2000];
+    uint64_t n = 1;
+    REQUIRE(wal != NULL);
+    if (recycled) {
+        CHECK(append_range(wal, 1, 400, 2000));
+        CHECK_EQ(nodedb_wal_truncate_before(wal, UINT64_MAX, NULL, &err), NODEDB_OK);
+        n = 401;
+    }
+    while (n < 3 || wal->files[wal->current].segment.recycled != recycled || content_of(n, content, 2000) < 1000)
+        CHECK(commit_range(wal, n, n, 2000)), n++; /* until the right segment and a record with some sectors */
+    CHECK(commit_range(wal, n, n, 2000));
+    snprintf(path, sizeof path, "d/%020llu.wal", (unsigned long long)wal->files[wal->current].segment.first_lsn);
+    *f = disk->now.name[sim_find(&disk->now, path)].file;
+    *at = (size_t)wal->write_offset - 4096;
+    nodedb_wal__free(wal);
+    CHECK_EQ(nodedb__get_u64(disk->file[*f].now + *at + 8), n);
+}
+
+static void flip_each_bit_of_the_last_group(bool recycled) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_error err;
+    size_t at, bytes, i;
+    uint64_t last;
+    int f, bit, wrong = 0;
+    counting c;
+    killed_log(disk, recycled, &f, &at);
+    CHECK_EQ(sim_replay(disk, &c, 0, 2000, &err), NODEDB_OK);
+    last = c.next;
+    bytes = NODEDB_WAL_RECORD_HEADER_BYTES + nodedb__get_u32(disk->file[f].now + at + 32);
+    for (i = 0; i < bytes; i++)
+        for (bit = 0; bit < 8; bit++) {
+            disk->file[f].now[at + i] ^= (unsigned char)(1 << bit);
+            wrong += sim_replay(disk, &c, 0, 2000, &err) != NODEDB_ERR_CORRUPT || c.wrong || err.lsn != last - 1;
+            disk->file[f].now[at + i] ^= (unsigned char)(1 << bit);
+        }
+    CHECK_EQ(wrong, 0);
+    sim_free(disk);
+}
+TEST(a_changed_bit_in_the_last_group_of_a_log_that_was_not_closed_is_damage) { flip_each_bit_of_the_last_group(false); }
+TEST(a_changed_bit_is_damage_in_a_recycled_segment_too) { flip_each_bit_of_the_last_group(true); }
+
+static void tear_the_last_group_in_every_way(bool recycled) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_error err;
+    unsigned char group[4096], old[4096];
+    size_t at;
+    uint64_t last;
+    int f, sectors, s, wrong = 0;
+    counting c;
+    killed_log(disk, recycled, &f, &at);
+    CHECK_EQ(sim_replay(disk, &c, 0, 2000, &err), NODEDB_OK);
+    last = c.next;
+    memcpy(group, disk->file[f].now + at, sizeof group);
+    for (s = 0; s < 4096; s++) old[s] = recycled ? (unsigned char)(s * 7 + s / 256) : 0;
+    for (sectors = 0; sectors < 256; sectors++) {
+        for (s = 0; s < 8; s++)
+            memcpy(disk->file[f].now + at + s * 512, (sectors >> s & 1 ? group : old) + s * 512, 512);
+        wrong += sim_replay(disk, &c, 0, 2000, &err) != NODEDB_OK || c.wrong || c.next < last - 1;
+    }
+    CHECK_EQ(wrong, 0);
+    sim_free(disk);
+}
+TEST(a_group_with_any_of_its_sectors_missing_is_torn_not_damaged) { tear_the_last_group_in_every_way(false); }
+TEST(a_group_with_stale_sectors_in_a_recycled_segment_is_torn_not_damaged) { tear_the_last_group_in_every_way(true); }
+
 TEST(after_a_failed_write_or_sync_nothing_is_acknowledged_until_the_log_is_reopened) {
     int kind;
     for (kind = 0; kind < 2; kind++) {
@@ -603,6 +676,7 @@ TEST(whatever_a_power_cut_leaves_recovery_returns_a_prefix_with_everything_ackno
             disk->fail_at = test_random(&state) % 160 + 1; /* the power goes at this call, in the middle of it */
             disk->fail_error = EIO;
             disk->fail_on = true;
+            simring_wanted = test_random(&state) % 2 == 0;
             acknowledged = live_a_while(disk, &config, acknowledged, &state, &refused);
             if (test_random(&state) % 2 == 0) sim_power_cut(disk);
             else disk->fail_at = 0; /* only the process died: nothing is lost, and nothing more is durable */
@@ -637,7 +711,8 @@ TEST(every_io_call_fails_in_turn_and_nothing_acknowledged_is_lost) {
     static const int errors[] = {EIO, ENOSPC, EINTR, 0};
     int kind;
     uint64_t call;
-    for (kind = 0; kind < 4; kind++) {
+    for (kind = 0; kind < 8; kind++) {
+        simring_wanted = kind >= 4;
         for (call = 1; call < 200; call++) {
             sim_disk *disk = sim_new(test_seed);
             nodedb_wal_config config = sim_config(disk);
@@ -649,7 +724,7 @@ TEST(every_io_call_fails_in_turn_and_nothing_acknowledged_is_lost) {
             nodedb_wal_reader_config reading;
             nodedb_wal *wal;
             (void)c;
-            disk->fail_at = call, disk->fail_error = errors[kind];
+            disk->fail_at = call, disk->fail_error = errors[kind % 4];
             acknowledged = live_a_while(disk, &config, 0, &state, &refused);
             acknowledged = live_a_while(disk, &config, acknowledged, &state, &refused);
             CHECK(!refused);
@@ -667,6 +742,60 @@ TEST(every_io_call_fails_in_turn_and_nothing_acknowledged_is_lost) {
             sim_free(disk);
         }
     }
+}
+
+/* One log, on a real disk: one operation of its backend fails so; everything acknowledged is there afterwards. */
+static void one_operation_fails(uint64_t operation, int fault, bool *fatal) {
+    char name[64];
+    nodedb_wal_config config;
+    nodedb_error err;
+    nodedb_wal *wal;
+    unsigned char buffer[3000];
+    uint64_t n, acknowledged, after;
+    snprintf(name, sizeof name, "faults%d-%d", -fault, (int)operation);
+    config = config_here(name);
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    simring_install_fault(wal, operation, fault);
+    for (n = 1; n <= 60; n++) {
+        nodedb_wal_record record = record_of(nodedb_wal_last_lsn(wal) + 1, buffer, 3000);
+        if (n % 5 == 0) (void)nodedb_wal_commit(wal, &record, 1, NULL, &err);
+        else (void)nodedb_wal_append(wal, &record, NULL, &err);
+        if (n % 3 == 0) (void)nodedb_wal_submit(wal, &err);
+        if (n % 4 == 0) (void)nodedb_wal_poll(wal, NULL, &err);
+    }
+    acknowledged = nodedb_wal_durable_lsn(wal);
+    *fatal = wal->failed;
+    if (*fatal) {
+        nodedb_wal_record record = record_of(1, buffer, 100);
+        CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_ERR_IO);
+        CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_ERR_IO);
+        CHECK_EQ(nodedb_wal_wait(wal, nodedb_wal_last_lsn(wal), &err), NODEDB_ERR_IO);
+        CHECK_EQ(nodedb_wal_poll(wal, &after, &err), NODEDB_ERR_IO);
+        CHECK_EQ(after, acknowledged);
+        CHECK_HAS(err.message, "must be reopened");
+    }
+    after = nodedb_wal_last_lsn(wal);
+    if (nodedb_wal_close(wal, &err) == NODEDB_OK) CHECK(!*fatal), acknowledged = after;
+    else *fatal = err.status == NODEDB_ERR_IO; /* it may fail as late as then */
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK(nodedb_wal_last_lsn(wal) >= acknowledged);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK(acknowledged == 0 || replay_all(0, 3000, NODEDB_OK).next > acknowledged);
+}
+
+TEST(every_operation_of_the_backend_fails_in_turn_and_nothing_acknowledged_is_lost) {
+    static const int faults[] = {-EIO, -ENOSPC, 0, -EINTR, -EAGAIN, -ECANCELED};
+    uint64_t operation;
+    int kind;
+    for (kind = 0; kind < 6; kind++)
+        for (operation = 1; operation < 34; operation += test_long ? 1 : 3) {
+            int fault = faults[kind];
+            bool fatal = false;
+            one_operation_fails(operation, fault, &fatal);
+            if (fault == 0 || fault == -EINTR) CHECK(!fatal); /* the rest is written, or all again */
+        }
 }
 
 TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_cache_does_not_grow) {

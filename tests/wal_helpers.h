@@ -2,7 +2,10 @@
  * on a simulated disk. Include it behind the implementation, test.h and simdisk.h. */
 #ifndef NODEDB_WAL_HELPERS_H
 #define NODEDB_WAL_HELPERS_H
+#include "simring.h"
 #include <sys/wait.h>
+
+static bool simring_wanted; /* lives on the simulated disk are written asynchronously */
 
 /* Record n has a content that n determines: 1 to ~max bytes. */
 static inline uint32_t content_of(uint64_t n, unsigned char *to, uint32_t max) {
@@ -164,6 +167,7 @@ static inline uint64_t live_a_while(sim_disk *disk, const nodedb_wal_config *con
     *refused = wal == NULL && err.status == NODEDB_ERR_CORRUPT;
     if (*refused) fprintf(stderr, "seed %llu: %s\n", (unsigned long long)test_seed, err.message);
     if (wal == NULL) return acknowledged;
+    if (simring_wanted) simring_install(wal);
     if (nodedb_wal_last_lsn(wal) < acknowledged) *refused = true;
     while (steps-- > 0) {
         uint64_t choice = test_random(state) % 16, n = nodedb_wal_last_lsn(wal) + 1;

@@ -1,15 +1,20 @@
 /* Durable commits, sequential writing and replay, each beside what the device can do, in alternating rounds.
- *     bench_wal [--quick] [--dir DIR]      files go to DIR (default build/tmp/bench_wal) and are removed at the end
+ *     bench_wal [--quick] [--no-peers] [--dir DIR]
+ * Files go to DIR (default build/tmp/bench_wal) and are removed at the end.
  * limit/write=4096        one 4 KiB write made durable at a time, in a zero-filled segment: io_uring, registered buffer
  *                         and file, RWF_DSYNC; without io_uring O_DIRECT pwrite and fdatasync
  * ours/threads=N          N threads that each commit one 128-byte record after the other (nodedb_wal_commit)
+ * rocksdb/, sqlite/, lmdb/threads=N    the same with the engines of peers_wal.h, 16 bytes key and 112 value, where
+ *                         `build.sh bench wal` found them; --no-peers leaves them out
  * ours/async              one thread: append, submit, poll, 128-byte records
  * limit/seq-write         1 MiB O_DIRECT writes into a zero-filled file, 8 in flight, and one fdatasync
  * ours/async/bytes=65536  as ours/async, records of 64 KiB, payload counted
  * limit/seq-read          1 MiB O_DIRECT reads of the replayed log's segments, 8 in flight
  * ours/replay-cold, -warm nodedb_wal_replay of 1 KiB records, from the device and from the page cache; bytes of records
  * The log is truncated as it goes, as after a checkpoint, so that segments are recycled. `of_limit` is the median of
- * the rounds' ratios: threads=1 to limit/write, bytes=65536 to limit/seq-write, replay to limit/seq-read. */
+ * the rounds' ratios: threads=1 to limit/write, bytes=65536 to limit/seq-write, replay to limit/seq-read;
+ * `p99_of_limit` is that of the p99, `of_rocksdb` that to RocksDB with as many threads. SQLite and LMDB commit one
+ * after the other, however many threads there are, so they run in every third round only. */
 #define NODEDB_WAL_IMPLEMENTATION
 #include "nodedb_wal.h"
 #include "bench.h"
@@ -19,7 +24,7 @@ enum {
     BLOCK_BYTES = 4096, HUGE_PAGE_BYTES = 2 << 20, CHUNK_BYTES = 1 << 20, DEPTH = 8,
     RECORD_BYTES = 128, BIG_BYTES = 65536, REPLAY_BYTES = 1024,
     THREADS_MAX = 64, ROUNDS_MAX = 9, SAMPLES_MAX = 1 << 20, PATH_MAX_BYTES = 1024, APPENDS_PER_TURN = 512,
-    GROUPS_AT_DEVICE = 4
+    GROUPS_AT_DEVICE = 4, SLOW_EVERY = 3
 };
 
 typedef struct result {
@@ -45,10 +50,20 @@ static void remove_dir(const char *path) {
     (void)rmdir(path);
 }
 
-static void clean_up(void) {
+/* Whatever a run leaves below dir, this one or one that was killed, with other peers built in perhaps. */
+static void remove_files(void) {
+    static const char *const dirs[] = {"log", "replay", "rocksdb", "rocksdb-log", "sqlite", "lmdb"};
+    char path[PATH_MAX_BYTES];
+    size_t i;
     (void)unlink(limit_path);
-    remove_dir(log_dir);
-    remove_dir(replay_dir);
+    for (i = 0; i < sizeof dirs / sizeof *dirs; i++) {
+        (void)snprintf(path, sizeof path, "%s/%s", dir, dirs[i]);
+        remove_dir(path);
+    }
+}
+
+static void clean_up(void) {
+    remove_files();
     (void)rmdir(dir);
 }
 
@@ -56,6 +71,8 @@ static void die(const char *what, const char *why) {
     fprintf(stderr, "bench_wal: %s: %s\n", what, why);
     exit(1);
 }
+
+#include "peers_wal.h"
 
 static void check(nodedb_status status, const nodedb_error *err) {
     if (status != NODEDB_OK) die(nodedb_status_text(status), err->message);
@@ -242,49 +259,16 @@ static nodedb_wal_record record_of(uint32_t bytes) {
     return record;
 }
 
-typedef struct committer {
-    pthread_t thread;
-    uint64_t deadline;
-    double *samples;
-    size_t count, most;
-} committer;
-
-static void *commit_until(void *argument) {
-    committer *c = (committer *)argument;
+static void ours_commit(void *session) {
     nodedb_wal_record record = record_of(RECORD_BYTES);
     nodedb_error err;
-    uint64_t before, now = bench_now_ns();
-    while (now < c->deadline && c->count < c->most) {
-        before = now;
-        check(nodedb_wal_commit(wal, &record, 1, NULL, &err), &err);
-        now = bench_now_ns();
-        c->samples[c->count++] = (double)(now - before) / 1e3;
-    }
-    return NULL;
+    (void)session;
+    check(nodedb_wal_commit(wal, &record, 1, NULL, &err), &err);
 }
 
-static result ours_threads(int threads) {
-    static committer c[THREADS_MAX];
-    uint64_t start = bench_now_ns();
-    size_t n = 0;
-    double rate;
-    int i;
-    for (i = 0; i < threads; i++) {
-        c[i].deadline = start + round_ns;
-        c[i].most = SAMPLES_MAX / (size_t)threads;
-        c[i].samples = samples + (size_t)i * c[i].most;
-        c[i].count = 0;
-        if (pthread_create(&c[i].thread, NULL, commit_until, &c[i]) != 0) die("pthread_create", "failed");
-    }
-    for (i = 0; i < threads; i++) {
-        pthread_join(c[i].thread, NULL);
-        memmove(samples + n, c[i].samples, c[i].count * sizeof *samples); /* the parts one behind the other */
-        n += c[i].count;
-    }
-    rate = per_second((double)n, start);
-    truncate_log(nodedb_wal_durable_lsn(wal));
-    return of_samples(rate, n);
-}
+static void ours_settle(void) { truncate_log(nodedb_wal_durable_lsn(wal)); }
+
+static const engine ours = {"ours", NULL, NULL, ours_commit, ours_settle, NULL, NULL, false};
 
 /* One turn of an event loop: append what there is, send it unless enough is on its way, see what has arrived. */
 static result ours_async(int bytes) {
@@ -315,6 +299,83 @@ static result ours_async(int bytes) {
     rate = per_second((double)(last - first), start);
     truncate_log(last);
     return of_rate(bytes == BIG_BYTES ? rate * bytes : rate);
+}
+
+/* ---- threads that commit with an engine -------------------------------------------------------------------------- */
+
+static const engine *const engines[] = {&ours, &rocksdb, &sqlite, &lmdb};
+enum { NO_ENGINE = -1, OURS, ROCKSDB, SQLITE, LMDB, ENGINES };
+static bool engine_runs[ENGINES];
+static void *sessions[ENGINES][THREADS_MAX]; /* opened once: 64 connections would take their time in every round */
+
+typedef struct committer {
+    pthread_t thread;
+    const engine *e;
+    void *session;
+    uint64_t deadline;
+    double *samples;
+    size_t count, most;
+} committer;
+
+static void *commit_until(void *argument) {
+    committer *c = (committer *)argument;
+    uint64_t before, now = bench_now_ns();
+    while (now < c->deadline && c->count < c->most) {
+        before = now;
+        c->e->commit(c->session);
+        now = bench_now_ns();
+        c->samples[c->count++] = (double)(now - before) / 1e3;
+    }
+    return NULL;
+}
+
+static result commit_threads(int which, int threads) {
+    static committer c[THREADS_MAX];
+    uint64_t start = bench_now_ns();
+    size_t n = 0;
+    double rate;
+    int i;
+    for (i = 0; i < threads; i++) {
+        c[i].e = engines[which];
+        c[i].session = sessions[which][i];
+        c[i].deadline = start + round_ns;
+        c[i].most = SAMPLES_MAX / (size_t)threads;
+        c[i].samples = samples + (size_t)i * c[i].most;
+        c[i].count = 0;
+        if (pthread_create(&c[i].thread, NULL, commit_until, &c[i]) != 0) die("pthread_create", "failed");
+    }
+    for (i = 0; i < threads; i++) {
+        pthread_join(c[i].thread, NULL);
+        memmove(samples + n, c[i].samples, c[i].count * sizeof *samples); /* the parts one behind the other */
+        n += c[i].count;
+    }
+    rate = per_second((double)n, start);
+    if (engines[which]->settle != NULL) engines[which]->settle();
+    return of_samples(rate, n);
+}
+
+static void start_engines(bool peers) {
+    int i, k;
+    for (k = 0; k < ENGINES; k++) {
+        const engine *e = engines[k];
+        char path[PATH_MAX_BYTES];
+        engine_runs[k] = e->commit != NULL && (k == OURS || peers);
+        if (!engine_runs[k] || e->open == NULL) continue;
+        (void)snprintf(path, sizeof path, "%s/%s", dir, e->name);
+        if (mkdir(path, 0777) != 0) die(path, strerror(errno));
+        e->open(path);
+        for (i = 0; i < THREADS_MAX && e->session != NULL; i++) sessions[k][i] = e->session();
+        fprintf(stderr, "bench_wal: beside %s\n", e->name);
+    }
+}
+
+static void stop_engines(void) {
+    int i, k;
+    for (k = 0; k < ENGINES; k++) {
+        const engine *e = engines[k];
+        for (i = 0; i < THREADS_MAX && sessions[k][i] != NULL; i++) e->end_session(sessions[k][i]);
+        if (engine_runs[k] && e->close != NULL) e->close();
+    }
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
@@ -408,28 +469,118 @@ static result ours_replay(int is_warm) {
 
 typedef struct bench_case {
     const char *name, *metric, *unit;
-    result (*run)(int argument);
-    int argument, limit; /* limit: the index of its limit, -1: none */
+    result (*run)(int argument); /* NULL: `argument` threads that commit with `engine` */
+    int argument, engine;
 } bench_case;
 
 static const bench_case cases[] = {
-    {"limit/write=4096", "commits_per_s", "1/s", limit_write, 0, -1},
-    {"ours/threads=1", "commits_per_s", "1/s", ours_threads, 1, 0},
-    {"ours/threads=8", "commits_per_s", "1/s", ours_threads, 8, -1},
-    {"ours/threads=64", "commits_per_s", "1/s", ours_threads, 64, -1},
-    {"ours/async", "commits_per_s", "1/s", ours_async, RECORD_BYTES, -1},
-    {"limit/seq-write", "bytes_per_s", "B/s", limit_seq_write, 0, -1},
-    {"ours/async/bytes=65536", "bytes_per_s", "B/s", ours_async, BIG_BYTES, 5},
-    {"limit/seq-read", "bytes_per_s", "B/s", limit_seq_read, 0, -1},
-    {"ours/replay-cold", "bytes_per_s", "B/s", ours_replay, 0, 7},
-    {"ours/replay-warm", "bytes_per_s", "B/s", ours_replay, 1, 7},
+    {"limit/write=4096", "commits_per_s", "1/s", limit_write, 0, NO_ENGINE},
+    {"ours/threads=1", "commits_per_s", "1/s", NULL, 1, OURS},
+    {"rocksdb/threads=1", "commits_per_s", "1/s", NULL, 1, ROCKSDB},
+    {"sqlite/threads=1", "commits_per_s", "1/s", NULL, 1, SQLITE},
+    {"lmdb/threads=1", "commits_per_s", "1/s", NULL, 1, LMDB},
+    {"ours/threads=8", "commits_per_s", "1/s", NULL, 8, OURS},
+    {"rocksdb/threads=8", "commits_per_s", "1/s", NULL, 8, ROCKSDB},
+    {"sqlite/threads=8", "commits_per_s", "1/s", NULL, 8, SQLITE},
+    {"lmdb/threads=8", "commits_per_s", "1/s", NULL, 8, LMDB},
+    {"ours/threads=64", "commits_per_s", "1/s", NULL, 64, OURS},
+    {"rocksdb/threads=64", "commits_per_s", "1/s", NULL, 64, ROCKSDB},
+    {"sqlite/threads=64", "commits_per_s", "1/s", NULL, 64, SQLITE},
+    {"lmdb/threads=64", "commits_per_s", "1/s", NULL, 64, LMDB},
+    {"ours/async", "commits_per_s", "1/s", ours_async, RECORD_BYTES, NO_ENGINE},
+    {"limit/seq-write", "bytes_per_s", "B/s", limit_seq_write, 0, NO_ENGINE},
+    {"ours/async/bytes=65536", "bytes_per_s", "B/s", ours_async, BIG_BYTES, NO_ENGINE},
+    {"limit/seq-read", "bytes_per_s", "B/s", limit_seq_read, 0, NO_ENGINE},
+    {"ours/replay-cold", "bytes_per_s", "B/s", ours_replay, 0, NO_ENGINE},
+    {"ours/replay-warm", "bytes_per_s", "B/s", ours_replay, 1, NO_ENGINE},
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
+/* Rows that are the median of the rounds' ratios of one case to another; both run in every round. */
+typedef struct comparison {
+    const char *name, *metric, *to;
+    bool of_p99;
+} comparison;
+
+static const comparison comparisons[] = {
+    {"ours/threads=1", "of_limit", "limit/write=4096", false},
+    {"ours/threads=1", "p99_of_limit", "limit/write=4096", true},
+    {"ours/threads=8", "of_rocksdb", "rocksdb/threads=8", false},
+    {"ours/threads=64", "of_rocksdb", "rocksdb/threads=64", false},
+    {"ours/async/bytes=65536", "of_limit", "limit/seq-write", false},
+    {"ours/replay-cold", "of_limit", "limit/seq-read", false},
+    {"ours/replay-warm", "of_limit", "limit/seq-read", false},
+};
+enum { COMPARISONS = sizeof comparisons / sizeof *comparisons };
+
+typedef struct measured {
+    double rate[ROUNDS_MAX], p50[ROUNDS_MAX], p99[ROUNDS_MAX];
+    size_t rounds; /* 0: the case did not run */
+} measured;
+
+static measured table[CASES];
+
+static bool runs_in_round(const bench_case *c, size_t round) {
+    if (c->engine == NO_ENGINE) return true;
+    return engine_runs[c->engine] && (!engines[c->engine]->slow || round % SLOW_EVERY == 0);
+}
+
+static void run_rounds(size_t rounds) {
+    size_t i, k;
+    for (i = 0; i < rounds; i++)
+        for (k = 0; k < CASES; k++) {
+            const bench_case *c = &cases[k];
+            measured *m = &table[k];
+            result r;
+            if (!runs_in_round(c, i)) continue;
+            r = c->run != NULL ? c->run(c->argument) : commit_threads(c->engine, c->argument);
+            m->rate[m->rounds] = r.rate, m->p50[m->rounds] = r.p50_us, m->p99[m->rounds] = r.p99_us;
+            m->rounds++;
+        }
+}
+
+static const measured *measured_of(const char *name) {
+    size_t k;
+    for (k = 0; k < CASES; k++)
+        if (strcmp(cases[k].name, name) == 0) return &table[k];
+    die(name, "no such case");
+    return NULL;
+}
+
+static void print_comparison(const comparison *c) {
+    const measured *one = measured_of(c->name), *other = measured_of(c->to);
+    double ratio[ROUNDS_MAX];
+    size_t i;
+    if (other->rounds == 0) return;
+    for (i = 0; i < one->rounds; i++)
+        ratio[i] = c->of_p99 ? one->p99[i] / other->p99[i] : one->rate[i] / other->rate[i];
+    bench_row(c->name, c->metric, bench_median(ratio, one->rounds), "ratio");
+}
+
+/* The median of values that stay in the order of their rounds. */
+static double median_of(const double *values, size_t n) {
+    double copy[ROUNDS_MAX];
+    memcpy(copy, values, n * sizeof *values);
+    return bench_median(copy, n);
+}
+
+static void print_rows(void) {
+    size_t i, k;
+    for (k = 0; k < CASES; k++) {
+        const measured *m = &table[k];
+        if (m->rounds == 0) continue;
+        bench_row(cases[k].name, cases[k].metric, median_of(m->rate, m->rounds), cases[k].unit);
+        if (m->p50[0] > 0) {
+            bench_row(cases[k].name, "p50_us", median_of(m->p50, m->rounds), "us");
+            bench_row(cases[k].name, "p99_us", median_of(m->p99, m->rounds), "us");
+        }
+        for (i = 0; i < COMPARISONS; i++)
+            if (strcmp(comparisons[i].name, cases[k].name) == 0) print_comparison(&comparisons[i]);
+    }
+}
+
 int main(int argc, char **argv) {
-    static double rate[CASES][ROUNDS_MAX], p50[CASES][ROUNDS_MAX], p99[CASES][ROUNDS_MAX], ratio[CASES][ROUNDS_MAX];
     bool quick = bench_flag(argc, argv, "--quick");
-    size_t rounds = quick ? 3 : 7, i, k;
     void *memory = NULL;
     nodedb_error err;
     bench_name = "wal";
@@ -449,26 +600,16 @@ int main(int argc, char **argv) {
     (void)madvise(memory, (size_t)DEPTH * CHUNK_BYTES, MADV_HUGEPAGE);
 #endif
     buffers = (unsigned char *)memory;
-    remove_dir(log_dir), remove_dir(replay_dir); /* of a run that was killed */
+    remove_files();
     (void)atexit(clean_up);
     make_limit_file();
     make_replay_log(replay_bytes);
     start_log();
-    for (i = 0; i < rounds; i++)
-        for (k = 0; k < CASES; k++) {
-            result r = cases[k].run(cases[k].argument);
-            rate[k][i] = r.rate, p50[k][i] = r.p50_us, p99[k][i] = r.p99_us;
-            if (cases[k].limit >= 0) ratio[k][i] = r.rate / rate[cases[k].limit][i];
-        }
+    start_engines(!bench_flag(argc, argv, "--no-peers"));
+    run_rounds(quick ? 3 : 7);
+    stop_engines();
     check(nodedb_wal_close(wal, &err), &err);
-    for (k = 0; k < CASES; k++) {
-        bench_row(cases[k].name, cases[k].metric, bench_median(rate[k], rounds), cases[k].unit);
-        if (p50[k][0] > 0) {
-            bench_row(cases[k].name, "p50_us", bench_median(p50[k], rounds), "us");
-            bench_row(cases[k].name, "p99_us", bench_median(p99[k], rounds), "us");
-        }
-        if (cases[k].limit >= 0) bench_row(cases[k].name, "of_limit", bench_median(ratio[k], rounds), "ratio");
-    }
+    print_rows();
     free(memory);
     return 0;
 }

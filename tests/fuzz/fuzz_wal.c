@@ -105,15 +105,14 @@ static void repair_preamble(unsigned char *p, size_t bytes, const nodedb_wal__se
 static void repair_records(unsigned char *p, size_t bytes, const nodedb_wal__segment *segment, int options) {
     size_t at = segment->block_bytes;
     while (at + NODEDB_WAL_RECORD_HEADER_BYTES <= bytes) {
-        uint32_t payload = nodedb__get_u32(p + at + 32), crc;
+        uint32_t payload = nodedb__get_u32(p + at + 32);
         if (nodedb__get_u32(p + at) != NODEDB_WAL_RECORD_MAGIC ||
             payload > bytes - at - NODEDB_WAL_RECORD_HEADER_BYTES) {
             at = (size_t)nodedb_wal__round_up(at + 1, segment->block_bytes);
             continue;
         }
         if ((options & REPAIR_EPOCHS) != 0) nodedb__put_u64(p + at + 48, segment->epoch);
-        crc = nodedb__crc32c(segment->seed, p + at, 60);
-        nodedb__put_u32(p + at + 60, nodedb__crc32c(crc, p + at + NODEDB_WAL_RECORD_HEADER_BYTES, payload));
+        nodedb_wal__put_sums(p + at, segment->seed, nodedb_wal__sum_payload(p + at, segment->seed));
         at += nodedb_wal__record_bytes(payload);
     }
 }
