@@ -1,5 +1,5 @@
-/* What stands in a log, for a person: its segments, tombstones and records, and whether all that was acknowledged can be
- * read.
+/* What stands in a log, for a person: its segments, tombstones and records, and whether all that was acknowledged can
+ * be read.
  *     cc -o wal_dump examples/wal_dump.c -luring -lpthread
  *     ./wal_dump DIR [--payload N] [--from LSN] [--verify]
  * --payload N   show the first N bytes of each payload (default 32; 0: none)
