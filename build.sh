@@ -50,6 +50,18 @@ install() {
     fi
 }
 
+# What a test is better with, and can do without: OpenSSL, for the log's encryption. Brought where that needs no asking.
+OPENSSL=/usr/include/openssl/evp.h
+install_openssl() {
+    if [ ! -f "$OPENSSL" ] && [ "$(id -u)" = 0 ] && [ -z "${NODEDB_NO_INSTALL:-}" ] && command -v apt-get >/dev/null 2>&1; then
+        say "build.sh: installing from Debian: libssl-dev"
+        mkdir -p build
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libssl-dev; } \
+            >build/apt.log 2>&1 || say "build.sh: libssl-dev could not be installed (see build/apt.log)"
+    fi
+    [ -f "$OPENSSL" ] || say "build.sh: no OpenSSL (libssl-dev): the log's encryption is tested with a stand-in"
+}
+
 # ---- compiling -----------------------------------------------------------------------------------------------------
 
 features() {
@@ -110,7 +122,11 @@ compile_program() {
     own=""
     # stb_ds hashes with shifts into the sign bit; its code is compiled within the database
     case $1:$OPT in examples/nodedb/nodedb.c:*undefined*) own=-fno-sanitize=shift-base ;; esac
-    case $1 in tests/bench/bench_wal.c) find_peers; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;; esac # in_pairs runs us in a shell of our own
+    case $1 in # in_pairs runs us in a shell of our own, so LIBS is ours too
+    tests/bench/bench_wal.c) find_peers; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;;
+    tests/test_wal_cipher.c) # a RUNNER: for another machine, for which there is no OpenSSL
+        if [ -f "$OPENSSL" ] && [ -z "${RUNNER:-}" ]; then own=-DHAVE_OPENSSL LIBS="-lcrypto $LIBS"; fi ;;
+    esac
     compile "$OUT/$(program_of "$1")" "$1" $own
 }
 
@@ -155,6 +171,7 @@ all_tests() { for s in tests/test_*.c; do basename "$s" .c | sed 's/^test_//'; d
 
 verb_test() {
     install
+    install_openssl
     options=""
     while [ $# -gt 0 ]; do case $1 in --seed) options="$options $1 $2"; shift 2 ;; --*) options="$options $1"; shift ;; *) break ;; esac; done
     if [ $# = 0 ]; then build; else build examples/*.c examples/nodedb/*.c $(for n in "$@"; do echo "tests/test_$n.c"; done); fi
@@ -298,8 +315,8 @@ verb_cross() {
     CC=$triplet-gcc OUT=build/cross-$arch RUNNER="qemu-$emulator"
     CFLAGS="${CFLAGS:-} -static -DSLOW=1" # SLOW: less data, an emulator takes its time
     case $arch in arm) CFLAGS="$CFLAGS -Wno-psabi" ;; esac
-    build tests/test_wal.c tests/test_wal_types.c tests/test_mem.c tests/test_tpc.c tests/test_vamana.c tests/test_prefetch.c tests/test_common.c examples/nodedb/nodedb.c
-    run_tests ${*:-common wal wal_types mem tpc vamana} # not prefetch: the emulator keeps madvise from the kernel
+    build tests/test_wal.c tests/test_wal_cipher.c tests/test_wal_types.c tests/test_mem.c tests/test_tpc.c tests/test_vamana.c tests/test_prefetch.c tests/test_common.c examples/nodedb/nodedb.c
+    run_tests ${*:-common wal wal_cipher wal_types mem tpc vamana} # not prefetch: the emulator keeps madvise from the kernel
     totals
 }
 

@@ -137,8 +137,9 @@
            24     4  tenant
            28     4  vshard
            32     4  payload bytes as they are stored, at most 64 MiB
-           36     4  bit 0: seal (written by nodedb_wal_close). In the first record of a group: bits 1 to 15 blocks of
-                     the group, bits 16 to 31 sectors of it, of 512 bytes, that are all zero (65,535: that many or more)
+           36     4  bit 0: seal, the segment's last record (nodedb_wal_close, nodedb_wal_rollover). In the first record of a
+                     group: bits 1 to 15 blocks of the group, bits 16 to 31 sectors of it, of 512 bytes, that are all
+                     zero (65,535: that many or more)
            40     8  database
            48     8  epoch of the segment
            56     4  CRC-32C of preamble bytes 8 to 31, then record bytes 0 to 55
@@ -181,15 +182,29 @@
    A cipher in the config (nodedb_wal_cipher: three functions, of a crypto library's AES-256-GCM for instance, and the
    keys) seals each record as it is appended, and a reader with the same keys opens it. Each segment names its key, so a
    new key counts from the next segment on (nodedb_wal_rollover begins it); the old one is needed until what it sealed
-   is truncated. A log that began in clear goes on encrypted; a log that is encrypted stays so.
+   is truncated. A log that began in clear goes on encrypted; a log that is encrypted stays so. With OpenSSL, one of the
+   three functions, where key_of is the caller's:
+       nodedb_status seal(void *ctx, const nodedb_wal_sealing *s, unsigned char *text, size_t bytes,
+                          unsigned char *tag) {
+           EVP_CIPHER_CTX *c = EVP_CIPHER_CTX_new();
+           int n;
+           bool good = EVP_EncryptInit_ex(c, EVP_aes_256_gcm(), NULL, key_of(ctx, s->key_id, s->log_id), s->nonce) &&
+                       EVP_EncryptUpdate(c, NULL, &n, s->header, (int)s->header_bytes) &&
+                       EVP_EncryptUpdate(c, text, &n, text, (int)bytes) && EVP_EncryptFinal_ex(c, tag, &n) &&
+                       EVP_CIPHER_CTX_ctrl(c, EVP_CTRL_AEAD_GET_TAG, NODEDB_WAL_TAG_BYTES, tag);
+           EVP_CIPHER_CTX_free(c);
+           return good ? NODEDB_OK : NODEDB_ERR_KEY;
+       }
    Kept secret      payloads. In clear: types, sizes, LSNs, tenants, vshards, databases, key ids, the number of records,
                     and what was written before the log was encrypted, also in recycled segments.
-   Noticed          a wrong or unknown key, when a segment is opened (NODEDB_ERR_KEY). Any change to a record or a
-                    preamble, records or segments moved, doubled, left out in between, from another log, and a clear
-                    segment behind an encrypted one (NODEDB_ERR_CORRUPT or NODEDB_ERR_KEY), though every checksum be
-                    made to fit. Where there is no key, checksums still tell torn tails and rot.
+   Noticed          a wrong or unknown key, when a segment is opened (NODEDB_ERR_KEY). Any change to a record (but
+                    for the size of its group) or a preamble, records or segments moved, doubled, left out in between,
+                    from another log, and a clear segment behind an encrypted one (NODEDB_ERR_CORRUPT or
+                    NODEDB_ERR_KEY), though every checksum be made to fit. Where there is no key, checksums still tell
+                    torn tails and rot.
    Not noticed      by the log alone: the newest or oldest segments removed, an old copy of the directory put back, a
-                    clear log put in its place. Keep the last LSN elsewhere if that matters.
+                    clear log put in its place; a change to the file of tombstones, which can hide records of segments
+                    but not alter them. Keep the last LSN elsewhere if that matters.
    The keys         One key belongs to one log: derive it from a master key and log_id, which is why the cipher is told
                     it. When an old copy of a directory is put back in use, go on with a new key: the nonces that the
                     lost part has used would come again, and with GCM two texts under one nonce betray both.
@@ -1582,9 +1597,9 @@ static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at,
     return *at == bytes;
 }
 
-/* The record that `count` records become together, without its payload, which has at most `most` bytes. */
-static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, size_t count, uint32_t most,
-                                              nodedb_wal_record *outer, nodedb_error *err) {
+/* The record that `count` records become together, without its payload. */
+static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, size_t count, nodedb_wal_record *outer,
+                                              nodedb_error *err) {
     uint64_t bytes = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
     size_t i;
     if (parts == NULL || count == 0)
@@ -1601,9 +1616,9 @@ static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, si
                                 i, (unsigned)parts[i].type);
         bytes += NODEDB_WAL__SUB_HEADER_BYTES + (((uint64_t)parts[i].payload_bytes + 7) & ~(uint64_t)7);
     }
-    if (bytes > most)
+    if (bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
         return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %llu bytes passes the limit of %u",
-                            (unsigned long long)bytes, (unsigned)most);
+                            (unsigned long long)bytes, (unsigned)NODEDB_WAL_MAX_PAYLOAD_BYTES);
     memset(outer, 0, sizeof *outer);
     outer->type = NODEDB_WAL_TYPE_TRANSACTION;
     outer->tenant = parts[0].tenant;
@@ -1962,6 +1977,8 @@ static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_
     size_t low = 0, high = r->tombstones.count;
     uint64_t collection;
     if (record->lsn >= r->dropped_below) return false;
+    if ((record->type & NODEDB_WAL_ENCRYPTED) != 0 && r->config.collection_of != NULL)
+        return false; /* kept as it is stored: nobody can see in its payload what collection it is of */
     switch (record->type & NODEDB_WAL_TYPE_MASK) {
     case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_TRANSACTION: case NODEDB_WAL_TYPE_CHECKPOINT:
     case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE: case NODEDB_WAL_TYPE_LSN_ANCHOR: return false; /* of no collection */
@@ -2419,7 +2436,8 @@ static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal
 }
 
 /* Counts a good record and says in *deliver whether the caller gets it. Of an encrypted one the cipher checks also what
- * the caller does not get, a seal or an unknown type, from deliver_from on. */
+ * the caller does not get, a seal or an unknown type, from deliver_from on; but where one type is looked for, only that.
+ */
 static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_record *record, uint32_t flags,
                                                size_t total, bool *deliver, nodedb_error *err) {
     bool encrypted = (record->type & NODEDB_WAL_ENCRYPTED) != 0;
@@ -2431,7 +2449,8 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_
                                                                     : "its segment is encrypted, and it is not", err);
     if (encrypted && record->payload_bytes < NODEDB_WAL_TAG_BYTES)
         return nodedb_wal__reader_altered(r, record->lsn, "it is too short for a tag", err);
-    if (encrypted && record->lsn >= r->deliver_from && !r->config.keep_encrypted && r->config.cipher.open != NULL) {
+    if (encrypted && (r->only == 0 ? record->lsn >= r->deliver_from : *deliver) && !r->config.keep_encrypted &&
+        r->config.cipher.open != NULL) {
         nodedb_status status = nodedb_wal__reader_decrypt(r, record, err);
         if (status != NODEDB_OK) return status;
     }
@@ -2721,6 +2740,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *c
     memset(&failure, 0, sizeof failure);
     reading = *config;
     reading.keep_dropped = true; /* anchors are of no collection */
+    reading.keep_encrypted = false;
     r = nodedb_wal__reader_new(&reading, 0, &failure);
     status = failure.status;
     if (r != NULL) {
@@ -3708,6 +3728,13 @@ static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_e
     return NODEDB_OK;
 }
 
+static nodedb_status nodedb_wal__check_size(const nodedb_wal *w, uint32_t payload_bytes, nodedb_error *err) {
+    uint32_t most = NODEDB_WAL_MAX_PAYLOAD_BYTES - (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0);
+    if (payload_bytes <= most) return NODEDB_OK;
+    return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
+                        (unsigned)payload_bytes, (unsigned)most);
+}
+
 /* With count > 0 a transaction, whose parts become the payload of `record`. */
 static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_record *record,
                                               const nodedb_wal_record *parts, size_t count, uint32_t flags,
@@ -3719,6 +3746,8 @@ static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_re
     nodedb_wal__group *g;
     nodedb_status status;
     if (w->failed) return nodedb_wal__failed(w, err);
+    status = nodedb_wal__check_size(w, record->payload_bytes, err);
+    if (status != NODEDB_OK) return status;
     total = nodedb_wal__record_bytes(record->payload_bytes +
                                      (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0));
     status = nodedb_wal__make_room(w, total, err);
@@ -3783,20 +3812,14 @@ static nodedb_status nodedb_wal__check_meaning(const nodedb_wal_record *record, 
     }
 }
 
-static uint32_t nodedb_wal__most_payload(const nodedb_wal *w) {
-    return NODEDB_WAL_MAX_PAYLOAD_BYTES - (w != NULL && w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0);
-}
-
 static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
-    uint32_t most = nodedb_wal__most_payload(w);
+    nodedb_status status;
     if (w == NULL || record == NULL || (record->payload == NULL && record->payload_bytes > 0))
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_append needs a log and a record with its payload");
     if ((record->type & NODEDB_WAL_ENCRYPTED) != 0)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
-    if (record->payload_bytes > most)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
-                            (unsigned)record->payload_bytes, (unsigned)most);
-    return nodedb_wal__check_meaning(record, err);
+    status = nodedb_wal__check_size(w, record->payload_bytes, err);
+    return status != NODEDB_OK ? status : nodedb_wal__check_meaning(record, err);
 }
 
 /* With the lock: reaps, or waits until another thread has freed something. */
@@ -4030,8 +4053,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
 NODEDB_WAL_API nodedb_status nodedb_wal_append_transaction(nodedb_wal *w, const nodedb_wal_record *records,
                                                            size_t count, uint64_t *lsn, nodedb_error *err) {
     nodedb_wal_record outer;
-    nodedb_status status = nodedb_wal__outer_record(w != NULL ? records : NULL, count,
-                                                    nodedb_wal__most_payload(w), &outer, err);
+    nodedb_status status = nodedb_wal__outer_record(w != NULL ? records : NULL, count, &outer, err);
     if (status != NODEDB_OK) return status;
     (void)pthread_mutex_lock(&w->lock);
     status = nodedb_wal__append_parts(w, &outer, records, count, 0, lsn, err);
@@ -4448,7 +4470,6 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
     reading.allocator = w->config.allocator;
     reading.keep_dropped = true;
     reading.cipher = w->config.cipher;
-    reading.keep_encrypted = w->config.collection_of == NULL; /* only that may want to see a tombstone's payload */
     r = nodedb_wal__reader_new(&reading, 2, &failure);
     status = failure.status;
     if (r != NULL) {

@@ -5,7 +5,8 @@
  * --payload N   show the first N bytes of each payload (default 32; 0: none)
  * --from LSN    list records from this one on; the verdict is about the whole log all the same
  * --verify      no list of records, only segments and the verdict
- * Takes no lock and writes nothing. In a log that is in use the tail looks torn: it is being written.
+ * Takes no lock and writes nothing. In a log that is in use the tail looks torn: it is being written. Has no keys:
+ * encrypted records are shown as they are stored, and judged by their checksums.
  * Exit status: 0 all acknowledged records can be read (a torn tail is no fault), 1 they cannot, 2 wrong arguments. */
 #define NODEDB_WAL_IMPLEMENTATION
 #include "nodedb_wal.h"
@@ -36,9 +37,13 @@ static void show_segment(const char *dir, const char *name) {
         printf("segment %s  its preamble cannot be read\n", name);
     } else {
         bool whole = nodedb__crc32c(0, p, 60) == nodedb__get_u32(p + 60);
-        printf("segment %s  log %016llx  epoch %llu  first LSN %llu  %llu bytes  blocks of %u  watermark %llu%s%s%s\n",
-               name, (ull)nodedb__get_u64(p + 8), (ull)nodedb__get_u64(p + 16), (ull)nodedb__get_u64(p + 24),
-               (ull)nodedb__get_u64(p + 32), (unsigned)nodedb__get_u32(p + 40), (ull)nodedb__get_u64(p + 48),
+        char key[40] = "";
+        if (nodedb__get_u32(p + 44) != 0)
+            (void)snprintf(key, sizeof key, "  encrypted, key %u", (unsigned)nodedb__get_u32(p + 44));
+        printf("segment %s  log %016llx  epoch %llu  first LSN %llu  %llu bytes  blocks of %u  watermark %llu"
+               "%s%s%s%s\n", name, (ull)nodedb__get_u64(p + 8), (ull)nodedb__get_u64(p + 16),
+               (ull)nodedb__get_u64(p + 24), (ull)nodedb__get_u64(p + 32), (unsigned)nodedb__get_u32(p + 40),
+               (ull)nodedb__get_u64(p + 48), key,
                memcmp(p, "WALP", 4) == 0 ? "" : "  NO MAGIC", whole ? "" : "  BAD CRC",
                whole && (uint64_t)st.st_size < nodedb__get_u64(p + 32) ? "  FILE TOO SHORT" : "");
     }
@@ -142,9 +147,10 @@ static void show_records(const nodedb_wal_reader_config *reading, uint64_t paylo
     while (reader != NULL && nodedb_wal_reader_next(reader, &r, NULL) == NODEDB_OK) {
         uint64_t bytes = NODEDB_WAL_RECORD_HEADER_BYTES + (uint64_t)(r.payload_bytes + 7) / 8 * 8;
         nodedb_wal_reader_tell(reader, &behind);
-        printf("lsn %llu  %s  tenant %u  vshard %u  database %llu  %u bytes  watermark %llu  at %020llu.wal:%llu\n",
+        printf("lsn %llu  %s  tenant %u  vshard %u  database %llu  %u bytes%s  watermark %llu  at %020llu.wal:%llu\n",
                (ull)r.lsn, type_name(r.type, type, sizeof type), (unsigned)r.tenant, (unsigned)r.vshard,
-               (ull)r.database, (unsigned)r.payload_bytes, (ull)r.watermark,
+               (ull)r.database, (unsigned)r.payload_bytes,
+               (r.type & NODEDB_WAL_ENCRYPTED) != 0 ? ", encrypted" : "", (ull)r.watermark,
                (ull)behind.segment_first_lsn, (ull)(behind.offset - bytes));
         if ((r.type & NODEDB_WAL_TYPE_MASK) == NODEDB_WAL_TYPE_TRANSACTION) show_parts(&r);
         show_payload(&r, payload);
@@ -184,6 +190,7 @@ int main(int argc, char **argv) {
     int i;
     memset(&reading, 0, sizeof reading);
     reading.keep_dropped = true; /* the dead are shown too */
+    reading.keep_encrypted = true;
     reading.access = NODEDB_WAL_ACCESS_BUFFERED; /* a bad sector is then an error that can be shown, and not a signal */
     for (i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--payload") == 0) payload = number(argv[++i]);

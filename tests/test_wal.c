@@ -437,7 +437,7 @@ TEST(a_missing_doubled_or_foreign_segment_is_corruption) {
     nodedb_wal_reader *r;
     nodedb_wal_report report;
     nodedb_error err;
-    char from[700], to[700], foreign[700], command[2200];
+    char from[700], to[700], first[700], aside[700], foreign[700], command[2200];
     nodedb_wal *wal = nodedb_wal_open(&config, &err);
     uint64_t second;
     REQUIRE(wal != NULL);
@@ -459,7 +459,12 @@ TEST(a_missing_doubled_or_foreign_segment_is_corruption) {
     CHECK(system(command) == 0);
     CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT);
     CHECK_HAS(err.message, "the name another");
-    CHECK(rename(to, from) == 0);
+    snprintf(first, sizeof first, "%s/00000000000000000001.wal", log_dir);
+    snprintf(aside, sizeof aside, "%s/aside", log_dir);
+    CHECK(rename(first, aside) == 0 && rename(to, first) == 0); /* the two swapped */
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT);
+    CHECK_HAS(err.message, "the name another");
+    CHECK(rename(first, from) == 0 && rename(aside, first) == 0);
     CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);
     CHECK_EQ(report.records, 1000);
     snprintf(foreign, sizeof foreign, "%s", log_dir);
@@ -481,7 +486,7 @@ TEST(a_flipped_bit_is_an_error_or_does_no_harm_never_wrong_data) {
     nodedb_error err;
     nodedb_wal *wal = nodedb_wal_open(&config, &err);
     size_t used = 0, at, i;
-    int f, bit, silent = 0, step = test_long ? 1 : 5;
+    int f, bit, silent = 0;
     counting c;
     REQUIRE(wal != NULL);
     CHECK(commit_range(wal, 1, 4, 300));
@@ -492,7 +497,7 @@ TEST(a_flipped_bit_is_an_error_or_does_no_harm_never_wrong_data) {
     for (i = 0; i < disk->file[f].bytes; i++)
         if (disk->file[f].now[i] != 0) used = i + 1;
     for (at = 0; at < used; at++) {
-        for (bit = (int)(at % (size_t)step); bit < 8; bit += step) {
+        for (bit = 0; bit < 8; bit++) {
             disk->file[f].now[at] ^= (unsigned char)(1 << bit);
             if (sim_replay(disk, &c, 1, 300, &err) == NODEDB_OK && c.count != 4) silent++;
             CHECK(!c.wrong);
@@ -516,7 +521,7 @@ TEST(a_shortened_segment_is_corruption) {
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     f = disk->now.name[sim_find(&disk->now, "d/00000000000000000001.wal")].file;
     full = disk->file[f].bytes;
-    for (bytes = 0; bytes < full; bytes += 97) {
+    for (bytes = 0; bytes < full; bytes++) {
         disk->file[f].bytes = bytes;
         CHECK_EQ(sim_replay(disk, &c, 1, 300, &err), NODEDB_ERR_CORRUPT);
     }

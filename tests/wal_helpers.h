@@ -1,5 +1,5 @@
-/* What several test programs of nodedb_wal.h need: records whose number determines them, logs in the test's directory and
- * on a simulated disk. Include it behind the implementation, test.h and simdisk.h. */
+/* What several test programs of nodedb_wal.h need: records whose number determines them, logs in the test's directory
+ * and on a simulated disk. Include it behind the implementation, test.h and simdisk.h. */
 #ifndef NODEDB_WAL_HELPERS_H
 #define NODEDB_WAL_HELPERS_H
 #include "simring.h"
