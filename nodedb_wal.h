@@ -53,8 +53,9 @@
               changes no file-system metadata. The next one is prepared while the current one fills. Truncated segments
               are recycled. Every use of a segment has a new epoch, and the checksum of a record begins with log id,
               epoch and first LSN, so what an earlier use left behind can never be taken for a record.
-   Transaction  A record whose payload is records: all of them are there after a crash, or none. A reader hands it out
-              as one record; nodedb_wal_transaction_next walks through it.
+   Transaction
+              A record whose payload is records: all of them are there after a crash, or none. A reader hands it out as
+              one record, and nodedb_wal_transaction_next walks through it.
    Tombstone  Says that everything of a collection (a tenant, and the record's database or what `collection_of` says)
               with a lower LSN is dead. A reader hands tombstones out in order, and the application drops what it has
               built so far of that collection: replay in order is right with nothing else. But the dead must also stay
@@ -823,9 +824,10 @@ typedef struct nodedb_wal_stats {
 typedef struct nodedb_wal nodedb_wal; /* one writer */
 
 /* Opens the log in config->dir for writing, and recovers it. NULL with: INVALID (config), LOCKED (another writer has
- * it), CORRUPT (an acknowledged record or a preamble is damaged: file, offset, LSNs), DISK_FULL, IO, NO_MEMORY,
- * UNSUPPORTED (io_uring demanded and refused), LIMIT (too many segments), KEY (the log is encrypted and there is no
- * cipher, or it has not the key of one of the last two segments, or could not seal). */
+ * it), CORRUPT (an acknowledged record, a preamble or the file of tombstones is damaged, or that file is missing or of
+ * another log: file, offset, LSNs), DISK_FULL, IO, NO_MEMORY, UNSUPPORTED (io_uring demanded and refused), LIMIT (too
+ * many segments), KEY (the log is encrypted and there is no cipher, or it has not the key of one of the last two
+ * segments, or could not seal). */
 NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err);
 
 /* Makes everything appended durable, writes the seal, frees everything, also on failure. NULL is fine. No other call
@@ -859,8 +861,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *wal, const nodedb_wal
 
 /* Appends `count` records as one record of type NODEDB_WAL_TYPE_TRANSACTION, with one LSN: after a crash all of them
  * are there, or none. Tenant, vshard and database of that record are those of the first. A record in it may be
- * REQUIRED; a transaction or a tombstone in it is INVALID. LIMIT above NODEDB_WAL_MAX_TRANSACTION_RECORDS, or if the payload
- * (8 bytes, and for each record 24 and its payload, rounded up to 8) passes 64 MiB. Otherwise as nodedb_wal_append. */
+ * REQUIRED; a transaction or a tombstone in it is INVALID. LIMIT above NODEDB_WAL_MAX_TRANSACTION_RECORDS, or if the
+ * payload (8 bytes, and for each record 24 and its payload, rounded up to 8) passes 64 MiB. Otherwise as
+ * nodedb_wal_append. */
 NODEDB_WAL_API nodedb_status nodedb_wal_append_transaction(nodedb_wal *wal, const nodedb_wal_record *records,
                                                            size_t count, uint64_t *lsn, nodedb_error *err);
 /* The same, and blocks until it is durable. Never AGAIN. */
@@ -939,7 +942,7 @@ typedef struct nodedb_wal_reader_config {
     const nodedb_wal *follow;  /* the open log of this directory: read up to its durable LSN, which may move on */
     uint64_t until_lsn; /* [the end] the last LSN to be read: AGAIN behind it, and tombstones behind it kill nothing */
     bool keep_dropped;  /* hand out what the file of tombstones says is dead, and do not read that file */
-    nodedb_wal_collection_fn collection_of; /* [record->database] */
+    nodedb_wal_collection_fn collection_of; /* [record->database]; with keep_encrypted not asked, and nothing dropped */
     void *collection_ctx;
     nodedb_io io;
     nodedb_allocator allocator;
@@ -1683,6 +1686,7 @@ typedef struct nodedb_wal__tombstones {
     nodedb_wal_tombstone *at;
     size_t count, capacity;
     size_t reserved;      /* places for tombstones that are being appended */
+    size_t compact;       /* so many, from the first on, are of different collections */
     uint64_t covered_lsn; /* the file holds every tombstone up to this LSN */
     uint32_t in_file;
 } nodedb_wal__tombstones;
@@ -2346,6 +2350,7 @@ static nodedb_status nodedb_wal__reader_tombstones(nodedb_wal_reader *r, nodedb_
     nodedb_wal__tombstones *t = &r->tombstones;
     nodedb_status status;
     if (r->config.follow != NULL || r->config.keep_dropped) return NODEDB_OK;
+    if (r->config.keep_encrypted && r->config.collection_of != NULL) return NODEDB_OK; /* it wants the plain payload */
     status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1], t, err);
     if (status != NODEDB_OK) return status;
     while (r->config.until_lsn != 0 && t->count > 0 && t->at[t->count - 1].lsn > r->config.until_lsn) t->count--;
@@ -3677,10 +3682,13 @@ static size_t nodedb_wal__durable_tombstones(const nodedb_wal *w) {
 static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
     nodedb_wal__tombstones *t = &w->tombstones;
     size_t durable = nodedb_wal__durable_tombstones(w);
-    size_t kept = nodedb_wal__newest_tombstones(t->at, durable);
+    size_t kept;
+    if (durable == t->compact) return durable;
+    kept = nodedb_wal__newest_tombstones(t->at, durable);
     if (kept > 1) qsort(t->at, kept, sizeof *t->at, nodedb_wal__by_lsn);
     if (durable > kept) memmove(t->at + kept, t->at + durable, (t->count - durable) * sizeof *t->at);
     t->count -= durable - kept;
+    t->compact = kept;
     return kept;
 }
 
@@ -3828,7 +3836,7 @@ static nodedb_status nodedb_wal__recover_tombstone(nodedb_wal *w, const nodedb_w
     nodedb__store_release(&w->durable_lsn, record->lsn);
     status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
     if (status == NODEDB_OK) nodedb_wal__tombstone_add(w, &stone, record->lsn);
-    return status;
+    return status == NODEDB_ERR_INVALID ? NODEDB_OK : status; /* of no collection, in an old log: it kills nothing */
 }
 
 /* ---- room: segments: prepare, begin, recycle --------------------------------------------------------------------- */
@@ -4546,6 +4554,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_forget_tombstones(nodedb_wal *w, uint64_
     else if (n > 0) status = nodedb_wal__write_tombstones(w, before_lsn, err);
     if (status == NODEDB_OK && n > 0) {
         t->count -= n;
+        t->compact -= n;
         memmove(t->at, t->at + n, t->count * sizeof *t->at);
         if (forgotten != NULL) *forgotten = n;
     }

@@ -1,4 +1,5 @@
-/* What stands in a log, for a person: its segments, its records, and whether all that was acknowledged can be read.
+/* What stands in a log, for a person: its segments, tombstones and records, and whether all that was acknowledged can
+ * be read.
  *     cc -o wal_dump examples/wal_dump.c -luring -lpthread
  *     ./wal_dump DIR [--payload N] [--from LSN] [--verify]
  * --payload N   show the first N bytes of each payload (default 32; 0: none)
@@ -49,6 +50,27 @@ static void show_segment(const char *dir, const char *name) {
     if (fd >= 0) (void)close(fd);
 }
 
+/* The file of tombstones: everything of the collection with a lower LSN is dead. */
+static void show_tombstones(const char *dir) {
+    unsigned char p[32];
+    char path[NODEDB_WAL_MAX_DIR_BYTES + MAX_NAME_BYTES];
+    uint32_t i, count;
+    int fd;
+    (void)snprintf(path, sizeof path, "%s/tombstones", dir);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    if (pread(fd, p, 32, 0) != 32 || memcmp(p, "WALT", 4) != 0) printf("tombstones  their file cannot be read\n");
+    else {
+        count = nodedb__get_u32(p + 24);
+        printf("tombstones  log %016llx  %u, all up to LSN %llu\n", (ull)nodedb__get_u64(p + 8), (unsigned)count,
+               (ull)nodedb__get_u64(p + 16));
+        for (i = 0; i < count && pread(fd, p, 24, (off_t)32 + (off_t)i * 24) == 24; i++)
+            printf("    below LSN %llu  tenant %u  collection %llu\n", (ull)nodedb__get_u64(p),
+                   (unsigned)nodedb__get_u32(p + 16), (ull)nodedb__get_u64(p + 8));
+    }
+    (void)close(fd);
+}
+
 static bool show_files(const char *dir) {
     struct dirent **names;
     int i, n = scandir(dir, &names, is_segment, alphasort);
@@ -61,6 +83,7 @@ static bool show_files(const char *dir) {
     n = scandir(dir, &names, is_other, alphasort);
     for (i = 0; i < n; i++) printf("file    %s\n", names[i]->d_name), free(names[i]);
     if (n >= 0) free(names);
+    show_tombstones(dir);
     return true;
 }
 
@@ -83,6 +106,17 @@ static const char *type_name(uint16_t type, char *buffer, size_t bytes) {
     for (i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].type == number) (void)snprintf(buffer, bytes, "%s%s", names[i].name, required);
     return buffer;
+}
+
+static void show_parts(const nodedb_wal_record *record) {
+    nodedb_wal_transaction tx;
+    nodedb_wal_record sub;
+    nodedb_error err;
+    char type[48];
+    if (nodedb_wal_transaction_open(record, &tx, &err) != NODEDB_OK) printf("    %s\n", err.message);
+    while (nodedb_wal_transaction_next(&tx, &sub))
+        printf("    %s  tenant %u  vshard %u  database %llu  %u bytes\n", type_name(sub.type, type, sizeof type),
+               (unsigned)sub.tenant, (unsigned)sub.vshard, (ull)sub.database, (unsigned)sub.payload_bytes);
 }
 
 static void show_payload(const nodedb_wal_record *record, uint64_t most) {
@@ -118,6 +152,7 @@ static void show_records(const nodedb_wal_reader_config *reading, uint64_t paylo
                (ull)r.database, (unsigned)r.payload_bytes,
                (r.type & NODEDB_WAL_ENCRYPTED) != 0 ? ", encrypted" : "", (ull)r.watermark,
                (ull)behind.segment_first_lsn, (ull)(behind.offset - bytes));
+        if ((r.type & NODEDB_WAL_TYPE_MASK) == NODEDB_WAL_TYPE_TRANSACTION) show_parts(&r);
         show_payload(&r, payload);
     }
     nodedb_wal_reader_close(reader);
@@ -154,6 +189,7 @@ int main(int argc, char **argv) {
     bool list = true;
     int i;
     memset(&reading, 0, sizeof reading);
+    reading.keep_dropped = true; /* the dead are shown too */
     reading.keep_encrypted = true;
     reading.access = NODEDB_WAL_ACCESS_STREAMED; /* a bad sector is then an error that can be shown, and not a signal */
     for (i = 1; i < argc; i++) {

@@ -157,7 +157,7 @@ static int64_t sim_pwrite(void *ctx, int fd, const void *buffer, size_t bytes, u
     if (fault < 0 && !(fault == -EIO && bytes > SIM_SECTOR_BYTES && (sim_random(d) & 1) != 0)) return fault;
     if (fault < 0) bytes = SIM_SECTOR_BYTES; /* a failed write may have done a part of its work */
     sim_grow(f, (size_t)offset + bytes);
-    memcpy(f->now + offset, buffer, bytes);
+    if (bytes > 0) memcpy(f->now + offset, buffer, bytes);
     for (s = (size_t)offset / SIM_SECTOR_BYTES; s * SIM_SECTOR_BYTES < offset + bytes; s++) f->dirty[s] = 1;
     return fault < 0 ? fault : (int64_t)bytes;
 }

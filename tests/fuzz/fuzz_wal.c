@@ -2,15 +2,16 @@
  * read can be opened and goes on.
  *
  * Input: byte 0 options (below), byte 1 a number (first LSN to read, records in a page), byte 2 the file call that
- * fails (0: none), bytes 3 and 4 the length of the first segment, then the first segment, then the second. Checksums
- * stop a fuzzer, so options have them repaired. Segments end in zeros up to the size that their preamble says. */
+ * fails (0: none), bytes 3 and 4 the length of the first segment, then the first segment, then the second, then the
+ * file of tombstones. Checksums stop a fuzzer, so options have them repaired. Segments end in zeros up to the size that
+ * their preamble says. */
 #define NODEDB_WAL_IMPLEMENTATION
 #include "nodedb_wal.h"
 #include "simdisk.h"
 
 enum {
     REPAIR_PREAMBLES = 1, REPAIR_CHECKSUMS = 2, REPAIR_EPOCHS = 4, TWO_SEGMENTS = 8, FILE_TOO_SHORT = 16,
-    WITH_CIPHER = 32, LOST_KEY = 7, WRONG_TAG = 0xC0,
+    WITH_CIPHER = 32, LOST_KEY = 7, WRONG_TAG = 0xC0, TOMBSTONES = 64,
     HEADER_BYTES = 5, LARGE_BYTES = 128 << 10, MAX_SEGMENT_BYTES = 16 << 10, MAX_BLOCK_BYTES = 4096,
     MAX_RECORDS = 2 * MAX_SEGMENT_BYTES / NODEDB_WAL_RECORD_HEADER_BYTES
 };
@@ -162,17 +163,42 @@ static bool make_segment(const uint8_t *data, size_t bytes, int options, const n
     return decoded;
 }
 
+/* The file of tombstones; repaired, it is one of log `log_id`. */
+static void make_tombstones(const uint8_t *data, size_t bytes, int options, uint64_t log_id) {
+    size_t n = bytes < 36 ? 36 : bytes, count = (n - 36) / 24, i;
+    unsigned char *p = (unsigned char *)calloc(1, n);
+    uint64_t lsn = 0;
+    int fd = sim_open(disk, "/log/tombstones", O_RDWR | O_CREAT | O_TRUNC, 0);
+    memcpy(p, data, bytes);
+    if ((options & REPAIR_PREAMBLES) != 0) {
+        bytes = 36 + count * 24;
+        memcpy(p, "WALT\1\0\0\0", 8);
+        nodedb__put_u64(p + 8, log_id);
+        nodedb__put_u32(p + 24, (uint32_t)count);
+        for (i = 0; i < count; i++) nodedb__put_u64(p + 32 + i * 24, lsn += 1 + nodedb__get_u64(p + 32 + i * 24) % 16);
+        if (nodedb__get_u64(p + 16) < lsn) nodedb__put_u64(p + 16, lsn);
+        nodedb__put_u32(p + bytes - 4, nodedb__crc32c(0, p, bytes - 4));
+    }
+    (void)sim_pwrite(disk, fd, p, bytes, 0);
+    (void)sim_sync(disk, fd);
+    (void)sim_close(disk, fd);
+    free(p);
+}
+
 static void make_log(const uint8_t *data, size_t bytes, int options) {
     nodedb_wal__segment first, second;
-    size_t n = data[3] | (size_t)data[4] << 8;
+    size_t n = data[3] | (size_t)data[4] << 8, stones = 36 + 24 * (size_t)(data[1] % 4);
     bool decoded;
     data += HEADER_BYTES, bytes -= HEADER_BYTES;
+    if ((options & TOMBSTONES) == 0 || stones > bytes) stones = 0;
+    bytes -= stones;
     if (n > bytes || (options & TWO_SEGMENTS) == 0) n = bytes;
     if (n > MAX_SEGMENT_BYTES) n = MAX_SEGMENT_BYTES;
     decoded = make_segment(data, n, options, NULL, &first);
     data += n, bytes -= n;
     if (bytes > MAX_SEGMENT_BYTES) bytes = MAX_SEGMENT_BYTES;
     if ((options & TWO_SEGMENTS) != 0) (void)make_segment(data, bytes, options, decoded ? &first : NULL, &second);
+    if (stones > 0) make_tombstones(data + bytes, stones, options, first.log_id);
     disk->history[0] = disk->now;
     disk->history_count = 1;
     disk->calls = 0;
@@ -182,14 +208,34 @@ static void make_log(const uint8_t *data, size_t bytes, int options) {
 
 /* What a reader saw: enough to compare two. */
 typedef struct seen {
-    uint64_t records, last_lsn, payload_bytes, torn_bytes, end_lsn;
+    uint64_t records, last_lsn, payload_bytes, torn_bytes, end_lsn, dropped;
     uint64_t hash; /* of everything that was handed out, in order */
     nodedb_status status;
     nodedb_error err;
 } seen;
 
+/* Any payload as a transaction: all of its records, or an error and none. */
+static void see_parts(const nodedb_wal_record *record) {
+    nodedb_wal_record outer = *record, sub;
+    nodedb_wal_transaction tx;
+    nodedb_error err;
+    nodedb_status status;
+    uint32_t n = 0;
+    outer.type = NODEDB_WAL_TYPE_TRANSACTION;
+    status = nodedb_wal_transaction_open(&outer, &tx, &err);
+    while (nodedb_wal_transaction_next(&tx, &sub)) {
+        size_t from = (size_t)((const char *)sub.payload - (const char *)outer.payload);
+        REQUIRE(from <= outer.payload_bytes && sub.payload_bytes <= outer.payload_bytes - from, NULL);
+        n++;
+    }
+    if (status != NODEDB_OK)
+        REQUIRE(n == 0 && (status == NODEDB_ERR_CORRUPT || status == NODEDB_ERR_UNSUPPORTED), &err);
+    else REQUIRE(n + tx.skipped + tx.dropped == tx.count, &err);
+}
+
 static nodedb_status see(void *ctx, const nodedb_wal_record *record) {
     seen *s = (seen *)ctx;
+    see_parts(record);
     REQUIRE(s->records == 0 || record->lsn > s->last_lsn, NULL);
     REQUIRE(record->payload_bytes <= MAX_SEGMENT_BYTES && s->records < MAX_RECORDS, NULL);
     s->records++;
@@ -201,6 +247,8 @@ static nodedb_status see(void *ctx, const nodedb_wal_record *record) {
     return NODEDB_OK;
 }
 
+static bool keep_dropped;
+
 static nodedb_wal_reader_config reading_from(uint64_t lsn) {
     nodedb_wal_reader_config reading;
     memset(&reading, 0, sizeof reading);
@@ -208,6 +256,7 @@ static nodedb_wal_reader_config reading_from(uint64_t lsn) {
     reading.io = disk->io;
     reading.allocator = allocator;
     reading.from_lsn = lsn;
+    reading.keep_dropped = keep_dropped;
     if (with_cipher) reading.cipher = cipher;
     return reading;
 }
@@ -234,6 +283,7 @@ static seen read_all(uint64_t from) {
     REQUIRE(stats.records == s.records && stats.payload_bytes == s.payload_bytes, &s.err);
     REQUIRE(stats.torn_bytes <= MAX_SEGMENT_BYTES && stats.segments_opened <= 6, &s.err);
     s.torn_bytes = stats.torn_bytes;
+    s.dropped = stats.dropped;
     s.end_lsn = cursor.lsn;
     return s;
 }
@@ -252,7 +302,7 @@ static void check_pages(const seen *all, size_t limit) {
     REQUIRE(s.records == all->records && s.hash == all->hash, &s.err);
 }
 
-static nodedb_wal_report check_verify(const seen *all) {
+static nodedb_wal_report check_verify(const seen *all, const seen *living) {
     nodedb_wal_reader_config reading = reading_from(0);
     nodedb_wal_report report;
     nodedb_error err;
@@ -261,11 +311,13 @@ static nodedb_wal_report check_verify(const seen *all) {
         REQUIRE(status != NODEDB_ERR_KEY && report.records >= all->records, &err);
         return report;
     }
-    if (all->end_lsn == 0) { /* no reader was to be had; verify still reads what there is behind lost tombstones */
+    if (all->end_lsn == 0) { /* no reader was to be had */
         REQUIRE(status != NODEDB_OK, &err);
         return report;
     }
-    REQUIRE(status == (all->status == NODEDB_ERR_AGAIN ? NODEDB_OK : all->status), &err);
+    REQUIRE(status == (living->status == NODEDB_ERR_AGAIN ? NODEDB_OK
+                       : all->status == NODEDB_ERR_AGAIN  ? living->status
+                                                          : all->status), &err);
     REQUIRE(report.records == all->records && report.payload_bytes == all->payload_bytes, &err);
     REQUIRE(report.torn_bytes == all->torn_bytes, &err);
     REQUIRE(report.segments <= 2 && (report.segments == 0 || report.last_lsn + 1 == all->end_lsn), &err);
@@ -288,7 +340,7 @@ static nodedb_wal *open_log(nodedb_error *err) {
 
 /* What can be read can be opened, and the other way round (but a writer wants the keys of all segments, and opens no
  * record); and the log goes on behind it, the torn tail forgotten. What is written then outlives a power cut. */
-static void check_open(const seen *before) {
+static void check_open(const seen *all, const seen *before) {
     nodedb_wal_record record;
     nodedb_wal_reader_config reading = reading_from(0);
     nodedb_wal_report report;
@@ -299,8 +351,10 @@ static void check_open(const seen *before) {
     if (before->status == NODEDB_ERR_CORRUPT && strstr(before->err.message, "tag does not fit") == NULL)
         REQUIRE(keyless || (wal == NULL && err.status == NODEDB_ERR_CORRUPT), &err);
     if (before->status == NODEDB_ERR_KEY) REQUIRE(keyless, &err);
-    if (before->status == NODEDB_ERR_AGAIN && !keyless)
-        REQUIRE(wal != NULL && nodedb_wal_durable_lsn(wal) + 1 == before->end_lsn, &err);
+    if (before->status == NODEDB_ERR_AGAIN && wal == NULL && !keyless) /* tombstones from the log's future */
+        REQUIRE(err.status == NODEDB_ERR_CORRUPT && strstr(err.message, "records are missing") != NULL, &err);
+    if (before->status == NODEDB_ERR_AGAIN && wal != NULL)
+        REQUIRE(nodedb_wal_durable_lsn(wal) + 1 == before->end_lsn, &err);
     REQUIRE(wal != NULL || err.status != NODEDB_OK, &err);
     if (wal == NULL) return;
     memset(&record, 0, sizeof record);
@@ -313,7 +367,7 @@ static void check_open(const seen *before) {
     if (before->status != NODEDB_ERR_AGAIN) return;
     REQUIRE(nodedb_wal_verify(&reading, &report, &err) == NODEDB_OK, &err);
     REQUIRE(report.sealed && report.torn_bytes == 0 && report.last_lsn == lsn + 1, &err);
-    REQUIRE(report.records == before->records + 1 && report.payload_bytes == before->payload_bytes + 5, &err);
+    REQUIRE(report.records == all->records + 1 && report.payload_bytes == all->payload_bytes + 5, &err);
 }
 
 /* With one call of the file system failing, something is refused; nothing crashes and no descriptor is left open. */
@@ -330,24 +384,29 @@ static void check_failing(uint64_t call) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     nodedb_wal_report report;
-    seen all, part;
+    seen all, living, part;
     if (bytes < HEADER_BYTES) return 0;
     clear_disk();
     with_cipher = (data[0] & WITH_CIPHER) != 0;
     make_log(data, bytes, data[0]);
+    keep_dropped = true;
     all = read_all(0);
+    keep_dropped = false;
+    living = read_all(0);
     REQUIRE(all.status == NODEDB_ERR_AGAIN || all.status == NODEDB_ERR_CORRUPT ||
             all.status == NODEDB_ERR_UNSUPPORTED || all.status == NODEDB_ERR_KEY, &all.err);
-    report = check_verify(&all);
-    check_pages(&all, (size_t)data[1] % 16 + 1);
+    REQUIRE(living.status == all.status || living.status == NODEDB_ERR_CORRUPT, &living.err);
+    REQUIRE(living.status != NODEDB_ERR_AGAIN || living.records + living.dropped == all.records, &living.err);
+    report = check_verify(&all, &living);
+    check_pages(&living, (size_t)data[1] % 16 + 1);
     if (report.segments > 0) {
         part = read_all(report.first_lsn + data[1]);
-        REQUIRE(all.status != NODEDB_ERR_AGAIN ||
+        REQUIRE(living.status != NODEDB_ERR_AGAIN ||
                 (part.status == NODEDB_ERR_AGAIN && part.records <= all.records), &part.err);
     }
     REQUIRE(sim_open_files(disk) == 0, NULL);
     if (data[2] != 0) check_failing(data[2]);
-    else check_open(&all);
+    else check_open(&all, &living);
     REQUIRE(sim_open_files(disk) == 0, NULL);
     return 0;
 }
