@@ -1073,8 +1073,8 @@ static nodedb_status replay_one(void *ctx, const nodedb_wal_record *logged) {
 static nodedb_status shard_recover(shard *s, nodedb_error *err) {
     char dir[PATH_MAX + 8];
     nodedb_wal_config config = {.dir = dir, .logger = s->logger};
-    /* streamed: a disk that cannot read is then an error, and not a signal */
-    nodedb_wal_reader_config reading = {.dir = dir, .access = NODEDB_WAL_ACCESS_STREAMED, .logger = s->logger};
+    /* streamed: a disk that cannot read is then an error, and not a signal. What this system refuses, the writer says. */
+    nodedb_wal_reader_config reading = {.dir = dir, .access = NODEDB_WAL_ACCESS_STREAMED};
     nodedb_status status;
     (void)snprintf(dir, sizeof dir, "%s/log", s->dir);
     if (mkdir(s->dir, 0755) != 0 && errno != EEXIST)
