@@ -802,7 +802,7 @@ typedef struct nodedb_wal_config {
     size_t group_bytes;     /* [1 MiB] most bytes in one group; rounded up to blocks */
     uint32_t groups;        /* [8] group buffers: one fills while the others are in flight; 2 to 16 */
     nodedb_wal_backend backend;
-    bool buffered;          /* through the page cache instead of O_DIRECT */
+    bool buffered;          /* through the page cache instead of O_DIRECT, and without io_uring */
     uint64_t first_lsn;     /* [1] of a new log; ignored when there is one */
     uint64_t log_id;        /* [random] of a new log; set it for byte-identical logs in tests */
     nodedb_wal_collection_fn collection_of; /* [record->database] */
@@ -3359,11 +3359,16 @@ struct nodedb_wal {
     bool gathering;       /* a leader waits for others to join its group */
     uint32_t gather_skip, gather_backoff;
     uint64_t write_ns;    /* what leaders' writes take, a moving average */
+    bool polling;         /* the thread that reaps is in nodedb_wal_poll, and sees for itself what became durable */
+    bool passed;          /* nodedb_wal_poll found another thread reaping: what that leaves is to be signalled */
+    pthread_mutex_t sync_lock; /* see nodedb_wal__sync_file; taken without `lock` or inside it */
+    int sync_error;
     nodedb_wal__backend backend;
     nodedb_wal__file files[2];
     uint32_t current;
     uint64_t write_offset; /* where the next group goes in files[current] */
-    uint64_t next_lsn, durable_lsn, next_epoch, log_id;
+    uint64_t durable_lsn __attribute__((aligned(8))); /* 32-bit machines read it whole only so */
+    uint64_t next_lsn, next_epoch, log_id;
     nodedb_wal__segment *sealed; /* segments behind the current one, oldest first: what truncation works on */
     size_t sealed_count, sealed_capacity;
     uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* epochs of dead-E.wal files, to be removed when a segment is begun */
@@ -3405,6 +3410,8 @@ static nodedb_status nodedb_wal__failed(nodedb_wal *w, nodedb_error *err) {
     return w->failure.status;
 }
 
+static void nodedb_wal__signal(nodedb_wal *w);
+
 /* All that sleep on this group's word will be woken, by whoever lets the lock go. */
 static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index) {
     nodedb__store_release(&w->group[index].word, w->group[index].word + 1);
@@ -3422,6 +3429,7 @@ static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *wha
         w->failure.offset = offset;
         nodedb__store_release(&w->failed, true);
         nodedb__say(&w->config.logger, NODEDB_LOG_ERROR, "%s", w->failure.message);
+        nodedb_wal__signal(w);
     }
     for (i = 0; i < w->config.groups; i++) nodedb_wal__wake_group(w, i);
     (void)pthread_cond_broadcast(&w->space);
@@ -3463,6 +3471,17 @@ static void nodedb_wal__posix_start(nodedb_wal *w, const nodedb_wal__op *op) {
     if (w->op_count == 1) nodedb_wal__signal(w);
 }
 
+/* Makes the groups in a file durable. Linux tells of a write that failed in the background once for each descriptor, to
+ * whoever syncs first: so one thread syncs at a time, and an error is everybody's from then on. */
+static int nodedb_wal__sync_file(nodedb_wal *w, int fd) {
+    int error;
+    (void)pthread_mutex_lock(&w->sync_lock);
+    if (w->sync_error == 0) w->sync_error = w->io.sync(w->io.ctx, fd);
+    error = w->sync_error;
+    (void)pthread_mutex_unlock(&w->sync_lock);
+    return error;
+}
+
 static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
     nodedb_wal__op ops[NODEDB_WAL__MAX_OPS];
     uint32_t i, j, count = w->op_count;
@@ -3485,7 +3504,8 @@ static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__com
         if (ops[i].tag == NODEDB_WAL__TAG_FILL) continue; /* synced once, at the end */
         for (j = 0; j < i && (ops[j].fd != ops[i].fd || ops[j].tag == NODEDB_WAL__TAG_FILL); j++) {}
         if (j < i) continue;
-        error = w->io.sync(w->io.ctx, ops[i].fd);
+        error = ops[i].tag == NODEDB_WAL__TAG_FILL_SYNC ? w->io.sync(w->io.ctx, ops[i].fd)
+                                                        : nodedb_wal__sync_file(w, ops[i].fd);
         syncs++;
         for (j = i; error != 0 && j < count; j++)
             if (ops[j].fd == ops[i].fd && done[j].result >= 0) done[j].result = error;
@@ -3495,11 +3515,12 @@ static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__com
     return count;
 }
 
-/* One durable write. With the system's own file calls in one call, which a disk that can does with one command. */
+/* One durable write. Where it goes past the page cache in one call, which hears of its own errors, and which a disk that
+ * can does with one command. */
 static int nodedb_wal__posix_write(nodedb_wal *w, const nodedb_wal__op *op) {
     int error;
 #if defined(RWF_DSYNC)
-    if (w->config.io.pwrite == NULL && w->config.io.sync == NULL) {
+    if (w->open_flags != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL) {
         struct iovec part;
         uint64_t offset = op->offset;
         ssize_t n;
@@ -3513,7 +3534,7 @@ static int nodedb_wal__posix_write(nodedb_wal *w, const nodedb_wal__op *op) {
     }
 #endif
     error = nodedb__write_all(&w->io, op->fd, op->data, op->bytes, op->offset);
-    return error != 0 ? error : w->io.sync(w->io.ctx, op->fd);
+    return error != 0 ? error : nodedb_wal__sync_file(w, op->fd);
 }
 
 static const nodedb_wal__backend nodedb_wal__posix = {nodedb_wal__posix_start, nodedb_wal__posix_reap,
@@ -3534,7 +3555,7 @@ static void nodedb_wal__uring_start(nodedb_wal *w, const nodedb_wal__op *op) {
     if (w->fixed_files) sqe->flags |= IOSQE_FIXED_FILE;
     sqe->user_data = op->tag;
     w->in_kernel++;
-    (void)io_uring_submit(&w->ring); /* if the kernel is short of memory it stays queued, and reap submits it */
+    if (io_uring_submit(&w->ring) < 0) nodedb_wal__signal(w); /* short of memory it stays queued: reap submits it */
 }
 
 /* Hands over what a submit could not. False: nothing is in the kernel that a wait could end with. */
@@ -3566,6 +3587,7 @@ static uint32_t nodedb_wal__uring_take(nodedb_wal *w, bool wait, nodedb_wal__com
 static uint32_t nodedb_wal__uring_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
     bool any = nodedb_wal__submit_rest(w);
     uint32_t n;
+    if (io_uring_sq_ready(&w->ring) > 0) nodedb_wal__signal(w); /* an event loop must come again */
     if (wait) nodedb_wal__unlock(w);
     if (wait && !any) (void)sched_yield(); /* the kernel is short of memory: try again */
     n = nodedb_wal__uring_take(w, wait && any, done);
@@ -3578,6 +3600,16 @@ static uint32_t nodedb_wal__uring_reap(nodedb_wal *w, bool wait, nodedb_wal__com
 static const nodedb_wal__backend nodedb_wal__uring = {nodedb_wal__uring_start, nodedb_wal__uring_reap,
                                                      nodedb_wal__posix_write};
 #endif
+
+/* Goes on with POSIX calls. Nothing may be in flight. */
+static void nodedb_wal__close_ring(nodedb_wal *w) {
+    w->backend = nodedb_wal__posix;
+#if !defined(NODEDB_NO_LIBURING)
+    assert(w->started == 0 && w->in_kernel == 0);
+    if (w->has_ring) io_uring_queue_exit(&w->ring);
+    w->has_ring = w->registered = w->fixed_files = false;
+#endif
+}
 
 /* The registered file `file` is `fd` from now on, or none (-1). Without that the descriptor itself does. */
 static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
@@ -3627,8 +3659,8 @@ static void nodedb_wal__retire_groups(nodedb_wal *w) {
         w->tail++;
     }
     if (w->space_waiters > 0) (void)pthread_cond_broadcast(&w->space);
-    if (w->tail != before && !nodedb_wal__has_ring(w))
-        nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped */
+    if (w->tail != before && !(w->polling && nodedb_wal__has_ring(w)))
+        nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped or wrote */
 }
 
 static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c) {
@@ -3667,6 +3699,8 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait) {
     w->reaping = false;
     for (i = 0; i < n; i++) nodedb_wal__complete(w, &done[i]);
     nodedb_wal__retire_groups(w);
+    if (w->passed) nodedb_wal__signal(w);
+    w->passed = false;
 }
 
 /* ---- room: the writer's tombstones. All of it with the lock ------------------------------------------------------ */
@@ -3875,6 +3909,7 @@ static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nod
             "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs",
             w->dir);
         w->open_flags = 0;
+        nodedb_wal__close_ring(w);
         if (w->spare.fd >= 0) (void)w->io.close(w->io.ctx, w->spare.fd);
     }
     if (error != 0) return nodedb_wal__spare_failed(w, error, "taking its space", err);
@@ -3958,6 +3993,7 @@ static void nodedb_wal__spare_from_pool(nodedb_wal *w) {
 /* A spare of at least `bytes`, now, whatever it takes. Lets the lock go while it waits for the backend. */
 static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
     nodedb_status status;
+    bool waited = w->spare.busy;
     int error = 0;
     while (w->spare.busy && !w->failed) {
         if (w->reaping) {
@@ -3967,6 +4003,7 @@ static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nod
         } else nodedb_wal__reap(w, true);
     }
     if (w->failed) return nodedb_wal__failed(w, err);
+    if (waited) return NODEDB_OK; /* the lock was let go: make_room looks at everything again */
     if (w->spare.state != NODEDB_WAL__SPARE_NONE && w->spare.bytes < bytes) /* too small for a large record */
         nodedb_wal__spare_drop(w);
     if (w->spare.state == NODEDB_WAL__SPARE_NONE && bytes == w->config.segment_bytes) nodedb_wal__spare_from_pool(w);
@@ -4392,10 +4429,11 @@ static void nodedb_wal__lead(nodedb_wal *w) {
     w->stats.syncs++;
     w->group[index].finished = error == 0;
     if (error != 0) (void)nodedb_wal__break(w, -error, "writing a group failed", op.offset, NULL);
+    nodedb_wal__retire_groups(w); /* before the next segment has its turn */
     if (!w->reaping && !w->failed) {
         nodedb_wal__reap(w, false);
         (void)nodedb_wal__spare_advance(w, NULL);
-    } else nodedb_wal__retire_groups(w);
+    }
 }
 
 static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
@@ -4464,8 +4502,11 @@ NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_ls
             read(w->event_fd, &drained, sizeof drained); /* first: what happens from here on makes it readable again */
         (void)n;
     }
-    if (!w->failed && !w->reaping) {
+    if (w->reaping) w->passed = true;
+    else if (!w->failed) {
+        w->polling = true;
         nodedb_wal__reap(w, false);
+        w->polling = false;
         (void)nodedb_wal__spare_advance(w, NULL); /* why it cannot is said when a rollover needs it */
     }
     if (w->failed) status = nodedb_wal__failed(w, err);
@@ -4685,9 +4726,8 @@ static void nodedb_wal__free(nodedb_wal *w) {
     nodedb_allocator allocator = w->config.allocator;
     uint32_t i;
 #if !defined(NODEDB_NO_LIBURING)
-    while (w->has_ring &&
-           nodedb_wal__submit_rest(
-               w)) { /* the kernel still reads our buffers: a late write must not find other data in them */
+    /* the kernel still reads our buffers: a late write must not find other data in them */
+    while (w->has_ring && nodedb_wal__submit_rest(w)) {
         nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
         w->in_kernel -= nodedb_wal__uring_take(w, true, done);
     }
@@ -4707,6 +4747,7 @@ static void nodedb_wal__free(nodedb_wal *w) {
     nodedb__release(&allocator, w->zeros, NODEDB_WAL__FILL_BYTES);
     nodedb__release(&allocator, w->preamble, w->block_bytes);
     (void)pthread_cond_destroy(&w->space);
+    (void)pthread_mutex_destroy(&w->sync_lock);
     (void)pthread_mutex_destroy(&w->lock);
     nodedb__release(&allocator, w, sizeof *w);
 }
@@ -4777,7 +4818,8 @@ static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
 static void nodedb_wal__open_backend(nodedb_wal *w) {
     w->backend = nodedb_wal__posix;
 #if !defined(NODEDB_NO_LIBURING)
-    if (w->config.backend != NODEDB_WAL_BACKEND_POSIX && w->config.io.pwrite == NULL && w->config.io.open == NULL) {
+    if (w->open_flags != 0 && w->config.backend != NODEDB_WAL_BACKEND_POSIX && w->config.io.pwrite == NULL &&
+        w->config.io.open == NULL) { /* in the page cache writes do not hear of their own errors: see sync_file */
         int error = io_uring_queue_init(32, &w->ring, IORING_SETUP_CLAMP);
         struct iovec buffers[NODEDB_WAL_MAX_GROUPS];
         int none[NODEDB_WAL__REGISTERED_FILES] = {-1, -1, -1};
@@ -5083,6 +5125,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     if (w->config.group_bytes == 0) w->config.group_bytes = NODEDB_WAL_DEFAULT_GROUP_BYTES;
     if (w->config.groups == 0) w->config.groups = NODEDB_WAL_DEFAULT_GROUPS;
     nodedb_wal__init_lock(&w->lock);
+    (void)pthread_mutex_init(&w->sync_lock, NULL);
     (void)pthread_cond_init(&w->space, NULL);
     if (nodedb_wal__open_dir(w, err) != NODEDB_OK) goto fail;
     direct = !config->buffered;
@@ -5111,7 +5154,8 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     nodedb_wal__open_backend(w);
     if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
         (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0,
-                           "io_uring was demanded for the log in %s and is not to be had", w->dir);
+                           "io_uring was demanded for the log in %s and is not to be had%s", w->dir,
+                           w->open_flags != 0 ? "" : ": it is for direct writes");
         goto fail;
     }
     {

@@ -940,6 +940,52 @@ static void mixed_use(nodedb_wal_backend backend) {
 TEST(committers_appenders_and_pollers_may_share_a_log) { mixed_use(NODEDB_WAL_BACKEND_AUTO); }
 TEST(committers_appenders_and_pollers_may_share_a_log_with_posix) { mixed_use(NODEDB_WAL_BACKEND_POSIX); }
 
+static bool is_readable(int fd) {
+    struct pollfd p = {0, POLLIN, 0};
+    p.fd = fd;
+    return poll(&p, 1, 0) == 1;
+}
+
+static void an_event_loop_hears(nodedb_wal_backend backend) {
+    nodedb_wal_config config = config_here(backend == NODEDB_WAL_BACKEND_POSIX ? "hears-posix" : "hears");
+    nodedb_error err;
+    nodedb_wal *wal;
+    nodedb_wal_record record;
+    uint64_t durable = 0;
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_USER;
+    config.backend = backend;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_OK); /* the loop's own record, which */
+    CHECK_EQ(nodedb_wal_poll(wal, &durable, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_OK); /* a committer takes along */
+    CHECK(is_readable(nodedb_wal_fd(wal)));
+    CHECK_EQ(nodedb_wal_poll(wal, &durable, &err), NODEDB_OK);
+    CHECK_EQ(durable, 2);
+    CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_OK);
+    simring_install_fault(wal, 1, -EIO);
+    CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_ERR_IO);
+    CHECK(is_readable(nodedb_wal_fd(wal)));
+    CHECK_EQ(nodedb_wal_poll(wal, &durable, &err), NODEDB_ERR_IO);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_ERR_IO);
+}
+TEST(an_event_loop_hears_of_what_committers_wrote_and_of_failure) { an_event_loop_hears(NODEDB_WAL_BACKEND_AUTO); }
+TEST(an_event_loop_hears_so_with_posix) { an_event_loop_hears(NODEDB_WAL_BACKEND_POSIX); }
+
+TEST(a_sync_that_failed_for_one_group_has_failed_for_all) { /* Linux tells of it once for each descriptor */
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    disk->fail_at = disk->calls + 1, disk->fail_error = EIO;
+    CHECK_EQ(nodedb_wal__sync_file(wal, wal->files[wal->current].fd), -EIO);
+    CHECK_EQ(nodedb_wal__sync_file(wal, wal->files[wal->current].fd), -EIO); /* another leader's, a moment later */
+    CHECK(nodedb_wal_close(wal, &err) == NODEDB_OK); /* nothing was written */
+    sim_free(disk);
+}
+
 /* Threads that come, commit once, and end: what the kernel drops with a thread is written again. */
 static void *commit_once(void *argument) {
     nodedb_wal_record record;
