@@ -141,9 +141,9 @@
            24     4  tenant
            28     4  vshard
            32     4  payload bytes as they are stored, at most 64 MiB
-           36     4  bit 0: seal, the segment's last record (nodedb_wal_close, nodedb_wal_rollover). In the first record of a
-                     group: bits 1 to 15 blocks of the group, bits 16 to 31 sectors of it, of 512 bytes, that are all
-                     zero (65,535: that many or more)
+           36     4  bit 0: seal, the segment's last record (nodedb_wal_close, nodedb_wal_rollover). In the first record
+                     of a group: bits 1 to 15 blocks of the group, bits 16 to 31 sectors of it, of 512 bytes, that are
+                     all zero (65,535: that many or more)
            40     8  database
            48     8  epoch of the segment
            56     4  CRC-32C of preamble bytes 8 to 31, then record bytes 0 to 55
@@ -174,9 +174,9 @@
       32+24*n     4  CRC-32C of all before
 
 9. LIMITS
-   Payload 64 MiB (encrypted: 16 bytes less, and 2^32 segments in the life of the log); segment at least 64 KiB (one that
-   must hold a larger record is made larger); 65,536 segments; directory name 3,800 bytes; 16 groups in flight; 65,536
-   tombstones; 65,536 records in a transaction, 64 MiB in all.
+   Payload 64 MiB (encrypted: 16 bytes less, and 2^32 segments in the life of the log); segment at least 64 KiB (one
+   that must hold a larger record is made larger); 65,536 segments; directory name 3,800 bytes; 16 groups in flight;
+   65,536 tombstones; 65,536 records in a transaction, 64 MiB in all.
 
 10. CONFIGURATION MACROS
    NODEDB_WAL_IMPLEMENTATION   compile the code here      NODEDB_WAL_STATIC   ... and keep it private to this file
@@ -923,8 +923,8 @@ typedef enum nodedb_wal_access {
     /* What is fastest: STREAMED where most of what is to be read (4 MiB at least) is not in the page cache, else, and
      * where there is no io_uring or O_DIRECT, MAPPED. */
     NODEDB_WAL_ACCESS_AUTO = 0,
-    /* Segments are mapped. Nobody may shorten the files meanwhile (the log never does), and a disk that cannot read a page
-     * raises SIGBUS; choose STREAMED or BUFFERED to get an error instead. */
+    /* Segments are mapped. Nobody may shorten the files meanwhile (the log never does), and a disk that cannot read a
+     * page raises SIGBUS; choose STREAMED or BUFFERED to get an error instead. */
     NODEDB_WAL_ACCESS_MAPPED,
     /* pread into a buffer; always so with a caller's nodedb_io, and for the segment that a followed log is writing. */
     NODEDB_WAL_ACCESS_BUFFERED,
@@ -970,8 +970,8 @@ typedef struct nodedb_wal_cursor {
 typedef struct nodedb_wal_reader nodedb_wal_reader;
 
 /* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn lies before the oldest
- * record), CORRUPT (a preamble, or the file of tombstones; a clear segment behind an encrypted one), KEY (the cipher has
- * not the first segment's key), IO, NO_MEMORY, LIMIT. */
+ * record), CORRUPT (a preamble, or the file of tombstones; a clear segment behind an encrypted one), KEY (the cipher
+ * has not the first segment's key), IO, NO_MEMORY, LIMIT. */
 NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err);
 /* The next record in LSN order into *record. AGAIN at the end of the log (of a followed one: for now). CORRUPT: an
  * acknowledged record cannot be read, or was altered; err->lsn, err->offset say which and where; every later call says
@@ -1293,12 +1293,13 @@ static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *
         return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
                             "%s: the preamble at offset 0 is damaged or not of this version", nodedb__path_end(path));
     if (segment->first_lsn != named)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble says first LSN %llu, the name another", nodedb__path_end(path),
-                            (unsigned long long)segment->first_lsn);
-    if (size < 0) return nodedb__fail(err, NODEDB_ERR_IO, (int)-size, "cannot ask the size of %s", nodedb__path_end(path));
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble says first LSN %llu, the name another",
+                            nodedb__path_end(path), (unsigned long long)segment->first_lsn);
+    if (size < 0)
+        return nodedb__fail(err, NODEDB_ERR_IO, (int)-size, "cannot ask the size of %s", nodedb__path_end(path));
     if ((uint64_t)size < segment->bytes)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu", nodedb__path_end(path),
-                            (long long)size, (unsigned long long)segment->bytes);
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu",
+                            nodedb__path_end(path), (long long)size, (unsigned long long)segment->bytes);
     return NODEDB_OK;
 }
 
@@ -2628,10 +2629,10 @@ static nodedb_status nodedb_wal__find_group(nodedb_wal_reader *r, nodedb_error *
     return status;
 }
 
-/* Does one changed bit explain why this is not record `lsn`? In a file whose old content is not known that is what tells
- * damage from the sectors of a group that was torn. Of a header it is certain, as so much of it is known. A payload's
- * checksum is off by what the bit contributes, which is found from its end backwards; that a torn one looks so by chance
- * has a probability of its bits / 2^32. */
+/* Does one changed bit explain why this is not record `lsn`? In a file whose old content is not known that is what
+ * tells damage from the sectors of a group that was torn. Of a header it is certain, as so much of it is known. A
+ * payload's checksum is off by what the bit contributes, which is found from its end backwards; that a torn one looks
+ * so by chance has a probability of its bits / 2^32. */
 static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, const nodedb_wal__segment *segment,
                                     uint64_t lsn) {
     unsigned char header[NODEDB_WAL_RECORD_HEADER_BYTES];
@@ -2666,7 +2667,8 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
     *damaged = false;
     if (r->position >= segment->bytes || segment->block_bytes % NODEDB_WAL__SECTOR_BYTES != 0) return NODEDB_OK;
     if (r->group_bytes == 0 && r->position > segment->block_bytes) status = nodedb_wal__find_group(r, err);
-    if (status == NODEDB_OK) status = nodedb_wal__reader_view(r, start, want + (r->position - start), &view, &available, err);
+    want += (size_t)(r->position - start);
+    if (status == NODEDB_OK) status = nodedb_wal__reader_view(r, start, want, &view, &available, err);
     if (status != NODEDB_OK) return status;
     if (r->group_bytes == 0 || r->position >= r->group_offset + r->group_bytes) { /* the first record of a group */
         if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
@@ -2742,8 +2744,9 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
     }
     if (r->config.follow != NULL && missing <= nodedb_wal_durable_lsn(r->config.follow)) watermark = missing;
     if (watermark < missing && !r->sealed) status = nodedb_wal__reader_damaged(r, &damaged, err);
-    for (looks = 0; status == NODEDB_OK && (watermark >= missing || damaged) && looks < NODEDB_WAL__DAMAGE_LOOKS; looks++) {
+    for (looks = 0; looks < NODEDB_WAL__DAMAGE_LOOKS && status == NODEDB_OK; looks++) {
         bool there = false; /* before it is said: a writer may be filling the spot */
+        if (watermark < missing && !damaged) break;
         status = nodedb_wal__reader_look_again(r, offset, missing, looks > 0, &there, err);
         if (there) return NODEDB_OK;
     }
@@ -2751,8 +2754,9 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
     if (watermark >= missing || damaged) {
         uint64_t last = lowest > missing && lowest != UINT64_MAX ? lowest - 1 : missing;
         status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
-                              "%s/%020llu.wal: %s records %llu to %llu cannot be read at offset %llu", nodedb__path_end(r->dir),
-                              (unsigned long long)segment_lsn, watermark >= missing ? "acknowledged" : "wholly written",
+                              "%s/%020llu.wal: %s records %llu to %llu cannot be read at offset %llu",
+                              nodedb__path_end(r->dir), (unsigned long long)segment_lsn,
+                              watermark >= missing ? "acknowledged" : "wholly written",
                               (unsigned long long)missing, (unsigned long long)last, (unsigned long long)offset);
         if (err != NULL) err->lsn = missing, err->offset = offset;
         return status;
@@ -2839,8 +2843,8 @@ static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal
 }
 
 /* Counts a good record and says in *deliver whether the caller gets it. Of an encrypted one the cipher checks also what
- * the caller does not get, a seal or an unknown type, from deliver_from on; but where one type is looked for, only that.
- */
+ * the caller does not get, a seal or an unknown type, from deliver_from on; but where one type is looked for, only
+ * that. */
 static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_record *record, uint32_t flags,
                                                size_t total, bool *deliver, nodedb_error *err) {
     bool encrypted = (record->type & NODEDB_WAL_ENCRYPTED) != 0;
@@ -3515,8 +3519,8 @@ static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__com
     return count;
 }
 
-/* One durable write. Where it goes past the page cache in one call, which hears of its own errors, and which a disk that
- * can does with one command. */
+/* One durable write. Where it goes past the page cache in one call, which hears of its own errors, and which a disk
+ * that can does with one command. */
 static int nodedb_wal__posix_write(nodedb_wal *w, const nodedb_wal__op *op) {
     int error;
 #if defined(RWF_DSYNC)
@@ -3906,8 +3910,8 @@ static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nod
         if (error != -EINVAL || w->open_flags == 0) break;
         nodedb__say(
             &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs",
-            w->dir);
+            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log "
+            "on ext4 or xfs", w->dir);
         w->open_flags = 0;
         nodedb_wal__close_ring(w);
         if (w->spare.fd >= 0) (void)w->io.close(w->io.ctx, w->spare.fd);
@@ -4330,7 +4334,7 @@ static void nodedb_wal__wait_for_space(nodedb_wal *w) {
     }
 }
 
-/* ---- room: blocking commits (see struct nodedb_wal) --------------------------------------------------------------- */
+/* ---- room: blocking commits (see struct nodedb_wal) -------------------------------------------------------------- */
 
 static void nodedb_wal__futex(uint32_t *word, int operation, uint32_t value) {
 #if defined(SYS_futex)
@@ -4841,7 +4845,8 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
         }
         nodedb__say(
             &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls (seccomp, kernel.io_uring_disabled) for speed",
+            "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls (seccomp, "
+            "kernel.io_uring_disabled) for speed",
             w->dir, strerror(-error));
     }
 #else
@@ -5134,8 +5139,8 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     if (!direct && !config->buffered)
         nodedb__say(
             &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log on ext4 or xfs",
-            w->dir);
+            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log "
+            "on ext4 or xfs", w->dir);
     w->config.segment_bytes = nodedb_wal__round_up(w->config.segment_bytes, w->block_bytes);
     w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
     w->zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
