@@ -1,5 +1,6 @@
 /* Durable commits, sequential writing and replay, each beside what the device can do, in alternating rounds.
- *     bench_wal [--quick] [--no-peers] [--dir DIR]
+ *     bench_wal [--quick] [--no-peers] [--only NAME] [--dir DIR]
+ * --only: cases whose name begins so, and what they are compared with, in many rounds.
  * Files go to DIR (default build/tmp/bench_wal) and are removed at the end.
  * limit/write=4096        one 4 KiB write made durable at a time, in a zero-filled segment: io_uring, registered buffer
  *                         and file, RWF_DSYNC; without io_uring O_DIRECT pwrite and fdatasync
@@ -23,7 +24,7 @@
 enum {
     BLOCK_BYTES = 4096, HUGE_PAGE_BYTES = 2 << 20, CHUNK_BYTES = 1 << 20, DEPTH = 8,
     RECORD_BYTES = 128, BIG_BYTES = 65536, REPLAY_BYTES = 1024,
-    THREADS_MAX = 64, ROUNDS_MAX = 9, SAMPLES_MAX = 1 << 20, PATH_MAX_BYTES = 1024, APPENDS_PER_TURN = 512,
+    THREADS_MAX = 64, ROUNDS_MAX = 21, SAMPLES_MAX = 1 << 20, PATH_MAX_BYTES = 1024, APPENDS_PER_TURN = 512,
     GROUPS_AT_DEVICE = 4, SLOW_EVERY = 3
 };
 
@@ -520,7 +521,19 @@ typedef struct measured {
 
 static measured table[CASES];
 
+static const char *only = "";
+
+static bool is_wanted(const char *name) {
+    size_t i;
+    bool wanted = strncmp(name, only, strlen(only)) == 0;
+    for (i = 0; i < COMPARISONS; i++)
+        wanted = wanted ||
+                 (strcmp(comparisons[i].to, name) == 0 && strncmp(comparisons[i].name, only, strlen(only)) == 0);
+    return wanted;
+}
+
 static bool runs_in_round(const bench_case *c, size_t round) {
+    if (!is_wanted(c->name)) return false;
     if (c->engine == NO_ENGINE) return true;
     return engine_runs[c->engine] && (!engines[c->engine]->slow || round % SLOW_EVERY == 0);
 }
@@ -551,7 +564,7 @@ static void print_comparison(const comparison *c) {
     const measured *one = measured_of(c->name), *other = measured_of(c->to);
     double ratio[ROUNDS_MAX];
     size_t i;
-    if (other->rounds == 0) return;
+    if (other->rounds < one->rounds) return;
     for (i = 0; i < one->rounds; i++)
         ratio[i] = c->of_p99 ? one->p99[i] / other->p99[i] : one->rate[i] / other->rate[i];
     bench_row(c->name, c->metric, bench_median(ratio, one->rounds), "ratio");
@@ -588,6 +601,7 @@ int main(int argc, char **argv) {
     limit_bytes = UINT64_C(64) << 20;
     replay_bytes = (quick ? UINT64_C(256) : UINT64_C(1024)) << 20;
     dir = bench_option(argc, argv, "--dir", "build/tmp/bench_wal");
+    only = bench_option(argc, argv, "--only", "");
     if (strlen(dir) > PATH_MAX_BYTES - 16) die(dir, "too long");
     (void)snprintf(limit_path, sizeof limit_path, "%s/limit.data", dir);
     (void)snprintf(log_dir, sizeof log_dir, "%s/log", dir);
@@ -606,7 +620,7 @@ int main(int argc, char **argv) {
     make_replay_log(replay_bytes);
     start_log();
     start_engines(!bench_flag(argc, argv, "--no-peers"));
-    run_rounds(quick ? 3 : 7);
+    run_rounds(only[0] != 0 ? ROUNDS_MAX : quick ? 3 : 7);
     stop_engines();
     check(nodedb_wal_close(wal, &err), &err);
     print_rows();
