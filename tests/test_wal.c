@@ -4,8 +4,11 @@
 #include "test.h"
 #include "simdisk.h"
 #include "wal_helpers.h"
+#include <linux/fiemap.h>
+#include <linux/fs.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/poll.h>
 #include <sys/wait.h>
@@ -829,6 +832,68 @@ TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_ca
         free(state);
     }
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+/* A commit into blocks that are allocated and were written before changes nothing but their content: no extent of a
+ * segment may be one that the file system has only set aside, as fallocate leaves it. */
+TEST(a_segment_is_written_through_before_the_first_commit) {
+    enum { EXTENTS = 64 };
+    nodedb_wal_config config = config_here("extents");
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    uint64_t room[(sizeof(struct fiemap) + EXTENTS * sizeof(struct fiemap_extent)) / sizeof(uint64_t) + 1];
+    struct fiemap *map = (struct fiemap *)room;
+    char path[700];
+    struct stat before, after;
+    uint64_t covered = 0, inodes_changed = 0;
+    uint32_t i;
+    int fd;
+    REQUIRE(wal != NULL);
+    snprintf(path, sizeof path, "%s/00000000000000000001.wal", log_dir);
+    fd = open(path, O_RDONLY);
+    REQUIRE(fd >= 0 && fstat(fd, &before) == 0);
+    CHECK_EQ(before.st_size, (long long)config.segment_bytes);
+    memset(room, 0, sizeof room);
+    map->fm_length = config.segment_bytes, map->fm_extent_count = EXTENTS;
+    if (ioctl(fd, FS_IOC_FIEMAP, map) == 0) { /* not every file system tells */
+        for (i = 0; i < map->fm_mapped_extents; i++) {
+            CHECK((map->fm_extents[i].fe_flags & (FIEMAP_EXTENT_UNWRITTEN | FIEMAP_EXTENT_DELALLOC)) == 0);
+            covered += map->fm_extents[i].fe_length;
+        }
+        CHECK(covered >= config.segment_bytes);
+    }
+    CHECK(commit_range(wal, 1, 20, 100));
+    REQUIRE(fstat(fd, &after) == 0);
+    inodes_changed = before.st_size != after.st_size || before.st_blocks != after.st_blocks;
+    CHECK_EQ(inodes_changed, 0);
+    close(fd);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+static int open_cached_only(void *ctx, const char *path, int flags, int mode) {
+    (void)ctx;
+    return (flags & O_DIRECT) != 0 ? -EINVAL : nodedb__posix_open(NULL, path, flags, mode);
+}
+
+static void note_sentence(void *ctx, nodedb_log_level level, const char *sentence) {
+    (void)level;
+    if (strstr(sentence, "refuses O_DIRECT") != NULL) ++*(int *)ctx;
+}
+
+TEST(where_direct_writes_are_refused_the_log_goes_through_the_page_cache_and_says_so_once) {
+    nodedb_wal_config config = config_here("cached");
+    nodedb_error err;
+    nodedb_wal *wal;
+    int sentences = 0;
+    config.io.open = open_cached_only;
+    config.logger.write = note_sentence, config.logger.ctx = &sentences;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    CHECK_HAS(nodedb_wal_describe(wal), "buffered");
+    CHECK(append_range(wal, 1, 1000, 2000)); /* over several segments */
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(sentences, 1);
+    CHECK_EQ(replay_all(1, 2000, NODEDB_OK).count, 1000);
 }
 
 /* Threads commit in a child and tell the parent through a pipe what was acknowledged; the child is killed; nothing may
