@@ -942,13 +942,14 @@ typedef struct nodedb_wal_reader_config {
     const nodedb_wal *follow;  /* the open log of this directory: read up to its durable LSN, which may move on */
     uint64_t until_lsn; /* [the end] the last LSN to be read: AGAIN behind it, and tombstones behind it kill nothing */
     bool keep_dropped;  /* hand out what the file of tombstones says is dead, and do not read that file */
-    nodedb_wal_collection_fn collection_of; /* [record->database]; with keep_encrypted not asked, and nothing dropped */
+    nodedb_wal_collection_fn collection_of; /* [record->database] */
     void *collection_ctx;
     nodedb_io io;
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_wal_cipher cipher; /* `open`, for encrypted segments */
-    bool keep_encrypted;      /* encrypted records as they are stored: NODEDB_WAL_ENCRYPTED, text and tag; no cipher */
+    bool keep_encrypted;      /* encrypted records as they are stored: NODEDB_WAL_ENCRYPTED, text and tag; no cipher.
+                                 Nothing is dropped then */
 } nodedb_wal_reader_config;
 
 typedef struct nodedb_wal_reader_stats {
@@ -1636,6 +1637,9 @@ static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, si
             return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
                                 "record %zu of a transaction has the type %u: no transaction, tombstone, bit 14 there",
                                 i, (unsigned)parts[i].type);
+        if (!nodedb_wal__known_type(parts[i].type))
+            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "record %zu of a transaction: there is no type %u", i,
+                                (unsigned)(parts[i].type & NODEDB_WAL_TYPE_MASK));
         bytes += NODEDB_WAL__SUB_HEADER_BYTES + (((uint64_t)parts[i].payload_bytes + 7) & ~(uint64_t)7);
     }
     if (bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
@@ -1655,11 +1659,11 @@ NODEDB_WAL_API nodedb_status nodedb_wal_transaction_open(const nodedb_wal_record
     nodedb_status status = NODEDB_OK;
     uint16_t unknown;
     size_t at;
+    if (tx != NULL) memset(tx, 0, sizeof *tx); /* with a count of 0 nothing is handed out */
     if (record == NULL || tx == NULL ||
         (record->type & (NODEDB_WAL_TYPE_MASK | NODEDB_WAL_ENCRYPTED)) != NODEDB_WAL_TYPE_TRANSACTION ||
         (record->payload == NULL && record->payload_bytes > 0))
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_transaction_open needs a transaction's record");
-    memset(tx, 0, sizeof *tx);
     tx->record = *record;
     if (!nodedb_wal__check_parts(record, &at, &unknown))
         status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
@@ -1671,7 +1675,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_transaction_open(const nodedb_wal_record
                               (unsigned long long)record->lsn, (unsigned)(unknown & NODEDB_WAL_TYPE_MASK));
     if (status != NODEDB_OK) {
         if (err != NULL) err->lsn = record->lsn;
-        return status; /* with a count of 0 nothing is handed out */
+        return status;
     }
     tx->count = nodedb__get_u32(record->payload);
     tx->at = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
@@ -2312,7 +2316,8 @@ struct nodedb_wal_reader {
     unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* of an encrypted segment: what its records' tags cover */
     unsigned char *plain; /* the last record's payload, where it was encrypted */
     size_t plain_capacity;
-    bool sealed;          /* the last record read was a seal */
+    bool sealed;          /* the last record read was a seal of this segment */
+    uint64_t sealed_lsn;  /* the last seal read */
     bool ended;           /* at the end; a followed log may go on */
     uint64_t reread_lsn;  /* the record for which a followed segment was read again */
     nodedb_error failure; /* status OK while all is well */
@@ -2350,8 +2355,7 @@ static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_
 static nodedb_status nodedb_wal__reader_tombstones(nodedb_wal_reader *r, nodedb_error *err) {
     nodedb_wal__tombstones *t = &r->tombstones;
     nodedb_status status;
-    if (r->config.follow != NULL || r->config.keep_dropped) return NODEDB_OK;
-    if (r->config.keep_encrypted && r->config.collection_of != NULL) return NODEDB_OK; /* it wants the plain payload */
+    if (r->config.follow != NULL || r->config.keep_dropped || r->config.keep_encrypted) return NODEDB_OK;
     status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1], t, err);
     if (status != NODEDB_OK) return status;
     while (r->config.until_lsn != 0 && t->count > 0 && t->at[t->count - 1].lsn > r->config.until_lsn) t->count--;
@@ -2588,7 +2592,8 @@ static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from
             if (record.lsn < *lowest_lsn) *lowest_lsn = record.lsn;
             next = at + total;
         }
-        if (parsed != NODEDB_WAL__ZERO) *last_nonzero = next;
+        /* in a recycled file what has no header of this segment is of an earlier one */
+        if (parsed != NODEDB_WAL__ZERO && (!segment->recycled || total > 0)) *last_nonzero = next;
         checked += total;
         if (checked > 4 * segment->bytes) { /* many false headers, one in another: made by hand, not by a crash */
             *watermark = UINT64_MAX;
@@ -2849,6 +2854,7 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_
                                                size_t total, bool *deliver, nodedb_error *err) {
     bool encrypted = (record->type & NODEDB_WAL_ENCRYPTED) != 0;
     r->sealed = (flags & NODEDB_WAL__FLAG_SEAL) != 0;
+    if (r->sealed) r->sealed_lsn = record->lsn;
     *deliver = !r->sealed && record->lsn >= r->deliver_from &&
                (r->only == 0 || (record->type & NODEDB_WAL_TYPE_MASK) == r->only);
     if (encrypted != (r->list.at[r->index].key_id != 0))
@@ -3243,7 +3249,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
             own.records++, own.payload_bytes += record.payload_bytes - nodedb_wal__tag_bytes(record.type);
         own.last_lsn = r->expected - 1;
         own.torn_bytes = r->stats.torn_bytes;
-        own.sealed = r->sealed;
+        own.sealed = r->sealed_lsn != 0 && r->sealed_lsn + 1 == r->expected && own.torn_bytes == 0;
         if (status == NODEDB_ERR_AGAIN)
             status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1],
                                                  &tombstones, &failure);
@@ -4313,9 +4319,12 @@ static nodedb_status nodedb_wal__check_meaning(const nodedb_wal_record *record, 
 static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
     nodedb_status status;
     if (w == NULL || record == NULL || (record->payload == NULL && record->payload_bytes > 0))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_append needs a log and a record with its payload");
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "appending needs a log, and a record with its payload");
     if ((record->type & NODEDB_WAL_ENCRYPTED) != 0)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
+    if (!nodedb_wal__known_type(record->type)) /* a reader would skip it, or stop at it */
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "there is no record type %u: the user's begin at %d",
+                            (unsigned)(record->type & NODEDB_WAL_TYPE_MASK), NODEDB_WAL_TYPE_USER);
     status = nodedb_wal__check_size(w, record->payload_bytes, err);
     return status != NODEDB_OK ? status : nodedb_wal__check_meaning(record, err);
 }

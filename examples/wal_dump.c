@@ -113,6 +113,7 @@ static void show_parts(const nodedb_wal_record *record) {
     nodedb_wal_record sub;
     nodedb_error err;
     char type[48];
+    if ((record->type & NODEDB_WAL_ENCRYPTED) != 0) return;
     if (nodedb_wal_transaction_open(record, &tx, &err) != NODEDB_OK) printf("    %s\n", err.message);
     while (nodedb_wal_transaction_next(&tx, &sub))
         printf("    %s  tenant %u  vshard %u  database %llu  %u bytes\n", type_name(sub.type, type, sizeof type),

@@ -380,12 +380,16 @@ TEST(unknown_optional_records_are_skipped_and_required_ones_stop_the_reader_by_n
     nodedb_wal_record records[3], got;
     nodedb_wal_reader *r;
     nodedb_error err;
+    uint64_t lsn;
+    int i;
     nodedb_wal *wal = nodedb_wal_open(&config, &err);
     REQUIRE(wal != NULL);
     memset(records, 0, sizeof records);
     records[0].type = 77, records[1].type = NODEDB_WAL_TYPE_PUT | NODEDB_WAL_REQUIRED,
     records[2].type = 78 | NODEDB_WAL_REQUIRED;
-    CHECK_EQ(nodedb_wal_commit(wal, records, 3, NULL, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_wal_commit(wal, records, 3, NULL, &err), NODEDB_ERR_INVALID); /* not to be written by mistake */
+    CHECK_HAS(err.message, "type 77");
+    for (i = 0; i < 3; i++) CHECK_EQ(append_from_the_future(wal, &records[i], NULL, 0, &lsn), NODEDB_OK);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     reading = reading_here();
     r = nodedb_wal_reader_open(&reading, &err);

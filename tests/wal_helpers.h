@@ -112,6 +112,18 @@ static inline counting replay_all(uint64_t from, uint32_t max, nodedb_status wan
     return c;
 }
 
+/* Appends what a later version may write, and this one refuses to: a record, or a transaction, of an unknown type. */
+static inline nodedb_status append_from_the_future(nodedb_wal *wal, const nodedb_wal_record *record,
+                                                   const nodedb_wal_record *parts, size_t count, uint64_t *lsn) {
+    nodedb_error err;
+    nodedb_status status;
+    (void)pthread_mutex_lock(&wal->lock);
+    while ((status = nodedb_wal__append_parts(wal, record, parts, count, 0, lsn, &err)) == NODEDB_ERR_AGAIN)
+        nodedb_wal__wait_for_space(wal);
+    nodedb_wal__unlock(wal);
+    return status;
+}
+
 /* Overwrites bytes of a file of the log. */
 static inline void poke(const char *file, uint64_t offset, const void *bytes, size_t count) {
     char path[700];
