@@ -47,8 +47,8 @@
               watermark covers all before it. Without one no later record may vouch for the last groups. There the
               sectors tell, which a disk writes whole or not at all: each group says how many of its sectors are zero,
               so where the file was zero before, a group with more of them is torn, and one with as many is damaged. In
-              a recycled file a bit that changed is told from a torn group; larger damage to the last groups of a log
-              that was not closed is not.
+              a recycled file that is certain only of sectors with a header of this segment's in them; elsewhere what
+              may be torn counts as torn. config.no_recycling makes it certain everywhere, and costs writing twice.
    Segment    A file of 64 MiB (default), named by its first LSN, written through before it is used, so that a commit
               changes no file-system metadata. The next one is prepared while the current one fills. Truncated segments
               are recycled. Every use of a segment has a new epoch, and the checksum of a record begins with log id,
@@ -802,6 +802,7 @@ typedef struct nodedb_wal_config {
     size_t group_bytes;     /* [1 MiB] most bytes in one group; rounded up to blocks */
     uint32_t groups;        /* [8] group buffers: one fills while the others are in flight; 2 to 16 */
     nodedb_wal_backend backend;
+    bool no_recycling;      /* every segment is written through with zeros: see Watermark in the manual */
     bool buffered;          /* through the page cache instead of O_DIRECT, and without io_uring */
     uint64_t first_lsn;     /* [1] of a new log; ignored when there is one */
     uint64_t log_id;        /* [random] of a new log; set it for byte-identical logs in tests */
@@ -2634,13 +2635,15 @@ static nodedb_status nodedb_wal__find_group(nodedb_wal_reader *r, nodedb_error *
     return status;
 }
 
-/* Does one changed bit explain why this is not record `lsn`? In a file whose old content is not known that is what
- * tells damage from the sectors of a group that was torn. Of a header it is certain, as so much of it is known. A
- * payload's checksum is off by what the bit contributes, which is found from its end backwards; that a torn one looks
- * so by chance has a probability of its bits / 2^32. */
+/* In a recycled file: is this record `lsn`, for certain written and changed since, and not torn? What was in the file
+ * before is not known, but a sector that holds a header of this segment is new. So it is certain of a header that one
+ * changed bit explains, as so much of it is known, and of a payload that lies in the sectors of its header, or where one
+ * bit does that lies there. A payload's checksum is off by what the bit contributes, which is found from its end
+ * backwards. Elsewhere a stale sector may be one bit off as well, so it counts as torn. */
 static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, const nodedb_wal__segment *segment,
-                                    uint64_t lsn) {
+                                    uint64_t lsn, uint64_t offset) {
     unsigned char header[NODEDB_WAL_RECORD_HEADER_BYTES];
+    size_t at, known; /* up to here the sectors are new */
     uint32_t bit, bits, off, by = UINT32_C(0x82F63B78); /* what the last bit of a text contributes to its CRC-32C */
     if (available < sizeof header) return false;
     memcpy(header, p, sizeof header);
@@ -2655,8 +2658,11 @@ static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, co
         return false;
     off = nodedb__get_u32(p + 60) ^ nodedb__crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4);
     if ((off & (off - 1)) == 0) return true; /* the checksum itself */
+    at = NODEDB_WAL_RECORD_HEADER_BYTES + nodedb__get_u32(p + 32);
+    known = (size_t)(nodedb_wal__round_up(offset + NODEDB_WAL_RECORD_HEADER_BYTES, NODEDB_WAL__SECTOR_BYTES) - offset);
+    if (at <= known) return true;
     for (bit = 0; bit < bits; bit++, by = by >> 1 ^ (UINT32_C(0x82F63B78) & (0 - (by & 1))))
-        if (bit >= 32 && by == off) return true;
+        if (bit >= 32 && by == off) return at - 1 - (bit - 32) / 8 < known;
     return false;
 }
 
@@ -2679,7 +2685,7 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
         if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
         flags = nodedb__get_u32(view + 36);
         if (!nodedb_wal__good_header(view, segment)) {
-            *damaged = !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected);
+            *damaged = !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected, r->position);
             return NODEDB_OK; /* not zero any more, so it was written, and as a sector it was written whole */
         }
         if (nodedb__get_u64(view + 8) != r->expected) return NODEDB_OK;
@@ -2687,7 +2693,7 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
     }
     if (segment->recycled) {
         *damaged = nodedb_wal__one_bit_off(view + (r->position - start), available - (size_t)(r->position - start),
-                                           segment, r->expected);
+                                           segment, r->expected, r->position);
         return NODEDB_OK;
     }
     end = r->group_offset + r->group_bytes;
@@ -2724,7 +2730,7 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
     uint64_t segment_lsn = r->list.at[r->index].first_lsn;
     size_t here = r->index;
     nodedb_status status = NODEDB_OK;
-    bool damaged = false;
+    bool damaged = false, sealed = r->sealed;
     int looks;
     if (r->sealed) {
         /* closed in order: the writer never comes back to this segment */
@@ -2734,17 +2740,24 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
         const nodedb_wal__segment *next = &r->list.at[here + 1];
         if (next->watermark > watermark) watermark = next->watermark;
         if (next->first_lsn < lowest) lowest = next->first_lsn;
-        if (next->first_lsn <= missing || here + 2 < r->list.count) {
-            /* it begins with another record than it must, or it has a follower: then all before it was durable */
+        if (next->first_lsn <= missing || sealed || here + 2 < r->list.count) {
+            /* it begins with another record than it must (behind a seal too), or it has a follower: then all before it
+             * was durable */
             if (watermark < missing) watermark = missing;
         } else if (watermark < missing) {
             uint64_t ignored = 0;
-            status = nodedb_wal__reader_enter(r, here + 1, err);
+            nodedb_error why;
+            memset(&why, 0, sizeof why);
+            status = nodedb_wal__reader_enter(r, here + 1, &why);
             if (status == NODEDB_OK)
-                status = nodedb_wal__look_behind(r, next->block_bytes, &watermark, &lowest, &ignored, err);
-            if (status == NODEDB_OK) status = nodedb_wal__reader_enter(r, here, err);
-            if (status != NODEDB_OK) return status;
-            r->expected = missing, r->position = offset;
+                status = nodedb_wal__look_behind(r, next->block_bytes, &watermark, &lowest, &ignored, &why);
+            if (status == NODEDB_ERR_IO && why.sys_errno == ENOENT) status = NODEDB_OK; /* buried since it was listed */
+            if (status == NODEDB_OK) status = nodedb_wal__reader_enter(r, here, &why);
+            if (status != NODEDB_OK) {
+                if (err != NULL) *err = why;
+                return status;
+            }
+            r->expected = missing, r->position = offset, r->sealed = sealed;
         }
     }
     if (r->config.follow != NULL && missing <= nodedb_wal_durable_lsn(r->config.follow)) watermark = missing;
@@ -2900,7 +2913,7 @@ static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal
         nodedb_status status;
         uint32_t flags;
         size_t total;
-        bool deliver;
+        bool deliver, padding = false;
         if (r->config.until_lsn != 0 && r->expected > r->config.until_lsn) return NODEDB_ERR_AGAIN;
         if (r->config.follow != NULL) {
             if (r->expected > nodedb_wal_durable_lsn(r->config.follow)) return NODEDB_ERR_AGAIN;
@@ -2918,11 +2931,18 @@ static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal
             status = nodedb_wal__reader_parse(r, r->position, &parsed, record, &flags, &total, err);
             if (status != NODEDB_OK) return status;
         }
+        if (parsed == NODEDB_WAL__ZERO && r->position % segment->block_bytes != 0) {
+            const unsigned char *view;
+            size_t available, bytes = (size_t)(segment->block_bytes - r->position % segment->block_bytes);
+            status = nodedb_wal__reader_view(r, r->position, bytes, &view, &available, err);
+            if (status != NODEDB_OK) return status;
+            padding = nodedb_wal__all_zero(view, bytes);
+        }
         if (parsed == NODEDB_WAL__RECORD && record->lsn == r->expected) {
             record->source = r;
             status = nodedb_wal__reader_accept(r, record, flags, total, &deliver, err);
             if (status != NODEDB_OK || deliver) return status;
-        } else if (parsed == NODEDB_WAL__ZERO && r->position % segment->block_bytes != 0) {
+        } else if (padding) {
             r->position = nodedb_wal__round_up(r->position, segment->block_bytes); /* the padding of a group */
         } else if (r->config.follow != NULL && r->reread_lsn != r->expected) {
             r->reread_lsn = r->expected; /* what was read ahead may be older than what is durable now: once more */
@@ -4143,7 +4163,7 @@ static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment
     int error;
     nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
     if (w->pool_count + (w->spare.state != NODEDB_WAL__SPARE_NONE) >= NODEDB_WAL__MAX_SPARES ||
-        segment->bytes != w->config.segment_bytes || segment->block_bytes != w->block_bytes) {
+        segment->bytes != w->config.segment_bytes || segment->block_bytes != w->block_bytes || w->config.no_recycling) {
         error = w->io.unlink(w->io.ctx, from);
         return error != 0 ? error : w->io.sync(w->io.ctx, w->dir_fd);
     }
@@ -4896,7 +4916,8 @@ static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list
     for (i = 0; i < list->spare_count; i++) {
         nodedb_wal__spare_path(path, w->dir, list->spares[i]);
         if (w->pool_count < NODEDB_WAL__MAX_SPARES &&
-            nodedb_wal__spare_usable(w, path, &w->pool[w->pool_count].recycled))
+            nodedb_wal__spare_usable(w, path, &w->pool[w->pool_count].recycled) &&
+            !(w->config.no_recycling && w->pool[w->pool_count].recycled))
             w->pool[w->pool_count++].number = list->spares[i];
         else (void)w->io.unlink(w->io.ctx, path);
     }
@@ -4931,14 +4952,17 @@ static int nodedb_wal__bury(nodedb_wal *w, const nodedb_wal__segment *segment) {
     int error, fd;
     nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
     nodedb_wal__dead_path(to, w->dir, segment->epoch);
-    error = w->io.rename(w->io.ctx, from, to);
+    /* An empty file keeps the epoch; the segment's own is removed and not shortened, as a reader may have it mapped. */
+    fd = w->io.open(w->io.ctx, to, O_RDWR | O_CREAT, 0644);
+    if (fd < 0) error = w->io.rename(w->io.ctx, from, to); /* no room for one more */
+    else {
+        (void)w->io.close(w->io.ctx, fd);
+        error = w->io.sync(w->io.ctx, w->dir_fd);
+        if (error == 0) error = w->io.unlink(w->io.ctx, from);
+    }
     if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
     if (error != 0) return error;
     if (w->dead_count < NODEDB_WAL__MAX_DEAD) w->dead[w->dead_count++] = segment->epoch;
-    fd = w->io.open(w->io.ctx, to, O_RDWR, 0);
-    if (fd < 0) return 0;
-    (void)w->io.truncate(w->io.ctx, fd, 0); /* the disk may be full, and the next segment needs the room */
-    (void)w->io.close(w->io.ctx, fd);
     return 0;
 }
 
