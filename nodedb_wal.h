@@ -15,6 +15,7 @@
        nodedb_wal_config config = {0};
        config.dir = "log";
        nodedb_wal *wal = nodedb_wal_open(&config, &err);           // recovers whatever is there
+       if (wal == NULL) { puts(err.message); exit(1); }
        nodedb_wal_record record = {0};
        record.type = NODEDB_WAL_TYPE_USER;
        record.payload = "hello", record.payload_bytes = 5;
@@ -23,7 +24,7 @@
        // here "hello" is on the disk, as record number `lsn`
        nodedb_wal_close(wal, &err);
 
-   and after a restart, before the log is opened or while it is:
+   and after a restart, when the log is open (where there is none, replay answers NOT_FOUND, and open makes one):
 
        static nodedb_status apply(void *ctx, const nodedb_wal_record *record) { ...; return NODEDB_OK; }
        nodedb_wal_reader_config reading = {0};
@@ -34,7 +35,12 @@
    first, compile with -D_GNU_SOURCE.
 
 3. CONCEPTS
-   LSN        Log sequence number: 1, 2, 3 ... without a gap, one for each record.
+   LSN        Log sequence number: 1, 2, 3 ... without a gap, one for each record. The log's own seals have one too, and
+              readers do not hand them out, so an application sees gaps.
+   Type       The user's begin at NODEDB_WAL_TYPE_USER. Of those below, the log itself gives a meaning to transactions,
+              tombstones and anchors; put, delete, vector and checkpoint records are what the application makes of them,
+              and a noop is handed out like any other. NODEDB_WAL_REQUIRED, set by the application, comes back with the
+              type: a reader that does not know the type then stops instead of skipping it.
    Group      The records that go to the device in one write. A group starts on a block of the device and is padded to
               whole blocks, so no block that holds an acknowledged record is ever written again: a power cut in a later
               write cannot reach it. Several groups may be in flight; they become durable in order.
@@ -65,7 +71,11 @@
               (not a change stream, which hands out what happened). Copy that file along with segments.
               nodedb_wal_forget_tombstones when no segment is left anywhere that needs them.
    Anchor     Says when its LSN was given out. nodedb_wal_lsn_at finds the LSN for a time, and a reader with that
-              `until_lsn` stops behind it: recovery to a point in time.
+              `until_lsn` stops behind it: recovery to a point in time. To go on from there, write what you have read to
+              a new log in another directory (first_lsn keeps the numbers); this one stays as it is.
+   Checkpoint A state on disk that holds the effect of every record up to an LSN; the log in front of it may then be
+              truncated. With several threads that commit, "up to" is what counts: commits return in any order, so take
+              an LSN below which every record has been applied, for instance by holding a lock around commit and apply.
    Recovery   nodedb_wal_open reads the preambles of all segments, syncs the last two (no other can hold a torn tail: a
               third is not begun before all of the first is durable), reads their records, drops the torn tail, and goes
               on in a new segment. It also reads the file of tombstones, and adds what it finds in those two segments:
@@ -75,11 +85,14 @@
    Open, close                 nodedb_wal_open, nodedb_wal_close
    Write, many threads         nodedb_wal_commit (blocks until durable; threads form groups by themselves)
    Write, one core, no waiting nodedb_wal_append, nodedb_wal_submit, nodedb_wal_poll, nodedb_wal_durable_lsn; poll(2)
-                               or epoll on nodedb_wal_fd. nodedb_wal_wait where one does want to wait.
+                               or epoll on nodedb_wal_fd. nodedb_wal_wait where one does want to wait. Poll often: each
+                               call prepares 256 KiB of the next segment; where it is not ready in time, an append
+                               writes the rest itself.
    Write, with a meaning       nodedb_wal_append_transaction, nodedb_wal_commit_transaction, nodedb_wal_append_anchor;
                                nodedb_wal_append_tombstone, _list_tombstones, _forget_tombstones
    Read                        nodedb_wal_reader_open, _next, _close: forward, without copying; `follow` for a change
-                               stream that ends at the durable LSN and goes on when it has moved. What is not in the
+                               stream that ends at the durable LSN and goes on when it has moved (nodedb_wal_await
+                               sleeps until then; close the reader before the log). What is not in the
                                page cache is streamed past it, what is there is mapped; nodedb_wal_access to choose
    Replay                      nodedb_wal_replay (callback), nodedb_wal_replay_page (at most N records, with a cursor);
                                nodedb_wal_transaction_open, _next; nodedb_wal_lsn_at for a point in time
@@ -199,6 +212,9 @@
            EVP_CIPHER_CTX_free(c);
            return good ? NODEDB_OK : NODEDB_ERR_KEY;
        }
+   Its counterpart: the same with EVP_DecryptInit_ex and EVP_DecryptUpdate from text to plain; before
+   EVP_DecryptFinal_ex, EVP_CIPHER_CTX_ctrl(c, EVP_CTRL_AEAD_SET_TAG, NODEDB_WAL_TAG_BYTES, (void *)tag), and where that
+   Final fails NODEDB_ERR_CORRUPT.
    Kept secret      payloads. In clear: types, sizes, LSNs, tenants, vshards, databases, key ids, the number of records,
                     and what was written before the log was encrypted, also in recycled segments.
    Noticed          a wrong or unknown key, when a segment is opened (NODEDB_ERR_KEY). Any change to a record (but
@@ -842,8 +858,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *wal, nodedb_error *err
 NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *wal, const nodedb_wal_record *record, uint64_t *lsn,
                                                nodedb_error *err);
 
-/* Sends the open group on its way. OK where there is nothing to send; AGAIN where no other group buffer is free (poll).
- */
+/* Sends the open group on its way. OK where there is nothing to send; AGAIN where no other group buffer is free: poll,
+ * and submit again. */
 NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *wal, nodedb_error *err);
 
 /* Takes notice of finished writes, without blocking (POSIX backend: does the writes), prepares a bit of the next
@@ -852,6 +868,10 @@ NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *wal, uint64_t *durable_
 
 /* Submits as needed and blocks until `lsn` is durable. INVALID where it has not been given out. */
 NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *wal, uint64_t lsn, nodedb_error *err);
+
+/* Blocks until others have made `lsn` durable, given out yet or not; submits nothing. For a thread that follows the log
+ * (the LSN behind the last one it has read). TIMEOUT after timeout_ns, and the log's failure. */
+NODEDB_WAL_API nodedb_status nodedb_wal_await(nodedb_wal *wal, uint64_t lsn, uint64_t timeout_ns, nodedb_error *err);
 
 /* Appends `count` records, in this order, and blocks until all are durable; other threads' records may come between
  * them. *last_lsn (if not NULL) is the last one's LSN. From any number of threads: those who wait together share a
@@ -915,7 +935,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_
 NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *wal, nodedb_error *err);
 
 NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *wal, nodedb_wal_stats *stats);
-/* "io_uring, O_DIRECT, 4096-byte blocks, 64 MiB segments": how this log writes. The log's memory, never changes. */
+/* "io_uring, O_DIRECT, 4096-byte blocks, 65536 KiB segments": how this log writes. The log's memory, never changes. */
 NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *wal);
 
 /* ---- reading ---- */
@@ -971,14 +991,15 @@ typedef struct nodedb_wal_cursor {
 
 typedef struct nodedb_wal_reader nodedb_wal_reader;
 
-/* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn lies before the oldest
- * record), CORRUPT (a preamble, or the file of tombstones; a clear segment behind an encrypted one), KEY (the cipher
+/* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn or until_lsn lies before the
+ * oldest record: err->lsn is that one, or 0), CORRUPT (a preamble, or the file of tombstones; a clear segment behind an encrypted one), KEY (the cipher
  * has not the first segment's key), IO, NO_MEMORY, LIMIT. */
 NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err);
 /* The next record in LSN order into *record. AGAIN at the end of the log (of a followed one: for now). CORRUPT: an
  * acknowledged record cannot be read, or was altered; err->lsn, err->offset say which and where; every later call says
  * so again. UNSUPPORTED: a required record of an unknown type. KEY: the record is encrypted and there is no cipher, or
- * it has not the segment's key. IO, NO_MEMORY. */
+ * it has not the segment's key. NOT_FOUND: truncated while it was followed; err->lsn is the record that is wanted. IO,
+ * NO_MEMORY. */
 NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *reader, nodedb_wal_record *record,
                                                     nodedb_error *err);
 NODEDB_WAL_API void nodedb_wal_reader_tell(const nodedb_wal_reader *reader, nodedb_wal_cursor *cursor);
@@ -1084,6 +1105,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__GATHER_TURNS 1024
 #define NODEDB_WAL__GATHER_BACKOFF 6                   /* after waits in vain up to 2^6 groups go without one */
 #define NODEDB_WAL__HUGE_PAGE_BYTES ((size_t)2 << 20)
+#define NODEDB_WAL__MAX_AWAIT_NS (UINT64_C(1000000000) * 3600 * 24) /* so that no sum overflows */
 #define NODEDB_WAL__MAX_SPARES 4                       /* truncated segments that are kept for use again */
 #define NODEDB_WAL__MAX_LISTED_SPARES 64
 #define NODEDB_WAL__MAX_DEAD 8 /* dead-E.wal files that go when a segment is begun; a crash leaves one at most */
@@ -2794,8 +2816,10 @@ static nodedb_status nodedb_wal__reader_refresh(nodedb_wal_reader *r, nodedb_err
     for (i = 0; i < fresh.count && fresh.at[i].first_lsn != here; i++) {}
     if (i == fresh.count) {
         nodedb_wal__list_free(&fresh);
-        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s/%020llu.wal was truncated while it was being followed",
-                            r->dir, (unsigned long long)here);
+        (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s/%020llu.wal was truncated while it was being followed",
+                           r->dir, (unsigned long long)here);
+        if (err != NULL) err->lsn = r->expected;
+        return NODEDB_ERR_NOT_FOUND;
     }
     nodedb_wal__list_free(&r->list);
     r->list = fresh;
@@ -3025,6 +3049,7 @@ static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
 static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config *config, size_t from_end,
                                                  nodedb_error *err) {
     nodedb_wal_reader *r;
+    uint64_t gone = 0;
     size_t i = 0;
     if (config == NULL || config->dir == NULL || config->dir[0] == 0 ||
         strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) {
@@ -3050,9 +3075,12 @@ static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config 
         goto fail;
     }
     r->deliver_from = config->from_lsn;
-    if (config->from_lsn != 0 && config->from_lsn < r->list.at[0].first_lsn) {
+    if (config->until_lsn != 0 && config->until_lsn < r->list.at[0].first_lsn) gone = config->until_lsn;
+    if (config->from_lsn != 0 && config->from_lsn < r->list.at[0].first_lsn) gone = config->from_lsn;
+    if (gone != 0) {
         (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "record %llu of %s is not there any more: the oldest is %llu",
-                           (unsigned long long)config->from_lsn, r->dir, (unsigned long long)r->list.at[0].first_lsn);
+                           (unsigned long long)gone, r->dir, (unsigned long long)r->list.at[0].first_lsn);
+        if (err != NULL) err->lsn = r->list.at[0].first_lsn;
         goto fail;
     }
     if (nodedb_wal__reader_tombstones(r, err) != NODEDB_OK) goto fail;
@@ -3379,6 +3407,8 @@ struct nodedb_wal {
     int open_flags;
     pthread_mutex_t lock;
     pthread_cond_t space; /* a group became free */
+    pthread_cond_t moved; /* durable_lsn has, for those in nodedb_wal_await */
+    uint32_t watchers;
     uint32_t space_waiters; /* threads that wait for it */
     nodedb_wal__group group[NODEDB_WAL_MAX_GROUPS];
     uint64_t head, tail;
@@ -3463,6 +3493,7 @@ static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *wha
     }
     for (i = 0; i < w->config.groups; i++) nodedb_wal__wake_group(w, i);
     (void)pthread_cond_broadcast(&w->space);
+    (void)pthread_cond_broadcast(&w->moved);
     return nodedb_wal__failed(w, err);
 }
 
@@ -3689,6 +3720,7 @@ static void nodedb_wal__retire_groups(nodedb_wal *w) {
         w->tail++;
     }
     if (w->space_waiters > 0) (void)pthread_cond_broadcast(&w->space);
+    if (w->tail != before && w->watchers > 0) (void)pthread_cond_broadcast(&w->moved);
     if (w->tail != before && !(w->polling && nodedb_wal__has_ring(w)))
         nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped or wrote */
 }
@@ -4560,6 +4592,29 @@ NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *w, uint64_t lsn, nodedb
     return status;
 }
 
+NODEDB_WAL_API nodedb_status nodedb_wal_await(nodedb_wal *w, uint64_t lsn, uint64_t timeout_ns, nodedb_error *err) {
+    struct timespec until;
+    nodedb_status status = NODEDB_OK;
+    int error = 0;
+    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_await needs a log");
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
+    if (timeout_ns > NODEDB_WAL__MAX_AWAIT_NS) timeout_ns = NODEDB_WAL__MAX_AWAIT_NS;
+    timeout_ns += (uint64_t)until.tv_nsec;
+    until.tv_sec += (time_t)(timeout_ns / UINT64_C(1000000000));
+    until.tv_nsec = (long)(timeout_ns % UINT64_C(1000000000));
+    (void)pthread_mutex_lock(&w->lock);
+    w->watchers++;
+    while (w->durable_lsn < lsn && !w->failed && error != ETIMEDOUT)
+        error = pthread_cond_timedwait(&w->moved, &w->lock, &until);
+    w->watchers--;
+    if (w->durable_lsn < lsn)
+        status = w->failed ? nodedb_wal__failed(w, err)
+                           : nodedb__fail(err, NODEDB_ERR_TIMEOUT, 0, "record %llu of %s is not durable yet",
+                                          (unsigned long long)lsn, nodedb__path_end(w->dir));
+    nodedb_wal__unlock(w);
+    return status;
+}
+
 NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
                                                uint64_t *last_lsn, nodedb_error *err) {
     uint64_t lsn = 0;
@@ -4780,6 +4835,7 @@ static void nodedb_wal__free(nodedb_wal *w) {
     nodedb__release(&allocator, w->zeros, NODEDB_WAL__FILL_BYTES);
     nodedb__release(&allocator, w->preamble, w->block_bytes);
     (void)pthread_cond_destroy(&w->space);
+    (void)pthread_cond_destroy(&w->moved);
     (void)pthread_mutex_destroy(&w->sync_lock);
     (void)pthread_mutex_destroy(&w->lock);
     nodedb__release(&allocator, w, sizeof *w);
@@ -5128,6 +5184,14 @@ static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
     return true;
 }
 
+static void nodedb_wal__init_monotonic(pthread_cond_t *condition) {
+    pthread_condattr_t attributes;
+    (void)pthread_condattr_init(&attributes);
+    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(condition, &attributes);
+    (void)pthread_condattr_destroy(&attributes);
+}
+
 /* It is held for less time than it takes to fall asleep, so where the C library can, it spins first. */
 static void nodedb_wal__init_lock(pthread_mutex_t *lock) {
 #if defined(__GLIBC__)
@@ -5165,6 +5229,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     nodedb_wal__init_lock(&w->lock);
     (void)pthread_mutex_init(&w->sync_lock, NULL);
     (void)pthread_cond_init(&w->space, NULL);
+    nodedb_wal__init_monotonic(&w->moved);
     if (nodedb_wal__open_dir(w, err) != NODEDB_OK) goto fail;
     direct = !config->buffered;
     w->block_bytes = nodedb_wal__block_bytes(w->dir, &direct);

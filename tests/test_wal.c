@@ -295,6 +295,46 @@ TEST(a_change_stream_follows_the_log_up_to_the_durable_lsn_across_rollovers) {
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
 }
 
+typedef struct following { nodedb_wal *wal; uint64_t read; bool wrong; } following;
+static void *follow_until_2000(void *argument) {
+    following *f = (following *)argument;
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_wal_record record;
+    nodedb_wal_reader *r;
+    reading.follow = f->wal;
+    r = nodedb_wal_reader_open(&reading, NULL);
+    while (r != NULL && f->read < 2000 && !f->wrong) {
+        while (nodedb_wal_reader_next(r, &record, NULL) == NODEDB_OK) f->wrong |= !is_record(&record, ++f->read, 300);
+        if (f->read < 2000) f->wrong |= nodedb_wal_await(f->wal, f->read + 1, UINT64_C(20000000000), NULL) != NODEDB_OK;
+    }
+    nodedb_wal_reader_close(r);
+    return NULL;
+}
+
+TEST(a_thread_that_follows_sleeps_until_there_is_more) {
+    nodedb_wal_config config = config_here("await");
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    following f = {NULL, 0, false};
+    pthread_t thread;
+    REQUIRE(wal != NULL);
+    CHECK_EQ(nodedb_wal_await(wal, 1, 1000, &err), NODEDB_ERR_TIMEOUT);
+    f.wal = wal;
+    pthread_create(&thread, NULL, follow_until_2000, &f);
+    CHECK(append_range(wal, 1, 1000, 300) && commit_range(wal, 1001, 1200, 300) && append_range(wal, 1201, 2000, 300));
+    pthread_join(thread, NULL);
+    CHECK(f.read == 2000 && !f.wrong);
+    CHECK_EQ(nodedb_wal_await(wal, 2000, 0, &err), NODEDB_OK);
+    simring_install_fault(wal, 1, -EIO);
+    {
+        unsigned char buffer[300];
+        nodedb_wal_record record = record_of(2001, buffer, 300);
+        CHECK_EQ(nodedb_wal_commit(wal, &record, 1, NULL, &err), NODEDB_ERR_IO);
+    }
+    CHECK_EQ(nodedb_wal_await(wal, 2001, UINT64_C(20000000000), &err), NODEDB_ERR_IO);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_ERR_IO);
+}
+
 TEST(a_record_larger_than_a_group_or_a_segment_is_written_all_the_same) {
     nodedb_wal_config config = config_here("large");
     nodedb_wal_reader_config reading;
