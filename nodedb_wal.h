@@ -105,7 +105,8 @@
    write and wait without the mutex: of the threads that commit at once, one closes the group and writes it with
    pwritev2(RWF_DSYNC), the others sleep until it is durable. What nodedb_wal_submit sends goes through io_uring, and
    nodedb_wal_poll hears of its end. A first committer may wait for others that have just been served, at most as long
-   as a write takes, if that has paid of late. Several committers call a nodedb_io of the caller's at the same time. A
+   as a write takes, if that has paid of late; and one of those that wait looks instead of sleeping, for as long as a
+   write takes, and gives way to any other thread. Several committers call a nodedb_io of the caller's at the same time. A
    nodedb_wal_reader belongs to one thread at a time. Replay calls back on the calling thread only.
 
 6. MEMORY
@@ -3417,6 +3418,7 @@ struct nodedb_wal {
     uint32_t committers;  /* threads that want something durable, in all groups */
     uint32_t crowd;       /* so many there were at once of late */
     bool gathering;       /* a leader waits for others to join its group */
+    bool awake;           /* a sleeper looks instead of sleeping; cleared without the lock */
     uint32_t gather_skip, gather_backoff;
     uint64_t write_ns;    /* what leaders' writes take, a moving average */
     bool polling;         /* the thread that reaps is in nodedb_wal_poll, and sees for itself what became durable */
@@ -4507,6 +4509,15 @@ static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
     return &w->group[s % w->config.groups];
 }
 
+/* One of those that wait looks instead of sleeping, for as long as a write takes: a processor that went to sleep meanwhile
+ * needs half as long again to wake up. Gives way to any other thread. */
+static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t old, uint64_t most) {
+    uint64_t start = nodedb__now_ns(NULL);
+    if (most > NODEDB_WAL__GATHER_NS) most = NODEDB_WAL__GATHER_NS;
+    while (nodedb__load_acquire(word) == old && nodedb__now_ns(NULL) - start < most) (void)sched_yield();
+    nodedb__store_release(&w->awake, false);
+}
+
 /* With the lock; returns without it. */
 static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
     nodedb_wal__group *g;
@@ -4523,8 +4534,12 @@ static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, no
             if (!w->failed) (void)nodedb_wal__spare_advance(w, NULL);
         } else {
             uint32_t word = g->word;
+            uint64_t most = w->write_ns * 3 / 2;
+            bool awake = !nodedb__load_acquire(&w->awake) && w->committers > 1;
             g->sleepers++;
+            if (awake) nodedb__store_release(&w->awake, true);
             nodedb_wal__unlock(w);
+            if (awake) nodedb_wal__stay_awake(w, &g->word, word, most);
             while (nodedb__load_acquire(&g->word) == word) nodedb_wal__futex(&g->word, FUTEX_WAIT_PRIVATE, word);
             if (nodedb__load_acquire(&w->durable_lsn) >= lsn) return NODEDB_OK;
             (void)pthread_mutex_lock(&w->lock);
