@@ -982,22 +982,21 @@ typedef struct nodedb_vamana__kernel_set {
         *dot_f32_u8;
 } nodedb_vamana__kernel_set;
 
-NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch(const uint8_t *at, size_t bytes) {
+static inline void nodedb_vamana__prefetch(const uint8_t *at, size_t bytes) {
     size_t line, lines = (bytes + NODEDB_CACHE_LINE_BYTES - 1) / NODEDB_CACHE_LINE_BYTES;
     if (lines > NODEDB_VAMANA__AHEAD_LINES) lines = NODEDB_VAMANA__AHEAD_LINES;
     for (line = 0; line < lines; line++) __builtin_prefetch(at + line * NODEDB_CACHE_LINE_BYTES);
 }
 /* Asks for the vectors in slots[from .. to). */
-NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots,
-                                                         size_t from, size_t to) {
+static inline void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots, size_t from,
+                                                 size_t to) {
     for (; from < to; from++) nodedb_vamana__prefetch(base + (size_t)slots[from] * stride, stride);
 }
-NODEDB_VAMANA__INLINE size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a : b; }
 /* The vector in slots[i], whatever its components. */
-NODEDB_VAMANA__INLINE const void *nodedb_vamana__at(const uint8_t *base, size_t stride, const uint32_t *slots,
-                                                    size_t i) {
+static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, const uint32_t *slots, size_t i) {
     return base + (size_t)slots[i] * stride;
 }
+static inline size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a : b; }
 
 /* A set's kernel NAME, of its pieces. A vector has PER_ITEM components in each of its items: two for a 4-bit code. */
 #define NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                          \
@@ -1557,8 +1556,8 @@ NODEDB_VAMANA__SET(avx512vnni, avx512)
 #if defined(NODEDB_VAMANA__NEON)
 /* ---- aarch64: NEON, and NEON with the dot product ---------------------------------------------------------------- */
 
-NODEDB_VAMANA__INLINE float nodedb_vamana__first(float32x4_t v) { return vgetq_lane_f32(v, 0); }
-NODEDB_VAMANA__INLINE void nodedb_vamana__store(float *out, float32x4_t v) { vst1q_f32(out, v); }
+static inline float nodedb_vamana__first(float32x4_t v) { return vgetq_lane_f32(v, 0); }
+static inline void nodedb_vamana__store(float *out, float32x4_t v) { vst1q_f32(out, v); }
 
 typedef struct { float32x4_t a, b; } nodedb_vamana__neon_f32; /* two chains, as one would wait for each addition */
 NODEDB_VAMANA__INLINE nodedb_vamana__neon_f32 nodedb_vamana__neon_zero_f32(void) {
@@ -1684,11 +1683,15 @@ NODEDB_VAMANA__INTEGER_KERNELS(NODEDB_VAMANA__FOURS, NODEDB_VAMANA__ANY, neon, 1
 NODEDB_VAMANA__SET(neon, neon)
 
 /* NEON with the dot product: armv8.2-a with an option, armv8.4-a. By assembler, as not every compiler's arm_neon.h has
- * these instructions unless the whole file is compiled for them. */
-#if defined(__clang__)
+ * these instructions unless the whole file is compiled for them. gcc's target says all that there is, not what is added:
+ * a function that it forces inline must not have been compiled for more (-march=armv8-a+crypto), so the helpers that all
+ * sets share are merely inline. */
+#if defined(__ARM_FEATURE_DOTPROD)
+#define NODEDB_VAMANA__NEONDOT
+#elif defined(__clang__)
 #define NODEDB_VAMANA__NEONDOT NODEDB_VAMANA__TARGET("dotprod")
 #else
-#define NODEDB_VAMANA__NEONDOT NODEDB_VAMANA__TARGET("+dotprod")
+#define NODEDB_VAMANA__NEONDOT NODEDB_VAMANA__TARGET("arch=armv8.2-a+dotprod")
 #endif
 #define NODEDB_VAMANA__NEONDOT_INLINE NODEDB_VAMANA__NEONDOT NODEDB_VAMANA__INLINE
 NODEDB_VAMANA__NEONDOT_INLINE uint32x4_t nodedb_vamana__neondot_add_u8(uint32x4_t s, uint8x16_t x, uint8x16_t y) {
