@@ -11,9 +11,8 @@
  * that of the rounds' ratios. Recall and distances are counted in a pass of their own, which nobody times.
  *
  *   ours/build, hnswlib/build      build_s (--threads, 2), insert_per_s (one thread, the first --inserts vectors one by
- *                                  one; default all, at most 100,000, --quick
- *                                  5,000), bytes_per_vector, bytes_beyond_vector; of a
- *                                  second type ours/build/type=f32
+ *                                  one; default all, at most 100,000, --quick 5,000), bytes_per_vector,
+ *                                  bytes_beyond_vector; of a second type ours/build/type=f32
  *   ours/inserted/beam=N, hnswlib/inserted/ef=N    recall_at_10, distances_per_query of what those inserts made
  *   ours/type=T/beam=N, hnswlib/ef=N               recall_at_10, qps (one thread), distances_per_query
  *   ours/type=T/beam=N/many        qps, many queries to a call

@@ -27,8 +27,8 @@ bool peer_hnswlib_add(peer_hnswlib *peer, const float *rows, size_t n, unsigned 
 bool peer_hnswlib_save(peer_hnswlib *peer, const char *path);
 bool peer_hnswlib_load(peer_hnswlib *peer, const char *path, size_t n);
 
-/* The `k` nearest that it finds with `ef`, the farthest first, to `ids`; how many. `distances` (not NULL: the search
- * is slower) is raised by the distances computed; hnswlib's own counter has those too that it saved. One thread. */
+/* The `k` nearest that it finds with `ef`, the farthest first, to `ids`; how many. `distances`, if not NULL, is raised
+ * by the distances computed, and the search is slower; hnswlib's own counter has those too that it saved. One thread. */
 size_t peer_hnswlib_search(peer_hnswlib *peer, const float *query, size_t k, size_t ef, uint64_t *ids,
                            uint64_t *distances);
 
