@@ -28,12 +28,13 @@ bool peer_hnswlib_save(peer_hnswlib *peer, const char *path);
 bool peer_hnswlib_load(peer_hnswlib *peer, const char *path, size_t n);
 
 /* The `k` nearest that it finds with `ef`, the farthest first, to `ids`; how many. `distances`, if not NULL, is raised
- * by the distances computed, and the search is slower; hnswlib's own counter has those too that it saved. One thread. */
+ * by the distances computed, and the search is slower; hnswlib's own counter has those too that it saved. For one
+ * thread. */
 size_t peer_hnswlib_search(peer_hnswlib *peer, const float *query, size_t k, size_t ef, uint64_t *ids,
                            uint64_t *distances);
 
 /* Vectors, links of all levels, labels, and what finds the links of the upper levels. Not its locks (40 bytes for each
- * vector), the table of labels and the lists of visited nodes, which a search over a finished index could do without. */
+ * vector), its table of labels and its lists of visited nodes: a search over a finished index could do without them. */
 size_t peer_hnswlib_bytes(const peer_hnswlib *peer);
 
 #if defined(__cplusplus)
