@@ -18,7 +18,8 @@
  *   ours/type=T/beam=N/many        qps, many queries to a call
  *   ours/type=T/beam=N/threads=N   qps of N threads, and of_one_thread, their gain (--threads)
  *   ours/exact-walk/type=T/beam=N  as ours/type=T, without codes: the graph itself
- *   ours/type=T/recall=R, hnswlib/recall=R    qps between the two beams around that recall, on a line of log qps
+ *   ours/type=T/recall=R, hnswlib/recall=R    qps between the two beams around that recall, on a line of log qps; of
+ *                                  the narrowest, where that finds more. No row where the widest finds less
  *   ratio/type=T/recall=R          ours_over_hnswlib
  *   kernel/NAME                    bytes_per_s over vectors that do not fit the caches; limit/memory-read is their
  *                                  ceiling
@@ -388,9 +389,11 @@ static void measure(subject *list, uint32_t n) {
 
 /* ---- at equal recall --------------------------------------------------------------------------------------------- */
 
-/* Queries per second at a recall, from the first two neighbouring widths around it. 0: there are none. */
+/* Queries per second at a recall, from the first two neighbouring widths around it; those of the narrowest, K, if that
+ * finds more already: it can not be asked to find less and be faster. 0: no width gets there. */
 static double qps_at(const subject *s, const double *qps, double recall) {
     uint32_t i;
+    if (s->point_count > 0 && s->points[0].recall >= recall) return qps[0];
     for (i = 1; i < s->point_count; i++) {
         double low = s->points[i - 1].recall, high = s->points[i].recall, share;
         if (low > recall || high < recall) continue;
@@ -418,9 +421,11 @@ static void recall_rows(const subject *s, const subject *peer, double recall) {
     (void)snprintf(name, sizeof name, "%.47s/recall=%g", s->name, recall);
     value = qps_at(s, qps, recall);
     if (value > 0) put_row(name, "qps", value, "1/s");
-    else if (wanted(name))
-        fprintf(stderr, "%s: left out, measured from %g to %g\n", name, s->point_count ? s->points[0].recall : 0,
-                s->point_count ? s->points[s->point_count - 1].recall : 0);
+    if (s->point_count > 0 && wanted(name)) {
+        double narrowest = s->points[0].recall, widest = s->points[s->point_count - 1].recall;
+        if (value == 0) fprintf(stderr, "%s: left out, the widest finds %g\n", name, widest);
+        else if (narrowest > recall) fprintf(stderr, "%s: that of the narrowest, which finds %g\n", name, narrowest);
+    }
     if (peer == NULL || value == 0 || round_qps_at(peer, 0, recall) == 0) return;
     for (i = 0; i < rounds; i++) ratios[i] = round_qps_at(s, i, recall) / round_qps_at(peer, i, recall);
     (void)snprintf(name, sizeof name, "ratio/type=%s/recall=%g", type_names[s->type], recall);
