@@ -118,8 +118,8 @@ find_peers() {
     done
 }
 
-# hnswlib, which bench_vamana measures beside ours, where its headers and a C++ compiler are: with what its users compile
-# it with. Made anew, and the benchmark with it, when anything of it has changed.
+# hnswlib, which bench_vamana measures beside ours, where its headers and a C++ compiler are; with the flags that its
+# users take. Made anew, and the benchmark with it, when anything of it has changed.
 find_hnswlib() {
     PEERS="" PEER_LIBS="" object=$OUT/peer_hnswlib.o cxx=${CXX:-g++}
     if [ ! -f /usr/include/hnswlib/hnswlib.h ] || ! command -v "$cxx" >/dev/null 2>&1; then
