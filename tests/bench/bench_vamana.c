@@ -1,35 +1,134 @@
-/* Benchmark of nodedb_vamana.h. Rows: see bench.h.
+/* Benchmark of nodedb_vamana.h, beside hnswlib where `build.sh bench vamana` finds it. Rows: see bench.h.
  *
- *   bench_vamana [--base F --query F --gt F] [--type u8|f32] [--threads N] [--degree R] [--beam-build L] [--alpha A]
- *                [--dir D] [--quick]
+ *   bench_vamana [--base F --query F --gt F] [--type u8|f32|both] [--threads N] [--degree R] [--beam-build L]
+ *                [--alpha A] [--code auto|none|8|4] [--inserts N] [--rounds N] [--quick] [--only PREFIX] [--dir D]
+ *                [--save-index F] [--load-index F] [--hnsw-index F]
  *
- * F are u8bin and gt files of the big-ann-benchmarks; without them tests/data/sift10k. --type f32 (or both, the default
- * of disk mode) converts. D is where the file for disk mode goes: a disk, not a tmpfs.
+ * Base and query are u8bin or fbin files of the big-ann-benchmarks, gt their ground truth; without them
+ * tests/data/sift10k. make_glosses.py makes a set of 384 floats. Bytes are measured as bytes and as floats (--type),
+ * and given to hnswlib as floats. Everything is built first. Then come rounds: in each, every case of ours and then
+ * every one of hnswlib goes over the queries for 100 ms (--quick: 20); a row is the median of its rounds, and a ratio
+ * that of the rounds' ratios. Recall and distances are counted in a pass of their own, which nobody times.
  *
- *   ours/build              build_s, bytes_per_vector, insert_per_s (one thread, one by one)
- *   ours/type=T/beam=N      recall_at_10, qps (one thread), distances_per_query
- *   kernel/NAME             bytes_per_s over vectors that do not fit the caches; limit/memory-read is their ceiling
- *   kernel-cached/NAME      the same over vectors that fit the first level: what the arithmetic costs
- *   disk/fetch=F/beam=N     recall_at_10, qps, reads_per_query; limit/random-read is their ceiling (128 at once) */
+ *   ours/build, hnswlib/build      build_s (--threads, 2), insert_per_s (one thread, the first --inserts vectors one by
+ *                                  one; default all, at most 100,000, --quick 5,000), bytes_per_vector,
+ *                                  bytes_beyond_vector; of a second type ours/build/type=f32
+ *   ours/inserted/beam=N, hnswlib/inserted/ef=N    recall_at_10, distances_per_query of what those inserts made
+ *   ours/type=T/beam=N, hnswlib/ef=N               recall_at_10, qps (one thread), distances_per_query
+ *   ours/type=T/beam=N/many        qps, many queries to a call
+ *   ours/type=T/beam=N/threads=N   qps of N threads, and of_one_thread, their gain (--threads)
+ *   ours/exact-walk/type=T/beam=N  as ours/type=T, without codes: the graph itself
+ *   ours/type=T/recall=R, hnswlib/recall=R    qps between the two beams around that recall, on a line of log qps; of
+ *                                  the narrowest, where that finds more. No row where the widest finds less
+ *   ratio/type=T/recall=R          ours_over_hnswlib
+ *   kernel/NAME                    bytes_per_s over vectors that do not fit the caches; limit/memory-read is their
+ *                                  ceiling
+ *   kernel-cached/NAME             the same over vectors that fit the first level: what the arithmetic costs
+ *   disk/fetch=F/beam=N            recall_at_10, qps, reads_per_query; limit/random-read is their ceiling (128 at once)
+ *
+ * --only: cases that begin so, and nothing built that they do not need. --save-index and --load-index keep ours (with
+ * both types F.u8 and F.f32), --hnsw-index loads hnswlib's or, where the file is missing, builds and saves it; what was
+ * loaded has no build_s. D is where the file for disk mode goes: a disk, not a tmpfs. One seed gives the same graphs
+ * and counts each time, but for hnswlib's built by more than one thread. */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "bench.h"
+#include "peer_hnswlib.h"
 
-#define ROUNDS_MAX 9u
+enum {
+    K = 10, WIDTHS_MAX = 10, ROUNDS_MAX = 21, SUBJECTS_MAX = 16, THREADS_MAX = 64, PATH_BYTES = 1024,
+    INSERTS_MAX = 100000,      /* beyond, one by one takes too long for a benchmark */
+    INSERTS_QUICK = 5000,
+    SUBSET_QUERIES_MAX = 1000, /* whose truth among the first vectors is found by looking at all of those */
+    DISK_QUERIES_MAX = 1000    /* with pread one by one it takes long */
+};
 
+#define ENOUGH_RECALL 0.99 /* widths above ENOUGH_WIDTH are for data where that one does not get there */
+#define ENOUGH_WIDTH 128u
+
+/* A header before the codes: it walks on exact distances, one query to a call. */
+#if NODEDB_VAMANA_FORMAT_VERSION >= 2
+static const bool has_codes = true;
+#define SET_EXACT_WALK(query, exact) ((query).exact_walk = (exact))
+#else
+static const bool has_codes = false;
+#define SET_EXACT_WALK(query, exact) ((void)(exact))
+static nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *common,
+                                               const void *vectors, uint64_t n, nodedb_vamana_result *results,
+                                               uint32_t *found, nodedb_vamana_stats *stats, nodedb_error *err) {
+    (void)searcher, (void)common, (void)vectors, (void)n, (void)results, (void)found, (void)stats;
+    return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "this header answers one query to a call");
+}
+#endif
+
+/* By nodedb_vamana_type: F32, U8. */
+static const char *const type_names[2] = {"f32", "u8"};
+
+/* What is searched, and for what. Never changes once it is loaded. */
 typedef struct data_set {
     uint32_t n, dim, query_count, truth_k;
-    uint8_t *base, *queries;  /* of `size` bytes per component */
-    uint32_t *truth;
-    size_t row;               /* bytes of one vector */
-    nodedb_vamana_type type;
+    uint8_t *base[2], *queries[2]; /* by type; NULL: nobody needs them so */
+    const uint32_t *truth;
 } data_set;
 
+/* What one width of the beam gives. */
+typedef struct point {
+    uint32_t width, passes; /* passes over the queries in a round */
+    double recall, distances, reads, qps[ROUNDS_MAX];
+} point;
+
+/* Something that answers queries: an index of ours in one of its ways, or hnswlib's. Its cases are
+ * NAME/WIDTH_NAME=N SUFFIX. */
+typedef struct subject {
+    char name[48], suffix[24];
+    const char *width_name;
+    const data_set *data;
+    uint32_t query_count;
+    nodedb_vamana_type type;
+    nodedb_vamana_searcher *searchers[THREADS_MAX]; /* ours: one for each thread */
+    uint32_t threads;
+    bool exact_walk, many, disk;
+    peer_hnswlib *peer;           /* hnswlib's, or NULL */
+    const struct subject *single; /* many, threads: the same index asked in the plain way, counted and timed before */
+    point points[WIDTHS_MAX];
+    uint32_t point_count;
+} subject;
+
 static bool quick;
+static const char *only;
+static uint32_t rounds;
+static subject subjects[SUBJECTS_MAX];
+static uint32_t subject_count;
 
 static void die(const char *what, const char *which) {
     fprintf(stderr, "bench_vamana: %s %s\n", what, which);
     exit(1);
+}
+
+/* Could a case of this name, or one whose name begins so, be asked for? */
+static bool wanted(const char *name) {
+    size_t a = strlen(name), b = strlen(only);
+    return strncmp(name, only, a < b ? a : b) == 0;
+}
+
+static void put_row(const char *name, const char *metric, double value, const char *unit) {
+    if (strncmp(name, only, strlen(only)) == 0) bench_row(name, metric, value, unit);
+}
+
+static double seconds_since(uint64_t begin) { return (double)(bench_now_ns() - begin) / 1e9; }
+
+/* ---- the data ---------------------------------------------------------------------------------------------------- */
+
+static size_t row_bytes(const data_set *d, nodedb_vamana_type type) {
+    return d->dim * (type == NODEDB_VAMANA_F32 ? sizeof(float) : 1);
+}
+
+static const uint8_t *base_row(const data_set *d, nodedb_vamana_type type, size_t i) {
+    return d->base[type] + i * row_bytes(d, type);
+}
+
+static const uint8_t *query_row(const data_set *d, nodedb_vamana_type type, size_t i) {
+    return d->queries[type] + i * row_bytes(d, type);
 }
 
 static uint8_t *load(const char *path, uint32_t *n, uint32_t *width, size_t size) {
@@ -51,101 +150,423 @@ static uint8_t *as_floats(const uint8_t *bytes, size_t count) {
     return (uint8_t *)floats;
 }
 
-static data_set load_all(int argc, char **argv, bool f32) {
+static bool is_fbin(const char *path) {
+    size_t length = strlen(path);
+    return length > 5 && strcmp(path + length - 5, ".fbin") == 0;
+}
+
+static data_set load_all(int argc, char **argv) {
     data_set d;
     const char *base = bench_option(argc, argv, "--base", "tests/data/sift10k.base.u8bin");
     const char *query = bench_option(argc, argv, "--query", "tests/data/sift10k.query.u8bin");
+    nodedb_vamana_type type = is_fbin(base) ? NODEDB_VAMANA_F32 : NODEDB_VAMANA_U8;
+    size_t size = type == NODEDB_VAMANA_F32 ? sizeof(float) : 1;
     uint32_t dim, n;
+    if (is_fbin(base) != is_fbin(query)) die("base and query differ in type:", query);
     memset(&d, 0, sizeof d);
-    d.base = load(base, &d.n, &d.dim, 1);
-    d.queries = load(query, &d.query_count, &dim, 1);
+    d.base[type] = load(base, &d.n, &d.dim, size);
+    d.queries[type] = load(query, &d.query_count, &dim, size);
     if (dim != d.dim) die("the dimensions differ:", query);
     d.truth = (uint32_t *)(void *)load(bench_option(argc, argv, "--gt", "tests/data/sift10k.gt"), &n, &d.truth_k, 4);
-    if (n != d.query_count || d.truth_k < 10) die("the truth does not fit", query);
-    d.row = d.dim, d.type = NODEDB_VAMANA_U8;
-    if (!f32) return d;
-    d.base = as_floats(d.base, (size_t)d.n * d.dim), d.queries = as_floats(d.queries, (size_t)d.query_count * d.dim);
-    d.row *= sizeof(float), d.type = NODEDB_VAMANA_F32;
+    if (n != d.query_count || d.truth_k < K) die("the truth does not fit", query);
+    if (d.base[NODEDB_VAMANA_F32] == NULL) {
+        d.base[NODEDB_VAMANA_F32] = as_floats(d.base[NODEDB_VAMANA_U8], (size_t)d.n * d.dim);
+        d.queries[NODEDB_VAMANA_F32] = as_floats(d.queries[NODEDB_VAMANA_U8], (size_t)d.query_count * d.dim);
+    }
     return d;
 }
 
-static nodedb_vamana_config config_for(const data_set *d, int argc, char **argv) {
+/* The data as if only its first `n` vectors were there: some of the queries, and their truth, found by looking. */
+static data_set first_of(const data_set *all, uint32_t n) {
+    nodedb_vamana_type type = all->base[NODEDB_VAMANA_U8] != NULL ? NODEDB_VAMANA_U8 : NODEDB_VAMANA_F32;
+    const nodedb_vamana_kernels *k = NULL;
+    data_set d = *all;
+    uint32_t *truth, i, at;
+    size_t set;
+    if (n == all->n) return d;
+    for (set = 0; nodedb_vamana_kernels_at(set) != NULL; set++) /* the last that this CPU has is the best */
+        if (nodedb_vamana_kernels_usable(nodedb_vamana_kernels_at(set))) k = nodedb_vamana_kernels_at(set);
+    d.n = n, d.truth_k = K;
+    if (d.query_count > SUBSET_QUERIES_MAX) d.query_count = SUBSET_QUERIES_MAX;
+    truth = (uint32_t *)malloc((size_t)d.query_count * K * sizeof *truth);
+    if (truth == NULL || n < K) die("no truth for", "the vectors inserted");
+    for (i = 0; i < d.query_count; i++) {
+        const uint8_t *q = query_row(all, type, i);
+        uint32_t *best = truth + (size_t)i * K, found = 0;
+        float distances[K];
+        for (at = 0; at < n; at++) {
+            const uint8_t *v = base_row(all, type, at);
+            float distance = type == NODEDB_VAMANA_U8
+                                 ? k->l2_u8(q, v, d.dim)
+                                 : k->l2_f32((const float *)(const void *)q, (const float *)(const void *)v, d.dim);
+            uint32_t j;
+            if (found == K && distance >= distances[K - 1]) continue; /* ties by id: the first stays */
+            if (found < K) found++;
+            for (j = found - 1; j > 0 && distances[j - 1] > distance; j--)
+                distances[j] = distances[j - 1], best[j] = best[j - 1];
+            distances[j] = distance, best[j] = at;
+        }
+    }
+    d.truth = truth;
+    return d;
+}
+
+/* ---- answering --------------------------------------------------------------------------------------------------- */
+
+typedef struct costs {
+    uint64_t hits, distances, reads;
+} costs;
+
+static nodedb_vamana_query query_for(const subject *s, uint32_t width) {
+    nodedb_vamana_query q;
+    memset(&q, 0, sizeof q);
+    q.k = K, q.beam = width;
+    SET_EXACT_WALK(q, s->exact_walk);
+    return q;
+}
+
+/* Query `i`, answered as thread `thread` would. `c` is NULL where time is taken. */
+static void answer(const subject *s, uint32_t thread, uint32_t width, uint32_t i, costs *c) {
+    const uint32_t *truth = s->data->truth + (size_t)i * s->data->truth_k;
+    uint64_t ids[K];
+    uint32_t found, j, k;
+    if (s->peer != NULL) {
+        const float *q = (const float *)(const void *)query_row(s->data, s->type, i);
+        found = (uint32_t)peer_hnswlib_search(s->peer, q, K, width, ids, c != NULL ? &c->distances : NULL);
+    } else {
+        nodedb_vamana_result results[K];
+        nodedb_vamana_query q = query_for(s, width);
+        nodedb_vamana_stats stats;
+        nodedb_error err;
+        q.vector = query_row(s->data, s->type, i);
+        if (nodedb_vamana_search(s->searchers[thread], &q, results, &found, c != NULL ? &stats : NULL, &err) !=
+            NODEDB_OK)
+            die("a search failed:", err.message);
+        for (j = 0; j < found; j++) ids[j] = results[j].id;
+        if (c != NULL) c->distances += stats.distances, c->reads += stats.reads;
+    }
+    if (c == NULL) return;
+    for (j = 0; j < found; j++)
+        for (k = 0; k < K; k++) c->hits += ids[j] == truth[k];
+}
+
+typedef struct worker {
+    const subject *s;
+    const point *p;
+    uint32_t thread;
+    pthread_t id;
+} worker;
+
+static void *answer_all(void *ctx) {
+    const worker *w = (const worker *)ctx;
+    uint32_t pass, i;
+    for (pass = 0; pass < w->p->passes; pass++)
+        for (i = 0; i < w->s->query_count; i++) answer(w->s, w->thread, w->p->width, i, NULL);
+    return NULL;
+}
+
+static void answer_many(const subject *s, const point *p) {
+    nodedb_vamana_result *results = (nodedb_vamana_result *)malloc((size_t)s->query_count * K * sizeof *results);
+    uint32_t *found = (uint32_t *)malloc(s->query_count * sizeof *found), pass;
+    nodedb_vamana_query q = query_for(s, p->width);
+    nodedb_error err;
+    if (results == NULL || found == NULL) die("no memory for", "results");
+    for (pass = 0; pass < p->passes; pass++)
+        if (nodedb_vamana_search_many(s->searchers[0], &q, s->data->queries[s->type], s->query_count, results, found,
+                                      NULL, &err) != NODEDB_OK)
+            die("a search failed:", err.message);
+    free(results), free(found);
+}
+
+/* One round's queries per second. */
+static double timed(const subject *s, const point *p) {
+    worker workers[THREADS_MAX];
+    uint64_t begin = bench_now_ns();
+    uint32_t i;
+    for (i = 0; i < s->threads; i++) workers[i].s = s, workers[i].p = p, workers[i].thread = i;
+    for (i = 1; i < s->threads; i++)
+        if (pthread_create(&workers[i].id, NULL, answer_all, &workers[i]) != 0) die("no thread for", s->name);
+    if (s->many) answer_many(s, p);
+    else answer_all(&workers[0]);
+    for (i = 1; i < s->threads; i++) (void)pthread_join(workers[i].id, NULL);
+    return (double)s->threads * p->passes * s->query_count / seconds_since(begin);
+}
+
+/* ---- the subjects ------------------------------------------------------------------------------------------------ */
+
+static void case_name(char *name, size_t size, const subject *s, uint32_t width) {
+    (void)snprintf(name, size, "%s/%s=%u%s", s->name, s->width_name, (unsigned)width, s->suffix);
+}
+
+static subject make_subject(const data_set *d, nodedb_vamana_type type, const char *name) {
+    subject s;
+    memset(&s, 0, sizeof s);
+    (void)snprintf(s.name, sizeof s.name, "%s", name);
+    s.width_name = "beam", s.data = d, s.query_count = d->query_count, s.type = type, s.threads = 1;
+    return s;
+}
+
+static void give_searchers(subject *s, const nodedb_vamana *index) {
+    nodedb_error err;
+    uint32_t i;
+    for (i = 0; i < s->threads; i++)
+        if ((s->searchers[i] = nodedb_vamana_searcher_create(index, NULL, &err)) == NULL) die("searcher:", err.message);
+}
+
+static void take_searchers(subject *s) {
+    uint32_t i;
+    for (i = 0; i < s->threads; i++) nodedb_vamana_searcher_destroy(s->searchers[i]);
+}
+
+static const point *point_of(const subject *s, uint32_t width) {
+    uint32_t i;
+    for (i = 0; i < s->point_count; i++)
+        if (s->points[i].width == width) return &s->points[i];
+    return NULL;
+}
+
+/* Fills the points: what each width finds and what it looks at, all queries once; and so how often a round asks them.
+ * `all`: also widths that --only does not name. */
+static void count(subject *s, const uint32_t *widths, bool all) {
+    double round_s = quick ? 0.02 : 0.1;
+    for (; *widths != 0; widths++) {
+        point *p = &s->points[s->point_count];
+        char name[96];
+        uint64_t begin = bench_now_ns();
+        costs c = {0, 0, 0};
+        uint32_t i;
+        case_name(name, sizeof name, s, *widths);
+        if (!all && !wanted(name)) continue;
+        if (*widths > ENOUGH_WIDTH && s->point_count > 0 && p[-1].recall >= ENOUGH_RECALL) return;
+        memset(p, 0, sizeof *p);
+        p->width = *widths, p->passes = 1, s->point_count++;
+        if (s->single != NULL) {
+            const point *same = point_of(s->single, *widths);
+            if (same == NULL) s->point_count--;
+            else p->passes = same->passes;
+            continue;
+        }
+        for (i = 0; i < s->query_count; i++) answer(s, 0, *widths, i, &c);
+        p->passes += (uint32_t)(round_s / seconds_since(begin));
+        p->recall = (double)c.hits / ((double)K * s->query_count);
+        p->distances = (double)c.distances / s->query_count, p->reads = (double)c.reads / s->query_count;
+    }
+}
+
+static void counted_rows(const subject *s, const point *p) {
+    char name[96];
+    case_name(name, sizeof name, s, p->width);
+    put_row(name, "recall_at_10", p->recall, "ratio");
+    if (s->disk) put_row(name, "reads_per_query", p->reads, "reads");
+    else put_row(name, "distances_per_query", p->distances, "distances");
+}
+
+static void timed_rows(const subject *s, const point *p) {
+    double samples[ROUNDS_MAX];
+    char name[96];
+    uint32_t round;
+    case_name(name, sizeof name, s, p->width);
+    memcpy(samples, p->qps, sizeof samples);
+    put_row(name, "qps", bench_median(samples, rounds), "1/s");
+    if (s->threads == 1) return;
+    for (round = 0; round < rounds; round++)
+        samples[round] = p->qps[round] / point_of(s->single, p->width)->qps[round];
+    put_row(name, "of_one_thread", bench_median(samples, rounds), "ratio");
+}
+
+static void measure(subject *list, uint32_t n) {
+    uint32_t round, i, at;
+    for (round = 0; round < rounds; round++)
+        for (i = 0; i < n; i++)
+            for (at = 0; at < list[i].point_count; at++)
+                list[i].points[at].qps[round] = timed(&list[i], &list[i].points[at]);
+    for (i = 0; i < n; i++)
+        for (at = 0; at < list[i].point_count; at++) {
+            if (list[i].single == NULL) counted_rows(&list[i], &list[i].points[at]);
+            timed_rows(&list[i], &list[i].points[at]);
+        }
+}
+
+/* ---- at equal recall --------------------------------------------------------------------------------------------- */
+
+/* Queries per second at a recall, from the first two neighbouring widths around it; those of the narrowest, K, if that
+ * finds more already: it can not be asked to find less and be faster. 0: no width gets there. */
+static double qps_at(const subject *s, const double *qps, double recall) {
+    uint32_t i;
+    if (s->point_count > 0 && s->points[0].recall >= recall) return qps[0];
+    for (i = 1; i < s->point_count; i++) {
+        double low = s->points[i - 1].recall, high = s->points[i].recall, share;
+        if (low > recall || high < recall) continue;
+        share = high > low ? (recall - low) / (high - low) : 0;
+        return exp(log(qps[i - 1]) + share * (log(qps[i]) - log(qps[i - 1])));
+    }
+    return 0;
+}
+
+static double round_qps_at(const subject *s, uint32_t round, double recall) {
+    double qps[WIDTHS_MAX];
+    uint32_t i;
+    for (i = 0; i < s->point_count; i++) qps[i] = s->points[i].qps[round];
+    return qps_at(s, qps, recall);
+}
+
+static void recall_rows(const subject *s, const subject *peer, double recall) {
+    double qps[WIDTHS_MAX], ratios[ROUNDS_MAX], samples[ROUNDS_MAX], value;
+    char name[96];
+    uint32_t i;
+    for (i = 0; i < s->point_count; i++) {
+        memcpy(samples, s->points[i].qps, sizeof samples);
+        qps[i] = bench_median(samples, rounds);
+    }
+    (void)snprintf(name, sizeof name, "%.47s/recall=%g", s->name, recall);
+    value = qps_at(s, qps, recall);
+    if (value > 0) put_row(name, "qps", value, "1/s");
+    if (s->point_count > 0 && wanted(name)) {
+        double narrowest = s->points[0].recall, widest = s->points[s->point_count - 1].recall;
+        if (value == 0) fprintf(stderr, "%s: left out, the widest finds %g\n", name, widest);
+        else if (narrowest > recall) fprintf(stderr, "%s: that of the narrowest, which finds %g\n", name, narrowest);
+    }
+    if (peer == NULL || value == 0 || round_qps_at(peer, 0, recall) == 0) return;
+    for (i = 0; i < rounds; i++) ratios[i] = round_qps_at(s, i, recall) / round_qps_at(peer, i, recall);
+    (void)snprintf(name, sizeof name, "ratio/type=%s/recall=%g", type_names[s->type], recall);
+    put_row(name, "ours_over_hnswlib", bench_median(ratios, rounds), "ratio");
+}
+
+/* ---- building ---------------------------------------------------------------------------------------------------- */
+
+static const uint32_t inserted_widths[] = {16, 32, 64, 128, 0};
+
+static nodedb_vamana_config config_for(const data_set *d, nodedb_vamana_type type, int argc, char **argv) {
     nodedb_vamana_config c;
     memset(&c, 0, sizeof c);
-    c.dim = d->dim, c.type = d->type, c.capacity = d->n;
+    c.dim = d->dim, c.type = type, c.capacity = d->n;
     c.degree = (uint32_t)atoi(bench_option(argc, argv, "--degree", "0"));
     c.beam_build = (uint32_t)atoi(bench_option(argc, argv, "--beam-build", "0"));
     c.alpha = (float)atof(bench_option(argc, argv, "--alpha", "0"));
+#if NODEDB_VAMANA_FORMAT_VERSION >= 2
+    {
+        const char *code = bench_option(argc, argv, "--code", "auto");
+        c.code = strcmp(code, "none") == 0 ? NODEDB_VAMANA_CODE_NONE
+                 : strcmp(code, "8") == 0  ? NODEDB_VAMANA_CODE_8BIT
+                 : strcmp(code, "4") == 0  ? NODEDB_VAMANA_CODE_4BIT
+                                           : NODEDB_VAMANA_CODE_AUTO;
+        if (c.code == NODEDB_VAMANA_CODE_AUTO && strcmp(code, "auto") != 0)
+            die("--code is auto, none, 8 or 4, not", code);
+    }
+#endif
     return c;
 }
 
-/* All queries once; adds up hits and costs. */
-static double one_round(nodedb_vamana_searcher *s, const data_set *d, uint32_t queries, uint32_t beam, uint64_t *hits,
-                        nodedb_vamana_stats *sum) {
-    uint64_t begin = bench_now_ns();
-    uint32_t i, j, k;
-    for (i = 0; i < queries; i++) {
-        nodedb_vamana_result results[10];
-        nodedb_vamana_stats stats;
-        nodedb_vamana_query q;
-        nodedb_error err;
-        uint32_t found;
-        memset(&q, 0, sizeof q);
-        q.vector = d->queries + (size_t)i * d->row, q.k = 10, q.beam = beam;
-        if (nodedb_vamana_search(s, &q, results, &found, &stats, &err) != NODEDB_OK) die("a search failed:",
-                                                                                         err.message);
-        sum->distances += stats.distances, sum->reads += stats.reads;
-        for (j = 0; j < found; j++)
-            for (k = 0; k < 10; k++) *hits += results[j].id == d->truth[(size_t)i * d->truth_k + k];
-    }
-    return (double)queries * 1e9 / (double)(bench_now_ns() - begin);
+static uint32_t threads_of(int argc, char **argv) {
+    int threads = atoi(bench_option(argc, argv, "--threads", "2"));
+    return threads < 1 ? 1 : threads > THREADS_MAX ? THREADS_MAX : (uint32_t)threads;
 }
 
-static void search_rows(const nodedb_vamana *index, const data_set *d, const char *prefix, const uint32_t *beams,
-                        bool disk) {
-    nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
-    uint32_t queries = disk && quick && d->query_count > 100 ? 100 : d->query_count;
-    if (s == NULL) die("no searcher for", prefix);
-    for (; *beams != 0; beams++) {
-        double qps[ROUNDS_MAX], rounds_of_queries;
-        uint32_t round, rounds = quick ? 3 : 7;
-        nodedb_vamana_stats sum;
-        uint64_t hits = 0;
-        char name[64];
-        memset(&sum, 0, sizeof sum);
-        for (round = 0; round < rounds; round++) qps[round] = one_round(s, d, queries, *beams, &hits, &sum);
-        rounds_of_queries = (double)rounds * queries;
-        snprintf(name, sizeof name, "%s/beam=%u", prefix, (unsigned)*beams);
-        bench_row(name, "recall_at_10", (double)hits / (10 * rounds_of_queries), "ratio");
-        bench_row(name, "qps", bench_median(qps, rounds), "1/s");
-        if (disk) bench_row(name, "reads_per_query", (double)sum.reads / rounds_of_queries, "reads");
-        else bench_row(name, "distances_per_query", (double)sum.distances / rounds_of_queries, "distances");
-    }
-    nodedb_vamana_searcher_destroy(s);
+static uint32_t inserts_of(const data_set *d, int argc, char **argv) {
+    const char *option = bench_option(argc, argv, "--inserts", NULL);
+    uint32_t inserts = option != NULL ? (uint32_t)strtoul(option, NULL, 10)
+                       : quick        ? INSERTS_QUICK
+                                      : INSERTS_MAX;
+    return inserts < d->n ? inserts : d->n;
 }
 
-static nodedb_vamana *build_rows(const data_set *d, int argc, char **argv, bool measured) {
-    nodedb_vamana_config c = config_for(d, argc, argv);
+/* The file of an index of ours that an option names, with both types one for each; or NULL. `path`: room for it. */
+static const char *index_file(int argc, char **argv, const char *option, nodedb_vamana_type type, bool both,
+                              char path[PATH_BYTES]) {
+    const char *file = bench_option(argc, argv, option, NULL);
+    if (file == NULL) return NULL;
+    (void)snprintf(path, PATH_BYTES, "%s%s%s", file, both ? "." : "", both ? type_names[type] : "");
+    return path;
+}
+
+static void bytes_rows(const char *name, const data_set *d, nodedb_vamana_type type, uint64_t bytes) {
+    put_row(name, "bytes_per_vector", (double)bytes / d->n, "bytes");
+    put_row(name, "bytes_beyond_vector", (double)bytes / d->n - (double)row_bytes(d, type), "bytes");
+}
+
+/* The index that is searched, from the file `from` or by a build, and its rows but for the inserts; `name`: of its
+ * case. What was built is saved to the file `to`. Both may be NULL. */
+static nodedb_vamana *build_ours(const data_set *d, nodedb_vamana_type type, const char *name, const char *from,
+                                 const char *to, int argc, char **argv) {
+    nodedb_vamana_config c = config_for(d, type, argc, argv);
+    nodedb_vamana *index;
     nodedb_error err;
-    nodedb_vamana *index = nodedb_vamana_create(&c, &err), *single;
-    uint32_t threads = (uint32_t)atoi(bench_option(argc, argv, "--threads", "2"));
-    uint32_t i, inserts = d->n < 100000 ? d->n : 100000;
-    uint64_t begin = bench_now_ns();
-    if (index == NULL) die("create:", err.message);
-    if (nodedb_vamana_build(index, NULL, d->base, d->n, threads, NULL, NULL, &err) != NODEDB_OK) die("build:",
-                                                                                                     err.message);
-    if (!measured) return index;
-    fprintf(stderr, "kernel %s, %u threads\n", nodedb_vamana_kernel(index), (unsigned)threads);
-    bench_row("ours/build", "build_s", (double)(bench_now_ns() - begin) / 1e9, "s");
-    bench_row("ours/build", "bytes_per_vector", (double)nodedb_vamana_memory_bytes(index) / d->n, "bytes");
-    single = nodedb_vamana_create(&c, &err);
-    begin = bench_now_ns();
-    for (i = 0; i < inserts; i++)
-        if (nodedb_vamana_insert(single, i, d->base + (size_t)i * d->row, &err) != NODEDB_OK) die("insert:",
-                                                                                                  err.message);
-    bench_row("ours/build", "insert_per_s", (double)inserts * 1e9 / (double)(bench_now_ns() - begin), "1/s");
-    nodedb_vamana_destroy(single);
+    if (from != NULL) {
+        index = nodedb_vamana_open(from, NULL, &err);
+        if (index == NULL) die("open:", err.message);
+        if (nodedb_vamana_count(index) != d->n || nodedb_vamana_dim(index) != d->dim ||
+            nodedb_vamana_type_of(index) != type)
+            die("an index of other vectors:", from);
+        fprintf(stderr, "%s: loaded from %s\n", name, from);
+    } else {
+        uint32_t threads = threads_of(argc, argv);
+        uint64_t begin = bench_now_ns();
+        index = nodedb_vamana_create(&c, &err);
+        if (index == NULL) die("create:", err.message);
+        if (nodedb_vamana_build(index, NULL, d->base[type], d->n, threads, NULL, NULL, &err) != NODEDB_OK)
+            die("build:", err.message);
+        put_row(name, "build_s", seconds_since(begin), "s");
+        if (to != NULL && nodedb_vamana_save(index, to, &err) != NODEDB_OK) die("save:", err.message);
+    }
+    fprintf(stderr, "%s: type %s, kernel %s\n", name, type_names[type], nodedb_vamana_kernel(index));
+    bytes_rows(name, d, type, nodedb_vamana_memory_bytes(index));
     return index;
+}
+
+/* How good what inserting one by one made is. */
+static void inserted_rows(subject *s) {
+    uint32_t i;
+    count(s, inserted_widths, false);
+    for (i = 0; i < s->point_count; i++) counted_rows(s, &s->points[i]);
+}
+
+static void insert_ours(const data_set *all, const data_set *d, nodedb_vamana_type type, const char *name,
+                        const char *inserted_name, int argc, char **argv) {
+    nodedb_vamana_config c = config_for(all, type, argc, argv);
+    subject s = make_subject(d, type, inserted_name);
+    nodedb_error err;
+    nodedb_vamana *index = nodedb_vamana_create(&c, &err);
+    uint64_t begin = bench_now_ns();
+    uint32_t i;
+    if (index == NULL) die("create:", err.message);
+    for (i = 0; i < d->n; i++)
+        if (nodedb_vamana_insert(index, i, base_row(d, type, i), &err) != NODEDB_OK) die("insert:", err.message);
+    put_row(name, "insert_per_s", d->n / seconds_since(begin), "1/s");
+    give_searchers(&s, index);
+    inserted_rows(&s);
+    take_searchers(&s);
+    nodedb_vamana_destroy(index);
+}
+
+static peer_hnswlib *build_hnswlib(const data_set *d, int argc, char **argv) {
+    const char *file = bench_option(argc, argv, "--hnsw-index", NULL);
+    peer_hnswlib *peer = peer_hnswlib_create(d->dim, d->n);
+    uint64_t begin = bench_now_ns();
+    if (peer == NULL) return NULL;
+    if (file != NULL && access(file, F_OK) == 0) {
+        if (!peer_hnswlib_load(peer, file, d->n)) die("hnswlib could not load", file);
+        fprintf(stderr, "hnswlib/build: loaded from %s\n", file);
+    } else {
+        if (!peer_hnswlib_add(peer, (const float *)(const void *)d->base[NODEDB_VAMANA_F32], d->n,
+                              threads_of(argc, argv)))
+            die("hnswlib failed to", "build");
+        put_row("hnswlib/build", "build_s", seconds_since(begin), "s");
+        if (file != NULL && !peer_hnswlib_save(peer, file)) die("hnswlib could not save", file);
+    }
+    bytes_rows("hnswlib/build", d, NODEDB_VAMANA_F32, peer_hnswlib_bytes(peer));
+    return peer;
+}
+
+static void insert_hnswlib(const data_set *d) {
+    peer_hnswlib *peer = peer_hnswlib_create(d->dim, d->n);
+    subject s = make_subject(d, NODEDB_VAMANA_F32, "hnswlib/inserted");
+    uint64_t begin = bench_now_ns();
+    if (peer == NULL || !peer_hnswlib_add(peer, (const float *)(const void *)d->base[NODEDB_VAMANA_F32], d->n, 1))
+        die("hnswlib failed to", "insert");
+    put_row("hnswlib/build", "insert_per_s", d->n / seconds_since(begin), "1/s");
+    s.width_name = "ef", s.peer = peer;
+    inserted_rows(&s);
+    peer_hnswlib_destroy(peer);
 }
 
 /* ---- kernels against the memory ---------------------------------------------------------------------------------- */
@@ -162,8 +583,10 @@ static void kernel_rows(const nodedb_vamana_kernels *k, const uint8_t *memory, s
     for (f = 0; f < 5; f++) {
         size_t row = f < 2 ? 512 : 128, at;
         double rates[ROUNDS_MAX];
-        uint32_t round, pass, rounds = quick ? 3 : 7, passes = total < 1000000 ? 200 : 1;
+        uint32_t round, pass, passes = total < 1000000 ? 200 : 1;
         char name[96];
+        snprintf(name, sizeof name, "%s/%s-%s", prefix, k->name, names[f]);
+        if (!wanted(name)) continue;
         for (round = 0; round < rounds; round++) {
             uint64_t begin = bench_now_ns();
             float sum = 0;
@@ -179,8 +602,7 @@ static void kernel_rows(const nodedb_vamana_kernels *k, const uint8_t *memory, s
             sink = sum;
             rates[round] = (double)(total / row * row) * passes * 1e9 / (double)(bench_now_ns() - begin);
         }
-        snprintf(name, sizeof name, "%s/%s-%s", prefix, k->name, names[f]);
-        bench_row(name, "bytes_per_s", bench_median(rates, rounds), "bytes/s");
+        put_row(name, "bytes_per_s", bench_median(rates, rounds), "bytes/s");
     }
 }
 
@@ -188,7 +610,7 @@ static void memory_rows(void) {
     size_t total = (size_t)(quick ? 64 : 256) << 20, set;
     void *memory = NULL;
     double rates[ROUNDS_MAX];
-    uint32_t round, rounds = quick ? 3 : 7;
+    uint32_t round;
     if (posix_memalign(&memory, 4096, total) != 0) die("no memory for", "the kernels");
     memset(memory, 1, total); /* as floats, small finite numbers */
     for (round = 0; round < rounds; round++) {
@@ -210,7 +632,7 @@ static void memory_rows(void) {
 /* What the device gives: random 4 KiB reads of the file, O_DIRECT, 128 at a time (by io_uring, else one by one). */
 static void random_read_row(const nodedb_vamana *index) {
     double rates[ROUNDS_MAX];
-    uint32_t round, rounds = quick ? 3 : 5, reads = quick ? 4096 : 16384, i;
+    uint32_t round, reads = quick ? 4096 : 16384, i;
     uint64_t state = 7;
     nodedb_vamana_fetcher f;
     nodedb_error err;
@@ -238,44 +660,194 @@ static void disk_rows(const nodedb_vamana *index, const data_set *d, const char 
     nodedb_error err;
     char path[600];
     int way;
-    snprintf(path, sizeof path, "%s/bench_vamana.index", dir);
+    (void)snprintf(path, sizeof path, "%s/bench_vamana.index", dir);
     if (nodedb_vamana_save(index, path, &err) != NODEDB_OK) die("save:", err.message);
     memset(&o, 0, sizeof o);
     o.mode = NODEDB_VAMANA_ON_DISK;
     for (way = 0; way < 2; way++) {
+        subject s = make_subject(d, NODEDB_VAMANA_F32, way == 0 ? "disk/fetch=uring" : "disk/fetch=pread");
         nodedb_vamana *disk;
         o.no_uring = way == 1;
         disk = nodedb_vamana_open(path, &o, &err);
         if (disk == NULL) die("open:", err.message);
         if (way == 0) {
             random_read_row(disk);
-            bench_row("disk/open", "bytes_per_vector", (double)nodedb_vamana_memory_bytes(disk) / d->n, "bytes");
+            put_row("disk/open", "bytes_per_vector", (double)nodedb_vamana_memory_bytes(disk) / d->n, "bytes");
         }
-        search_rows(disk, d, way == 0 ? "disk/fetch=uring" : "disk/fetch=pread", beams, true);
+        s.disk = true;
+        s.query_count = quick ? DISK_QUERIES_MAX / 10 : DISK_QUERIES_MAX;
+        if (s.query_count > d->query_count) s.query_count = d->query_count;
+        give_searchers(&s, disk);
+        count(&s, beams, false);
+        measure(&s, 1);
+        take_searchers(&s);
         nodedb_vamana_destroy(disk);
     }
     (void)remove(path);
 }
 
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
+
+static const uint32_t widths[] = {10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 0};
+static const uint32_t some_widths[] = {32, 64, 0}; /* for what is about threads and calls, not about recall */
+
+/* Is a row at equal recall wanted, which needs all widths? */
+static bool at_recall(const char *name) {
+    char at[96];
+    (void)snprintf(at, sizeof at, "%s/recall=", name);
+    return wanted(at);
+}
+
+/* Adds the ways to ask an index of ours. */
+static void add_ours(const data_set *d, nodedb_vamana_type type, const nodedb_vamana *index, uint32_t threads) {
+    subject *first = &subjects[subject_count], *s;
+    char name[48];
+    (void)snprintf(name, sizeof name, "ours/type=%s", type_names[type]);
+    *first = make_subject(d, type, name);
+    give_searchers(first, index);
+    count(first, widths, at_recall(name) || wanted("ratio/"));
+    subject_count++;
+    if (has_codes) {
+        s = &subjects[subject_count++], *s = make_subject(d, type, name);
+        (void)snprintf(s->suffix, sizeof s->suffix, "/many");
+        s->many = true, s->single = first;
+        give_searchers(s, index);
+        count(s, some_widths, false);
+    }
+    if (threads > 1) {
+        s = &subjects[subject_count++], *s = make_subject(d, type, name);
+        (void)snprintf(s->suffix, sizeof s->suffix, "/threads=%u", (unsigned)threads);
+        s->threads = threads, s->single = first;
+        give_searchers(s, index);
+        count(s, some_widths, false);
+    }
+    if (has_codes) {
+        (void)snprintf(name, sizeof name, "ours/exact-walk/type=%s", type_names[type]);
+        s = &subjects[subject_count++], *s = make_subject(d, type, name);
+        s->exact_walk = true;
+        give_searchers(s, index);
+        count(s, widths, at_recall(name));
+    }
+}
+
+/* Is a row wanted that an index of ours of this type has to be searched for? */
+static bool searches_ours(nodedb_vamana_type type) {
+    char plain[48], exact[48], ratio[48];
+    (void)snprintf(plain, sizeof plain, "ours/type=%s/", type_names[type]);
+    (void)snprintf(exact, sizeof exact, "ours/exact-walk/type=%s/", type_names[type]);
+    (void)snprintf(ratio, sizeof ratio, "ratio/type=%s/", type_names[type]);
+    return wanted(plain) || (has_codes && wanted(exact)) || wanted(ratio);
+}
+
+/* A run: what it measures with what. */
+typedef struct run {
+    int argc;
+    char **argv;
+    data_set data;
+    bool takes[2];              /* types of ours; with `both` the second one's cases say so */
+    bool both, disk;
+    nodedb_vamana *indexes[2];
+    peer_hnswlib *peer;
+} run;
+
+static void type_case(char name[64], const run *r, const char *what, nodedb_vamana_type type) {
+    (void)snprintf(name, 64, "%s%s", what, r->both && type == NODEDB_VAMANA_F32 ? "/type=f32" : "");
+}
+
+/* Bytes first, if there are any. */
+static const nodedb_vamana_type types_in_order[2] = {NODEDB_VAMANA_U8, NODEDB_VAMANA_F32};
+
+static void build_all(run *r) {
+    char name[64], from[PATH_BYTES], to[PATH_BYTES];
+    int i;
+    for (i = 0; i < 2; i++) {
+        nodedb_vamana_type t = types_in_order[i];
+        type_case(name, r, "ours/build", t);
+        if (r->takes[t] && (searches_ours(t) || wanted(name)))
+            r->indexes[t] = build_ours(&r->data, t, name,
+                                       index_file(r->argc, r->argv, "--load-index", t, r->both, from),
+                                       index_file(r->argc, r->argv, "--save-index", t, r->both, to), r->argc, r->argv);
+    }
+    if (r->disk && r->indexes[NODEDB_VAMANA_F32] == NULL) /* exact vectors are on disk only if they are floats */
+        r->indexes[NODEDB_VAMANA_F32] = build_ours(&r->data, NODEDB_VAMANA_F32, "disk/build", NULL, NULL, r->argc,
+                                                   r->argv);
+    if (wanted("hnswlib/") || wanted("ratio/")) {
+        r->peer = build_hnswlib(&r->data, r->argc, r->argv);
+        if (r->peer == NULL)
+            fprintf(stderr, "hnswlib is left out: its headers (libhnswlib-dev) were not there when this was built\n");
+    }
+}
+
+static void insert_all(const run *r) {
+    uint32_t inserts = inserts_of(&r->data, r->argc, r->argv);
+    bool peer = r->peer != NULL && (wanted("hnswlib/build") || wanted("hnswlib/inserted/"));
+    char name[64], inserted[64];
+    data_set first;
+    int i;
+    if (inserts == 0 || !(peer || wanted("ours/build") || wanted("ours/inserted/"))) return;
+    first = first_of(&r->data, inserts);
+    for (i = 0; i < 2; i++) {
+        nodedb_vamana_type t = types_in_order[i];
+        type_case(name, r, "ours/build", t), type_case(inserted, r, "ours/inserted", t);
+        if (r->takes[t] && (wanted(name) || wanted(inserted)))
+            insert_ours(&r->data, &first, t, name, inserted, r->argc, r->argv);
+    }
+    if (peer) insert_hnswlib(&first);
+    if (first.truth != r->data.truth) free((void *)(uintptr_t)first.truth);
+}
+
+static void search_all(const run *r) {
+    static const double recalls[] = {0.95, 0.99};
+    subject *hnswlib = NULL;
+    uint32_t i, at;
+    for (i = 0; i < 2; i++) {
+        nodedb_vamana_type t = types_in_order[i];
+        if (r->takes[t] && searches_ours(t)) add_ours(&r->data, t, r->indexes[t], threads_of(r->argc, r->argv));
+    }
+    if (r->peer != NULL && (wanted("hnswlib/ef=") || wanted("hnswlib/recall=") || wanted("ratio/"))) {
+        hnswlib = &subjects[subject_count++], *hnswlib = make_subject(&r->data, NODEDB_VAMANA_F32, "hnswlib");
+        hnswlib->width_name = "ef", hnswlib->peer = r->peer;
+        count(hnswlib, widths, at_recall("hnswlib") || wanted("ratio/"));
+    }
+    measure(subjects, subject_count);
+    for (at = 0; at < sizeof recalls / sizeof *recalls; at++)
+        for (i = 0; i < subject_count; i++) {
+            const subject *s = &subjects[i];
+            bool compared = s != hnswlib && !s->exact_walk;
+            if (s->single == NULL) recall_rows(s, compared ? hnswlib : NULL, recalls[at]);
+        }
+    for (i = 0; i < subject_count; i++)
+        if (subjects[i].peer == NULL) take_searchers(&subjects[i]);
+}
+
 int main(int argc, char **argv) {
-    static const uint32_t beams[] = {10, 16, 24, 32, 48, 64, 96, 128, 0};
-    const char *type = bench_option(argc, argv, "--type", "u8");
-    bool f32 = strcmp(type, "f32") == 0;
-    data_set d;
-    nodedb_vamana *index;
+    const char *type = bench_option(argc, argv, "--type", "both");
+    run r;
+    memset(&r, 0, sizeof r);
+    r.argc = argc, r.argv = argv;
     bench_name = "vamana";
     quick = bench_flag(argc, argv, "--quick");
-    if (!f32 && strcmp(type, "u8") != 0) die("--type is u8 or f32, not", type);
-    d = load_all(argc, argv, f32);
-    index = build_rows(&d, argc, argv, true);
-    search_rows(index, &d, f32 ? "ours/type=f32" : "ours/type=u8", beams, false);
-    memory_rows();
-    if (!f32) { /* codes, and so disk mode, are for floats */
-        nodedb_vamana_destroy(index);
-        d = load_all(argc, argv, true);
-        index = build_rows(&d, argc, argv, false);
+    only = bench_option(argc, argv, "--only", "");
+    rounds = (uint32_t)strtoul(bench_option(argc, argv, "--rounds", quick ? "3" : "7"), NULL, 10);
+    if (rounds < 1 || rounds > ROUNDS_MAX) die("--rounds is 1 to 21, not", bench_option(argc, argv, "--rounds", ""));
+    r.both = strcmp(type, "both") == 0;
+    r.takes[NODEDB_VAMANA_F32] = r.both || strcmp(type, "f32") == 0;
+    r.takes[NODEDB_VAMANA_U8] = r.both || strcmp(type, "u8") == 0;
+    if (!r.takes[NODEDB_VAMANA_F32] && !r.takes[NODEDB_VAMANA_U8]) die("--type is u8, f32 or both, not", type);
+    r.disk = wanted("disk/") || wanted("limit/random-read");
+    if (r.disk || wanted("ours/") || wanted("hnswlib/") || wanted("ratio/")) {
+        r.data = load_all(argc, argv);
+        if (r.data.base[NODEDB_VAMANA_U8] == NULL) r.takes[NODEDB_VAMANA_U8] = r.both = false;
+        if (!r.takes[NODEDB_VAMANA_F32] && !r.takes[NODEDB_VAMANA_U8]) die("--type u8 is for bytes, not for", "fbin");
+        build_all(&r);
+        insert_all(&r);
+        search_all(&r);
     }
-    disk_rows(index, &d, bench_option(argc, argv, "--dir", access("build", W_OK) == 0 ? "build" : "."));
-    nodedb_vamana_destroy(index);
+    if (wanted("kernel/") || wanted("kernel-cached/") || wanted("limit/memory-read")) memory_rows();
+    if (r.disk)
+        disk_rows(r.indexes[NODEDB_VAMANA_F32], &r.data,
+                  bench_option(argc, argv, "--dir", access("build", W_OK) == 0 ? "build" : "."));
+    peer_hnswlib_destroy(r.peer);
+    nodedb_vamana_destroy(r.indexes[NODEDB_VAMANA_U8]), nodedb_vamana_destroy(r.indexes[NODEDB_VAMANA_F32]);
     return 0;
 }
