@@ -650,12 +650,21 @@ extern "C" {
 #define NODEDB_VAMANA_MAX_THREADS 256u            /* threads of one build */
 #define NODEDB_VAMANA_QUEUE_DEPTH 128u            /* reads of one fetcher that are under way at once */
 #define NODEDB_VAMANA_BLOCK_BYTES 4096u           /* unit of checksums and of disk reads */
-#define NODEDB_VAMANA_FORMAT_VERSION 1u           /* of the file */
+#define NODEDB_VAMANA_FORMAT_VERSION 2u           /* of the file */
 
 typedef enum nodedb_vamana_type {
     NODEDB_VAMANA_F32 = 0, /* float components */
-    NODEDB_VAMANA_U8       /* uint8_t components */
+    NODEDB_VAMANA_U8,      /* uint8_t components */
+    NODEDB_VAMANA_I8       /* int8_t components */
 } nodedb_vamana_type;
+
+/* What a walk compares instead of the vectors themselves; see CODES. */
+typedef enum nodedb_vamana_code {
+    NODEDB_VAMANA_CODE_AUTO = 0, /* 4 bits where they touch less memory and are good enough, else 8, else none */
+    NODEDB_VAMANA_CODE_NONE,     /* always the vectors */
+    NODEDB_VAMANA_CODE_8BIT,     /* 8 bits for each component, however good */
+    NODEDB_VAMANA_CODE_4BIT      /* 4 bits */
+} nodedb_vamana_code;
 
 /* What "near" means. Every distance that is returned is smaller for nearer vectors, and never a NaN.
  *   L2      squared Euclidean distance
@@ -677,9 +686,12 @@ typedef struct nodedb_vamana_config {
     uint32_t degree;              /* R, most neighbours of a node. 0: 64 */
     uint32_t beam_build;          /* L, entries of the beam that finds a new node's neighbours. 0: 128 */
     float alpha;                  /* how much longer a detour may be before an edge is kept, 1 .. 2. 0: 1.2 */
+    uint32_t passes;              /* of a batch build over its vectors, 1 or 2. 0: 1 */
+    nodedb_vamana_code code;      /* 0: NODEDB_VAMANA_CODE_AUTO */
     uint64_t capacity;            /* vectors to make room for at once; the index grows by half when full. 0: 64 */
     uint64_t seed;                /* order of a batch build, ties of equal distances. 0 is a seed like any other */
     const char *kernel;           /* name of the distance kernels to use. NULL: the best that this CPU has */
+    bool no_huge_pages;           /* do not ask for huge pages (madvise) for the large arrays */
     nodedb_allocator allocator;   /* called only from the threads that call this index */
     nodedb_logger logger;
     nodedb_io io;                 /* used by save */
@@ -747,6 +759,8 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index
 /* Slots in use, those of removed vectors that are not yet mended, and those free for reuse, in numbers of vectors. */
 typedef struct nodedb_vamana_info {
     uint64_t live, removed, free, capacity;
+    uint32_t code_bits;    /* of the codes that searches walk on, for each component; 0: none */
+    uint64_t code_bytes;   /* that one code takes */
     double mean_degree; /* neighbours per live node; costs a look at every node */
     uint64_t entry_id;  /* id of the node where every search starts; 0 if there is none */
 } nodedb_vamana_info;
@@ -815,9 +829,12 @@ typedef struct nodedb_vamana_query {
     const void *vector;  /* `dim` components of the index's type */
     uint32_t k;          /* results wanted, 1 .. NODEDB_VAMANA_MAX_BEAM. 0: 10 */
     uint32_t beam;       /* width of the search: more is slower and finds more. Raised to k if it is less. 0: 64 */
-    uint32_t rerank;     /* disk mode: how many of the beam get their exact distance, k .. beam. 0: see DISK MODE */
+    uint32_t rerank;     /* with codes: how many of the beam get their exact distance, k .. beam. 0: 3 k + 16 */
     bool (*filter)(void *ctx, uint64_t id); /* true: this id may be returned. NULL: all may */
     void *filter_ctx;
+    const uint8_t *bitmap; /* bit id % 8 of byte id / 8 is set: this id may be returned. NULL: all may */
+    uint64_t bitmap_bits;  /* ids from here on may not */
+    bool exact_walk;       /* walk on the vectors even if there are codes (in memory) */
 } nodedb_vamana_query;
 
 typedef struct nodedb_vamana_result {
@@ -828,7 +845,8 @@ typedef struct nodedb_vamana_result {
 /* What one question cost. */
 typedef struct nodedb_vamana_stats {
     uint64_t hops;      /* nodes whose neighbours were looked at */
-    uint64_t distances; /* computed, the rerank's included */
+    uint64_t distances; /* computed, between codes or vectors */
+    uint64_t exact;     /* those of them between vectors */
     uint64_t reads;     /* from the disk, the repeated ones included */
     uint64_t retries;   /* reads that were repeated */
     bool scanned;       /* the filter left so little that every vector was looked at */
@@ -847,6 +865,24 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *sea
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err);
+
+/* Many questions that differ only in their vectors: `vectors` are n rows of `dim` components (common->vector is not
+ * used), `results` has room for n times k, `found` for n numbers; `stats` are the sums. Each question sees the index as
+ * it is when its turn comes. Errors as in search; of the first question that fails, which the message names; those
+ * before it are answered. */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
+                                                          const nodedb_vamana_query *common, const void *vectors,
+                                                          uint64_t n, nodedb_vamana_result *results, uint32_t *found,
+                                                          nodedb_vamana_stats *stats, nodedb_error *err);
+
+/* All within `radius` (a distance as it is returned, itself included), but at most the nearest `most`; `results` has
+ * room for them. Approximate like search: query->beam is the narrowest beam, query->k is not used. Errors as in search;
+ * NODEDB_ERR_INVALID (radius is NaN, most is 0), NODEDB_ERR_LIMIT (most is over NODEDB_VAMANA_MAX_BEAM). */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searcher *searcher,
+                                                           const nodedb_vamana_query *query, float radius,
+                                                           nodedb_vamana_result *results, uint32_t most,
+                                                           uint32_t *found, nodedb_vamana_stats *stats,
+                                                           nodedb_error *err);
 
 /* ---- files ------------------------------------------------------------------------------------------------------- */
 
@@ -867,6 +903,7 @@ typedef struct nodedb_vamana_open_config {
     bool no_uring;              /* on disk: read by pread even where io_uring would work */
     bool no_direct;             /* on disk: read through the page cache */
     const char *kernel;         /* as in nodedb_vamana_config */
+    bool no_huge_pages;         /* as in nodedb_vamana_config */
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_io io;               /* with a `pread` of the caller's, disk mode does not use io_uring */
@@ -927,6 +964,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 #include <float.h>
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
 #if defined(__x86_64__) && defined(__GNUC__)
 #define NODEDB_VAMANA__X86 1
 #include <immintrin.h>
@@ -965,7 +1004,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
  * (128 * 255 * 65,535), so 32-bit lanes that wrap add up to the right total in any order.
  * ================================================================================================================ */
 #define NODEDB_VAMANA__INLINE static inline __attribute__((always_inline))
-#define NODEDB_VAMANA__AHEAD 8        /* vectors whose memory is asked for before they are needed; measured: 4 .. 16 */
+#define NODEDB_VAMANA__AHEAD 16       /* vectors whose memory is asked for before they are needed */
 #define NODEDB_VAMANA__AHEAD_LINES 8  /* cache lines of each; the hardware fetches the rest of a long vector */
 #define NODEDB_VAMANA__CODE4_BLOCK 64 /* components in a block of a 4-bit code: 32 bytes */
 #if !defined(NODEDB_VAMANA__TARGET)   /* our tests define both, to run in an emulation what this CPU has not got */
@@ -982,13 +1021,13 @@ typedef struct nodedb_vamana__kernel_set {
         *dot_f32_u8;
 } nodedb_vamana__kernel_set;
 
-static inline void nodedb_vamana__prefetch(const uint8_t *at, size_t bytes) {
+NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch(const uint8_t *at, size_t bytes) {
     size_t line, lines = (bytes + NODEDB_CACHE_LINE_BYTES - 1) / NODEDB_CACHE_LINE_BYTES;
     if (lines > NODEDB_VAMANA__AHEAD_LINES) lines = NODEDB_VAMANA__AHEAD_LINES;
     for (line = 0; line < lines; line++) __builtin_prefetch(at + line * NODEDB_CACHE_LINE_BYTES);
 }
 /* Asks for the vectors in slots[from .. to). */
-static inline void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots, size_t from,
+NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots, size_t from,
                                                  size_t to) {
     for (; from < to; from++) nodedb_vamana__prefetch(base + (size_t)slots[from] * stride, stride);
 }
@@ -1786,61 +1825,109 @@ static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char
 #define NODEDB_VAMANA__FIRST_CAPACITY 64u
 #define NODEDB_VAMANA__MAX_BEAM_BUILD 4096u
 #define NODEDB_VAMANA__COSINE_SAME 1e-6f        /* cosine distance below which two vectors count as equal: rounding */
+#define NODEDB_VAMANA__HUGE_BYTES ((size_t)2 << 20) /* of a huge page of x86-64 and, by default, aarch64 */
+#define NODEDB_VAMANA__STARTS_MAX 64u           /* places where a walk may begin, beside the entry */
+#define NODEDB_VAMANA__START_SHARE 1024u        /* and one for so many slots */
+#define NODEDB_VAMANA__STRIPES 8u               /* counters of readers, each on a cache line of its own */
 
 /* What a slot holds. Removed slots come in two colours that take turns: those of the sweep that is under way, and those
  * removed since it began, which wait for the next one. */
 enum { NODEDB_VAMANA__FREE = 0, NODEDB_VAMANA__LIVE = 1, NODEDB_VAMANA__REMOVED = 2 /* and 3 */ };
 
-/* A sweep goes once over all nodes and mends them, then once more over all slots and frees the removed ones. */
-enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__MENDING, NODEDB_VAMANA__FREEING };
+/* A sweep goes once over all nodes and mends them, waits for the searches that may still know a removed slot, then goes
+ * over all slots and frees the removed ones. */
+enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__MENDING, NODEDB_VAMANA__WAITING, NODEDB_VAMANA__FREEING };
 
 /* Where things stand in a file; all derived from the header's counts (see ON-DISK FORMAT). Offsets and sizes in
  * bytes. */
 typedef struct nodedb_vamana__layout {
-    uint64_t ids, states, norms, rows, ranges, codes, vectors, checksums, end;
+    uint64_t ids, states, norms, rows, mean, codes, vectors, checksums, end;
     uint64_t blocks; /* that have a checksum: from `ids` to `checksums` */
     uint32_t vector_bytes, vectors_per_block, blocks_per_vector;
 } nodedb_vamana__layout;
 
-/* The index. Fixed after creation: everything up to `io`. Changed by the writer alone: the rest. Between calls: every
- * neighbour in the row of a slot that is not free is a slot that is not free; `table` holds exactly the live slots;
- * `entry` is live if any slot is; a free slot's row starts with the next free slot. */
+/* How vectors become codes; never changes once codes are made by it. See CODES. */
+typedef struct nodedb_vamana__coder {
+    uint32_t bits;        /* 4 or 8 for each component */
+    float step;           /* between two values of a component */
+    float *mean;          /* `dim` components, taken off before the rotation; behind this struct */
+    size_t components;    /* of a padded code: what the kernels are told */
+    size_t stride;        /* bytes from one code to the next */
+} nodedb_vamana__coder;
+
+/* Everything that has one entry for each slot. Readers take the pointer to it once and work on that to their end; when
+ * the arrays grow or the codes are made anew, the writer makes another one of these, and frees the old after the last
+ * reader that may use it. What changes in place is read and written atomically: rows, states, the table, `slots`,
+ * `entry`. A vector, its code, norm and id are written before the slot's state becomes live and before any row holds the
+ * slot, and not again until no reader can know the slot any more. */
+typedef struct nodedb_vamana__arrays {
+    uint32_t capacity;            /* slots that there is room for */
+    uint32_t slots;               /* slots that were ever used: the arrays are meaningful below this */
+    uint32_t entry;               /* where searches begin, or NONE */
+    uint32_t table_version;       /* odd while entries of the table move */
+    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to begin at, or NONE; see walk */
+    uint8_t *vectors;             /* NULL: they stay on disk */
+    uint64_t *ids;
+    uint32_t *rows;               /* neighbours, then NONE up to the end of the row */
+    float *norms;                 /* see ON-DISK FORMAT; NULL for L2 */
+    uint8_t *states;
+    uint32_t *table;              /* live slots by id: open addressing, linear probing, at most two thirds full */
+    size_t table_size;            /* a power of two */
+    uint8_t *codes;               /* NULL: none */
+    nodedb_vamana__coder *coder;  /* of `codes`; NULL: none */
+} nodedb_vamana__arrays;
+
+/* Who reads. A reader counts itself in under the parity of the epoch; the writer moves the epoch on and waits until the
+ * other parity's counts are zero: then every reader has begun after the move. */
+typedef struct nodedb_vamana__pins {
+    uint32_t count[2];
+    uint8_t pad[NODEDB_CACHE_LINE_BYTES - 8];
+} nodedb_vamana__pins;
+
+typedef struct nodedb_vamana__readers {
+    uint32_t epoch;
+    uint32_t next_stripe;
+    uint8_t pad[NODEDB_CACHE_LINE_BYTES - 8];
+    nodedb_vamana__pins pins[NODEDB_VAMANA__STRIPES];
+} nodedb_vamana__readers;
+
+/* The index. Fixed after creation: everything up to `readers`. Changed by the writer alone: the rest. Between calls:
+ * every neighbour in the row of a slot that is not free is a slot that is not free; `table` holds exactly the live
+ * slots; `entry` is live if any slot is; a free slot's row starts with the next free slot. */
 struct nodedb_vamana {
-    uint32_t dim, degree, beam_build;
+    uint32_t dim, degree, beam_build, passes;
     nodedb_vamana_type type;
     nodedb_vamana_metric metric;
+    nodedb_vamana_code code;      /* as asked for */
     float alpha;
     uint64_t seed;
     bool on_disk;                 /* read-only */
-    bool coded;                   /* `vectors` holds 8-bit codes; the exact ones are in the file */
+    bool coded;                   /* there are codes only; the exact vectors are in the file */
+    bool no_huge_pages;
     size_t vector_bytes;          /* of one exact vector, without padding */
-    size_t stride;                /* bytes from one vector (or code) in memory to the next; the padding is zero */
-    size_t components;            /* of a padded vector (or code): what the kernels are told */
-    size_t row_words;             /* 1 + degree: a row is the number of neighbours, then the neighbours */
+    size_t stride;                /* bytes from one vector in memory to the next; the padding is zero */
+    size_t components;            /* of a padded vector: what the kernels are told */
+    size_t row_words;             /* from one row to the next: the degree, rounded up to whole cache lines */
     const nodedb_vamana__kernel_set *kernels;
     nodedb_vamana__many *many_l2, *many_dot;
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_io io;
+    nodedb_vamana__readers *readers;
 
-    uint64_t bytes;               /* taken from the allocator */
-    uint32_t capacity;            /* slots that the arrays have room for */
-    uint32_t slots;               /* slots that were ever used: the arrays are meaningful below this */
+    uint64_t bytes;               /* taken from the allocator; atomic, like `live`, `removed` and `arrays` */
+    nodedb_vamana__arrays *arrays;
     uint32_t live, removed;
     uint32_t first_free;          /* or NONE; chained through rows */
-    uint8_t *vectors;
-    uint64_t *ids;
-    uint32_t *rows;
-    float *norms;                 /* see ON-DISK FORMAT; NULL for L2 */
-    uint8_t *states;
-    uint32_t *table;              /* live slots by id: open addressing, linear probing, at most two thirds full */
-    size_t table_size;            /* a power of two */
     float norm_max;               /* IP: the greatest squared length so far */
-    uint32_t entry;
     uint64_t entry_due;           /* number of vectors at which the entry is chosen anew */
+    uint64_t code_due;            /* and the codes are made anew */
     uint8_t colour;               /* state that a slot gets when it is removed now */
     int sweep;
     uint32_t sweep_at;
+    nodedb_vamana__coder *recoder; /* codes that are being made; NULL: none */
+    uint8_t *recodes;
+    uint32_t recode_at;           /* first slot that has none of them */
     nodedb_vamana_searcher *writer; /* the writer's own scratch memory */
 
     /* only if on_disk */
@@ -1850,8 +1937,6 @@ struct nodedb_vamana {
     bool direct, uring;
     nodedb_vamana__layout layout;
     uint32_t *checksums;          /* of the blocks of the file that hold vectors */
-    float *code_low, *code_step;  /* by component: value = low + code * step */
-    float *code_bias;             /* by slot: sum over components of (code * step)^2 */
 };
 
 typedef struct nodedb_vamana__near { /* a slot and how near it is; `expanded` is the walk's */
@@ -1863,50 +1948,99 @@ typedef struct nodedb_vamana__near { /* a slot and how near it is; `expanded` is
 /* One thread's scratch memory. `beam_max` entries fit the lists; everything is rewritten by each use. */
 struct nodedb_vamana_searcher {
     const nodedb_vamana *index;
+    const nodedb_vamana__arrays *arrays; /* that the running call works on */
     nodedb_allocator allocator;
     uint32_t beam_max;
     uint32_t seen_size;             /* a power of two */
+    uint32_t stripe;                /* where it counts itself in as a reader */
     void *memory;                   /* one block for all that follows */
     size_t memory_bytes;
-    uint8_t *query;                 /* the query, padded like the index's vectors (coded: floats) */
-    float *code_query;              /* coded: weights, to be multiplied with codes */
+    uint8_t *query;                 /* the query, padded like the index's vectors */
+    uint8_t *code_query;            /* the query as the kernels of the codes want it */
+    float *turned;                  /* `dim` floats: a vector on its way to its code */
     double *mean;                   /* `dim` sums */
     uint32_t *seen;
     nodedb_vamana__near *beam;      /* beam_max + 1 */
-    nodedb_vamana__near *spare;     /* beam_max: expanded entries that the beam lost, for the pruning */
+    nodedb_vamana__near *spare;     /* beam_max: results; a build's expanded entries that the beam lost */
     nodedb_vamana__near *candidates; /* candidates_max */
     uint32_t *slots;                /* candidates_max */
     float *distances;               /* candidates_max */
+    uint32_t *chosen;               /* degree + 1: a row that is being made */
     uint32_t candidates_max, beam_count, spare_count;
     nodedb_vamana_fetcher fetcher;  /* coded: where the rerank gets exact vectors */
     bool own_fetcher;
-    uint64_t hops, computed;        /* of the query that is under way */
+    uint64_t hops, computed, exact; /* of the query that is under way */
 };
 
+static void nodedb_vamana__count_bytes(nodedb_vamana *index, size_t taken, size_t given) {
+    nodedb__store_relaxed(&index->bytes, index->bytes + taken - given);
+}
+
+/* Zeroed memory for `count` things. Large arrays are asked to be in huge pages: a search touches hundreds of places
+ * that are far apart, and with small pages nearly each costs a walk through the page table beside its own miss. */
 static void *nodedb_vamana__take(nodedb_vamana *index, size_t count, size_t size, size_t align) {
     size_t bytes;
     void *memory;
     if (!nodedb__mul_size(count, size, &bytes)) return NULL;
-    memory = nodedb__alloc_zero(&index->allocator, bytes, align);
-    if (memory != NULL) index->bytes += bytes;
+    if (bytes >= 2 * NODEDB_VAMANA__HUGE_BYTES && !index->no_huge_pages) {
+        memory = nodedb__alloc(&index->allocator, bytes, NODEDB_VAMANA__HUGE_BYTES);
+        if (memory == NULL) return NULL;
+#if defined(MADV_HUGEPAGE)
+        if ((uintptr_t)memory % NODEDB_VAMANA__HUGE_BYTES == 0)
+            (void)madvise(memory, bytes / NODEDB_VAMANA__HUGE_BYTES * NODEDB_VAMANA__HUGE_BYTES, MADV_HUGEPAGE);
+#endif
+        memset(memory, 0, bytes);
+    } else {
+        memory = nodedb__alloc_zero(&index->allocator, bytes, align);
+    }
+    if (memory != NULL) nodedb_vamana__count_bytes(index, bytes, 0);
     return memory;
 }
 
 static void nodedb_vamana__give(nodedb_vamana *index, void *memory, size_t count, size_t size) {
     if (memory == NULL) return;
     assert(index->bytes >= (uint64_t)count * size);
-    index->bytes -= (uint64_t)count * size;
+    nodedb_vamana__count_bytes(index, 0, count * size);
     nodedb__release(&index->allocator, memory, count * size);
 }
 
-NODEDB_VAMANA__INLINE uint8_t *nodedb_vamana__vector(const nodedb_vamana *index, uint32_t slot) {
-    assert(slot < index->capacity);
-    return index->vectors + (size_t)slot * index->stride;
+NODEDB_VAMANA__INLINE uint8_t *nodedb_vamana__vector(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                                     uint32_t slot) {
+    assert(slot < a->capacity);
+    return a->vectors + (size_t)slot * index->stride;
 }
 
-NODEDB_VAMANA__INLINE uint32_t *nodedb_vamana__row(const nodedb_vamana *index, uint32_t slot) {
-    assert(slot < index->capacity);
-    return index->rows + (size_t)slot * index->row_words;
+NODEDB_VAMANA__INLINE uint32_t *nodedb_vamana__row(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                                   uint32_t slot) {
+    assert(slot < a->capacity);
+    return a->rows + (size_t)slot * index->row_words;
+}
+
+/* Number of neighbours in a row. The writer's: nobody else changes it meanwhile. */
+static uint32_t nodedb_vamana__row_count(const nodedb_vamana *index, const uint32_t *row) {
+    uint32_t count = 0;
+    while (count < index->degree && row[count] != NODEDB_VAMANA__NONE) count++;
+    return count;
+}
+
+/* Writes a whole row. A reader that passes meanwhile meets some of the old neighbours and some of the new, each of them
+ * a node that it may visit. */
+static void nodedb_vamana__set_row(const nodedb_vamana *index, uint32_t *row, const uint32_t *neighbours,
+                                   uint32_t count) {
+    uint32_t i;
+    assert(count <= index->degree);
+    for (i = 0; i < index->degree; i++) {
+        uint32_t slot = i < count ? neighbours[i] : NODEDB_VAMANA__NONE;
+        if (row[i] != slot) nodedb__store_release(&row[i], slot);
+    }
+}
+
+NODEDB_VAMANA__INLINE uint8_t nodedb_vamana__state(const nodedb_vamana__arrays *a, uint32_t slot) {
+    return nodedb__load_acquire(&a->states[slot]);
+}
+
+static void nodedb_vamana__set_state(nodedb_vamana__arrays *a, uint32_t slot, uint8_t state) {
+    nodedb__store_release(&a->states[slot], state);
 }
 
 static bool nodedb_vamana__is_finite(float x) { /* by its bits: holds under -ffast-math too */
@@ -1921,16 +2055,63 @@ static size_t nodedb_vamana__padded(size_t bytes) {
     return (bytes + unit - 1) / unit * unit;
 }
 
-/* Fields that are derived from dim, type and coded. */
+/* Fields that are derived from dim, type and degree. */
 static void nodedb_vamana__set_shape(nodedb_vamana *index) {
+    const nodedb_vamana__kernel_set *k = index->kernels;
     size_t size = index->type == NODEDB_VAMANA_F32 ? sizeof(float) : 1;
     index->vector_bytes = index->dim * size;
-    if (index->coded) size = 1;
-    index->stride = nodedb_vamana__padded(index->dim * size);
+    index->stride = nodedb_vamana__padded(index->vector_bytes);
     index->components = index->stride / size;
-    index->row_words = 1 + (size_t)index->degree;
-    index->many_l2 = index->type == NODEDB_VAMANA_F32 ? index->kernels->l2_f32 : index->kernels->l2_u8;
-    index->many_dot = index->type == NODEDB_VAMANA_F32 ? index->kernels->dot_f32 : index->kernels->dot_u8;
+    index->row_words = ((size_t)index->degree + 15) / 16 * 16;
+    index->many_l2 = index->type == NODEDB_VAMANA_F32  ? k->l2_f32
+                     : index->type == NODEDB_VAMANA_U8 ? k->l2_u8
+                                                       : k->l2_i8;
+    index->many_dot = index->type == NODEDB_VAMANA_F32  ? k->dot_f32
+                      : index->type == NODEDB_VAMANA_U8 ? k->dot_u8
+                                                        : k->dot_i8;
+}
+
+/* ---- readers and the writer -------------------------------------------------------------------------------------- */
+
+/* Counts the caller in as a reader and gives him the arrays that he may use until `leave`. If the epoch has moved
+ * between the look at it and the count, the writer may have missed the count: try again. Once the count stands under an
+ * epoch that has not moved since, the writer's next look sees it (both sides: store, then load, in one total order). */
+static const nodedb_vamana__arrays *nodedb_vamana__enter(const nodedb_vamana *index, uint32_t stripe, uint32_t *parity) {
+    nodedb_vamana__readers *r = index->readers;
+    for (;;) {
+        uint32_t epoch = __atomic_load_n(&r->epoch, __ATOMIC_SEQ_CST);
+        *parity = epoch & 1;
+        (void)__atomic_fetch_add(&r->pins[stripe].count[*parity], 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&r->epoch, __ATOMIC_SEQ_CST) == epoch) break;
+        (void)__atomic_fetch_sub(&r->pins[stripe].count[*parity], 1, __ATOMIC_RELEASE);
+    }
+    return nodedb__load_acquire(&index->arrays);
+}
+
+static void nodedb_vamana__leave(const nodedb_vamana *index, uint32_t stripe, uint32_t parity) {
+    (void)__atomic_fetch_sub(&index->readers->pins[stripe].count[parity], 1, __ATOMIC_RELEASE);
+}
+
+/* Has every reader left who began before the epoch moved last? */
+static bool nodedb_vamana__readers_left(const nodedb_vamana *index) {
+    const nodedb_vamana__readers *r = index->readers;
+    uint32_t before = (r->epoch & 1) ^ 1, i;
+    for (i = 0; i < NODEDB_VAMANA__STRIPES; i++)
+        if (__atomic_load_n(&r->pins[i].count[before], __ATOMIC_SEQ_CST) != 0) return false;
+    return true;
+}
+
+/* Moves the epoch on, so that readers_left becomes true once all who read now are gone. Those of the epoch before must
+ * have gone, as the new readers take their counters. */
+static void nodedb_vamana__begin_wait(nodedb_vamana *index) {
+    while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
+    __atomic_store_n(&index->readers->epoch, index->readers->epoch + 1, __ATOMIC_SEQ_CST);
+}
+
+/* Returns when nobody reads what was unlinked before the call. */
+static void nodedb_vamana__await_readers(nodedb_vamana *index) {
+    nodedb_vamana__begin_wait(index);
+    while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
 }
 
 /* ---- ids --------------------------------------------------------------------------------------------------------- */
@@ -1942,113 +2123,161 @@ static size_t nodedb_vamana__table_size_for(uint64_t capacity) { /* 0: not on th
 }
 
 /* Where `id` is in the table, or the empty place where it belongs. */
-static size_t nodedb_vamana__table_place(const nodedb_vamana *index, uint64_t id) {
-    size_t mask = index->table_size - 1, at = (size_t)nodedb__mix64(id) & mask;
-    while (index->table[at] != NODEDB_VAMANA__NONE && index->ids[index->table[at]] != id) at = (at + 1) & mask;
+static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_t id) {
+    size_t mask = a->table_size - 1, at = (size_t)nodedb__mix64(id) & mask;
+    uint32_t slot;
+    while ((slot = nodedb__load_acquire(&a->table[at])) != NODEDB_VAMANA__NONE && a->ids[slot] != id)
+        at = (at + 1) & mask;
     return at;
 }
 
-static uint32_t nodedb_vamana__find(const nodedb_vamana *index, uint64_t id) {
-    return index->table_size == 0 ? NODEDB_VAMANA__NONE : index->table[nodedb_vamana__table_place(index, id)];
+/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile; the writer's loads see what
+ * they always saw. */
+static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id) {
+    for (;;) {
+        uint32_t version = nodedb__load_acquire(&a->table_version), slot;
+        if (version % 2 == 0) {
+            slot = nodedb__load_acquire(&a->table[nodedb_vamana__table_place(a, id)]);
+            if (nodedb__load_acquire(&a->table_version) == version) return slot;
+        }
+        (void)sched_yield();
+    }
 }
 
 /* False: the id is there already. */
-static bool nodedb_vamana__table_add(nodedb_vamana *index, uint32_t slot) {
-    size_t at = nodedb_vamana__table_place(index, index->ids[slot]);
-    if (index->table[at] != NODEDB_VAMANA__NONE) return false;
-    index->table[at] = slot;
+static bool nodedb_vamana__table_add(nodedb_vamana__arrays *a, uint32_t slot) {
+    size_t at = nodedb_vamana__table_place(a, a->ids[slot]);
+    if (a->table[at] != NODEDB_VAMANA__NONE) return false;
+    nodedb__store_release(&a->table[at], slot);
     return true;
 }
 
 /* Closes the gap, so that no probe ends early: entries behind it move into it unless they are at home or before it. */
-static void nodedb_vamana__table_drop(nodedb_vamana *index, uint32_t slot) {
-    size_t mask = index->table_size - 1, gap = nodedb_vamana__table_place(index, index->ids[slot]), at = gap;
-    assert(index->table[gap] == slot);
+static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
+    size_t mask = a->table_size - 1, gap = nodedb_vamana__table_place(a, a->ids[slot]), at = gap;
+    assert(a->table[gap] == slot);
+    nodedb__store_release(&a->table_version, a->table_version + 1);
     for (;;) {
         size_t home;
         at = (at + 1) & mask;
-        if (index->table[at] == NODEDB_VAMANA__NONE) break;
-        home = (size_t)nodedb__mix64(index->ids[index->table[at]]) & mask;
+        if (a->table[at] == NODEDB_VAMANA__NONE) break;
+        home = (size_t)nodedb__mix64(a->ids[a->table[at]]) & mask;
         if (((at - home) & mask) >= ((at - gap) & mask)) {
-            index->table[gap] = index->table[at];
+            nodedb__store_release(&a->table[gap], a->table[at]);
             gap = at;
         }
     }
-    index->table[gap] = NODEDB_VAMANA__NONE;
+    nodedb__store_release(&a->table[gap], NODEDB_VAMANA__NONE);
+    nodedb__store_release(&a->table_version, a->table_version + 1);
 }
 
 /* ---- room -------------------------------------------------------------------------------------------------------- */
 
-static void nodedb_vamana__give_arrays(nodedb_vamana *index) {
-    nodedb_vamana__give(index, index->vectors, index->capacity, index->stride);
-    nodedb_vamana__give(index, index->ids, index->capacity, sizeof *index->ids);
-    nodedb_vamana__give(index, index->rows, index->capacity, index->row_words * sizeof *index->rows);
-    nodedb_vamana__give(index, index->norms, index->capacity, sizeof *index->norms);
-    nodedb_vamana__give(index, index->states, index->capacity, 1);
-    nodedb_vamana__give(index, index->table, index->table_size, sizeof *index->table);
-    index->vectors = NULL, index->ids = NULL, index->rows = NULL, index->norms = NULL, index->states = NULL;
-    index->table = NULL, index->table_size = 0, index->capacity = 0;
+static size_t nodedb_vamana__coder_bytes(const nodedb_vamana *index) {
+    return sizeof(nodedb_vamana__coder) + index->dim * sizeof(float);
 }
 
-/* Gives `index` empty arrays of that capacity, without freeing those that it has. Changes nothing on failure. */
-static nodedb_status nodedb_vamana__take_arrays(nodedb_vamana *index, uint64_t capacity, nodedb_error *err) {
-    nodedb_vamana fresh = *index;
-    if (capacity > NODEDB_VAMANA_MAX_VECTORS || nodedb_vamana__table_size_for(capacity) == 0)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index",
-                            (unsigned long long)capacity);
-    fresh.capacity = (uint32_t)capacity;
-    fresh.table_size = nodedb_vamana__table_size_for(capacity);
-    fresh.vectors = (uint8_t *)nodedb_vamana__take(&fresh, fresh.capacity, fresh.stride, NODEDB_CACHE_LINE_BYTES);
-    fresh.ids = (uint64_t *)nodedb_vamana__take(&fresh, fresh.capacity, sizeof *fresh.ids, NODEDB_CACHE_LINE_BYTES);
-    fresh.rows = (uint32_t *)nodedb_vamana__take(&fresh, fresh.capacity, fresh.row_words * sizeof *fresh.rows,
-                                                 NODEDB_CACHE_LINE_BYTES);
-    fresh.norms = NULL;
-    if (index->metric != NODEDB_VAMANA_L2)
-        fresh.norms = (float *)nodedb_vamana__take(&fresh, fresh.capacity, sizeof *fresh.norms,
-                                                   NODEDB_CACHE_LINE_BYTES);
-    fresh.states = (uint8_t *)nodedb_vamana__take(&fresh, fresh.capacity, 1, NODEDB_CACHE_LINE_BYTES);
-    fresh.table = (uint32_t *)nodedb_vamana__take(&fresh, fresh.table_size, sizeof *fresh.table,
-                                                  NODEDB_CACHE_LINE_BYTES);
-    if (fresh.vectors == NULL || fresh.ids == NULL || fresh.rows == NULL || fresh.states == NULL ||
-        fresh.table == NULL ||
-        (fresh.norms == NULL && index->metric != NODEDB_VAMANA_L2)) {
-        nodedb_vamana__give_arrays(&fresh);
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %llu vectors of %u components",
-                            (unsigned long long)capacity, (unsigned)index->dim);
+/* Frees a coder that is not, or no longer, one of the index's. */
+static void nodedb_vamana__free_coder(const nodedb_vamana *index, nodedb_vamana__coder *coder) {
+    nodedb__release(&index->allocator, coder, nodedb_vamana__coder_bytes(index));
+}
+
+static void nodedb_vamana__give_coder(nodedb_vamana *index, nodedb_vamana__coder *coder) {
+    if (coder == NULL) return;
+    nodedb_vamana__count_bytes(index, 0, nodedb_vamana__coder_bytes(index));
+    nodedb_vamana__free_coder(index, coder);
+}
+
+/* Frees arrays, without their coder, which others may share. */
+static void nodedb_vamana__give_arrays(nodedb_vamana *index, nodedb_vamana__arrays *a) {
+    if (a == NULL) return;
+    nodedb_vamana__give(index, a->vectors, a->capacity, index->stride);
+    nodedb_vamana__give(index, a->ids, a->capacity, sizeof *a->ids);
+    nodedb_vamana__give(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
+    nodedb_vamana__give(index, a->norms, a->capacity, sizeof *a->norms);
+    nodedb_vamana__give(index, a->states, a->capacity, 1);
+    nodedb_vamana__give(index, a->table, a->table_size, sizeof *a->table);
+    if (a->codes != NULL) nodedb_vamana__give(index, a->codes, a->capacity, a->coder->stride);
+    nodedb_vamana__give(index, a, 1, sizeof *a);
+}
+
+/* Empty arrays of that capacity, with codes by `coder` if there is one; NULL and the reason on failure. */
+static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, uint64_t capacity,
+                                                         nodedb_vamana__coder *coder, nodedb_error *err) {
+    const size_t line = NODEDB_CACHE_LINE_BYTES;
+    nodedb_vamana__arrays *a;
+    if (capacity > NODEDB_VAMANA_MAX_VECTORS || nodedb_vamana__table_size_for(capacity) == 0) {
+        (void)nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)capacity);
+        return NULL;
     }
-    memset(fresh.table, 0xFF, fresh.table_size * sizeof *fresh.table); /* NONE */
-    *index = fresh;
-    return NODEDB_OK;
+    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, line);
+    if (a != NULL) {
+        a->capacity = (uint32_t)capacity, a->entry = NODEDB_VAMANA__NONE, a->coder = coder;
+        memset(a->starts, 0xFF, sizeof a->starts); /* NONE */
+        a->table_size = nodedb_vamana__table_size_for(capacity);
+        if (!index->coded) a->vectors = (uint8_t *)nodedb_vamana__take(index, a->capacity, index->stride, line);
+        a->ids = (uint64_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->ids, line);
+        a->rows = (uint32_t *)nodedb_vamana__take(index, a->capacity, index->row_words * sizeof *a->rows, line);
+        if (index->metric != NODEDB_VAMANA_L2)
+            a->norms = (float *)nodedb_vamana__take(index, a->capacity, sizeof *a->norms, line);
+        a->states = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
+        a->table = (uint32_t *)nodedb_vamana__take(index, a->table_size, sizeof *a->table, line);
+        if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__take(index, a->capacity, coder->stride, line);
+    }
+    if (a == NULL || (a->vectors == NULL && !index->coded) || a->ids == NULL || a->rows == NULL || a->states == NULL ||
+        a->table == NULL || (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
+        (a->codes == NULL && coder != NULL)) {
+        nodedb_vamana__give_arrays(index, a);
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %llu vectors of %u components",
+                           (unsigned long long)capacity, (unsigned)index->dim);
+        return NULL;
+    }
+    memset(a->table, 0xFF, a->table_size * sizeof *a->table);                        /* NONE */
+    memset(a->rows, 0xFF, (size_t)a->capacity * index->row_words * sizeof *a->rows); /* NONE */
+    return a;
+}
+
+/* Readers that come now get these arrays. */
+static void nodedb_vamana__publish(nodedb_vamana *index, nodedb_vamana__arrays *a) {
+    nodedb__store_release(&index->arrays, a);
+}
+
+static void nodedb_vamana__drop_recoding(nodedb_vamana *index) {
+    if (index->recoder == NULL) return;
+    nodedb_vamana__give(index, index->recodes, index->arrays->capacity, index->recoder->stride);
+    nodedb_vamana__give_coder(index, index->recoder);
+    index->recoder = NULL, index->recodes = NULL;
 }
 
 static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity, nodedb_error *err) {
-    nodedb_vamana old = *index;
-    nodedb_status status;
+    nodedb_vamana__arrays *old = index->arrays, *a;
     uint32_t slot;
-    if (capacity <= index->capacity) return NODEDB_OK;
-    status = nodedb_vamana__take_arrays(index, capacity, err);
-    if (status != NODEDB_OK) return status;
-    if (old.capacity > 0) {
-        memcpy(index->vectors, old.vectors, old.slots * old.stride);
-        memcpy(index->ids, old.ids, old.slots * sizeof *old.ids);
-        memcpy(index->rows, old.rows, old.slots * old.row_words * sizeof *old.rows);
-        if (old.norms != NULL) memcpy(index->norms, old.norms, old.slots * sizeof *old.norms);
-        memcpy(index->states, old.states, old.slots);
-        for (slot = 0; slot < old.slots; slot++)
-            if (old.states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(index, slot)) assert(false);
-    }
-    old.bytes = index->bytes;
-    nodedb_vamana__give_arrays(&old);
-    index->bytes = old.bytes;
+    if (capacity <= old->capacity) return NODEDB_OK;
+    nodedb_vamana__drop_recoding(index); /* it begins again with the next change */
+    a = nodedb_vamana__take_arrays(index, capacity, old->coder, err);
+    if (a == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
+    memcpy(a->vectors, old->vectors, old->slots * index->stride);
+    memcpy(a->ids, old->ids, old->slots * sizeof *old->ids);
+    memcpy(a->rows, old->rows, old->slots * index->row_words * sizeof *old->rows);
+    if (old->norms != NULL) memcpy(a->norms, old->norms, old->slots * sizeof *old->norms);
+    memcpy(a->states, old->states, old->slots);
+    if (old->codes != NULL) memcpy(a->codes, old->codes, old->slots * old->coder->stride);
+    a->slots = old->slots, a->entry = old->entry;
+    memcpy(a->starts, old->starts, sizeof a->starts);
+    for (slot = 0; slot < a->slots; slot++)
+        if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot)) assert(false);
+    nodedb_vamana__publish(index, a);
+    nodedb_vamana__await_readers(index);
+    nodedb_vamana__give_arrays(index, old);
     return NODEDB_OK;
 }
 
 /* Room for `more` slots, growing by half at least, so that n inserts copy O(n) vectors in all. */
 static nodedb_status nodedb_vamana__make_room(nodedb_vamana *index, uint64_t more, nodedb_error *err) {
-    uint64_t free_slots = (uint64_t)index->capacity - index->live - index->removed, wanted, half;
+    uint64_t capacity = index->arrays->capacity, free_slots = capacity - index->live - index->removed, wanted, half;
     if (more <= free_slots) return NODEDB_OK;
-    wanted = index->capacity + (more - free_slots);
-    half = (uint64_t)index->capacity + index->capacity / 2;
+    wanted = capacity + (more - free_slots);
+    half = capacity + capacity / 2;
     if (half > NODEDB_VAMANA_MAX_VECTORS) half = NODEDB_VAMANA_MAX_VECTORS;
     if (wanted < half) wanted = half;
     if (wanted < NODEDB_VAMANA__FIRST_CAPACITY) wanted = NODEDB_VAMANA__FIRST_CAPACITY;
@@ -2056,34 +2285,52 @@ static nodedb_status nodedb_vamana__make_room(nodedb_vamana *index, uint64_t mor
 }
 
 static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
+    nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot = index->first_free;
-    if (slot != NODEDB_VAMANA__NONE) index->first_free = nodedb_vamana__row(index, slot)[0];
-    else slot = index->slots++;
-    assert(slot < index->capacity && index->states[slot] == NODEDB_VAMANA__FREE);
-    nodedb_vamana__row(index, slot)[0] = 0;
+    if (slot != NODEDB_VAMANA__NONE) {
+        index->first_free = nodedb_vamana__row(index, a, slot)[0];
+        nodedb__store_release(&nodedb_vamana__row(index, a, slot)[0], NODEDB_VAMANA__NONE);
+    } else {
+        slot = a->slots;
+        nodedb__store_release(&a->slots, slot + 1);
+    }
+    assert(slot < a->capacity && a->states[slot] == NODEDB_VAMANA__FREE);
     return slot;
 }
 
+/* Nobody may know the slot any more. */
 static void nodedb_vamana__free_slot(nodedb_vamana *index, uint32_t slot) {
-    index->states[slot] = NODEDB_VAMANA__FREE;
-    nodedb_vamana__row(index, slot)[0] = index->first_free;
+    nodedb_vamana__arrays *a = index->arrays;
+    uint32_t *row = nodedb_vamana__row(index, a, slot);
+    nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
+    nodedb_vamana__set_row(index, row, NULL, 0);
+    nodedb__store_release(&row[0], index->first_free);
     index->first_free = slot;
+}
+
+static void nodedb_vamana__count_live(nodedb_vamana *index, uint32_t live, uint32_t removed) {
+    nodedb__store_relaxed(&index->live, live);
+    nodedb__store_relaxed(&index->removed, removed);
 }
 
 /* ===================================================================================================================
  * VECTORS AND THE DISTANCES BETWEEN THEM
  * ================================================================================================================ */
 
+static double nodedb_vamana__component(const nodedb_vamana *index, const uint8_t *vector, uint32_t i) {
+    if (index->type == NODEDB_VAMANA_F32) return (double)((const float *)(const void *)vector)[i];
+    return index->type == NODEDB_VAMANA_U8 ? (double)vector[i] : (double)((const int8_t *)(const void *)vector)[i];
+}
+
 /* Copies a vector of the caller's to `to` as the index stores it (zero-padded; COSINE over F32: length 1), and its norm
  * to *norm. `row` is named in the error unless it is negative. */
 static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const void *vector, uint8_t *to, float *norm,
                                             int64_t row, nodedb_error *err) {
-    size_t padded = index->coded ? nodedb_vamana__padded(index->vector_bytes) : index->stride;
     double squares = 0;
     uint32_t i;
     char where[48] = "";
     memcpy(to, vector, index->vector_bytes);
-    memset(to + index->vector_bytes, 0, padded - index->vector_bytes);
+    memset(to + index->vector_bytes, 0, index->stride - index->vector_bytes);
     if (row >= 0) (void)snprintf(where, sizeof where, " of vector %lld", (long long)row);
     if (index->type == NODEDB_VAMANA_F32) {
         float *x = (float *)(void *)to;
@@ -2103,7 +2350,10 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
             for (i = 0; i < index->dim && length > 0; i++) x[i] = (float)((double)x[i] / length);
         }
     } else {
-        for (i = 0; i < index->dim; i++) squares += (double)to[i] * (double)to[i];
+        for (i = 0; i < index->dim; i++) {
+            double x = nodedb_vamana__component(index, to, i);
+            squares += x * x;
+        }
         *norm = (float)squares;
         if (index->metric == NODEDB_VAMANA_COSINE) *norm = squares > 0 ? (float)(1 / sqrt(squares)) : 0;
     }
@@ -2113,23 +2363,25 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
 /* How to compute a distance. Queries of IP ask for -<q, x>, but a graph needs a measure by which a vector is near
  * itself: for building, IP vectors get one more component, sqrt(norm_max - |x|^2), which makes all of one length, and
  * L2 between those orders like the inner product with a query that has 0 there (Bachrach et al., RecSys 2014; DiskANN
- * does the same). */
+ * does the same). Distances between codes order like the exact ones, roughly, and are in units of their own. */
 typedef enum nodedb_vamana__measure {
     NODEDB_VAMANA__TO_L2,
     NODEDB_VAMANA__TO_IP,
     NODEDB_VAMANA__TO_IP_BUILD,
     NODEDB_VAMANA__TO_COSINE_F32,
-    NODEDB_VAMANA__TO_COSINE_U8,
-    NODEDB_VAMANA__CODE_L2,
-    NODEDB_VAMANA__CODE_IP,
-    NODEDB_VAMANA__CODE_COSINE
+    NODEDB_VAMANA__TO_COSINE_BYTES,
+    NODEDB_VAMANA__CODE4_L2,
+    NODEDB_VAMANA__CODE4_IP,
+    NODEDB_VAMANA__CODE8_L2,
+    NODEDB_VAMANA__CODE8_IP
 } nodedb_vamana__measure;
 
 /* From what distances are measured: a prepared query, or a vector of the index. */
 typedef struct nodedb_vamana__target {
     nodedb_vamana__measure measure;
+    const nodedb_vamana__arrays *arrays; /* where the slots are that are measured */
     const void *vector;
-    float constant; /* IP_BUILD: additional component; COSINE_U8: 1 / length; CODE_*: common to all codes */
+    float constant; /* IP_BUILD: additional component; COSINE_BYTES: 1 / length; CODE*: see code_target */
 } nodedb_vamana__target;
 
 static float nodedb_vamana__from_cosine(float cosine) { /* rounding must not leave the range */
@@ -2137,117 +2389,327 @@ static float nodedb_vamana__from_cosine(float cosine) { /* rounding must not lea
     return distance < 0 ? 0 : distance > 2 ? 2 : distance;
 }
 
-static float nodedb_vamana__additional(const nodedb_vamana *index, uint32_t slot) {
-    float rest = index->norm_max - index->norms[slot];
+static float nodedb_vamana__additional(const nodedb_vamana *index, float norm) {
+    float rest = index->norm_max - norm;
     return rest > 0 ? sqrtf(rest) : 0;
 }
 
 /* Distances from `target` to `count` slots. The one place where the kernels are called in bulk. */
 static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb_vamana__target *target,
                                         const uint32_t *slots, size_t count, float *out) {
+    const nodedb_vamana__kernel_set *k = index->kernels;
+    const nodedb_vamana__arrays *a = target->arrays;
+    const void *from = target->vector;
     float constant = target->constant;
     size_t i;
     switch (target->measure) {
     case NODEDB_VAMANA__TO_L2:
-        index->many_l2(target->vector, index->vectors, index->stride, slots, count, index->components, out);
+        index->many_l2(from, a->vectors, index->stride, slots, count, index->components, out);
         break;
     case NODEDB_VAMANA__TO_IP:
-        index->many_dot(target->vector, index->vectors, index->stride, slots, count, index->components, out);
+        index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
         for (i = 0; i < count; i++) out[i] = -out[i];
         break;
     case NODEDB_VAMANA__TO_IP_BUILD:
-        index->many_l2(target->vector, index->vectors, index->stride, slots, count, index->components, out);
+        index->many_l2(from, a->vectors, index->stride, slots, count, index->components, out);
         for (i = 0; i < count; i++) {
-            float apart = constant - nodedb_vamana__additional(index, slots[i]);
+            float apart = constant - nodedb_vamana__additional(index, a->norms[slots[i]]);
             out[i] += apart * apart;
         }
         break;
     case NODEDB_VAMANA__TO_COSINE_F32:
-        index->many_dot(target->vector, index->vectors, index->stride, slots, count, index->components, out);
+        index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
         for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i]);
         break;
-    case NODEDB_VAMANA__TO_COSINE_U8:
-        index->many_dot(target->vector, index->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i] * constant * index->norms[slots[i]]);
+    case NODEDB_VAMANA__TO_COSINE_BYTES:
+        index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
+        for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i] * constant * a->norms[slots[i]]);
         break;
-    case NODEDB_VAMANA__CODE_L2:
-    case NODEDB_VAMANA__CODE_IP:
-    case NODEDB_VAMANA__CODE_COSINE:
-        index->kernels->dot_f32_u8(target->vector, index->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) {
-            float d = target->measure == NODEDB_VAMANA__CODE_L2   ? constant - 2 * out[i] + index->code_bias[slots[i]]
-                      : target->measure == NODEDB_VAMANA__CODE_IP ? -(constant + out[i])
-                                                                  : 1 - (constant + out[i]);
-            out[i] = nodedb_vamana__is_finite(d) ? d : FLT_MAX; /* a crafted file's codes may overflow */
-        }
+    case NODEDB_VAMANA__CODE4_L2:
+        k->l2_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
+        break;
+    case NODEDB_VAMANA__CODE8_L2:
+        k->l2_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
+        break;
+    case NODEDB_VAMANA__CODE4_IP:
+        k->dot_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
+        for (i = 0; i < count; i++) out[i] = -out[i];
+        break;
+    case NODEDB_VAMANA__CODE8_IP:
+        k->dot_i8_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
+        for (i = 0; i < count; i++) out[i] = -out[i];
         break;
     }
 }
 
 /* The distance by which the graph is built, from a vector in a slot. */
-static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *index, uint32_t slot) {
+static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                                        uint32_t slot) {
     nodedb_vamana__target target;
     bool f32 = index->type == NODEDB_VAMANA_F32;
-    assert(!index->coded);
-    target.vector = nodedb_vamana__vector(index, slot);
+    target.arrays = a;
+    target.vector = nodedb_vamana__vector(index, a, slot);
     target.constant = 0;
     target.measure = NODEDB_VAMANA__TO_L2;
     if (index->metric == NODEDB_VAMANA_IP) {
         target.measure = NODEDB_VAMANA__TO_IP_BUILD;
-        target.constant = nodedb_vamana__additional(index, slot);
+        target.constant = nodedb_vamana__additional(index, a->norms[slot]);
     } else if (index->metric == NODEDB_VAMANA_COSINE) {
-        target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_U8;
-        target.constant = f32 ? 0 : index->norms[slot];
+        target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_BYTES;
+        target.constant = f32 ? 0 : a->norms[slot];
     }
     return target;
 }
 
-/* The distance by which the graph is searched, from a prepared query. For codes x = low + code * step: <q, x> = <q,
- * low> + sum(q step code), and |q - x|^2 = |q - low|^2 - 2 sum((q - low) step code) + sum((step code)^2). */
-static nodedb_vamana__target nodedb_vamana__query_target(nodedb_vamana_searcher *searcher, float norm) {
-    const nodedb_vamana *index = searcher->index;
+/* The distance that a search returns, from the prepared query in s->query. */
+static nodedb_vamana__target nodedb_vamana__query_target(const nodedb_vamana_searcher *s, float norm) {
+    const nodedb_vamana *index = s->index;
     nodedb_vamana__target target;
-    bool f32 = index->type == NODEDB_VAMANA_F32, l2 = index->metric == NODEDB_VAMANA_L2;
-    target.vector = searcher->query;
+    bool f32 = index->type == NODEDB_VAMANA_F32;
+    target.arrays = s->arrays;
+    target.vector = s->query;
     target.constant = 0;
-    if (index->coded) {
-        const float *q = (const float *)(const void *)searcher->query;
-        double common = 0;
-        uint32_t i;
-        for (i = 0; i < index->dim; i++) {
-            double low = index->code_low[i], from = l2 ? (double)q[i] - low : (double)q[i];
-            common += l2 ? from * from : from * low;
-            searcher->code_query[i] = (float)(from * (double)index->code_step[i]);
-        }
-        target.vector = searcher->code_query;
-        target.constant = (float)common;
-        target.measure = l2                                  ? NODEDB_VAMANA__CODE_L2
-                         : index->metric == NODEDB_VAMANA_IP ? NODEDB_VAMANA__CODE_IP
-                                                             : NODEDB_VAMANA__CODE_COSINE;
-    } else if (l2) {
-        target.measure = NODEDB_VAMANA__TO_L2;
-    } else if (index->metric == NODEDB_VAMANA_IP) {
-        target.measure = NODEDB_VAMANA__TO_IP;
-    } else {
-        target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_U8;
+    target.measure = index->metric == NODEDB_VAMANA_L2 ? NODEDB_VAMANA__TO_L2 : NODEDB_VAMANA__TO_IP;
+    if (index->metric == NODEDB_VAMANA_COSINE) {
+        target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_BYTES;
         target.constant = f32 ? 0 : norm;
     }
     return target;
 }
 
-/* The true distance from the prepared F32 query to an exact vector that a fetcher brought. */
-static float nodedb_vamana__exact(const nodedb_vamana *index, const uint8_t *query, const void *vector) {
-    const float *q = (const float *)(const void *)query, *x = (const float *)vector;
-    assert(index->type == NODEDB_VAMANA_F32);
-    if (index->metric == NODEDB_VAMANA_L2) return index->kernels->one.l2_f32(q, x, index->dim);
-    if (index->metric == NODEDB_VAMANA_IP) return -index->kernels->one.dot_f32(q, x, index->dim);
-    return nodedb_vamana__from_cosine(index->kernels->one.dot_f32(q, x, index->dim));
+/* The true distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher brought. */
+static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
+                                  float norm) {
+    const nodedb_vamana_kernels *k = &index->kernels->one;
+    const uint8_t *q = (const uint8_t *)target->vector, *x = (const uint8_t *)vector;
+    const float *qf = (const float *)target->vector, *xf = (const float *)vector;
+    const int8_t *qi = (const int8_t *)target->vector, *xi = (const int8_t *)vector;
+    bool l2 = index->metric == NODEDB_VAMANA_L2;
+    float d;
+    switch (index->type) {
+    case NODEDB_VAMANA_U8: d = l2 ? k->l2_u8(q, x, index->dim) : k->dot_u8(q, x, index->dim); break;
+    case NODEDB_VAMANA_I8: d = l2 ? k->l2_i8(qi, xi, index->dim) : k->dot_i8(qi, xi, index->dim); break;
+    default: d = l2 ? k->l2_f32(qf, xf, index->dim) : k->dot_f32(qf, xf, index->dim); break;
+    }
+    if (l2) return d;
+    if (index->metric == NODEDB_VAMANA_IP) return -d;
+    return nodedb_vamana__from_cosine(index->type == NODEDB_VAMANA_F32 ? d : d * target->constant * norm);
+}
+
+/* ===================================================================================================================
+ * CODES
+ * A walk needs only to know which of many vectors are nearer. So it reads codes of 4 or 8 bits for each component, one
+ * cache line where the vector has two to dozens, and the best of what it found are then measured exactly.
+ * A vector (COSINE: of length 1) has the mean of all taken off and is turned by a fixed random rotation, after which
+ * its components are alike: none is large, all vary as much, so that one step serves all of them (as in RaBitQ, Gao and
+ * Long, SIGMOD 2024, whose one bit is here 4 or 8). A code is the number of the nearest of 16 or 256 values, `step`
+ * apart, around zero. The rotation is one of signs and Walsh-Hadamard transforms, O(dim log dim).
+ * ================================================================================================================ */
+#define NODEDB_VAMANA__CODE_FIRST 4096u        /* vectors below which codes are not made: all is in the caches anyway */
+#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are made anew when there are so many times more */
+#define NODEDB_VAMANA__CODE_PER_CHANGE 32u     /* codes that each insert makes while they are made anew */
+#define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder is made ... */
+#define NODEDB_VAMANA__SAMPLE_MAX 4096u
+#define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... and no more floats than these, 16 MiB */
+#define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
+#define NODEDB_VAMANA__JUDGES 256u             /* nodes whose neighbours show whether codes are good enough */
+#define NODEDB_VAMANA__NOISE_MAX 0.10          /* of a distance between neighbours, that codes may add or take */
+
+/* Signs for 64 components at a time. */
+static void nodedb_vamana__turn_signs(const nodedb_vamana *index, float *x, uint32_t from, uint32_t n, uint64_t round) {
+    uint64_t signs = 0;
+    uint32_t i;
+    for (i = 0; i < n; i++) {
+        if (i % 64 == 0) signs = nodedb__mix64(nodedb__mix64(index->dim + (round << 32)) + i);
+        if (signs >> i % 64 & 1) x[from + i] = -x[from + i];
+    }
+}
+
+/* The Walsh-Hadamard transform of n components, a power of two, scaled so that lengths stay. */
+static void nodedb_vamana__hadamard(float *x, uint32_t n) {
+    float scale = 1 / sqrtf((float)n);
+    uint32_t half, i, j;
+    for (half = 1; half < n; half *= 2)
+        for (i = 0; i < n; i += 2 * half)
+            for (j = i; j < i + half; j++) {
+                float a = x[j], b = x[j + half];
+                x[j] = a + b, x[j + half] = a - b;
+            }
+    for (i = 0; i < n; i++) x[i] *= scale;
+}
+
+/* Turns `dim` components. If dim is no power of two, the transform goes over the first and the last 2^n components in
+ * turn, which overlap. */
+static void nodedb_vamana__turn(const nodedb_vamana *index, float *x) {
+    uint32_t part = 1, rounds, round;
+    while (part <= index->dim / 2) part *= 2;
+    rounds = part == index->dim ? 2 : 4;
+    for (round = 0; round < rounds; round++) {
+        uint32_t from = round % 2 == 0 ? 0 : index->dim - part;
+        nodedb_vamana__turn_signs(index, x, from, part, round);
+        nodedb_vamana__hadamard(x + from, part);
+    }
+}
+
+/* A stored vector as floats: of length 1 for COSINE (`norm` is as in the index's norms). */
+static void nodedb_vamana__as_floats(const nodedb_vamana *index, const uint8_t *vector, float norm, float *to) {
+    float factor = index->metric == NODEDB_VAMANA_COSINE && index->type != NODEDB_VAMANA_F32 ? norm : 1;
+    uint32_t i;
+    for (i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
+}
+
+static void nodedb_vamana__put_code(const nodedb_vamana__coder *c, uint8_t *code, size_t i, uint32_t value) {
+    if (c->bits == 8) code[i] = (uint8_t)value;
+    else code[i / 64 * 32 + i % 32] |= (uint8_t)(value << (i % 64 < 32 ? 0 : 4));
+}
+
+/* The number of the value that is nearest, of 2^bits. */
+NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__nearest_value(float x, float step, uint32_t bits) {
+    float half = bits == 4 ? 8.0f : 128.0f, at = x / step + half; /* value v stands for (v - half + 1/2) step */
+    return !(at >= 0) ? 0 : at >= 2 * half ? (uint32_t)(2 * half) - 1 : (uint32_t)at;
+}
+
+/* Writes the code of a stored vector. `turned` has room for dim floats. */
+static void nodedb_vamana__encode(const nodedb_vamana *index, const nodedb_vamana__coder *c, const uint8_t *vector,
+                                  float norm, float *turned, uint8_t *code) {
+    uint32_t i;
+    nodedb_vamana__as_floats(index, vector, norm, turned);
+    for (i = 0; i < index->dim; i++) turned[i] -= c->mean[i];
+    nodedb_vamana__turn(index, turned);
+    memset(code, 0, c->stride);
+    for (i = 0; i < index->dim; i++)
+        nodedb_vamana__put_code(c, code, i, nodedb_vamana__nearest_value(turned[i], c->step, c->bits));
+}
+
+static int8_t nodedb_vamana__to_i8(float x) {
+    return (int8_t)(x <= -128 ? -128 : x >= 127 ? 127 : x < 0 ? x - 0.5f : x + 0.5f);
+}
+
+/* Makes s->code_query from a stored or prepared vector, and the target that measures codes. L2 and COSINE: the query in
+ * the units of the codes, finer (4 bits) or as they are (8 bits). IP: the query turned, with its largest component as
+ * 127; the mean adds the same to all products. target.constant times a distance of codes is one of vectors, but for what
+ * is the same for all. */
+static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *s, const uint8_t *vector, float norm) {
+    const nodedb_vamana *index = s->index;
+    const nodedb_vamana__coder *c = s->arrays->coder;
+    bool ip = index->metric == NODEDB_VAMANA_IP, four = c->bits == 4;
+    int8_t *q = (int8_t *)(void *)s->code_query;
+    nodedb_vamana__target target;
+    float most = 0, factor;
+    uint32_t i;
+    target.arrays = s->arrays, target.vector = s->code_query;
+    target.measure = ip ? (four ? NODEDB_VAMANA__CODE4_IP : NODEDB_VAMANA__CODE8_IP)
+                        : (four ? NODEDB_VAMANA__CODE4_L2 : NODEDB_VAMANA__CODE8_L2);
+    target.constant = c->step * c->step / (four ? NODEDB_VAMANA__QUERY4 / 2 : 1);
+    if (index->metric == NODEDB_VAMANA_COSINE) target.constant /= 2; /* |q - x|^2 = 2 - 2 cos */
+    nodedb_vamana__as_floats(index, vector, norm, s->turned);
+    for (i = 0; i < index->dim && !ip; i++) s->turned[i] -= c->mean[i];
+    nodedb_vamana__turn(index, s->turned);
+    if (ip) {
+        for (i = 0; i < index->dim; i++) most = fabsf(s->turned[i]) > most ? fabsf(s->turned[i]) : most;
+        factor = most > 0 ? 127 / most : 0;
+        if (!nodedb_vamana__is_finite(factor)) factor = 0;
+        target.constant = factor > 0 ? c->step / factor : 0;
+        for (i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor);
+    } else if (four) { /* value v is at v - 7.5 */
+        factor = NODEDB_VAMANA__QUERY4 / c->step;
+        for (i = 0; i < index->dim; i++)
+            q[i] = nodedb_vamana__to_i8(s->turned[i] * factor + 7.5f * NODEDB_VAMANA__QUERY4);
+    } else {
+        for (i = 0; i < index->dim; i++)
+            s->code_query[i] = (uint8_t)nodedb_vamana__nearest_value(s->turned[i], c->step, 8);
+    }
+    return target;
+}
+
+/* ---- making a coder ---------------------------------------------------------------------------------------------- */
+
+static nodedb_vamana__coder *nodedb_vamana__new_coder(const nodedb_vamana *index, uint32_t bits) {
+    nodedb_vamana__coder *c = (nodedb_vamana__coder *)nodedb__alloc_zero(
+        &index->allocator, nodedb_vamana__coder_bytes(index), sizeof(void *));
+    if (c == NULL) return NULL;
+    c->mean = (float *)(void *)(c + 1);
+    c->bits = bits;
+    c->components = bits == 4 ? ((size_t)index->dim + 63) / 64 * 64 : nodedb_vamana__padded(index->dim);
+    c->stride = bits == 4 ? nodedb_vamana__padded(c->components / 2) : c->components;
+    return c;
+}
+
+/* Does a walk on codes of so many bits touch less memory? */
+static bool nodedb_vamana__codes_gain(const nodedb_vamana *index, uint32_t bits) {
+    size_t bytes = bits == 4 ? ((size_t)index->dim + 63) / 64 * 32 : index->dim, line = NODEDB_CACHE_LINE_BYTES;
+    return (bytes + line - 1) / line < (index->stride + line - 1) / line;
+}
+
+/* Finds mean and step from `n` vectors as floats, which are turned in place. Of some steps, from that which is best for
+ * normally distributed components (Max 1960) upwards, the one with the least error; long-tailed data want a larger. */
+static void nodedb_vamana__fit_coder(const nodedb_vamana *index, nodedb_vamana__coder *c, float *sample, uint32_t n) {
+    static const float wider[] = {1, 1.25f, 1.6f, 2, 2.5f, 3.2f, 4, 5, 6.4f, 8};
+    float best = c->bits == 4 ? 0.335f : 0.0308f, half = c->bits == 4 ? 7.5f : 127.5f;
+    double least = 0, squares = 0, sigma;
+    uint32_t i, j;
+    size_t w, at, count = (size_t)n * index->dim;
+    for (j = 0; j < index->dim; j++) {
+        double sum = 0;
+        for (i = 0; i < n; i++) sum += (double)sample[(size_t)i * index->dim + j];
+        c->mean[j] = (float)(sum / n);
+    }
+    for (i = 0; i < n; i++) {
+        float *x = sample + (size_t)i * index->dim;
+        for (j = 0; j < index->dim; j++) x[j] -= c->mean[j], squares += (double)x[j] * (double)x[j];
+        nodedb_vamana__turn(index, x);
+    }
+    sigma = sqrt(squares / (double)count);
+    c->step = 1; /* all vectors are the same */
+    if (!(sigma > 1e-30)) return;
+    for (w = 0; w < sizeof wider / sizeof wider[0]; w++) {
+        float step = (float)(sigma * (double)(best * wider[w]));
+        double error = 0;
+        for (at = 0; at < count; at++) {
+            float value = ((float)nodedb_vamana__nearest_value(sample[at], step, c->bits) - half) * step;
+            error += (double)(sample[at] - value) * (double)(sample[at] - value);
+        }
+        if (w == 0 || error < least) least = error, c->step = step;
+    }
+}
+
+static uint32_t nodedb_vamana__sample_size(const nodedb_vamana *index, uint64_t n) {
+    uint64_t most = NODEDB_VAMANA__SAMPLE_FLOATS / index->dim;
+    if (most < NODEDB_VAMANA__SAMPLE_MIN) most = NODEDB_VAMANA__SAMPLE_MIN;
+    if (most > NODEDB_VAMANA__SAMPLE_MAX) most = NODEDB_VAMANA__SAMPLE_MAX;
+    return (uint32_t)(n < most ? n : most);
+}
+
+/* A coder from a sample of the vectors in the index, spread over the slots; NULL: no memory, or no vectors. */
+static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, uint32_t bits) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t want = nodedb_vamana__sample_size(index, a->slots), n = 0, i;
+    size_t bytes = (size_t)want * index->dim * sizeof(float);
+    nodedb_vamana__coder *c = nodedb_vamana__new_coder(index, bits);
+    float *sample = c == NULL ? NULL : (float *)nodedb__alloc(&index->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
+    for (i = 0; i < want && sample != NULL; i++) {
+        uint32_t slot = (uint32_t)((uint64_t)i * a->slots / want);
+        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
+        nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
+                                 sample + (size_t)n++ * index->dim);
+    }
+    if (n > 0) nodedb_vamana__fit_coder(index, c, sample, n);
+    nodedb__release(&index->allocator, sample, bytes);
+    if (n > 0) return c;
+    nodedb_vamana__free_coder(index, c);
+    return NULL;
+}
+
+static void nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                       const nodedb_vamana__coder *c, uint8_t *codes, float *turned, uint32_t slot) {
+    nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0, turned,
+                          codes + (size_t)slot * c->stride);
 }
 
 /* ===================================================================================================================
  * THE SEARCHER AND ITS WALK
  * ================================================================================================================ */
-#define NODEDB_VAMANA__SEEN_PER_BEAM 32u   /* entries of the visited table for each entry of the beam */
+#define NODEDB_VAMANA__SEEN_PER_BEAM 128u   /* entries of the visited table for each entry of the beam */
 #define NODEDB_VAMANA__SEEN_MAX 65536u
 #define NODEDB_VAMANA__SCAN_CHUNK 64u      /* vectors that a scan measures at a time */
 
@@ -2260,8 +2722,9 @@ static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at
         s->field = at == NULL ? NULL : (type *)(void *)(at + used);                                                    \
         used += ((size_t)(count) * sizeof(type) + 63) & ~(size_t)63;                                                   \
     } while (0)
-    NODEDB_VAMANA__CUT(query, uint8_t, nodedb_vamana__padded(index->vector_bytes));
-    NODEDB_VAMANA__CUT(code_query, float, index->coded ? index->components : 0);
+    NODEDB_VAMANA__CUT(query, uint8_t, index->stride);
+    NODEDB_VAMANA__CUT(code_query, uint8_t, ((size_t)index->dim + 63) / 64 * 64);
+    NODEDB_VAMANA__CUT(turned, float, index->dim);
     NODEDB_VAMANA__CUT(mean, double, index->dim);
     NODEDB_VAMANA__CUT(seen, uint32_t, s->seen_size);
     NODEDB_VAMANA__CUT(beam, nodedb_vamana__near, (size_t)s->beam_max + 1);
@@ -2269,6 +2732,7 @@ static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at
     NODEDB_VAMANA__CUT(candidates, nodedb_vamana__near, s->candidates_max);
     NODEDB_VAMANA__CUT(slots, uint32_t, s->candidates_max);
     NODEDB_VAMANA__CUT(distances, float, s->candidates_max);
+    NODEDB_VAMANA__CUT(chosen, uint32_t, (size_t)index->degree + 1);
 #undef NODEDB_VAMANA__CUT
     return used;
 }
@@ -2280,7 +2744,7 @@ static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint
     if (s->memory != NULL && beam <= s->beam_max) return NODEDB_OK;
     fit.beam_max = beam;
     fit.candidates_max = 2 * beam + 4 * s->index->degree + 4 * NODEDB_VAMANA__SCAN_CHUNK;
-    fit.seen_size = 1024;
+    fit.seen_size = 4096;
     while (fit.seen_size < NODEDB_VAMANA__SEEN_MAX && fit.seen_size / NODEDB_VAMANA__SEEN_PER_BEAM < beam)
         fit.seen_size *= 2;
     fit.memory_bytes = nodedb_vamana__searcher_cut(&fit, NULL);
@@ -2288,7 +2752,10 @@ static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint
     if (fit.memory == NULL)
         return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a beam of %u", (unsigned)beam);
     (void)nodedb_vamana__searcher_cut(&fit, (uint8_t *)fit.memory);
-    nodedb__release(&s->allocator, s->memory, s->memory_bytes);
+    if (s->memory != NULL) { /* what the caller has put there */
+        memcpy(fit.query, s->query, s->index->stride);
+        nodedb__release(&s->allocator, s->memory, s->memory_bytes);
+    }
     *s = fit;
     return NODEDB_OK;
 }
@@ -2303,6 +2770,7 @@ static nodedb_vamana_searcher *nodedb_vamana__searcher_new(const nodedb_vamana *
     }
     s->index = index;
     s->allocator = index->allocator;
+    s->stripe = nodedb__add_relaxed(&index->readers->next_stripe, 1u) % NODEDB_VAMANA__STRIPES;
     if (nodedb_vamana__searcher_fit(s, beam, err) == NODEDB_OK) return s;
     nodedb_vamana_searcher_destroy(s);
     return NULL;
@@ -2353,6 +2821,26 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
     return low;
 }
 
+/* Puts the entry into the beam, and the nearest of the starts: one of some scattered nodes is nearer than the entry, and
+ * measuring them all costs less than the hops that it saves. */
+static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
+    const nodedb_vamana__arrays *a = target->arrays;
+    uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0, i;
+    if (entry == NODEDB_VAMANA__NONE) return;
+    s->slots[count++] = entry;
+    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++) {
+        uint32_t slot = nodedb__load_acquire(&a->starts[i]);
+        if (slot == NODEDB_VAMANA__NONE) break;
+        s->slots[count++] = slot;
+    }
+    nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
+    s->computed += count;
+    for (i = 1; i < count; i++)
+        if (s->distances[i] < s->distances[best]) best = i;
+    (void)nodedb_vamana__beam_add(s, width, s->distances[0], entry, false);
+    if (best != 0) (void)nodedb_vamana__beam_add(s, width, s->distances[best], s->slots[best], false);
+}
+
 /* Greedy search (DiskANN algorithm 1) from the entry: leaves the `width` nearest slots that it met in s->beam, removed
  * ones included, as they still lead the way. The visited table forgets: two slots of one place overwrite each other.
  * A forgotten slot is measured again, and the beam refuses it, as it is either in it or was too far, and the
@@ -2360,24 +2848,22 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
 static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
                                 bool keep_spare) {
     const nodedb_vamana *index = s->index;
+    const nodedb_vamana__arrays *a = target->arrays;
     uint32_t *seen = s->seen, mask = s->seen_size - 1, next = 0;
-    float distance;
     assert(width >= 1 && width <= s->beam_max);
     s->beam_count = 0, s->spare_count = 0;
-    if (index->entry == NODEDB_VAMANA__NONE) return;
     memset(seen, 0xFF, (size_t)s->seen_size * sizeof *seen);
-    nodedb_vamana__measure_many(index, target, &index->entry, 1, &distance);
-    (void)nodedb_vamana__beam_add(s, width, distance, index->entry, false);
-    seen[(index->entry * UINT32_C(0x9E3779B1)) >> 8 & mask] = index->entry;
-    s->computed++;
+    nodedb_vamana__begin_walk(s, target, width);
     while (next < s->beam_count) {
-        const uint32_t *row = nodedb_vamana__row(index, s->beam[next].slot);
-        uint32_t i, count = 0, neighbours = row[0];
-        assert(neighbours <= index->degree && !s->beam[next].expanded);
+        const uint32_t *row = nodedb_vamana__row(index, a, s->beam[next].slot);
+        uint32_t i, count = 0;
+        assert(!s->beam[next].expanded);
         s->beam[next].expanded = 1;
         s->hops++;
-        for (i = 1; i <= neighbours; i++) {
-            uint32_t slot = row[i], *place = &seen[(slot * UINT32_C(0x9E3779B1)) >> 8 & mask];
+        for (i = 0; i < index->degree; i++) {
+            uint32_t slot = nodedb__load_acquire(&row[i]), *place;
+            if (slot == NODEDB_VAMANA__NONE) break;
+            place = &seen[(slot * UINT32_C(0x9E3779B1)) >> 8 & mask];
             s->slots[count] = slot; /* no branch: which ones are new cannot be predicted */
             count += *place != slot ? 1 : 0;
             *place = slot;
@@ -2385,7 +2871,7 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
         do next++;
         while (next < s->beam_count && s->beam[next].expanded);
         if (next < s->beam_count) /* the likely next row, while the distances are computed */
-            nodedb_vamana__prefetch((const uint8_t *)nodedb_vamana__row(index, s->beam[next].slot), 256);
+            nodedb_vamana__prefetch((const uint8_t *)nodedb_vamana__row(index, a, s->beam[next].slot), 256);
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
         for (i = 0; i < count; i++) {
@@ -2422,53 +2908,53 @@ static void nodedb_vamana__sort_candidates(nodedb_vamana__near *c, size_t n, uin
         }
 }
 
-/* Robust prune (DiskANN algorithm 2): writes at most `keep` of s->candidates[0..n) to the row of `slot`: the nearest,
- * then each one that no chosen one is nearer to by the factor alpha. A few equal to the vector itself are kept and shut
+/* Robust prune (DiskANN algorithm 2): leaves at most `keep` of s->candidates[0..n) in s->chosen, for the row of `slot`,
+ * and returns how many: the nearest, then each one that no chosen one is nearer to by the factor alpha. A few equal to the vector itself are kept and shut
  * out nobody, so that a crowd of equal vectors stays connected both within and to the rest. Candidates may repeat, and
  * may hold `slot`. */
-static void nodedb_vamana__prune(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
-                                 uint32_t keep) {
-    uint32_t *row = nodedb_vamana__row(index, slot), same = 0,
-        first = 1;
+static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
+                                     uint32_t keep) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t *chosen = s->chosen, count = 0, same = 0;
     float same_below = index->metric == NODEDB_VAMANA_COSINE ? NODEDB_VAMANA__COSINE_SAME : 0;
     float alpha = index->alpha;
     size_t i, j;
     assert(keep >= 1 && keep <= index->degree && n <= s->candidates_max);
     nodedb_vamana__sort_candidates(s->candidates, n, nodedb__mix64(index->seed ^ slot));
-    row[0] = 0;
-    for (i = 0; i < n && row[0] < keep; i++) {
+    for (i = 0; i < n && count < keep; i++) {
         const nodedb_vamana__near *c = &s->candidates[i];
         bool shut_out = false;
         if (c->slot == slot || (i > 0 && c->slot == s->candidates[i - 1].slot)) continue;
         if (c->distance <= same_below) {
             if (same == NODEDB_VAMANA__SAME_MAX) continue;
-            same++, first++;
+            same++;
         } else {
-            nodedb_vamana__target target = nodedb_vamana__slot_target(index, c->slot);
-            for (j = first; j <= row[0] && !shut_out;) { /* a few at a time: most are shut out early */
+            nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, c->slot);
+            for (j = same; j < count && !shut_out;) { /* a few at a time: most are shut out early */
                 float distances[4];
-                size_t k, count = row[0] + 1 - j < 4 ? row[0] + 1 - j : 4;
-                nodedb_vamana__measure_many(index, &target, row + j, count, distances);
-                for (k = 0; k < count; k++) shut_out = shut_out || alpha * distances[k] <= c->distance;
-                j += count;
+                size_t k, some = count - j < 4 ? count - j : 4;
+                nodedb_vamana__measure_many(index, &target, chosen + j, some, distances);
+                for (k = 0; k < some; k++) shut_out = shut_out || alpha * distances[k] <= c->distance;
+                j += some;
             }
         }
-        if (!shut_out) row[++row[0]] = c->slot;
+        if (!shut_out) chosen[count++] = c->slot;
     }
+    return count;
 }
 
 /* Appends all neighbours in the row of `slot` to the candidates; returns the new number of candidates. */
 static size_t nodedb_vamana__row_as_candidates(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                                size_t n) {
-    const uint32_t *row = nodedb_vamana__row(index, slot);
-    uint32_t i;
-    for (i = 1; i <= row[0]; i++) s->candidates[n++].slot = row[i];
+    const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
+    uint32_t i, count = nodedb_vamana__row_count(index, row);
+    for (i = 0; i < count; i++) s->candidates[n++].slot = row[i];
     return n;
 }
 
 static void nodedb_vamana__measure_candidates(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                               size_t n) {
-    nodedb_vamana__target target = nodedb_vamana__slot_target(index, slot);
+    nodedb_vamana__target target = nodedb_vamana__slot_target(index, index->arrays, slot);
     size_t i;
     assert(n <= s->candidates_max);
     for (i = 0; i < n; i++) s->slots[i] = s->candidates[i].slot;
@@ -2476,39 +2962,71 @@ static void nodedb_vamana__measure_candidates(const nodedb_vamana *index, nodedb
     for (i = 0; i < n; i++) s->candidates[i].distance = s->distances[i];
 }
 
-/* Adds edges from `from` to `count` others; a row that becomes too long is pruned. */
+/* Adds edges from `from` to those of `count` others that it has not got; a row that becomes too long is pruned. */
 static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t from, const uint64_t *to,
                                      size_t count, uint32_t keep) {
-    uint32_t *row = nodedb_vamana__row(index, from);
-    while (count > 0) { /* the low halves of `to` are the slots */
-        size_t i, n, part = count < index->degree ? count : index->degree;
-        if (row[0] + part <= index->degree) {
-            for (i = 0; i < part; i++) row[++row[0]] = (uint32_t)to[i];
-        } else {
-            n = nodedb_vamana__row_as_candidates(index, s, from, 0);
-            for (i = 0; i < part; i++) s->candidates[n++].slot = (uint32_t)to[i];
-            nodedb_vamana__measure_candidates(index, s, from, n);
-            nodedb_vamana__prune(index, s, from, n, keep);
+    uint32_t *row = nodedb_vamana__row(index, index->arrays, from), had = nodedb_vamana__row_count(index, row), used = had;
+    size_t n = 0, i, j;
+    for (i = 0; i <= count; i++) { /* the low halves of `to` are the slots; once more to prune what is left */
+        if (i < count) {
+            for (j = 0; j < had && row[j] != (uint32_t)to[i]; j++) {
+            }
+            if (j < had) continue;
+            if (n == 0 && used < index->degree) {
+                nodedb__store_release(&row[used++], (uint32_t)to[i]);
+                continue;
+            }
+            if (n == 0) n = nodedb_vamana__row_as_candidates(index, s, from, 0);
+            s->candidates[n++].slot = (uint32_t)to[i];
         }
-        to += part, count -= part;
+        if (n == 0 || (i < count && n < 2 * (size_t)index->degree)) continue;
+        nodedb_vamana__measure_candidates(index, s, from, n);
+        used = nodedb_vamana__prune(index, s, from, n, keep);
+        nodedb_vamana__set_row(index, row, s->chosen, used);
+        n = 0, had = used;
     }
 }
 
-/* Chooses the neighbours of a new node, whose vector is in its slot, and writes its row. Other rows are only read. */
-static void nodedb_vamana__choose_neighbours(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
-    nodedb_vamana__target target = nodedb_vamana__slot_target(index, slot);
-    size_t n = 0;
+/* Chooses the neighbours of a node, whose vector is in its slot: of those that a walk to it meets, and of those that it
+ * has. Leaves them in s->chosen and returns how many. */
+static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot);
+    size_t n = 0, had;
     uint32_t i;
+    s->arrays = a;
     nodedb_vamana__walk(s, &target, index->beam_build, true);
     for (i = 0; i < s->beam_count; i++)
-        if (index->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE) s->candidates[n++] = s->beam[i];
+        if (a->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE) s->candidates[n++] = s->beam[i];
     for (i = s->spare_count; i-- > 0;) /* the last to leave the beam are the nearest */
-        if (index->states[s->spare[i].slot] == NODEDB_VAMANA__LIVE) s->candidates[n++] = s->spare[i];
-    if (n == 0 && index->entry != NODEDB_VAMANA__NONE) { /* all that it met is removed */
-        s->candidates[n++].slot = index->entry;
-        nodedb_vamana__measure_candidates(index, s, slot, n);
+        if (a->states[s->spare[i].slot] == NODEDB_VAMANA__LIVE) s->candidates[n++] = s->spare[i];
+    had = n;
+    n = nodedb_vamana__row_as_candidates(index, s, slot, n);
+    if (n == 0 && a->entry != NODEDB_VAMANA__NONE) s->candidates[n++].slot = a->entry; /* all that it met is removed */
+    for (i = 0; i < n - had; i++) s->slots[i] = s->candidates[had + i].slot;
+    nodedb_vamana__measure_many(index, &target, s->slots, n - had, s->distances);
+    for (i = 0; i < n - had; i++) s->candidates[had + i].distance = s->distances[i];
+    return nodedb_vamana__prune(index, s, slot, n, index->degree);
+}
+
+/* Spreads the starts over the slots, which are in no order of place; a few hundred vectors need none. They are live,
+ * and never NONE before the end of the list. */
+static void nodedb_vamana__choose_starts(const nodedb_vamana *index, nodedb_vamana__arrays *a) {
+    uint32_t want = a->slots / NODEDB_VAMANA__START_SHARE, n = 0, i;
+    (void)index;
+    if (want > NODEDB_VAMANA__STARTS_MAX) want = NODEDB_VAMANA__STARTS_MAX;
+    for (i = 0; i < want; i++) {
+        uint32_t slot = (uint32_t)((uint64_t)i * a->slots / want);
+        if (a->states[slot] == NODEDB_VAMANA__LIVE) nodedb__store_release(&a->starts[n++], slot);
     }
-    nodedb_vamana__prune(index, s, slot, n, index->degree);
+    for (; n < NODEDB_VAMANA__STARTS_MAX; n++) nodedb__store_release(&a->starts[n], NODEDB_VAMANA__NONE);
+}
+
+/* A removed node is no start any more: the entry is there instead, twice then. */
+static void nodedb_vamana__forget_start(nodedb_vamana__arrays *a, uint32_t slot) {
+    uint32_t i;
+    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+        if (a->starts[i] == slot) nodedb__store_release(&a->starts[i], a->entry);
 }
 
 #define NODEDB_VAMANA__ENTRY_SAMPLE 1024u /* vectors among which the entry is chosen */
@@ -2517,47 +3035,160 @@ static void nodedb_vamana__choose_neighbours(nodedb_vamana *index, nodedb_vamana
  * It is due again when the index has doubled: the first vectors need not lie in the middle. */
 static void nodedb_vamana__choose_entry(nodedb_vamana *index) {
     nodedb_vamana_searcher *s = index->writer;
+    nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__target target;
-    uint64_t i, n = index->slots < NODEDB_VAMANA__ENTRY_SAMPLE ? index->slots : NODEDB_VAMANA__ENTRY_SAMPLE;
-    uint32_t j, sampled = 0;
+    uint64_t i, n = a->slots < NODEDB_VAMANA__ENTRY_SAMPLE ? a->slots : NODEDB_VAMANA__ENTRY_SAMPLE;
+    uint32_t j, sampled = 0, entry = NODEDB_VAMANA__NONE;
     float best = 0;
     double squares = 0;
     index->entry_due = 2 * (uint64_t)index->live;
-    if (index->live == 0) {
-        index->entry = NODEDB_VAMANA__NONE;
-        return;
-    }
     memset(s->mean, 0, index->dim * sizeof *s->mean);
     for (i = 0; i < n; i++) {
-        uint32_t slot = (uint32_t)(i * index->slots / n);
-        const uint8_t *vector = nodedb_vamana__vector(index, slot);
-        if (index->states[slot] != NODEDB_VAMANA__LIVE) continue;
-        for (j = 0; j < index->dim; j++)
-            s->mean[j] += index->type == NODEDB_VAMANA_F32 ? ((const float *)(const void *)vector)[j] : vector[j];
+        uint32_t slot = (uint32_t)(i * a->slots / n);
+        const uint8_t *vector = nodedb_vamana__vector(index, a, slot);
+        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
+        for (j = 0; j < index->dim; j++) s->mean[j] += nodedb_vamana__component(index, vector, j);
         sampled++;
     }
     memset(s->query, 0, index->stride);
     for (j = 0; j < index->dim && sampled > 0; j++) {
         double mean = s->mean[j] / sampled;
         if (index->type == NODEDB_VAMANA_F32) ((float *)(void *)s->query)[j] = (float)mean;
-        else s->query[j] = (uint8_t)(mean + 0.5);
+        else if (index->type == NODEDB_VAMANA_U8) s->query[j] = (uint8_t)(mean + 0.5);
+        else ((int8_t *)(void *)s->query)[j] = (int8_t)floor(mean + 0.5);
         squares += mean * mean;
     }
+    target.arrays = a;
     target.vector = s->query;
     target.constant = squares > 0 ? (float)(1 / sqrt(squares)) : 0;
     target.measure = index->metric != NODEDB_VAMANA_COSINE       ? NODEDB_VAMANA__TO_L2
                      : index->type == NODEDB_VAMANA_F32          ? NODEDB_VAMANA__TO_COSINE_F32
-                                                                 : NODEDB_VAMANA__TO_COSINE_U8;
-    index->entry = NODEDB_VAMANA__NONE;
+                                                                 : NODEDB_VAMANA__TO_COSINE_BYTES;
     for (i = 0; i < n; i++) {
-        uint32_t slot = (uint32_t)(i * index->slots / n);
+        uint32_t slot = (uint32_t)(i * a->slots / n);
         float distance;
-        if (index->states[slot] != NODEDB_VAMANA__LIVE) continue;
+        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
         nodedb_vamana__measure_many(index, &target, &slot, 1, &distance);
-        if (index->entry == NODEDB_VAMANA__NONE || distance < best) index->entry = slot, best = distance;
+        if (entry == NODEDB_VAMANA__NONE || distance < best) entry = slot, best = distance;
     }
-    for (j = 0; index->entry == NODEDB_VAMANA__NONE; j++) /* the sample met only holes */
-        if (index->states[j] == NODEDB_VAMANA__LIVE) index->entry = j;
+    for (j = 0; entry == NODEDB_VAMANA__NONE && index->live > 0; j++) /* the sample met only holes */
+        if (a->states[j] == NODEDB_VAMANA__LIVE) entry = j;
+    nodedb__store_release(&a->entry, entry);
+    nodedb_vamana__choose_starts(index, a);
+}
+
+/* ---- making all codes anew ---------------------------------------------------------------------------------------
+ * A little with each change, or all at once in a build. The new codes become those of the index when the last is made,
+ * and only if they are good enough: if they do not blur the distances between neighbours by much. Data whose neighbours
+ * are very near, compared with how far they all spread, need finer codes, or none. */
+
+/* How much codes disturb distances between neighbours, relative to those; the mean over some nodes, each at most 1. */
+static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s) {
+    uint32_t i, j, judges = coded->slots < NODEDB_VAMANA__JUDGES ? coded->slots : NODEDB_VAMANA__JUDGES, asked = 0;
+    double noise = 0;
+    for (i = 0; i < judges; i++) {
+        uint32_t slot = (uint32_t)((uint64_t)i * coded->slots / judges);
+        const uint32_t *row = nodedb_vamana__row(index, coded, slot);
+        const uint8_t *vector = nodedb_vamana__vector(index, coded, slot);
+        uint32_t count = nodedb_vamana__row_count(index, row);
+        float norm = coded->norms != NULL ? coded->norms[slot] : 0;
+        nodedb_vamana__target exact, code, build;
+        double errors = 0, squares = 0, distances = 0;
+        float *far = s->distances, *by_code = far + index->degree, *by_build = by_code + index->degree;
+        if (coded->states[slot] != NODEDB_VAMANA__LIVE || count < 4) continue;
+        s->arrays = coded;
+        memcpy(s->query, vector, index->stride);
+        exact = nodedb_vamana__query_target(s, norm);
+        code = nodedb_vamana__code_target(s, vector, norm);
+        build = nodedb_vamana__slot_target(index, coded, slot);
+        nodedb_vamana__measure_many(index, &exact, row, count, far);
+        nodedb_vamana__measure_many(index, &code, row, count, by_code);
+        nodedb_vamana__measure_many(index, &build, row, count, by_build);
+        for (j = 0; j < count; j++) { /* the same added to all distances of a row disturbs nothing */
+            double error = (double)code.constant * (double)by_code[j] - (double)far[j];
+            errors += error, squares += error * error, distances += (double)by_build[j];
+        }
+        if (index->metric == NODEDB_VAMANA_IP) distances /= 2; /* an inner product differs by half as much */
+        squares = squares / count - errors / count * (errors / count);
+        if (!(distances > 0)) continue; /* all the same */
+        distances /= count, asked++;
+        noise += squares < distances * distances ? sqrt(squares > 0 ? squares : 0) / distances : 1;
+    }
+    return asked == 0 ? 0 : noise / asked;
+}
+
+/* Begins to make codes of `bits`. Without memory for them the index does without. */
+static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
+    nodedb_vamana__drop_recoding(index);
+    index->recoder = nodedb_vamana__train(index, bits);
+    if (index->recoder == NULL) return;
+    nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
+    index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
+                                                    NODEDB_CACHE_LINE_BYTES);
+    index->recode_at = 0;
+    if (index->recodes != NULL) return;
+    nodedb_vamana__give_coder(index, index->recoder);
+    index->recoder = NULL;
+}
+
+/* The bits of the codes that an index begins with; 0: none. */
+static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
+    if (index->code == NODEDB_VAMANA_CODE_4BIT) return 4;
+    if (index->code == NODEDB_VAMANA_CODE_8BIT) return 8;
+    if (index->code == NODEDB_VAMANA_CODE_NONE) return 0;
+    return nodedb_vamana__codes_gain(index, 4) ? 4 : nodedb_vamana__codes_gain(index, 8) ? 8 : 0;
+}
+
+/* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
+static void nodedb_vamana__end_codes(nodedb_vamana *index) {
+    nodedb_vamana__arrays *old = index->arrays, *a, trial = *old;
+    uint32_t bits = index->recoder->bits;
+    bool good = index->code != NODEDB_VAMANA_CODE_AUTO;
+    trial.codes = index->recodes, trial.coder = index->recoder;
+    if (!good) good = nodedb_vamana__noise(index, &trial, index->writer) <= NODEDB_VAMANA__NOISE_MAX;
+    if (!good && bits == 4 && nodedb_vamana__codes_gain(index, 8)) {
+        nodedb_vamana__begin_codes(index, 8);
+        return;
+    }
+    index->code_due = (uint64_t)index->live * NODEDB_VAMANA__CODE_AGAIN;
+    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
+    if (a == NULL) {
+        nodedb_vamana__drop_recoding(index);
+        return;
+    }
+    *a = trial;
+    if (!good) { /* those that there are, if any, do not serve either */
+        nodedb_vamana__drop_recoding(index);
+        a->codes = NULL, a->coder = NULL;
+    }
+    index->recoder = NULL, index->recodes = NULL;
+    nodedb_vamana__publish(index, a);
+    nodedb_vamana__await_readers(index);
+    if (old->codes != NULL) nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
+    nodedb_vamana__give_coder(index, old->coder);
+    nodedb_vamana__give(index, old, 1, sizeof *old);
+}
+
+/* Makes up to `budget` codes, beginning anew when that is due. True: there is more to do. */
+static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    if (index->recoder == NULL && index->live >= index->code_due && nodedb_vamana__first_bits(index) != 0)
+        nodedb_vamana__begin_codes(index, nodedb_vamana__first_bits(index));
+    if (index->recoder == NULL) return false;
+    for (; budget > 0 && index->recode_at < a->slots; budget--, index->recode_at++)
+        if (a->states[index->recode_at] != NODEDB_VAMANA__FREE)
+            nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, index->writer->turned,
+                                       index->recode_at);
+    if (index->recode_at == a->slots) nodedb_vamana__end_codes(index);
+    return index->recoder != NULL;
+}
+
+/* The codes of a vector that has come to a slot: of the codes that there are, and of those that are being made. */
+static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    if (a->codes != NULL) nodedb_vamana__encode_slot(index, a, a->coder, a->codes, turned, slot);
+    if (index->recoder != NULL && slot < index->recode_at)
+        nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, turned, slot);
 }
 
 /* ===================================================================================================================
@@ -2574,19 +3205,21 @@ static void nodedb_vamana__choose_entry(nodedb_vamana *index) {
 #define NODEDB_VAMANA__FREE_PER_NODE 64u      /* slots looked at in the second pass, for one node's worth of budget */
 
 static bool nodedb_vamana__is_victim(const nodedb_vamana *index, uint32_t slot) {
-    return index->states[slot] >= NODEDB_VAMANA__REMOVED && index->states[slot] != index->colour;
+    uint8_t state = index->arrays->states[slot];
+    return state >= NODEDB_VAMANA__REMOVED && state != index->colour;
 }
 
 /* Adds the nearest few of a removed node's neighbours to the `n` candidates of `slot`; returns their new number. */
 static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                               uint32_t removed, size_t n) {
-    const uint32_t *row = nodedb_vamana__row(index, removed);
-    nodedb_vamana__target target = nodedb_vamana__slot_target(index, slot);
+    const nodedb_vamana__arrays *a = index->arrays;
+    const uint32_t *row = nodedb_vamana__row(index, a, removed);
+    nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot);
     nodedb_vamana__near best[NODEDB_VAMANA__REPLACEMENTS];
     uint32_t i, count = 0, found = 0;
     size_t j;
-    for (i = 1; i <= row[0]; i++) {
-        bool known = row[i] == slot || index->states[row[i]] != NODEDB_VAMANA__LIVE;
+    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+        bool known = row[i] == slot || a->states[row[i]] != NODEDB_VAMANA__LIVE;
         for (j = 0; j < n && !known; j++) known = s->candidates[j].slot == row[i];
         if (!known) s->slots[count++] = row[i];
     }
@@ -2605,42 +3238,50 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
 
 static void nodedb_vamana__mend(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana_searcher *s = index->writer;
-    uint32_t *row = nodedb_vamana__row(index, slot), i, victims = 0;
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t *row = nodedb_vamana__row(index, a, slot), i, count = nodedb_vamana__row_count(index, row), victims = 0;
     size_t n = 0;
-    for (i = 1; i <= row[0]; i++) {
+    for (i = 0; i < count; i++) {
         if (nodedb_vamana__is_victim(index, row[i])) victims++;
         else s->candidates[n++].slot = row[i];
     }
     if (victims == 0) return;
-    for (i = 1; i <= row[0]; i++)
+    for (i = 0; i < count; i++)
         if (nodedb_vamana__is_victim(index, row[i])) n = nodedb_vamana__add_replacements(index, s, slot, row[i], n);
-    if (n == 0 && index->entry != NODEDB_VAMANA__NONE && index->entry != slot) s->candidates[n++].slot = index->entry;
+    if (n == 0 && a->entry != NODEDB_VAMANA__NONE && a->entry != slot) s->candidates[n++].slot = a->entry;
     if (n <= index->degree) {
-        row[0] = (uint32_t)n;
-        for (i = 0; i < n; i++) row[1 + i] = s->candidates[i].slot;
+        for (i = 0; i < n; i++) s->chosen[i] = s->candidates[i].slot;
     } else {
         nodedb_vamana__measure_candidates(index, s, slot, n);
-        nodedb_vamana__prune(index, s, slot, n, index->degree);
+        n = nodedb_vamana__prune(index, s, slot, n, index->degree);
     }
+    nodedb_vamana__set_row(index, row, s->chosen, (uint32_t)n);
 }
 
 /* One step of the sweep. */
 static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
+    const nodedb_vamana__arrays *a = index->arrays;
     uint32_t i;
     if (index->sweep == NODEDB_VAMANA__MENDING) {
-        uint8_t state = index->sweep_at < index->slots ? index->states[index->sweep_at] : 0;
+        uint8_t state = index->sweep_at < a->slots ? a->states[index->sweep_at] : 0;
         if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__mend(index, index->sweep_at);
-        if (++index->sweep_at >= index->slots) index->sweep = NODEDB_VAMANA__FREEING, index->sweep_at = 0;
+        if (++index->sweep_at < a->slots) return;
+        index->sweep = NODEDB_VAMANA__WAITING; /* no row holds a victim any more, but a search under way may */
+        nodedb_vamana__begin_wait(index);
+    }
+    if (index->sweep == NODEDB_VAMANA__WAITING) {
+        if (!nodedb_vamana__readers_left(index)) return;
+        index->sweep = NODEDB_VAMANA__FREEING, index->sweep_at = 0;
         return;
     }
     assert(index->sweep == NODEDB_VAMANA__FREEING);
-    for (i = 0; i < NODEDB_VAMANA__FREE_PER_NODE && index->sweep_at < index->slots; i++, index->sweep_at++) {
+    for (i = 0; i < NODEDB_VAMANA__FREE_PER_NODE && index->sweep_at < a->slots; i++, index->sweep_at++) {
         if (!nodedb_vamana__is_victim(index, index->sweep_at)) continue;
         nodedb_vamana__free_slot(index, index->sweep_at);
         assert(index->removed > 0);
-        index->removed--;
+        nodedb_vamana__count_live(index, index->live, index->removed - 1);
     }
-    if (index->sweep_at >= index->slots) index->sweep = NODEDB_VAMANA__IDLE;
+    if (index->sweep_at >= a->slots) index->sweep = NODEDB_VAMANA__IDLE;
 }
 
 static void nodedb_vamana__sweep_begin(nodedb_vamana *index) {
@@ -2653,34 +3294,49 @@ static void nodedb_vamana__sweep_begin(nodedb_vamana *index) {
 NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget) {
     if (index == NULL || index->on_disk) return false;
     for (; budget > 0; budget--) {
+        bool coding = nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
         if (index->sweep == NODEDB_VAMANA__IDLE) {
-            if (index->removed == 0) return false;
+            if (index->removed == 0 && !coding) return false;
+            if (index->removed == 0) continue;
             nodedb_vamana__sweep_begin(index);
         }
         nodedb_vamana__sweep_step(index);
     }
-    return index->sweep != NODEDB_VAMANA__IDLE || index->removed > 0;
+    return index->sweep != NODEDB_VAMANA__IDLE || index->removed > 0 || index->recoder != NULL;
 }
 
-/* The last vector is gone: so are all traces of the others. */
+/* The last vector is gone: so are all traces of the others, once nobody looks at them. */
 static void nodedb_vamana__forget_all(nodedb_vamana *index) {
-    uint32_t slot;
+    nodedb_vamana__arrays *a = index->arrays;
+    uint32_t slot, slots = a->slots;
     assert(index->live == 0);
-    for (slot = 0; slot < index->slots; slot++) index->states[slot] = NODEDB_VAMANA__FREE;
-    index->slots = 0, index->removed = 0, index->first_free = NODEDB_VAMANA__NONE, index->entry = NODEDB_VAMANA__NONE;
-    index->sweep = NODEDB_VAMANA__IDLE, index->norm_max = 0, index->entry_due = 0;
+    nodedb_vamana__drop_recoding(index);
+    nodedb__store_release(&a->entry, NODEDB_VAMANA__NONE);
+    for (slot = 0; slot < NODEDB_VAMANA__STARTS_MAX; slot++)
+        nodedb__store_release(&a->starts[slot], NODEDB_VAMANA__NONE);
+    nodedb_vamana__await_readers(index);
+    nodedb__store_release(&a->slots, 0);
+    for (slot = 0; slot < slots; slot++) {
+        nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
+        nodedb_vamana__set_row(index, nodedb_vamana__row(index, a, slot), NULL, 0);
+    }
+    nodedb_vamana__count_live(index, 0, 0);
+    index->first_free = NODEDB_VAMANA__NONE, index->sweep = NODEDB_VAMANA__IDLE;
+    index->norm_max = 0, index->entry_due = 0, index->code_due = NODEDB_VAMANA__CODE_FIRST;
 }
 
 static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
-    uint32_t removed_max = index->slots / NODEDB_VAMANA__REMOVED_SHARE, i;
-    nodedb_vamana__table_drop(index, slot);
-    index->states[slot] = index->colour;
-    index->live--, index->removed++;
+    nodedb_vamana__arrays *a = index->arrays;
+    uint32_t removed_max = a->slots / NODEDB_VAMANA__REMOVED_SHARE, i;
+    nodedb_vamana__table_drop(a, slot);
+    nodedb_vamana__set_state(a, slot, index->colour);
+    nodedb_vamana__count_live(index, index->live - 1, index->removed + 1);
     if (index->live == 0) {
         nodedb_vamana__forget_all(index);
         return;
     }
-    if (slot == index->entry) nodedb_vamana__choose_entry(index);
+    if (slot == a->entry) nodedb_vamana__choose_entry(index);
+    nodedb_vamana__forget_start(a, slot);
     if (removed_max < NODEDB_VAMANA__REMOVED_MIN) removed_max = NODEDB_VAMANA__REMOVED_MIN;
     if (index->sweep == NODEDB_VAMANA__IDLE && index->removed >= removed_max) nodedb_vamana__sweep_begin(index);
     for (i = 0; i < NODEDB_VAMANA__SWEEP_PER_REMOVE && index->sweep != NODEDB_VAMANA__IDLE; i++)
@@ -2697,7 +3353,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
     nodedb_status status = nodedb_vamana__check_writable(index, err);
     uint32_t slot;
     if (status != NODEDB_OK) return status;
-    slot = nodedb_vamana__find(index, id);
+    slot = nodedb_vamana__find(index->arrays, id);
     if (slot == NODEDB_VAMANA__NONE)
         return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
     nodedb_vamana__remove_slot(index, slot);
@@ -2705,8 +3361,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
 }
 
 static void nodedb_vamana__note_norm(nodedb_vamana *index, uint32_t slot, float norm) {
-    if (index->norms == NULL) return;
-    index->norms[slot] = norm;
+    if (index->arrays->norms == NULL) return;
+    index->arrays->norms[slot] = norm;
     if (index->metric == NODEDB_VAMANA_IP && norm > index->norm_max) index->norm_max = norm;
 }
 
@@ -2714,7 +3370,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
                                                      nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
     nodedb_vamana_searcher *s;
-    uint32_t slot, old, i, keep;
+    nodedb_vamana__arrays *a;
+    uint32_t slot, old, i, keep, count;
     const uint32_t *row;
     float norm;
     uint64_t back;
@@ -2725,24 +3382,29 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     if (status == NODEDB_OK) status = nodedb_vamana__make_room(index, 1, err);
     if (status != NODEDB_OK) return status;
 
-    slot = nodedb_vamana__take_slot(index);
-    memcpy(nodedb_vamana__vector(index, slot), s->query, index->stride);
-    nodedb_vamana__note_norm(index, slot, norm);
-    old = nodedb_vamana__find(index, id);
-    if (old != NODEDB_VAMANA__NONE) {
+    old = nodedb_vamana__find(index->arrays, id);
+    if (old != NODEDB_VAMANA__NONE && index->live == 1) { /* its slot goes with all others */
         nodedb_vamana__remove_slot(index, old);
-        if (index->live == 0) return nodedb_vamana_insert(index, id, vector, err); /* its slot went with all others */
+        old = NODEDB_VAMANA__NONE;
     }
-    nodedb_vamana__choose_neighbours(index, s, slot);
-    index->ids[slot] = id;
-    index->states[slot] = NODEDB_VAMANA__LIVE;
-    index->live++;
-    if (!nodedb_vamana__table_add(index, slot)) assert(false);
-    row = nodedb_vamana__row(index, slot);
+    a = index->arrays;
+    slot = nodedb_vamana__take_slot(index);
+    memcpy(nodedb_vamana__vector(index, a, slot), s->query, index->stride);
+    nodedb_vamana__note_norm(index, slot, norm);
+    nodedb_vamana__encode_new(index, s->turned, slot);
+    if (old != NODEDB_VAMANA__NONE) nodedb_vamana__remove_slot(index, old);
+    count = nodedb_vamana__choose_neighbours(index, s, slot);
+    nodedb_vamana__set_row(index, nodedb_vamana__row(index, a, slot), s->chosen, count);
+    a->ids[slot] = id;
+    nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__LIVE);
+    nodedb_vamana__count_live(index, index->live + 1, index->removed);
+    if (!nodedb_vamana__table_add(a, slot)) assert(false);
+    row = nodedb_vamana__row(index, a, slot);
     back = slot;
     keep = index->degree - index->degree / NODEDB_VAMANA__SLACK;
-    for (i = 1; i <= row[0]; i++) nodedb_vamana__add_edges(index, s, row[i], &back, 1, keep);
+    for (i = 0; i < count; i++) nodedb_vamana__add_edges(index, s, row[i], &back, 1, keep);
     if (index->live >= index->entry_due) nodedb_vamana__choose_entry(index);
+    (void)nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
     return NODEDB_OK;
 }
 
@@ -2764,8 +3426,10 @@ typedef struct nodedb_vamana__build { /* all that a build's threads share; they 
     const uint32_t *order;        /* a permutation of 0 .. n-1: the order of insertion */
     const uint32_t *slot_of;      /* by input position */
     uint64_t *pairs, *pairs_other; /* reverse edges: node that they leave << 32 | new node */
+    uint32_t *rows;               /* of a second pass, put aside: degree entries for each of the batch */
     size_t *groups;               /* where each node's pairs begin, and the end */
     size_t pair_count, group_count, pairs_max;
+    uint32_t pass;                /* 0, 1 */
     uint64_t from;                /* the batch begins at order[from] */
     size_t items;                 /* of the running phase */
     size_t next;                  /* first item that no thread has taken */
@@ -2806,8 +3470,26 @@ static void nodedb_vamana__run_phase(nodedb_vamana__build *build, size_t items,
         if (workers[i].started) (void)pthread_join(workers[i].thread, NULL);
 }
 
+/* A new node's row may be written at once, for nobody finds it yet; in a second pass others of the batch may pass by, so
+ * rows are put aside first. */
 static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
-    nodedb_vamana__choose_neighbours(build->index, s, build->slot_of[build->order[build->from + item]]);
+    nodedb_vamana *index = build->index;
+    uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
+    uint32_t count = nodedb_vamana__choose_neighbours(index, s, slot);
+    if (build->pass == 0) {
+        nodedb_vamana__set_row(index, nodedb_vamana__row(index, index->arrays, slot), s->chosen, count);
+        return;
+    }
+    memcpy(aside, s->chosen, count * sizeof *aside);
+    if (count < index->degree) aside[count] = NODEDB_VAMANA__NONE;
+}
+
+static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+    nodedb_vamana *index = build->index;
+    uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
+    (void)s;
+    nodedb_vamana__set_row(index, nodedb_vamana__row(index, index->arrays, slot), aside,
+                           nodedb_vamana__row_count(index, aside));
 }
 
 static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
@@ -2821,10 +3503,11 @@ static void nodedb_vamana__build_store(nodedb_vamana__build *build, nodedb_vaman
     nodedb_vamana *index = build->index;
     uint32_t at = build->order[build->from + item], slot = build->slot_of[at];
     float norm = 0;
-    (void)s;
     (void)nodedb_vamana__prepare(index, build->input + (size_t)at * index->vector_bytes,
-                                 nodedb_vamana__vector(index, slot), &norm, -1, NULL); /* has passed once already */
-    if (index->norms != NULL) index->norms[slot] = norm;
+                                 nodedb_vamana__vector(index, index->arrays, slot), &norm, -1,
+                                 NULL); /* has passed once already */
+    if (index->arrays->norms != NULL) index->arrays->norms[slot] = norm;
+    nodedb_vamana__encode_new(index, s->turned, slot);
 }
 
 /* Collects the reverse edges of a batch and sorts them, stably, by the node that they leave: least digit first. */
@@ -2835,11 +3518,12 @@ static void nodedb_vamana__build_collect(nodedb_vamana__build *build, size_t bat
     build->pair_count = 0;
     for (i = 0; i < batch; i++) {
         uint32_t slot = build->slot_of[build->order[build->from + i]], j;
-        const uint32_t *row = nodedb_vamana__row(index, slot);
-        for (j = 1; j <= row[0]; j++) build->pairs[build->pair_count++] = (uint64_t)row[j] << 32 | slot;
+        const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
+        for (j = 0; j < index->degree && row[j] != NODEDB_VAMANA__NONE; j++)
+            build->pairs[build->pair_count++] = (uint64_t)row[j] << 32 | slot;
     }
     assert(build->pair_count <= build->pairs_max);
-    for (shift = 32; shift < 64 && (uint64_t)index->slots >> (shift - 32) != 0; shift += NODEDB_VAMANA__RADIX_BITS) {
+    for (shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0; shift += NODEDB_VAMANA__RADIX_BITS) {
         size_t sum = 0, mask = (1u << NODEDB_VAMANA__RADIX_BITS) - 1;
         uint64_t *swap = build->pairs;
         memset(counts, 0, sizeof counts);
@@ -2858,38 +3542,66 @@ static void nodedb_vamana__build_collect(nodedb_vamana__build *build, size_t bat
     build->groups[build->group_count] = build->pair_count;
 }
 
+/* Searches for the neighbours of all of a batch, and adds the edges back. */
+static void nodedb_vamana__build_link(nodedb_vamana__build *build, size_t batch) {
+    build->rows = (uint32_t *)(void *)build->pairs_other;
+    nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_choose);
+    if (build->pass > 0) nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_put);
+    nodedb_vamana__build_collect(build, batch);
+    nodedb_vamana__run_phase(build, build->group_count, nodedb_vamana__build_reverse);
+}
+
 static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch) {
     nodedb_vamana *index = build->index;
     size_t i;
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_store);
-    for (i = 0; i < batch; i++) {
+    for (i = 0; i < batch && index->arrays->norms != NULL; i++) {
         uint32_t slot = build->slot_of[build->order[build->from + i]];
-        if (index->norms != NULL) nodedb_vamana__note_norm(index, slot, index->norms[slot]);
+        nodedb_vamana__note_norm(index, slot, index->arrays->norms[slot]);
     }
-    if (index->entry != NODEDB_VAMANA__NONE) {
-        nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_choose);
-        nodedb_vamana__build_collect(build, batch);
-        nodedb_vamana__run_phase(build, build->group_count, nodedb_vamana__build_reverse);
+    if (index->arrays->entry != NODEDB_VAMANA__NONE) nodedb_vamana__build_link(build, batch);
+    for (i = 0; i < batch; i++)
+        nodedb_vamana__set_state(index->arrays, build->slot_of[build->order[build->from + i]], NODEDB_VAMANA__LIVE);
+    nodedb_vamana__count_live(index, index->live + (uint32_t)batch, index->removed);
+}
+
+static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+    nodedb_vamana *index = build->index;
+    uint32_t slot = (uint32_t)item;
+    if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
+        nodedb_vamana__encode_slot(index, index->arrays, index->recoder, index->recodes, s->turned, slot);
+}
+
+/* Makes the codes that are due, with all threads. */
+static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
+    nodedb_vamana *index = build->index;
+    while (nodedb_vamana__make_codes(index, 0)) {
+        nodedb_vamana__run_phase(build, index->arrays->slots, nodedb_vamana__build_code);
+        index->recode_at = index->arrays->slots;
     }
-    for (i = 0; i < batch; i++) index->states[build->slot_of[build->order[build->from + i]]] = NODEDB_VAMANA__LIVE;
-    index->live += (uint32_t)batch;
 }
 
 /* Inserts everything, batch by batch; returns how many before it was cancelled. */
 static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n, nodedb_vamana_progress progress,
                                          void *ctx) {
     nodedb_vamana *index = build->index;
-    uint64_t done = 0, batch_max = build->pairs_max / index->degree;
-    while (done < n) {
-        uint64_t batch = index->live < 1 ? 1 : index->live < batch_max ? index->live : batch_max;
-        if (batch > n - done) batch = n - done;
-        build->from = done;
-        nodedb_vamana__build_batch(build, (size_t)batch);
-        done += batch;
-        if (index->live >= index->entry_due || done == n) nodedb_vamana__choose_entry(index);
-        if (progress != NULL && !progress(ctx, done, n) && done < n) break;
+    uint64_t done, inserted = 0, batch_max = build->pairs_max / index->degree;
+    bool goes_on = true;
+    for (build->pass = 0; build->pass < index->passes && goes_on; build->pass++) {
+        for (done = 0; done < n && goes_on;) {
+            uint64_t batch = index->live < 1 ? 1 : index->live < batch_max ? index->live : batch_max;
+            if (batch > n - done) batch = n - done;
+            build->from = done;
+            if (build->pass == 0) nodedb_vamana__build_batch(build, (size_t)batch);
+            else nodedb_vamana__build_link(build, (size_t)batch);
+            done += batch;
+            if (build->pass == 0) inserted = done;
+            if (index->live >= index->entry_due || done == n) nodedb_vamana__choose_entry(index);
+            if (progress != NULL) goes_on = progress(ctx, build->pass * n + done, index->passes * n);
+        }
     }
-    return done;
+    nodedb_vamana__build_codes(build);
+    return inserted;
 }
 
 /* Checks all input, so that nothing is done if any of it is wrong. The ids go to their slots and into the table. */
@@ -2905,17 +3617,17 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
     if (status != NODEDB_OK) return status;
     for (i = 0; i < n; i++) {
         uint64_t id = ids != NULL ? ids[i] : i;
-        if (nodedb_vamana__find(index, id) != NODEDB_VAMANA__NONE) {
+        if (nodedb_vamana__find(index->arrays, id) != NODEDB_VAMANA__NONE) {
             status = nodedb__fail(err, NODEDB_ERR_EXISTS, 0, "vector %llu: the id %llu is there already",
                                   (unsigned long long)i, (unsigned long long)id);
             break;
         }
         slot_of[i] = nodedb_vamana__take_slot(index);
-        index->ids[slot_of[i]] = id;
-        if (!nodedb_vamana__table_add(index, slot_of[i])) assert(false);
+        index->arrays->ids[slot_of[i]] = id;
+        if (!nodedb_vamana__table_add(index->arrays, slot_of[i])) assert(false);
     }
     while (status != NODEDB_OK && i-- > 0) {
-        nodedb_vamana__table_drop(index, slot_of[i]);
+        nodedb_vamana__table_drop(index->arrays, slot_of[i]);
         nodedb_vamana__free_slot(index, slot_of[i]);
     }
     return status;
@@ -2938,10 +3650,10 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
     build->slot_of = slot_of, build->order = order;
     done = nodedb_vamana__build_all(build, n, progress, ctx);
     for (i = done; i < n; i++) {
-        nodedb_vamana__table_drop(index, slot_of[order[i]]);
+        nodedb_vamana__table_drop(index->arrays, slot_of[order[i]]);
         nodedb_vamana__free_slot(index, slot_of[order[i]]);
     }
-    if (done == n) return NODEDB_OK;
+    if (done == n && build->pass == index->passes) return NODEDB_OK;
     return nodedb__fail(err, NODEDB_ERR_CANCELLED, 0, "cancelled after %llu of %llu vectors", (unsigned long long)done,
                         (unsigned long long)n);
 }
@@ -3000,39 +3712,39 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
 #define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
 #define NODEDB_VAMANA__RERANK_PER_RESULT 3u   /* default of nodedb_vamana_query.rerank: 3 k ... */
 #define NODEDB_VAMANA__RERANK_MORE 16u        /* ... + 16 */
+#define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
 
 /* Is `a` a worse result than `b`? Ties are settled by the id. */
-static bool nodedb_vamana__worse(const nodedb_vamana *index, const nodedb_vamana__near *a,
-                                 const nodedb_vamana__near *b) {
+static bool nodedb_vamana__worse(const uint64_t *ids, const nodedb_vamana__near *a, const nodedb_vamana__near *b) {
     if (a->distance != b->distance) return a->distance > b->distance;
-    return index->ids[a->slot] > index->ids[b->slot];
+    return ids[a->slot] > ids[b->slot];
 }
 
 /* A heap with the worst result at its head. */
-static void nodedb_vamana__sift_down(const nodedb_vamana *index, nodedb_vamana__near *heap, size_t n,
+static void nodedb_vamana__sift_down(const uint64_t *ids, nodedb_vamana__near *heap, size_t n,
                                      nodedb_vamana__near one) {
     size_t at = 0, child;
     while ((child = 2 * at + 1) < n) {
-        if (child + 1 < n && nodedb_vamana__worse(index, &heap[child + 1], &heap[child])) child++;
-        if (!nodedb_vamana__worse(index, &heap[child], &one)) break;
+        if (child + 1 < n && nodedb_vamana__worse(ids, &heap[child + 1], &heap[child])) child++;
+        if (!nodedb_vamana__worse(ids, &heap[child], &one)) break;
         heap[at] = heap[child], at = child;
     }
     heap[at] = one;
 }
 
 /* Keeps the best `most` of all that are offered; returns their new number. */
-static size_t nodedb_vamana__offer(const nodedb_vamana *index, nodedb_vamana__near *heap, size_t n, size_t most,
+static size_t nodedb_vamana__offer(const uint64_t *ids, nodedb_vamana__near *heap, size_t n, size_t most,
                                    float distance, uint32_t slot) {
     nodedb_vamana__near one;
     size_t at, parent;
     one.distance = distance, one.slot = slot, one.expanded = 0;
     if (n == most) {
-        if (nodedb_vamana__worse(index, &heap[0], &one)) nodedb_vamana__sift_down(index, heap, n, one);
+        if (nodedb_vamana__worse(ids, &heap[0], &one)) nodedb_vamana__sift_down(ids, heap, n, one);
         return n;
     }
     for (at = n; at > 0; at = parent) {
         parent = (at - 1) / 2;
-        if (!nodedb_vamana__worse(index, &one, &heap[parent])) break;
+        if (!nodedb_vamana__worse(ids, &one, &heap[parent])) break;
         heap[at] = heap[parent];
     }
     heap[at] = one;
@@ -3040,23 +3752,31 @@ static size_t nodedb_vamana__offer(const nodedb_vamana *index, nodedb_vamana__ne
 }
 
 /* Turns the heap into a list with the best first. */
-static void nodedb_vamana__sort_heap(const nodedb_vamana *index, nodedb_vamana__near *heap, size_t n) {
+static void nodedb_vamana__sort_heap(const uint64_t *ids, nodedb_vamana__near *heap, size_t n) {
     while (n > 1) {
         nodedb_vamana__near last = heap[--n];
         heap[n] = heap[0];
-        nodedb_vamana__sift_down(index, heap, n, last);
+        nodedb_vamana__sift_down(ids, heap, n, last);
     }
 }
 
-static bool nodedb_vamana__passes(const nodedb_vamana *index, const nodedb_vamana_query *query, uint32_t slot) {
-    if (index->states[slot] != NODEDB_VAMANA__LIVE) return false;
-    return query->filter == NULL || query->filter(query->filter_ctx, index->ids[slot]);
+/* May this slot be a result? */
+static bool nodedb_vamana__passes(const nodedb_vamana__arrays *a, const nodedb_vamana_query *query, uint32_t slot) {
+    uint64_t id;
+    if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) return false;
+    id = a->ids[slot];
+    if (query->bitmap != NULL && (id >= query->bitmap_bits || (query->bitmap[id / 8] >> id % 8 & 1) == 0)) return false;
+    return query->filter == NULL || query->filter(query->filter_ctx, id);
 }
 
-/* Replaces the distances of the results from codes by exact ones, and puts the results into order by them. */
-static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, nodedb_vamana__near *results, size_t n,
-                                           nodedb_error *err) {
-    const nodedb_vamana *index = s->index;
+static bool nodedb_vamana__is_filtered(const nodedb_vamana_query *query) {
+    return query->filter != NULL || query->bitmap != NULL;
+}
+
+/* Replaces the distances of `n` results by exact ones from the disk, and makes a heap of them. */
+static nodedb_status nodedb_vamana__rerank_disk(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                nodedb_vamana__near *results, size_t n, nodedb_error *err) {
+    const nodedb_vamana__arrays *a = s->arrays;
     size_t from, i, batch, heap = 0;
     for (from = 0; from < n; from += batch) {
         nodedb_status status;
@@ -3073,50 +3793,60 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, nodedb_vam
                 if (err != NULL) *err = reason;
                 return reason.status;
             }
-            distance = nodedb_vamana__exact(index, s->query, vector);
+            distance = nodedb_vamana__exact(s->index, exact, vector, a->norms != NULL ? a->norms[s->slots[i]] : 0);
             if (!nodedb_vamana__is_finite(distance))
-                return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector", index->path,
-                                    (unsigned long long)index->ids[s->slots[i]]);
-            heap = nodedb_vamana__offer(index, results, heap, n, distance, s->slots[i]);
+                return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector",
+                                    s->index->path, (unsigned long long)a->ids[s->slots[i]]);
+            heap = nodedb_vamana__offer(a->ids, results, heap, n, distance, s->slots[i]);
         }
     }
-    s->computed += n;
-    nodedb_vamana__sort_heap(index, results, n);
     return NODEDB_OK;
 }
 
-/* Leaves the best `most` of all that pass, by the target's measure, as a heap in s->spare; returns their number. */
-static size_t nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
-                                         const nodedb_vamana_query *query, size_t most) {
-    const nodedb_vamana *index = s->index;
-    uint32_t slot, i, count = 0;
-    size_t n = 0;
-    for (slot = 0; slot < index->slots; slot++) {
-        if (nodedb_vamana__passes(index, query, slot)) s->slots[count++] = slot;
-        if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < index->slots) continue;
-        nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
-        for (i = 0; i < count; i++) n = nodedb_vamana__offer(index, s->spare, n, most, s->distances[i], s->slots[i]);
-        s->computed += count;
-        count = 0;
+/* Replaces the distances of the results from codes by exact ones, and puts the results into order by them. */
+static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                           nodedb_vamana__near *results, size_t n, nodedb_error *err) {
+    const uint64_t *ids = s->arrays->ids;
+    size_t from, i, batch, heap = 0;
+    s->computed += n, s->exact += n;
+    if (s->index->coded) {
+        nodedb_status status = nodedb_vamana__rerank_disk(s, exact, results, n, err);
+        if (status != NODEDB_OK) return status;
+    } else {
+        for (from = 0; from < n; from += batch) {
+            batch = n - from < s->candidates_max ? n - from : s->candidates_max;
+            for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
+            nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
+            for (i = 0; i < batch; i++)
+                heap = nodedb_vamana__offer(ids, results, heap, n, s->distances[i], s->slots[i]);
+        }
     }
-    return n;
+    nodedb_vamana__sort_heap(ids, results, n);
+    return NODEDB_OK;
 }
 
-/* The same by exact distances from the file. */
-static nodedb_status nodedb_vamana__read_all_exact(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                   size_t most,
-                                                   size_t *found, nodedb_error *err) {
+/* Leaves the best `most` of all that pass, by exact distances, as a heap in s->spare. */
+static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                const nodedb_vamana_query *query, size_t most, size_t *found,
+                                                nodedb_error *err) {
     const nodedb_vamana *index = s->index;
+    const nodedb_vamana__arrays *a = s->arrays;
+    uint32_t slot, slots = nodedb__load_acquire(&a->slots), i, count = 0;
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
-    uint32_t slot;
-    size_t i, count = 0, n = 0;
-    for (slot = 0; slot < index->slots && status == NODEDB_OK; slot++) {
-        if (nodedb_vamana__passes(index, query, slot)) chunk[count++].slot = slot;
-        if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < index->slots) continue;
-        status = nodedb_vamana__rerank(s, chunk, count, err);
+    size_t n = 0;
+    for (slot = 0; slot < slots && status == NODEDB_OK; slot++) {
+        if (nodedb_vamana__passes(a, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
+        if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
+        if (index->coded) {
+            status = nodedb_vamana__rerank_disk(s, exact, chunk, count, err);
+        } else {
+            nodedb_vamana__measure_many(index, exact, s->slots, count, s->distances);
+            for (i = 0; i < count; i++) chunk[i].distance = s->distances[i];
+        }
         for (i = 0; i < count && status == NODEDB_OK; i++)
-            n = nodedb_vamana__offer(index, s->spare, n, most, chunk[i].distance, chunk[i].slot);
+            n = nodedb_vamana__offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
+        s->computed += count, s->exact += count;
         count = 0;
     }
     *found = n;
@@ -3126,88 +3856,106 @@ static nodedb_status nodedb_vamana__read_all_exact(nodedb_vamana_searcher *s, co
 /* How wide a beam must be so that about `beam` of its entries pass the filter; 0: looking at every vector is cheaper. A
  * walk costs about half a row of distances for each entry of its beam, a scan one distance for each vector that passes
  * and about a quarter of one for asking the filter. */
-static uint32_t nodedb_vamana__beam_behind_filter(const nodedb_vamana *index, const nodedb_vamana_query *query,
+static uint32_t nodedb_vamana__beam_behind_filter(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                   uint32_t beam) {
-    uint64_t i, n = index->slots < NODEDB_VAMANA__FILTER_SAMPLE ? index->slots : NODEDB_VAMANA__FILTER_SAMPLE;
-    uint64_t live = 0, pass = 0, wide;
+    const nodedb_vamana__arrays *a = s->arrays;
+    uint64_t slots = nodedb__load_acquire(&a->slots);
+    uint64_t i, n = slots < NODEDB_VAMANA__FILTER_SAMPLE ? slots : NODEDB_VAMANA__FILTER_SAMPLE;
+    uint64_t live = 0, pass = 0, wide, all = nodedb__load_relaxed(&s->index->live);
     for (i = 0; i < n; i++) {
-        uint32_t slot = (uint32_t)(i * index->slots / n);
-        if (index->states[slot] != NODEDB_VAMANA__LIVE) continue;
+        uint32_t slot = (uint32_t)(i * slots / n);
+        if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) continue;
         live++;
-        pass += query->filter(query->filter_ctx, index->ids[slot]) ? 1 : 0;
+        pass += nodedb_vamana__passes(a, query, slot) ? 1 : 0;
     }
     if (pass == 0) return 0;
     wide = ((uint64_t)beam * live + pass - 1) / pass;
-    if (wide > NODEDB_VAMANA_MAX_BEAM || wide * index->degree / 2 > index->live * pass / live + index->live / 4)
-        return 0;
+    if (wide > NODEDB_VAMANA_MAX_BEAM || wide * s->index->degree / 2 > all * pass / live + all / 4) return 0;
     return (uint32_t)wide;
 }
 
 /* Entries that a list of `wanted` results needs, however large a k was asked for. */
 static uint32_t nodedb_vamana__at_most_live(const nodedb_vamana *index, uint32_t wanted) {
-    return wanted < index->live ? wanted : index->live > 0 ? index->live : 1;
+    uint32_t live = nodedb__load_relaxed(&index->live);
+    return wanted < live ? wanted : live > 0 ? live : 1;
 }
 
 typedef struct nodedb_vamana__plan { /* a query with its defaults filled in */
     uint32_t k, beam, keep; /* keep: results before the rerank */
-    bool scan;
+    bool scan, by_code;
 } nodedb_vamana__plan;
 
 static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                nodedb_vamana__plan *plan, nodedb_error *err) {
     const nodedb_vamana *index = s->index;
+    uint32_t live = nodedb__load_relaxed(&index->live);
     uint64_t keep;
     memset(plan, 0, sizeof *plan);
     if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
         return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
-                            (unsigned)query->beam,
-                            NODEDB_VAMANA_MAX_BEAM);
+                            (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
+    plan->by_code = index->coded || (s->arrays->codes != NULL && !query->exact_walk);
     keep = plan->k;
-    if (index->coded) {
+    if (plan->by_code) {
         keep = query->rerank != 0 ? query->rerank
                                   : (uint64_t)plan->k * NODEDB_VAMANA__RERANK_PER_RESULT + NODEDB_VAMANA__RERANK_MORE;
         if (keep < plan->k) keep = plan->k;
         if (keep > plan->beam) keep = plan->beam;
     }
     plan->keep = (uint32_t)keep;
-    plan->scan = plan->beam >= index->live; /* looking at all of them costs less than a walk, and is exact */
-    if (!plan->scan && query->filter != NULL) {
-        uint32_t wide = nodedb_vamana__beam_behind_filter(index, query, plan->beam);
-        if (wide == 0 || wide >= index->live) plan->scan = true;
+    plan->scan = plan->beam >= live; /* looking at all of them costs less than a walk, and is exact */
+    if (!plan->scan && nodedb_vamana__is_filtered(query)) {
+        uint32_t wide = nodedb_vamana__beam_behind_filter(s, query, plan->beam);
+        if (wide == 0 || wide >= live) plan->scan = true;
         else plan->beam = wide;
     }
-    return nodedb_vamana__searcher_fit(s, plan->scan ? nodedb_vamana__at_most_live(index, plan->keep) : plan->beam,
-                                       err);
+    return nodedb_vamana__searcher_fit(s, plan->scan ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam, err);
 }
 
-/* The walk, and from its beam the results that pass, as a heap in s->spare. Looks at all if the walk has met too
- * few. */
-static size_t nodedb_vamana__walk_and_collect(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
-                                              const nodedb_vamana_query *query, nodedb_vamana__plan *plan) {
-    const nodedb_vamana *index = s->index;
+/* The best `most` entries of the beam that pass, as a heap in s->spare. */
+static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, size_t most) {
+    const uint64_t *ids = s->arrays->ids;
     size_t n = 0;
     uint32_t i;
-    if (!plan->scan) {
-        nodedb_vamana__walk(s, target, plan->beam, false);
-        for (i = 0; i < s->beam_count; i++) {
-            if (n == plan->keep && s->beam[i].distance > s->spare[0].distance) break;
-            if (nodedb_vamana__passes(index, query, s->beam[i].slot))
-                n = nodedb_vamana__offer(index, s->spare, n, plan->keep, s->beam[i].distance, s->beam[i].slot);
-        }
-        if (n >= plan->k) return n;
-        plan->scan = true;
+    for (i = 0; i < s->beam_count; i++) {
+        if (n == most && s->beam[i].distance > s->spare[0].distance) break;
+        if (nodedb_vamana__passes(s->arrays, query, s->beam[i].slot))
+            n = nodedb_vamana__offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
     }
-    return nodedb_vamana__look_at_all(s, target, query, plan->keep);
+    return n;
+}
+
+/* The walk, and from its beam the results that pass, in order in s->spare. Looks at all if the walk has met too few. */
+static nodedb_status nodedb_vamana__walk_and_collect(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                     nodedb_error *err) {
+    nodedb_vamana__target exact = nodedb_vamana__query_target(s, norm);
+    nodedb_status status = NODEDB_OK;
+    if (!plan->scan) {
+        if (plan->by_code) {
+            nodedb_vamana__target code = nodedb_vamana__code_target(s, s->query, norm);
+            nodedb_vamana__walk(s, &code, plan->beam, false);
+        } else {
+            nodedb_vamana__walk(s, &exact, plan->beam, false);
+            s->exact = s->computed;
+        }
+        *found = nodedb_vamana__collect(s, query, plan->keep);
+        if (*found >= plan->k && plan->by_code) return nodedb_vamana__rerank(s, &exact, s->spare, *found, err);
+        plan->scan = *found < plan->k;
+    }
+    if (plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+    if (status == NODEDB_OK) nodedb_vamana__sort_heap(s->arrays->ids, s->spare, *found);
+    return status;
 }
 
 static nodedb_status nodedb_vamana__check_question(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                   const nodedb_vamana_result *results, uint32_t *found,
-                                                       nodedb_error *err) {
+                                                   const void *vector, const nodedb_vamana_result *results,
+                                                   uint32_t *found, nodedb_error *err) {
     if (found != NULL) *found = 0;
-    if (s == NULL || query == NULL || query->vector == NULL || results == NULL || found == NULL)
+    if (s == NULL || query == NULL || vector == NULL || results == NULL || found == NULL)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "searcher, query, its vector, results or found is NULL");
     return NODEDB_OK;
 }
@@ -3217,76 +3965,153 @@ static void nodedb_vamana__reads_so_far(const nodedb_vamana_searcher *s, uint64_
     if (s->fetcher.counters != NULL) s->fetcher.counters(s->fetcher.ctx, reads, retries);
 }
 
+/* Copies the results out, and what they have cost. */
 static void nodedb_vamana__finish(nodedb_vamana_searcher *s, size_t n, bool scanned, uint64_t reads, uint64_t retries,
                                   nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats) {
     uint32_t i;
     for (i = 0; i < n; i++) {
-        results[i].id = s->index->ids[s->spare[i].slot];
+        results[i].id = s->arrays->ids[s->spare[i].slot];
         results[i].distance = s->spare[i].distance;
     }
     *found = (uint32_t)n;
     if (stats == NULL) return;
     nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
     stats->reads -= reads, stats->retries -= retries;
-    stats->hops = s->hops, stats->distances = s->computed, stats->scanned = scanned;
+    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = scanned;
+}
+
+enum nodedb_vamana__way { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
+
+/* One question, by one who is counted in as a reader. */
+static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                           const void *vector, enum nodedb_vamana__way way,
+                                           nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats,
+                                           nodedb_error *err) {
+    nodedb_vamana__plan plan;
+    uint64_t reads, retries;
+    nodedb_status status;
+    size_t n = 0;
+    float norm;
+    status = nodedb_vamana__prepare(s->index, vector, s->query, &norm, -1, err);
+    if (status != NODEDB_OK) return status;
+    if (way == NODEDB_VAMANA__SEARCH) {
+        status = nodedb_vamana__plan_query(s, query, &plan, err);
+    } else {
+        memset(&plan, 0, sizeof plan);
+        plan.k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan.scan = true;
+        if (plan.k > NODEDB_VAMANA_MAX_BEAM)
+            return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u is over %u", (unsigned)plan.k, NODEDB_VAMANA_MAX_BEAM);
+        status = nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan.k), err);
+    }
+    if (status != NODEDB_OK) return status;
+    s->hops = 0, s->computed = 0, s->exact = 0;
+    nodedb_vamana__reads_so_far(s, &reads, &retries);
+    status = nodedb_vamana__walk_and_collect(s, query, &plan, norm, &n, err);
+    if (status != NODEDB_OK) return status;
+    nodedb_vamana__finish(s, n < plan.k ? n : plan.k, plan.scan, reads, retries, results, found, stats);
+    return NODEDB_OK;
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                      nodedb_vamana_result *results, uint32_t *found,
                                                      nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_vamana__target target;
-    nodedb_vamana__plan plan;
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, results, found, err);
-    uint64_t reads, retries;
-    size_t n;
-    float norm;
+    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
+                                                         found, err);
+    uint32_t parity;
     if (status != NODEDB_OK) return status;
-    status = nodedb_vamana__plan_query(searcher, query, &plan, err); /* first, as it may move the searcher's memory */
-    if (status == NODEDB_OK)
-        status = nodedb_vamana__prepare(searcher->index, query->vector, searcher->query, &norm, -1, err);
-    if (status != NODEDB_OK) return status;
-    searcher->hops = 0, searcher->computed = 0;
-    nodedb_vamana__reads_so_far(searcher, &reads, &retries);
-    target = nodedb_vamana__query_target(searcher, norm);
-    n = nodedb_vamana__walk_and_collect(searcher, &target, query, &plan);
-    nodedb_vamana__sort_heap(searcher->index, searcher->spare, n);
-    if (searcher->index->coded) {
-        status = nodedb_vamana__rerank(searcher, searcher->spare, n, err);
-        if (status != NODEDB_OK) return status;
-    }
-    nodedb_vamana__finish(searcher, n < plan.k ? n : plan.k, plan.scan, reads, retries, results, found, stats);
-    return NODEDB_OK;
+    searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
+    status = nodedb_vamana__answer(searcher, query, query->vector, NODEDB_VAMANA__SEARCH, results, found, stats, err);
+    nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
+    return status;
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, results, found, err);
-    nodedb_vamana__target target;
-    uint64_t reads, retries;
-    uint32_t k;
-    size_t n = 0;
-    float norm;
+    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
+                                                         found, err);
+    uint32_t parity;
     if (status != NODEDB_OK) return status;
-    k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
-    if (k > NODEDB_VAMANA_MAX_BEAM)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u is over %u", (unsigned)k, NODEDB_VAMANA_MAX_BEAM);
-    status = nodedb_vamana__searcher_fit(searcher, nodedb_vamana__at_most_live(searcher->index, k), err);
-    if (status == NODEDB_OK)
-        status = nodedb_vamana__prepare(searcher->index, query->vector, searcher->query, &norm, -1, err);
+    searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
+    status = nodedb_vamana__answer(searcher, query, query->vector, NODEDB_VAMANA__SCAN, results, found, stats, err);
+    nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
+    return status;
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
+                                                          const nodedb_vamana_query *common, const void *vectors,
+                                                          uint64_t n, nodedb_vamana_result *results, uint32_t *found,
+                                                          nodedb_vamana_stats *stats, nodedb_error *err) {
+    nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results, found, err);
+    nodedb_vamana_stats one, sum;
+    uint32_t parity, k;
+    uint64_t i;
+    memset(&sum, 0, sizeof sum);
+    for (i = 0; i < n && found != NULL; i++) found[i] = 0;
     if (status != NODEDB_OK) return status;
-    searcher->hops = 0, searcher->computed = 0;
-    nodedb_vamana__reads_so_far(searcher, &reads, &retries);
-    if (searcher->index->coded) {
-        status = nodedb_vamana__read_all_exact(searcher, query, k, &n, err);
-        if (status != NODEDB_OK) return status;
-    } else {
-        target = nodedb_vamana__query_target(searcher, norm);
-        n = nodedb_vamana__look_at_all(searcher, &target, query, k);
+    k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
+    for (i = 0; i < n && status == NODEDB_OK; i++) { /* each counts in for itself, so that a writer never waits long */
+        searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
+        status = nodedb_vamana__answer(searcher, common,
+                                       (const uint8_t *)vectors + (size_t)i * searcher->index->vector_bytes,
+                                       NODEDB_VAMANA__SEARCH, results + (size_t)i * k, &found[i], &one, err);
+        nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
+        if (status != NODEDB_OK) break;
+        sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact;
+        sum.reads += one.reads, sum.retries += one.retries, sum.scanned = sum.scanned || one.scanned;
     }
-    nodedb_vamana__sort_heap(searcher->index, searcher->spare, n);
-    nodedb_vamana__finish(searcher, n, true, reads, retries, results, found, stats);
+    if (stats != NULL) *stats = sum;
+    if (status != NODEDB_OK && err != NULL) {
+        nodedb_error reason = *err;
+        (void)nodedb__fail(err, status, 0, "query %llu: %.200s", (unsigned long long)i, reason.message);
+        err->sys_errno = reason.sys_errno, err->offset = reason.offset;
+    }
+    return status;
+}
+
+/* All within the radius: the beam is widened until it holds some that are farther, as many as the walk needs to be as
+ * sure of the last within as it would be of the first k. */
+static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                 float radius, uint32_t most, nodedb_vamana_result *results,
+                                                 uint32_t *found, nodedb_vamana_stats *stats, nodedb_error *err) {
+    nodedb_vamana_query wide = *query;
+    nodedb_vamana_stats one, sum;
+    memset(&sum, 0, sizeof sum);
+    wide.k = NODEDB_VAMANA__RANGE_FIRST < most ? NODEDB_VAMANA__RANGE_FIRST : most;
+    for (;;) {
+        uint32_t beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
+        nodedb_status status;
+        if (beam < 2 * (uint64_t)wide.k) beam = 2 * (uint64_t)wide.k > NODEDB_VAMANA_MAX_BEAM ? NODEDB_VAMANA_MAX_BEAM : 2 * wide.k;
+        wide.beam = beam;
+        status = nodedb_vamana__answer(s, &wide, query->vector, NODEDB_VAMANA__SEARCH, results, found, &one, err);
+        if (status != NODEDB_OK) return status;
+        sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact;
+        sum.reads += one.reads, sum.retries += one.retries, sum.scanned = sum.scanned || one.scanned;
+        if (*found < wide.k || wide.k == most || results[*found - 1].distance > radius) break;
+        wide.k = wide.k < most / 2 ? 2 * wide.k : most;
+    }
+    while (*found > 0 && !(results[*found - 1].distance <= radius)) --*found;
+    if (stats != NULL) *stats = sum;
     return NODEDB_OK;
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searcher *searcher,
+                                                           const nodedb_vamana_query *query, float radius,
+                                                           nodedb_vamana_result *results, uint32_t most,
+                                                           uint32_t *found, nodedb_vamana_stats *stats,
+                                                           nodedb_error *err) {
+    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
+                                                         found, err);
+    uint32_t parity;
+    if (status != NODEDB_OK) return status;
+    if (radius != radius || most == 0)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the radius is not a number, or most is 0");
+    if (most > NODEDB_VAMANA_MAX_BEAM)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "most %u is over %u", (unsigned)most, NODEDB_VAMANA_MAX_BEAM);
+    searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
+    status = nodedb_vamana__answer_range(searcher, query, radius, most, results, found, stats, err);
+    nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
+    return status;
 }
 
 NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const nodedb_vamana *index,
@@ -3314,21 +4139,24 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
     nodedb_vamana_searcher_destroy(s);
     return NULL;
 }
-
 /* ===================================================================================================================
  * CREATING AND ASKING
  * ================================================================================================================ */
 #define NODEDB_VAMANA__DEFAULT_DEGREE 64u
 #define NODEDB_VAMANA__DEFAULT_BEAM_BUILD 128u
 #define NODEDB_VAMANA__DEFAULT_ALPHA 1.2f
+#define NODEDB_VAMANA__DEFAULT_PASSES 1u
 
 static nodedb_status nodedb_vamana__check_config(const nodedb_vamana_config *c, nodedb_error *err) {
     if (c == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "config is NULL");
     if (c->dim < 1 || c->dim > NODEDB_VAMANA_MAX_DIM)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "dim %u is not in 1 .. %u", (unsigned)c->dim,
                             NODEDB_VAMANA_MAX_DIM);
-    if (c->type != NODEDB_VAMANA_F32 && c->type != NODEDB_VAMANA_U8)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "type %d is neither F32 nor U8", (int)c->type);
+    if (c->type != NODEDB_VAMANA_F32 && c->type != NODEDB_VAMANA_U8 && c->type != NODEDB_VAMANA_I8)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "type %d is none of F32, U8, I8", (int)c->type);
+    if ((int)c->code < (int)NODEDB_VAMANA_CODE_AUTO || (int)c->code > (int)NODEDB_VAMANA_CODE_4BIT)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "code %d is none of AUTO, NONE, 8BIT, 4BIT", (int)c->code);
+    if (c->passes > 2) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "passes %u is over 2", (unsigned)c->passes);
     if (c->metric != NODEDB_VAMANA_L2 && c->metric != NODEDB_VAMANA_IP && c->metric != NODEDB_VAMANA_COSINE)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "metric %d is none of L2, IP, COSINE", (int)c->metric);
     if (c->degree != 0 && (c->degree < NODEDB_VAMANA_MIN_DEGREE || c->degree > NODEDB_VAMANA_MAX_DEGREE))
@@ -3354,15 +4182,24 @@ static nodedb_vamana *nodedb_vamana__new(const nodedb_vamana_config *c, nodedb_e
         (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for an index");
         return NULL;
     }
+    index->readers = (nodedb_vamana__readers *)nodedb__alloc_zero(&c->allocator, sizeof *index->readers,
+                                                                  NODEDB_CACHE_LINE_BYTES);
+    if (index->readers == NULL) {
+        nodedb__release(&c->allocator, index, sizeof *index);
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for an index");
+        return NULL;
+    }
     index->dim = c->dim, index->type = c->type, index->metric = c->metric, index->seed = c->seed;
+    index->code = c->code, index->passes = c->passes == 0 ? NODEDB_VAMANA__DEFAULT_PASSES : c->passes;
+    index->no_huge_pages = c->no_huge_pages;
     index->degree = c->degree == 0 ? NODEDB_VAMANA__DEFAULT_DEGREE : c->degree;
     index->beam_build = c->beam_build == 0 ? NODEDB_VAMANA__DEFAULT_BEAM_BUILD : c->beam_build;
     index->alpha = c->alpha == 0 ? NODEDB_VAMANA__DEFAULT_ALPHA : c->alpha;
     index->kernels = kernels;
     index->allocator = c->allocator, index->logger = c->logger;
     index->io = nodedb__io_or_posix(&c->io);
-    index->bytes = sizeof *index;
-    index->first_free = NODEDB_VAMANA__NONE, index->entry = NODEDB_VAMANA__NONE;
+    index->bytes = sizeof *index + sizeof *index->readers;
+    index->first_free = NODEDB_VAMANA__NONE, index->code_due = NODEDB_VAMANA__CODE_FIRST;
     index->colour = NODEDB_VAMANA__REMOVED;
     index->fd = -1;
     nodedb_vamana__set_shape(index);
@@ -3374,10 +4211,9 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_create(const nodedb_vamana_config
     uint64_t capacity;
     if (index == NULL) return NULL;
     capacity = config->capacity == 0 ? NODEDB_VAMANA__FIRST_CAPACITY : config->capacity;
-    if (nodedb_vamana__take_arrays(index, capacity, err) == NODEDB_OK) {
-        index->writer = nodedb_vamana__searcher_new(index, index->beam_build, err);
-        if (index->writer != NULL) return index;
-    }
+    index->arrays = nodedb_vamana__take_arrays(index, capacity, NULL, err);
+    if (index->arrays != NULL) index->writer = nodedb_vamana__searcher_new(index, index->beam_build, err);
+    if (index->writer != NULL) return index;
     nodedb_vamana_destroy(index);
     return NULL;
 }
@@ -3387,14 +4223,17 @@ NODEDB_VAMANA_API void nodedb_vamana_destroy(nodedb_vamana *index) {
     if (index == NULL) return;
     allocator = index->allocator;
     nodedb_vamana_searcher_destroy(index->writer);
-    nodedb_vamana__give(index, index->code_bias, index->capacity, sizeof(float));
-    nodedb_vamana__give(index, index->code_low, index->components, sizeof(float));
-    nodedb_vamana__give(index, index->code_step, index->components, sizeof(float));
     nodedb_vamana__give(index, index->checksums, index->layout.blocks + 1, sizeof(uint32_t));
     nodedb_vamana__give(index, index->path, index->path_bytes, 1);
-    nodedb_vamana__give_arrays(index);
+    nodedb_vamana__drop_recoding(index);
+    if (index->arrays != NULL) {
+        nodedb_vamana__coder *coder = index->arrays->coder;
+        nodedb_vamana__give_arrays(index, index->arrays);
+        nodedb_vamana__give_coder(index, coder);
+    }
     if (index->fd >= 0) (void)index->io.close(index->io.ctx, index->fd);
-    assert(index->bytes == sizeof *index);
+    assert(index->bytes == sizeof *index + sizeof *index->readers);
+    nodedb__release(&allocator, index->readers, sizeof *index->readers);
     nodedb__release(&allocator, index, sizeof *index);
 }
 
@@ -3403,48 +4242,59 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_reserve(nodedb_vamana *index, uint
     return status != NODEDB_OK ? status : nodedb_vamana__grow(index, capacity, err);
 }
 
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_writable(index, err);
-    nodedb_vamana old;
-    uint32_t *moved_to = NULL, slot, i;
-    if (status != NODEDB_OK) return status;
-    while (nodedb_vamana_maintain(index, UINT32_MAX)) { /* until nobody points to a removed node */
+/* Copies what is live into `to`, in order; `moved_to` has room for old->slots. */
+static void nodedb_vamana__move_together(const nodedb_vamana *index, const nodedb_vamana__arrays *old,
+                                         nodedb_vamana__arrays *to, uint32_t *moved_to) {
+    uint32_t slot, i;
+    for (slot = 0; slot < old->slots; slot++)
+        moved_to[slot] = old->states[slot] == NODEDB_VAMANA__LIVE ? to->slots++ : NODEDB_VAMANA__NONE;
+    for (slot = 0; slot < old->slots; slot++) {
+        uint32_t at = moved_to[slot], *row;
+        const uint32_t *from = nodedb_vamana__row(index, old, slot);
+        if (at == NODEDB_VAMANA__NONE) continue;
+        memcpy(nodedb_vamana__vector(index, to, at), nodedb_vamana__vector(index, old, slot), index->stride);
+        row = nodedb_vamana__row(index, to, at);
+        for (i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
+        to->ids[at] = old->ids[slot];
+        if (to->norms != NULL) to->norms[at] = old->norms[slot];
+        if (to->codes != NULL)
+            memcpy(to->codes + (size_t)at * to->coder->stride, old->codes + (size_t)slot * to->coder->stride,
+                   to->coder->stride);
+        to->states[at] = NODEDB_VAMANA__LIVE;
+        if (!nodedb_vamana__table_add(to, at)) assert(false);
     }
-    old = *index;
-    moved_to = (uint32_t *)nodedb__alloc(&index->allocator, ((size_t)old.slots + 1) * sizeof *moved_to,
-                                         NODEDB_CACHE_LINE_BYTES);
-    if (moved_to == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to compact %u slots", (unsigned)old.slots);
-    status = nodedb_vamana__take_arrays(
-        index, old.live < NODEDB_VAMANA__FIRST_CAPACITY ? NODEDB_VAMANA__FIRST_CAPACITY : old.live, err);
-    if (status == NODEDB_OK) {
-        index->slots = 0, index->first_free = NODEDB_VAMANA__NONE;
-        for (slot = 0; slot < old.slots; slot++)
-            moved_to[slot] = old.states[slot] == NODEDB_VAMANA__LIVE ? index->slots++ : NODEDB_VAMANA__NONE;
-        for (slot = 0; slot < old.slots; slot++) {
-            uint32_t to = moved_to[slot], *row;
-            if (to == NODEDB_VAMANA__NONE) continue;
-            memcpy(nodedb_vamana__vector(index, to), nodedb_vamana__vector(&old, slot), index->stride);
-            row = nodedb_vamana__row(index, to);
-            memcpy(row, nodedb_vamana__row(&old, slot), index->row_words * sizeof *row);
-            for (i = 1; i <= row[0]; i++) row[i] = moved_to[row[i]];
-            index->ids[to] = old.ids[slot];
-            if (index->norms != NULL) index->norms[to] = old.norms[slot];
-            index->states[to] = NODEDB_VAMANA__LIVE;
-            if (!nodedb_vamana__table_add(index, to)) assert(false);
-        }
-        if (old.entry != NODEDB_VAMANA__NONE) index->entry = moved_to[old.entry];
-        i = old.slots;
-        old.bytes = index->bytes;
-        nodedb_vamana__give_arrays(&old);
-        index->bytes = old.bytes;
-        old.slots = i;
-    }
-    nodedb__release(&index->allocator, moved_to, ((size_t)old.slots + 1) * sizeof *moved_to);
-    return status;
+    if (old->entry != NODEDB_VAMANA__NONE) to->entry = moved_to[old->entry];
 }
 
-NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index) { return index == NULL ? 0 : index->live; }
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, nodedb_error *err) {
+    nodedb_status status = nodedb_vamana__check_writable(index, err);
+    nodedb_vamana__arrays *old, *a;
+    uint32_t *moved_to = NULL;
+    size_t bytes;
+    if (status != NODEDB_OK) return status;
+    while (nodedb_vamana_maintain(index, NODEDB_VAMANA__FREE_PER_NODE)) /* until nobody points to a removed node */
+        if (index->sweep == NODEDB_VAMANA__WAITING) (void)sched_yield();
+    old = index->arrays;
+    bytes = ((size_t)old->slots + 1) * sizeof *moved_to;
+    moved_to = (uint32_t *)nodedb__alloc(&index->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
+    if (moved_to == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to compact %u slots", (unsigned)old->slots);
+    a = nodedb_vamana__take_arrays(
+        index, index->live < NODEDB_VAMANA__FIRST_CAPACITY ? NODEDB_VAMANA__FIRST_CAPACITY : index->live, old->coder,
+        err);
+    if (a != NULL) {
+        nodedb_vamana__move_together(index, old, a, moved_to);
+        nodedb_vamana__choose_starts(index, a);
+        index->first_free = NODEDB_VAMANA__NONE;
+        nodedb_vamana__publish(index, a);
+        nodedb_vamana__await_readers(index);
+        nodedb_vamana__give_arrays(index, old);
+    }
+    nodedb__release(&index->allocator, moved_to, bytes);
+    return a != NULL ? NODEDB_OK : err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
+}
+
+NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index) { return index == NULL ? 0 : nodedb__load_relaxed(&index->live); }
 NODEDB_VAMANA_API uint32_t nodedb_vamana_dim(const nodedb_vamana *index) { return index == NULL ? 0 : index->dim; }
 NODEDB_VAMANA_API uint32_t nodedb_vamana_degree(const nodedb_vamana *index) {
     return index == NULL ? 0 : index->degree;
@@ -3459,34 +4309,60 @@ NODEDB_VAMANA_API const char *nodedb_vamana_kernel(const nodedb_vamana *index) {
     return index == NULL ? "" : index->kernels->one.name;
 }
 NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index) {
-    return index == NULL ? 0 : index->bytes + nodedb_vamana_searcher_memory_bytes(index->writer);
+    return index == NULL ? 0
+                         : nodedb__load_relaxed(&index->bytes) + nodedb_vamana_searcher_memory_bytes(index->writer);
 }
 
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info) {
-    uint32_t slot;
+    const nodedb_vamana__arrays *a;
+    uint32_t slot, slots, parity, entry, i;
     if (info == NULL) return;
     memset(info, 0, sizeof *info);
     if (index == NULL) return;
-    info->live = index->live, info->removed = index->removed, info->capacity = index->capacity;
-    info->free = index->slots - index->live - index->removed;
-    for (slot = 0; slot < index->slots; slot++)
-        if (index->states[slot] == NODEDB_VAMANA__LIVE) info->mean_degree += nodedb_vamana__row(index, slot)[0];
-    if (index->live > 0) info->mean_degree /= index->live;
-    if (index->entry != NODEDB_VAMANA__NONE) info->entry_id = index->ids[index->entry];
+    a = nodedb_vamana__enter(index, 0, &parity);
+    slots = nodedb__load_acquire(&a->slots), entry = nodedb__load_acquire(&a->entry);
+    info->live = nodedb__load_relaxed(&index->live), info->removed = nodedb__load_relaxed(&index->removed);
+    info->capacity = a->capacity;
+    info->free = slots < info->live + info->removed ? 0 : slots - info->live - info->removed;
+    info->code_bits = a->coder == NULL ? 0 : a->coder->bits;
+    info->code_bytes = a->coder == NULL ? 0 : a->coder->stride;
+    for (slot = 0; slot < slots; slot++) {
+        const uint32_t *row = nodedb_vamana__row(index, a, slot);
+        if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) continue;
+        for (i = 0; i < index->degree && nodedb__load_acquire(&row[i]) != NODEDB_VAMANA__NONE; i++) info->mean_degree++;
+    }
+    if (info->live > 0) info->mean_degree /= (double)info->live;
+    if (entry != NODEDB_VAMANA__NONE) info->entry_id = a->ids[entry];
+    nodedb_vamana__leave(index, 0, parity);
+}
+
+/* The slot of an id whose vector is there, for one who is counted in; a build enters ids before their vectors. */
+static uint32_t nodedb_vamana__find_live(const nodedb_vamana__arrays *a, uint64_t id) {
+    uint32_t slot = nodedb_vamana__find(a, id);
+    if (slot == NODEDB_VAMANA__NONE || nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) return NODEDB_VAMANA__NONE;
+    return slot;
 }
 
 NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64_t id) {
-    return index != NULL && nodedb_vamana__find(index, id) != NODEDB_VAMANA__NONE;
+    uint32_t parity, slot;
+    if (index == NULL) return false;
+    slot = nodedb_vamana__find_live(nodedb_vamana__enter(index, 0, &parity), id);
+    nodedb_vamana__leave(index, 0, parity);
+    return slot != NODEDB_VAMANA__NONE;
 }
 
 NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *cursor, uint64_t *id) {
+    const nodedb_vamana__arrays *a;
+    uint32_t parity, slots;
+    bool found = false;
     if (index == NULL || cursor == NULL || id == NULL) return false;
-    for (; *cursor < index->slots; ++*cursor)
-        if (index->states[*cursor] == NODEDB_VAMANA__LIVE) {
-            *id = index->ids[(*cursor)++];
-            return true;
-        }
-    return false;
+    a = nodedb_vamana__enter(index, 0, &parity);
+    for (slots = nodedb__load_acquire(&a->slots); *cursor < slots && !found; ++*cursor) {
+        found = nodedb_vamana__state(a, (uint32_t)*cursor) == NODEDB_VAMANA__LIVE;
+        if (found) *id = a->ids[*cursor];
+    }
+    nodedb_vamana__leave(index, 0, parity);
+    return found;
 }
 
 /* ===================================================================================================================
@@ -3512,8 +4388,13 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_LIVE = 52,
     NODEDB_VAMANA__AT_REMOVED = 56,
     NODEDB_VAMANA__AT_NORM_MAX = 60,
-    NODEDB_VAMANA__AT_OFFSETS = 64, /* ids, states, norms, rows, ranges, codes, vectors, checksums, end: 8 bytes each */
+    NODEDB_VAMANA__AT_OFFSETS = 64, /* ids, states, norms, rows, mean, codes, vectors, checksums, end: 8 bytes each */
     NODEDB_VAMANA__AT_TABLE_SUM = 136,
+    NODEDB_VAMANA__AT_PASSES = 140,
+    NODEDB_VAMANA__AT_CODE = 144,
+    NODEDB_VAMANA__AT_BITS = 148,
+    NODEDB_VAMANA__AT_RESIDENT = 152,
+    NODEDB_VAMANA__AT_STEP = 156,
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
 };
 
@@ -3521,9 +4402,14 @@ static uint64_t nodedb_vamana__blocks(uint64_t bytes) {
     return (bytes + NODEDB_VAMANA_BLOCK_BYTES - 1) / NODEDB_VAMANA_BLOCK_BYTES;
 }
 
+/* Bytes of one code in a file. */
+static uint32_t nodedb_vamana__code_bytes(uint32_t dim, uint32_t bits) {
+    return bits == 4 ? (dim + 63) / 64 * 32 : bits == 8 ? dim : 0;
+}
+
 /* Where everything is in a file of `slots` slots. No product here passes 2^32 * 2^18 = 2^50. */
 static nodedb_vamana__layout nodedb_vamana__lay_out(uint32_t dim, nodedb_vamana_type type, nodedb_vamana_metric metric,
-                                                    uint32_t degree, uint32_t slots) {
+                                                    uint32_t degree, uint32_t bits, uint32_t slots) {
     nodedb_vamana__layout l;
     uint64_t at = 1, vector_blocks;
     bool f32 = type == NODEDB_VAMANA_F32;
@@ -3536,15 +4422,15 @@ static nodedb_vamana__layout nodedb_vamana__lay_out(uint32_t dim, nodedb_vamana_
     l.ids = at, at += nodedb_vamana__blocks((uint64_t)slots * 8);
     l.states = at, at += nodedb_vamana__blocks(slots);
     l.norms = at, at += metric == NODEDB_VAMANA_L2 ? 0 : nodedb_vamana__blocks((uint64_t)slots * 4);
-    l.rows = at, at += nodedb_vamana__blocks((uint64_t)slots * (1 + degree) * 4);
-    l.ranges = at, at += f32 ? nodedb_vamana__blocks((uint64_t)dim * 8) : 0;
-    l.codes = at, at += f32 ? nodedb_vamana__blocks((uint64_t)slots * dim) : 0;
+    l.rows = at, at += nodedb_vamana__blocks((uint64_t)slots * degree * 4);
+    l.mean = at, at += bits != 0 ? nodedb_vamana__blocks((uint64_t)dim * 4) : 0;
+    l.codes = at, at += nodedb_vamana__blocks((uint64_t)slots * nodedb_vamana__code_bytes(dim, bits));
     l.vectors = at, at += vector_blocks;
     l.checksums = at;
     l.blocks = at - 1;
     l.end = at + nodedb_vamana__blocks(l.blocks * 4);
     l.ids *= NODEDB_VAMANA_BLOCK_BYTES, l.states *= NODEDB_VAMANA_BLOCK_BYTES, l.norms *= NODEDB_VAMANA_BLOCK_BYTES;
-    l.rows *= NODEDB_VAMANA_BLOCK_BYTES, l.ranges *= NODEDB_VAMANA_BLOCK_BYTES, l.codes *= NODEDB_VAMANA_BLOCK_BYTES;
+    l.rows *= NODEDB_VAMANA_BLOCK_BYTES, l.mean *= NODEDB_VAMANA_BLOCK_BYTES, l.codes *= NODEDB_VAMANA_BLOCK_BYTES;
     l.vectors *= NODEDB_VAMANA_BLOCK_BYTES, l.checksums *= NODEDB_VAMANA_BLOCK_BYTES,
         l.end *= NODEDB_VAMANA_BLOCK_BYTES;
     return l;
@@ -3560,7 +4446,7 @@ static uint64_t nodedb_vamana__vector_at(const nodedb_vamana__layout *l, uint32_
 
 static void nodedb_vamana__put_offsets(uint8_t *header, const nodedb_vamana__layout *l) {
     uint64_t offsets[9], i;
-    offsets[0] = l->ids, offsets[1] = l->states, offsets[2] = l->norms, offsets[3] = l->rows, offsets[4] = l->ranges;
+    offsets[0] = l->ids, offsets[1] = l->states, offsets[2] = l->norms, offsets[3] = l->rows, offsets[4] = l->mean;
     offsets[5] = l->codes, offsets[6] = l->vectors, offsets[7] = l->checksums, offsets[8] = l->end;
     for (i = 0; i < 9; i++) nodedb__put_u64(header + NODEDB_VAMANA__AT_OFFSETS + 8 * i, offsets[i]);
 }
@@ -3598,29 +4484,6 @@ static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status 
     return status;
 }
 
-/* ---- codes ------------------------------------------------------------------------------------------------------- */
-
-/* The range of each component over all vectors: value = low + code * step. */
-static void nodedb_vamana__measure_ranges(const nodedb_vamana *index, float *low, float *step) {
-    bool first = true;
-    uint32_t slot, i;
-    for (slot = 0; slot < index->slots; slot++) {
-        const float *x = (const float *)(const void *)nodedb_vamana__vector(index, slot);
-        if (index->states[slot] == NODEDB_VAMANA__FREE) continue;
-        for (i = 0; i < index->dim; i++) {
-            if (first || x[i] < low[i]) low[i] = x[i];
-            if (first || x[i] > step[i]) step[i] = x[i];
-        }
-        first = false;
-    }
-    for (i = 0; i < index->dim; i++) step[i] = (step[i] - low[i]) / 255;
-}
-
-static uint8_t nodedb_vamana__code(float x, float low, float step) {
-    float code = step > 0 ? (x - low) / step + 0.5f : 0;
-    return (uint8_t)(code < 0 ? 0 : code > 255 ? 255 : code);
-}
-
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 typedef struct nodedb_vamana__writer { /* writes a file front to back, a stream of blocks; the first error sticks */
@@ -3632,6 +4495,14 @@ typedef struct nodedb_vamana__writer { /* writes a file front to back, a stream 
     uint64_t offset;      /* of the buffer's first byte */
     uint32_t *checksums;  /* NULL: none are wanted (any more) */
 } nodedb_vamana__writer;
+
+typedef struct nodedb_vamana__saved { /* what a save writes beside the index, and its scratch memory */
+    const nodedb_vamana__coder *coder; /* NULL: no codes */
+    nodedb_vamana__coder *own;         /* made for this file only */
+    nodedb_vamana__layout layout;
+    uint8_t *code, *vector;            /* room for one */
+    float *turned;
+} nodedb_vamana__saved;
 
 static void nodedb_vamana__flush(nodedb_vamana__writer *w) {
     size_t at;
@@ -3677,61 +4548,61 @@ static void nodedb_vamana__write_f32(nodedb_vamana__writer *w, float x) {
 
 /* The graph: ids, states, norms, rows. Free slots are written as zeros, removed ones all in one colour. */
 static void nodedb_vamana__write_graph(const nodedb_vamana *index, nodedb_vamana__writer *w) {
+    const nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot, i;
-    for (slot = 0; slot < index->slots; slot++) {
+    for (slot = 0; slot < a->slots; slot++) {
         uint8_t bytes[8];
-        nodedb__put_u64(bytes, index->states[slot] == NODEDB_VAMANA__FREE ? 0 : index->ids[slot]);
+        nodedb__put_u64(bytes, a->states[slot] == NODEDB_VAMANA__FREE ? 0 : a->ids[slot]);
         nodedb_vamana__write(w, bytes, 8);
     }
     nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < index->slots; slot++) {
-        uint8_t state = index->states[slot];
+    for (slot = 0; slot < a->slots; slot++) {
+        uint8_t state = a->states[slot];
         if (state > NODEDB_VAMANA__REMOVED) state = NODEDB_VAMANA__REMOVED;
         nodedb_vamana__write(w, &state, 1);
     }
     nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < index->slots && index->norms != NULL; slot++)
-        nodedb_vamana__write_f32(w, index->states[slot] == NODEDB_VAMANA__FREE ? 0 : index->norms[slot]);
+    for (slot = 0; slot < a->slots && a->norms != NULL; slot++)
+        nodedb_vamana__write_f32(w, a->states[slot] == NODEDB_VAMANA__FREE ? 0 : a->norms[slot]);
     nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < index->slots; slot++) {
-        const uint32_t *row = nodedb_vamana__row(index, slot);
-        uint32_t count = index->states[slot] == NODEDB_VAMANA__FREE ? 0 : row[0];
-        nodedb_vamana__write_u32(w, count);
-        for (i = 1; i <= index->degree; i++) nodedb_vamana__write_u32(w, i <= count ? row[i] : 0);
+    for (slot = 0; slot < a->slots; slot++) {
+        const uint32_t *row = nodedb_vamana__row(index, a, slot);
+        uint32_t count = a->states[slot] == NODEDB_VAMANA__FREE ? 0 : nodedb_vamana__row_count(index, row);
+        for (i = 0; i < index->degree; i++) nodedb_vamana__write_u32(w, i < count ? row[i] : NODEDB_VAMANA__NONE);
     }
     nodedb_vamana__write_pad(w);
 }
 
-/* Ranges, codes and exact vectors. `vector` has room for one. */
+/* The coder's mean, codes and exact vectors. Codes that the index does not have are made on the way. */
 static void nodedb_vamana__write_vectors(const nodedb_vamana *index, nodedb_vamana__writer *w,
-                                         const nodedb_vamana__layout *l,
-                                         const float *low, const float *step, uint8_t *vector) {
-    bool f32 = index->type == NODEDB_VAMANA_F32;
-    uint32_t slot, i;
-    for (i = 0; i < index->dim && f32; i++) {
-        nodedb_vamana__write_f32(w, low[i]);
-        nodedb_vamana__write_f32(w, step[i]);
+                                         const nodedb_vamana__layout *l, const nodedb_vamana__saved *saved) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    const nodedb_vamana__coder *c = saved->coder;
+    uint32_t slot, i, bytes = c == NULL ? 0 : nodedb_vamana__code_bytes(index->dim, c->bits);
+    for (i = 0; i < index->dim && c != NULL; i++) nodedb_vamana__write_f32(w, c->mean[i]);
+    nodedb_vamana__write_pad(w);
+    for (slot = 0; slot < a->slots && c != NULL; slot++) {
+        const uint8_t *code = saved->code;
+        if (a->states[slot] == NODEDB_VAMANA__FREE) memset(saved->code, 0, c->stride);
+        else if (a->codes != NULL) code = a->codes + (size_t)slot * c->stride;
+        else nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
+                                   saved->turned, saved->code);
+        nodedb_vamana__write(w, code, bytes);
     }
     nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < index->slots && f32; slot++) {
-        const float *x = (const float *)(const void *)nodedb_vamana__vector(index, slot);
-        bool is_free = index->states[slot] == NODEDB_VAMANA__FREE;
-        for (i = 0; i < index->dim; i++) vector[i] = is_free ? 0 : nodedb_vamana__code(x[i], low[i], step[i]);
-        nodedb_vamana__write(w, vector, index->dim);
-    }
-    nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < index->slots; slot++) {
-        if (index->states[slot] == NODEDB_VAMANA__FREE) memset(vector, 0, index->vector_bytes);
-        else memcpy(vector, nodedb_vamana__vector(index, slot), index->vector_bytes);
-        nodedb_vamana__swap_components(index, vector, index->vector_bytes);
-        nodedb_vamana__write(w, vector, index->vector_bytes);
+    for (slot = 0; slot < a->slots; slot++) {
+        if (a->states[slot] == NODEDB_VAMANA__FREE) memset(saved->vector, 0, index->vector_bytes);
+        else memcpy(saved->vector, nodedb_vamana__vector(index, a, slot), index->vector_bytes);
+        nodedb_vamana__swap_components(index, saved->vector, index->vector_bytes);
+        nodedb_vamana__write(w, saved->vector, index->vector_bytes);
         if (l->vectors_per_block == 0 || (slot + 1) % l->vectors_per_block == 0) nodedb_vamana__write_pad(w);
     }
     nodedb_vamana__write_pad(w);
 }
 
-static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__layout *l, uint32_t table_sum,
-                                       uint8_t *header) {
+static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__layout *l,
+                                       const nodedb_vamana__coder *c, uint32_t table_sum, uint8_t *header) {
+    const nodedb_vamana__arrays *a = index->arrays;
     memset(header, 0, NODEDB_VAMANA__BLOCK);
     memcpy(header, NODEDB_VAMANA__MAGIC, 8);
     nodedb__put_u32(header + NODEDB_VAMANA__AT_VERSION, NODEDB_VAMANA_FORMAT_VERSION);
@@ -3741,29 +4612,32 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb__put_u32(header + NODEDB_VAMANA__AT_DEGREE, index->degree);
     nodedb__put_u32(header + NODEDB_VAMANA__AT_BEAM_BUILD, index->beam_build);
     nodedb_vamana__put_f32(header + NODEDB_VAMANA__AT_ALPHA, index->alpha);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_ENTRY, index->entry);
+    nodedb__put_u32(header + NODEDB_VAMANA__AT_ENTRY, a->entry);
     nodedb__put_u64(header + NODEDB_VAMANA__AT_SEED, index->seed);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_SLOTS, index->slots);
+    nodedb__put_u32(header + NODEDB_VAMANA__AT_SLOTS, a->slots);
     nodedb__put_u32(header + NODEDB_VAMANA__AT_LIVE, index->live);
     nodedb__put_u32(header + NODEDB_VAMANA__AT_REMOVED, index->removed);
     nodedb_vamana__put_f32(header + NODEDB_VAMANA__AT_NORM_MAX, index->norm_max);
     nodedb_vamana__put_offsets(header, l);
     nodedb__put_u32(header + NODEDB_VAMANA__AT_TABLE_SUM, table_sum);
+    nodedb__put_u32(header + NODEDB_VAMANA__AT_PASSES, index->passes);
+    nodedb__put_u32(header + NODEDB_VAMANA__AT_CODE, (uint32_t)index->code);
+    nodedb__put_u32(header + NODEDB_VAMANA__AT_BITS, c == NULL ? 0 : c->bits);
+    nodedb__put_u32(header + NODEDB_VAMANA__AT_RESIDENT, a->codes != NULL ? 1 : 0);
+    nodedb_vamana__put_f32(header + NODEDB_VAMANA__AT_STEP, c == NULL ? 0 : c->step);
     nodedb__put_u32(header + NODEDB_VAMANA__AT_HEADER_SUM, nodedb__crc32c(0, header, NODEDB_VAMANA__AT_HEADER_SUM));
 }
 
-/* The whole file but for its sync. `scratch` holds two ranges and a vector. */
-static void nodedb_vamana__write_file(const nodedb_vamana *index, nodedb_vamana__writer *w, float *scratch) {
-    nodedb_vamana__layout l = nodedb_vamana__lay_out(index->dim, index->type, index->metric, index->degree,
-                                                     index->slots);
-    float *low = scratch, *step = scratch + index->dim;
-    uint8_t *vector = (uint8_t *)(void *)(step + index->dim), *header = w->buffer;
+/* The whole file but for its sync. */
+static void nodedb_vamana__write_file(const nodedb_vamana *index, nodedb_vamana__writer *w,
+                                      const nodedb_vamana__saved *saved) {
+    const nodedb_vamana__layout l = saved->layout;
+    uint8_t *header = w->buffer;
     uint32_t *checksums = w->checksums, table_sum = 0;
     uint64_t i;
     w->offset = l.ids; /* the header comes last */
-    if (index->type == NODEDB_VAMANA_F32) nodedb_vamana__measure_ranges(index, low, step);
     nodedb_vamana__write_graph(index, w);
-    nodedb_vamana__write_vectors(index, w, &l, low, step, vector);
+    nodedb_vamana__write_vectors(index, w, &l, saved);
     if (w->used > 0) nodedb_vamana__flush(w);
     assert(w->offset == l.checksums);
     w->checksums = NULL;
@@ -3775,7 +4649,7 @@ static void nodedb_vamana__write_file(const nodedb_vamana *index, nodedb_vamana_
     }
     if (w->used > 0) nodedb_vamana__flush(w);
     assert(w->offset == l.end);
-    nodedb_vamana__fill_header(index, &l, table_sum, header);
+    nodedb_vamana__fill_header(index, &l, saved->coder, table_sum, header);
     w->offset = 0, w->used = NODEDB_VAMANA__BLOCK;
     nodedb_vamana__flush(w);
 }
@@ -3796,14 +4670,15 @@ static int nodedb_vamana__sync_directory(const nodedb_io *io, const char *path, 
 }
 
 /* `temporary` is path + ".tmp", in a buffer that may be overwritten at the end. */
-static nodedb_status nodedb_vamana__save_through(const nodedb_vamana *index, nodedb_vamana__writer *w, float *scratch,
-                                                 const char *path, char *temporary, nodedb_error *err) {
+static nodedb_status nodedb_vamana__save_through(const nodedb_vamana *index, nodedb_vamana__writer *w,
+                                                 const nodedb_vamana__saved *saved, const char *path, char *temporary,
+                                                 nodedb_error *err) {
     const nodedb_io *io = &index->io;
     int error, closed;
     w->fd = io->open(io->ctx, temporary, O_WRONLY | O_CREAT | O_TRUNC, 0644);
     if (w->fd < 0)
         return nodedb_vamana__file_error(err, nodedb__io_status(-w->fd), -w->fd, 0, temporary, "cannot be made");
-    nodedb_vamana__write_file(index, w, scratch);
+    nodedb_vamana__write_file(index, w, saved);
     error = w->error;
     if (error == 0) error = io->sync(io->ctx, w->fd);
     closed = io->close(io->ctx, w->fd);
@@ -3823,39 +4698,50 @@ static nodedb_status nodedb_vamana__save_through(const nodedb_vamana *index, nod
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(const nodedb_vamana *index, const char *path, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
-    size_t path_bytes, checksums_bytes, scratch_bytes,
+    size_t path_bytes, checksums_bytes, scratch_bytes, code_bytes,
         buffer_bytes = NODEDB_VAMANA__STREAM_BLOCKS * NODEDB_VAMANA__BLOCK;
-    nodedb_vamana__layout l;
+    nodedb_vamana__saved saved;
     nodedb_vamana__writer w;
-    float *scratch;
+    uint8_t *scratch;
     char *temporary;
     if (status != NODEDB_OK) return status;
     if (path == NULL || path[0] == 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
-    l = nodedb_vamana__lay_out(index->dim, index->type, index->metric, index->degree, index->slots);
-    path_bytes = strlen(path) + 5;
-    scratch_bytes = 3 * (size_t)index->dim * sizeof(float);
+    memset(&saved, 0, sizeof saved);
     memset(&w, 0, sizeof w);
+    saved.coder = index->arrays->coder;
+    if (saved.coder == NULL && index->type == NODEDB_VAMANA_F32) { /* disk mode walks on codes */
+        saved.coder = saved.own = nodedb_vamana__train(index, 8);
+        if (saved.own == NULL && index->live > 0)
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
+    }
+    saved.layout = nodedb_vamana__lay_out(index->dim, index->type, index->metric, index->degree,
+                                          saved.coder == NULL ? 0 : saved.coder->bits, index->arrays->slots);
+    path_bytes = strlen(path) + 5;
+    code_bytes = saved.coder == NULL ? 0 : (saved.coder->stride + 63) / 64 * 64;
+    scratch_bytes = code_bytes + (index->vector_bytes + 63) / 64 * 64 + (size_t)index->dim * sizeof(float);
     w.io = &index->io, w.path = path;
-    if (l.blocks > SIZE_MAX / 8)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the file's checksums");
-    checksums_bytes = (size_t)(l.blocks + 1) * sizeof(uint32_t);
+    checksums_bytes = saved.layout.blocks > SIZE_MAX / 8 ? 0 : (size_t)(saved.layout.blocks + 1) * sizeof(uint32_t);
     temporary = (char *)nodedb__alloc(&index->allocator, path_bytes, 1);
-    scratch = (float *)nodedb__alloc_zero(&index->allocator, scratch_bytes, NODEDB_CACHE_LINE_BYTES);
+    scratch = (uint8_t *)nodedb__alloc_zero(&index->allocator, scratch_bytes, NODEDB_CACHE_LINE_BYTES);
     w.buffer = (uint8_t *)nodedb__alloc(&index->allocator, buffer_bytes, NODEDB_VAMANA__BLOCK);
-    w.checksums = (uint32_t *)nodedb__alloc(&index->allocator, checksums_bytes, NODEDB_CACHE_LINE_BYTES);
+    if (checksums_bytes > 0)
+        w.checksums = (uint32_t *)nodedb__alloc(&index->allocator, checksums_bytes, NODEDB_CACHE_LINE_BYTES);
     if (temporary == NULL || scratch == NULL || w.buffer == NULL || w.checksums == NULL) {
         status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
     } else {
         uint32_t *checksums = w.checksums; /* the writer drops its pointer when it writes the table itself */
+        saved.code = scratch, saved.vector = scratch + code_bytes;
+        saved.turned = (float *)(void *)(saved.vector + (index->vector_bytes + 63) / 64 * 64);
         memcpy(temporary, path, path_bytes - 5);
         memcpy(temporary + path_bytes - 5, ".tmp", 5);
-        status = nodedb_vamana__save_through(index, &w, scratch, path, temporary, err);
+        status = nodedb_vamana__save_through(index, &w, &saved, path, temporary, err);
         w.checksums = checksums;
     }
     nodedb__release(&index->allocator, w.checksums, checksums_bytes);
     nodedb__release(&index->allocator, w.buffer, buffer_bytes);
     nodedb__release(&index->allocator, scratch, scratch_bytes);
     nodedb__release(&index->allocator, temporary, path_bytes);
+    nodedb_vamana__free_coder(index, saved.own);
     return status;
 }
 
@@ -3924,9 +4810,16 @@ static nodedb_status nodedb_vamana__nonsense(nodedb_vamana__reader *r, const cha
     return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, r->offset - (r->filled - r->at), r->path, what);
 }
 
+/* The counts of a header. */
+typedef struct nodedb_vamana__counts {
+    uint32_t slots, live, removed, entry, bits;
+    float norm_max;
+    bool resident; /* the codes are the index's own, not made for disk mode only */
+} nodedb_vamana__counts;
+
 static nodedb_status nodedb_vamana__read_header(nodedb_vamana__reader *r, nodedb_vamana_config *config,
-                                                nodedb_vamana *shape,
-                                                nodedb_vamana__layout *l) {
+                                                nodedb_vamana__counts *shape, nodedb_vamana__layout *l) {
+    uint32_t *bits = &shape->bits, code;
     uint8_t *h = r->buffer, expected[NODEDB_VAMANA__AT_TABLE_SUM];
     nodedb_status status = nodedb_vamana__read_blocks(r, h, NODEDB_VAMANA__BLOCK, 0);
     int64_t size = r->io->size(r->io->ctx, r->fd);
@@ -3943,7 +4836,9 @@ static nodedb_status nodedb_vamana__read_header(nodedb_vamana__reader *r, nodedb
         return nodedb_vamana__file_error(r->err, NODEDB_ERR_UNSUPPORTED, 0, NODEDB_VAMANA__AT_VERSION, r->path,
                                          "is of another version of the format");
     config->dim = nodedb__get_u32(h + NODEDB_VAMANA__AT_DIM);
-    config->type = nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) == 0 ? NODEDB_VAMANA_F32 : NODEDB_VAMANA_U8;
+    config->type = nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) == 0   ? NODEDB_VAMANA_F32
+                   : nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) == 1 ? NODEDB_VAMANA_U8
+                                                                      : NODEDB_VAMANA_I8;
     config->metric = nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC) == 0   ? NODEDB_VAMANA_L2
                      : nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC) == 1 ? NODEDB_VAMANA_IP
                                                                           : NODEDB_VAMANA_COSINE;
@@ -3951,8 +4846,15 @@ static nodedb_status nodedb_vamana__read_header(nodedb_vamana__reader *r, nodedb
     config->beam_build = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_BUILD);
     config->alpha = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_ALPHA);
     config->seed = nodedb__get_u64(h + NODEDB_VAMANA__AT_SEED);
-    if (nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) > 1 || nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC) > 2 ||
-        config->degree == 0 || config->beam_build == 0 || nodedb_vamana__check_config(config, &reason) != NODEDB_OK)
+    config->passes = nodedb__get_u32(h + NODEDB_VAMANA__AT_PASSES);
+    code = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE);
+    config->code = code == 0   ? NODEDB_VAMANA_CODE_AUTO
+                   : code == 1 ? NODEDB_VAMANA_CODE_NONE
+                   : code == 2 ? NODEDB_VAMANA_CODE_8BIT
+                               : NODEDB_VAMANA_CODE_4BIT;
+    *bits = nodedb__get_u32(h + NODEDB_VAMANA__AT_BITS);
+    if (nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) > 2 || nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC) > 2 ||
+        code > 3 || config->passes == 0 || config->degree == 0 || (*bits != 0 && *bits != 4 && *bits != 8) || config->beam_build == 0 || nodedb_vamana__check_config(config, &reason) != NODEDB_OK)
         return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_DIM, r->path,
                                          "a parameter is out of its range");
     shape->slots = nodedb__get_u32(h + NODEDB_VAMANA__AT_SLOTS);
@@ -3960,12 +4862,16 @@ static nodedb_status nodedb_vamana__read_header(nodedb_vamana__reader *r, nodedb
     shape->removed = nodedb__get_u32(h + NODEDB_VAMANA__AT_REMOVED);
     shape->entry = nodedb__get_u32(h + NODEDB_VAMANA__AT_ENTRY);
     shape->norm_max = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_NORM_MAX);
+    shape->resident = nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT) != 0;
     if (shape->slots > NODEDB_VAMANA_MAX_VECTORS || (uint64_t)shape->live + shape->removed > shape->slots ||
         (shape->live == 0) != (shape->entry == NODEDB_VAMANA__NONE) || !(shape->norm_max >= 0) ||
-        !nodedb_vamana__is_finite(shape->norm_max) || (shape->live > 0 && shape->entry >= shape->slots))
+        !nodedb_vamana__is_finite(shape->norm_max) || (shape->live > 0 && shape->entry >= shape->slots) ||
+        nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT) > (shape->bits != 0 ? 1u : 0u) ||
+        (shape->bits == 0 && shape->live > 0 && config->type == NODEDB_VAMANA_F32))
         return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_SLOTS, r->path,
                                          "the counts do not fit each other");
-    *l = nodedb_vamana__lay_out(config->dim, config->type, config->metric, config->degree, shape->slots);
+    *l = nodedb_vamana__lay_out(config->dim, config->type, config->metric, config->degree, shape->bits,
+                                shape->slots);
     nodedb_vamana__put_offsets(expected, l);
     if (memcmp(expected + NODEDB_VAMANA__AT_OFFSETS, h + NODEDB_VAMANA__AT_OFFSETS, 72) != 0)
         return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_OFFSETS, r->path,
@@ -3973,7 +4879,6 @@ static nodedb_status nodedb_vamana__read_header(nodedb_vamana__reader *r, nodedb
     if ((uint64_t)size != l->end)
         return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, (uint64_t)size, r->path,
                                          "the file has another size");
-    shape->layout = *l;
     return NODEDB_OK;
 }
 
@@ -3998,58 +4903,61 @@ static nodedb_status nodedb_vamana__read_table(nodedb_vamana__reader *r, const n
 /* Ids, states and norms, into arrays of the index that have room. */
 static nodedb_status nodedb_vamana__load_slots(nodedb_vamana *index, nodedb_vamana__reader *r) {
     const nodedb_vamana__layout *l = &index->layout;
+    nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot, live = 0, removed = 0;
     nodedb_status status = NODEDB_OK;
     uint8_t bytes[8];
     nodedb_vamana__read_from(r, l->ids);
-    for (slot = 0; slot < index->slots; slot++) {
+    for (slot = 0; slot < a->slots; slot++) {
         status = nodedb_vamana__read(r, bytes, 8);
         if (status != NODEDB_OK) return status;
-        index->ids[slot] = nodedb__get_u64(bytes);
+        a->ids[slot] = nodedb__get_u64(bytes);
     }
     nodedb_vamana__read_from(r, l->states);
-    for (slot = 0; slot < index->slots; slot++) {
-        status = nodedb_vamana__read(r, &index->states[slot], 1);
+    for (slot = 0; slot < a->slots; slot++) {
+        status = nodedb_vamana__read(r, &a->states[slot], 1);
         if (status != NODEDB_OK) return status;
-        if (index->states[slot] > NODEDB_VAMANA__REMOVED)
-            return nodedb_vamana__nonsense(r, "a slot has no known state");
-        if (index->states[slot] == NODEDB_VAMANA__REMOVED) removed++;
-        if (index->states[slot] != NODEDB_VAMANA__LIVE) continue;
+        if (a->states[slot] > NODEDB_VAMANA__REMOVED) return nodedb_vamana__nonsense(r, "a slot has no known state");
+        if (a->states[slot] == NODEDB_VAMANA__REMOVED) removed++;
+        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
         live++;
-        if (!nodedb_vamana__table_add(index, slot)) return nodedb_vamana__nonsense(r, "two vectors have one id");
+        if (!nodedb_vamana__table_add(a, slot)) return nodedb_vamana__nonsense(r, "two vectors have one id");
     }
     if (live != index->live || removed != index->removed)
         return nodedb_vamana__nonsense(r, "the states are not as many as the header says");
-    if (live > 0 && index->states[index->entry] != NODEDB_VAMANA__LIVE)
+    if (live > 0 && a->states[a->entry] != NODEDB_VAMANA__LIVE)
         return nodedb_vamana__nonsense(r, "the entry is not a vector");
     nodedb_vamana__read_from(r, l->norms);
-    for (slot = 0; slot < index->slots && index->norms != NULL; slot++) {
+    for (slot = 0; slot < a->slots && a->norms != NULL; slot++) {
         status = nodedb_vamana__read(r, bytes, 4);
         if (status != NODEDB_OK) return status;
-        index->norms[slot] = nodedb_vamana__get_f32(bytes);
-        if (!(index->norms[slot] >= 0) || !nodedb_vamana__is_finite(index->norms[slot]))
+        a->norms[slot] = nodedb_vamana__get_f32(bytes);
+        if (!(a->norms[slot] >= 0) || !nodedb_vamana__is_finite(a->norms[slot]))
             return nodedb_vamana__nonsense(r, "a norm is not a length");
     }
     return NODEDB_OK;
 }
 
 static nodedb_status nodedb_vamana__load_rows(nodedb_vamana *index, nodedb_vamana__reader *r) {
-    uint32_t slot, i;
+    nodedb_vamana__arrays *a = index->arrays;
+    uint32_t slot, i, last;
     nodedb_vamana__read_from(r, index->layout.rows);
-    for (slot = 0; slot < index->slots; slot++) {
-        uint32_t *row = nodedb_vamana__row(index, slot);
-        nodedb_status status = nodedb_vamana__read(r, row, index->row_words * 4);
+    for (slot = 0; slot < a->slots; slot++) {
+        uint32_t *row = nodedb_vamana__row(index, a, slot);
+        nodedb_status status = nodedb_vamana__read(r, row, index->degree * sizeof *row);
         if (status != NODEDB_OK) return status;
-        for (i = 0; i < index->row_words; i++) row[i] = nodedb__get_u32(&row[i]);
-        if (row[0] > index->degree) return nodedb_vamana__nonsense(r, "a node has too many neighbours");
-        if (row[0] > 0 && index->states[slot] == NODEDB_VAMANA__FREE)
-            return nodedb_vamana__nonsense(r, "a free slot has neighbours");
-        for (i = 1; i <= row[0]; i++)
-            if (row[i] >= index->slots || row[i] == slot || index->states[row[i]] == NODEDB_VAMANA__FREE)
+        for (i = 0, last = 0; i < index->degree; i++) {
+            row[i] = nodedb__get_u32(&row[i]);
+            if (row[i] == NODEDB_VAMANA__NONE) continue;
+            if (row[i] >= a->slots || row[i] == slot || a->states[row[i]] == NODEDB_VAMANA__FREE || last != i)
                 return nodedb_vamana__nonsense(r, "a neighbour is not a vector");
+            last = i + 1;
+        }
+        if (last > 0 && a->states[slot] == NODEDB_VAMANA__FREE)
+            return nodedb_vamana__nonsense(r, "a free slot has neighbours");
     }
-    for (slot = index->slots; slot-- > 0;)
-        if (index->states[slot] == NODEDB_VAMANA__FREE) nodedb_vamana__free_slot(index, slot);
+    for (slot = a->slots; slot-- > 0;)
+        if (a->states[slot] == NODEDB_VAMANA__FREE) nodedb_vamana__free_slot(index, slot);
     return NODEDB_OK;
 }
 
@@ -4059,7 +4967,7 @@ static nodedb_status nodedb_vamana__load_vectors(nodedb_vamana *index, nodedb_va
     const nodedb_vamana__layout *l = &index->layout;
     uint32_t slot, i;
     nodedb_vamana__read_from(r, l->vectors);
-    for (slot = 0; slot < index->slots; slot++) {
+    for (slot = 0; slot < index->arrays->slots; slot++) {
         double squares = 0;
         nodedb_status status = nodedb_vamana__read(r, vector, index->vector_bytes);
         if (status != NODEDB_OK) return status;
@@ -4072,68 +4980,78 @@ static nodedb_status nodedb_vamana__load_vectors(nodedb_vamana *index, nodedb_va
         }
         if (squares > 1.001 * (double)NODEDB_VAMANA_MAX_LENGTH * (double)NODEDB_VAMANA_MAX_LENGTH)
             return nodedb_vamana__nonsense(r, "a vector is too long");
-        if (keep) memcpy(nodedb_vamana__vector(index, slot), vector, index->vector_bytes);
+        if (keep) memcpy(nodedb_vamana__vector(index, index->arrays, slot), vector, index->vector_bytes);
         if (l->vectors_per_block == 0 || (slot + 1) % l->vectors_per_block == 0) nodedb_vamana__read_skip_pad(r);
     }
     return NODEDB_OK;
 }
 
+/* The coder's mean, and the codes. */
 static nodedb_status nodedb_vamana__load_codes(nodedb_vamana *index, nodedb_vamana__reader *r) {
     const nodedb_vamana__layout *l = &index->layout;
-    nodedb_status status = NODEDB_OK;
-    uint8_t bytes[8];
+    nodedb_vamana__arrays *a = index->arrays;
+    nodedb_vamana__coder *c = a->coder;
+    size_t bytes = nodedb_vamana__code_bytes(index->dim, c->bits);
     uint32_t slot, i;
-    nodedb_vamana__read_from(r, l->ranges);
+    nodedb_vamana__read_from(r, l->mean);
     for (i = 0; i < index->dim; i++) {
-        status = nodedb_vamana__read(r, bytes, 8);
+        uint8_t word[4];
+        nodedb_status status = nodedb_vamana__read(r, word, 4);
         if (status != NODEDB_OK) return status;
-        index->code_low[i] = nodedb_vamana__get_f32(bytes);
-        index->code_step[i] = nodedb_vamana__get_f32(bytes + 4);
-        if (!nodedb_vamana__is_finite(index->code_low[i]) || !nodedb_vamana__is_finite(index->code_step[i]) ||
-            index->code_step[i] < 0)
-            return nodedb_vamana__nonsense(r, "the range of a component is not a range");
+        c->mean[i] = nodedb_vamana__get_f32(word);
+        if (!(fabsf(c->mean[i]) <= NODEDB_VAMANA_MAX_LENGTH))
+            return nodedb_vamana__nonsense(r, "the mean of a component is out of range");
     }
     nodedb_vamana__read_from(r, l->codes);
-    for (slot = 0; slot < index->slots; slot++) {
-        uint8_t *code = nodedb_vamana__vector(index, slot);
-        double bias = 0;
-        status = nodedb_vamana__read(r, code, index->dim);
+    for (slot = 0; slot < a->slots; slot++) {
+        nodedb_status status = nodedb_vamana__read(r, a->codes + (size_t)slot * c->stride, bytes);
         if (status != NODEDB_OK) return status;
-        for (i = 0; i < index->dim; i++) {
-            double part = (double)code[i] * (double)index->code_step[i];
-            bias += part * part;
-        }
-        index->code_bias[slot] = (float)bias;
     }
     return NODEDB_OK;
 }
 
+/* The coder as the header has it, without its mean. */
+static nodedb_status nodedb_vamana__load_coder(nodedb_vamana *index, nodedb_vamana__reader *r, uint32_t bits,
+                                               nodedb_vamana__coder **coder) {
+    float step = nodedb_vamana__get_f32(r->buffer + NODEDB_VAMANA__AT_STEP);
+    *coder = NULL;
+    if (bits == 0) return NODEDB_OK;
+    if (!(step > 1e-35f && step < 1e20f))
+        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_STEP, r->path,
+                                         "the step of the codes is out of range");
+    *coder = nodedb_vamana__new_coder(index, bits);
+    if (*coder == NULL) return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a coder");
+    (*coder)->step = step;
+    return NODEDB_OK;
+}
+
 /* Everything behind the header and the table of checksums. */
-static nodedb_status nodedb_vamana__load(nodedb_vamana *index, nodedb_vamana__reader *r, uint64_t capacity) {
-    uint32_t slots = index->slots;
+static nodedb_status nodedb_vamana__load(nodedb_vamana *index, nodedb_vamana__reader *r,
+                                         const nodedb_vamana__counts *counts, nodedb_vamana__coder *coder,
+                                         uint64_t capacity) {
     size_t vector_bytes = index->vector_bytes + 8;
     nodedb_status status;
     uint8_t *vector;
-    if (capacity < slots || index->on_disk) capacity = slots;
+    if (capacity < counts->slots || index->on_disk) capacity = counts->slots;
     if (capacity < NODEDB_VAMANA__FIRST_CAPACITY) capacity = NODEDB_VAMANA__FIRST_CAPACITY;
-    status = nodedb_vamana__take_arrays(index, capacity, r->err);
-    if (status != NODEDB_OK) return status;
+    index->arrays = nodedb_vamana__take_arrays(index, capacity, coder, r->err);
+    if (index->arrays == NULL) {
+        nodedb_vamana__free_coder(index, coder);
+        return r->err->status;
+    }
+    if (coder != NULL) nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
+    index->arrays->slots = counts->slots, index->arrays->entry = counts->entry;
     status = nodedb_vamana__load_slots(index, r);
     if (status == NODEDB_OK) status = nodedb_vamana__load_rows(index, r);
+    if (status == NODEDB_OK && coder != NULL) status = nodedb_vamana__load_codes(index, r);
     if (status != NODEDB_OK) return status;
     index->entry_due = 2 * (uint64_t)index->live;
-    if (index->coded) {
-        index->code_low = (float *)nodedb_vamana__take(index, index->components, sizeof(float),
-                                                       NODEDB_CACHE_LINE_BYTES);
-        index->code_step = (float *)nodedb_vamana__take(index, index->components, sizeof(float),
-                                                        NODEDB_CACHE_LINE_BYTES);
-        index->code_bias = (float *)nodedb_vamana__take(index, index->capacity, sizeof(float), NODEDB_CACHE_LINE_BYTES);
-        if (index->code_low != NULL && index->code_step != NULL && index->code_bias != NULL)
-            return nodedb_vamana__load_codes(index, r);
-        return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the codes of %u vectors", (unsigned)slots);
-    }
+    if (index->arrays->codes != NULL) index->code_due = (uint64_t)index->live * NODEDB_VAMANA__CODE_AGAIN;
+    nodedb_vamana__choose_starts(index, index->arrays);
+    if (index->coded) return NODEDB_OK;
     vector = (uint8_t *)nodedb__alloc(&index->allocator, vector_bytes, NODEDB_CACHE_LINE_BYTES);
-    if (vector == NULL) return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s", nodedb__path_end(r->path));
+    if (vector == NULL)
+        return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s", nodedb__path_end(r->path));
     status = nodedb_vamana__load_vectors(index, r, vector, true);
     nodedb__release(&index->allocator, vector, vector_bytes);
     return status;
@@ -4191,33 +5109,36 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
 
 /* Opens and reads the header and the table; on success *opened is an index without arrays that owns the file. */
 static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_vamana_open_config *config,
-                                                nodedb_vamana__reader *r, nodedb_vamana **opened, nodedb_error *err) {
+                                                nodedb_vamana__reader *r, nodedb_vamana **opened,
+                                                nodedb_vamana__counts *shape, nodedb_vamana__coder **coder,
+                                                nodedb_error *err) {
     nodedb_vamana_config parameters;
     nodedb_vamana__layout layout;
-    nodedb_vamana shape, *index;
+    nodedb_vamana *index;
     nodedb_status status;
     bool direct;
     memset(&parameters, 0, sizeof parameters);
-    memset(&shape, 0, sizeof shape);
     r->fd = nodedb_vamana__open_file(r->io, path, config, r->buffer, &direct);
     if (r->fd < 0)
         return nodedb_vamana__file_error(err, r->fd == -ENOENT ? NODEDB_ERR_NOT_FOUND : nodedb__io_status(-r->fd),
                                          -r->fd, 0,
                                          path, "cannot be opened");
-    status = nodedb_vamana__read_header(r, &parameters, &shape, &layout);
+    status = nodedb_vamana__read_header(r, &parameters, shape, &layout);
     if (status != NODEDB_OK) return status;
-    parameters.kernel = config->kernel;
+    parameters.kernel = config->kernel, parameters.no_huge_pages = config->no_huge_pages;
     parameters.allocator = config->allocator, parameters.logger = config->logger, parameters.io = config->io;
     index = nodedb_vamana__new(&parameters, err);
     if (index == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
-    index->slots = shape.slots, index->live = shape.live, index->removed = shape.removed, index->entry = shape.entry;
-    index->norm_max = shape.norm_max;
+    index->live = shape->live, index->removed = shape->removed;
+    index->norm_max = shape->norm_max;
     index->layout = layout;
     index->on_disk = config->mode == NODEDB_VAMANA_ON_DISK;
     index->coded = index->on_disk && index->type == NODEDB_VAMANA_F32;
+    if (!index->coded && !shape->resident) shape->bits = 0; /* made for disk mode only */
     index->direct = direct;
-    nodedb_vamana__set_shape(index);
     *opened = index;
+    status = nodedb_vamana__load_coder(index, r, shape->bits, coder);
+    if (status != NODEDB_OK) return status;
     if (layout.blocks < SIZE_MAX / 8)
         index->checksums = (uint32_t *)nodedb_vamana__take(index, (size_t)layout.blocks + 1, sizeof(uint32_t),
                                                            sizeof(void *));
@@ -4251,6 +5172,8 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
                                           nodedb_error *err) {
     nodedb_vamana_open_config defaults;
     nodedb_vamana *index = NULL;
+    nodedb_vamana__counts counts;
+    nodedb_vamana__coder *coder = NULL;
     nodedb_vamana__reader r;
     nodedb_status status;
     nodedb_error reason;
@@ -4258,6 +5181,7 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     size_t buffer_bytes = NODEDB_VAMANA__STREAM_BLOCKS * NODEDB_VAMANA__BLOCK;
     memset(&defaults, 0, sizeof defaults);
     memset(&reason, 0, sizeof reason);
+    memset(&counts, 0, sizeof counts);
     if (config == NULL) config = &defaults;
     if (path == NULL || path[0] == 0 ||
         (config->mode != NODEDB_VAMANA_IN_MEMORY && config->mode != NODEDB_VAMANA_ON_DISK)) {
@@ -4269,8 +5193,9 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     r.io = &io, r.path = path, r.fd = -1, r.err = &reason;
     r.buffer = (uint8_t *)nodedb__alloc(&config->allocator, buffer_bytes, NODEDB_VAMANA__BLOCK);
     if (r.buffer == NULL) status = nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
-    else status = nodedb_vamana__open_header(path, config, &r, &index, &reason);
-    if (status == NODEDB_OK) status = nodedb_vamana__load(index, &r, config->capacity);
+    else status = nodedb_vamana__open_header(path, config, &r, &index, &counts, &coder, &reason);
+    if (status == NODEDB_OK) status = nodedb_vamana__load(index, &r, &counts, coder, config->capacity);
+    else nodedb_vamana__free_coder(index, coder);
     if (status == NODEDB_OK && verify && index->coded) { /* those that opening on disk does not read */
         uint8_t *vector = (uint8_t *)nodedb__alloc(&config->allocator, index->vector_bytes, NODEDB_CACHE_LINE_BYTES);
         status = vector != NULL ? nodedb_vamana__load_vectors(index, &r, vector, false)
@@ -4319,18 +5244,18 @@ static nodedb_status nodedb_vamana__memory_prefetch(void *ctx, const uint32_t *s
     size_t i;
     if (slots == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slots is NULL");
     for (i = 0; i < n; i++) {
-        if (slots[i] >= index->slots)
+        if (slots[i] >= index->arrays->slots)
             return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slots[i],
-                                (unsigned)index->slots);
-        nodedb_vamana__prefetch(nodedb_vamana__vector(index, slots[i]), index->stride);
+                                (unsigned)index->arrays->slots);
+        nodedb_vamana__prefetch(nodedb_vamana__vector(index, index->arrays, slots[i]), index->stride);
     }
     return NODEDB_OK;
 }
 
 static const void *nodedb_vamana__memory_fetch(void *ctx, uint32_t slot, nodedb_error *err) {
     const nodedb_vamana *index = (const nodedb_vamana *)ctx;
-    if (slot < index->slots) return nodedb_vamana__vector(index, slot);
-    (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot, (unsigned)index->slots);
+    if (slot < index->arrays->slots) return nodedb_vamana__vector(index, index->arrays, slot);
+    (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot, (unsigned)index->arrays->slots);
     return NULL;
 }
 
@@ -4446,7 +5371,7 @@ static void nodedb_vamana__reap(nodedb_vamana__disk *d) {
 
 /* Submits what is prepared and waits for `wait` completions. Interrupted and busy calls are repeated; with anything
  * else the kernel has taken nothing, and what is under way there still completes. */
-static int nodedb_vamana__enter(nodedb_vamana__disk *d, unsigned wait) {
+static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
     int result;
     do {
         result = io_uring_submit_and_wait(&d->ring, wait);
@@ -4461,7 +5386,7 @@ static void nodedb_vamana__start_reads(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
     if (!d->uring) return;
     while (d->next < d->used && nodedb_vamana__prepare_read(d, d->next)) d->next++;
-    (void)nodedb_vamana__enter(d, 0); /* whoever waits for a buffer meets the error */
+    (void)nodedb_vamana__enter_ring(d, 0); /* whoever waits for a buffer meets the error */
 #else
     (void)d;
 #endif
@@ -4474,7 +5399,7 @@ static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
         int error;
         if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED && d->next > i) (void)nodedb_vamana__prepare_read(d, i);
         while (d->next < d->used && nodedb_vamana__prepare_read(d, d->next)) d->next++;
-        error = nodedb_vamana__enter(d, 1);
+        error = nodedb_vamana__enter_ring(d, 1);
         if (error < 0) return error;
     }
 #endif
@@ -4485,7 +5410,7 @@ static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 /* Waits until no read is under way, so that the buffers may be used for others. */
 static void nodedb_vamana__drain(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->reading > 0) (void)nodedb_vamana__enter(d, 1);
+    while (d->uring && d->reading > 0) (void)nodedb_vamana__enter_ring(d, 1);
 #endif
     (void)d;
     assert(d->reading == 0);
@@ -4510,9 +5435,9 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
         return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu slots are over the fetcher's %u", (unsigned long long)n,
                             (unsigned)d->batch_max);
     for (i = 0; i < n; i++)
-        if (slots[i] >= d->index->slots)
+        if (slots[i] >= d->index->arrays->slots)
             return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slots[i],
-                                (unsigned)d->index->slots);
+                                (unsigned)d->index->arrays->slots);
     nodedb_vamana__drain(d);
     memset(d->places, 0xFF, d->places_size * sizeof *d->places);
     d->used = 0, d->next = 0;
@@ -4535,9 +5460,9 @@ static const void *nodedb_vamana__disk_fetch(void *ctx, uint32_t slot, nodedb_er
     const nodedb_vamana__buffer *b;
     uint32_t i;
     int error;
-    if (slot >= d->index->slots) {
+    if (slot >= d->index->arrays->slots) {
         (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot,
-                           (unsigned)d->index->slots);
+                           (unsigned)d->index->arrays->slots);
         return NULL;
     }
     i = *nodedb_vamana__buffer_place(d, nodedb_vamana__block_at(d, slot));
@@ -4639,36 +5564,47 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
 
 /* ---- one vector back --------------------------------------------------------------------------------------------- */
 
-static void nodedb_vamana__to_floats(const nodedb_vamana *index, uint32_t slot, const uint8_t *vector, float *out) {
-    float factor = index->type == NODEDB_VAMANA_F32 && index->metric == NODEDB_VAMANA_COSINE ? index->norms[slot] : 1;
+static void nodedb_vamana__to_floats(const nodedb_vamana *index, const uint8_t *vector, float norm, float *out) {
+    float factor = index->type == NODEDB_VAMANA_F32 && index->metric == NODEDB_VAMANA_COSINE ? norm : 1;
     uint32_t i;
-    for (i = 0; i < index->dim; i++)
-        out[i] = factor * (index->type == NODEDB_VAMANA_F32 ? ((const float *)(const void *)vector)[i] : vector[i]);
+    for (i = 0; i < index->dim; i++) out[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
-                                                  nodedb_error *err) {
+/* For one who is counted in. */
+static nodedb_status nodedb_vamana__get_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint64_t id,
+                                             float *out, nodedb_error *err) {
     nodedb_vamana_fetcher fetcher;
     nodedb_status status;
     nodedb_error reason;
     const void *vector;
-    uint32_t slot;
-    if (index == NULL || out == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
-    slot = nodedb_vamana__find(index, id);
+    uint32_t slot = nodedb_vamana__find_live(a, id);
+    float norm = slot != NODEDB_VAMANA__NONE && a->norms != NULL ? a->norms[slot] : 0;
     if (slot == NODEDB_VAMANA__NONE)
         return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
     if (!index->coded) {
-        nodedb_vamana__to_floats(index, slot, nodedb_vamana__vector(index, slot), out);
+        nodedb_vamana__to_floats(index, nodedb_vamana__vector(index, a, slot), norm, out);
         return NODEDB_OK;
     }
     status = nodedb_vamana_fetcher_disk(index, 1, &fetcher, err);
     if (status != NODEDB_OK) return status;
     status = fetcher.prefetch_batch(fetcher.ctx, &slot, 1, &reason);
     vector = status == NODEDB_OK ? fetcher.fetch(fetcher.ctx, slot, &reason) : NULL;
-    if (vector != NULL) nodedb_vamana__to_floats(index, slot, (const uint8_t *)vector, out);
+    if (vector != NULL) nodedb_vamana__to_floats(index, (const uint8_t *)vector, norm, out);
     else if (err != NULL) *err = reason;
     fetcher.destroy(fetcher.ctx);
     return vector != NULL ? NODEDB_OK : reason.status;
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
+                                                  nodedb_error *err) {
+    const nodedb_vamana__arrays *a;
+    nodedb_status status;
+    uint32_t parity;
+    if (index == NULL || out == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
+    a = nodedb_vamana__enter(index, 0, &parity);
+    status = nodedb_vamana__get_slot(index, a, id, out, err);
+    nodedb_vamana__leave(index, 0, parity);
+    return status;
 }
 
 #endif /* NODEDB_VAMANA_IMPLEMENTATION */
