@@ -8,9 +8,9 @@
 
 #if defined(EMULATED)
 #define _GNU_SOURCE
-#pragma GCC diagnostic ignored "-Wpsabi" /* how 64 bytes are passed is between us and SIMDe */
 #include <immintrin.h> /* before SIMDe takes its names */
 #define SIMDE_ENABLE_NATIVE_ALIASES
+#define SIMDE_NO_INLINE /* or the compiler takes minutes */
 #include <simde/x86/avx512.h>
 #include <simde/x86/fma.h>
 #include <stdint.h>
