@@ -50,16 +50,22 @@ install() {
     fi
 }
 
-# What a test is better with, and can do without: OpenSSL, for the log's encryption. Brought where that needs no asking.
+# What a test is better with, and can do without: OpenSSL, for the log's encryption; SIMDe, to emulate the instructions
+# that this CPU has not got. Brought where that needs no asking.
 OPENSSL=/usr/include/openssl/evp.h
-install_openssl() {
-    if [ ! -f "$OPENSSL" ] && [ "$(id -u)" = 0 ] && [ -z "${NODEDB_NO_INSTALL:-}" ] && command -v apt-get >/dev/null 2>&1; then
-        say "build.sh: installing from Debian: libssl-dev"
+SIMDE=/usr/include/simde/x86/avx512.h
+install_for_tests() {
+    for header_and_package in "$OPENSSL:libssl-dev" "$SIMDE:libsimde-dev"; do
+        package=${header_and_package##*:}
+        [ ! -f "${header_and_package%%:*}" ] || continue
+        [ "$(id -u)" = 0 ] && [ -z "${NODEDB_NO_INSTALL:-}" ] && command -v apt-get >/dev/null 2>&1 || continue
+        say "build.sh: installing from Debian: $package"
         mkdir -p build
-        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libssl-dev; } \
-            >build/apt.log 2>&1 || say "build.sh: libssl-dev could not be installed (see build/apt.log)"
-    fi
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$package"; } \
+            >build/apt.log 2>&1 || say "build.sh: $package could not be installed (see build/apt.log)"
+    done
     [ -f "$OPENSSL" ] || say "build.sh: no OpenSSL (libssl-dev): the log's encryption is tested with a stand-in"
+    [ -f "$SIMDE" ] || say "build.sh: no SIMDe (libsimde-dev): AVX-512 is tested only where the CPU has it"
 }
 
 # ---- compiling -----------------------------------------------------------------------------------------------------
@@ -146,6 +152,9 @@ compile_program() {
     tests/bench/bench_vamana.c) find_hnswlib || return 1; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;;
     tests/test_wal_cipher.c) # a RUNNER: for another machine, for which there is no OpenSSL
         if [ -f "$OPENSSL" ] && [ -z "${RUNNER:-}" ]; then own=-DHAVE_OPENSSL LIBS="-lcrypto $LIBS"; fi ;;
+    tests/test_vamana_emulated.c) # how 64 bytes are passed is between it and itself; and it includes this source
+        own=-Wno-psabi
+        [ tests/test_vamana_kernels.c -ot "$OUT/test_vamana_emulated" ] || rm -f "$OUT/test_vamana_emulated" ;;
     esac
     compile "$OUT/$(program_of "$1")" "$1" $own
 }
@@ -191,7 +200,7 @@ all_tests() { for s in tests/test_*.c; do basename "$s" .c | sed 's/^test_//'; d
 
 verb_test() {
     install
-    install_openssl
+    install_for_tests
     options=""
     while [ $# -gt 0 ]; do case $1 in --seed) options="$options $1 $2"; shift 2 ;; --*) options="$options $1"; shift ;; *) break ;; esac; done
     if [ $# = 0 ]; then build; else build examples/*.c examples/nodedb/*.c $(for n in "$@"; do echo "tests/test_$n.c"; done); fi
@@ -281,7 +290,8 @@ verb_check() {
         TSAN_OPTIONS=suppressions=$PWD/build/tsan/suppressions
         export TSAN_OPTIONS
         # not those that have no threads and take long
-        variant tsan "-O1 -fsanitize=thread" "NODEDB_NO_JEMALLOC=1" $(all_tests | grep -v -e '^wal_types$' -e '^wal_cipher$') ;;
+        variant tsan "-O1 -fsanitize=thread" "NODEDB_NO_JEMALLOC=1" \
+            $(all_tests | grep -v -e '^wal_types$' -e '^wal_cipher$' -e '^vamana_kernels$' -e '^vamana_emulated$') ;;
     esac
     case ${1:-all} in all | bare)
         variant bare "-O2" "NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1" $(all_tests | grep -v '^tpc$') ;; # it uses neither
@@ -343,8 +353,8 @@ verb_cross() {
     CC=$triplet-gcc OUT=build/cross-$arch RUNNER="qemu-$emulator"
     CFLAGS="${CFLAGS:-} -static -DSLOW=1" # SLOW: less data, an emulator takes its time
     case $arch in arm) CFLAGS="$CFLAGS -Wno-psabi" ;; esac
-    build tests/test_wal*.c tests/test_mem.c tests/test_tpc.c tests/test_vamana.c tests/test_prefetch.c tests/test_common.c examples/nodedb/nodedb.c
-    run_tests ${*:-common wal wal_read wal_cipher wal_types mem tpc vamana} # not prefetch: the emulator keeps madvise from the kernel
+    build tests/test_wal*.c tests/test_mem.c tests/test_tpc.c tests/test_vamana.c tests/test_vamana_kernels.c tests/test_prefetch.c tests/test_common.c examples/nodedb/nodedb.c
+    run_tests ${*:-common wal wal_read wal_cipher wal_types mem tpc vamana vamana_kernels} # not prefetch: the emulator keeps madvise from the kernel
     totals
 }
 

@@ -923,11 +923,11 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
 /* ---- distance kernels -------------------------------------------------------------------------------------------- */
 
 /* One set of distance functions over n components, 1 .. 65,536; pointers need the alignment of their type only. l2 is
- * the squared distance, dot the inner product. Sums of integers are exact, and then rounded to float. Sums of floats are
- * off by at most (n / 4 + 8) / 2^24 of the sum of their terms' magnitudes, whatever the order of the additions.
- *   4-bit codes: n is a multiple of 64; a code has n / 2 bytes, in blocks of 32 for 64 components: byte b of block k has
- * component 64 k + b in its low half and 64 k + 32 + b in its high one. The query q has n components in plain order.
- * l2_code4 is the sum of c (4 c - q): the part that depends on the code c of (2 c - q / 4) squared. */
+ * the squared distance, dot the inner product. Sums of integers are exact, and then rounded to float. Sums of floats
+ * are off by at most (n / 4 + 8) / 2^24 of the sum of their terms' magnitudes, whatever the order of the additions.
+ *   4-bit codes: n is a multiple of 64; a code has n / 2 bytes, in blocks of 32 for 64 components: byte b of block k
+ * has component 64 k + b in its low half and 64 k + 32 + b in its high one. The query q has n components in plain
+ * order. l2_code4 is the sum of c (4 c - q): the part that depends on the code c of (2 c - q / 4) squared. */
 typedef struct nodedb_vamana_kernels {
     const char *name; /* "plain", "sse2", "avx2", "avx512", "avx512vnni", "neon", "neondot" */
     float (*l2_f32)(const float *a, const float *b, size_t n);
@@ -993,7 +993,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
  *   sums    the type of a running sum, whose lanes are added up at the end; of floats, signed or unsigned integers
  *   step    adds to the sums what WIDTH components of a query and a vector contribute
  *   rest    the same for the last components, fewer than WIDTH
- *   totals  the lanes of four sums added up: four floats
+ *   totals  the lanes of four sums added up: four numbers, of which `first` gives the first and `store` all, as floats
  *
  * The list takes four vectors at a time: what is made of the query (its odd bytes, say) is made once for the four, the
  * additions of the lanes are shared, and memory has four streams to deliver. Measured with AVX2, a list of 24: 128
@@ -1025,6 +1025,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch(const uint8_t *at, size_t byt
     size_t line, lines = (bytes + NODEDB_CACHE_LINE_BYTES - 1) / NODEDB_CACHE_LINE_BYTES;
     if (lines > NODEDB_VAMANA__AHEAD_LINES) lines = NODEDB_VAMANA__AHEAD_LINES;
     for (line = 0; line < lines; line++) __builtin_prefetch(at + line * NODEDB_CACHE_LINE_BYTES);
+    __asm__ __volatile__("" : : "r"(at)); /* or gcc takes this for a function without effect, and drops the calls */
 }
 /* Asks for the vectors in slots[from .. to). */
 NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots, size_t from,
@@ -1045,7 +1046,7 @@ static inline size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a
         for (i = 0; i + (width) <= n; i += (width))                                                                    \
             s = nodedb_vamana__##set##_step_##name(s, q + i, v + i / (per_item));                                      \
         if (i < n) s = nodedb_vamana__##set##_rest_##name(s, q + i, v + i / (per_item), n - i);                        \
-        return nodedb_vamana__first(nodedb_vamana__##set##_totals_##sums(s, s, s, s));                                 \
+        return nodedb_vamana__first_##sums(nodedb_vamana__##set##_totals_##sums(s, s, s, s));                          \
     }
 /* And NAME_many, four at a time. USUAL: a dimension worth a copy of the code in which it is a constant; or 0. */
 #define NODEDB_VAMANA__FOURS(target, set, sums, name, query_type, vector_type, width, per_item, usual)                 \
@@ -1067,7 +1068,7 @@ static inline size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a
             s2 = nodedb_vamana__##set##_rest_##name(s2, q + i, v2 + i / (per_item), n - i);                            \
             s3 = nodedb_vamana__##set##_rest_##name(s3, q + i, v3 + i / (per_item), n - i);                            \
         }                                                                                                              \
-        nodedb_vamana__store(out, nodedb_vamana__##set##_totals_##sums(s0, s1, s2, s3));                               \
+        nodedb_vamana__store_##sums(out, nodedb_vamana__##set##_totals_##sums(s0, s1, s2, s3));                        \
     }                                                                                                                  \
     target NODEDB_VAMANA__INLINE void nodedb_vamana__##set##_##name##_each(                                            \
         const query_type *q, const uint8_t *base, size_t stride, const uint32_t *slots, size_t count, size_t n,        \
@@ -1211,13 +1212,15 @@ NODEDB_VAMANA__SET(plain, plain)
 #if defined(NODEDB_VAMANA__X86)
 /* ---- x86-64: SSE2, AVX2, AVX-512 --------------------------------------------------------------------------------- */
 
-NODEDB_VAMANA__INLINE float nodedb_vamana__first(__m128 v) { return _mm_cvtss_f32(v); }
-NODEDB_VAMANA__INLINE void nodedb_vamana__store(float *out, __m128 v) { _mm_storeu_ps(out, v); }
-/* u32 to float by halves, which are exact: one rounding, as in C. */
-NODEDB_VAMANA__INLINE __m128 nodedb_vamana__u32_to_f32(__m128i v) {
-    __m128 high = _mm_cvtepi32_ps(_mm_srli_epi32(v, 16));
+NODEDB_VAMANA__INLINE float nodedb_vamana__first_f32(__m128 v) { return _mm_cvtss_f32(v); }
+NODEDB_VAMANA__INLINE float nodedb_vamana__first_i32(__m128i v) { return (float)_mm_cvtsi128_si32(v); }
+NODEDB_VAMANA__INLINE float nodedb_vamana__first_u32(__m128i v) { return (float)(uint32_t)_mm_cvtsi128_si32(v); }
+NODEDB_VAMANA__INLINE void nodedb_vamana__store_f32(float *out, __m128 v) { _mm_storeu_ps(out, v); }
+NODEDB_VAMANA__INLINE void nodedb_vamana__store_i32(float *out, __m128i v) { _mm_storeu_ps(out, _mm_cvtepi32_ps(v)); }
+NODEDB_VAMANA__INLINE void nodedb_vamana__store_u32(float *out, __m128i v) {
+    __m128 high = _mm_cvtepi32_ps(_mm_srli_epi32(v, 16)); /* exact halves, so that rounding is done once, as in C */
     __m128 low = _mm_cvtepi32_ps(_mm_and_si128(v, _mm_set1_epi32(65535)));
-    return _mm_add_ps(_mm_mul_ps(high, _mm_set1_ps(65536)), low);
+    _mm_storeu_ps(out, _mm_add_ps(_mm_mul_ps(high, _mm_set1_ps(65536)), low));
 }
 
 /* The pieces for floats, the same for every width: `mm` is how the names of its instructions begin, a `vector` has
@@ -1266,12 +1269,18 @@ NODEDB_VAMANA__INLINE __m128 nodedb_vamana__u32_to_f32(__m128i v) {
     }
 
 /* The pieces for bytes. The bytes at even and at odd places become 16-bit numbers, by `u`: zeros above, or `i`: the
- * sign; those are multiplied and added in pairs. The set has load, load_part (of fewer bytes, then zeros) and products:
- * a * b + c * d, added in pairs. */
+ * sign; those are multiplied and added in pairs. The set has load, load_part (of fewer bytes, then zeros), products
+ * (a * b + c * d, added in pairs) and transpose (all lanes of each of four into one). */
 #define NODEDB_VAMANA__X86_BYTES(inlined, set, vector, mm, si)                                                         \
     typedef vector nodedb_vamana__##set##_u32, nodedb_vamana__##set##_i32;                                             \
     inlined vector nodedb_vamana__##set##_zero_u32(void) { return mm##_setzero_##si(); }                               \
     inlined vector nodedb_vamana__##set##_zero_i32(void) { return mm##_setzero_##si(); }                               \
+    inlined __m128i nodedb_vamana__##set##_totals_u32(vector s0, vector s1, vector s2, vector s3) {                    \
+        return nodedb_vamana__##set##_transpose(s0, s1, s2, s3);                                                       \
+    }                                                                                                                  \
+    inlined __m128i nodedb_vamana__##set##_totals_i32(vector s0, vector s1, vector s2, vector s3) {                    \
+        return nodedb_vamana__##set##_transpose(s0, s1, s2, s3);                                                       \
+    }                                                                                                                  \
     inlined vector nodedb_vamana__##set##_even_u(vector x) { return mm##_and_##si(x, mm##_set1_epi16(255)); }          \
     inlined vector nodedb_vamana__##set##_odd_u(vector x) { return mm##_srli_epi16(x, 8); }                            \
     inlined vector nodedb_vamana__##set##_even_i(vector x) { return mm##_srai_epi16(mm##_slli_epi16(x, 8), 8); }       \
@@ -1344,9 +1353,6 @@ static __m128i nodedb_vamana__sse2_load_part(const void *p, size_t bytes) {
 NODEDB_VAMANA__INLINE __m128i nodedb_vamana__sse2_products(__m128i a, __m128i b, __m128i c, __m128i d) {
     return _mm_add_epi32(_mm_madd_epi16(a, b), _mm_madd_epi16(c, d));
 }
-NODEDB_VAMANA__X86_FLOATS(NODEDB_VAMANA__INLINE, sse2, __m128, 4, _mm)
-NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__INLINE, sse2, __m128i, _mm, si128)
-NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__INLINE, sse2, __m128i, _mm, dot_i8_u8, products, int8_t, i, uint8_t, u)
 /* Four numbers of each into one: (a0 + a2) + (a1 + a3), and so on. */
 NODEDB_VAMANA__INLINE __m128 nodedb_vamana__sse2_transpose_f32(__m128 a, __m128 b, __m128 c, __m128 d) {
     __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
@@ -1358,16 +1364,13 @@ NODEDB_VAMANA__INLINE __m128i nodedb_vamana__sse2_transpose(__m128i a, __m128i b
     __m128i cd = _mm_add_epi32(_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
     return _mm_add_epi32(_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd));
 }
+NODEDB_VAMANA__X86_FLOATS(NODEDB_VAMANA__INLINE, sse2, __m128, 4, _mm)
+NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__INLINE, sse2, __m128i, _mm, si128)
+NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__INLINE, sse2, __m128i, _mm, dot_i8_u8, products, int8_t, i, uint8_t, u)
 NODEDB_VAMANA__INLINE __m128 nodedb_vamana__sse2_totals_f32(nodedb_vamana__sse2_f32 s0, nodedb_vamana__sse2_f32 s1,
                                                             nodedb_vamana__sse2_f32 s2, nodedb_vamana__sse2_f32 s3) {
     return nodedb_vamana__sse2_transpose_f32(_mm_add_ps(s0.a, s0.b), _mm_add_ps(s1.a, s1.b), _mm_add_ps(s2.a, s2.b),
                                              _mm_add_ps(s3.a, s3.b));
-}
-NODEDB_VAMANA__INLINE __m128 nodedb_vamana__sse2_totals_i32(__m128i s0, __m128i s1, __m128i s2, __m128i s3) {
-    return _mm_cvtepi32_ps(nodedb_vamana__sse2_transpose(s0, s1, s2, s3));
-}
-NODEDB_VAMANA__INLINE __m128 nodedb_vamana__sse2_totals_u32(__m128i s0, __m128i s1, __m128i s2, __m128i s3) {
-    return nodedb_vamana__u32_to_f32(nodedb_vamana__sse2_transpose(s0, s1, s2, s3));
 }
 /* There is no maddubs yet: the codes become 16-bit numbers, for which c (4 c - q) is one product. */
 NODEDB_VAMANA__INLINE __m128i nodedb_vamana__sse2_dot_terms(__m128i c, __m128i q) { return _mm_madd_epi16(c, q); }
@@ -1421,10 +1424,6 @@ NODEDB_VAMANA__AVX2 static __m256i nodedb_vamana__avx2_load_part(const void *p, 
 NODEDB_VAMANA__AVX2_INLINE __m256i nodedb_vamana__avx2_products(__m256i a, __m256i b, __m256i c, __m256i d) {
     return _mm256_add_epi32(_mm256_madd_epi16(a, b), _mm256_madd_epi16(c, d));
 }
-NODEDB_VAMANA__X86_FLOATS(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256, 8, _mm256)
-NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, si256)
-NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, dot_i8_u8, products, int8_t, i, uint8_t, u)
-NODEDB_VAMANA__X86_NIBBLES(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, si256)
 NODEDB_VAMANA__AVX2_ONLY_INLINE __m128 nodedb_vamana__avx2_transpose_f32(__m256 a, __m256 b, __m256 c, __m256 d) {
     __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
@@ -1433,17 +1432,16 @@ NODEDB_VAMANA__AVX2_ONLY_INLINE __m128i nodedb_vamana__avx2_transpose(__m256i a,
     __m256i abcd = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
     return _mm_add_epi32(_mm256_castsi256_si128(abcd), _mm256_extracti128_si256(abcd, 1));
 }
+NODEDB_VAMANA__X86_FLOATS(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256, 8, _mm256)
+NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, si256)
+NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, dot_i8_u8, products, int8_t, i,
+                              uint8_t, u)
+NODEDB_VAMANA__X86_NIBBLES(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, si256)
 NODEDB_VAMANA__AVX2_INLINE __m128 nodedb_vamana__avx2_totals_f32(nodedb_vamana__avx2_f32 s0, nodedb_vamana__avx2_f32 s1,
                                                                  nodedb_vamana__avx2_f32 s2,
                                                                  nodedb_vamana__avx2_f32 s3) {
     return nodedb_vamana__avx2_transpose_f32(_mm256_add_ps(s0.a, s0.b), _mm256_add_ps(s1.a, s1.b),
                                              _mm256_add_ps(s2.a, s2.b), _mm256_add_ps(s3.a, s3.b));
-}
-NODEDB_VAMANA__AVX2_INLINE __m128 nodedb_vamana__avx2_totals_i32(__m256i s0, __m256i s1, __m256i s2, __m256i s3) {
-    return _mm_cvtepi32_ps(nodedb_vamana__avx2_transpose(s0, s1, s2, s3));
-}
-NODEDB_VAMANA__AVX2_INLINE __m128 nodedb_vamana__avx2_totals_u32(__m256i s0, __m256i s1, __m256i s2, __m256i s3) {
-    return nodedb_vamana__u32_to_f32(nodedb_vamana__avx2_transpose(s0, s1, s2, s3));
 }
 /* A step of two blocks, added up in 16 bits: eight terms. */
 #define NODEDB_VAMANA__AVX2_CODE4(name)                                                                                \
@@ -1491,33 +1489,28 @@ NODEDB_VAMANA__AVX512_INLINE __m512i nodedb_vamana__avx512_load_part(const void 
 NODEDB_VAMANA__AVX512_INLINE __m512i nodedb_vamana__avx512_products(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm512_add_epi32(_mm512_madd_epi16(a, b), _mm512_madd_epi16(c, d));
 }
+NODEDB_VAMANA__AVX512_INLINE __m256i nodedb_vamana__avx512_half(__m512i v) {
+    return _mm256_add_epi32(_mm512_maskz_extracti64x4_epi64(0xF, v, 0), _mm512_maskz_extracti64x4_epi64(0xF, v, 1));
+}
+NODEDB_VAMANA__AVX512_INLINE __m128i nodedb_vamana__avx512_transpose(__m512i a, __m512i b, __m512i c, __m512i d) {
+    return nodedb_vamana__avx2_transpose(nodedb_vamana__avx512_half(a), nodedb_vamana__avx512_half(b),
+                                         nodedb_vamana__avx512_half(c), nodedb_vamana__avx512_half(d));
+}
 NODEDB_VAMANA__X86_FLOATS(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512, 16, _mm512)
 NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512i, _mm512, si512)
-NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512i, _mm512, dot_i8_u8, products, int8_t, i, uint8_t, u)
+NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512i, _mm512, dot_i8_u8, products, int8_t, i,
+                              uint8_t, u)
 NODEDB_VAMANA__X86_NIBBLES(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512i, _mm512, si512)
 NODEDB_VAMANA__AVX512_INLINE __m256 nodedb_vamana__avx512_half_f32(nodedb_vamana__avx512_f32 s) {
     __m512d v = _mm512_castps_pd(_mm512_add_ps(s.a, s.b));
     return _mm256_add_ps(_mm256_castpd_ps(_mm512_maskz_extractf64x4_pd(0xF, v, 0)),
                          _mm256_castpd_ps(_mm512_maskz_extractf64x4_pd(0xF, v, 1)));
 }
-NODEDB_VAMANA__AVX512_INLINE __m256i nodedb_vamana__avx512_half(__m512i v) {
-    return _mm256_add_epi32(_mm512_maskz_extracti64x4_epi64(0xF, v, 0), _mm512_maskz_extracti64x4_epi64(0xF, v, 1));
-}
 NODEDB_VAMANA__AVX512_INLINE __m128 nodedb_vamana__avx512_totals_f32(
     nodedb_vamana__avx512_f32 s0, nodedb_vamana__avx512_f32 s1, nodedb_vamana__avx512_f32 s2,
     nodedb_vamana__avx512_f32 s3) {
     return nodedb_vamana__avx2_transpose_f32(nodedb_vamana__avx512_half_f32(s0), nodedb_vamana__avx512_half_f32(s1),
                                              nodedb_vamana__avx512_half_f32(s2), nodedb_vamana__avx512_half_f32(s3));
-}
-NODEDB_VAMANA__AVX512_INLINE __m128i nodedb_vamana__avx512_transpose(__m512i a, __m512i b, __m512i c, __m512i d) {
-    return nodedb_vamana__avx2_transpose(nodedb_vamana__avx512_half(a), nodedb_vamana__avx512_half(b),
-                                         nodedb_vamana__avx512_half(c), nodedb_vamana__avx512_half(d));
-}
-NODEDB_VAMANA__AVX512_INLINE __m128 nodedb_vamana__avx512_totals_i32(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
-    return _mm_cvtepi32_ps(nodedb_vamana__avx512_transpose(s0, s1, s2, s3));
-}
-NODEDB_VAMANA__AVX512_INLINE __m128 nodedb_vamana__avx512_totals_u32(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
-    return nodedb_vamana__u32_to_f32(nodedb_vamana__avx512_transpose(s0, s1, s2, s3));
 }
 NODEDB_VAMANA__AVX512_INLINE __m512i nodedb_vamana__avx512_add_l2_code4(__m512i s, __m512i c, __m512i q_low,
                                                                         __m512i q_high) {
@@ -1552,19 +1545,16 @@ NODEDB_VAMANA__FLOAT_KERNELS(NODEDB_VAMANA__FOURS, NODEDB_VAMANA__AVX512, avx512
 NODEDB_VAMANA__INTEGER_KERNELS(NODEDB_VAMANA__FOURS, NODEDB_VAMANA__AVX512, avx512, 64, 128)
 NODEDB_VAMANA__SET(avx512, avx512)
 
-/* AVX-512 VNNI: multiplies, adds in pairs or in fours, and accumulates, in one instruction. Its form for bytes takes one
- * unsigned and one signed side, so it is for codes; all others take the one for 16 bits. */
+/* AVX-512 VNNI: multiplies, adds in pairs or in fours, and accumulates, in one instruction. Its form for bytes takes
+ * one unsigned and one signed side, so it is for codes; all others take the one for 16 bits. */
 #define NODEDB_VAMANA__VNNI NODEDB_VAMANA__TARGET("avx512f,avx512bw,avx512vnni")
 #define NODEDB_VAMANA__VNNI_INLINE NODEDB_VAMANA__VNNI NODEDB_VAMANA__INLINE
 NODEDB_VAMANA__VNNI_INLINE __m512i nodedb_vamana__avx512vnni_load(const void *p) { return _mm512_loadu_si512(p); }
 NODEDB_VAMANA__VNNI_INLINE __m512i nodedb_vamana__avx512vnni_load_part(const void *p, size_t bytes) {
     return nodedb_vamana__avx512_load_part(p, bytes);
 }
-NODEDB_VAMANA__VNNI_INLINE __m128 nodedb_vamana__avx512vnni_totals_i32(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
-    return nodedb_vamana__avx512_totals_i32(s0, s1, s2, s3);
-}
-NODEDB_VAMANA__VNNI_INLINE __m128 nodedb_vamana__avx512vnni_totals_u32(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
-    return nodedb_vamana__avx512_totals_u32(s0, s1, s2, s3);
+NODEDB_VAMANA__VNNI_INLINE __m128i nodedb_vamana__avx512vnni_transpose(__m512i a, __m512i b, __m512i c, __m512i d) {
+    return nodedb_vamana__avx512_transpose(a, b, c, d);
 }
 /* Not onto the running sum, which would then wait for each multiplication. */
 NODEDB_VAMANA__VNNI_INLINE __m512i nodedb_vamana__avx512vnni_products(__m512i a, __m512i b, __m512i c, __m512i d) {
@@ -1595,8 +1585,12 @@ NODEDB_VAMANA__SET(avx512vnni, avx512)
 #if defined(NODEDB_VAMANA__NEON)
 /* ---- aarch64: NEON, and NEON with the dot product ---------------------------------------------------------------- */
 
-static inline float nodedb_vamana__first(float32x4_t v) { return vgetq_lane_f32(v, 0); }
-static inline void nodedb_vamana__store(float *out, float32x4_t v) { vst1q_f32(out, v); }
+static inline float nodedb_vamana__first_f32(float32x4_t v) { return vgetq_lane_f32(v, 0); }
+static inline float nodedb_vamana__first_i32(int32x4_t v) { return (float)vgetq_lane_s32(v, 0); }
+static inline float nodedb_vamana__first_u32(uint32x4_t v) { return (float)vgetq_lane_u32(v, 0); }
+static inline void nodedb_vamana__store_f32(float *out, float32x4_t v) { vst1q_f32(out, v); }
+static inline void nodedb_vamana__store_i32(float *out, int32x4_t v) { vst1q_f32(out, vcvtq_f32_s32(v)); }
+static inline void nodedb_vamana__store_u32(float *out, uint32x4_t v) { vst1q_f32(out, vcvtq_f32_u32(v)); }
 
 typedef struct { float32x4_t a, b; } nodedb_vamana__neon_f32; /* two chains, as one would wait for each addition */
 NODEDB_VAMANA__INLINE nodedb_vamana__neon_f32 nodedb_vamana__neon_zero_f32(void) {
@@ -1665,12 +1659,12 @@ NODEDB_VAMANA__INLINE float32x4_t nodedb_vamana__neon_totals_f32(nodedb_vamana__
     NODEDB_VAMANA__PADDED_REST(inlined, set, i32, dot_i8_u8, int8_t, uint8_t, 16)                                      \
     NODEDB_VAMANA__NEON_CODE4(inlined, set, l2_code4)                                                                  \
     NODEDB_VAMANA__NEON_CODE4(inlined, set, dot_code4)                                                                 \
-    inlined float32x4_t nodedb_vamana__##set##_totals_u32(uint32x4_t s0, uint32x4_t s1, uint32x4_t s2,                 \
-                                                          uint32x4_t s3) {                                             \
-        return vcvtq_f32_u32(vpaddq_u32(vpaddq_u32(s0, s1), vpaddq_u32(s2, s3)));                                      \
+    inlined uint32x4_t nodedb_vamana__##set##_totals_u32(uint32x4_t s0, uint32x4_t s1, uint32x4_t s2,                  \
+                                                         uint32x4_t s3) {                                              \
+        return vpaddq_u32(vpaddq_u32(s0, s1), vpaddq_u32(s2, s3));                                                     \
     }                                                                                                                  \
-    inlined float32x4_t nodedb_vamana__##set##_totals_i32(int32x4_t s0, int32x4_t s1, int32x4_t s2, int32x4_t s3) {    \
-        return vcvtq_f32_s32(vpaddq_s32(vpaddq_s32(s0, s1), vpaddq_s32(s2, s3)));                                      \
+    inlined int32x4_t nodedb_vamana__##set##_totals_i32(int32x4_t s0, int32x4_t s1, int32x4_t s2, int32x4_t s3) {      \
+        return vpaddq_s32(vpaddq_s32(s0, s1), vpaddq_s32(s2, s3));                                                     \
     }
 #define NODEDB_VAMANA__NEON_CODE4(inlined, set, name)                                                                  \
     inlined int32x4_t nodedb_vamana__##set##_half_##name(int32x4_t s, const int8_t *q, const uint8_t *code) {          \
@@ -1722,9 +1716,9 @@ NODEDB_VAMANA__INTEGER_KERNELS(NODEDB_VAMANA__FOURS, NODEDB_VAMANA__ANY, neon, 1
 NODEDB_VAMANA__SET(neon, neon)
 
 /* NEON with the dot product: armv8.2-a with an option, armv8.4-a. By assembler, as not every compiler's arm_neon.h has
- * these instructions unless the whole file is compiled for them. gcc's target says all that there is, not what is added:
- * a function that it forces inline must not have been compiled for more (-march=armv8-a+crypto), so the helpers that all
- * sets share are merely inline. */
+ * these instructions unless the whole file is compiled for them. gcc's target says all that there is, not what is
+ * added, and what it is made to inline there must not have been compiled for more (-march=armv8-a+crypto): so the
+ * helpers that all sets share are merely `inline`. */
 #if defined(__ARM_FEATURE_DOTPROD)
 #define NODEDB_VAMANA__NEONDOT
 #elif defined(__clang__)

@@ -214,50 +214,6 @@ static void remember(void *ctx, nodedb_log_level level, const char *sentence) {
 
 /* ---- kernels ----------------------------------------------------------------------------------------------------- */
 
-TEST(every_kernel_agrees_with_the_plain_one_on_odd_sizes_and_unaligned_data) {
-    static const size_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 1000,
-                                   1537};
-    const nodedb_vamana_kernels *plain = nodedb_vamana_kernels_at(0), *k;
-    static float a[1600], b[1600];
-    static uint8_t x[1600], y[1600];
-    uint64_t state = test_seed;
-    size_t set, i, offset;
-    CHECK_HAS(plain->name, "plain");
-    for (i = 0; i < 1600; i++) {
-        a[i] = random_float(&state), b[i] = random_float(&state);
-        x[i] = (uint8_t)test_random(&state), y[i] = (uint8_t)test_random(&state);
-    }
-    for (set = 0; (k = nodedb_vamana_kernels_at(set)) != NULL; set++) {
-        if (!nodedb_vamana_kernels_usable(k)) continue;
-        for (i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
-            for (offset = 0; offset < 4; offset++) {
-                size_t n = sizes[i];
-                double tolerance = 1e-5 * (double)n, of_codes = 255 * tolerance;
-                CHECK(fabs((double)k->l2_f32(a + offset, b, n) - (double)plain->l2_f32(a + offset, b, n)) < tolerance);
-                CHECK(fabs((double)k->dot_f32(a, b + offset, n) - (double)plain->dot_f32(a, b + offset,
-                                                                                         n)) < tolerance);
-                CHECK(k->l2_u8(x + offset, y, n) == plain->l2_u8(x + offset, y, n));
-                CHECK(k->dot_u8(x, y + offset, n) == plain->dot_u8(x, y + offset, n));
-                CHECK(fabs((double)k->dot_f32_u8(a, y + offset, n) - (double)plain->dot_f32_u8(a, y + offset,
-                                                                                               n)) < of_codes);
-            }
-    }
-}
-
-TEST(u8_sums_do_not_overflow_at_the_largest_dimension) {
-    uint8_t *zeros = (uint8_t *)calloc(NODEDB_VAMANA_MAX_DIM, 1), *full = (uint8_t *)malloc(NODEDB_VAMANA_MAX_DIM);
-    const nodedb_vamana_kernels *k;
-    size_t set;
-    memset(full, 255, NODEDB_VAMANA_MAX_DIM);
-    for (set = 0; (k = nodedb_vamana_kernels_at(set)) != NULL; set++) {
-        if (!nodedb_vamana_kernels_usable(k)) continue;
-        CHECK(k->l2_u8(zeros, full, NODEDB_VAMANA_MAX_DIM) == (float)(65025u * NODEDB_VAMANA_MAX_DIM));
-        CHECK(k->dot_u8(full, full, NODEDB_VAMANA_MAX_DIM) == (float)(65025u * NODEDB_VAMANA_MAX_DIM));
-    }
-    free(zeros);
-    free(full);
-}
-
 TEST(a_kernel_can_be_named_and_an_unknown_one_is_refused) {
     nodedb_vamana_config c = config_of(8, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2);
     nodedb_vamana *index;
