@@ -3885,9 +3885,6 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
     uint32_t live = nodedb__load_relaxed(&index->live);
     uint64_t keep;
     memset(plan, 0, sizeof *plan);
-    if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
-                            (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
@@ -3986,6 +3983,9 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     nodedb_status status;
     size_t n = 0;
     float norm;
+    if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
+                            (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     status = nodedb_vamana__prepare(s->index, vector, s->query, &norm, -1, err);
     if (status != NODEDB_OK) return status;
     if (way == NODEDB_VAMANA__SEARCH) {
@@ -3993,8 +3993,6 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     } else {
         memset(&plan, 0, sizeof plan);
         plan.k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan.scan = true;
-        if (plan.k > NODEDB_VAMANA_MAX_BEAM)
-            return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u is over %u", (unsigned)plan.k, NODEDB_VAMANA_MAX_BEAM);
         status = nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan.k), err);
     }
     if (status != NODEDB_OK) return status;

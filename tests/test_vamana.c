@@ -1136,7 +1136,7 @@ TEST(garbage_truncation_and_every_flipped_bit_are_errors_that_name_the_file) {
     write_file(other, bad, bytes);
     CHECK(nodedb_vamana_open(other, NULL, &err) == NULL && err.status == NODEDB_ERR_CORRUPT);
     memcpy(bad, good, bytes);
-    nodedb__put_u32(bad + 8, 2); /* a later format, with the right checksum */
+    nodedb__put_u32(bad + 8, NODEDB_VAMANA_FORMAT_VERSION + 1); /* a later format, with the right checksum */
     nodedb__put_u32(bad + 4092, nodedb__crc32c(0, bad, 4092));
     write_file(other, bad, bytes);
     CHECK(nodedb_vamana_open(other, NULL, &err) == NULL && err.status == NODEDB_ERR_UNSUPPORTED);
@@ -1159,7 +1159,7 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     nodedb_vamana *index = build_sift(200, NODEDB_VAMANA_F32, NODEDB_VAMANA_IP, 1);
     char path[700], other[700];
     uint8_t *good, *bad;
-    size_t bytes, ids, states, norms, rows, ranges, vectors;
+    size_t bytes, ids, states, norms, rows, mean, vectors;
     int forgery;
     nodedb_error err;
     snprintf(path, sizeof path, "%s", path_in_test_dir("index"));
@@ -1172,16 +1172,15 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     bad = (uint8_t *)malloc(bytes);
     ids = (size_t)nodedb__get_u64(good + 64), states = (size_t)nodedb__get_u64(good + 72);
     norms = (size_t)nodedb__get_u64(good + 80), rows = (size_t)nodedb__get_u64(good + 88);
-    ranges = (size_t)nodedb__get_u64(good + 96), vectors = (size_t)nodedb__get_u64(good + 112);
-    for (forgery = 0; forgery <= 20; forgery++) {
+    mean = (size_t)nodedb__get_u64(good + 96), vectors = (size_t)nodedb__get_u64(good + 112);
+    for (forgery = 0; forgery <= 26; forgery++) {
         memcpy(bad, good, bytes);
         switch (forgery) {
         case 0: break; /* none: the mending itself is right */
-        case 1: nodedb__put_u32(bad + rows + 4,
-                                200); break;                                   /* a neighbour out of range */
-        case 2: nodedb__put_u32(bad + rows, 65); break;                                        /* too many neighbours */
-        case 3: nodedb__put_u32(bad + rows + 4, 7); break;                                     /* a free neighbour */
-        case 4: nodedb__put_u32(bad + rows + 4, 0); break;                                     /* itself */
+        case 1: nodedb__put_u32(bad + rows, 200); break;                                       /* out of range */
+        case 2: nodedb__put_u32(bad + rows, 0xFFFFFFFFu); break;                               /* a gap in a row */
+        case 3: nodedb__put_u32(bad + rows, 7); break;                                         /* a free neighbour */
+        case 4: nodedb__put_u32(bad + rows, 0); break;                                         /* itself */
         case 5: memcpy(bad + ids, bad + ids + 8, 8); break;                                    /* two of one id */
         case 6: bad[states + 3] = 9; break;
         case 7: bad[states + 3] = 0; break;                                                    /* one live slot less */
@@ -1191,13 +1190,19 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
         case 11: nodedb__put_u32(bad + 36, 7); break;                                          /* a free entry */
         case 12: nodedb__put_u32(bad + 48, 4000000000u); break;                                /* slots */
         case 13: nodedb__put_u32(bad + 12, 0); break;                                          /* dim */
-        case 14: nodedb__put_u32(bad + 16, 2); break;                                          /* type */
+        case 14: nodedb__put_u32(bad + 16, 3); break;                                          /* type */
         case 15: nodedb__put_u32(bad + 20, 3); break;                                          /* metric */
         case 16: nodedb__put_u32(bad + 24, 1u << 30); break;                                   /* degree */
         case 17: nodedb__put_u64(bad + 112, vectors + 4096); break;                            /* an offset */
         case 18: nodedb__put_u32(bad + 32, 0x7FC00000u); break;                                /* alpha */
-        case 19: nodedb__put_u32(bad + ranges + 4, 0xFF800000u); break;                        /* a step of -infinity */
+        case 19: nodedb__put_u32(bad + mean + 4, 0xFF800000u); break;                          /* a mean of -infinity */
         case 20: nodedb__put_u32(bad + 52, 198); break;                                        /* live */
+        case 21: nodedb__put_u32(bad + 140, 3); break;                                         /* passes */
+        case 22: nodedb__put_u32(bad + 144, 4); break;                                         /* code */
+        case 23: nodedb__put_u32(bad + 148, 5); break;                                         /* bits */
+        case 24: nodedb__put_u32(bad + 152, 2); break;                                         /* resident */
+        case 25: nodedb__put_u32(bad + 156, 0x7FC00000u); break;                               /* a step of NaN */
+        case 26: nodedb__put_u32(bad + 156, 0); break;                                         /* and of zero */
         }
         mend_checksums(bad);
         write_file(other, bad, bytes);
