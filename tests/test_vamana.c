@@ -182,13 +182,14 @@ static void write_file(const char *path, const uint8_t *data, size_t bytes) {
 }
 
 /* An allocator that counts, and can be told to fail. */
-typedef struct counting { uint64_t calls, bytes, fail_at; } counting;
+typedef struct counting { uint64_t calls, bytes, fail_at, peak; } counting;
 static void *counting_alloc(void *ctx, size_t bytes, size_t align) {
     counting *c = (counting *)ctx;
     void *memory = NULL;
     if (++c->calls == c->fail_at || posix_memalign(&memory, align, bytes) != 0) return NULL;
     memset(memory, 0xA5, bytes);
     c->bytes += bytes;
+    if (c->bytes > c->peak) c->peak = c->bytes;
     return memory;
 }
 static void counting_release(void *ctx, void *memory, size_t bytes) {
@@ -1215,6 +1216,33 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     free(good);
     free(bad);
     nodedb_vamana_destroy(index);
+}
+
+TEST(a_build_takes_no_more_memory_than_it_said_before) {
+    const sift *s = sift10k();
+    static const nodedb_vamana_code codes[] = {NODEDB_VAMANA_CODE_AUTO, NODEDB_VAMANA_CODE_NONE,
+                                               NODEDB_VAMANA_CODE_8BIT, NODEDB_VAMANA_CODE_4BIT};
+    uint32_t n = s->n < 5000 ? s->n : 5000, i, threads;
+    for (i = 0; i < 4; i++)
+        for (threads = 1; threads <= 2; threads++) {
+            nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, i % 2 == 0 ? NODEDB_VAMANA_L2 : NODEDB_VAMANA_IP);
+            nodedb_error err;
+            nodedb_vamana *index;
+            counting count;
+            uint64_t bound;
+            c.code = codes[i], c.capacity = n, c.beam_build = 40, c.degree = 32;
+            c.allocator = counting_allocator(&count);
+            bound = nodedb_vamana_build_bytes(&c, n, threads, &err);
+            CHECK_EQ(count.bytes, 0);
+            index = nodedb_vamana_create(&c, &err);
+            REQUIRE(index != NULL);
+            CHECK_EQ(nodedb_vamana_build(index, NULL, s->base, n, threads, NULL, NULL, &err), NODEDB_OK);
+            printf("     code %u, %u threads: peak %llu of %llu bytes\n", (unsigned)i, (unsigned)threads,
+                   (unsigned long long)count.peak, (unsigned long long)bound);
+            CHECK(count.peak <= bound && count.peak >= bound / 2);
+            nodedb_vamana_destroy(index);
+            CHECK_EQ(count.bytes, 0);
+        }
 }
 
 /* ---- on disk ----------------------------------------------------------------------------------------------------- */
