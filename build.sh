@@ -353,8 +353,9 @@ verb_cross() {
     CC=$triplet-gcc OUT=build/cross-$arch RUNNER="qemu-$emulator"
     CFLAGS="${CFLAGS:-} -static -DSLOW=1" # SLOW: less data, an emulator takes its time
     case $arch in arm) CFLAGS="$CFLAGS -Wno-psabi" ;; esac
-    build tests/test_wal*.c tests/test_mem.c tests/test_tpc.c tests/test_vamana.c tests/test_vamana_kernels.c tests/test_prefetch.c tests/test_common.c examples/nodedb/nodedb.c
-    run_tests ${*:-common wal wal_read wal_cipher wal_types mem tpc vamana vamana_kernels} # not prefetch: the emulator keeps madvise from the kernel
+    [ $# -gt 0 ] || set -- common wal wal_read wal_cipher wal_types mem tpc vamana vamana_kernels # not prefetch: the emulator keeps madvise from the kernel
+    build examples/nodedb/nodedb.c $(for n in "$@"; do echo "tests/test_$n.c"; done)
+    run_tests "$@"
     totals
 }
 
