@@ -3829,6 +3829,7 @@ static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
     size_t n = 0;
+    if (most > s->beam_max) most = s->beam_max; /* the lists fit what there was; a writer may have added to it since */
     for (slot = 0; slot < slots && status == NODEDB_OK; slot++) {
         if (nodedb_vamana__passes(a, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
