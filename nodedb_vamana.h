@@ -3598,6 +3598,15 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
     return inserted;
 }
 
+/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have their slots from the table. */
+static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
+                                          uint64_t from, uint64_t to) {
+    uint64_t i;
+    for (i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays, slot_of[order != NULL ? order[i] : i]);
+    if (from < to) nodedb_vamana__await_readers(index);
+    for (i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
+}
+
 /* Checks all input, so that nothing is done if any of it is wrong. The ids go to their slots and into the table. */
 static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint64_t *ids, const uint8_t *input,
                                                 uint64_t n,
@@ -3620,10 +3629,7 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
         index->arrays->ids[slot_of[i]] = id;
         if (!nodedb_vamana__table_add(index->arrays, slot_of[i])) assert(false);
     }
-    while (status != NODEDB_OK && i-- > 0) {
-        nodedb_vamana__table_drop(index->arrays, slot_of[i]);
-        nodedb_vamana__free_slot(index, slot_of[i]);
-    }
+    if (status != NODEDB_OK) nodedb_vamana__build_withdraw(index, slot_of, NULL, 0, i);
     return status;
 }
 
@@ -3643,10 +3649,7 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
     }
     build->slot_of = slot_of, build->order = order;
     done = nodedb_vamana__build_all(build, n, progress, ctx);
-    for (i = done; i < n; i++) {
-        nodedb_vamana__table_drop(index->arrays, slot_of[order[i]]);
-        nodedb_vamana__free_slot(index, slot_of[order[i]]);
-    }
+    nodedb_vamana__build_withdraw(index, slot_of, order, done, n);
     if (done == n && build->pass == index->passes) return NODEDB_OK;
     return nodedb__fail(err, NODEDB_ERR_CANCELLED, 0, "cancelled after %llu of %llu vectors", (unsigned long long)done,
                         (unsigned long long)n);
