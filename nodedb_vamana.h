@@ -2125,14 +2125,16 @@ static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_
     return at;
 }
 
-/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile; the writer's loads see what
- * they always saw. */
+/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile, or if another id has come to the
+ * empty place that he has found; the writer's loads see what they always saw. */
 static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id) {
     for (;;) {
         uint32_t version = nodedb__load_acquire(&a->table_version), slot;
         if (version % 2 == 0) {
             slot = nodedb__load_acquire(&a->table[nodedb_vamana__table_place(a, id)]);
-            if (nodedb__load_acquire(&a->table_version) == version) return slot;
+            if (nodedb__load_acquire(&a->table_version) == version &&
+                (slot == NODEDB_VAMANA__NONE || a->ids[slot] == id))
+                return slot;
         }
         (void)sched_yield();
     }
