@@ -666,6 +666,44 @@ TEST(a_scan_for_more_than_there_is_bears_an_index_that_fills_meanwhile) {
     close_world(&w);
 }
 
+/* A look into the table between two steps of the writer finds the id, or none: never who has come to the place that was
+ * empty. Nothing enters and withdraws ids faster than a build that fails: here are its steps, without the vectors. */
+static void *look_for_absent(void *argument) {
+    world *w = (world *)argument;
+    uint64_t id = UINT64_C(1) << 40, looks;
+    for (looks = 0; __atomic_load_n(&w->stop, __ATOMIC_ACQUIRE) == 0 || looks < 1000; looks++, id++) {
+        uint32_t parity, slot;
+        const nodedb_vamana__arrays *a = nodedb_vamana__enter(w->index, 1, &parity);
+        slot = nodedb_vamana__find(a, id);
+        CHECK(slot == NODEDB_VAMANA__NONE || a->ids[slot] == id);
+        slot = nodedb_vamana__find(a, 0);
+        CHECK(slot != NODEDB_VAMANA__NONE && a->ids[slot] == 0);
+        nodedb_vamana__leave(w->index, 1, parity);
+    }
+    return NULL;
+}
+
+TEST(an_id_is_found_or_not_but_never_mistaken_for_another) {
+    nodedb_vamana_config config = config_of(NODEDB_VAMANA_I8, NODEDB_VAMANA_L2, 80); /* of a table of 128 places */
+    uint32_t i, build, builds = steps_of(4000, 300), slots[79];
+    pthread_t threads[2];
+    world w;
+    REQUIRE(open_world(&w, &config, 1000));
+    put(&w, 0);
+    for (i = 0; i < 2; i++) REQUIRE(pthread_create(&threads[i], NULL, look_for_absent, &w) == 0);
+    for (build = 0; build < builds; build++) {
+        for (i = 0; i < 79; i++) {
+            slots[i] = nodedb_vamana__take_slot(w.index);
+            w.index->arrays->ids[slots[i]] = 1000 + build + i;
+            CHECK(nodedb_vamana__table_add(w.index->arrays, slots[i]));
+        }
+        nodedb_vamana__build_withdraw(w.index, slots, NULL, 0, 79);
+    }
+    __atomic_store_n(&w.stop, 1, __ATOMIC_RELEASE);
+    for (i = 0; i < 2; i++) CHECK_EQ(pthread_join(threads[i], NULL), 0);
+    close_world(&w);
+}
+
 /* ---- enter, leave and the waits: the model checker ------------------------------------------------------------------
  * The writer's script and two readers who come again and again, each on a stripe of his own or both on one; every load,
  * store and addition is a step of its own, in one total order, and the search visits every interleaving. A thing that is
