@@ -2166,14 +2166,16 @@ static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_
     return at;
 }
 
-/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile; the writer's loads see what
- * they always saw. */
+/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile, or if another id has come to the
+ * empty place that he has found; the writer's loads see what they always saw. */
 static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id) {
     for (;;) {
         uint32_t version = nodedb__load_acquire(&a->table_version), slot;
         if (version % 2 == 0) {
             slot = nodedb__load_acquire(&a->table[nodedb_vamana__table_place(a, id)]);
-            if (nodedb__load_acquire(&a->table_version) == version) return slot;
+            if (nodedb__load_acquire(&a->table_version) == version &&
+                (slot == NODEDB_VAMANA__NONE || a->ids[slot] == id))
+                return slot;
         }
         (void)sched_yield();
     }
@@ -3652,6 +3654,15 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
     return inserted;
 }
 
+/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have their slots from the table. */
+static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
+                                          uint64_t from, uint64_t to) {
+    uint64_t i;
+    for (i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays, slot_of[order != NULL ? order[i] : i]);
+    if (from < to) nodedb_vamana__await_readers(index);
+    for (i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
+}
+
 /* Checks all input, so that nothing is done if any of it is wrong. The ids go to their slots and into the table. */
 static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint64_t *ids, const uint8_t *input,
                                                 uint64_t n,
@@ -3674,10 +3685,7 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
         index->arrays->ids[slot_of[i]] = id;
         if (!nodedb_vamana__table_add(index->arrays, slot_of[i])) assert(false);
     }
-    while (status != NODEDB_OK && i-- > 0) {
-        nodedb_vamana__table_drop(index->arrays, slot_of[i]);
-        nodedb_vamana__free_slot(index, slot_of[i]);
-    }
+    if (status != NODEDB_OK) nodedb_vamana__build_withdraw(index, slot_of, NULL, 0, i);
     return status;
 }
 
@@ -3697,10 +3705,7 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
     }
     build->slot_of = slot_of, build->order = order;
     done = nodedb_vamana__build_all(build, n, progress, ctx);
-    for (i = done; i < n; i++) {
-        nodedb_vamana__table_drop(index->arrays, slot_of[order[i]]);
-        nodedb_vamana__free_slot(index, slot_of[order[i]]);
-    }
+    nodedb_vamana__build_withdraw(index, slot_of, order, done, n);
     if (done == n && build->pass == index->passes) return NODEDB_OK;
     return nodedb__fail(err, NODEDB_ERR_CANCELLED, 0, "cancelled after %llu of %llu vectors", (unsigned long long)done,
                         (unsigned long long)n);
@@ -3883,6 +3888,7 @@ static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
     size_t n = 0;
+    if (most > s->beam_max) most = s->beam_max; /* the lists fit what there was; a writer may have added to it since */
     for (slot = 0; slot < slots && status == NODEDB_OK; slot++) {
         if (nodedb_vamana__passes(a, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
