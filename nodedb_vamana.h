@@ -1886,8 +1886,9 @@ typedef struct nodedb_vamana__readers {
 } nodedb_vamana__readers;
 
 /* The index. Fixed after creation: everything up to `readers`. Changed by the writer alone: the rest. Between calls:
- * every neighbour in the row of a slot that is not free is a slot that is not free; `table` holds exactly the live
- * slots; `entry` is live if any slot is; a free slot's row starts with the next free slot. */
+ * every neighbour in the row of a slot that is not free is a slot that is not free, but for removed slots that a sweep
+ * is about to free, to which nobody leads; `table` holds exactly the live slots; `entry` is live if any slot is; a free
+ * slot's row starts with the next free slot. */
 struct nodedb_vamana {
     uint32_t dim, degree, beam_build, passes;
     nodedb_vamana_type type;
@@ -4562,6 +4563,7 @@ static void nodedb_vamana__write_graph(const nodedb_vamana *index, nodedb_vamana
     for (slot = 0; slot < a->slots; slot++) {
         const uint32_t *row = nodedb_vamana__row(index, a, slot);
         uint32_t count = a->states[slot] == NODEDB_VAMANA__FREE ? 0 : nodedb_vamana__row_count(index, row);
+        if (index->sweep == NODEDB_VAMANA__FREEING && nodedb_vamana__is_victim(index, slot)) count = 0; /* see struct */
         for (i = 0; i < index->degree; i++) nodedb_vamana__write_u32(w, i < count ? row[i] : NODEDB_VAMANA__NONE);
     }
     nodedb_vamana__write_pad(w);
