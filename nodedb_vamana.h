@@ -5191,7 +5191,7 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     if (r.buffer == NULL) status = nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     else status = nodedb_vamana__open_header(path, config, &r, &index, &counts, &coder, &reason);
     if (status == NODEDB_OK) status = nodedb_vamana__load(index, &r, &counts, coder, config->capacity);
-    else nodedb_vamana__free_coder(index, coder);
+    else if (index != NULL) nodedb_vamana__free_coder(index, coder);
     if (status == NODEDB_OK && verify && index->coded) { /* those that opening on disk does not read */
         uint8_t *vector = (uint8_t *)nodedb__alloc(&config->allocator, index->vector_bytes, NODEDB_CACHE_LINE_BYTES);
         status = vector != NULL ? nodedb_vamana__load_vectors(index, &r, vector, false)
