@@ -2688,6 +2688,11 @@ static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, ui
         nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
                                  sample + (size_t)n++ * index->dim);
     }
+    for (i = 0; n == 0 && i < a->slots && sample != NULL; i++) { /* the sample met only holes */
+        if (a->states[i] != NODEDB_VAMANA__LIVE) continue;
+        nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, i), a->norms != NULL ? a->norms[i] : 0, sample);
+        n = 1;
+    }
     if (n > 0) nodedb_vamana__fit_coder(index, c, sample, n);
     nodedb__release(&index->allocator, sample, bytes);
     if (n > 0) return c;
