@@ -3436,6 +3436,7 @@ typedef struct nodedb_vamana__build { /* all that a build's threads share; they 
     void (*run)(struct nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item);
     nodedb_vamana_searcher *searchers[NODEDB_VAMANA_MAX_THREADS];
     uint32_t threads;
+    bool cancelled;
 } nodedb_vamana__build;
 
 typedef struct nodedb_vamana__worker {
@@ -3598,6 +3599,7 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
             if (build->pass == 0) inserted = done;
             if (index->live >= index->entry_due || done == n) nodedb_vamana__choose_entry(index);
             if (progress != NULL) goes_on = progress(ctx, build->pass * n + done, index->passes * n);
+            build->cancelled = !goes_on && (done < n || build->pass + 1 < index->passes);
         }
     }
     nodedb_vamana__build_codes(build);
@@ -3653,7 +3655,7 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
         nodedb_vamana__table_drop(index->arrays, slot_of[order[i]]);
         nodedb_vamana__free_slot(index, slot_of[order[i]]);
     }
-    if (done == n && build->pass == index->passes) return NODEDB_OK;
+    if (!build->cancelled) return NODEDB_OK;
     return nodedb__fail(err, NODEDB_ERR_CANCELLED, 0, "cancelled after %llu of %llu vectors", (unsigned long long)done,
                         (unsigned long long)n);
 }
