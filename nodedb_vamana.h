@@ -4086,7 +4086,10 @@ static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, cons
         if (beam < 2 * (uint64_t)wide.k) beam = 2 * (uint64_t)wide.k > NODEDB_VAMANA_MAX_BEAM ? NODEDB_VAMANA_MAX_BEAM : 2 * wide.k;
         wide.beam = beam;
         status = nodedb_vamana__answer(s, &wide, query->vector, NODEDB_VAMANA__SEARCH, results, found, &one, err);
-        if (status != NODEDB_OK) return status;
+        if (status != NODEDB_OK) {
+            *found = 0;
+            return status;
+        }
         sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact;
         sum.reads += one.reads, sum.retries += one.retries, sum.scanned = sum.scanned || one.scanned;
         if (*found < wide.k || wide.k == most || results[*found - 1].distance > radius) break;
