@@ -4044,9 +4044,10 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
                                                           nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results, found, err);
+    uint32_t parity, k, none;
+    nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results,
+                                                         n == 0 && found != NULL ? &none : found, err);
     nodedb_vamana_stats one, sum;
-    uint32_t parity, k;
     uint64_t i;
     memset(&sum, 0, sizeof sum);
     for (i = 0; i < n && found != NULL; i++) found[i] = 0;
