@@ -3117,18 +3117,21 @@ static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__ar
     return asked == 0 ? 0 : noise / asked;
 }
 
-/* Begins to make codes of `bits`. Without memory for them the index does without. */
+/* Begins to make codes of `bits`. Without memory for them the index does without, until it has grown by an eighth: a
+ * sample is not to be taken with every change. */
 static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__drop_recoding(index);
     index->recoder = nodedb_vamana__train(index, bits);
-    if (index->recoder == NULL) return;
-    nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
-    index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
-                                                    NODEDB_CACHE_LINE_BYTES);
-    index->recode_at = 0;
-    if (index->recodes != NULL) return;
-    nodedb_vamana__give_coder(index, index->recoder);
-    index->recoder = NULL;
+    if (index->recoder != NULL) {
+        nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
+        index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
+                                                        NODEDB_CACHE_LINE_BYTES);
+        index->recode_at = 0;
+        if (index->recodes != NULL) return;
+        nodedb_vamana__give_coder(index, index->recoder);
+        index->recoder = NULL;
+    }
+    index->code_due = (uint64_t)index->live + index->live / 8 + 1;
 }
 
 /* The bits of the codes that an index begins with; 0: none. */
