@@ -1926,8 +1926,9 @@ typedef struct nodedb_vamana__readers {
 } nodedb_vamana__readers;
 
 /* The index. Fixed after creation: everything up to `readers`. Changed by the writer alone: the rest. Between calls:
- * every neighbour in the row of a slot that is not free is a slot that is not free; `table` holds exactly the live
- * slots; `entry` is live if any slot is; a free slot's row starts with the next free slot. */
+ * every neighbour in the row of a slot that is not free is a slot that is not free, but for removed slots that a sweep
+ * is about to free, to which nobody leads; `table` holds exactly the live slots; `entry` is live if any slot is; a free
+ * slot's row starts with the next free slot. */
 struct nodedb_vamana {
     uint32_t dim, degree, beam_build, passes;
     nodedb_vamana_type type;
@@ -2550,7 +2551,7 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 #define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... and no more floats than these, 16 MiB */
 #define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
 #define NODEDB_VAMANA__JUDGES 256u             /* nodes whose neighbours show whether codes are good enough */
-#define NODEDB_VAMANA__NOISE_MAX 0.10          /* of a distance between neighbours, that codes may add or take */
+#define NODEDB_VAMANA__NOISE_MAX 0.15          /* of a distance to the nearest neighbour, that codes may add or take */
 
 /* Signs for 64 components at a time. */
 static void nodedb_vamana__turn_signs(const nodedb_vamana *index, float *x, uint32_t from, uint32_t n, uint64_t round) {
@@ -2729,6 +2730,11 @@ static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, ui
         if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
         nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
                                  sample + (size_t)n++ * index->dim);
+    }
+    for (i = 0; n == 0 && i < a->slots && sample != NULL; i++) { /* the sample met only holes */
+        if (a->states[i] != NODEDB_VAMANA__LIVE) continue;
+        nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, i), a->norms != NULL ? a->norms[i] : 0, sample);
+        n = 1;
     }
     if (n > 0) nodedb_vamana__fit_coder(index, c, sample, n);
     nodedb__release(&index->allocator, sample, bytes);
@@ -3130,7 +3136,8 @@ static void nodedb_vamana__choose_entry(nodedb_vamana *index) {
  * and only if they are good enough: if they do not blur the distances between neighbours by much. Data whose neighbours
  * are very near, compared with how far they all spread, need finer codes, or none. */
 
-/* How much codes disturb distances between neighbours, relative to those; the mean over some nodes, each at most 1. */
+/* How much codes disturb distances between neighbours, relative to the nearest; the mean over some nodes, each at most
+ * 1. Of a row only the nearest quarter counts: the others are long edges, by which any code would look good. */
 static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s) {
     uint32_t i, j, judges = coded->slots < NODEDB_VAMANA__JUDGES ? coded->slots : NODEDB_VAMANA__JUDGES, asked = 0;
     double noise = 0;
@@ -3138,10 +3145,11 @@ static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__ar
         uint32_t slot = (uint32_t)((uint64_t)i * coded->slots / judges);
         const uint32_t *row = nodedb_vamana__row(index, coded, slot);
         const uint8_t *vector = nodedb_vamana__vector(index, coded, slot);
-        uint32_t count = nodedb_vamana__row_count(index, row);
+        uint32_t count = nodedb_vamana__row_count(index, row), near = count / 4 < 4 ? 4 : count / 4, told = 0;
+        float low = 0, high = 0, distance = 0;
         float norm = coded->norms != NULL ? coded->norms[slot] : 0;
         nodedb_vamana__target exact, code, build;
-        double errors = 0, squares = 0, distances = 0;
+        double errors = 0, squares = 0;
         float *far = s->distances, *by_code = far + index->degree, *by_build = by_code + index->degree;
         if (coded->states[slot] != NODEDB_VAMANA__LIVE || count < 4) continue;
         s->arrays = coded;
@@ -3154,29 +3162,39 @@ static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__ar
         nodedb_vamana__measure_many(index, &build, row, count, by_build);
         for (j = 0; j < count; j++) { /* the same added to all distances of a row disturbs nothing */
             double error = (double)code.constant * (double)by_code[j] - (double)far[j];
-            errors += error, squares += error * error, distances += (double)by_build[j];
+            uint32_t nearer = 0, k;
+            for (k = 0; k < count; k++) nearer += by_build[k] < by_build[j] || (by_build[k] == by_build[j] && k < j);
+            if (nearer >= near) continue;
+            errors += error, squares += error * error;
+            if (by_build[j] > 0 && (distance == 0 || by_build[j] < distance)) distance = by_build[j];
+            if (told++ == 0) low = high = by_code[j];
+            low = by_code[j] < low ? by_code[j] : low, high = by_code[j] > high ? by_code[j] : high;
         }
-        if (index->metric == NODEDB_VAMANA_IP) distances /= 2; /* an inner product differs by half as much */
-        squares = squares / count - errors / count * (errors / count);
-        if (!(distances > 0)) continue; /* all the same */
-        distances /= count, asked++;
-        noise += squares < distances * distances ? sqrt(squares > 0 ? squares : 0) / distances : 1;
+        if (!(distance > 0)) continue; /* all the same */
+        if (index->metric == NODEDB_VAMANA_IP) distance /= 2; /* an inner product differs by half as much */
+        squares = squares / near - errors / near * (errors / near), asked++;
+        if (low < high && squares < (double)distance * (double)distance)
+            noise += sqrt(squares > 0 ? squares : 0) / (double)distance;
+        else noise += 1; /* among these, a walk by code is blind */
     }
-    return asked == 0 ? 0 : noise / asked;
+    return asked == 0 ? 1 : noise / asked; /* from vectors that are all the same nothing can be learnt */
 }
 
-/* Begins to make codes of `bits`. Without memory for them the index does without. */
+/* Begins to make codes of `bits`. Without memory for them the index does without, until it has grown by an eighth: a
+ * sample is not to be taken with every change. */
 static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__drop_recoding(index);
     index->recoder = nodedb_vamana__train(index, bits);
-    if (index->recoder == NULL) return;
-    nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
-    index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
-                                                    NODEDB_CACHE_LINE_BYTES);
-    index->recode_at = 0;
-    if (index->recodes != NULL) return;
-    nodedb_vamana__give_coder(index, index->recoder);
-    index->recoder = NULL;
+    if (index->recoder != NULL) {
+        nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
+        index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
+                                                        NODEDB_CACHE_LINE_BYTES);
+        index->recode_at = 0;
+        if (index->recodes != NULL) return;
+        nodedb_vamana__give_coder(index, index->recoder);
+        index->recoder = NULL;
+    }
+    index->code_due = (uint64_t)index->live + index->live / 8 + 1;
 }
 
 /* The bits of the codes that an index begins with; 0: none. */
@@ -3187,9 +3205,24 @@ static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
     return nodedb_vamana__codes_gain(index, 4) ? 4 : nodedb_vamana__codes_gain(index, 8) ? 8 : 0;
 }
 
+/* Publishes arrays with these codes in place of those that there are, for which readers are waited. False: no memory. */
+static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder) {
+    nodedb_vamana__arrays *old = index->arrays, *a;
+    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
+    if (a == NULL) return false;
+    *a = *old;
+    a->codes = codes, a->coder = coder;
+    nodedb_vamana__publish(index, a);
+    nodedb_vamana__await_readers(index);
+    if (old->codes != NULL) nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
+    nodedb_vamana__give_coder(index, old->coder);
+    nodedb_vamana__give(index, old, 1, sizeof *old);
+    return true;
+}
+
 /* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
 static void nodedb_vamana__end_codes(nodedb_vamana *index) {
-    nodedb_vamana__arrays *old = index->arrays, *a, trial = *old;
+    nodedb_vamana__arrays trial = *index->arrays;
     uint32_t bits = index->recoder->bits;
     bool good = index->code != NODEDB_VAMANA_CODE_AUTO;
     trial.codes = index->recodes, trial.coder = index->recoder;
@@ -3199,22 +3232,13 @@ static void nodedb_vamana__end_codes(nodedb_vamana *index) {
         return;
     }
     index->code_due = (uint64_t)index->live * NODEDB_VAMANA__CODE_AGAIN, index->code_live = index->live;
-    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
-    if (a == NULL) {
-        nodedb_vamana__drop_recoding(index);
+    if (good && nodedb_vamana__replace_codes(index, index->recodes, index->recoder)) {
+        index->recoder = NULL, index->recodes = NULL;
         return;
     }
-    *a = trial;
-    if (!good) { /* those that there are, if any, do not serve either */
-        nodedb_vamana__drop_recoding(index);
-        a->codes = NULL, a->coder = NULL;
-    }
-    index->recoder = NULL, index->recodes = NULL;
-    nodedb_vamana__publish(index, a);
-    nodedb_vamana__await_readers(index);
-    if (old->codes != NULL) nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
-    nodedb_vamana__give_coder(index, old->coder);
-    nodedb_vamana__give(index, old, 1, sizeof *old);
+    nodedb_vamana__drop_recoding(index);
+    if (!good && index->arrays->codes != NULL) /* they do not serve either */
+        (void)nodedb_vamana__replace_codes(index, NULL, NULL);
 }
 
 /* Makes up to `budget` codes, beginning anew when that is due. True: there is more to do. */
@@ -3355,8 +3379,10 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 
 /* The last vector is gone: so are all traces of the others, once nobody looks at them. */
 static void nodedb_vamana__forget_all(nodedb_vamana *index) {
-    nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, slots = a->slots;
+    nodedb_vamana__arrays *a;
+    uint32_t slot, slots;
+    if (index->arrays->codes != NULL) (void)nodedb_vamana__replace_codes(index, NULL, NULL);
+    a = index->arrays, slots = a->slots;
     assert(index->live == 0);
     nodedb_vamana__drop_recoding(index);
     nodedb__store_release(&a->entry, NODEDB_VAMANA__NONE);
@@ -3484,6 +3510,7 @@ typedef struct nodedb_vamana__build { /* all that a build's threads share; they 
     void (*run)(struct nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item);
     nodedb_vamana_searcher *searchers[NODEDB_VAMANA_MAX_THREADS];
     uint32_t threads;
+    bool cancelled;
 } nodedb_vamana__build;
 
 typedef struct nodedb_vamana__worker {
@@ -3647,6 +3674,7 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
             if (index->live >= index->entry_due || done == n) nodedb_vamana__choose_entry(index);
             nodedb_vamana__build_codes(build);
             if (progress != NULL) goes_on = progress(ctx, build->pass * n + done, index->passes * n);
+            build->cancelled = !goes_on && (done < n || build->pass + 1 < index->passes);
         }
     }
     if (index->live >= 2 * index->code_live) index->code_due = NODEDB_VAMANA__CODE_FIRST; /* by the whole graph */
@@ -3706,7 +3734,7 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
     build->slot_of = slot_of, build->order = order;
     done = nodedb_vamana__build_all(build, n, progress, ctx);
     nodedb_vamana__build_withdraw(index, slot_of, order, done, n);
-    if (done == n && build->pass == index->passes) return NODEDB_OK;
+    if (!build->cancelled) return NODEDB_OK;
     return nodedb__fail(err, NODEDB_ERR_CANCELLED, 0, "cancelled after %llu of %llu vectors", (unsigned long long)done,
                         (unsigned long long)n);
 }
@@ -4094,9 +4122,10 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
                                                           nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results, found, err);
+    uint32_t parity, k, none;
+    nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results,
+                                                         n == 0 && found != NULL ? &none : found, err);
     nodedb_vamana_stats one, sum;
-    uint32_t parity, k;
     uint64_t i;
     memset(&sum, 0, sizeof sum);
     for (i = 0; i < n && found != NULL; i++) found[i] = 0;
@@ -4137,7 +4166,10 @@ static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, cons
             beam = wide.k > NODEDB_VAMANA_MAX_BEAM / 2 ? NODEDB_VAMANA_MAX_BEAM : 2 * wide.k;
         wide.beam = beam;
         status = nodedb_vamana__answer(s, &wide, query->vector, NODEDB_VAMANA__SEARCH, results, found, &one, err);
-        if (status != NODEDB_OK) return status;
+        if (status != NODEDB_OK) {
+            *found = 0;
+            return status;
+        }
         sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact;
         sum.reads += one.reads, sum.retries += one.retries, sum.scanned = sum.scanned || one.scanned;
         if (*found < wide.k || wide.k == most || results[*found - 1].distance > radius) break;
@@ -4654,6 +4686,7 @@ static void nodedb_vamana__write_graph(const nodedb_vamana *index, nodedb_vamana
     for (slot = 0; slot < a->slots; slot++) {
         const uint32_t *row = nodedb_vamana__row(index, a, slot);
         uint32_t count = a->states[slot] == NODEDB_VAMANA__FREE ? 0 : nodedb_vamana__row_count(index, row);
+        if (index->sweep == NODEDB_VAMANA__FREEING && nodedb_vamana__is_victim(index, slot)) count = 0; /* see struct */
         for (i = 0; i < index->degree; i++) nodedb_vamana__write_u32(w, i < count ? row[i] : NODEDB_VAMANA__NONE);
     }
     nodedb_vamana__write_pad(w);
@@ -5282,7 +5315,7 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     if (r.buffer == NULL) status = nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     else status = nodedb_vamana__open_header(path, config, &r, &index, &counts, &coder, &reason);
     if (status == NODEDB_OK) status = nodedb_vamana__load(index, &r, &counts, coder, config->capacity);
-    else nodedb_vamana__free_coder(index, coder);
+    else if (index != NULL) nodedb_vamana__free_coder(index, coder);
     if (status == NODEDB_OK && verify && index->coded) { /* those that opening on disk does not read */
         uint8_t *vector = (uint8_t *)nodedb__alloc(&config->allocator, index->vector_bytes, NODEDB_CACHE_LINE_BYTES);
         status = vector != NULL ? nodedb_vamana__load_vectors(index, &r, vector, false)
