@@ -80,21 +80,21 @@
  *    are under way when it replaces arrays (growing, new codes, compact, removing the last vector); with enough
  *    capacity and in between it does not: slots of removed vectors are taken again only after those searches.
  *    Searchers are made and destroyed by any thread, but not while the index is destroyed. A filter must not change the
- *    index. `build` starts threads and joins them before it returns; they call nothing of the caller's. An index on disk
- *    never changes. A fetcher is used by one thread at a time.
+ *    index. `build` starts threads and joins them before it returns; they call nothing of the caller's. An index on
+ *    disk never changes. A fetcher is used by one thread at a time.
  *
  * 6. MEMORY
- *    Per slot: its components, padded to 16 bytes (to 32 above 32 bytes, to 64 from 256 bytes on); 4 R of edges, R rounded
- *    up to 16; its code, 32 bytes for each 64 components begun with 4 bits or one for each component with 8, padded like
- *    the vector; 8 of id, 1 of state, 6 to 12 of hash table, and 4 of length unless the metric is L2. So beyond the
- *    vector itself: at most 4 R + dim / 2 + 32 + 21 with 4-bit codes and R a multiple of 16: for 128 bytes and R = 64,
- *    341. In disk mode a float takes its code only, and 4 bytes more per vector for checksums.
+ *    Per slot: its components, padded to 16 bytes (to 32 above 32 bytes, to 64 from 256 bytes on); 4 R of edges, R
+ *    rounded up to 16; its code, 32 bytes for each 64 components begun with 4 bits or one for each component with 8,
+ *    padded like the vector; 8 of id, 1 of state, 6 to 12 of hash table, and 4 of length unless the metric is L2. So
+ *    beyond the vector itself: at most 4 R + dim / 2 + 32 + 21 with 4-bit codes and R a multiple of 16: for 128 bytes
+ *    and R = 64, 341. In disk mode a float takes its code only, and 4 bytes more per vector for checksums.
  *    The arrays grow by half when full, which copies them; `reserve` or config.capacity avoids it. They shrink only in
  *    `compact`, and slots are reused before they grow. While codes are made anew there are two of each. Arrays over
- *    4 MiB ask for huge pages, which makes walks faster by a fifth and more. A searcher has about 512 bytes per entry of
- *    its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of 128 blocks and an
- *    io_uring. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch (2% of all), and
- *    16 MiB: nodedb_vamana_build_bytes says how much at most.
+ *    4 MiB ask for huge pages, which makes walks faster by a fifth and more. A searcher has about 512 bytes per entry
+ *    of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of 128 blocks and an
+ *    io_uring. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch (2% of all),
+ *    and 16 MiB: nodedb_vamana_build_bytes says how much at most.
  *    Search allocates nothing unless its beam or k is larger than any before; insert nothing within the capacity but
  *    when codes are made anew.
  *
@@ -142,14 +142,15 @@
  *        norms      float per slot; not for L2. IP: squared length. COSINE: F32 length, else 1 / length (0 for zeros)
  *        rows       u32 per slot and R: the slots of its neighbours, then 0xFFFFFFFF
  *        mean       with codes: float per component
- *        codes      per slot, 4 bits: ceil(dim / 64) times 32 bytes, byte b of the k-th has component 64 k + b below and
- *                   64 k + 32 + b above; 8 bits: u8 per component. Value v of component i stands for (v - 7.5) or
+ *        codes      per slot, 4 bits: ceil(dim / 64) times 32 bytes, byte b of the k-th has component 64 k + b below
+ *                   and 64 k + 32 + b above; 8 bits: u8 per component. Value v of component i stands for (v - 7.5) or
  *                   (v - 127.5) steps of component i of the vector (COSINE: of length 1) less the mean, turned: see
  *                   nodedb_vamana__turn
  *        vectors    as stored (COSINE over F32: of length 1). Up to 4096 bytes long, they do not cross a block: as many
  *                   as fit, then zeros. Longer ones begin at a block each.
  *        checksums  u32 CRC-32C of each block from 1 to the one before this table
- *    Free slots are zeros everywhere, their rows empty. A reader refuses a file whose size or offsets differ from what the counts say.
+ *    Free slots are zeros everywhere, their rows empty. A reader refuses a file whose size or offsets differ from what
+ *    the counts say.
  *
  * 10. CONFIGURATION MACROS
  *    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
@@ -164,10 +165,10 @@
  *       ones.
  *    c. The beam is a sorted array with binary search and memmove, not a heap: at these widths the move is one cache
  *       line or two, and the next node to expand is found by counting on.
- *    d. The visited set is a small table that forgets (as ParlayANN); see the comment at nodedb_vamana__walk. 128 places
- *       for each entry of the beam, at least 4,096: with a quarter of that a query on a million vectors measured 8% more
- *       distances for the same recall. A walk begins at the medoid and at the nearest of up to 64 scattered nodes, which
- *       saves two hops of 30 and 3% of the distances.
+ *    d. The visited set is a small table that forgets (as ParlayANN); see the comment at nodedb_vamana__walk. 128
+ *       places for each entry of the beam, at least 4,096: with a quarter of that a query on a million vectors measured
+ *       8% more distances for the same recall. A walk begins at the medoid and at the nearest of up to 64 scattered
+ *       nodes, which saves two hops of 30 and 3% of the distances.
  *    e. A full row that gets one more edge is pruned to 7/8 of R, not R, so that in high dimensions, where pruning
  *       drops little, not every insert prunes each of its neighbours again. Batch builds prune to R, once per batch.
  *    f. Of vectors equal to a node's own, 3 are kept and shut nobody out; ties are broken at random. By the paper's
@@ -1068,8 +1069,8 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch(const uint8_t *at, size_t byt
     __asm__ __volatile__("" : : "r"(at)); /* or gcc takes this for a function without effect, and drops the calls */
 }
 /* Asks for the vectors in slots[from .. to). */
-NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots, size_t from,
-                                                 size_t to) {
+NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots,
+                                                         size_t from, size_t to) {
     for (; from < to; from++) nodedb_vamana__prefetch(base + (size_t)slots[from] * stride, stride);
 }
 /* The vector in slots[i], whatever its components. */
@@ -1892,8 +1893,8 @@ typedef struct nodedb_vamana__coder {
 /* Everything that has one entry for each slot. Readers take the pointer to it once and work on that to their end; when
  * the arrays grow or the codes are made anew, the writer makes another one of these, and frees the old after the last
  * reader that may use it. What changes in place is read and written atomically: rows, states, the table, `slots`,
- * `entry`. A vector, its code, norm and id are written before the slot's state becomes live and before any row holds the
- * slot, and not again until no reader can know the slot any more. */
+ * `entry`. A vector, its code, norm and id are written before the slot's state becomes live and before any row holds
+ * the slot, and not again until no reader can know the slot any more. */
 typedef struct nodedb_vamana__arrays {
     uint32_t capacity;            /* slots that there is room for */
     uint32_t slots;               /* slots that were ever used: the arrays are meaningful below this */
@@ -2112,7 +2113,8 @@ static void nodedb_vamana__set_shape(nodedb_vamana *index) {
 /* Counts the caller in as a reader and gives him the arrays that he may use until `leave`. If the epoch has moved
  * between the look at it and the count, the writer may have missed the count: try again. Once the count stands under an
  * epoch that has not moved since, the writer's next look sees it (both sides: store, then load, in one total order). */
-static const nodedb_vamana__arrays *nodedb_vamana__enter(const nodedb_vamana *index, uint32_t stripe, uint32_t *parity) {
+static const nodedb_vamana__arrays *nodedb_vamana__enter(const nodedb_vamana *index, uint32_t stripe,
+                                                         uint32_t *parity) {
     nodedb_vamana__readers *r = index->readers;
     for (;;) {
         uint32_t epoch = __atomic_load_n(&r->epoch, __ATOMIC_SEQ_CST);
@@ -2167,8 +2169,8 @@ static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_
     return at;
 }
 
-/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile, or if another id has come to the
- * empty place that he has found; the writer's loads see what they always saw. */
+/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile, or if another id has come to
+ * the empty place that he has found; the writer's loads see what they always saw. */
 static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id) {
     for (;;) {
         uint32_t version = nodedb__load_acquire(&a->table_version), slot;
@@ -2625,8 +2627,8 @@ static int8_t nodedb_vamana__to_i8(float x) {
 
 /* Makes s->code_query from a stored or prepared vector, and the target that measures codes. L2 and COSINE: the query in
  * the units of the codes, finer (4 bits) or as they are (8 bits). IP: the query turned, with its largest component as
- * 127; the mean adds the same to all products. target.constant times a distance of codes is one of vectors, but for what
- * is the same for all. */
+ * 127; the mean adds the same to all products. target.constant times a distance of codes is one of vectors, but for
+ * what is the same for all. */
 static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *s, const uint8_t *vector, float norm) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__coder *c = s->arrays->coder;
@@ -2745,8 +2747,8 @@ static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, ui
 
 static void nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                        const nodedb_vamana__coder *c, uint8_t *codes, float *turned, uint32_t slot) {
-    nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0, turned,
-                          codes + (size_t)slot * c->stride);
+    nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
+                          turned, codes + (size_t)slot * c->stride);
 }
 
 /* ===================================================================================================================
@@ -2787,7 +2789,8 @@ static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t be
     s->beam_max = beam;
     s->candidates_max = 2 * beam + 4 * s->index->degree + 4 * NODEDB_VAMANA__SCAN_CHUNK;
     s->seen_size = NODEDB_VAMANA__SEEN_MIN;
-    while (s->seen_size < NODEDB_VAMANA__SEEN_MAX && s->seen_size / NODEDB_VAMANA__SEEN_PER_BEAM < beam) s->seen_size *= 2;
+    while (s->seen_size < NODEDB_VAMANA__SEEN_MAX && s->seen_size / NODEDB_VAMANA__SEEN_PER_BEAM < beam)
+        s->seen_size *= 2;
     s->memory_bytes = nodedb_vamana__searcher_cut(s, NULL);
 }
 
@@ -2869,8 +2872,8 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
     return low;
 }
 
-/* Puts the entry into the beam, and the nearest of the starts: one of some scattered nodes is nearer than the entry, and
- * measuring them all costs less than the hops that it saves. */
+/* Puts the entry into the beam, and the nearest of the starts: one of some scattered nodes is nearer than the entry,
+ * and measuring them all costs less than the hops that it saves. */
 static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
     const nodedb_vamana__arrays *a = target->arrays;
     uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0, i;
@@ -3037,8 +3040,8 @@ static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searche
     }
 }
 
-/* Chooses the neighbours of a node, whose vector is in its slot: of those that a walk to it meets, on codes if there are
- * some, and of those that it has; by exact distances. Leaves them in s->chosen and returns how many. */
+/* Chooses the neighbours of a node, whose vector is in its slot: of those that a walk to it meets, on codes if there
+ * are some, and of those that it has; by exact distances. Leaves them in s->chosen and returns how many. */
 static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot), code;
@@ -3138,7 +3141,8 @@ static void nodedb_vamana__choose_entry(nodedb_vamana *index) {
 
 /* How much codes disturb distances between neighbours, relative to the nearest; the mean over some nodes, each at most
  * 1. Of a row only the nearest quarter counts: the others are long edges, by which any code would look good. */
-static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s) {
+static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__arrays *coded,
+                                   nodedb_vamana_searcher *s) {
     uint32_t i, j, judges = coded->slots < NODEDB_VAMANA__JUDGES ? coded->slots : NODEDB_VAMANA__JUDGES, asked = 0;
     double noise = 0;
     for (i = 0; i < judges; i++) {
@@ -3205,7 +3209,8 @@ static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
     return nodedb_vamana__codes_gain(index, 4) ? 4 : nodedb_vamana__codes_gain(index, 8) ? 8 : 0;
 }
 
-/* Publishes arrays with these codes in place of those that there are, for which readers are waited. False: no memory. */
+/* Publishes arrays with these codes in place of those that there are, for which readers are waited. False: no
+ * memory. */
 static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder) {
     nodedb_vamana__arrays *old = index->arrays, *a;
     a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
@@ -3545,8 +3550,8 @@ static void nodedb_vamana__run_phase(nodedb_vamana__build *build, size_t items,
         if (workers[i].started) (void)pthread_join(workers[i].thread, NULL);
 }
 
-/* A new node's row may be written at once, for nobody finds it yet; in a second pass others of the batch may pass by, so
- * rows are put aside first. */
+/* A new node's row may be written at once, for nobody finds it yet; in a second pass others of the batch may pass by,
+ * so rows are put aside first. */
 static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
@@ -3598,7 +3603,8 @@ static void nodedb_vamana__build_collect(nodedb_vamana__build *build, size_t bat
             build->pairs[build->pair_count++] = (uint64_t)row[j] << 32 | slot;
     }
     assert(build->pair_count <= build->pairs_max);
-    for (shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0; shift += NODEDB_VAMANA__RADIX_BITS) {
+    for (shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0;
+         shift += NODEDB_VAMANA__RADIX_BITS) {
         size_t sum = 0, mask = (1u << NODEDB_VAMANA__RADIX_BITS) - 1;
         uint64_t *swap = build->pairs;
         memset(counts, 0, sizeof counts);
@@ -3682,7 +3688,8 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
     return inserted;
 }
 
-/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have their slots from the table. */
+/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have their slots from the
+ * table. */
 static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
                                           uint64_t from, uint64_t to) {
     uint64_t i;
@@ -4303,8 +4310,8 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_create(const nodedb_vamana_config
     return NULL;
 }
 
-/* The same sums as in take_arrays, build and end_codes. Codes: those that there are and those that replace them, 4 and 8
- * bits at the worst. */
+/* The same sums as in take_arrays, build and end_codes. Codes: those that there are and those that replace them, 4 and
+ * 8 bits at the worst. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config *config, uint64_t n, uint32_t threads,
                                                      nodedb_error *err) {
     nodedb_vamana *index = nodedb_vamana__new(config, err);
@@ -4412,7 +4419,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
     return a != NULL ? NODEDB_OK : err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
 }
 
-NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index) { return index == NULL ? 0 : nodedb__load_relaxed(&index->live); }
+NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index) {
+    return index == NULL ? 0 : nodedb__load_relaxed(&index->live);
+}
 NODEDB_VAMANA_API uint32_t nodedb_vamana_dim(const nodedb_vamana *index) { return index == NULL ? 0 : index->dim; }
 NODEDB_VAMANA_API uint32_t nodedb_vamana_degree(const nodedb_vamana *index) {
     return index == NULL ? 0 : index->degree;
@@ -4597,7 +4606,8 @@ static void nodedb_vamana__swap_components(const nodedb_vamana *index, uint8_t *
 
 static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status status, int error, uint64_t offset,
                                                const char *path, const char *what) {
-    (void)nodedb__fail(err, status, error, "%s: %s at offset %llu", nodedb__path_end(path), what, (unsigned long long)offset);
+    (void)nodedb__fail(err, status, error, "%s: %s at offset %llu", nodedb__path_end(path), what,
+                       (unsigned long long)offset);
     if (err != NULL) err->offset = offset;
     return status;
 }
@@ -4704,8 +4714,8 @@ static void nodedb_vamana__write_vectors(const nodedb_vamana *index, nodedb_vama
         const uint8_t *code = saved->code;
         if (a->states[slot] == NODEDB_VAMANA__FREE) memset(saved->code, 0, c->stride);
         else if (a->codes != NULL) code = a->codes + (size_t)slot * c->stride;
-        else nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
-                                   saved->turned, saved->code);
+        else nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot),
+                                   a->norms != NULL ? a->norms[slot] : 0, saved->turned, saved->code);
         nodedb_vamana__write(w, code, bytes);
     }
     nodedb_vamana__write_pad(w);
@@ -4973,7 +4983,8 @@ static nodedb_status nodedb_vamana__read_header(nodedb_vamana__reader *r, nodedb
                                : NODEDB_VAMANA_CODE_4BIT;
     *bits = nodedb__get_u32(h + NODEDB_VAMANA__AT_BITS);
     if (nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) > 2 || nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC) > 2 ||
-        code > 3 || config->passes == 0 || config->degree == 0 || (*bits != 0 && *bits != 4 && *bits != 8) || config->beam_build == 0 || nodedb_vamana__check_config(config, &reason) != NODEDB_OK)
+        code > 3 || config->passes == 0 || config->degree == 0 || (*bits != 0 && *bits != 4 && *bits != 8) ||
+        config->beam_build == 0 || nodedb_vamana__check_config(config, &reason) != NODEDB_OK)
         return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_DIM, r->path,
                                          "a parameter is out of its range");
     shape->slots = nodedb__get_u32(h + NODEDB_VAMANA__AT_SLOTS);
@@ -5281,7 +5292,8 @@ static nodedb_status nodedb_vamana__open_mode(nodedb_vamana *index, const nodedb
     }
     index->path_bytes = strlen(path) + 1;
     index->path = (char *)nodedb_vamana__take(index, index->path_bytes, 1, 1);
-    if (index->path == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+    if (index->path == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     memcpy(index->path, path, index->path_bytes);
     index->fd = r->fd, r->fd = -1;
     index->uring = nodedb_vamana__uring_works(config, path);
@@ -5312,14 +5324,16 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     memset(&r, 0, sizeof r);
     r.io = &io, r.path = path, r.fd = -1, r.err = &reason;
     r.buffer = (uint8_t *)nodedb__alloc(&config->allocator, buffer_bytes, NODEDB_VAMANA__BLOCK);
-    if (r.buffer == NULL) status = nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+    if (r.buffer == NULL)
+        status = nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     else status = nodedb_vamana__open_header(path, config, &r, &index, &counts, &coder, &reason);
     if (status == NODEDB_OK) status = nodedb_vamana__load(index, &r, &counts, coder, config->capacity);
     else if (index != NULL) nodedb_vamana__free_coder(index, coder);
     if (status == NODEDB_OK && verify && index->coded) { /* those that opening on disk does not read */
         uint8_t *vector = (uint8_t *)nodedb__alloc(&config->allocator, index->vector_bytes, NODEDB_CACHE_LINE_BYTES);
         status = vector != NULL ? nodedb_vamana__load_vectors(index, &r, vector, false)
-                                : nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(path));
+                                : nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s",
+                                               nodedb__path_end(path));
         nodedb__release(&config->allocator, vector, index->vector_bytes);
     }
     if (status == NODEDB_OK) status = nodedb_vamana__open_mode(index, config, path, &r, &reason);
@@ -5375,7 +5389,8 @@ static nodedb_status nodedb_vamana__memory_prefetch(void *ctx, const uint32_t *s
 static const void *nodedb_vamana__memory_fetch(void *ctx, uint32_t slot, nodedb_error *err) {
     const nodedb_vamana *index = (const nodedb_vamana *)ctx;
     if (slot < index->arrays->slots) return nodedb_vamana__vector(index, index->arrays, slot);
-    (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot, (unsigned)index->arrays->slots);
+    (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot,
+                       (unsigned)index->arrays->slots);
     return NULL;
 }
 

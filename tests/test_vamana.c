@@ -1225,7 +1225,8 @@ TEST(a_build_takes_no_more_memory_than_it_said_before) {
     uint32_t n = s->n < 5000 ? s->n : 5000, i, threads;
     for (i = 0; i < 4; i++)
         for (threads = 1; threads <= 2; threads++) {
-            nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, i % 2 == 0 ? NODEDB_VAMANA_L2 : NODEDB_VAMANA_IP);
+            nodedb_vamana_metric metric = i % 2 == 0 ? NODEDB_VAMANA_L2 : NODEDB_VAMANA_IP;
+            nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, metric);
             nodedb_error err;
             nodedb_vamana *index;
             counting count;
