@@ -2125,8 +2125,8 @@ static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_
     return at;
 }
 
-/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile, or if another id has come to the
- * empty place that he has found; the writer's loads see what they always saw. */
+/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile, or if another id has come to
+ * the empty place that he has found; the writer's loads see what they always saw. */
 static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id) {
     for (;;) {
         uint32_t version = nodedb__load_acquire(&a->table_version), slot;
@@ -3600,7 +3600,7 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
     return inserted;
 }
 
-/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have their slots from the table. */
+/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have the slots from the table. */
 static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
                                           uint64_t from, uint64_t to) {
     uint64_t i;

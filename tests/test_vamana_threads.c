@@ -675,15 +675,23 @@ static void *look_for_absent(void *argument) {
     world *w = (world *)argument;
     uint64_t id = UINT64_C(1) << 40, looks;
     for (looks = 0; __atomic_load_n(&w->stop, __ATOMIC_ACQUIRE) == 0 || looks < 1000; looks++, id++) {
-        uint32_t parity, slot;
+        uint32_t parity, slot, there;
         const nodedb_vamana__arrays *a = nodedb_vamana__enter(w->index, 1, &parity);
         slot = nodedb_vamana__find(a, id);
         CHECK(slot == NODEDB_VAMANA__NONE || a->ids[slot] == id);
-        slot = nodedb_vamana__find(a, 0);
-        CHECK(slot != NODEDB_VAMANA__NONE && a->ids[slot] == 0);
+        there = __atomic_load_n(&w->begun[0], __ATOMIC_ACQUIRE); /* it stays until this changes, but not at its place */
+        slot = nodedb_vamana__find(a, there);
+        CHECK(slot == NODEDB_VAMANA__NONE ? __atomic_load_n(&w->begun[0], __ATOMIC_ACQUIRE) != there
+                                          : a->ids[slot] == there);
         nodedb_vamana__leave(w->index, 1, parity);
     }
     return NULL;
+}
+
+static void enter_id(world *w, uint64_t id, uint32_t *slot) {
+    *slot = nodedb_vamana__take_slot(w->index);
+    w->index->arrays->ids[*slot] = id;
+    CHECK(nodedb_vamana__table_add(w->index->arrays, *slot));
 }
 
 TEST(an_id_is_found_or_not_but_never_mistaken_for_another) {
@@ -692,15 +700,16 @@ TEST(an_id_is_found_or_not_but_never_mistaken_for_another) {
     pthread_t threads[2];
     world w;
     REQUIRE(open_world(&w, &config, 1000));
-    put(&w, 0);
+    enter_id(&w, 1000, &slots[78]);
+    w.begun[0] = 1000;
     for (i = 0; i < 2; i++) REQUIRE(pthread_create(&threads[i], NULL, look_for_absent, &w) == 0);
-    for (build = 0; build < builds; build++) {
-        for (i = 0; i < 79; i++) {
-            slots[i] = nodedb_vamana__take_slot(w.index);
-            w.index->arrays->ids[slots[i]] = 1000 + build + i;
-            CHECK(nodedb_vamana__table_add(w.index->arrays, slots[i]));
-        }
-        nodedb_vamana__build_withdraw(w.index, slots, NULL, 0, 79);
+    for (build = 1; build < builds; build++) { /* the last entered comes nearer to its home as the others go */
+        uint32_t before = slots[78];
+        for (i = 0; i < 78; i++) enter_id(&w, (UINT64_C(1) << 32) + build + i, &slots[i]);
+        enter_id(&w, 1000 + build, &slots[78]);
+        __atomic_store_n(&w.begun[0], 1000 + build, __ATOMIC_RELEASE);
+        nodedb_vamana__build_withdraw(w.index, slots, NULL, 0, 78);
+        nodedb_vamana__build_withdraw(w.index, &before, NULL, 0, 1);
     }
     __atomic_store_n(&w.stop, 1, __ATOMIC_RELEASE);
     for (i = 0; i < 2; i++) CHECK_EQ(pthread_join(threads[i], NULL), 0);
@@ -713,8 +722,8 @@ TEST(an_id_is_found_or_not_but_never_mistaken_for_another) {
  * that is unlinked after a reader has taken it must be there until he leaves.
  *   In one total order the reader's second look at the epoch and the writer's look before a move are two guards of
  * which one would do, if a wait follows each move; a sweep that waits while the arrays grow needs the look before. The
- * second look is what holds on machines where the reader's load of the arrays may pass his count; that no model of this kind
- * can show. */
+ * second look is what holds on machines where the reader's load of the arrays may pass his count; that no model of this
+ * kind can show. */
 enum { PUBLISH, MOVE, WAIT, FREE, END }; /* the writer; MOVE is begin_wait, WAIT is readers_left in a loop */
 enum { LOOK, COUNT, AGAIN, BACK, TAKE, USE, LEAVE };
 
