@@ -3688,8 +3688,7 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
     return inserted;
 }
 
-/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have their slots from the
- * table. */
+/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have the slots from the table. */
 static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
                                           uint64_t from, uint64_t to) {
     uint64_t i;

@@ -1,6 +1,6 @@
-/* Tests of nodedb_vamana.h: many read while one changes the index. Every vector tells whose it is: its components follow
- * from its id and from how often that id has been changed, so that whatever a reader gets can be checked against what
- * that id has been while he asked. */
+/* Tests of nodedb_vamana.h: many read while one changes the index. Every vector tells whose it is: its components
+ * follow from its id and from how often that id has been changed, so that whatever a reader gets can be checked against
+ * what that id has been while he asked. */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "test.h"
@@ -20,7 +20,7 @@
 #define READERS 3u
 #define MOST_RESULTS 1500u
 
-/* ---- memory that does not stay as it was -------------------------------------------------------------------------- */
+/* ---- memory that does not stay as it was ------------------------------------------------------------------------- */
 
 static int64_t taken_bytes; /* atomic: searchers come and go in all threads */
 
@@ -49,9 +49,9 @@ static nodedb_vamana_config config_of(nodedb_vamana_type type, nodedb_vamana_met
     return c;
 }
 
-/* ---- vectors that tell whose they are ----------------------------------------------------------------------------- */
+/* ---- vectors that tell whose they are ---------------------------------------------------------------------------- */
 
-/* The vector of an id after its change number `change`: 4 random bits for each component, so that all sums are exact. */
+/* The vector of an id after its change number `change`: 4 random bits a component, so that all sums are exact. */
 static void components_of(uint64_t id, uint32_t change, int *to) {
     uint64_t bits = 0;
     uint32_t i;
@@ -84,7 +84,7 @@ static float distance_of(nodedb_vamana_type type, nodedb_vamana_metric metric, c
     return aa == 0 || bb == 0 ? 1 : (float)(1 - dot / sqrt((double)aa * bb));
 }
 
-/* ---- the world: an index, and what each id is and may be ----------------------------------------------------------- */
+/* ---- the world: an index, and what each id is and may be --------------------------------------------------------- */
 
 /* Each change of an id has a number, from 1. `begun` has it before the change begins; `ended` after it has ended, times
  * two, plus one if the id is then there. So a reader who looks at `ended` first and at `begun` last knows all changes
@@ -127,7 +127,7 @@ static void close_world(world *w) {
     CHECK_EQ(__atomic_load_n(&taken_bytes, __ATOMIC_RELAXED), 0);
 }
 
-/* ---- readers ------------------------------------------------------------------------------------------------------- */
+/* ---- readers ----------------------------------------------------------------------------------------------------- */
 
 typedef struct reader {
     world *w;
@@ -162,8 +162,8 @@ static bool odd_ids(void *ctx, uint64_t id) {
     return id % 2 != 0;
 }
 
-/* Each result must be a vector that its id has had meanwhile, no id may come twice unless it was replaced, and there must
- * be as many as were there all the time. */
+/* Each result must be a vector that its id has had meanwhile, no id may come twice unless it was replaced, and there
+ * must be as many as were there all the time. */
 static void check_results(reader *r, const int *query, const nodedb_vamana_result *results, uint32_t found, uint32_t k,
                           bool only_odd, bool counts) {
     const world *w = r->w;
@@ -342,7 +342,7 @@ static void join_reader(reader *r) {
     free(r->before), free(r->seen), free(r->results);
 }
 
-/* ---- the writer ---------------------------------------------------------------------------------------------------- */
+/* ---- the writer -------------------------------------------------------------------------------------------------- */
 
 static void put(world *w, uint32_t id) {
     float vector[DIM];
@@ -486,7 +486,7 @@ TEST(readers_beside_a_writer_whatever_the_metric) {
         campaign(types[i], metrics[i], NODEDB_VAMANA_CODE_8BIT, SLOW ? 300 : 1000, SLOW ? 100 : 500, &how);
 }
 
-/* ---- one reader who stays ------------------------------------------------------------------------------------------ */
+/* ---- one reader who stays ---------------------------------------------------------------------------------------- */
 
 /* A reader is held within his question, by his filter; what the writer then must not touch, he does not touch. */
 typedef struct held {
@@ -580,7 +580,10 @@ typedef struct waiting {
     pthread_t thread;
 } waiting;
 
-enum { WAIT_RESERVE, WAIT_GROW, WAIT_COMPACT, WAIT_CODES, WAIT_NO_CODES, WAIT_EMPTY, WAIT_BUILD_FAILS, WAIT_CANCEL, WAITS };
+enum {
+    WAIT_RESERVE, WAIT_GROW, WAIT_COMPACT, WAIT_CODES, WAIT_FIRST_CODES, WAIT_EMPTY, WAIT_BUILD_FAILS, WAIT_CANCEL,
+    WAITS
+};
 
 static void *change_and_wait(void *argument) {
     waiting *job = (waiting *)argument;
@@ -590,7 +593,7 @@ static void *change_and_wait(void *argument) {
     case WAIT_RESERVE: CHECK_EQ(nodedb_vamana_reserve(w->index, 5000, NULL), NODEDB_OK); break;
     case WAIT_GROW: put(w, 300); break;
     case WAIT_COMPACT: CHECK_EQ(nodedb_vamana_compact(w->index, NULL), NODEDB_OK); break;
-    case WAIT_NO_CODES:
+    case WAIT_FIRST_CODES:
     case WAIT_CODES:
         make_codes_anew(w);
         while (nodedb_vamana_maintain(w->index, 10)) {}
@@ -672,15 +675,23 @@ static void *look_for_absent(void *argument) {
     world *w = (world *)argument;
     uint64_t id = UINT64_C(1) << 40, looks;
     for (looks = 0; __atomic_load_n(&w->stop, __ATOMIC_ACQUIRE) == 0 || looks < 1000; looks++, id++) {
-        uint32_t parity, slot;
+        uint32_t parity, slot, there;
         const nodedb_vamana__arrays *a = nodedb_vamana__enter(w->index, 1, &parity);
         slot = nodedb_vamana__find(a, id);
         CHECK(slot == NODEDB_VAMANA__NONE || a->ids[slot] == id);
-        slot = nodedb_vamana__find(a, 0);
-        CHECK(slot != NODEDB_VAMANA__NONE && a->ids[slot] == 0);
+        there = __atomic_load_n(&w->begun[0], __ATOMIC_ACQUIRE); /* it stays until this changes, but not at its place */
+        slot = nodedb_vamana__find(a, there);
+        CHECK(slot == NODEDB_VAMANA__NONE ? __atomic_load_n(&w->begun[0], __ATOMIC_ACQUIRE) != there
+                                          : a->ids[slot] == there);
         nodedb_vamana__leave(w->index, 1, parity);
     }
     return NULL;
+}
+
+static void enter_id(world *w, uint64_t id, uint32_t *slot) {
+    *slot = nodedb_vamana__take_slot(w->index);
+    w->index->arrays->ids[*slot] = id;
+    CHECK(nodedb_vamana__table_add(w->index->arrays, *slot));
 }
 
 TEST(an_id_is_found_or_not_but_never_mistaken_for_another) {
@@ -689,15 +700,16 @@ TEST(an_id_is_found_or_not_but_never_mistaken_for_another) {
     pthread_t threads[2];
     world w;
     REQUIRE(open_world(&w, &config, 1000));
-    put(&w, 0);
+    enter_id(&w, 1000, &slots[78]);
+    w.begun[0] = 1000;
     for (i = 0; i < 2; i++) REQUIRE(pthread_create(&threads[i], NULL, look_for_absent, &w) == 0);
-    for (build = 0; build < builds; build++) {
-        for (i = 0; i < 79; i++) {
-            slots[i] = nodedb_vamana__take_slot(w.index);
-            w.index->arrays->ids[slots[i]] = 1000 + build + i;
-            CHECK(nodedb_vamana__table_add(w.index->arrays, slots[i]));
-        }
-        nodedb_vamana__build_withdraw(w.index, slots, NULL, 0, 79);
+    for (build = 1; build < builds; build++) { /* the last entered comes nearer to its home as the others go */
+        uint32_t before = slots[78];
+        for (i = 0; i < 78; i++) enter_id(&w, (UINT64_C(1) << 32) + build + i, &slots[i]);
+        enter_id(&w, 1000 + build, &slots[78]);
+        __atomic_store_n(&w.begun[0], 1000 + build, __ATOMIC_RELEASE);
+        nodedb_vamana__build_withdraw(w.index, slots, NULL, 0, 78);
+        nodedb_vamana__build_withdraw(w.index, &before, NULL, 0, 1);
     }
     __atomic_store_n(&w.stop, 1, __ATOMIC_RELEASE);
     for (i = 0; i < 2; i++) CHECK_EQ(pthread_join(threads[i], NULL), 0);
@@ -706,12 +718,12 @@ TEST(an_id_is_found_or_not_but_never_mistaken_for_another) {
 
 /* ---- enter, leave and the waits: the model checker ------------------------------------------------------------------
  * The writer's script and two readers who come again and again, each on a stripe of his own or both on one; every load,
- * store and addition is a step of its own, in one total order, and the search visits every interleaving. A thing that is
- * unlinked after a reader has taken it must be there until he leaves.
- *   In one total order the reader's second look at the epoch and the writer's look before a move are two guards of which
- * one would do, if a wait follows each move; a sweep that waits while the arrays grow needs the look before. The second
- * look is what holds on machines where the reader's load of the arrays may pass his count; that no model of this kind
- * can show. */
+ * store and addition is a step of its own, in one total order, and the search visits every interleaving. A thing
+ * that is unlinked after a reader has taken it must be there until he leaves.
+ *   In one total order the reader's second look at the epoch and the writer's look before a move are two guards of
+ * which one would do, if a wait follows each move; a sweep that waits while the arrays grow needs the look before. The
+ * second look is what holds on machines where the reader's load of the arrays may pass his count; that no model of this
+ * kind can show. */
 enum { PUBLISH, MOVE, WAIT, FREE, END }; /* the writer; MOVE is begin_wait, WAIT is readers_left in a loop */
 enum { LOOK, COUNT, AGAIN, BACK, TAKE, USE, LEAVE };
 
@@ -758,7 +770,7 @@ static void model_visit(model *m, const model_state *s) {
     }
 }
 
-/* The script: 0 .. 3 steps of MOVE and WAIT for each. */
+/* A step of the writer; MOVE and WAIT take one for each look at a stripe. */
 static void model_writer(model *m, const model_state *from) {
     model_state s = *from;
     uint8_t what = m->script[s.at];
@@ -833,7 +845,8 @@ static bool model_search(model_kind kind, const uint8_t *script, uint32_t stripe
 
 TEST(in_no_order_of_steps_does_the_writer_free_what_a_reader_holds) {
     /* await_readers three times; a sweep that waits while the arrays grow; a sweep, then another */
-    static const uint8_t thrice[] = {PUBLISH, MOVE, WAIT, FREE, PUBLISH, MOVE, WAIT, FREE, PUBLISH, MOVE, WAIT, FREE, END};
+    static const uint8_t thrice[] = {PUBLISH, MOVE, WAIT, FREE, PUBLISH, MOVE, WAIT,
+                                     FREE,    PUBLISH, MOVE, WAIT, FREE, END};
     static const uint8_t between[] = {PUBLISH, MOVE, MOVE, WAIT, WAIT, FREE, PUBLISH, MOVE, WAIT, FREE, END};
     static const uint8_t no_wait[] = {PUBLISH, MOVE, MOVE, MOVE, FREE, END}; /* of three moves two are a wait */
     const uint8_t *const scripts[] = {thrice, between, no_wait};
