@@ -3142,9 +3142,24 @@ static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
     return nodedb_vamana__codes_gain(index, 4) ? 4 : nodedb_vamana__codes_gain(index, 8) ? 8 : 0;
 }
 
+/* Publishes arrays with these codes in place of those that there are, for which readers are waited. False: no memory. */
+static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder) {
+    nodedb_vamana__arrays *old = index->arrays, *a;
+    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
+    if (a == NULL) return false;
+    *a = *old;
+    a->codes = codes, a->coder = coder;
+    nodedb_vamana__publish(index, a);
+    nodedb_vamana__await_readers(index);
+    if (old->codes != NULL) nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
+    nodedb_vamana__give_coder(index, old->coder);
+    nodedb_vamana__give(index, old, 1, sizeof *old);
+    return true;
+}
+
 /* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
 static void nodedb_vamana__end_codes(nodedb_vamana *index) {
-    nodedb_vamana__arrays *old = index->arrays, *a, trial = *old;
+    nodedb_vamana__arrays trial = *index->arrays;
     uint32_t bits = index->recoder->bits;
     bool good = index->code != NODEDB_VAMANA_CODE_AUTO;
     trial.codes = index->recodes, trial.coder = index->recoder;
@@ -3154,22 +3169,13 @@ static void nodedb_vamana__end_codes(nodedb_vamana *index) {
         return;
     }
     index->code_due = (uint64_t)index->live * NODEDB_VAMANA__CODE_AGAIN;
-    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
-    if (a == NULL) {
-        nodedb_vamana__drop_recoding(index);
+    if (good && nodedb_vamana__replace_codes(index, index->recodes, index->recoder)) {
+        index->recoder = NULL, index->recodes = NULL;
         return;
     }
-    *a = trial;
-    if (!good) { /* those that there are, if any, do not serve either */
-        nodedb_vamana__drop_recoding(index);
-        a->codes = NULL, a->coder = NULL;
-    }
-    index->recoder = NULL, index->recodes = NULL;
-    nodedb_vamana__publish(index, a);
-    nodedb_vamana__await_readers(index);
-    if (old->codes != NULL) nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
-    nodedb_vamana__give_coder(index, old->coder);
-    nodedb_vamana__give(index, old, 1, sizeof *old);
+    nodedb_vamana__drop_recoding(index);
+    if (!good && index->arrays->codes != NULL) /* they do not serve either */
+        (void)nodedb_vamana__replace_codes(index, NULL, NULL);
 }
 
 /* Makes up to `budget` codes, beginning anew when that is due. True: there is more to do. */
@@ -3310,8 +3316,10 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 
 /* The last vector is gone: so are all traces of the others, once nobody looks at them. */
 static void nodedb_vamana__forget_all(nodedb_vamana *index) {
-    nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, slots = a->slots;
+    nodedb_vamana__arrays *a;
+    uint32_t slot, slots;
+    if (index->arrays->codes != NULL) (void)nodedb_vamana__replace_codes(index, NULL, NULL);
+    a = index->arrays, slots = a->slots;
     assert(index->live == 0);
     nodedb_vamana__drop_recoding(index);
     nodedb__store_release(&a->entry, NODEDB_VAMANA__NONE);
