@@ -198,6 +198,7 @@ static bool valid(const nodedb_vamana *index) {
         } else {
             removed++;
         }
+        if (index->sweep == NODEDB_VAMANA__FREEING && nodedb_vamana__is_victim(index, slot)) continue;
         for (i = 0; i < index->degree && row[i] != NONE; i++)
             good = good && row[i] < a->slots && row[i] != slot && a->states[row[i]] != NODEDB_VAMANA__FREE;
     }
@@ -218,10 +219,14 @@ static bool same_graph(const nodedb_vamana *x, const nodedb_vamana *y) {
 
 static bool same_codes(const nodedb_vamana *x, const nodedb_vamana *y) {
     const nodedb_vamana__arrays *a = x->arrays, *b = y->arrays;
+    uint32_t slot;
+    bool same = a->slots == b->slots;
     if (a->codes == NULL || b->codes == NULL) return a->codes == b->codes;
+    for (slot = 0; slot < a->slots && same; slot++)
+        same = a->states[slot] == NODEDB_VAMANA__FREE ||
+               memcmp(a->codes + slot * a->coder->stride, b->codes + slot * a->coder->stride, a->coder->stride) == 0;
     return a->coder->bits == b->coder->bits && a->coder->step == b->coder->step &&
-           memcmp(a->coder->mean, b->coder->mean, x->dim * sizeof(float)) == 0 &&
-           memcmp(a->codes, b->codes, a->slots * a->coder->stride) == 0;
+           memcmp(a->coder->mean, b->coder->mean, x->dim * sizeof(float)) == 0 && same;
 }
 
 static char *path_in_test_dir(const char *name) {
@@ -300,7 +305,7 @@ TEST(an_index_of_4096_vectors_gets_the_codes_it_was_asked_for_by_a_build_and_by_
         /* 32 codes with each insert, of which one is for the vector that has come */
         if (bits != 0) CHECK(at >= FIRST + 100 && at <= FIRST + FIRST / 31 + 2);
         CHECK_EQ(wrong_codes(index), 0);
-        CHECK(recall_k(index, v, 20, 1, 32, false) >= 0.8);
+        CHECK(recall_k(index, v, 50, 1, 32, false) >= recall_k(index, v, 50, 1, 32, true) - 0.04);
         nodedb_vamana_destroy(index);
         index = build_of(&c, v, FIRST, 2);
         CHECK_EQ(info_of(index).code_bits, bits);
@@ -331,7 +336,7 @@ TEST(a_walk_on_codes_finds_what_a_walk_on_vectors_finds_for_every_metric_and_typ
     uint32_t beam;
     for (metric = 0; metric < 3; metric++)
         for (type = 0; type < (SLOW ? 1 : 3); type++) {
-            uint32_t n = metric == 0 || test_long ? s->n : 6000, asked = s->query_count / (test_long ? 1 : 2);
+            uint32_t n = (metric == 0 && type == 1) || test_long ? s->n : FIRST + 4, asked = s->query_count / (test_long ? 1 : 4);
             nodedb_vamana_config c = config_of(s->dim, (nodedb_vamana_type)type, (nodedb_vamana_metric)metric,
                                                NODEDB_VAMANA_CODE_AUTO);
             uint8_t *base, *queries;
@@ -522,7 +527,7 @@ TEST(any_number_of_components_can_be_coded) {
     int bits, metric;
     for (at = 0; at < sizeof dims / sizeof dims[0]; at++)
         for (bits = 4; bits <= 8; bits += 4) {
-            uint32_t dim = dims[at], n = dim > 5000 ? 40 : 400, i, found, hits = 0, walks = 0;
+            uint32_t dim = dims[at], n = dim > 4000 ? 40 : dim > 200 ? 150 : 300, i, found, hits = 0, walks = 0;
             float *v = random_vectors(n, dim, test_seed + dim);
             metric = (int)(at % 3);
             if (metric == NODEDB_VAMANA_IP) metric = 0; /* a vector is not its own nearest */
@@ -604,6 +609,7 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
         uint64_t state = test_seed * 10 + (uint64_t)kind;
         uint32_t during[7] = {0}, ended = 0, i, next_id = 1000000;
         nodedb_vamana *index;
+        nodedb_error err;
         float *v = (float *)malloc(dim * 30 * sizeof *v);
         c.degree = 8, c.beam_build = 12;
         index = nodedb_vamana_create(&c, NULL);
@@ -616,9 +622,9 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
             if (what < 600) {
                 CHECK_EQ(nodedb_vamana_insert(index, id, v, NULL), NODEDB_OK);
             } else if (what < 950) {
+                const bool there = nodedb_vamana_contains(index, id);
+                CHECK_EQ(nodedb_vamana_remove(index, id, NULL), there ? NODEDB_OK : NODEDB_ERR_NOT_FOUND);
                 which = 1;
-                CHECK_EQ(nodedb_vamana_remove(index, id, NULL),
-                         nodedb_vamana_contains(index, id) ? NODEDB_OK : NODEDB_ERR_NOT_FOUND);
             } else if (what < 960) {
                 uint64_t ids[30];
                 for (j = 0; j < 30; j++) ids[j] = next_id++;
@@ -635,7 +641,8 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
                 nodedb_vamana *opened;
                 which = 5;
                 CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
-                opened = nodedb_vamana_open(path, NULL, NULL);
+                opened = nodedb_vamana_open(path, NULL, &err);
+                if (opened == NULL) test_fail(__FILE__, __LINE__, err.message);
                 REQUIRE(opened != NULL);
                 CHECK(same_codes(index, opened) && wrong_codes(opened) == 0 && valid(opened));
                 nodedb_vamana_destroy(index);
@@ -701,7 +708,7 @@ static void same_answers(const nodedb_vamana *a, const nodedb_vamana *b, const u
         CHECK_EQ(na, nb);
         for (j = 0; j < na; j++) {
             float apart = ra[j].distance - rb[j].distance;
-            CHECK(ra[j].id == rb[j].id && apart <= 1e-5f * (1 + ra[j].distance) && apart >= -1e-5f * (1 + ra[j].distance));
+            CHECK(ra[j].id == rb[j].id && fabsf(apart) <= 1e-5f * (1 + fabsf(ra[j].distance)));
             if (a->coded == b->coded) CHECK(apart == 0);
         }
         CHECK(ta.hops == tb.hops && ta.distances == tb.distances && ta.exact == tb.exact);
@@ -729,7 +736,7 @@ TEST(a_file_keeps_codes_wishes_and_passes_bit_for_bit_in_memory_and_on_disk) {
             uint32_t bits = code == 0 ? 4 : bits_of(c.code), i;
             metric = (type + code) % 3, c.metric = (nodedb_vamana_metric)metric;
             base = as_type(s->base, N * c.dim, c.type), asked = as_type(s->queries, ASKED * c.dim, c.type);
-            c.degree = 16, c.beam_build = 32, c.passes = 1 + (uint32_t)code % 2;
+            c.degree = 16, c.beam_build = 24, c.passes = 1 + (uint32_t)code % 2;
             index = nodedb_vamana_create(&c, NULL);
             index->code_due = 200;
             CHECK_EQ(nodedb_vamana_build(index, NULL, base, N, 1, NULL, NULL, NULL), NODEDB_OK);
@@ -814,12 +821,12 @@ TEST(few_vectors_left_among_many_slots_can_be_saved_and_coded) {
         CHECK_EQ(nodedb_vamana_insert(index, i, v, NULL), NODEDB_OK);
     }
     for (i = 0; i < N; i++)
-        if (i != 5) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
+        if (i != 1) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
     CHECK(nodedb_vamana__sample_size(index, index->arrays->slots) < index->arrays->slots);
     err.message[0] = 0;
     CHECK_EQ(nodedb_vamana_save(index, path, &err), NODEDB_OK);
     opened = nodedb_vamana_open(path, NULL, &err);
-    CHECK(opened != NULL && nodedb_vamana_contains(opened, 5) && nodedb_vamana_count(opened) == 1);
+    CHECK(opened != NULL && nodedb_vamana_contains(opened, 1) && nodedb_vamana_count(opened) == 1);
     recode(index, NODEDB_VAMANA_CODE_4BIT);
     CHECK_EQ(info_of(index).code_bits, 4);
     nodedb_vamana_destroy(opened);
@@ -1387,7 +1394,10 @@ static bool live_a_life(counting *count, nodedb_allocator allocator, const float
     bool good = true;
     c.degree = 8, c.beam_build = 12, c.allocator = allocator, c.passes = 2;
     index = nodedb_vamana_create(&c, &err);
-    if (index == NULL) return CHECK_EQ(err.status, NODEDB_ERR_NO_MEMORY), false;
+    if (index == NULL) {
+        CHECK_EQ(err.status, NODEDB_ERR_NO_MEMORY);
+        return false;
+    }
     index->code_due = 50;
 #define STEP(call)                                                                                                     \
     do {                                                                                                               \
