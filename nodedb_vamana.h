@@ -2508,7 +2508,7 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 #define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... and no more floats than these, 16 MiB */
 #define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
 #define NODEDB_VAMANA__JUDGES 256u             /* nodes whose neighbours show whether codes are good enough */
-#define NODEDB_VAMANA__NOISE_MAX 0.10          /* of a distance between neighbours, that codes may add or take */
+#define NODEDB_VAMANA__NOISE_MAX 0.15          /* of a distance to the nearest neighbour, that codes may add or take */
 
 /* Signs for 64 components at a time. */
 static void nodedb_vamana__turn_signs(const nodedb_vamana *index, float *x, uint32_t from, uint32_t n, uint64_t round) {
@@ -3082,7 +3082,8 @@ static void nodedb_vamana__choose_entry(nodedb_vamana *index) {
  * and only if they are good enough: if they do not blur the distances between neighbours by much. Data whose neighbours
  * are very near, compared with how far they all spread, need finer codes, or none. */
 
-/* How much codes disturb distances between neighbours, relative to those; the mean over some nodes, each at most 1. */
+/* How much codes disturb distances between neighbours, relative to the nearest; the mean over some nodes, each at most
+ * 1. Of a row only the nearest quarter counts: the others are long edges, by which any code would look good. */
 static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s) {
     uint32_t i, j, judges = coded->slots < NODEDB_VAMANA__JUDGES ? coded->slots : NODEDB_VAMANA__JUDGES, asked = 0;
     double noise = 0;
@@ -3090,10 +3091,11 @@ static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__ar
         uint32_t slot = (uint32_t)((uint64_t)i * coded->slots / judges);
         const uint32_t *row = nodedb_vamana__row(index, coded, slot);
         const uint8_t *vector = nodedb_vamana__vector(index, coded, slot);
-        uint32_t count = nodedb_vamana__row_count(index, row);
+        uint32_t count = nodedb_vamana__row_count(index, row), near = count / 4 < 4 ? 4 : count / 4, told = 0;
+        float low = 0, high = 0, distance = 0;
         float norm = coded->norms != NULL ? coded->norms[slot] : 0;
         nodedb_vamana__target exact, code, build;
-        double errors = 0, squares = 0, distances = 0;
+        double errors = 0, squares = 0;
         float *far = s->distances, *by_code = far + index->degree, *by_build = by_code + index->degree;
         if (coded->states[slot] != NODEDB_VAMANA__LIVE || count < 4) continue;
         s->arrays = coded;
@@ -3106,15 +3108,22 @@ static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__ar
         nodedb_vamana__measure_many(index, &build, row, count, by_build);
         for (j = 0; j < count; j++) { /* the same added to all distances of a row disturbs nothing */
             double error = (double)code.constant * (double)by_code[j] - (double)far[j];
-            errors += error, squares += error * error, distances += (double)by_build[j];
+            uint32_t nearer = 0, k;
+            for (k = 0; k < count; k++) nearer += by_build[k] < by_build[j] || (by_build[k] == by_build[j] && k < j);
+            if (nearer >= near) continue;
+            errors += error, squares += error * error;
+            if (by_build[j] > 0 && (distance == 0 || by_build[j] < distance)) distance = by_build[j];
+            if (told++ == 0) low = high = by_code[j];
+            low = by_code[j] < low ? by_code[j] : low, high = by_code[j] > high ? by_code[j] : high;
         }
-        if (index->metric == NODEDB_VAMANA_IP) distances /= 2; /* an inner product differs by half as much */
-        squares = squares / count - errors / count * (errors / count);
-        if (!(distances > 0)) continue; /* all the same */
-        distances /= count, asked++;
-        noise += squares < distances * distances ? sqrt(squares > 0 ? squares : 0) / distances : 1;
+        if (!(distance > 0)) continue; /* all the same */
+        if (index->metric == NODEDB_VAMANA_IP) distance /= 2; /* an inner product differs by half as much */
+        squares = squares / near - errors / near * (errors / near), asked++;
+        if (low < high && squares < (double)distance * (double)distance)
+            noise += sqrt(squares > 0 ? squares : 0) / (double)distance;
+        else noise += 1; /* among these, a walk by code is blind */
     }
-    return asked == 0 ? 0 : noise / asked;
+    return asked == 0 ? 1 : noise / asked; /* from vectors that are all the same nothing can be learnt */
 }
 
 /* Begins to make codes of `bits`. Without memory for them the index does without, until it has grown by an eighth: a
