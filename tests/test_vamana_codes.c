@@ -336,7 +336,8 @@ TEST(a_walk_on_codes_finds_what_a_walk_on_vectors_finds_for_every_metric_and_typ
     uint32_t beam;
     for (metric = 0; metric < 3; metric++)
         for (type = 0; type < (SLOW ? 1 : 3); type++) {
-            uint32_t n = (metric == 0 && type == 1) || test_long ? s->n : FIRST + 4, asked = s->query_count / (test_long ? 1 : 4);
+            uint32_t n = (metric == 0 && type == 1) || test_long ? s->n : FIRST + 4;
+            uint32_t asked = s->query_count / (test_long ? 1 : 4);
             nodedb_vamana_config c = config_of(s->dim, (nodedb_vamana_type)type, (nodedb_vamana_metric)metric,
                                                NODEDB_VAMANA_CODE_AUTO);
             uint8_t *base, *queries;
@@ -595,7 +596,8 @@ TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold)
     CHECK(index->arrays->coder->step > 5 * step);
     CHECK_EQ(wrong_codes(index), 0);
     {
-        double code = recall(index, v + SMALL * DIM, 50, 64, false), exact = recall(index, v + SMALL * DIM, 50, 64, true);
+        double code = recall(index, v + SMALL * DIM, 50, 64, false);
+        double exact = recall(index, v + SMALL * DIM, 50, 64, true);
         printf("     made anew: recall@10 %.4f, by vectors %.4f\n", code, exact);
         CHECK(code >= exact - 0.04); /* 4 bits were forced on few components of no structure */
     }
@@ -914,7 +916,7 @@ TEST(search_many_names_the_first_question_that_fails_and_answers_those_before) {
 
 /* ---- by radius --------------------------------------------------------------------------------------------------- */
 
-/* Everything that a radius search must keep, for each query and radius; returns the share of the scan's that it finds. */
+/* Everything that a search by radius must keep, for each query; returns the share of the scan's that it finds. */
 static double by_radius(const nodedb_vamana *index, const uint8_t *queries, uint32_t n, uint32_t rank, uint32_t most,
                         bool exact_walk) {
     nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
@@ -1222,7 +1224,8 @@ TEST(signed_bytes_come_back_as_they_were_from_minus_128_to_127) {
     memset(low, 0x80, WIDE), memset(high, 0x7F, WIDE);
     for (metric = 0; metric < 3; metric++) {
         const double n = WIDE, far[] = {n * 255 * 255, n * 128 * 127, 2}, self[] = {0, -n * 128 * 128, 0};
-        nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_I8, (nodedb_vamana_metric)metric, NODEDB_VAMANA_CODE_AUTO);
+        nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_I8, (nodedb_vamana_metric)metric,
+                                           NODEDB_VAMANA_CODE_AUTO);
         nodedb_vamana *index = nodedb_vamana_create(&c, NULL);
         nodedb_vamana_searcher *s;
         nodedb_vamana_query q = query_of(low, 2, 0);
@@ -1260,7 +1263,8 @@ TEST(signed_bytes_have_the_metrics_own_distances_and_zeros_no_cosine) {
     int metric, i, d;
     for (i = 0; i < N * DIM; i++) v[i] = i / DIM == 3 ? 0 : i / DIM < 3 ? -128 : (int8_t)test_random(&state);
     for (metric = 0; metric < 3; metric++) {
-        nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_I8, (nodedb_vamana_metric)metric, NODEDB_VAMANA_CODE_AUTO);
+        nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_I8, (nodedb_vamana_metric)metric,
+                                           NODEDB_VAMANA_CODE_AUTO);
         nodedb_vamana *index = build_of(&c, v, N, 1);
         nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
         nodedb_vamana_result got[N];
@@ -1328,7 +1332,8 @@ TEST(memory_bytes_is_what_the_allocator_gave_and_follows_the_formula) {
                                                : bits == 8 ? NODEDB_VAMANA_CODE_8BIT
                                                            : NODEDB_VAMANA_CODE_NONE);
             /* rows of 30 neighbours take two cache lines; a table of 2048 is the first that is two thirds empty */
-            uint64_t formula = CAPACITY * (uint64_t)(shapes[at].stride + 128 + 8 + 1 + shapes[at].norm) + 2048 * 4, rest;
+            uint64_t per_vector = shapes[at].stride + 128 + 8 + 1 + shapes[at].norm;
+            uint64_t formula = CAPACITY * per_vector + 2048 * 4, rest;
             nodedb_vamana *index;
             counting count;
             c.degree = 30, c.beam_build = 32, c.capacity = CAPACITY;
