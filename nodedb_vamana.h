@@ -3209,8 +3209,7 @@ static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
     return nodedb_vamana__codes_gain(index, 4) ? 4 : nodedb_vamana__codes_gain(index, 8) ? 8 : 0;
 }
 
-/* Publishes arrays with these codes in place of those that there are, for which readers are waited. False: no
- * memory. */
+/* Publishes arrays with these codes in place of those that there are, once nobody reads those. False: no memory. */
 static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder) {
     nodedb_vamana__arrays *old = index->arrays, *a;
     a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
@@ -4695,7 +4694,7 @@ static void nodedb_vamana__write_graph(const nodedb_vamana *index, nodedb_vamana
     for (slot = 0; slot < a->slots; slot++) {
         const uint32_t *row = nodedb_vamana__row(index, a, slot);
         uint32_t count = a->states[slot] == NODEDB_VAMANA__FREE ? 0 : nodedb_vamana__row_count(index, row);
-        if (index->sweep == NODEDB_VAMANA__FREEING && nodedb_vamana__is_victim(index, slot)) count = 0; /* see struct */
+        if (index->sweep == NODEDB_VAMANA__FREEING && nodedb_vamana__is_victim(index, slot)) count = 0;
         for (i = 0; i < index->degree; i++) nodedb_vamana__write_u32(w, i < count ? row[i] : NODEDB_VAMANA__NONE);
     }
     nodedb_vamana__write_pad(w);
