@@ -47,10 +47,11 @@
  *    CODES     From 4,096 vectors on the walk does not read the vectors but codes of 4 bits for each component: one
  *              cache line where a vector of 128 floats has eight. The best `rerank` entries of the beam (default
  *              3 k + 16, at most the beam) then get their exact distance. A code is the vector, less the mean of all,
- *              turned by a fixed rotation, and rounded. What rounding adds to the distances between neighbours is
- *              measured when codes are made: where it is more than a tenth of them, as with near duplicates far from
- *              the rest, 8 bits are tried, then none, as where codes save no cache line (up to 64 bytes of vector).
- *              They are made anew by what is there when there are 8 times as many vectors, a little with each insert.
+ *              turned by a fixed rotation, and rounded. What rounding adds to the distances between near neighbours is
+ *              measured when codes are made: where it is more than 0.15 of the nearest, as with near duplicates far
+ *              from the rest, 8 bits are tried, then none, as where codes save no cache line (up to 64 bytes of
+ *              vector). They are made anew by what is there when there are 8 times as many vectors, a little with each
+ *              insert; not when vectors are replaced by others of another kind: `build` into a new index does that.
  *              config.code and query.exact_walk overrule; results are exact distances either way.
  *    DISK MODE The graph and the codes stay in memory; exact F32 vectors are read from the file, those of the rerank in
  *              one batch past the page cache. (An index without codes is saved with 8-bit ones for this.) U8 and I8
@@ -75,13 +76,16 @@
  *    number of others may search it, each with its own searcher, and ask it (all of "asking"). Only `save`, `destroy`
  *    and the use of a fetcher want the writer to rest.
  *    A search sees every change that was complete when it began; of those made while it runs, it may see any: so it may
- *    return a vector that is removed meanwhile, and of an id that is replaced the old vector, the new one, or neither.
- *    Whatever it returns, id and distance belong together. Readers never wait. The writer waits for the searches that
- *    are under way when it replaces arrays (growing, new codes, compact, removing the last vector); with enough
- *    capacity and in between it does not: slots of removed vectors are taken again only after those searches.
- *    Searchers are made and destroyed by any thread, but not while the index is destroyed. A filter must not change the
- *    index. `build` starts threads and joins them before it returns; they call nothing of the caller's. An index on
- *    disk never changes. A fetcher is used by one thread at a time.
+ *    return a vector that is removed meanwhile, and of an id that is replaced the old vector, the new one, both, or
+ *    neither. Whatever it returns, id and distance belong together. What two calls say need not be of one moment.
+ *    Readers do not wait for the writer. The writer waits for the searches that are under way when it replaces arrays
+ *    (growing, new codes, compact, removing the last vector, a build that fails or is cancelled); with enough capacity
+ *    and in between it does not: slots of removed vectors are taken again only after those searches. It waits as long
+ *    as they take, yielding its CPU: so a filter must neither change the index nor wait for the writer, and threads
+ *    that share a CPU must not starve each other by real-time priorities.
+ *    Searchers are made and destroyed by any thread, but not while the index is destroyed; they use the index's
+ *    allocator, which then must allow several threads. `build` starts threads and joins them before it returns; they
+ *    call nothing of the caller's. An index on disk never changes. A fetcher is used by one thread at a time.
  *
  * 6. MEMORY
  *    Per slot: its components, padded to 16 bytes (to 32 above 32 bytes, to 64 from 256 bytes on); 4 R of edges, R

@@ -247,7 +247,7 @@ TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     nodedb_vamana_fetcher fetcher;
     nodedb_error err;
     uint32_t found;
-    float out[4];
+    float out[4] = {1, 2, 3, 4};
     CHECK(nodedb_vamana_create(NULL, &err) == NULL);
     bad = good, bad.dim = 0;
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_INVALID);

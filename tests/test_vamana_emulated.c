@@ -1,5 +1,5 @@
-/* The tests of the distance kernels once more, with all of x86's sets in an emulation (SIMDe, Debian's libsimde-dev), as
- * few machines have AVX-512 and its VNNI. Skipped where SIMDe is missing, and on other architectures. */
+/* The tests of the distance kernels once more, with all of x86's sets in an emulation (SIMDe, Debian's libsimde-dev),
+ * as few machines have AVX-512 and its VNNI. Skipped where SIMDe is missing, and on other architectures. */
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__has_include)
 #if __has_include(<simde/x86/avx512.h>)
 #define EMULATED 1

@@ -1,6 +1,6 @@
 /* Tests of the distance kernels of nodedb_vamana.h: every set that this CPU can run, against sums in double and in 64
- * bits that are written down here once more. test_vamana_emulated.c includes this file to run, in an emulation, the sets
- * that the CPU has not got. */
+ * bits that are written down here once more. test_vamana_emulated.c includes this file to run, in an emulation, the
+ * sets that the CPU has not got. */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "test.h"
@@ -95,7 +95,8 @@ static bool right(const kernel_set *set, int f, const void *q, const void *v, si
     float got = one(set, f, q, v, n);
     double bound = functions[f].query == FLOAT ? ((double)n / 4 + 8) / 16777216 * magnitude : 0;
     if (functions[f].query == FLOAT ? fabs((double)got - want) <= bound : got == (float)want) return true;
-    fprintf(stderr, "%s %s, n = %zu, %s: %.9g, not %.17g\n", set->one.name, functions[f].name, n, what, (double)got, want);
+    fprintf(stderr, "%s %s, n = %zu, %s: %.9g, not %.17g\n", set->one.name, functions[f].name, n, what, (double)got,
+            want);
     return false;
 }
 
