@@ -435,7 +435,7 @@ static uint32_t chosen_bits(const char *what, const float *v, uint32_t n, uint32
 }
 
 TEST(tight_clusters_far_apart_get_no_4_bit_codes_and_keep_their_recall) {
-    enum { N = FIRST + 100, DIM = 64, ASKED = SLOW ? 10 : 400 };
+    enum { N = FIRST + 100, DIM = 64, ASKED = SLOW ? 100 : 400 };
     float *v = clusters(N, DIM, 64, 1e-3f, test_seed), *q = clusters(ASKED, DIM, 64, 1e-3f, test_seed + 5);
     CHECK(chosen_bits("64 clusters, noise 1e-3", v, N, DIM, q, ASKED, NODEDB_VAMANA_L2) != 4);
     CHECK(chosen_bits("the same, COSINE", v, N, DIM, q, ASKED, NODEDB_VAMANA_COSINE) != 4);
