@@ -961,8 +961,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
  * of 128 bytes: 6.7 -> 5.3 ns each from the cache; of 384 floats: 21 -> 15 ns, and 160 -> 130 ns from memory. One
  * vector alone is summed up in the same order, so that a distance is the same to the last bit however it was asked for.
  *
- * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,535), those with an i8 below 2^31
- * (128 * 255 * 65,535), so 32-bit lanes that wrap add up to the right total in any order.
+ * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,536), those with an i8 below 2^31
+ * (128 * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
  * ================================================================================================================ */
 #define NODEDB_VAMANA__INLINE static inline __attribute__((always_inline))
 #define NODEDB_VAMANA__AHEAD 8        /* vectors whose memory is asked for before they are needed; measured: 4 .. 16 */
@@ -1272,7 +1272,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__store_u32(float *out, __m128i v) {
 
 /* A vector's worth of 4-bit codes against the query's bytes for their low and high halves: 16-bit sums of four
  * components each. The codes are the unsigned side of maddubs, the query or 4 c (at most 60) the signed one. A term of
- * dot lies within -1,920 .. 1,905, one of l2 within -1,008 .. 2,820; eight fit into 16 bits. */
+ * dot lies within -1,920 .. 1,905, one of l2 within -1,005 .. 2,820; eight fit into 16 bits. */
 #define NODEDB_VAMANA__X86_NIBBLES(inlined, set, vector, mm, si)                                                       \
     inlined vector nodedb_vamana__##set##_low(vector c) { return mm##_and_##si(c, mm##_set1_epi8(15)); }               \
     inlined vector nodedb_vamana__##set##_high(vector c) {                                                             \
@@ -1391,13 +1391,19 @@ NODEDB_VAMANA__AVX2_INLINE __m256 nodedb_vamana__avx2_bytes_to_f32(const uint8_t
 NODEDB_VAMANA__AVX2_INLINE __m256i nodedb_vamana__avx2_products(__m256i a, __m256i b, __m256i c, __m256i d) {
     return _mm256_add_epi32(_mm256_madd_epi16(a, b), _mm256_madd_epi16(c, d));
 }
+NODEDB_VAMANA__AVX2_ONLY_INLINE __m128 nodedb_vamana__avx2_half_f32(__m256 v) {
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+}
+NODEDB_VAMANA__AVX2_ONLY_INLINE __m128i nodedb_vamana__avx2_half(__m256i v) {
+    return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
 NODEDB_VAMANA__AVX2_ONLY_INLINE __m128 nodedb_vamana__avx2_transpose_f32(__m256 a, __m256 b, __m256 c, __m256 d) {
-    __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+    return nodedb_vamana__sse2_transpose_f32(nodedb_vamana__avx2_half_f32(a), nodedb_vamana__avx2_half_f32(b),
+                                             nodedb_vamana__avx2_half_f32(c), nodedb_vamana__avx2_half_f32(d));
 }
 NODEDB_VAMANA__AVX2_ONLY_INLINE __m128i nodedb_vamana__avx2_transpose(__m256i a, __m256i b, __m256i c, __m256i d) {
-    __m256i abcd = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-    return _mm_add_epi32(_mm256_castsi256_si128(abcd), _mm256_extracti128_si256(abcd, 1));
+    return nodedb_vamana__sse2_transpose(nodedb_vamana__avx2_half(a), nodedb_vamana__avx2_half(b),
+                                         nodedb_vamana__avx2_half(c), nodedb_vamana__avx2_half(d));
 }
 NODEDB_VAMANA__FLOATS(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_sub_ps)
 NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, si256)
