@@ -1032,8 +1032,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
  * DISTANCE KERNELS
  * One set per instruction set, in one file without compiler flags: each function names its own target. Every set has
  * the functions of nodedb_vamana_kernels and the same over a list of slots, so that the inner loop of a search makes
- * one call per node instead of one per neighbour. But for the plain set, a set is made of small pieces, for which the
- * macro KERNEL writes the loops:
+ * one call per node instead of one per neighbour. But for the plain set, a set is made of small pieces, for which
+ * macros write the loops:
  *
  *   sums    the type of a running sum, whose lanes are added up at the end; of floats, signed or unsigned integers
  *   step    adds to the sums what WIDTH components of a query and a vector contribute
@@ -1041,12 +1041,12 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
  *   totals  the lanes of four sums added up: four numbers, of which `first` gives the first and `store` all, as floats
  *
  * The list takes four vectors at a time: what is made of the query (its odd bytes, say) is made once for the four, the
- * additions of the lanes are shared, and memory has four streams to deliver. Measured with AVX2, a list of 24: 128
- * bytes 6.8 -> 5.2 ns each, 384 floats 20 -> 15 ns in the first level's cache and 180 -> 140 ns from memory. One vector
- * alone is summed up in the same order, so that a distance is the same, to the last bit, however it was asked for.
+ * additions of the lanes are shared, and memory has four streams to deliver. Measured with AVX2, a list of 24 vectors
+ * of 128 bytes: 6.7 -> 5.3 ns each from the cache; of 384 floats: 21 -> 15 ns, and 160 -> 130 ns from memory. One
+ * vector alone is summed up in the same order, so that a distance is the same to the last bit however it was asked for.
  *
- * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,535), those with an i8 below 2^31
- * (128 * 255 * 65,535), so 32-bit lanes that wrap add up to the right total in any order.
+ * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,536), those with an i8 below 2^31
+ * (128 * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
  * ================================================================================================================ */
 #define NODEDB_VAMANA__INLINE static inline __attribute__((always_inline))
 #define NODEDB_VAMANA__AHEAD 16       /* vectors whose memory is asked for before they are needed */
@@ -1203,6 +1203,50 @@ static inline size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a
         assert(left == 0);                                                                                             \
         return s;                                                                                                      \
     }
+/* The pieces for floats, the same for every set but the plain one. A `vector` has `lanes` floats; the set has
+ * multiply_add (a * b + c), load_part_f32 (of fewer floats, then zeros) and bytes_to_f32. */
+#define NODEDB_VAMANA__FLOATS(inlined, set, vector, lanes, zero, load, subtract)                                       \
+    typedef struct { vector a, b; } nodedb_vamana__##set##_f32; /* two chains, as one would wait for each addition */  \
+    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_zero_f32(void) {                                         \
+        nodedb_vamana__##set##_f32 s;                                                                                  \
+        s.a = s.b = zero;                                                                                              \
+        return s;                                                                                                      \
+    }                                                                                                                  \
+    inlined vector nodedb_vamana__##set##_add_l2_f32(vector s, vector x, vector y) {                                   \
+        vector d = subtract(x, y);                                                                                     \
+        return nodedb_vamana__##set##_multiply_add(d, d, s);                                                           \
+    }                                                                                                                  \
+    inlined vector nodedb_vamana__##set##_add_dot_f32(vector s, vector x, vector y) {                                  \
+        return nodedb_vamana__##set##_multiply_add(x, y, s);                                                           \
+    }                                                                                                                  \
+    NODEDB_VAMANA__FLOAT_STEPS(inlined, set, l2_f32, lanes, load)                                                      \
+    NODEDB_VAMANA__FLOAT_STEPS(inlined, set, dot_f32, lanes, load)                                                     \
+    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_step_dot_f32_u8(nodedb_vamana__##set##_f32 s,            \
+                                                                              const float *q, const uint8_t *v) {      \
+        s.a = nodedb_vamana__##set##_multiply_add(load(q), nodedb_vamana__##set##_bytes_to_f32(v), s.a);               \
+        s.b = nodedb_vamana__##set##_multiply_add(load(q + (lanes)), nodedb_vamana__##set##_bytes_to_f32(v + (lanes)), \
+                                                  s.b);                                                                \
+        return s;                                                                                                      \
+    }                                                                                                                  \
+    NODEDB_VAMANA__PADDED_REST(inlined, set, f32, dot_f32_u8, float, uint8_t, 2 * (lanes))
+#define NODEDB_VAMANA__FLOAT_STEPS(inlined, set, name, lanes, load)                                                    \
+    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_step_##name(nodedb_vamana__##set##_f32 s,                \
+                                                                          const float *q, const float *v) {            \
+        s.a = nodedb_vamana__##set##_add_##name(s.a, load(q), load(v));                                                \
+        s.b = nodedb_vamana__##set##_add_##name(s.b, load(q + (lanes)), load(v + (lanes)));                            \
+        return s;                                                                                                      \
+    }                                                                                                                  \
+    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_rest_##name(                                             \
+        nodedb_vamana__##set##_f32 s, const float *q, const float *v, size_t left) {                                   \
+        if (left >= (lanes)) {                                                                                         \
+            s.a = nodedb_vamana__##set##_add_##name(s.a, load(q), load(v));                                            \
+            q += (lanes), v += (lanes), left -= (lanes);                                                               \
+        }                                                                                                              \
+        if (left > 0)                                                                                                  \
+            s.b = nodedb_vamana__##set##_add_##name(s.b, nodedb_vamana__##set##_load_part_f32(q, left),                \
+                                                    nodedb_vamana__##set##_load_part_f32(v, left));                    \
+        return s;                                                                                                      \
+    }
 #define NODEDB_VAMANA__ANY /* no target: what every CPU of the architecture has */
 
 /* ---- plain C ----------------------------------------------------------------------------------------------------- */
@@ -1268,51 +1312,6 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__store_u32(float *out, __m128i v) {
     _mm_storeu_ps(out, _mm_add_ps(_mm_mul_ps(high, _mm_set1_ps(65536)), low));
 }
 
-/* The pieces for floats, the same for every width: `mm` is how the names of its instructions begin, a `vector` has
- * `lanes` floats, and the set has load_part_f32 (of fewer, then zeros), bytes_to_f32 and multiply_add. */
-#define NODEDB_VAMANA__X86_FLOATS(inlined, set, vector, lanes, mm)                                                     \
-    typedef struct { vector a, b; } nodedb_vamana__##set##_f32; /* two chains, as one would wait for each addition */  \
-    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_zero_f32(void) {                                         \
-        nodedb_vamana__##set##_f32 s;                                                                                  \
-        s.a = s.b = mm##_setzero_ps();                                                                                 \
-        return s;                                                                                                      \
-    }                                                                                                                  \
-    inlined vector nodedb_vamana__##set##_add_l2_f32(vector s, vector x, vector y) {                                   \
-        vector d = mm##_sub_ps(x, y);                                                                                  \
-        return nodedb_vamana__##set##_multiply_add(d, d, s);                                                           \
-    }                                                                                                                  \
-    inlined vector nodedb_vamana__##set##_add_dot_f32(vector s, vector x, vector y) {                                  \
-        return nodedb_vamana__##set##_multiply_add(x, y, s);                                                           \
-    }                                                                                                                  \
-    NODEDB_VAMANA__X86_FLOAT_STEPS(inlined, set, l2_f32, lanes, mm)                                                    \
-    NODEDB_VAMANA__X86_FLOAT_STEPS(inlined, set, dot_f32, lanes, mm)                                                   \
-    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_step_dot_f32_u8(nodedb_vamana__##set##_f32 s,            \
-                                                                              const float *q, const uint8_t *v) {      \
-        s.a = nodedb_vamana__##set##_multiply_add(mm##_loadu_ps(q), nodedb_vamana__##set##_bytes_to_f32(v), s.a);      \
-        s.b = nodedb_vamana__##set##_multiply_add(mm##_loadu_ps(q + (lanes)),                                          \
-                                                  nodedb_vamana__##set##_bytes_to_f32(v + (lanes)), s.b);              \
-        return s;                                                                                                      \
-    }                                                                                                                  \
-    NODEDB_VAMANA__PADDED_REST(inlined, set, f32, dot_f32_u8, float, uint8_t, 2 * (lanes))
-#define NODEDB_VAMANA__X86_FLOAT_STEPS(inlined, set, name, lanes, mm)                                                  \
-    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_step_##name(nodedb_vamana__##set##_f32 s,                \
-                                                                          const float *q, const float *v) {            \
-        s.a = nodedb_vamana__##set##_add_##name(s.a, mm##_loadu_ps(q), mm##_loadu_ps(v));                              \
-        s.b = nodedb_vamana__##set##_add_##name(s.b, mm##_loadu_ps(q + (lanes)), mm##_loadu_ps(v + (lanes)));          \
-        return s;                                                                                                      \
-    }                                                                                                                  \
-    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_rest_##name(                                             \
-        nodedb_vamana__##set##_f32 s, const float *q, const float *v, size_t left) {                                   \
-        if (left >= (lanes)) {                                                                                         \
-            s.a = nodedb_vamana__##set##_add_##name(s.a, mm##_loadu_ps(q), mm##_loadu_ps(v));                          \
-            q += (lanes), v += (lanes), left -= (lanes);                                                               \
-        }                                                                                                              \
-        if (left > 0)                                                                                                  \
-            s.b = nodedb_vamana__##set##_add_##name(s.b, nodedb_vamana__##set##_load_part_f32(q, left),                \
-                                                    nodedb_vamana__##set##_load_part_f32(v, left));                    \
-        return s;                                                                                                      \
-    }
-
 /* The pieces for bytes. The bytes at even and at odd places become 16-bit numbers, by `u`: zeros above, or `i`: the
  * sign; those are multiplied and added in pairs. The set has load, load_part (of fewer bytes, then zeros), products
  * (a * b + c * d, added in pairs) and transpose (all lanes of each of four into one). */
@@ -1357,7 +1356,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__store_u32(float *out, __m128i v) {
 
 /* A vector's worth of 4-bit codes against the query's bytes for their low and high halves: 16-bit sums of four
  * components each. The codes are the unsigned side of maddubs, the query or 4 c (at most 60) the signed one. A term of
- * dot lies within -1,920 .. 1,905, one of l2 within -1,008 .. 2,820; eight fit into 16 bits. */
+ * dot lies within -1,920 .. 1,905, one of l2 within -1,005 .. 2,820; eight fit into 16 bits. */
 #define NODEDB_VAMANA__X86_NIBBLES(inlined, set, vector, mm, si)                                                       \
     inlined vector nodedb_vamana__##set##_low(vector c) { return mm##_and_##si(c, mm##_set1_epi8(15)); }               \
     inlined vector nodedb_vamana__##set##_high(vector c) {                                                             \
@@ -1409,7 +1408,7 @@ NODEDB_VAMANA__INLINE __m128i nodedb_vamana__sse2_transpose(__m128i a, __m128i b
     __m128i cd = _mm_add_epi32(_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
     return _mm_add_epi32(_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd));
 }
-NODEDB_VAMANA__X86_FLOATS(NODEDB_VAMANA__INLINE, sse2, __m128, 4, _mm)
+NODEDB_VAMANA__FLOATS(NODEDB_VAMANA__INLINE, sse2, __m128, 4, _mm_setzero_ps(), _mm_loadu_ps, _mm_sub_ps)
 NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__INLINE, sse2, __m128i, _mm, si128)
 NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__INLINE, sse2, __m128i, _mm, dot_i8_u8, products, int8_t, i, uint8_t, u)
 NODEDB_VAMANA__INLINE __m128 nodedb_vamana__sse2_totals_f32(nodedb_vamana__sse2_f32 s0, nodedb_vamana__sse2_f32 s1,
@@ -1450,34 +1449,47 @@ NODEDB_VAMANA__SET(sse2, sse2)
 NODEDB_VAMANA__AVX2_INLINE __m256 nodedb_vamana__avx2_multiply_add(__m256 a, __m256 b, __m256 c) {
     return _mm256_fmadd_ps(a, b, c);
 }
-NODEDB_VAMANA__AVX2 static __m256 nodedb_vamana__avx2_load_part_f32(const float *p, size_t count) {
-    float part[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    memcpy(part, p, count * sizeof *p);
-    return _mm256_loadu_ps(part);
-}
-NODEDB_VAMANA__AVX2_INLINE __m256 nodedb_vamana__avx2_bytes_to_f32(const uint8_t *p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
-}
 NODEDB_VAMANA__AVX2_INLINE __m256i nodedb_vamana__avx2_load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
 }
-NODEDB_VAMANA__AVX2 static __m256i nodedb_vamana__avx2_load_part(const void *p, size_t bytes) {
+/* A mask for the first 0 .. 8 of eight lanes. */
+NODEDB_VAMANA__AVX2_INLINE __m256i nodedb_vamana__avx2_first_lanes(size_t count) {
+    static const int32_t masks[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+    return nodedb_vamana__avx2_load(masks + 8 - count);
+}
+NODEDB_VAMANA__AVX2_INLINE __m256 nodedb_vamana__avx2_load_part_f32(const float *p, size_t count) {
+    return _mm256_maskload_ps(p, nodedb_vamana__avx2_first_lanes(count));
+}
+NODEDB_VAMANA__AVX2 static __m256i nodedb_vamana__avx2_load_odd_part(const void *p, size_t bytes) {
     uint8_t part[32] = {0};
     memcpy(part, p, bytes);
     return nodedb_vamana__avx2_load(part);
 }
+NODEDB_VAMANA__AVX2_INLINE __m256i nodedb_vamana__avx2_load_part(const void *p, size_t bytes) {
+    if (bytes % 4 != 0) return nodedb_vamana__avx2_load_odd_part(p, bytes); /* there are masks for fours only */
+    return _mm256_maskload_epi32((const int *)p, nodedb_vamana__avx2_first_lanes(bytes / 4));
+}
+NODEDB_VAMANA__AVX2_INLINE __m256 nodedb_vamana__avx2_bytes_to_f32(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
 NODEDB_VAMANA__AVX2_INLINE __m256i nodedb_vamana__avx2_products(__m256i a, __m256i b, __m256i c, __m256i d) {
     return _mm256_add_epi32(_mm256_madd_epi16(a, b), _mm256_madd_epi16(c, d));
 }
+NODEDB_VAMANA__AVX2_ONLY_INLINE __m128 nodedb_vamana__avx2_half_f32(__m256 v) {
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+}
+NODEDB_VAMANA__AVX2_ONLY_INLINE __m128i nodedb_vamana__avx2_half(__m256i v) {
+    return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
 NODEDB_VAMANA__AVX2_ONLY_INLINE __m128 nodedb_vamana__avx2_transpose_f32(__m256 a, __m256 b, __m256 c, __m256 d) {
-    __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+    return nodedb_vamana__sse2_transpose_f32(nodedb_vamana__avx2_half_f32(a), nodedb_vamana__avx2_half_f32(b),
+                                             nodedb_vamana__avx2_half_f32(c), nodedb_vamana__avx2_half_f32(d));
 }
 NODEDB_VAMANA__AVX2_ONLY_INLINE __m128i nodedb_vamana__avx2_transpose(__m256i a, __m256i b, __m256i c, __m256i d) {
-    __m256i abcd = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-    return _mm_add_epi32(_mm256_castsi256_si128(abcd), _mm256_extracti128_si256(abcd, 1));
+    return nodedb_vamana__sse2_transpose(nodedb_vamana__avx2_half(a), nodedb_vamana__avx2_half(b),
+                                         nodedb_vamana__avx2_half(c), nodedb_vamana__avx2_half(d));
 }
-NODEDB_VAMANA__X86_FLOATS(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256, 8, _mm256)
+NODEDB_VAMANA__FLOATS(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_sub_ps)
 NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, si256)
 NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__AVX2_INLINE, avx2, __m256i, _mm256, dot_i8_u8, products, int8_t, i,
                               uint8_t, u)
@@ -1541,7 +1553,8 @@ NODEDB_VAMANA__AVX512_INLINE __m128i nodedb_vamana__avx512_transpose(__m512i a, 
     return nodedb_vamana__avx2_transpose(nodedb_vamana__avx512_half(a), nodedb_vamana__avx512_half(b),
                                          nodedb_vamana__avx512_half(c), nodedb_vamana__avx512_half(d));
 }
-NODEDB_VAMANA__X86_FLOATS(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512, 16, _mm512)
+NODEDB_VAMANA__FLOATS(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps,
+                      _mm512_sub_ps)
 NODEDB_VAMANA__X86_BYTES(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512i, _mm512, si512)
 NODEDB_VAMANA__X86_BYTE_STEPS(NODEDB_VAMANA__AVX512_INLINE, avx512, __m512i, _mm512, dot_i8_u8, products, int8_t, i,
                               uint8_t, u)
@@ -1637,35 +1650,20 @@ static inline void nodedb_vamana__store_f32(float *out, float32x4_t v) { vst1q_f
 static inline void nodedb_vamana__store_i32(float *out, int32x4_t v) { vst1q_f32(out, vcvtq_f32_s32(v)); }
 static inline void nodedb_vamana__store_u32(float *out, uint32x4_t v) { vst1q_f32(out, vcvtq_f32_u32(v)); }
 
-typedef struct { float32x4_t a, b; } nodedb_vamana__neon_f32; /* two chains, as one would wait for each addition */
-NODEDB_VAMANA__INLINE nodedb_vamana__neon_f32 nodedb_vamana__neon_zero_f32(void) {
-    nodedb_vamana__neon_f32 s;
-    s.a = s.b = vdupq_n_f32(0);
-    return s;
+NODEDB_VAMANA__INLINE float32x4_t nodedb_vamana__neon_multiply_add(float32x4_t a, float32x4_t b, float32x4_t c) {
+    return vfmaq_f32(c, a, b);
 }
-NODEDB_VAMANA__INLINE nodedb_vamana__neon_f32 nodedb_vamana__neon_step_l2_f32(nodedb_vamana__neon_f32 s, const float *q,
-                                                                              const float *v) {
-    float32x4_t a = vsubq_f32(vld1q_f32(q), vld1q_f32(v)), b = vsubq_f32(vld1q_f32(q + 4), vld1q_f32(v + 4));
-    s.a = vfmaq_f32(s.a, a, a);
-    s.b = vfmaq_f32(s.b, b, b);
-    return s;
+static float32x4_t nodedb_vamana__neon_load_part_f32(const float *p, size_t count) {
+    float part[4] = {0, 0, 0, 0};
+    memcpy(part, p, count * sizeof *p);
+    return vld1q_f32(part);
 }
-NODEDB_VAMANA__INLINE nodedb_vamana__neon_f32 nodedb_vamana__neon_step_dot_f32(nodedb_vamana__neon_f32 s,
-                                                                               const float *q, const float *v) {
-    s.a = vfmaq_f32(s.a, vld1q_f32(q), vld1q_f32(v));
-    s.b = vfmaq_f32(s.b, vld1q_f32(q + 4), vld1q_f32(v + 4));
-    return s;
+NODEDB_VAMANA__INLINE float32x4_t nodedb_vamana__neon_bytes_to_f32(const uint8_t *p) {
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
 }
-NODEDB_VAMANA__INLINE nodedb_vamana__neon_f32 nodedb_vamana__neon_step_dot_f32_u8(nodedb_vamana__neon_f32 s,
-                                                                                  const float *q, const uint8_t *v) {
-    uint16x8_t y = vmovl_u8(vld1_u8(v));
-    s.a = vfmaq_f32(s.a, vld1q_f32(q), vcvtq_f32_u32(vmovl_u16(vget_low_u16(y))));
-    s.b = vfmaq_f32(s.b, vld1q_f32(q + 4), vcvtq_f32_u32(vmovl_u16(vget_high_u16(y))));
-    return s;
-}
-NODEDB_VAMANA__PADDED_REST(NODEDB_VAMANA__INLINE, neon, f32, l2_f32, float, float, 8)
-NODEDB_VAMANA__PADDED_REST(NODEDB_VAMANA__INLINE, neon, f32, dot_f32, float, float, 8)
-NODEDB_VAMANA__PADDED_REST(NODEDB_VAMANA__INLINE, neon, f32, dot_f32_u8, float, uint8_t, 8)
+NODEDB_VAMANA__FLOATS(NODEDB_VAMANA__INLINE, neon, float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, vsubq_f32)
 NODEDB_VAMANA__INLINE float32x4_t nodedb_vamana__neon_totals_f32(nodedb_vamana__neon_f32 s0, nodedb_vamana__neon_f32 s1,
                                                                  nodedb_vamana__neon_f32 s2,
                                                                  nodedb_vamana__neon_f32 s3) {

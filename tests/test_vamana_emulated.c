@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* What SIMDe 0.7.4 lacks of what we use. None of these reads what the mask leaves out. */
+/* What SIMDe 0.7.4 lacks of what we use, or reads beyond the mask. */
 static inline simde__m512i masked_load_bytes(uint64_t mask, const void *from) {
     uint8_t bytes[64];
     simde__m512i v;
@@ -30,6 +30,17 @@ static inline simde__m512 masked_load_floats(uint16_t mask, const float *from) {
     simde__m512 v;
     int i;
     for (i = 0; i < 16; i++) numbers[i] = mask >> i & 1 ? from[i] : 0;
+    memcpy(&v, numbers, sizeof v);
+    return v;
+}
+static inline simde__m256i masked_load_eight(const void *from, simde__m256i mask) {
+    int32_t numbers[8], masks[8];
+    simde__m256i v;
+    int i;
+    memcpy(masks, &mask, sizeof masks);
+    memset(numbers, 0, sizeof numbers);
+    for (i = 0; i < 8; i++)
+        if (masks[i] < 0) memcpy(&numbers[i], (const char *)from + 4 * i, 4);
     memcpy(&v, numbers, sizeof v);
     return v;
 }
@@ -63,12 +74,16 @@ static inline simde__m512 numbers_to_floats(simde__m512i numbers) {
     return v;
 }
 #undef _mm512_madd_epi16 /* there, but as that of another function */
+#undef _mm256_maskload_ps
+#undef _mm256_maskload_epi32
 #undef _mm512_maskz_loadu_epi8
 #undef _mm512_maskz_loadu_ps
 #undef _mm512_maskz_shuffle_i64x2
 #undef _mm512_maskz_cvtepu8_epi32
 #undef _mm512_maskz_cvtepi32_ps
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+#define _mm256_maskload_ps(from, mask) _mm256_castsi256_ps(masked_load_eight(from, mask))
+#define _mm256_maskload_epi32(from, mask) masked_load_eight(from, mask)
 #define _mm512_maskz_loadu_epi8(mask, from) masked_load_bytes(mask, from)
 #define _mm512_maskz_loadu_ps(mask, from) masked_load_floats(mask, from)
 #define _mm512_maskz_shuffle_i64x2(mask, a, b, imm) shuffle_quarters(a, b, imm) /* all our masks are full */
