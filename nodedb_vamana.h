@@ -1906,6 +1906,7 @@ typedef struct nodedb_vamana__arrays {
     uint8_t *vectors;             /* NULL: they stay on disk */
     uint64_t *ids;
     uint32_t *rows;               /* neighbours, then NONE up to the end of the row */
+    uint8_t *pruned;              /* how many at a row's head came out of one pruning (255: or more). The writer's */
     float *norms;                 /* see ON-DISK FORMAT; NULL for L2 */
     uint8_t *states;
     uint32_t *table;              /* live slots by id: open addressing, linear probing, at most two thirds full */
@@ -1978,10 +1979,11 @@ struct nodedb_vamana {
     uint32_t *checksums;          /* of the blocks of the file that hold vectors */
 };
 
-typedef struct nodedb_vamana__near { /* a slot and how near it is; `expanded` is the walk's */
+typedef struct nodedb_vamana__near { /* a slot and how near it is */
     float distance;
     uint32_t slot;
-    uint32_t expanded;
+    uint32_t mark; /* in a beam: expanded. Among candidates for a row: it has come through a pruning with all others so
+                      marked, so that none of them shuts another out */
 } nodedb_vamana__near;
 
 /* One thread's scratch memory. `beam_max` entries fit the lists; everything is rewritten by each use. */
@@ -2062,12 +2064,13 @@ static uint32_t nodedb_vamana__row_count(const nodedb_vamana *index, const uint3
     return count;
 }
 
-/* Writes a whole row. A reader that passes meanwhile meets some of the old neighbours and some of the new, each of them
- * a node that it may visit. */
-static void nodedb_vamana__set_row(const nodedb_vamana *index, uint32_t *row, const uint32_t *neighbours,
-                                   uint32_t count) {
-    uint32_t i;
-    assert(count <= index->degree);
+/* Writes a whole row, of which the first `pruned` have come out of one pruning. A reader that passes meanwhile meets
+ * some of the old neighbours and some of the new, each of them a node that it may visit. */
+static void nodedb_vamana__set_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
+                                   const uint32_t *neighbours, uint32_t count, uint32_t pruned) {
+    uint32_t *row = nodedb_vamana__row(index, a, from), i;
+    assert(pruned <= count && count <= index->degree);
+    a->pruned[from] = (uint8_t)(pruned < 255 ? pruned : 255);
     for (i = 0; i < index->degree; i++) {
         uint32_t slot = i < count ? neighbours[i] : NODEDB_VAMANA__NONE;
         if (row[i] != slot) nodedb__store_release(&row[i], slot);
@@ -2236,6 +2239,7 @@ static void nodedb_vamana__give_arrays(nodedb_vamana *index, nodedb_vamana__arra
     nodedb_vamana__give(index, a->vectors, a->capacity, index->stride);
     nodedb_vamana__give(index, a->ids, a->capacity, sizeof *a->ids);
     nodedb_vamana__give(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
+    nodedb_vamana__give(index, a->pruned, a->capacity, 1);
     nodedb_vamana__give(index, a->norms, a->capacity, sizeof *a->norms);
     nodedb_vamana__give(index, a->states, a->capacity, 1);
     nodedb_vamana__give(index, a->table, a->table_size, sizeof *a->table);
@@ -2260,14 +2264,16 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
         if (!index->coded) a->vectors = (uint8_t *)nodedb_vamana__take(index, a->capacity, index->stride, line);
         a->ids = (uint64_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->ids, line);
         a->rows = (uint32_t *)nodedb_vamana__take(index, a->capacity, index->row_words * sizeof *a->rows, line);
+        a->pruned = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
         if (index->metric != NODEDB_VAMANA_L2)
             a->norms = (float *)nodedb_vamana__take(index, a->capacity, sizeof *a->norms, line);
         a->states = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
         a->table = (uint32_t *)nodedb_vamana__take(index, a->table_size, sizeof *a->table, line);
         if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__take(index, a->capacity, coder->stride, line);
     }
-    if (a == NULL || (a->vectors == NULL && !index->coded) || a->ids == NULL || a->rows == NULL || a->states == NULL ||
-        a->table == NULL || (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
+    if (a == NULL || (a->vectors == NULL && !index->coded) || a->ids == NULL || a->rows == NULL ||
+        a->pruned == NULL || a->states == NULL || a->table == NULL ||
+        (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
         (a->codes == NULL && coder != NULL)) {
         nodedb_vamana__give_arrays(index, a);
         (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %llu vectors of %u components",
@@ -2301,6 +2307,7 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     memcpy(a->vectors, old->vectors, old->slots * index->stride);
     memcpy(a->ids, old->ids, old->slots * sizeof *old->ids);
     memcpy(a->rows, old->rows, old->slots * index->row_words * sizeof *old->rows);
+    memcpy(a->pruned, old->pruned, old->slots);
     if (old->norms != NULL) memcpy(a->norms, old->norms, old->slots * sizeof *old->norms);
     memcpy(a->states, old->states, old->slots);
     if (old->codes != NULL) memcpy(a->codes, old->codes, old->slots * old->coder->stride);
@@ -2343,10 +2350,9 @@ static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
 /* Nobody may know the slot any more. */
 static void nodedb_vamana__free_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
-    uint32_t *row = nodedb_vamana__row(index, a, slot);
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
-    nodedb_vamana__set_row(index, row, NULL, 0);
-    nodedb__store_release(&row[0], index->first_free);
+    nodedb_vamana__set_row(index, a, slot, NULL, 0, 0);
+    nodedb__store_release(&nodedb_vamana__row(index, a, slot)[0], index->first_free);
     index->first_free = slot;
 }
 
@@ -2862,14 +2868,14 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
     if (low < s->beam_count && s->beam[low].slot == slot && s->beam[low].distance == distance)
         return NODEDB_VAMANA__NONE;
     if (s->beam_count == width) {
-        if (keep_spare && s->beam[width - 1].expanded && s->spare_count < s->beam_max)
+        if (keep_spare && s->beam[width - 1].mark && s->spare_count < s->beam_max)
             s->spare[s->spare_count++] = s->beam[width - 1];
         s->beam_count--;
     }
     memmove(&s->beam[low + 1], &s->beam[low], (s->beam_count - low) * sizeof s->beam[0]);
     s->beam[low].distance = distance;
     s->beam[low].slot = slot;
-    s->beam[low].expanded = 0;
+    s->beam[low].mark = 0;
     s->beam_count++;
     return low;
 }
@@ -2910,8 +2916,8 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
     while (next < s->beam_count) {
         const uint32_t *row = nodedb_vamana__row(index, a, s->beam[next].slot);
         uint32_t i, count = 0;
-        assert(!s->beam[next].expanded);
-        s->beam[next].expanded = 1;
+        assert(!s->beam[next].mark);
+        s->beam[next].mark = 1;
         s->hops++;
         for (i = 0; i < index->degree; i++) {
             uint32_t slot = nodedb__load_acquire(&row[i]), *place;
@@ -2922,7 +2928,7 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
             *place = slot;
         }
         do next++;
-        while (next < s->beam_count && s->beam[next].expanded);
+        while (next < s->beam_count && s->beam[next].mark);
         if (next < s->beam_count) /* the likely next row, while the distances are computed */
             nodedb_vamana__prefetch((const uint8_t *)nodedb_vamana__row(index, a, s->beam[next].slot), 256);
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
@@ -2965,14 +2971,15 @@ static void nodedb_vamana__sort_candidates(nodedb_vamana__near *c, size_t n, uin
 /* Robust prune (DiskANN algorithm 2): leaves at most `keep` of s->candidates[0..n) in s->chosen, for the row of `slot`,
  * and returns how many: the nearest, then each one that no chosen one is nearer to by the factor alpha. A few equal to
  * the vector itself are kept and shut out nobody, so that a crowd of equal vectors stays connected both within and to
- * the rest. Candidates may repeat, and may hold `slot`. */
+ * the rest. Candidates may repeat, and may hold `slot`. Marked ones are tried against the unmarked only: of a row that
+ * overflows nearly all are marked, which leaves a quarter of the distances, and the same row. */
 static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                      uint32_t keep) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t *chosen = s->chosen, count = 0, same = 0;
+    uint32_t *chosen = s->chosen, *unmarked = s->slots, count = 0, unmarked_count = 0, same = 0;
     float same_below = index->metric == NODEDB_VAMANA_COSINE ? NODEDB_VAMANA__COSINE_SAME : 0;
     float alpha = index->alpha;
-    size_t i, j;
+    size_t i;
     assert(keep >= 1 && keep <= index->degree && n <= s->candidates_max);
     nodedb_vamana__sort_candidates(s->candidates, n, nodedb__mix64(index->seed ^ slot));
     for (i = 0; i < n && count < keep; i++) {
@@ -2984,13 +2991,15 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
             same++;
         } else {
             nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, c->slot);
-            for (j = same; j < count && !shut_out;) { /* a few at a time: most are shut out early */
+            const uint32_t *others = c->mark ? unmarked : chosen + same;
+            size_t j, k, some, other_count = c->mark ? unmarked_count : count - same;
+            for (j = 0; j < other_count && !shut_out; j += some) { /* a few at a time: most are shut out early */
                 float distances[4];
-                size_t k, some = count - j < 4 ? count - j : 4;
-                nodedb_vamana__measure_many(index, &target, chosen + j, some, distances);
+                some = other_count - j < 4 ? other_count - j : 4;
+                nodedb_vamana__measure_many(index, &target, others + j, some, distances);
                 for (k = 0; k < some; k++) shut_out = shut_out || alpha * distances[k] <= c->distance;
-                j += some;
             }
+            if (!shut_out && !c->mark) unmarked[unmarked_count++] = c->slot;
         }
         if (!shut_out) chosen[count++] = c->slot;
     }
@@ -3001,8 +3010,8 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
 static size_t nodedb_vamana__row_as_candidates(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                                size_t n) {
     const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
-    uint32_t i, count = nodedb_vamana__row_count(index, row);
-    for (i = 0; i < count; i++) s->candidates[n++].slot = row[i];
+    uint32_t i, count = nodedb_vamana__row_count(index, row), pruned = index->arrays->pruned[slot];
+    for (i = 0; i < count; i++, n++) s->candidates[n].slot = row[i], s->candidates[n].mark = i < pruned;
     return n;
 }
 
@@ -3032,12 +3041,12 @@ static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searche
                 continue;
             }
             if (n == 0) n = nodedb_vamana__row_as_candidates(index, s, from, 0);
-            s->candidates[n++].slot = (uint32_t)to[i];
+            s->candidates[n].slot = (uint32_t)to[i], s->candidates[n++].mark = 0;
         }
         if (n == 0 || (i < count && n < 2 * (size_t)index->degree)) continue;
         nodedb_vamana__measure_candidates(index, s, from, n);
         used = nodedb_vamana__prune(index, s, from, n, keep);
-        nodedb_vamana__set_row(index, row, s->chosen, used);
+        nodedb_vamana__set_row(index, index->arrays, from, s->chosen, used, used);
         n = 0, had = used;
     }
 }
@@ -3056,12 +3065,15 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
         code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, a->norms == NULL ? 0 : a->norms[slot]);
     nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_build, true);
     for (i = 0; i < s->beam_count; i++)
-        if (a->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE) s->candidates[n++] = s->beam[i];
+        if (a->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE)
+            s->candidates[n] = s->beam[i], s->candidates[n++].mark = 0;
     for (i = s->spare_count; i-- > 0;) /* the last to leave the beam are the nearest */
-        if (a->states[s->spare[i].slot] == NODEDB_VAMANA__LIVE) s->candidates[n++] = s->spare[i];
+        if (a->states[s->spare[i].slot] == NODEDB_VAMANA__LIVE)
+            s->candidates[n] = s->spare[i], s->candidates[n++].mark = 0;
     had = by_code ? 0 : n;
     n = nodedb_vamana__row_as_candidates(index, s, slot, n);
-    if (n == 0 && a->entry != NODEDB_VAMANA__NONE) s->candidates[n++].slot = a->entry; /* all that it met is removed */
+    if (n == 0 && a->entry != NODEDB_VAMANA__NONE) /* all that it met is removed */
+        s->candidates[n].slot = a->entry, s->candidates[n++].mark = 0;
     for (i = 0; i < n - had; i++) s->slots[i] = s->candidates[had + i].slot;
     nodedb_vamana__measure_many(index, &target, s->slots, n - had, s->distances);
     for (i = 0; i < n - had; i++) s->candidates[had + i].distance = s->distances[i];
@@ -3308,7 +3320,7 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
         if (at == NODEDB_VAMANA__REPLACEMENTS) continue;
         if (found < NODEDB_VAMANA__REPLACEMENTS) found++;
         memmove(&best[at + 1], &best[at], (found - 1 - at) * sizeof best[0]);
-        best[at].distance = s->distances[i], best[at].slot = s->slots[i], best[at].expanded = 0;
+        best[at].distance = s->distances[i], best[at].slot = s->slots[i], best[at].mark = 0;
     }
     for (i = 0; i < found; i++) s->candidates[n++] = best[i];
     return n;
@@ -3318,22 +3330,25 @@ static void nodedb_vamana__mend(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t *row = nodedb_vamana__row(index, a, slot), i, count = nodedb_vamana__row_count(index, row), victims = 0;
+    uint32_t pruned = 0;
     size_t n = 0;
     for (i = 0; i < count; i++) {
+        bool mark = i < a->pruned[slot];
         if (nodedb_vamana__is_victim(index, row[i])) victims++;
-        else s->candidates[n++].slot = row[i];
+        else s->candidates[n].slot = row[i], s->candidates[n++].mark = mark, pruned += mark;
     }
     if (victims == 0) return;
     for (i = 0; i < count; i++)
         if (nodedb_vamana__is_victim(index, row[i])) n = nodedb_vamana__add_replacements(index, s, slot, row[i], n);
-    if (n == 0 && a->entry != NODEDB_VAMANA__NONE && a->entry != slot) s->candidates[n++].slot = a->entry;
+    if (n == 0 && a->entry != NODEDB_VAMANA__NONE && a->entry != slot) /* its mark does not matter */
+        s->candidates[n++].slot = a->entry;
     if (n <= index->degree) {
         for (i = 0; i < n; i++) s->chosen[i] = s->candidates[i].slot;
     } else {
         nodedb_vamana__measure_candidates(index, s, slot, n);
-        n = nodedb_vamana__prune(index, s, slot, n, index->degree);
+        n = pruned = nodedb_vamana__prune(index, s, slot, n, index->degree);
     }
-    nodedb_vamana__set_row(index, row, s->chosen, (uint32_t)n);
+    nodedb_vamana__set_row(index, a, slot, s->chosen, (uint32_t)n, pruned);
 }
 
 /* One step of the sweep. */
@@ -3398,7 +3413,7 @@ static void nodedb_vamana__forget_all(nodedb_vamana *index) {
     nodedb__store_release(&a->slots, 0);
     for (slot = 0; slot < slots; slot++) {
         nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
-        nodedb_vamana__set_row(index, nodedb_vamana__row(index, a, slot), NULL, 0);
+        nodedb_vamana__set_row(index, a, slot, NULL, 0, 0);
     }
     nodedb_vamana__count_live(index, 0, 0);
     index->first_free = NODEDB_VAMANA__NONE, index->sweep = NODEDB_VAMANA__IDLE;
@@ -3474,7 +3489,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     nodedb_vamana__encode_new(index, s->turned, slot);
     if (old != NODEDB_VAMANA__NONE) nodedb_vamana__remove_slot(index, old);
     count = nodedb_vamana__choose_neighbours(index, s, slot);
-    nodedb_vamana__set_row(index, nodedb_vamana__row(index, a, slot), s->chosen, count);
+    nodedb_vamana__set_row(index, a, slot, s->chosen, count, count);
     a->ids[slot] = id;
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__LIVE);
     nodedb_vamana__count_live(index, index->live + 1, index->removed);
@@ -3558,7 +3573,7 @@ static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vama
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
     uint32_t count = nodedb_vamana__choose_neighbours(index, s, slot);
     if (build->pass == 0) {
-        nodedb_vamana__set_row(index, nodedb_vamana__row(index, index->arrays, slot), s->chosen, count);
+        nodedb_vamana__set_row(index, index->arrays, slot, s->chosen, count, count);
         return;
     }
     memcpy(aside, s->chosen, count * sizeof *aside);
@@ -3568,9 +3583,9 @@ static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vama
 static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
+    uint32_t count = nodedb_vamana__row_count(index, aside);
     (void)s;
-    nodedb_vamana__set_row(index, nodedb_vamana__row(index, index->arrays, slot), aside,
-                           nodedb_vamana__row_count(index, aside));
+    nodedb_vamana__set_row(index, index->arrays, slot, aside, count, count);
 }
 
 static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
@@ -3825,7 +3840,7 @@ static size_t nodedb_vamana__offer(const uint64_t *ids, nodedb_vamana__near *hea
                                    float distance, uint32_t slot) {
     nodedb_vamana__near one;
     size_t at, parent;
-    one.distance = distance, one.slot = slot, one.expanded = 0;
+    one.distance = distance, one.slot = slot, one.mark = 0;
     if (n == most) {
         if (nodedb_vamana__worse(ids, &heap[0], &one)) nodedb_vamana__sift_down(ids, heap, n, one);
         return n;
@@ -4378,7 +4393,7 @@ static void nodedb_vamana__move_together(const nodedb_vamana *index, const noded
         const uint32_t *from = nodedb_vamana__row(index, old, slot);
         if (at == NODEDB_VAMANA__NONE) continue;
         memcpy(nodedb_vamana__vector(index, to, at), nodedb_vamana__vector(index, old, slot), index->stride);
-        row = nodedb_vamana__row(index, to, at);
+        row = nodedb_vamana__row(index, to, at), to->pruned[at] = old->pruned[slot];
         for (i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
         to->ids[at] = old->ids[slot];
         if (to->norms != NULL) to->norms[at] = old->norms[slot];
