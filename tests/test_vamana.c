@@ -1644,4 +1644,73 @@ TEST(a_long_run_of_random_changes_agrees_with_a_model) {
     nodedb_vamana_destroy(index);
 }
 
+/* What lets a pruning skip distances: that those of a row's head which came out of one pruning shut nobody of them out. */
+TEST(the_pruned_part_of_every_row_stays_pruned_through_all_changes) {
+    const sift *s = sift10k();
+    uint32_t n = SLOW ? 400 : 3000, metric, i, slot;
+    for (metric = 0; metric < 2; metric++) {
+        nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, metric == 0 ? NODEDB_VAMANA_L2
+                                                                                  : NODEDB_VAMANA_COSINE);
+        nodedb_vamana *index;
+        const nodedb_vamana__arrays *a;
+        uint64_t state = test_seed, checked = 0, long_rows = 0;
+        c.degree = 24, c.beam_build = 48, c.passes = 2;
+        index = nodedb_vamana_create(&c, NULL);
+        CHECK_EQ(nodedb_vamana_build(index, NULL, s->base, n, 2, NULL, NULL, NULL), NODEDB_OK);
+        for (i = 0; i < n; i++) {
+            uint64_t id = test_random(&state) % n;
+            if (test_random(&state) % 2 == 0) (void)nodedb_vamana_remove(index, id, NULL);
+            else CHECK_EQ(nodedb_vamana_insert(index, id, s->base + (size_t)(n + i) * s->dim, NULL), NODEDB_OK);
+        }
+        while (nodedb_vamana_maintain(index, 100)) {
+        }
+        CHECK_EQ(nodedb_vamana_compact(index, NULL), NODEDB_OK);
+        for (i = 0; i < n; i++)
+            CHECK_EQ(nodedb_vamana_insert(index, n + i, s->base + (size_t)(2 * n + i) * s->dim, NULL), NODEDB_OK);
+        a = index->arrays;
+        for (slot = 0; slot < a->slots; slot++) {
+            const uint32_t *row = nodedb_vamana__row(index, a, slot);
+            uint32_t pruned = a->pruned[slot], j, k;
+            CHECK(pruned <= nodedb_vamana__row_count(index, row));
+            long_rows += pruned > 8;
+            for (j = 0; j < pruned; j++)
+                for (k = j + 1; k < pruned; k++, checked++) {
+                    nodedb_vamana__target from = nodedb_vamana__slot_target(index, a, slot);
+                    nodedb_vamana__target between = nodedb_vamana__slot_target(index, a, row[k]);
+                    float to[2], apart;
+                    nodedb_vamana__measure_many(index, &from, row + j, 1, &to[0]);
+                    nodedb_vamana__measure_many(index, &from, row + k, 1, &to[1]);
+                    nodedb_vamana__measure_many(index, &between, row + j, 1, &apart);
+                    CHECK(to[0] <= to[1]);
+                    if (to[0] > 1e-5f) CHECK(index->alpha * apart > to[1]);
+                }
+        }
+        CHECK(checked > 10 * (uint64_t)n && long_rows > n / 2);
+        nodedb_vamana_destroy(index);
+    }
+}
+
+/* The long form, 100,000 vectors, is for the sanitizers and valgrind: test_vamana --long a_large_set */
+TEST(a_large_set_is_built_by_two_threads_and_searched) {
+    const sift *s = sift10k();
+    uint32_t n = test_long ? 100000 : SLOW ? 500 : 5000, i;
+    uint8_t *base = (uint8_t *)malloc((size_t)n * s->dim);
+    uint64_t state = test_seed;
+    nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index = nodedb_vamana_create(&c, NULL);
+    size_t j;
+    REQUIRE(base != NULL && index != NULL);
+    for (i = 0; i < n; i++) /* real vectors, and others beside them */
+        for (j = 0; j < s->dim; j++) {
+            uint32_t x = s->base[(size_t)(i % s->n) * s->dim + j];
+            base[(size_t)i * s->dim + j] =
+                (uint8_t)(i < s->n ? x : (x * (64 + test_random(&state) % 128) / 128 + test_random(&state) % 16) & 255);
+        }
+    CHECK_EQ(nodedb_vamana_build(index, NULL, base, n, 2, NULL, NULL, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_count(index), n);
+    CHECK(recall_by_scan(index, s->queries, s->dim, SLOW ? 40 : 100, 64) > GOOD);
+    nodedb_vamana_destroy(index);
+    free(base);
+}
+
 TEST_MAIN("vamana")
