@@ -1,6 +1,7 @@
 /* libFuzzer target: the reader of nodedb_vamana.h's files. The input is a file; its checksums are made right first, so
  * that the fuzzer meets the checks behind them (the first byte of the input turns that off). What opens must also
- * search, give its vectors back, change, and be written again. */
+ * search, give its vectors back, change, and be written again. Compiled with MAKE_SEEDS it is a program that writes
+ * the files to begin with, of the version that the header has now, into the folder that it is given. */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 
@@ -95,3 +96,53 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     free(f.bytes);
     return 0;
 }
+
+#if defined(MAKE_SEEDS)
+/* One small index of every type, metric and code, some with removed vectors in it. */
+static void make_seed(const char *folder, int number) {
+    enum { N = 40, DIM = 5 };
+    nodedb_vamana_config c;
+    nodedb_vamana *index;
+    char path[512];
+    uint8_t input[1 << 16];
+    FILE *file;
+    size_t size;
+    uint32_t i, j;
+    memset(&c, 0, sizeof c);
+    c.dim = DIM, c.degree = 4 + 4 * (uint32_t)(number % 2), c.beam_build = 16;
+    c.type = (nodedb_vamana_type)(number % 3), c.metric = (nodedb_vamana_metric)(number / 3 % 3);
+    c.code = number / 9 % 2 == 0 ? NODEDB_VAMANA_CODE_4BIT : NODEDB_VAMANA_CODE_NONE;
+    index = nodedb_vamana_create(&c, NULL);
+    if (index == NULL) abort();
+    for (i = 0; i < N; i++) {
+        float floats[DIM];
+        uint8_t bytes[DIM];
+        for (j = 0; j < DIM; j++) bytes[j] = (uint8_t)(1 + i * (7 + j) % 100), floats[j] = (float)bytes[j];
+        if (nodedb_vamana_insert(index, 1000 + i, c.type == NODEDB_VAMANA_F32 ? (void *)floats : bytes, NULL) !=
+            NODEDB_OK)
+            abort();
+    }
+    index->code_due = 0; /* not only when there are thousands */
+    while (nodedb_vamana_maintain(index, 100)) {
+    }
+    for (i = 0; i < (number % 2 == 0 ? 3u : 0u); i++) (void)nodedb_vamana_remove(index, 1000 + 5 * i, NULL);
+    (void)snprintf(path, sizeof path, "%s/%d.ndbv", folder, number);
+    if (nodedb_vamana_save(index, path, NULL) != NODEDB_OK) abort();
+    nodedb_vamana_destroy(index);
+    file = fopen(path, "rb");
+    if (file == NULL) abort();
+    input[0] = 0, size = 1 + fread(input + 1, 1, sizeof input - 1, file);
+    fclose(file), (void)unlink(path);
+    (void)snprintf(path, sizeof path, "%s/%d", folder, number);
+    file = fopen(path, "wb");
+    if (file == NULL || fwrite(input, 1, size, file) != size || fclose(file) != 0) abort();
+    (void)LLVMFuzzerTestOneInput(input, size);
+}
+
+int main(int argc, char **argv) {
+    int number;
+    if (argc != 2) return 2;
+    for (number = 0; number < 18; number++) make_seed(argv[1], number);
+    return 0;
+}
+#endif
