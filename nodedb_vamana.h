@@ -50,8 +50,8 @@
  *              turned by a fixed rotation, and rounded. What rounding adds to the distances between near neighbours is
  *              measured when codes are made: where it is more than 0.15 of the nearest, as with near duplicates far
  *              from the rest, 8 bits are tried, then none, as where codes save no cache line (up to 64 bytes of
- *              vector). They are made anew by what is there when there are 8 times as many vectors, a little with each
- *              insert; not when vectors are replaced by others of another kind: `build` into a new index does that.
+ *              vector). They are made anew by what is there, a little with each insert, when there are 8 times as many
+ *              vectors, when all have been replaced, or when 1/16 of all have come that do not fit them.
  *              config.code and query.exact_walk overrule; results are exact distances either way.
  *    DISK MODE The graph and the codes stay in memory; exact F32 vectors are read from the file, those of the rerank in
  *              one batch past the page cache. (An index without codes is saved with 8-bit ones for this.) U8 and I8
@@ -92,7 +92,8 @@
  *    rounded up to 16; its code, 32 bytes for each 64 components begun with 4 bits or one for each component with 8,
  *    padded like the vector; 8 of id, 2 of states, 6 to 12 of hash table, and 4 of length unless the metric is L2. So
  *    beyond the vector itself: at most 4 R + dim / 2 + 32 + 22 with 4-bit codes and R a multiple of 16: for 128 bytes
- *    and R = 64, 342; a million of them take 338.5. In disk mode a float takes its code only, and 4 bytes more per vector for checksums.
+ *    and R = 64, 342; a million of them take 338.5. In disk mode a float takes its code only, and 4 bytes more per
+ *    vector for checksums.
  *    The arrays grow by half when full, which copies them; `reserve` or config.capacity avoids it. They shrink only in
  *    `compact`, and slots are reused before they grow. While codes are made anew there are two of each. Arrays over
  *    4 MiB ask for huge pages, which makes walks faster by a fifth and more. A searcher has about 512 bytes per entry
@@ -138,7 +139,9 @@
  *           148      4  bits of the codes in this file: 4, 8, or 0: none
  *           152      4  1: the index walks on them in memory; 0: there are none, or for disk mode only
  *           156      4  their step, float
- *           160   3932  zeros
+ *           160      4  live slots when codes were last made, or found useless; 0: never, or not known
+ *           164      4  vectors that have come since, at most 2^32 - 1
+ *           168   3924  zeros
  *          4092      4  CRC-32C of the 4092 bytes before
  *    Then, each starting at a block and in this order, so that the offsets follow from the counts:
  *        ids        u64 per slot, 0 if free
@@ -174,9 +177,9 @@
  *       8% more distances for the same recall. A walk begins at the medoid and at the nearest of up to 64 scattered
  *       nodes, which saves two hops of 30 and 3% of the distances.
  *    e. A full row that gets one more edge is pruned to 7/8 of R, not R, so that in high dimensions, where pruning
- *       drops little, not every insert prunes each of its neighbours again. Batch builds prune to R, once per batch. Those
- *       of the row that have come out of one pruning are not tried against each other again: the same graph, for a
- *       seventh of the distances (100,000 vectors: 7,000 -> 1,000 for each) and two thirds of the time.
+ *       drops little, not every insert prunes each of its neighbours again. Batch builds prune to R, once per batch.
+ *       Those of the row that have come out of one pruning are not tried against each other again: the same graph, for
+ *       a seventh of the distances (100,000 vectors: 7,000 -> 1,000 for each) and two thirds of the time.
  *    f. Of vectors equal to a node's own, 3 are kept and shut nobody out; ties are broken at random. By the paper's
  *       rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six seeds, a
  *       search for each other one with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of 7.3% (COSINE).
@@ -193,6 +196,10 @@
  *    j. Codes: RaBitQ (Gao and Long, SIGMOD 2024) has one bit per component of the turned vector and a correction for
  *       each vector; here 4 bits and no correction, so that a code of 128 components is one cache line. On a million
  *       SIFT vectors, recall@10 at beams 32 and 64 is 0.967 and 0.991 on codes, 0.969 and 0.992 on exact distances.
+ *       Product quantisation was measured beside it (tests/bench/codes_beside_pq.py, sift100k): of the true ten, the
+ *       ten nearest by code alone have 0.879 with these 4 bits, 0.892 with as many bytes of PQ (64 parts), 0.793 with
+ *       half of them, 0.430 with RaBitQ's single bits. But one distance by 64 tables costs 44 ns, by these codes 4.6,
+ *       and PQ trains for 123 s, these for 1. float16 was left out: the walk reads codes, not vectors.
  *
  * 12. LICENCE
  *    Public domain (Unlicense) or MIT, at your choice; see the end of this file and LICENSE.
@@ -1963,7 +1970,9 @@ struct nodedb_vamana {
     float norm_max;               /* IP: the greatest squared length so far */
     uint64_t entry_due;           /* number of vectors at which the entry is chosen anew */
     uint64_t code_due;            /* and the codes are made anew */
-    uint64_t code_live;           /* number of vectors when they were made last */
+    uint32_t code_live;           /* number of vectors when they were made last; 0: never */
+    uint32_t code_came;           /* vectors that have come since, at most 2^32 - 1 */
+    uint32_t code_strange;        /* of them, those whose codes are cut off; atomic in a build */
     uint8_t colour;               /* state that a slot gets when it is removed now */
     int sweep;
     uint32_t sweep_at;
@@ -2556,7 +2565,8 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
  * apart, around zero. The rotation is one of signs and Walsh-Hadamard transforms, O(dim log dim).
  * ================================================================================================================ */
 #define NODEDB_VAMANA__CODE_FIRST 4096u        /* vectors below which codes are not made: all is in the caches anyway */
-#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are made anew when there are so many times more */
+#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are made anew when there are so many times more ... */
+#define NODEDB_VAMANA__STRANGE_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
 #define NODEDB_VAMANA__CODE_PER_CHANGE 32u     /* codes that each insert makes while they are made anew */
 #define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder is made ... */
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
@@ -2619,16 +2629,21 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__nearest_value(float x, float step,
     return !(at >= 0) ? 0 : at >= 2 * half ? (uint32_t)(2 * half) - 1 : (uint32_t)at;
 }
 
-/* Writes the code of a stored vector. `turned` has room for dim floats. */
-static void nodedb_vamana__encode(const nodedb_vamana *index, const nodedb_vamana__coder *c, const uint8_t *vector,
+/* Writes the code of a stored vector. `turned` has room for dim floats. False: it does not fit well, as over an eighth
+ * of its components lie beyond the values (of normally distributed ones 0.7% do, with 4 bits). */
+static bool nodedb_vamana__encode(const nodedb_vamana *index, const nodedb_vamana__coder *c, const uint8_t *vector,
                                   float norm, float *turned, uint8_t *code) {
-    uint32_t i;
+    float most = c->step * (c->bits == 4 ? 8.0f : 128.0f);
+    uint32_t i, beyond = 0;
     nodedb_vamana__as_floats(index, vector, norm, turned);
     for (i = 0; i < index->dim; i++) turned[i] -= c->mean[i];
     nodedb_vamana__turn(index, turned);
     memset(code, 0, c->stride);
-    for (i = 0; i < index->dim; i++)
+    for (i = 0; i < index->dim; i++) {
         nodedb_vamana__put_code(c, code, i, nodedb_vamana__nearest_value(turned[i], c->step, c->bits));
+        beyond += fabsf(turned[i]) > most ? 1 : 0;
+    }
+    return beyond <= index->dim / 8;
 }
 
 static int8_t nodedb_vamana__to_i8(float x) {
@@ -2755,10 +2770,10 @@ static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, ui
     return NULL;
 }
 
-static void nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                        const nodedb_vamana__coder *c, uint8_t *codes, float *turned, uint32_t slot) {
-    nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
-                          turned, codes + (size_t)slot * c->stride);
+    return nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot),
+                                 a->norms != NULL ? a->norms[slot] : 0, turned, codes + (size_t)slot * c->stride);
 }
 
 /* ===================================================================================================================
@@ -3215,6 +3230,7 @@ static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
         index->recoder = NULL;
     }
     index->code_due = (uint64_t)index->live + index->live / 8 + 1;
+    index->code_came = index->code_strange = 0;
 }
 
 /* The bits of the codes that an index begins with; 0: none. */
@@ -3240,6 +3256,22 @@ static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, n
     return true;
 }
 
+/* Codes have been made, or found useless, when there were `live` vectors, and `came` have come since. */
+static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t came) {
+    index->code_due = live > 0 ? (uint64_t)live * NODEDB_VAMANA__CODE_AGAIN : NODEDB_VAMANA__CODE_FIRST;
+    index->code_live = live, index->code_came = came, index->code_strange = 0;
+}
+
+/* Is it time to make codes: for the first time, as there are many more vectors, as they may all be others than when the
+ * codes were made, or as many of the new ones are of a kind that the codes do not know? */
+static bool nodedb_vamana__codes_due(const nodedb_vamana *index) {
+    uint32_t many = index->live > NODEDB_VAMANA__CODE_FIRST ? index->live : NODEDB_VAMANA__CODE_FIRST;
+    if (nodedb_vamana__first_bits(index) == 0) return false;
+    return index->live >= index->code_due || (index->code_live > 0 &&
+                                              (index->code_came >= many ||
+                                               index->code_strange >= many / NODEDB_VAMANA__STRANGE_SHARE));
+}
+
 /* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
 static void nodedb_vamana__end_codes(nodedb_vamana *index) {
     nodedb_vamana__arrays trial = *index->arrays;
@@ -3251,7 +3283,7 @@ static void nodedb_vamana__end_codes(nodedb_vamana *index) {
         nodedb_vamana__begin_codes(index, 8);
         return;
     }
-    index->code_due = (uint64_t)index->live * NODEDB_VAMANA__CODE_AGAIN, index->code_live = index->live;
+    nodedb_vamana__codes_made(index, index->live, 0);
     if (good && nodedb_vamana__replace_codes(index, index->recodes, index->recoder)) {
         index->recoder = NULL, index->recodes = NULL;
         return;
@@ -3261,16 +3293,20 @@ static void nodedb_vamana__end_codes(nodedb_vamana *index) {
         (void)nodedb_vamana__replace_codes(index, NULL, NULL);
 }
 
+static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more) {
+    index->code_came = more < UINT32_MAX - index->code_came ? index->code_came + more : UINT32_MAX;
+}
+
 /* Makes up to `budget` codes, beginning anew when that is due. True: there is more to do. */
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
     const nodedb_vamana__arrays *a = index->arrays;
-    if (index->recoder == NULL && index->live >= index->code_due && nodedb_vamana__first_bits(index) != 0)
+    if (index->recoder == NULL && nodedb_vamana__codes_due(index))
         nodedb_vamana__begin_codes(index, nodedb_vamana__first_bits(index));
     if (index->recoder == NULL) return false;
     for (; budget > 0 && index->recode_at < a->slots; budget--, index->recode_at++)
         if (a->states[index->recode_at] != NODEDB_VAMANA__FREE)
-            nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, index->writer->turned,
-                                       index->recode_at);
+            (void)nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, index->writer->turned,
+                                             index->recode_at);
     if (index->recode_at == a->slots) nodedb_vamana__end_codes(index);
     return index->recoder != NULL;
 }
@@ -3278,9 +3314,10 @@ static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
 /* The codes of a vector that has come to a slot: of the codes that there are, and of those that are being made. */
 static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
-    if (a->codes != NULL) nodedb_vamana__encode_slot(index, a, a->coder, a->codes, turned, slot);
+    if (a->codes != NULL && !nodedb_vamana__encode_slot(index, a, a->coder, a->codes, turned, slot))
+        (void)nodedb__add_relaxed(&index->code_strange, 1u);
     if (index->recoder != NULL && slot < index->recode_at)
-        nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, turned, slot);
+        (void)nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, turned, slot);
 }
 
 /* ===================================================================================================================
@@ -3419,7 +3456,8 @@ static void nodedb_vamana__forget_all(nodedb_vamana *index) {
     }
     nodedb_vamana__count_live(index, 0, 0);
     index->first_free = NODEDB_VAMANA__NONE, index->sweep = NODEDB_VAMANA__IDLE;
-    index->norm_max = 0, index->entry_due = 0, index->code_due = NODEDB_VAMANA__CODE_FIRST;
+    index->norm_max = 0, index->entry_due = 0;
+    nodedb_vamana__codes_made(index, 0, 0);
 }
 
 static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
@@ -3495,6 +3533,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     a->ids[slot] = id;
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__LIVE);
     nodedb_vamana__count_live(index, index->live + 1, index->removed);
+    nodedb_vamana__count_came(index, 1);
     if (!nodedb_vamana__table_add(a, slot)) assert(false);
     row = nodedb_vamana__row(index, a, slot);
     back = slot;
@@ -3662,13 +3701,14 @@ static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch
     for (i = 0; i < batch; i++)
         nodedb_vamana__set_state(index->arrays, build->slot_of[build->order[build->from + i]], NODEDB_VAMANA__LIVE);
     nodedb_vamana__count_live(index, index->live + (uint32_t)batch, index->removed);
+    nodedb_vamana__count_came(index, (uint32_t)batch);
 }
 
 static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = (uint32_t)item;
     if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
-        nodedb_vamana__encode_slot(index, index->arrays, index->recoder, index->recodes, s->turned, slot);
+        (void)nodedb_vamana__encode_slot(index, index->arrays, index->recoder, index->recodes, s->turned, slot);
 }
 
 /* Makes the codes that are due, with all threads. */
@@ -3701,7 +3741,7 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
             build->cancelled = !goes_on && (done < n || build->pass + 1 < index->passes);
         }
     }
-    if (index->live >= 2 * index->code_live) index->code_due = NODEDB_VAMANA__CODE_FIRST; /* by the whole graph */
+    if (index->live / 2 >= index->code_live) index->code_due = NODEDB_VAMANA__CODE_FIRST; /* by the whole graph */
     nodedb_vamana__build_codes(build);
     return inserted;
 }
@@ -4539,6 +4579,8 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_BITS = 148,
     NODEDB_VAMANA__AT_RESIDENT = 152,
     NODEDB_VAMANA__AT_STEP = 156,
+    NODEDB_VAMANA__AT_CODE_LIVE = 160,
+    NODEDB_VAMANA__AT_CODE_CAME = 164,
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
 };
 
@@ -4731,7 +4773,7 @@ static void nodedb_vamana__write_vectors(const nodedb_vamana *index, nodedb_vama
         const uint8_t *code = saved->code;
         if (a->states[slot] == NODEDB_VAMANA__FREE) memset(saved->code, 0, c->stride);
         else if (a->codes != NULL) code = a->codes + (size_t)slot * c->stride;
-        else nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot),
+        else (void)nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot),
                                    a->norms != NULL ? a->norms[slot] : 0, saved->turned, saved->code);
         nodedb_vamana__write(w, code, bytes);
     }
@@ -4771,6 +4813,8 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb__put_u32(header + NODEDB_VAMANA__AT_BITS, c == NULL ? 0 : c->bits);
     nodedb__put_u32(header + NODEDB_VAMANA__AT_RESIDENT, a->codes != NULL ? 1 : 0);
     nodedb_vamana__put_f32(header + NODEDB_VAMANA__AT_STEP, c == NULL ? 0 : c->step);
+    nodedb__put_u32(header + NODEDB_VAMANA__AT_CODE_LIVE, index->code_live);
+    nodedb__put_u32(header + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
     nodedb__put_u32(header + NODEDB_VAMANA__AT_HEADER_SUM, nodedb__crc32c(0, header, NODEDB_VAMANA__AT_HEADER_SUM));
 }
 
@@ -4958,7 +5002,7 @@ static nodedb_status nodedb_vamana__nonsense(nodedb_vamana__reader *r, const cha
 
 /* The counts of a header. */
 typedef struct nodedb_vamana__counts {
-    uint32_t slots, live, removed, entry, bits;
+    uint32_t slots, live, removed, entry, bits, code_live, code_came;
     float norm_max;
     bool resident; /* the codes are the index's own, not made for disk mode only */
 } nodedb_vamana__counts;
@@ -5010,6 +5054,8 @@ static nodedb_status nodedb_vamana__read_header(nodedb_vamana__reader *r, nodedb
     shape->entry = nodedb__get_u32(h + NODEDB_VAMANA__AT_ENTRY);
     shape->norm_max = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_NORM_MAX);
     shape->resident = nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT) != 0;
+    shape->code_live = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
+    shape->code_came = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
     if (shape->slots > NODEDB_VAMANA_MAX_VECTORS || (uint64_t)shape->live + shape->removed > shape->slots ||
         (shape->live == 0) != (shape->entry == NODEDB_VAMANA__NONE) || !(shape->norm_max >= 0) ||
         !nodedb_vamana__is_finite(shape->norm_max) || (shape->live > 0 && shape->entry >= shape->slots) ||
@@ -5193,8 +5239,9 @@ static nodedb_status nodedb_vamana__load(nodedb_vamana *index, nodedb_vamana__re
     if (status == NODEDB_OK && coder != NULL) status = nodedb_vamana__load_codes(index, r);
     if (status != NODEDB_OK) return status;
     index->entry_due = 2 * (uint64_t)index->live;
-    if (index->arrays->codes != NULL)
-        index->code_due = (uint64_t)index->live * NODEDB_VAMANA__CODE_AGAIN, index->code_live = index->live;
+    nodedb_vamana__codes_made(index, counts->code_live == 0 && index->arrays->codes != NULL ? index->live
+                                                                                            : counts->code_live,
+                              counts->code_came);
     nodedb_vamana__choose_starts(index, index->arrays);
     if (index->coded) return NODEDB_OK;
     vector = (uint8_t *)nodedb__alloc(&index->allocator, vector_bytes, NODEDB_CACHE_LINE_BYTES);
