@@ -648,39 +648,67 @@ TEST(a_removed_vector_is_never_returned_again_and_a_replaced_one_only_in_its_new
     nodedb_vamana_destroy(index);
 }
 
+/* As in FreshDiskANN: 5% of all are removed and as many of the others inserted, fifty times over. */
 TEST(recall_and_memory_stay_under_churn) {
-    enum { N = SLOW ? 800 : 4000, ROUNDS = 20, PART = N / 20 };
+    enum { N = SLOW ? 800 : 4000, POOL = 2 * N, ROUNDS = SLOW ? 20 : 50, PART = N / 20 };
     const sift *s = sift10k();
     nodedb_vamana *index = build_sift(N, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2, 2), *fresh;
     nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
     nodedb_vamana_info info;
-    uint32_t i, round, next = N, oldest = 0;
-    uint64_t ids[N], memory;
+    uint32_t i, round, ids[POOL];
+    uint64_t live[N], state = test_seed;
     uint8_t *vectors = (uint8_t *)malloc((size_t)N * s->dim);
     double churned, built;
     int beam;
-    CHECK_EQ(nodedb_vamana_reserve(index, N + N / 5, NULL), NODEDB_OK);
-    memory = nodedb_vamana_memory_bytes(index);
+    for (i = 0; i < POOL; i++) ids[i] = i; /* the first N are in the index */
     for (round = 0; round < ROUNDS; round++)
-        for (i = 0; i < PART; i++, next++, oldest++) {
-            CHECK_EQ(nodedb_vamana_remove(index, oldest, NULL), NODEDB_OK);
-            CHECK_EQ(nodedb_vamana_insert(index, next, s->base + (size_t)next * s->dim, NULL), NODEDB_OK);
+        for (i = 0; i < PART; i++) {
+            uint32_t out = (uint32_t)(test_random(&state) % N), in = N + (uint32_t)(test_random(&state) % (POOL - N));
+            uint32_t swap = ids[out];
+            CHECK_EQ(nodedb_vamana_remove(index, ids[out], NULL), NODEDB_OK);
+            ids[out] = ids[in], ids[in] = swap;
+            CHECK_EQ(nodedb_vamana_insert(index, ids[out], s->base + (size_t)ids[out] * s->dim, NULL), NODEDB_OK);
             nodedb_vamana_inspect(index, &info);
-            if (i % 50 == 0) CHECK(info.removed + info.free <= N / 5);
+            CHECK(info.removed <= N / 18 + 2);
         }
-    CHECK_EQ(nodedb_vamana_memory_bytes(index), memory);
     for (i = 0; i < N; i++)
-        ids[i] = oldest + i, memcpy(vectors + (size_t)i * s->dim, s->base + (size_t)ids[i] * s->dim, s->dim);
+        live[i] = ids[i], memcpy(vectors + (size_t)i * s->dim, s->base + (size_t)ids[i] * s->dim, s->dim);
     fresh = nodedb_vamana_create(&c, NULL);
-    CHECK_EQ(nodedb_vamana_build(fresh, ids, vectors, N, 2, NULL, NULL, NULL), NODEDB_OK);
-    for (beam = 10; beam <= 40; beam *= 2) {
+    CHECK_EQ(nodedb_vamana_build(fresh, live, vectors, N, 2, NULL, NULL, NULL), NODEDB_OK);
+    printf("     memory: %.4f of a fresh build's\n", (double)nodedb_vamana_memory_bytes(index) /
+                                                         (double)nodedb_vamana_memory_bytes(fresh));
+    CHECK(nodedb_vamana_memory_bytes(index) <= nodedb_vamana_memory_bytes(fresh) / 10 * 11);
+    for (beam = 10; beam <= 80; beam *= 2) {
         churned = recall_by_scan(index, s->queries, s->dim, s->query_count, (uint32_t)beam);
         built = recall_by_scan(fresh, s->queries, s->dim, s->query_count, (uint32_t)beam);
         printf("     recall@10, beam %d: %.4f after churn, %.4f of a fresh build\n", beam, churned, built);
-        CHECK(churned >= built - 0.02);
+        CHECK(churned >= built - 0.01);
     }
     free(vectors);
     nodedb_vamana_destroy(fresh);
+    nodedb_vamana_destroy(index);
+}
+
+/* With a beam as narrow as k, one removed vector in it leaves too few results. */
+TEST(removed_vectors_in_the_beam_widen_it_and_make_no_search_look_at_all) {
+    const sift *s = sift10k();
+    nodedb_vamana *index = build_sift(ALL, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2, 2);
+    nodedb_vamana_searcher *searcher = nodedb_vamana_searcher_create(index, NULL, NULL);
+    uint32_t i, j, found, widened = 0;
+    for (i = 0; i < ALL / 40; i++) CHECK_EQ(nodedb_vamana_remove(index, 37 * i % ALL, NULL), NODEDB_OK);
+    for (i = 0; i < 200 && i < s->query_count; i++) {
+        nodedb_vamana_query q = query_of(s->queries + (size_t)i * s->dim, 10, 10);
+        nodedb_vamana_result r[10];
+        nodedb_vamana_stats stats;
+        CHECK_EQ(nodedb_vamana_search(searcher, &q, r, &found, &stats, NULL), NODEDB_OK);
+        CHECK_EQ(found, 10);
+        CHECK(!stats.scanned || SLOW);
+        CHECK(stats.distances < ALL / 3 || SLOW);
+        widened += searcher->beam_count > 10;
+        for (j = 0; j < found; j++) CHECK(nodedb_vamana_contains(index, r[j].id));
+    }
+    CHECK(widened > 5);
+    nodedb_vamana_searcher_destroy(searcher);
     nodedb_vamana_destroy(index);
 }
 
@@ -703,13 +731,20 @@ TEST(maintain_mends_all_in_slices_and_frees_the_slots) {
     nodedb_vamana *index = build_sift(2000, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2, 2);
     nodedb_vamana_info info;
     uint32_t i, slices = 0;
-    for (i = 0; i < 90; i++) CHECK_EQ(nodedb_vamana_remove(index, i * 20, NULL), NODEDB_OK);
+    uint64_t most = 0, bound = 5 * (uint64_t)nodedb_vamana_degree(index) * nodedb_vamana_degree(index);
+    for (i = 0; i < 60; i++) CHECK_EQ(nodedb_vamana_remove(index, i * 20, NULL), NODEDB_OK);
     nodedb_vamana_inspect(index, &info);
-    CHECK_EQ(info.removed, 90);
+    CHECK_EQ(info.removed, 60);
+    for (i = 0; i < 500; i++) { /* node by node */
+        index->writer->computed = 0;
+        CHECK(nodedb_vamana_maintain(index, 1));
+        if (index->writer->computed > most) most = index->writer->computed;
+    }
+    CHECK(most > 0 && most <= bound);
     while (nodedb_vamana_maintain(index, 100)) slices++;
-    CHECK(slices >= 19 && slices < 30);
+    CHECK(slices >= 14 && slices < 25);
     nodedb_vamana_inspect(index, &info);
-    CHECK(info.removed == 0 && info.free == 90 && info.live == 1910);
+    CHECK(info.removed == 0 && info.free == 60 && info.live == 1940);
     CHECK(!nodedb_vamana_maintain(index, 100));
     CHECK(recall_by_scan(index, s->queries, s->dim, 100, 64) >= 0.99);
     nodedb_vamana_destroy(index);
