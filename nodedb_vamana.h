@@ -923,8 +923,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
 
 /* Many questions that differ only in their vectors: `vectors` are n rows of `dim` components (common->vector is not
  * used), `results` has room for n times k, `found` for n numbers; `stats` are the sums. Each question sees the index as
- * it is when its turn comes. Errors as in search; of the first question that fails, which the message names; those
- * before it are answered. */
+ * it is when its turn comes. On disk the device reads for some questions while others walk, which is how to keep it
+ * busy; the first such call allocates. Errors as in search; of the first question that fails, which the message names;
+ * those before it are answered. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
@@ -2022,6 +2023,8 @@ struct nodedb_vamana_searcher {
     uint32_t candidates_max, beam_count, spare_count;
     nodedb_vamana_fetcher fetcher;  /* coded: where the rerank gets exact vectors */
     bool own_fetcher;
+    struct nodedb_vamana__parked *parked; /* coded: search_many's questions that wait for the disk; NULL: none yet */
+    size_t parked_bytes;            /* with their vectors and results, behind them */
     uint64_t hops, computed, exact; /* of the query that is under way */
 };
 
@@ -2862,11 +2865,12 @@ NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *se
     allocator = searcher->allocator;
     if (searcher->own_fetcher && searcher->fetcher.destroy != NULL) searcher->fetcher.destroy(searcher->fetcher.ctx);
     nodedb__release(&allocator, searcher->memory, searcher->memory_bytes);
+    nodedb__release(&allocator, searcher->parked, searcher->parked_bytes);
     nodedb__release(&allocator, searcher, sizeof *searcher);
 }
 
 NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vamana_searcher *searcher) {
-    return searcher == NULL ? 0 : searcher->memory_bytes + sizeof *searcher;
+    return searcher == NULL ? 0 : searcher->memory_bytes + searcher->parked_bytes + sizeof *searcher;
 }
 
 NODEDB_VAMANA__INLINE bool nodedb_vamana__nearer(const nodedb_vamana__near *a, float distance, uint32_t slot) {
@@ -3925,10 +3929,34 @@ static bool nodedb_vamana__is_filtered(const nodedb_vamana_query *query) {
     return query->filter != NULL || query->bitmap != NULL;
 }
 
+/* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap at
+ * results[0 .. *heap). */
+static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                 nodedb_vamana__near *results, size_t most, size_t from, size_t n,
+                                                 size_t *heap, nodedb_error *err) {
+    const nodedb_vamana__arrays *a = s->arrays;
+    size_t i;
+    for (i = from; i < from + n; i++) {
+        nodedb_error reason;
+        uint32_t slot = results[i].slot;
+        const void *vector = s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
+        float distance;
+        if (vector == NULL) {
+            if (err != NULL) *err = reason;
+            return reason.status;
+        }
+        distance = nodedb_vamana__exact(s->index, exact, vector, a->norms != NULL ? a->norms[slot] : 0);
+        if (!nodedb_vamana__is_finite(distance))
+            return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector", s->index->path,
+                                (unsigned long long)a->ids[slot]);
+        *heap = nodedb_vamana__offer(a->ids, results, *heap, most, distance, slot);
+    }
+    return NODEDB_OK;
+}
+
 /* Replaces the distances of `n` results by exact ones from the disk, and makes a heap of them. */
 static nodedb_status nodedb_vamana__rerank_disk(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 nodedb_vamana__near *results, size_t n, nodedb_error *err) {
-    const nodedb_vamana__arrays *a = s->arrays;
     size_t from, i, batch, heap = 0;
     for (from = 0; from < n; from += batch) {
         nodedb_status status;
@@ -3936,21 +3964,8 @@ static nodedb_status nodedb_vamana__rerank_disk(nodedb_vamana_searcher *s, const
         if (batch > s->candidates_max) batch = s->candidates_max;
         for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
         status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__take_fetched(s, exact, results, n, from, batch, &heap, err);
         if (status != NODEDB_OK) return status;
-        for (i = 0; i < batch; i++) {
-            nodedb_error reason;
-            const void *vector = s->fetcher.fetch(s->fetcher.ctx, s->slots[i], &reason);
-            float distance;
-            if (vector == NULL) {
-                if (err != NULL) *err = reason;
-                return reason.status;
-            }
-            distance = nodedb_vamana__exact(s->index, exact, vector, a->norms != NULL ? a->norms[s->slots[i]] : 0);
-            if (!nodedb_vamana__is_finite(distance))
-                return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector",
-                                    s->index->path, (unsigned long long)a->ids[s->slots[i]]);
-            heap = nodedb_vamana__offer(a->ids, results, heap, n, distance, s->slots[i]);
-        }
     }
     return NODEDB_OK;
 }
@@ -4078,33 +4093,37 @@ static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vam
     return n;
 }
 
-/* The walk, and from its beam the results that pass, in order in s->spare. Walks again with twice the beam if removed
- * ones have taken the places of results, and looks at all if the walk has met too few. */
-static nodedb_status nodedb_vamana__walk_and_collect(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
-                                                     nodedb_error *err) {
-    nodedb_vamana__target exact = nodedb_vamana__query_target(s, norm);
-    nodedb_status status = NODEDB_OK;
-    while (!plan->scan) {
-        if (plan->by_code) {
-            nodedb_vamana__target code = nodedb_vamana__code_target(s, s->query, norm);
-            nodedb_vamana__walk(s, &code, plan->beam, false);
-        } else {
-            nodedb_vamana__walk(s, &exact, plan->beam, false);
-            s->exact = s->computed;
-        }
+/* The walk, and from its beam at least k results that pass, a heap in s->spare; or plan->scan, as it has met too few.
+ * Walks again with twice the beam if removed ones have taken the places of results. */
+static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                    nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                    nodedb_error *err) {
+    for (;;) {
+        nodedb_vamana__target target = plan->by_code ? nodedb_vamana__code_target(s, s->query, norm)
+                                                     : nodedb_vamana__query_target(s, norm);
+        nodedb_status status;
+        nodedb_vamana__walk(s, &target, plan->beam, false);
+        if (!plan->by_code) s->exact = s->computed;
         *found = nodedb_vamana__collect(s, query, plan->keep);
-        if (*found >= plan->k && plan->by_code) return nodedb_vamana__rerank(s, &exact, s->spare, *found, err);
-        if (*found >= plan->k) break;
+        if (*found >= plan->k) return NODEDB_OK;
         plan->scan = nodedb_vamana__is_filtered(query) ||
                      (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live);
-        if (plan->scan) break;
+        if (plan->scan) return NODEDB_OK;
         plan->beam *= 2;
         status = nodedb_vamana__searcher_fit(s, plan->beam, err);
         if (status != NODEDB_OK) return status;
-        exact = nodedb_vamana__query_target(s, norm); /* its lists have moved */
     }
-    if (plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+}
+
+/* The results of a planned question, in order in s->spare. */
+static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                 nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                 nodedb_error *err) {
+    nodedb_status status = plan->scan ? NODEDB_OK : nodedb_vamana__walk_to_results(s, query, plan, norm, found, err);
+    nodedb_vamana__target exact = nodedb_vamana__query_target(s, norm);
+    if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+    else if (status == NODEDB_OK && plan->by_code)
+        return nodedb_vamana__rerank(s, &exact, s->spare, *found, err);
     if (status == NODEDB_OK) nodedb_vamana__sort_heap(s->arrays->ids, s->spare, *found);
     return status;
 }
@@ -4123,22 +4142,32 @@ static void nodedb_vamana__reads_so_far(const nodedb_vamana_searcher *s, uint64_
     if (s->fetcher.counters != NULL) s->fetcher.counters(s->fetcher.ctx, reads, retries);
 }
 
-/* Copies the results out, and what they have cost. */
-static void nodedb_vamana__finish(nodedb_vamana_searcher *s, size_t n, bool scanned, uint64_t reads, uint64_t retries,
-                                  nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats) {
+/* Copies the best k of `n` results out. */
+static void nodedb_vamana__hand_out(const nodedb_vamana_searcher *s, const nodedb_vamana__near *from, size_t n,
+                                    uint32_t k, nodedb_vamana_result *results, uint32_t *found) {
     uint32_t i;
-    for (i = 0; i < n; i++) {
-        results[i].id = s->arrays->ids[s->spare[i].slot];
-        results[i].distance = s->spare[i].distance;
-    }
-    *found = (uint32_t)n;
-    if (stats == NULL) return;
-    nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
-    stats->reads -= reads, stats->retries -= retries;
-    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = scanned;
+    *found = n < k ? (uint32_t)n : k;
+    for (i = 0; i < *found; i++) results[i].id = s->arrays->ids[from[i].slot], results[i].distance = from[i].distance;
 }
 
 enum nodedb_vamana__way { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
+
+/* Makes s->query of the question's vector, and the plan. */
+static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                   const void *vector, enum nodedb_vamana__way way,
+                                                   nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
+    nodedb_status status;
+    if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
+                            (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
+    s->hops = 0, s->computed = 0, s->exact = 0;
+    status = nodedb_vamana__prepare(s->index, vector, s->query, norm, -1, err);
+    if (status != NODEDB_OK) return status;
+    if (way == NODEDB_VAMANA__SEARCH) return nodedb_vamana__plan_query(s, query, plan, err);
+    memset(plan, 0, sizeof *plan);
+    plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan->scan = true;
+    return nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan->k), err);
+}
 
 /* One question, by one who is counted in as a reader. */
 static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
@@ -4147,27 +4176,18 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
                                            nodedb_error *err) {
     nodedb_vamana__plan plan;
     uint64_t reads, retries;
-    nodedb_status status;
     size_t n = 0;
     float norm;
-    if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
-                            (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
-    status = nodedb_vamana__prepare(s->index, vector, s->query, &norm, -1, err);
+    nodedb_status status = nodedb_vamana__begin_question(s, query, vector, way, &plan, &norm, err);
     if (status != NODEDB_OK) return status;
-    if (way == NODEDB_VAMANA__SEARCH) {
-        status = nodedb_vamana__plan_query(s, query, &plan, err);
-    } else {
-        memset(&plan, 0, sizeof plan);
-        plan.k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan.scan = true;
-        status = nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan.k), err);
-    }
-    if (status != NODEDB_OK) return status;
-    s->hops = 0, s->computed = 0, s->exact = 0;
     nodedb_vamana__reads_so_far(s, &reads, &retries);
-    status = nodedb_vamana__walk_and_collect(s, query, &plan, norm, &n, err);
+    status = nodedb_vamana__find_results(s, query, &plan, norm, &n, err);
     if (status != NODEDB_OK) return status;
-    nodedb_vamana__finish(s, n < plan.k ? n : plan.k, plan.scan, reads, retries, results, found, stats);
+    nodedb_vamana__hand_out(s, s->spare, n, plan.k, results, found);
+    if (stats == NULL) return NODEDB_OK;
+    nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
+    stats->reads -= reads, stats->retries -= retries;
+    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = plan.scan;
     return NODEDB_OK;
 }
 
@@ -4197,33 +4217,196 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
     return status;
 }
 
+/* ---- many questions ---------------------------------------------------------------------------------------------- */
+
+/* Many questions with one searcher: what all of them need. */
+typedef struct nodedb_vamana__questions {
+    nodedb_vamana_searcher *s;
+    const nodedb_vamana_query *common;
+    const uint8_t *vectors;
+    nodedb_vamana_result *results;
+    uint32_t *found;
+    uint32_t k;
+    nodedb_vamana_stats sum;
+    uint64_t failed;              /* the question of the first error */
+    /* on disk: questions whose reads are under way, and those that walk meanwhile */
+    struct nodedb_vamana__parked *group[2];
+    uint32_t count[2], group_max, keep;
+} nodedb_vamana__questions;
+
+/* A question that has walked: its results by code, whose vectors are being read. */
+typedef struct nodedb_vamana__parked {
+    uint64_t question;
+    uint8_t *query;               /* prepared: index->stride bytes */
+    nodedb_vamana__near *results; /* n, with room for questions.keep */
+    size_t n;
+    float norm;
+} nodedb_vamana__parked;
+
+/* Answers question i at once. */
+static nodedb_status nodedb_vamana__ask_one(nodedb_vamana__questions *q, uint64_t i, nodedb_error *err) {
+    nodedb_vamana_searcher *s = q->s;
+    nodedb_vamana_stats one;
+    uint32_t parity;
+    nodedb_status status;
+    s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* each for itself: a writer never waits long */
+    status = nodedb_vamana__answer(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
+                                   NODEDB_VAMANA__SEARCH, q->results + (size_t)i * q->k, &q->found[i], &one, err);
+    nodedb_vamana__leave(s->index, s->stripe, parity);
+    if (status != NODEDB_OK) {
+        q->failed = i;
+        return status;
+    }
+    q->sum.hops += one.hops, q->sum.distances += one.distances, q->sum.exact += one.exact;
+    q->sum.reads += one.reads, q->sum.retries += one.retries, q->sum.scanned = q->sum.scanned || one.scanned;
+    return NODEDB_OK;
+}
+
+/* Room for two groups of questions, each with no more results than the fetcher takes at once. False: one at a time. */
+static bool nodedb_vamana__make_parking(nodedb_vamana__questions *q, uint64_t n) {
+    nodedb_vamana_searcher *s = q->s;
+    nodedb_vamana__plan plan;
+    uint32_t most = s->fetcher.batch_max < s->candidates_max ? s->fetcher.batch_max : s->candidates_max, i;
+    size_t query_bytes = (s->index->stride + 15) / 16 * 16, results_bytes, bytes;
+    uint8_t *at;
+    if (n < 2 || nodedb_vamana__is_filtered(q->common) || q->common->k > NODEDB_VAMANA_MAX_BEAM ||
+        q->common->beam > NODEDB_VAMANA_MAX_BEAM || nodedb_vamana__plan_query(s, q->common, &plan, NULL) != NODEDB_OK ||
+        plan.scan || plan.keep > most)
+        return false;
+    q->keep = plan.keep, q->group_max = most / plan.keep;
+    results_bytes = (q->keep * sizeof(nodedb_vamana__near) + 15) / 16 * 16;
+    bytes = 2 * q->group_max * (sizeof(nodedb_vamana__parked) + query_bytes + results_bytes);
+    if (s->parked_bytes < bytes) {
+        nodedb__release(&s->allocator, s->parked, s->parked_bytes);
+        s->parked_bytes = 0;
+        s->parked = (nodedb_vamana__parked *)nodedb__alloc(&s->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
+        if (s->parked == NULL) return false;
+        s->parked_bytes = bytes;
+    }
+    at = (uint8_t *)(s->parked + 2 * q->group_max);
+    for (i = 0; i < 2 * q->group_max; i++, at += query_bytes + results_bytes)
+        s->parked[i].query = at, s->parked[i].results = (nodedb_vamana__near *)(void *)(at + query_bytes);
+    q->group[0] = s->parked, q->group[1] = s->parked + q->group_max;
+    return true;
+}
+
+/* Announces the vectors of a group that has walked: its reads begin. */
+static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__questions *q, uint32_t group, nodedb_error *err) {
+    uint32_t i;
+    size_t n = 0, j;
+    nodedb_status status;
+    for (i = 0; i < q->count[group]; i++)
+        for (j = 0; j < q->group[group][i].n; j++) q->s->slots[n++] = q->group[group][i].results[j].slot;
+    if (n == 0) return NODEDB_OK;
+    status = q->s->fetcher.prefetch_batch(q->s->fetcher.ctx, q->s->slots, n, err);
+    if (status != NODEDB_OK) q->failed = q->group[group][0].question;
+    return status;
+}
+
+/* Takes what a group has read, question by question, and hands the results out. */
+static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint32_t group, nodedb_error *err) {
+    nodedb_vamana_searcher *s = q->s;
+    uint32_t i, count = q->count[group];
+    q->count[group] = 0;
+    for (i = 0; i < count; i++) {
+        nodedb_vamana__parked *p = &q->group[group][i];
+        nodedb_vamana__target exact;
+        size_t heap = 0;
+        nodedb_status status;
+        memcpy(s->query, p->query, s->index->stride);
+        exact = nodedb_vamana__query_target(s, p->norm);
+        status = nodedb_vamana__take_fetched(s, &exact, p->results, p->n, 0, p->n, &heap, err);
+        if (status != NODEDB_OK) {
+            q->failed = p->question;
+            return status;
+        }
+        nodedb_vamana__sort_heap(s->arrays->ids, p->results, p->n);
+        nodedb_vamana__hand_out(s, p->results, p->n, q->k, q->results + (size_t)p->question * q->k,
+                                &q->found[p->question]);
+        q->sum.distances += p->n, q->sum.exact += p->n;
+    }
+    return NODEDB_OK;
+}
+
+/* Ends the group whose reads are under way and begins those of the other, which has walked meanwhile. */
+static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint32_t *walking, nodedb_error *err) {
+    nodedb_status status = nodedb_vamana__end_reads(q, *walking ^ 1, err);
+    if (status == NODEDB_OK) status = nodedb_vamana__begin_reads(q, *walking, err);
+    *walking ^= 1;
+    return status;
+}
+
+/* On disk: the device reads for some questions while others walk. What is asked of a file never changes, so nobody need
+ * be counted in. */
+static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
+    nodedb_vamana_searcher *s = q->s;
+    nodedb_status status = NODEDB_OK, ended;
+    nodedb_error reason;
+    uint64_t i, reads, retries, reads_now, retries_now;
+    uint32_t walking = 0;
+    nodedb_vamana__reads_so_far(s, &reads, &retries);
+    for (i = 0; i < n && status == NODEDB_OK; i++) {
+        nodedb_vamana__plan plan;
+        nodedb_vamana__parked *p;
+        size_t found = 0;
+        float norm;
+        if (q->count[walking] == q->group_max) status = nodedb_vamana__next_group(q, &walking, err);
+        if (status != NODEDB_OK) return status;
+        p = &q->group[walking][q->count[walking]];
+        status = nodedb_vamana__begin_question(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
+                                               NODEDB_VAMANA__SEARCH, &plan, &norm, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, err);
+        if (status != NODEDB_OK) {
+            q->failed = i;
+            break;
+        }
+        q->sum.hops += s->hops, q->sum.distances += s->computed;
+        if (plan.scan) { /* it reads everything itself */
+            status = nodedb_vamana__next_group(q, &walking, err);
+            if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, &walking, err);
+            if (status == NODEDB_OK) status = nodedb_vamana__ask_one(q, i, err);
+            if (status != NODEDB_OK) return status;
+            continue;
+        }
+        memcpy(p->query, s->query, s->index->stride);
+        memcpy(p->results, s->spare, found * sizeof *p->results);
+        p->question = i, p->n = found, p->norm = norm;
+        q->count[walking]++;
+    }
+    /* those before the one that failed are answered, unless they fail themselves */
+    ended = nodedb_vamana__next_group(q, &walking, &reason);
+    if (ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
+    if (ended != NODEDB_OK && err != NULL) *err = reason;
+    nodedb_vamana__reads_so_far(s, &reads_now, &retries_now);
+    q->sum.reads = reads_now - reads, q->sum.retries = retries_now - retries;
+    return ended != NODEDB_OK ? ended : status;
+}
+
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
                                                           nodedb_vamana_stats *stats, nodedb_error *err) {
-    uint32_t parity, k, none;
+    uint32_t none, parity;
     nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results,
                                                          n == 0 && found != NULL ? &none : found, err);
-    nodedb_vamana_stats one, sum;
+    nodedb_vamana__questions q;
     uint64_t i;
-    memset(&sum, 0, sizeof sum);
     for (i = 0; i < n && found != NULL; i++) found[i] = 0;
     if (status != NODEDB_OK) return status;
-    k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
-    for (i = 0; i < n && status == NODEDB_OK; i++) { /* each counts in for itself, so that a writer never waits long */
+    memset(&q, 0, sizeof q);
+    q.s = searcher, q.common = common, q.vectors = (const uint8_t *)vectors, q.results = results, q.found = found;
+    q.k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
+    if (searcher->index->coded) { /* its arrays are the same for ever */
         searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-        status = nodedb_vamana__answer(searcher, common,
-                                       (const uint8_t *)vectors + (size_t)i * searcher->index->vector_bytes,
-                                       NODEDB_VAMANA__SEARCH, results + (size_t)i * k, &found[i], &one, err);
         nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
-        if (status != NODEDB_OK) break;
-        sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact;
-        sum.reads += one.reads, sum.retries += one.retries, sum.scanned = sum.scanned || one.scanned;
     }
-    if (stats != NULL) *stats = sum;
+    if (searcher->index->coded && nodedb_vamana__make_parking(&q, n)) status = nodedb_vamana__ask_disk(&q, n, err);
+    else
+        for (i = 0; i < n && status == NODEDB_OK; i++) status = nodedb_vamana__ask_one(&q, i, err);
+    if (stats != NULL) *stats = q.sum;
     if (status != NODEDB_OK && err != NULL) {
         nodedb_error reason = *err;
-        (void)nodedb__fail(err, status, 0, "query %llu: %.200s", (unsigned long long)i, reason.message);
+        (void)nodedb__fail(err, status, 0, "query %llu: %.200s", (unsigned long long)q.failed, reason.message);
         err->sys_errno = reason.sys_errno, err->offset = reason.offset;
     }
     return status;

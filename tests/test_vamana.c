@@ -1430,6 +1430,84 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
     nodedb_vamana_destroy(memory);
 }
 
+/* While some questions walk, the device reads for others: five groups of them here, and a rest. */
+TEST(many_questions_on_disk_get_the_answers_of_each_and_errors_name_the_first) {
+    enum { ASKED = 57, K = 10 };
+    const char *path = saved_sift(2000, NODEDB_VAMANA_L2);
+    float *queries = sift_queries(ASKED);
+    int way;
+    for (way = 0; way < 3; way++) { /* io_uring, pread, calls that fail */
+        nodedb_vamana_open_config o;
+        nodedb_vamana *index;
+        nodedb_vamana_searcher *s;
+        nodedb_vamana_result many[ASKED * K], one[K];
+        nodedb_vamana_stats total, stats, sum;
+        uint32_t found[ASKED], found_one, i, j, reranks[3] = {0, 12, 64}, at, answered;
+        nodedb_error err;
+        failing f;
+        float kept;
+        memset(&f, 0, sizeof f);
+        memset(&o, 0, sizeof o);
+        o.mode = NODEDB_VAMANA_ON_DISK, o.no_uring = way > 0;
+        if (way == 2) o.io = failing_io(&f, true);
+        index = nodedb_vamana_open(path, &o, &err);
+        s = nodedb_vamana_searcher_create(index, NULL, &err);
+        REQUIRE(s != NULL);
+        for (at = 0; at < 3; at++) {
+            nodedb_vamana_query q = query_of(NULL, K, 64);
+            q.rerank = reranks[at];
+            memset(&sum, 0, sizeof sum);
+            CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, ASKED, many, found, &total, &err), NODEDB_OK);
+            for (i = 0; i < ASKED; i++) {
+                q.vector = queries + (size_t)i * 128;
+                CHECK_EQ(nodedb_vamana_search(s, &q, one, &found_one, &stats, &err), NODEDB_OK);
+                CHECK(found[i] == K && found_one == K);
+                for (j = 0; j < K; j++)
+                    CHECK(one[j].id == many[i * K + j].id && one[j].distance == many[i * K + j].distance);
+                sum.hops += stats.hops, sum.distances += stats.distances, sum.exact += stats.exact;
+                sum.reads += stats.reads;
+            }
+            CHECK(sum.hops == total.hops && sum.distances == total.distances && sum.exact == total.exact);
+            CHECK(total.reads > 0 && total.reads <= sum.reads && total.retries == 0 && !total.scanned);
+        }
+        {
+            nodedb_vamana_query q = query_of(NULL, K, 64);
+            uint64_t memory = nodedb_vamana_searcher_memory_bytes(s);
+            q.rerank = 20;
+            kept = queries[40 * 128 + 7], queries[40 * 128 + 7] = (float)strtod("inf", NULL);
+            CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, ASKED, many, found, &total, &err), NODEDB_ERR_INVALID);
+            CHECK_HAS(err.message, "query 40");
+            for (i = 0; i < ASKED; i++) CHECK_EQ(found[i], i < 40 ? K : 0);
+            queries[40 * 128 + 7] = kept;
+            if (way == 2) { /* one read fails twice: all before its question are answered */
+                f.calls = 0, f.fail_at = 250, f.fail_times = 2, f.error = EIO;
+                CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, ASKED, many, found, &total, &err), NODEDB_ERR_IO);
+                CHECK(err.sys_errno == EIO && err.offset > 0);
+                for (answered = 0; answered < ASKED && found[answered] == K; answered++) {
+                }
+                CHECK(answered > 5 && answered < 25);
+                for (i = answered; i < ASKED; i++) CHECK_EQ(found[i], 0);
+                {
+                    char name[32];
+                    snprintf(name, sizeof name, "query %u:", (unsigned)answered);
+                    CHECK_HAS(err.message, name);
+                }
+                f.calls = 0, f.fail_times = 1; /* once: repeated */
+                CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, ASKED, many, found, &total, &err), NODEDB_OK);
+                CHECK_EQ(total.retries, 1);
+                f.fail_at = 0;
+            }
+            q.beam = 4000; /* as many as there are: everything is looked at */
+            CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, 3, many, found, &total, &err), NODEDB_OK);
+            CHECK(total.scanned && found[2] == K);
+            CHECK(nodedb_vamana_searcher_memory_bytes(s) >= memory);
+        }
+        nodedb_vamana_searcher_destroy(s);
+        nodedb_vamana_destroy(index);
+    }
+    free(queries);
+}
+
 TEST(a_failed_read_is_repeated_once_and_then_reported) {
     const char *path = saved_sift(1000, NODEDB_VAMANA_L2);
     float *queries = sift_queries(1);
@@ -1679,7 +1757,7 @@ TEST(a_long_run_of_random_changes_agrees_with_a_model) {
     nodedb_vamana_destroy(index);
 }
 
-/* What lets a pruning skip distances: that those of a row's head which came out of one pruning shut nobody of them out. */
+/* What lets a pruning skip distances: those of a row's head which came out of one pruning shut none of them out. */
 TEST(the_pruned_part_of_every_row_stays_pruned_through_all_changes) {
     const sift *s = sift10k();
     uint32_t n = SLOW ? 400 : 3000, metric, i, slot;

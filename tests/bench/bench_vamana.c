@@ -24,7 +24,9 @@
  *   kernel/NAME                    bytes_per_s over vectors that do not fit the caches; limit/memory-read is their
  *                                  ceiling
  *   kernel-cached/NAME             the same over vectors that fit the first level: what the arithmetic costs
- *   disk/fetch=F/beam=N            recall_at_10, qps, reads_per_query; limit/random-read is their ceiling (128 at once)
+ *   disk/layout=resident/fetch=F/beam=N        recall_at_10, qps, reads_per_query, reads_per_s; 24 vectors are reranked
+ *   disk/layout=resident/fetch=F/beam=N/many   the same but for recall, all queries in one call
+ *   limit/random-read              reads_per_s of a bare io_uring: random blocks of the same file, 64 always in flight
  *
  * --only: cases that begin so, and nothing built that they do not need. --save-index and --load-index keep ours (with
  * both types F.u8 and F.f32), --hnsw-index loads hnswlib's or, where the file is missing, builds and saves it; what was
@@ -40,7 +42,8 @@ enum {
     INSERTS_MAX = 100000,      /* beyond, one by one takes too long for a benchmark */
     INSERTS_QUICK = 5000,
     SUBSET_QUERIES_MAX = 1000, /* whose truth among the first vectors is found by looking at all of those */
-    DISK_QUERIES_MAX = 1000    /* with pread one by one it takes long */
+    DISK_QUERIES_MAX = 1000,   /* with pread one by one it takes long */
+    DISK_RERANK = 24           /* vectors that a query reads */
 };
 
 #define ENOUGH_RECALL 0.99 /* widths above ENOUGH_WIDTH are for data where that one does not get there */
@@ -220,7 +223,7 @@ typedef struct costs {
 static nodedb_vamana_query query_for(const subject *s, uint32_t width) {
     nodedb_vamana_query q;
     memset(&q, 0, sizeof q);
-    q.k = K, q.beam = width;
+    q.k = K, q.beam = width, q.rerank = s->disk ? DISK_RERANK : 0;
     SET_EXACT_WALK(q, s->exact_walk);
     return q;
 }
@@ -295,7 +298,7 @@ static double timed(const subject *s, const point *p) {
 /* ---- the subjects ------------------------------------------------------------------------------------------------ */
 
 static void case_name(char *name, size_t size, const subject *s, uint32_t width) {
-    (void)snprintf(name, size, "%s/%s=%u%s", s->name, s->width_name, (unsigned)width, s->suffix);
+    (void)snprintf(name, size, "%.47s/%s=%u%.23s", s->name, s->width_name, (unsigned)width, s->suffix);
 }
 
 static subject make_subject(const data_set *d, nodedb_vamana_type type, const char *name) {
@@ -629,58 +632,98 @@ static void memory_rows(void) {
 
 /* ---- disk mode --------------------------------------------------------------------------------------------------- */
 
-/* What the device gives: random 4 KiB reads of the file, O_DIRECT, 128 at a time (by io_uring, else one by one). */
-static void random_read_row(const nodedb_vamana *index) {
+/* What the device gives: random blocks of the file, O_DIRECT, 64 always in flight, by nothing but io_uring. */
+static void random_read_row(const char *path) {
+#if defined(NODEDB_VAMANA__URING)
+    enum { DEPTH = 64 };
     double rates[ROUNDS_MAX];
-    uint32_t round, reads = quick ? 4096 : 16384, i;
-    uint64_t state = 7;
-    nodedb_vamana_fetcher f;
-    nodedb_error err;
-    uint32_t slots[128];
-    if (nodedb_vamana_fetcher_disk(index, 128, &f, &err) != NODEDB_OK) die("limit/random-read:", err.message);
-    for (round = 0; round < rounds; round++) {
-        uint64_t begin = bench_now_ns(), before, after, retries;
-        f.counters(f.ctx, &before, &retries);
-        do {
-            for (i = 0; i < 128; i++) slots[i] = (uint32_t)(nodedb__mix64(state++) % nodedb_vamana_count(index));
-            if (f.prefetch_batch(f.ctx, slots, 128, &err) != NODEDB_OK) die("limit/random-read:", err.message);
-            for (i = 0; i < 128; i++)
-                if (f.fetch(f.ctx, slots[i], &err) == NULL) die("limit/random-read:", err.message);
-            f.counters(f.ctx, &after, &retries);
-        } while (after - before < reads);
-        rates[round] = (double)(after - before) * 1e9 / (double)(bench_now_ns() - begin);
+    uint32_t round, reads = quick ? 4096 : 65536, done, begun;
+    uint64_t state = 7, blocks;
+    int fd = open(path, O_RDONLY | O_DIRECT);
+    uint8_t *buffers = (uint8_t *)aligned_alloc(4096, (size_t)DEPTH * 4096);
+    struct io_uring ring;
+    struct io_uring_cqe *cqe;
+    off_t size = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
+    if (fd < 0 || buffers == NULL || size < 4096 || io_uring_queue_init(DEPTH, &ring, 0) < 0) {
+        fprintf(stderr, "limit/random-read: no direct reads of %s\n", path);
+        if (fd >= 0) close(fd);
+        free(buffers);
+        return;
     }
-    f.destroy(f.ctx);
+    blocks = (uint64_t)size / 4096;
+    for (round = 0; round < rounds; round++) {
+        uint64_t begin = bench_now_ns();
+        for (begun = 0, done = 0; done < reads;) {
+            while (begun < reads && begun - done < DEPTH) {
+                struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
+                if (sqe == NULL) break;
+                /* nobody looks at what comes, so two reads may share a buffer */
+                io_uring_prep_read(sqe, fd, buffers + (size_t)(begun % DEPTH) * 4096, 4096,
+                                   nodedb__mix64(state++) % blocks * 4096);
+                begun++;
+            }
+            if (io_uring_submit_and_wait(&ring, 1) < 0) die("limit/random-read:", "the ring is broken");
+            while (io_uring_peek_cqe(&ring, &cqe) == 0 && cqe != NULL) {
+                if (cqe->res != 4096) die("limit/random-read: cannot read", path);
+                io_uring_cqe_seen(&ring, cqe);
+                done++;
+            }
+        }
+        rates[round] = (double)reads * 1e9 / (double)(bench_now_ns() - begin);
+    }
+    io_uring_queue_exit(&ring);
+    close(fd);
+    free(buffers);
     bench_row("limit/random-read", "reads_per_s", bench_median(rates, rounds), "1/s");
+#else
+    (void)path;
+#endif
+}
+
+static void reads_row(const subject *s, const point *p) {
+    double samples[ROUNDS_MAX];
+    char name[96];
+    case_name(name, sizeof name, s, p->width);
+    memcpy(samples, p->qps, sizeof samples);
+    put_row(name, "reads_per_s", bench_median(samples, rounds) * point_of(s->single, p->width)->reads, "1/s");
 }
 
 static void disk_rows(const nodedb_vamana *index, const data_set *d, const char *dir) {
-    static const uint32_t beams[] = {32, 64, 128, 0};
+    static const uint32_t beams[] = {24, 28, 32, 48, 64, 128, 0};
     nodedb_vamana_open_config o;
     nodedb_error err;
     char path[600];
-    int way;
+    uint32_t at;
+    int way, i;
     (void)snprintf(path, sizeof path, "%s/bench_vamana.index", dir);
     if (nodedb_vamana_save(index, path, &err) != NODEDB_OK) die("save:", err.message);
     memset(&o, 0, sizeof o);
     o.mode = NODEDB_VAMANA_ON_DISK;
+    random_read_row(path);
     for (way = 0; way < 2; way++) {
-        subject s = make_subject(d, NODEDB_VAMANA_F32, way == 0 ? "disk/fetch=uring" : "disk/fetch=pread");
+        const char *name = way == 0 ? "disk/layout=resident/fetch=uring" : "disk/layout=resident/fetch=pread";
+        subject both[2]; /* one query to a call, and all */
         nodedb_vamana *disk;
         o.no_uring = way == 1;
         disk = nodedb_vamana_open(path, &o, &err);
         if (disk == NULL) die("open:", err.message);
-        if (way == 0) {
-            random_read_row(disk);
+        if (way == 0)
             put_row("disk/open", "bytes_per_vector", (double)nodedb_vamana_memory_bytes(disk) / d->n, "bytes");
+        for (i = 0; i < 2; i++) {
+            both[i] = make_subject(d, NODEDB_VAMANA_F32, name);
+            both[i].disk = true, both[i].many = i == 1, both[i].single = i == 1 ? &both[0] : NULL;
+            both[i].query_count = quick ? DISK_QUERIES_MAX / 10 : DISK_QUERIES_MAX;
+            if (both[i].query_count > d->query_count) both[i].query_count = d->query_count;
+            if (i == 1) (void)snprintf(both[i].suffix, sizeof both[i].suffix, "/many");
+            give_searchers(&both[i], disk);
+            count(&both[i], beams, false);
         }
-        s.disk = true;
-        s.query_count = quick ? DISK_QUERIES_MAX / 10 : DISK_QUERIES_MAX;
-        if (s.query_count > d->query_count) s.query_count = d->query_count;
-        give_searchers(&s, disk);
-        count(&s, beams, false);
-        measure(&s, 1);
-        take_searchers(&s);
+        measure(both, 2);
+        both[0].single = &both[0];
+        for (i = 0; i < 2; i++) {
+            for (at = 0; at < both[i].point_count; at++) reads_row(&both[i], &both[i].points[at]);
+            take_searchers(&both[i]);
+        }
         nodedb_vamana_destroy(disk);
     }
     (void)remove(path);
