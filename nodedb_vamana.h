@@ -94,12 +94,12 @@
  *    beyond the vector itself: at most 4 R + dim / 2 + 32 + 22 with 4-bit codes and R a multiple of 16: for 128 bytes
  *    and R = 64, 342; a million of them take 338.5. In disk mode a float takes its code only, and 4 bytes more per
  *    vector for checksums.
- *    The arrays grow by 1/16 when full, which copies them; `reserve` or config.capacity avoids it. They shrink only in
- *    `compact`, and slots are reused before they grow. While codes are made anew there are two of each. Arrays over
- *    4 MiB ask for huge pages, which makes walks faster by a fifth and more. A searcher has about 512 bytes per entry
- *    of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of 128 blocks and an
- *    io_uring. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch (2% of all),
- *    and 16 MiB: nodedb_vamana_build_bytes says how much at most.
+ *    The arrays grow by 1/16 (and 64 at least) when full, which copies them; `reserve` or config.capacity avoids it.
+ *    They shrink only in `compact`, and slots are reused before they grow. While codes are made anew there are two of
+ *    each. Arrays over 4 MiB ask for huge pages, which makes walks faster by a fifth and more. A searcher has about 512
+ *    bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of 128
+ *    blocks and an io_uring. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch
+ *    (2% of all), and 16 MiB: nodedb_vamana_build_bytes says how much at most.
  *    Search allocates nothing unless its beam or k is larger than any before; insert nothing within the capacity but
  *    when codes are made anew.
  *
@@ -751,7 +751,7 @@ typedef struct nodedb_vamana_config {
     float alpha;                  /* how much longer a detour may be before an edge is kept, 1 .. 2. 0: 1.2 */
     uint32_t passes;              /* of a batch build over its vectors, 1 or 2. 0: 1 */
     nodedb_vamana_code code;      /* 0: NODEDB_VAMANA_CODE_AUTO */
-    uint64_t capacity;            /* vectors to make room for at once; the index grows by half when full. 0: 64 */
+    uint64_t capacity;            /* vectors to make room for at once; the index grows by 1/16 when full. 0: 64 */
     uint64_t seed;                /* order of a batch build, ties of equal distances. 0 is a seed like any other */
     const char *kernel;           /* name of the distance kernels to use. NULL: the best that this CPU has */
     bool no_huge_pages;           /* do not ask for huge pages (madvise) for the large arrays */
@@ -2353,17 +2353,20 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     return NODEDB_OK;
 }
 
-/* Room for `more` slots, growing by 1/16 at least: an insert then pays for copying 16 vectors, a hundredth of what it
- * costs anyway, and the room that is too much stays small. */
-static nodedb_status nodedb_vamana__make_room(nodedb_vamana *index, uint64_t more, nodedb_error *err) {
-    uint64_t capacity = index->arrays->capacity, free_slots = capacity - index->live - index->removed, wanted, least;
-    if (more <= free_slots) return NODEDB_OK;
-    wanted = capacity + (more - free_slots);
-    least = capacity + capacity / NODEDB_VAMANA__GROWTH_SHARE;
+/* The capacity after one too small for `wanted` slots: more by 1/16, and by 64, at least. An insert then pays for
+ * copying 16 vectors, a hundredth of what it costs anyway, and the room that is too much stays small. */
+static uint64_t nodedb_vamana__next_capacity(uint64_t capacity, uint64_t wanted) {
+    uint64_t more = capacity / NODEDB_VAMANA__GROWTH_SHARE, least;
+    least = capacity + (more > NODEDB_VAMANA__FIRST_CAPACITY ? more : NODEDB_VAMANA__FIRST_CAPACITY);
     if (least > NODEDB_VAMANA_MAX_VECTORS) least = NODEDB_VAMANA_MAX_VECTORS;
-    if (wanted < least) wanted = least;
-    if (wanted < NODEDB_VAMANA__FIRST_CAPACITY) wanted = NODEDB_VAMANA__FIRST_CAPACITY;
-    return nodedb_vamana__grow(index, wanted, err);
+    return wanted < least ? least : wanted;
+}
+
+/* Room for `more` slots. */
+static nodedb_status nodedb_vamana__make_room(nodedb_vamana *index, uint64_t more, nodedb_error *err) {
+    uint64_t capacity = index->arrays->capacity, free_slots = capacity - index->live - index->removed;
+    if (more <= free_slots) return NODEDB_OK;
+    return nodedb_vamana__grow(index, nodedb_vamana__next_capacity(capacity, capacity + (more - free_slots)), err);
 }
 
 static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
@@ -4587,13 +4590,13 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
                                                      nodedb_error *err) {
     nodedb_vamana *index = nodedb_vamana__new(config, err);
     nodedb_vamana_searcher s;
-    uint64_t capacity, bytes, lists, sample, code4, code8;
+    uint64_t first, capacity, bytes, lists, sample, code4, code8, without_codes;
     if (index == NULL) return 0;
     memset(&s, 0, sizeof s);
     s.index = index;
     nodedb_vamana__searcher_shape(&s, index->beam_build);
-    capacity = config->capacity > n ? config->capacity : n;
-    if (capacity < NODEDB_VAMANA__FIRST_CAPACITY) capacity = NODEDB_VAMANA__FIRST_CAPACITY;
+    first = capacity = config->capacity == 0 ? NODEDB_VAMANA__FIRST_CAPACITY : config->capacity;
+    if (n > capacity) capacity = nodedb_vamana__next_capacity(capacity, n);
     lists = (n / NODEDB_VAMANA__BATCH_SHARE + 1) * index->degree;
     code8 = nodedb_vamana__padded(index->dim);
     code4 = nodedb_vamana__padded(((size_t)index->dim + 63) / 64 * 32);
@@ -4604,8 +4607,11 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
     else if (index->code == NODEDB_VAMANA_CODE_8BIT) code4 = code8;
     else if (index->code == NODEDB_VAMANA_CODE_4BIT) code8 = code4;
     bytes = index->bytes + 3 * sizeof(nodedb_vamana__arrays) + 2 * (uint64_t)nodedb_vamana__coder_bytes(index) + sample;
-    bytes += capacity * (index->stride + index->row_words * 4 + 8 + 4 + 1 + 1 + code4 + code8);
+    without_codes = index->stride + index->row_words * 4 + 8 + 4 + 1 + 1;
+    bytes += capacity * (without_codes + code4 + code8);
     bytes += (uint64_t)nodedb_vamana__table_size_for(capacity) * sizeof(uint32_t);
+    if (capacity > first) /* while the first arrays are copied, there are two */
+        bytes += first * without_codes + (uint64_t)nodedb_vamana__table_size_for(first) * sizeof(uint32_t);
     bytes += ((threads == 0 ? 1 : threads) + (uint64_t)1) * (sizeof s + s.memory_bytes); /* and the writer's own */
     bytes += lists * 2 * sizeof(uint64_t) + (lists + 1) * sizeof(size_t) + 2 * n * sizeof(uint32_t);
     nodedb_vamana_destroy(index);
