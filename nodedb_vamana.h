@@ -100,8 +100,9 @@
  *    bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of 128
  *    blocks and an io_uring. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch
  *    (2% of all), and 16 MiB: nodedb_vamana_build_bytes says how much at most.
- *    Search allocates nothing unless its beam or k is larger than any before; insert nothing within the capacity but
- *    when codes are made anew.
+ *    Search allocates nothing unless its beam or k is larger than any before, or removed vectors crowd so narrow a beam
+ *    that it walks again with twice its width; search_many on disk also takes 2 x 128 results and their queries, once.
+ *    Insert takes nothing within the capacity but when codes are made anew.
  *
  * 7. ERRORS
  *    Every call that can fail returns a nodedb_status (or NULL) and says why in the nodedb_error. Refused input changes
@@ -179,7 +180,8 @@
  *    e. A full row that gets one more edge is pruned to 7/8 of R, not R, so that in high dimensions, where pruning
  *       drops little, not every insert prunes each of its neighbours again. Batch builds prune to R, once per batch.
  *       Those of the row that have come out of one pruning are not tried against each other again: the same graph, for
- *       a seventh of the distances (100,000 vectors: 7,000 -> 1,000 for each) and two thirds of the time.
+ *       a seventh of the distances (100,000 vectors: 7,000 -> 1,000 for each) and two thirds of the time. (IP: nearly
+ *       the same, as its distances change when a longer vector comes than ever before: 27 pairs of 157,610.)
  *    f. Of vectors equal to a node's own, 3 are kept and shut nobody out; ties are broken at random. By the paper's
  *       rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six seeds, a
  *       search for each other one with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of 7.3% (COSINE).
@@ -852,10 +854,10 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
 /* ---- exact vectors from elsewhere -------------------------------------------------------------------------------- */
 
 /* Where the rerank gets exact vectors of an index that was opened on disk. `prefetch_batch` announces the next `n`
- * slots (n <= batch_max) and forgets those announced before; `fetch` waits for one of them and returns `dim` components
- * in the stored form (COSINE over F32: of length 1) and this machine's byte order, valid until the next prefetch_batch,
- * or NULL and the reason. A slot out of range is NODEDB_ERR_INVALID, one that was not announced NODEDB_ERR_STATE. Not
- * for two threads at once. */
+ * slots (n <= batch_max; some may repeat) and forgets those announced before; `fetch` waits for one of them and returns
+ * `dim` components in the stored form (COSINE over F32: of length 1) and this machine's byte order, valid until the
+ * next prefetch_batch, or NULL and the reason. A slot out of range is NODEDB_ERR_INVALID, one that was not announced
+ * NODEDB_ERR_STATE. Not for two threads at once. */
 typedef struct nodedb_vamana_fetcher {
     void *ctx;
     uint32_t dim;
@@ -939,8 +941,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
 /* Many questions that differ only in their vectors: `vectors` are n rows of `dim` components (common->vector is not
  * used), `results` has room for n times k, `found` for n numbers; `stats` are the sums. Each question sees the index as
  * it is when its turn comes. On disk the device reads for some questions while others walk, which is how to keep it
- * busy; the first such call allocates. Errors as in search; of the first question that fails, which the message names;
- * those before it are answered. */
+ * busy; it allocates if more has to wait than ever before. Errors as in search; of the first question that fails, which
+ * the message names; those before it are answered. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
@@ -2329,13 +2331,29 @@ static void nodedb_vamana__drop_recoding(nodedb_vamana *index) {
     index->recoder = NULL, index->recodes = NULL;
 }
 
+/* The codes that are being made go on in a larger array, or begin again with the next change if there is no memory. To
+ * begin again at each growth would never end: those two take turns about as often. */
+static void nodedb_vamana__grow_recoding(nodedb_vamana *index, uint32_t capacity) {
+    size_t stride = index->recoder == NULL ? 0 : index->recoder->stride;
+    uint8_t *larger;
+    if (index->recoder == NULL) return;
+    larger = (uint8_t *)nodedb_vamana__take(index, capacity, stride, NODEDB_CACHE_LINE_BYTES);
+    if (larger == NULL) {
+        nodedb_vamana__drop_recoding(index);
+        return;
+    }
+    memcpy(larger, index->recodes, index->recode_at * stride);
+    nodedb_vamana__give(index, index->recodes, index->arrays->capacity, stride);
+    index->recodes = larger;
+}
+
 static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity, nodedb_error *err) {
     nodedb_vamana__arrays *old = index->arrays, *a;
     uint32_t slot;
     if (capacity <= old->capacity) return NODEDB_OK;
-    nodedb_vamana__drop_recoding(index); /* it begins again with the next change */
     a = nodedb_vamana__take_arrays(index, capacity, old->coder, err);
     if (a == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
+    nodedb_vamana__grow_recoding(index, a->capacity);
     memcpy(a->vectors, old->vectors, old->slots * index->stride);
     memcpy(a->ids, old->ids, old->slots * sizeof *old->ids);
     memcpy(a->rows, old->rows, old->slots * index->row_words * sizeof *old->rows);
@@ -4355,48 +4373,55 @@ static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint
     return status;
 }
 
+/* Lets question i walk, and parks it with the group that walks. One that must look at all is answered at once, when
+ * those before it are: it reads everything itself. */
+static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint64_t i, uint32_t *walking,
+                                               nodedb_error *err) {
+    nodedb_vamana_searcher *s = q->s;
+    nodedb_vamana__parked *p = &q->group[*walking][q->count[*walking]];
+    nodedb_vamana__plan plan;
+    size_t found = 0;
+    float norm;
+    nodedb_status status = nodedb_vamana__begin_question(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
+                                                         NODEDB_VAMANA__SEARCH, &plan, &norm, err);
+    if (status == NODEDB_OK) status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, err);
+    if (status != NODEDB_OK) {
+        q->failed = i;
+        return status;
+    }
+    if (plan.scan) { /* which walks once more: rare */
+        status = nodedb_vamana__next_group(q, walking, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, walking, err);
+        return status == NODEDB_OK ? nodedb_vamana__ask_one(q, i, err) : status;
+    }
+    q->sum.hops += s->hops, q->sum.distances += s->computed;
+    memcpy(p->query, s->query, s->index->stride);
+    memcpy(p->results, s->spare, found * sizeof *p->results);
+    p->question = i, p->n = found, p->norm = norm;
+    q->count[*walking]++;
+    return NODEDB_OK;
+}
+
 /* On disk: the device reads for some questions while others walk. What is asked of a file never changes, so nobody need
  * be counted in. */
 static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
-    nodedb_vamana_searcher *s = q->s;
-    nodedb_status status = NODEDB_OK, ended;
+    nodedb_status status = NODEDB_OK, ended = NODEDB_OK;
     nodedb_error reason;
     uint64_t i, reads, retries, reads_now, retries_now;
     uint32_t walking = 0;
-    nodedb_vamana__reads_so_far(s, &reads, &retries);
+    bool stuck = false; /* reading has failed, so there is no sense in ending the groups */
+    nodedb_vamana__reads_so_far(q->s, &reads, &retries);
     for (i = 0; i < n && status == NODEDB_OK; i++) {
-        nodedb_vamana__plan plan;
-        nodedb_vamana__parked *p;
-        size_t found = 0;
-        float norm;
         if (q->count[walking] == q->group_max) status = nodedb_vamana__next_group(q, &walking, err);
-        if (status != NODEDB_OK) return status;
-        p = &q->group[walking][q->count[walking]];
-        status = nodedb_vamana__begin_question(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                               NODEDB_VAMANA__SEARCH, &plan, &norm, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, err);
-        if (status != NODEDB_OK) {
-            q->failed = i;
-            break;
-        }
-        q->sum.hops += s->hops, q->sum.distances += s->computed;
-        if (plan.scan) { /* it reads everything itself */
-            status = nodedb_vamana__next_group(q, &walking, err);
-            if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, &walking, err);
-            if (status == NODEDB_OK) status = nodedb_vamana__ask_one(q, i, err);
-            if (status != NODEDB_OK) return status;
-            continue;
-        }
-        memcpy(p->query, s->query, s->index->stride);
-        memcpy(p->results, s->spare, found * sizeof *p->results);
-        p->question = i, p->n = found, p->norm = norm;
-        q->count[walking]++;
+        stuck = status != NODEDB_OK;
+        if (!stuck) status = nodedb_vamana__ask_parked(q, i, &walking, err);
     }
-    /* those before the one that failed are answered, unless they fail themselves */
-    ended = nodedb_vamana__next_group(q, &walking, &reason);
-    if (ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
+    /* those before one whose walk failed are answered, unless they fail themselves */
+    stuck = stuck || (status != NODEDB_OK && q->failed != i - 1);
+    if (!stuck) ended = nodedb_vamana__next_group(q, &walking, &reason);
+    if (!stuck && ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (ended != NODEDB_OK && err != NULL) *err = reason;
-    nodedb_vamana__reads_so_far(s, &reads_now, &retries_now);
+    nodedb_vamana__reads_so_far(q->s, &reads_now, &retries_now);
     q->sum.reads = reads_now - reads, q->sum.retries = retries_now - retries;
     return ended != NODEDB_OK ? ended : status;
 }

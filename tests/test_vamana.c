@@ -1483,7 +1483,7 @@ TEST(many_questions_on_disk_get_the_answers_of_each_and_errors_name_the_first) {
             if (way == 2) { /* one read fails twice: all before its question are answered */
                 f.calls = 0, f.fail_at = 250, f.fail_times = 2, f.error = EIO;
                 CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, ASKED, many, found, &total, &err), NODEDB_ERR_IO);
-                CHECK(err.sys_errno == EIO && err.offset > 0);
+                CHECK(err.sys_errno == EIO && err.offset > 0 && total.reads > 0);
                 for (answered = 0; answered < ASKED && found[answered] == K; answered++) {
                 }
                 CHECK(answered > 5 && answered < 25);

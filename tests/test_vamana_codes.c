@@ -564,6 +564,30 @@ TEST(any_number_of_components_can_be_coded) {
 
 /* ---- codes made anew --------------------------------------------------------------------------------------------- */
 
+/* Making codes of 4 bits, to find them useless, and then of 8 takes about as long as the arrays take to grow. */
+TEST(codes_get_made_while_the_arrays_grow_and_grow) {
+    enum { DIM = 64, N = FIRST + FIRST / 4 };
+    float *v = clusters(N, DIM, 64, 5e-2f, test_seed);
+    nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_AUTO);
+    nodedb_vamana *index;
+    uint32_t i, made = 0, grown = 0;
+    uint64_t capacity = 0;
+    c.degree = 12, c.beam_build = 16;
+    index = nodedb_vamana_create(&c, NULL);
+    for (i = 0; i < N; i++) {
+        CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
+        if (made == 0 && index->arrays->codes != NULL) made = i + 1;
+        if (index->recoder != NULL && capacity != info_of(index).capacity) grown++;
+        capacity = info_of(index).capacity;
+    }
+    printf("     codes after %u inserts, %u growths meanwhile\n", (unsigned)made, (unsigned)grown);
+    CHECK_EQ(info_of(index).code_bits, 8);
+    CHECK(grown > 0 && made > FIRST && made < FIRST + FIRST / 12);
+    CHECK_EQ(wrong_codes(index), 0);
+    nodedb_vamana_destroy(index);
+    free(v);
+}
+
 TEST(codes_are_made_anew_when_others_have_come_in_the_place_of_all_or_that_do_not_fit) {
     enum { DIM = 24, N = FIRST + 100, ASKED = SLOW ? 30 : 200 };
     float *v = random_vectors(2 * N, DIM, test_seed);
