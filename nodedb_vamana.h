@@ -101,8 +101,9 @@
  *    blocks and an io_uring. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch
  *    (2% of all), and 16 MiB: nodedb_vamana_build_bytes says how much at most.
  *    Search allocates nothing unless its beam or k is larger than any before, or removed vectors crowd so narrow a beam
- *    that it walks again with twice its width; search_many on disk also takes 2 x 128 results and their queries, once.
- *    Insert takes nothing within the capacity but when codes are made anew.
+ *    that it walks again with twice its width; search_many on disk also for the questions that fill the fetcher's pool
+ *    twice, if they need more room than any before. Insert takes nothing within the capacity but when codes are made
+ *    anew.
  *
  * 7. ERRORS
  *    Every call that can fail returns a nodedb_status (or NULL) and says why in the nodedb_error. Refused input changes
@@ -202,8 +203,10 @@
  *       SIFT vectors, recall@10 at beams 32 and 64 is 0.967 and 0.991 on codes, 0.969 and 0.992 on exact distances.
  *       Product quantisation was measured beside it (tests/bench/codes_beside_pq.py, sift100k): of the true ten, the
  *       ten nearest by code alone have 0.879 with these 4 bits, 0.892 with as many bytes of PQ (64 parts), 0.793 with
- *       half of them, 0.430 with RaBitQ's single bits. But one distance by 64 tables costs 44 ns, by these codes 4.6,
- *       and PQ trains for 123 s, these for 1. float16 was left out: the walk reads codes, not vectors.
+ *       half of them, 0.430 with RaBitQ's single bits. But a distance by PQ looks into 64 tables, and PQ
+ *       trains for 123 s, these codes for 1. Among 1,000 clusters of 50 vectors each, wider than near duplicates, 4
+ *       bits blur a narrow beam: recall@10 0.956 at beam 24 and 0.9997 at 48, where a walk on vectors has 1. float16
+ *       was left out: the walk reads codes, not vectors.
  *
  * 12. MEASURED
  *    `build.sh bench vamana` with the sets that it names, beside hnswlib (M 32, efConstruction 200, -O3 and
@@ -215,8 +218,8 @@
  *        sift100k, 128 bytes                   36,000 18,700  10,400  4,670    4.0  4.1
  *        114,697 text embeddings, 384 floats   24,700 14,500                   3.4  4.7
  *    Two threads: 2.0 times one. Distances per query on exact vectors, a million, recall 0.956: 1,325. Building the
- *    million with two threads: 114 s (hnswlib 475 s). Inserting 100,000 one by one: 5,300/s at recall 0.988 with beam
- *    32 (hnswlib 1,970/s at 0.973 with as much).
+ *    million with two threads: bytes 114 s, floats 155 s (hnswlib 475 s). Inserting 100,000 one by one: 5,300/s at
+ *    recall 0.988 with beam 32 (hnswlib 1,970/s at 0.973 with as much).
  *
  * 13. LICENCE
  *    Public domain (Unlicense) or MIT, at your choice; see the end of this file and LICENSE.
@@ -926,7 +929,8 @@ typedef struct nodedb_vamana_stats {
 
 /* Greedy beam search (DiskANN algorithm 1): up to k results, the nearest first, ties by id; *found says how many (fewer
  * than k only if the index or the filter has no more). `results` has room for k. `stats` may be NULL. Allocates only if
- * k, beam or the share that passes the filter needs a longer list than this searcher has had. NODEDB_ERR_INVALID (NULL,
+ * k, beam (twice it, where removed vectors crowd it) or the share that passes the filter needs a longer list than this
+ * searcher has had. NODEDB_ERR_INVALID (NULL,
  * NaN, infinity, too long; a searcher of another index), NODEDB_ERR_LIMIT (k or beam), NODEDB_ERR_NO_MEMORY; on disk
  * also NODEDB_ERR_IO, NODEDB_ERR_CORRUPT (never a worse answer in silence). On failure *found is 0. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
@@ -3034,7 +3038,7 @@ static void nodedb_vamana__sort_candidates(nodedb_vamana__near *c, size_t n, uin
  * and returns how many: the nearest, then each one that no chosen one is nearer to by the factor alpha. A few equal to
  * the vector itself are kept and shut out nobody, so that a crowd of equal vectors stays connected both within and to
  * the rest. Candidates may repeat, and may hold `slot`. Marked ones are tried against the unmarked only: of a row that
- * overflows nearly all are marked, which leaves a quarter of the distances, and the same row. */
+ * overflows nearly all are marked, which leaves a seventh of the distances, and the same row. */
 static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                      uint32_t keep) {
     const nodedb_vamana__arrays *a = index->arrays;

@@ -27,6 +27,18 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+/* 1: all runs twenty times slower, under the thread sanitizer or (by -DSLOW=1) an emulator; less data has to do. */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SLOW 1
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define SLOW 1
+#endif
+#if !defined(SLOW)
+#define SLOW 0
+#endif
+
 typedef struct test_case {
     const char *name;
     void (*run)(void);

@@ -12,17 +12,6 @@
 #include <linux/seccomp.h>
 #endif
 
-/* Under the thread sanitizer all runs twenty times slower: thinner graphs of fewer vectors do for finding races. */
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define SLOW 1
-#endif
-#elif defined(__SANITIZE_THREAD__)
-#define SLOW 1
-#endif
-#if !defined(SLOW)
-#define SLOW 0
-#endif
 #define ALL (SLOW ? 1500u : 10000u)
 #define METRICS (SLOW ? 1 : 3)
 #define GOOD (SLOW ? 0.9 : 0.98) /* recall at beam 64 */

@@ -5,16 +5,6 @@
 #include "nodedb_vamana.h"
 #include "test.h"
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define SLOW 1
-#endif
-#elif defined(__SANITIZE_THREAD__)
-#define SLOW 1
-#endif
-#if !defined(SLOW)
-#define SLOW 0
-#endif
 #define FIRST NODEDB_VAMANA__CODE_FIRST
 #define NONE NODEDB_VAMANA__NONE
 

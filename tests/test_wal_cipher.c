@@ -370,7 +370,7 @@ TEST(records_of_every_size_come_back_and_the_largest_leaves_room_for_the_tag) {
     nodedb_wal_record record, got;
     nodedb_error err;
     nodedb_wal *wal = nodedb_wal_open(&config, &err);
-#if defined(SLOW)
+#if SLOW
     uint32_t largest = 3 << 20;
 #else
     uint32_t largest = NODEDB_WAL_MAX_PAYLOAD_BYTES - NODEDB_WAL_TAG_BYTES;
@@ -982,7 +982,7 @@ TEST(no_nonce_is_used_twice_and_nothing_acknowledged_is_lost_whatever_the_crashe
     uint64_t history, histories = test_long ? 100000 : 500;
     int failures = 0;
     note *notes = (note *)malloc(NOTES * sizeof *notes);
-#if defined(SLOW)
+#if SLOW
     histories = 60;
 #endif
     for (history = 0; history < histories && failures < 3; history++) {
@@ -1046,7 +1046,7 @@ static bool leave_an_unfinished_segment(sim_disk *disk, const nodedb_wal_config 
 TEST(the_epoch_of_an_unfinished_segment_never_comes_back_through_two_crashes_in_recovery) {
     int first, second, step = 5, dead_seen = 0, ends = 0;
     note *notes = (note *)malloc(NOTES * sizeof *notes);
-#if defined(SLOW)
+#if SLOW
     step = 23;
 #endif
     for (first = 1; ends < 2; first++) { /* until recovery comes through before the power goes */
