@@ -53,9 +53,16 @@
  *              vector). They are made anew by what is there, a little with each insert, when there are 8 times as many
  *              vectors, when all have been replaced, or when 1/16 of all have come that do not fit them.
  *              config.code and query.exact_walk overrule; results are exact distances either way.
- *    DISK MODE The graph and the codes stay in memory; exact F32 vectors are read from the file, those of the rerank in
- *              one batch past the page cache. (An index without codes is saved with 8-bit ones for this.) U8 and I8
- *              vectors are kept in memory.
+ *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
+ *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
+ *              rerank in one batch past the page cache. In the PACKED layout the graph stays on disk too, each row with
+ *              its vector in one block, and a walk reads four nodes at a time; nodes near the places where walks begin
+ *              are kept in memory. (An index without codes is saved with 8-bit ones for this.) Each block is checked
+ *              when it comes in; what is damaged is passed over, counted and logged.
+ *    SNAPSHOT  `save_begin` and `save_step` write a file in slices while the index changes. The file holds the index as
+ *              it was at the beginning, with all that decides what comes next (free slots and their order, the sweep,
+ *              codes that are being made): a log of the changes since, applied to the opened file, gives the same
+ *              index.
  *    Filter    A callback, or a bitmap, or both, that say which ids may be returned. The search asks about a sample; if
  *              a share s passes, the beam is 1/s times as wide, or, where that costs more, every vector is looked at.
  *              So the results are right for any filter; it must give the same answer for the same id during one search.
@@ -67,14 +74,14 @@
  *                     (exact)
  *    ask              nodedb_vamana_count, _dim, _metric_of, _type_of, _degree, _kernel, _memory_bytes, _inspect,
  *                     _contains, _get, _next
- *    files            nodedb_vamana_save, _open, _verify
+ *    files            nodedb_vamana_save, _save_begin, _save_step, _save_cancel, _open, _load, _verify
  *    exact vectors    nodedb_vamana_fetcher_memory, _fetcher_disk, or a struct of the caller's own
  *    kernels          nodedb_vamana_kernels_at, _kernels_usable
  *
  * 5. THREADS
  *    One thread at a time changes an index (insert, remove, build, maintain, compact, reserve, destroy). Meanwhile any
- *    number of others may search it, each with its own searcher, and ask it (all of "asking"). Only `save`, `destroy`
- *    and the use of a fetcher want the writer to rest.
+ *    number of others may search it, each with its own searcher, and ask it (all of "asking"). Saving is the writer's
+ *    too, step by step. Only `destroy` and the use of a fetcher want the writer to rest.
  *    A search sees every change that was complete when it began; of those made while it runs, it may see any: so it may
  *    return a vector that is removed meanwhile, and of an id that is replaced the old vector, the new one, both, or
  *    neither. Whatever it returns, id and distance belong together. What two calls say need not be of one moment.
@@ -85,31 +92,36 @@
  *    that share a CPU must not starve each other by real-time priorities.
  *    Searchers are made and destroyed by any thread, but not while the index is destroyed; they use the index's
  *    allocator, which then must allow several threads. `build` starts threads and joins them before it returns; they
- *    call nothing of the caller's. An index on disk never changes. A fetcher is used by one thread at a time.
+ *    call nothing of the caller's. An index on disk never changes; its searchers read through the io and may log, from
+ *    whatever threads use them; one thread at a time may `load`. A fetcher is used by one thread at a time.
  *
  * 6. MEMORY
  *    Per slot: its components, padded to 16 bytes (to 32 above 32 bytes, to 64 from 256 bytes on); 4 R of edges, R
  *    rounded up to 16; its code, 32 bytes for each 64 components begun with 4 bits or one for each component with 8,
  *    padded like the vector; 8 of id, 2 of states, 6 to 12 of hash table, and 4 of length unless the metric is L2. So
  *    beyond the vector itself: at most 4 R + dim / 2 + 32 + 22 with 4-bit codes and R a multiple of 16: for 128 bytes
- *    and R = 64, 342; a million of them take 338.5. In disk mode a float takes its code only, and 4 bytes more per
- *    vector for checksums.
+ *    and R = 64, 342; a million of them take 338.5. On disk a slot takes its code, 9 bytes, 6 to 12 of hash table, 4 of
+ *    length unless the metric is L2, 4.1 for each block of the file; its row in the resident layout; in the packed one
+ *    the cache, 1/32 of the records. All of it is allocated at once and touched when it is loaded.
  *    The arrays grow by 1/16 (and 64 at least) when full, which copies them; `reserve` or config.capacity avoids it.
  *    They shrink only in `compact`, and slots are reused before they grow. While codes are made anew there are two of
  *    each. Arrays over 4 MiB ask for huge pages, which makes walks faster by a fifth and more. A searcher has about 512
- *    bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of 128
- *    blocks and an io_uring. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch
- *    (2% of all), and 16 MiB: nodedb_vamana_build_bytes says how much at most.
- *    Search allocates nothing unless its beam or k is larger than any before, or removed vectors crowd so narrow a beam
- *    that it walks again with twice its width; search_many on disk also for the questions that fill the fetcher's pool
- *    twice, if they need more room than any before. Insert takes nothing within the capacity but when codes are made
- *    anew.
+ *    bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of 256
+ *    blocks and an io_uring, and for many questions to a packed index the lists of 32. A build needs, beside the index,
+ *    8 bytes per vector, and 24 R for each vector of a batch (2% of all), and 16 MiB: nodedb_vamana_build_bytes says
+ *    how much at most. Search allocates nothing unless its beam or k is larger than any before, or removed vectors
+ *    crowd so narrow a beam that it walks again with twice its width; search_many on disk also for the questions that
+ *    fill the fetcher's pool twice, if they need more room than any before. Insert takes nothing within the capacity
+ *    but when codes are made anew.
  *
  * 7. ERRORS
  *    Every call that can fail returns a nodedb_status (or NULL) and says why in the nodedb_error. Refused input changes
  *    nothing. A NaN or an infinity is refused, with its position. No call returns a NaN.
- *    Damage in a file is NODEDB_ERR_CORRUPT with path and offset, at open or, for exact vectors in disk mode, when they
- *    are read: every block is checked against its checksum each time. A read that fails is tried once more.
+ *    Damage in a file is NODEDB_ERR_CORRUPT with path and offset when it is opened into memory. On disk only a damaged
+ *    header refuses it (and there are two); any other block is checked against its checksum when it is read, twice if
+ *    need be, and a damaged one put into quarantine: searches pass over what stands in it and say how often
+ *    (stats.damaged), the logger hears of each once, `inspect` counts them, `verify` names them all. A read that fails
+ *    is tried once more; then the search fails with NODEDB_ERR_IO.
  *
  * 8. LIMITS
  *    65,535 components; 2^32 - 2 vectors; R 4 .. 1024; beam and k up to 2^20; length of a vector 1e18. Byte sums are
@@ -117,11 +129,11 @@
  *    in `get`. Floats are summed in another order by each kernel, so graphs built on different CPUs may differ; with
  *    one kernel (config.kernel) they are the same.
  *
- * 9. ON-DISK FORMAT (version 2; little-endian; blocks of 4096 bytes; version 1, of before, is refused)
- *    Block 0, the header:
+ * 9. ON-DISK FORMAT (version 3; little-endian; blocks of 4096 bytes; earlier versions are refused)
+ *    Block 0, the header, and again in the last block:
  *        offset  bytes  what
  *             0      8  "NDBVAMAN"
- *             8      4  version, 2
+ *             8      4  version, 3
  *            12      4  dim
  *            16      4  type: 0 F32, 1 U8, 2 I8
  *            20      4  metric: 0 L2, 1 IP, 2 COSINE
@@ -134,37 +146,59 @@
  *            52      4  live slots
  *            56      4  removed slots
  *            60      4  greatest squared length so far, float (IP; else 0)
- *            64     72  offsets of ids, states, norms, rows, mean, codes, vectors, checksums, and the file's size
- *           136      4  CRC-32C of the table of checksums, padding included
- *           140      4  passes of a build
- *           144      4  codes that are wished for: 0 AUTO, 1 NONE, 2 8BIT, 3 4BIT
- *           148      4  bits of the codes in this file: 4, 8, or 0: none
- *           152      4  1: the index walks on them in memory; 0: there are none, or for disk mode only
- *           156      4  their step, float
- *           160      4  live slots when codes were last made, or found useless; 0: never, or not known
- *           164      4  vectors that have come since, at most 2^32 - 1
- *           168   3924  zeros
+ *            64    104  offsets of the twelve sections below, and the file's size
+ *           168      4  passes of a build
+ *           172      4  codes that are wished for: 0 AUTO, 1 NONE, 2 8BIT, 3 4BIT
+ *           176      4  bits of the codes in this file: 4 or 8; 0: none, as there are no vectors
+ *           180      4  1: the index walks on them in memory; 0: there are none, or for disk mode only
+ *           184      4  their step, float
+ *           188      4  live slots when codes were last made, or found useless; 0: never
+ *           192      4  vectors that have come since, at most 2^32 - 1
+ *           196      4  of them, those that do not fit the codes
+ *           200      8  live slots at which codes are made (again)
+ *           208      8  live slots at which the entry is chosen again
+ *           216      4  layout: 0 resident, 1 packed
+ *           220      4  first free slot, or 0xFFFFFFFF
+ *           224      4  state that a slot gets when it is removed now: 2 or 3
+ *           228      4  sweep: 0 none, 1 mending, 2 waiting for searches, 3 freeing
+ *           232      4  slot that it is at
+ *           236      4  bits of codes that are being made; 0: none
+ *           240      4  their step, float
+ *           244      4  slots that have them (they are made again from the vectors)
+ *           248      8  zeros
+ *           256    256  64 slots where walks may begin beside the entry, then 0xFFFFFFFF
+ *           512   3580  zeros
  *          4092      4  CRC-32C of the 4092 bytes before
  *    Then, each starting at a block and in this order, so that the offsets follow from the counts:
+ *        states     u8 per slot: 0 free, 1 live, 2 and 3 removed but not yet mended (in two colours, see offset 224)
  *        ids        u64 per slot, 0 if free
- *        states     u8 per slot: 0 free, 1 live, 2 removed but not yet mended
  *        norms      float per slot; not for L2. IP: squared length. COSINE: F32 length, else 1 / length (0 for zeros)
- *        rows       u32 per slot and R: the slots of its neighbours, then 0xFFFFFFFF
- *        mean       with codes: float per component
+ *        rows       resident: u32 per slot and R rounded up to 16: the slots of its neighbours, then 0xFFFFFFFF. Of a
+ *                   free slot: the next free one first
+ *        pruned     u8 per slot: how many at a row's head came out of one pruning (255: or more)
+ *        means      float per component: of the codes; then of those that are being made
  *        codes      per slot, 4 bits: ceil(dim / 64) times 32 bytes, byte b of the k-th has component 64 k + b below
- *                   and 64 k + 32 + b above; 8 bits: u8 per component. Value v of component i stands for (v - 7.5) or
- *                   (v - 127.5) steps of component i of the vector (COSINE: of length 1) less the mean, turned: see
+ *                   and 64 k + 32 + b above; 8 bits: u8 per component; then zeros up to a multiple of 16, above 32
+ *                   bytes of 32, from 256 bytes on of 64. Value v of component i stands for (v - 7.5) or (v - 127.5)
+ *                   steps of component i of the vector (COSINE: of length 1) less the mean, turned: see
  *                   nodedb_vamana__turn
- *        vectors    as stored (COSINE over F32: of length 1). Up to 4096 bytes long, they do not cross a block: as many
- *                   as fit, then zeros. Longer ones begin at a block each.
- *        checksums  u32 CRC-32C of each block from 1 to the one before this table
- *    Free slots are zeros everywhere, their rows empty. A reader refuses a file whose size or offsets differ from what
- *    the counts say.
+ *        records    the vector as stored (COSINE over F32: of length 1); packed: then zeros up to a multiple of 4, and
+ *                   u32 and R: the row. Up to 4096 bytes long, they do not cross a block: as many as fit, then zeros.
+ *                   Longer ones begin at a block each
+ *        table      u32 each, as many as the least power of two from 16 on that is at least 1.5 times the slots: live
+ *                   slots by id, at the place nodedb__mix64(id) modulo their number or the next that was empty; else
+ *                   0xFFFFFFFF
+ *        checksums  blocks of 1023 u32, CRC-32C of each block from 1 to the one before these, then zeros; and the
+ *                   CRC-32C of those 4092 bytes, begun with the number of the block here, plus 1
+ *        checksums  the same again
+ *        header     the same again
+ *    Ids, norms, codes and vectors of free slots are zeros. A reader refuses a file whose size or offsets differ from
+ *    what the counts say.
  *
  * 10. CONFIGURATION MACROS
  *    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
  *    NODEDB_VAMANA_STATIC          the implementation is private to this file
- *    NODEDB_NO_LIBURING            without io_uring: disk mode reads with pread, one by one
+ *    NODEDB_NO_LIBURING            without io_uring: disk mode reads with pread, one by one, or mapped
  *
  * 11. DEPARTURES FROM THE PAPERS, AND WHY
  *    DiskANN = Subramanya et al., NeurIPS 2019; FreshDiskANN = Singh et al., 2021; ParlayANN = Manohar et al., PPoPP
@@ -718,7 +752,7 @@ extern "C" {
 #define NODEDB_VAMANA_MAX_THREADS 256u            /* threads of one build */
 #define NODEDB_VAMANA_QUEUE_DEPTH 128u            /* reads of one fetcher that are under way at once */
 #define NODEDB_VAMANA_BLOCK_BYTES 4096u           /* unit of checksums and of disk reads */
-#define NODEDB_VAMANA_FORMAT_VERSION 2u           /* of the file */
+#define NODEDB_VAMANA_FORMAT_VERSION 3u           /* of the file */
 
 typedef enum nodedb_vamana_type {
     NODEDB_VAMANA_F32 = 0, /* float components */
@@ -828,7 +862,8 @@ NODEDB_VAMANA_API nodedb_vamana_type nodedb_vamana_type_of(const nodedb_vamana *
 NODEDB_VAMANA_API uint32_t nodedb_vamana_degree(const nodedb_vamana *index);
 NODEDB_VAMANA_API const char *nodedb_vamana_kernel(const nodedb_vamana *index); /* name of the kernels that it uses */
 
-/* Bytes that the index holds from its allocator (its searchers and fetchers count for themselves). */
+/* Bytes that the index holds from its allocator (its searchers and fetchers count for themselves); on disk with what is
+ * not yet loaded. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index);
 
 /* Slots in use, those of removed vectors that are not yet mended, and those free for reuse, in numbers of vectors. */
@@ -836,8 +871,9 @@ typedef struct nodedb_vamana_info {
     uint64_t live, removed, free, capacity;
     uint32_t code_bits;    /* of the codes that searches walk on, for each component; 0: none */
     uint64_t code_bytes;   /* that one code takes */
-    double mean_degree; /* neighbours per live node; costs a look at every node */
+    double mean_degree; /* neighbours per live node; costs a look at every node. 0 if they are packed on disk */
     uint64_t entry_id;  /* id of the node where every search starts; 0 if there is none */
+    uint64_t damaged_blocks; /* on disk: blocks of the file that have been found damaged so far */
 } nodedb_vamana_info;
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info);
 
@@ -845,7 +881,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64
 
 /* The vector of `id` as `dim` floats, whatever the type: bit for bit what was inserted, but for COSINE over F32 up to
  * the rounding of a division and a multiplication. NODEDB_ERR_NOT_FOUND; of an index opened on disk also NODEDB_ERR_IO,
- * NODEDB_ERR_CORRUPT, NODEDB_ERR_NO_MEMORY. */
+ * NODEDB_ERR_CORRUPT (what is there of the id is damaged), NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
                                                   nodedb_error *err);
 
@@ -856,10 +892,11 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
 
 /* ---- exact vectors from elsewhere -------------------------------------------------------------------------------- */
 
-/* Where the rerank gets exact vectors of an index that was opened on disk. `prefetch_batch` announces the next `n`
- * slots (n <= batch_max; some may repeat) and forgets those announced before; `fetch` waits for one of them and returns
- * `dim` components in the stored form (COSINE over F32: of length 1) and this machine's byte order, valid until the
- * next prefetch_batch, or NULL and the reason. A slot out of range is NODEDB_ERR_INVALID, one that was not announced
+/* Where the rerank gets exact vectors of an index that was opened on disk. `prefetch_batch` announces `n` more slots
+ * (n <= batch_max; some may repeat); `fetch` waits for one of them and returns `dim` components in the stored form
+ * (COSINE over F32: of length 1) and this machine's byte order, valid until batch_max more slots have been announced,
+ * or NULL and the reason. A vector that is damaged is NODEDB_ERR_CORRUPT: searches pass it over and count it; any other
+ * failure is theirs. A slot out of range is NODEDB_ERR_INVALID, one that is not announced, or not any more, may be
  * NODEDB_ERR_STATE. Not for two threads at once. */
 typedef struct nodedb_vamana_fetcher {
     void *ctx;
@@ -875,10 +912,10 @@ typedef struct nodedb_vamana_fetcher {
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana *index, nodedb_vamana_fetcher *fetcher,
                                                              nodedb_error *err);
 
-/* Over the file of an index opened with NODEDB_VAMANA_ON_DISK: io_uring with registered buffers where the system allows
- * it, else pread; `batch_max` 0: 128. A read that fails or does not match its checksum is repeated once, then reported
- * by fetch: NODEDB_ERR_IO, NODEDB_ERR_CORRUPT. Allocates only here. NODEDB_ERR_INVALID, NODEDB_ERR_STATE,
- * NODEDB_ERR_NO_MEMORY. */
+/* Over the file of an index opened with NODEDB_VAMANA_ON_DISK, in the way that it was opened for: io_uring with
+ * registered buffers, pread, or mapped; `batch_max` 0: 128. A read that fails or does not match its checksum is
+ * repeated once, then reported by fetch: NODEDB_ERR_IO, NODEDB_ERR_CORRUPT. Allocates only here. Of a packed index the
+ * vectors are followed by the file's own rows. NODEDB_ERR_INVALID, NODEDB_ERR_STATE, NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err);
 
@@ -886,11 +923,12 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
 
 typedef struct nodedb_vamana_searcher_config {
     uint32_t beam_max;                     /* largest k and beam to prepare for. 0: 128. A larger one allocates once */
-    const nodedb_vamana_fetcher *fetcher;  /* for an index on disk; borrowed. NULL: one of its own, by fetcher_disk */
+    const nodedb_vamana_fetcher *fetcher;  /* for an index on disk, not packed; borrowed. NULL: its own fetcher_disk */
 } nodedb_vamana_searcher_config;
 
 /* Makes a searcher over an index; one thread at a time may use it, and it stays good while the index changes. config
- * NULL: all defaults. NODEDB_ERR_INVALID, NODEDB_ERR_LIMIT (beam_max), NODEDB_ERR_NO_MEMORY, NODEDB_ERR_IO. */
+ * NULL: all defaults. NODEDB_ERR_INVALID, NODEDB_ERR_LIMIT (beam_max), NODEDB_ERR_NO_MEMORY, NODEDB_ERR_IO,
+ * NODEDB_ERR_UNSUPPORTED (a fetcher of the caller's for a packed index). */
 NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const nodedb_vamana *index,
                                                                         const nodedb_vamana_searcher_config *config,
                                                                         nodedb_error *err);
@@ -904,7 +942,8 @@ typedef struct nodedb_vamana_query {
     const void *vector;  /* `dim` components of the index's type */
     uint32_t k;          /* results wanted, 1 .. NODEDB_VAMANA_MAX_BEAM. 0: 10 */
     uint32_t beam;       /* width of the search: more is slower and finds more. Raised to k if it is less. 0: 64 */
-    uint32_t rerank;     /* with codes: how many of the beam get their exact distance, k .. beam. 0: 3 k + 16 */
+    uint32_t rerank;     /* with codes: how many of the beam get their exact distance, k .. beam. 0: 3 k + 16, where
+                            each is a read 2 k + 4. Packed: all that are read */
     bool (*filter)(void *ctx, uint64_t id); /* true: this id may be returned. NULL: all may */
     void *filter_ctx;
     const uint8_t *bitmap; /* bit id % 8 of byte id / 8 is set: this id may be returned. NULL: all may */
@@ -924,6 +963,7 @@ typedef struct nodedb_vamana_stats {
     uint64_t exact;     /* those of them between vectors */
     uint64_t reads;     /* from the disk, the repeated ones included */
     uint64_t retries;   /* reads that were repeated */
+    uint64_t damaged;   /* on disk: nodes, codes, ids or vectors that were passed over, as they are damaged */
     bool scanned;       /* the filter left so little that every vector was looked at */
 } nodedb_vamana_stats;
 
@@ -932,7 +972,8 @@ typedef struct nodedb_vamana_stats {
  * k, beam (twice it, where removed vectors crowd it) or the share that passes the filter needs a longer list than this
  * searcher has had. NODEDB_ERR_INVALID (NULL,
  * NaN, infinity, too long; a searcher of another index), NODEDB_ERR_LIMIT (k or beam), NODEDB_ERR_NO_MEMORY; on disk
- * also NODEDB_ERR_IO, NODEDB_ERR_CORRUPT (never a worse answer in silence). On failure *found is 0. */
+ * also NODEDB_ERR_IO. What is damaged in the file is passed over, counted in stats->damaged and said to the logger once
+ * (never a worse answer in silence). On failure *found is 0. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                      nodedb_vamana_result *results, uint32_t *found,
                                                      nodedb_vamana_stats *stats, nodedb_error *err);
@@ -963,39 +1004,78 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searche
 
 /* ---- files ------------------------------------------------------------------------------------------------------- */
 
-/* Writes the index to `path` so that a crash leaves the old file or the new: into `path`.tmp, synced, renamed over
- * `path`, the directory synced. Reads the index only, so searches may go on. NODEDB_ERR_INVALID, NODEDB_ERR_IO,
- * NODEDB_ERR_DISK_FULL, NODEDB_ERR_NO_MEMORY, NODEDB_ERR_STATE (opened on disk): the old file stands, except that a
- * failure to sync the directory leaves the new one. */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(const nodedb_vamana *index, const char *path, nodedb_error *err);
+/* How a file is laid out for those who search it on disk. Both can be opened in memory too. */
+typedef enum nodedb_vamana_layout {
+    NODEDB_VAMANA_RESIDENT = 0, /* rows by themselves, to be kept in memory; a read brings exact vectors */
+    NODEDB_VAMANA_PACKED        /* each row with its vector, for graphs that do not fit either; a read brings both */
+} nodedb_vamana_layout;
+
+/* Writes the index to `path`, resident, so that a crash leaves the old file or the new: into `path`.tmp, synced,
+ * renamed over `path`, the directory synced. Searches may go on. NODEDB_ERR_INVALID, NODEDB_ERR_IO,
+ * NODEDB_ERR_DISK_FULL, NODEDB_ERR_NO_MEMORY, NODEDB_ERR_STATE (opened on disk, or a save is under way): the old file
+ * stands, except that a failure to sync the directory leaves the new one. */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const char *path, nodedb_error *err);
+
+/* The same in slices, by the writer, in either layout: begin, then step until *more is false or it fails. The index may
+ * change between the steps (not by build or compact: NODEDB_ERR_STATE), and the file will hold it as it was at the
+ * beginning: so a log of the changes since then, applied to the file once opened, gives the same index; to the bit, if
+ * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors; each costs its
+ * bytes, and after every 4 MiB a sync. What changes before it is written is copied, which takes memory; where there is
+ * none the save fails, not the change. Errors as in save; a step that fails ends the save. */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
+                                                         nodedb_vamana_layout layout, nodedb_error *err);
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, uint64_t budget, bool *more,
+                                                        nodedb_error *err);
+NODEDB_VAMANA_API void nodedb_vamana_save_cancel(nodedb_vamana *index); /* none under way, or NULL: nothing to do */
 
 typedef enum nodedb_vamana_mode {
     NODEDB_VAMANA_IN_MEMORY = 0, /* everything is read; the index can change */
-    NODEDB_VAMANA_ON_DISK        /* read-only; exact F32 vectors stay in the file, 8-bit codes of them are in memory */
+    NODEDB_VAMANA_ON_DISK        /* read-only; exact vectors stay in the file, the rest is read when it is needed */
 } nodedb_vamana_mode;
+
+/* How exact vectors are read. */
+typedef enum nodedb_vamana_fetch {
+    NODEDB_VAMANA_FETCH_AUTO = 0, /* io_uring where the system allows it, else pread */
+    NODEDB_VAMANA_FETCH_PREAD,
+    NODEDB_VAMANA_FETCH_MAPPED    /* mmap, through the page cache */
+} nodedb_vamana_fetch;
 
 typedef struct nodedb_vamana_open_config {
     nodedb_vamana_mode mode;
     uint64_t capacity;          /* in memory: vectors to make room for. 0: as many as there are */
-    bool no_uring;              /* on disk: read by pread even where io_uring would work */
+    nodedb_vamana_fetch fetch;  /* on disk */
     bool no_direct;             /* on disk: read through the page cache */
+    uint64_t cache_bytes;       /* packed on disk: for nodes near the starts. 0: 1/32 of all */
     const char *kernel;         /* as in nodedb_vamana_config */
     bool no_huge_pages;         /* as in nodedb_vamana_config */
     nodedb_allocator allocator;
-    nodedb_logger logger;
-    nodedb_io io;               /* with a `pread` of the caller's, disk mode does not use io_uring */
+    nodedb_logger logger;       /* on disk: called by any thread that searches */
+    nodedb_io io;               /* the same; with a `pread` of the caller's, disk mode neither maps nor uses io_uring */
 } nodedb_vamana_open_config;
 
-/* Opens what `save` wrote; nothing is built again. Everything is checked: what is read against its checksums, every
- * count, offset, neighbour and id against its range. config NULL: all defaults. NULL on failure: NODEDB_ERR_NOT_FOUND
- * (no such file), NODEDB_ERR_CORRUPT (message and `offset` say where), NODEDB_ERR_UNSUPPORTED (a later format; a
- * kernel), NODEDB_ERR_IO, NODEDB_ERR_NO_MEMORY, NODEDB_ERR_INVALID. */
+/* Opens what `save` wrote; nothing is built again. In memory everything is read and checked, and any damage is an
+ * error. On disk only the header is read, so it takes milliseconds at most, whatever the size; each block is checked
+ * when it is first needed, and one that is damaged is passed over, see stats.damaged. config NULL: all defaults. NULL
+ * on failure: NODEDB_ERR_NOT_FOUND (no such file), NODEDB_ERR_CORRUPT (message and `offset` say where),
+ * NODEDB_ERR_UNSUPPORTED (another version of the format; a kernel), NODEDB_ERR_IO, NODEDB_ERR_NO_MEMORY,
+ * NODEDB_ERR_INVALID. */
 NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const nodedb_vamana_open_config *config,
                                                     nodedb_error *err);
 
-/* Reads the whole file and checks all that open checks, and every vector besides. Errors as in open. */
+/* Reads what an index on disk keeps in memory, as much as is not there yet, so that no search has to wait for it;
+ * about `budget` bytes of it, by one thread at a time, while others search. *more: call again. In memory: nothing.
+ * NODEDB_ERR_INVALID, NODEDB_ERR_IO, NODEDB_ERR_NO_MEMORY. */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_t budget, bool *more,
+                                                   nodedb_error *err);
+
+/* Called by verify for each damaged block: its offset in the file, and the name of the section that it is in. */
+typedef void (*nodedb_vamana_on_damage)(void *ctx, uint64_t offset, const char *section);
+
+/* Reads the whole file: every block against its checksum, each damaged one reported (`report` may be NULL); if there is
+ * none, all that opening in memory checks, and the table of ids. Needs the memory of an index on disk. config NULL: all
+ * defaults; its mode and fetch are not used. NODEDB_ERR_CORRUPT (the first damage), else errors as in open. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
-                                                     nodedb_error *err);
+                                                     nodedb_vamana_on_damage report, void *ctx, nodedb_error *err);
 
 /* ---- distance kernels -------------------------------------------------------------------------------------------- */
 
@@ -1907,13 +1987,82 @@ enum { NODEDB_VAMANA__FREE = 0, NODEDB_VAMANA__LIVE = 1, NODEDB_VAMANA__REMOVED 
  * over all slots and frees the removed ones. */
 enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__MENDING, NODEDB_VAMANA__WAITING, NODEDB_VAMANA__FREEING };
 
-/* Where things stand in a file; all derived from the header's counts (see ON-DISK FORMAT). Offsets and sizes in
- * bytes. */
+/* The sections of a file, in their order; see ON-DISK FORMAT. */
+enum {
+    NODEDB_VAMANA__IN_STATES = 0,
+    NODEDB_VAMANA__IN_IDS,
+    NODEDB_VAMANA__IN_NORMS,
+    NODEDB_VAMANA__IN_ROWS,
+    NODEDB_VAMANA__IN_PRUNED,
+    NODEDB_VAMANA__IN_MEANS,
+    NODEDB_VAMANA__IN_CODES,
+    NODEDB_VAMANA__IN_RECORDS,
+    NODEDB_VAMANA__IN_TABLE,
+    NODEDB_VAMANA__IN_SUMS,
+    NODEDB_VAMANA__IN_SUMS_AGAIN,
+    NODEDB_VAMANA__IN_HEADER_AGAIN,
+    NODEDB_VAMANA__SECTIONS
+};
+
+/* Where things stand in a file; all derived from the header's counts. Offsets and sizes in bytes. */
 typedef struct nodedb_vamana__layout {
-    uint64_t ids, states, norms, rows, mean, codes, vectors, checksums, end;
-    uint64_t blocks; /* that have a checksum: from `ids` to `checksums` */
-    uint32_t vector_bytes, vectors_per_block, blocks_per_vector;
+    uint64_t at[NODEDB_VAMANA__SECTIONS + 1]; /* where each section begins; the last: the size of the file */
+    size_t item[NODEDB_VAMANA__IN_RECORDS];   /* bytes of each slot in a section; 0: it is not one by slots, or empty */
+    uint64_t blocks;                          /* that have a checksum: from 1 to the one before the sums */
+    uint64_t places;                          /* in the table of ids */
+    uint32_t vector_bytes, row_at;            /* of a record; where its row begins, 0: it has none */
+    uint32_t record_bytes, records_per_block, blocks_per_record; /* records_per_block 0: each begins at a block */
 } nodedb_vamana__layout;
+
+/* A section that is read into memory chunk by chunk, when it is first needed. */
+typedef struct nodedb_vamana__part {
+    uint8_t *memory;   /* NULL: this section is not kept in memory */
+    size_t bytes;      /* whole blocks */
+    uint8_t *chunks;   /* state of each: ABSENT .. HURT */
+    size_t count;      /* of chunks */
+} nodedb_vamana__part;
+
+/* In the packed layout: nodes near the places where walks begin, whose records are kept in memory. It is filled by
+ * `load`, breadth first, and then published. */
+typedef struct nodedb_vamana__cache {
+    uint32_t max, count, filled; /* nodes that there is room for, that are wanted, and whose records are there */
+    uint32_t *slots;             /* in the order of the search */
+    uint32_t *places;            /* numbers of `slots` by slot: open addressing, at most half full */
+    uint32_t places_size;
+    size_t stride;               /* bytes from one record to the next */
+    uint8_t *records;
+    bool ready;                  /* atomic; nothing changes any more */
+    nodedb_vamana_fetcher fetcher; /* that fills it; ctx NULL: none yet, or no more */
+} nodedb_vamana__cache;
+
+/* The file of an index that is on disk. What several searchers may find out at once is atomic. */
+typedef struct nodedb_vamana__file {
+    char *path;
+    size_t path_bytes;
+    int fd;                      /* -1: none */
+    bool direct, uring;
+    nodedb_vamana_fetch fetch;
+    nodedb_vamana__layout layout;
+    nodedb_vamana__part parts[NODEDB_VAMANA__SECTIONS];
+    uint64_t chunks_left;        /* of all parts, that are not there and well */
+    int load_section;            /* where `load` goes on */
+    size_t load_chunk;
+    uint32_t *sums;              /* checksums of the blocks from 1 on, in groups */
+    uint8_t *groups;             /* state of each group, like that of a chunk */
+    size_t group_count;
+    uint8_t *damaged;            /* a bit for each block of the file: it is in quarantine */
+    uint64_t damaged_blocks;
+    uint8_t *map;                /* the records, if they are read by mapping; else NULL */
+    size_t map_bytes;
+    nodedb_vamana__cache cache;
+} nodedb_vamana__file;
+
+/* What one caller has met in a file: NODEDB_OK and `damaged`, or the first failure. */
+typedef struct nodedb_vamana__trouble {
+    nodedb_status failed;
+    nodedb_error error;
+    uint64_t damaged;            /* nodes, codes, ids or vectors that were passed over */
+} nodedb_vamana__trouble;
 
 /* How vectors become codes; never changes once codes are made by it. See CODES. */
 typedef struct nodedb_vamana__coder {
@@ -1935,7 +2084,7 @@ typedef struct nodedb_vamana__arrays {
     uint32_t entry;               /* where searches begin, or NONE */
     uint32_t table_version;       /* odd while entries of the table move */
     uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to begin at, or NONE; see walk */
-    uint8_t *vectors;             /* NULL: they stay on disk */
+    uint8_t *vectors;             /* NULL: they stay on disk; `pruned` too */
     uint64_t *ids;
     uint32_t *rows;               /* neighbours, then NONE up to the end of the row */
     uint8_t *pruned;              /* how many at a row's head came out of one pruning (255: or more). The writer's */
@@ -1972,8 +2121,6 @@ struct nodedb_vamana {
     nodedb_vamana_code code;      /* as asked for */
     float alpha;
     uint64_t seed;
-    bool on_disk;                 /* read-only */
-    bool coded;                   /* there are codes only; the exact vectors are in the file */
     bool no_huge_pages;
     size_t vector_bytes;          /* of one exact vector, without padding */
     size_t stride;                /* bytes from one vector in memory to the next; the padding is zero */
@@ -2004,13 +2151,8 @@ struct nodedb_vamana {
     uint32_t recode_at;           /* first slot that has none of them */
     nodedb_vamana_searcher *writer; /* the writer's own scratch memory */
 
-    /* only if on_disk */
-    char *path;
-    size_t path_bytes;
-    int fd;                       /* -1: none */
-    bool direct, uring;
-    nodedb_vamana__layout layout;
-    uint32_t *checksums;          /* of the blocks of the file that hold vectors */
+    struct nodedb_vamana__save *save; /* that is under way; NULL: none */
+    nodedb_vamana__file *file;    /* on disk: what the arrays stand for is in it, read-only. NULL: all is in memory */
 };
 
 typedef struct nodedb_vamana__near { /* a slot and how near it is */
@@ -2042,10 +2184,12 @@ struct nodedb_vamana_searcher {
     float *distances;               /* candidates_max */
     uint32_t *chosen;               /* degree + 1: a row that is being made */
     uint32_t candidates_max, beam_count, spare_count;
-    nodedb_vamana_fetcher fetcher;  /* coded: where the rerank gets exact vectors */
+    nodedb_vamana_fetcher fetcher;  /* on disk: where records come from */
     bool own_fetcher;
-    struct nodedb_vamana__parked *parked; /* coded: search_many's questions that wait for the disk; NULL: none yet */
+    struct nodedb_vamana__parked *parked; /* on disk: search_many's questions that wait for it; NULL: none yet */
     size_t parked_bytes;            /* with their vectors and results, behind them */
+    struct nodedb_vamana__lane *lanes; /* packed: search_many's questions that walk side by side; NULL: none yet */
+    nodedb_vamana__trouble trouble; /* on disk: of the question that is under way */
     uint64_t hops, computed, exact; /* of the query that is under way */
 };
 
@@ -2053,24 +2197,25 @@ static void nodedb_vamana__count_bytes(nodedb_vamana *index, size_t taken, size_
     nodedb__store_relaxed(&index->bytes, index->bytes + taken - given);
 }
 
-/* Zeroed memory for `count` things. Large arrays are asked to be in huge pages: a search touches hundreds of places
+/* Memory as the allocator gives it. Large arrays are asked to be in huge pages: a search touches hundreds of places
  * that are far apart, and with small pages nearly each costs a walk through the page table beside its own miss. */
+static void *nodedb_vamana__take_raw(nodedb_vamana *index, size_t bytes, size_t align) {
+    bool large = bytes >= 2 * NODEDB_VAMANA__HUGE_BYTES && !index->no_huge_pages;
+    void *memory = nodedb__alloc(&index->allocator, bytes, large ? NODEDB_VAMANA__HUGE_BYTES : align);
+    if (memory == NULL) return NULL;
+#if defined(MADV_HUGEPAGE)
+    if (large && (uintptr_t)memory % NODEDB_VAMANA__HUGE_BYTES == 0)
+        (void)madvise(memory, bytes / NODEDB_VAMANA__HUGE_BYTES * NODEDB_VAMANA__HUGE_BYTES, MADV_HUGEPAGE);
+#endif
+    nodedb_vamana__count_bytes(index, bytes, 0);
+    return memory;
+}
+
+/* Zeroed memory for `count` things. */
 static void *nodedb_vamana__take(nodedb_vamana *index, size_t count, size_t size, size_t align) {
     size_t bytes;
-    void *memory;
-    if (!nodedb__mul_size(count, size, &bytes)) return NULL;
-    if (bytes >= 2 * NODEDB_VAMANA__HUGE_BYTES && !index->no_huge_pages) {
-        memory = nodedb__alloc(&index->allocator, bytes, NODEDB_VAMANA__HUGE_BYTES);
-        if (memory == NULL) return NULL;
-#if defined(MADV_HUGEPAGE)
-        if ((uintptr_t)memory % NODEDB_VAMANA__HUGE_BYTES == 0)
-            (void)madvise(memory, bytes / NODEDB_VAMANA__HUGE_BYTES * NODEDB_VAMANA__HUGE_BYTES, MADV_HUGEPAGE);
-#endif
-        memset(memory, 0, bytes);
-    } else {
-        memory = nodedb__alloc_zero(&index->allocator, bytes, align);
-    }
-    if (memory != NULL) nodedb_vamana__count_bytes(index, bytes, 0);
+    void *memory = nodedb__mul_size(count, size, &bytes) ? nodedb_vamana__take_raw(index, bytes, align) : NULL;
+    if (memory != NULL) memset(memory, 0, bytes);
     return memory;
 }
 
@@ -2100,12 +2245,175 @@ static uint32_t nodedb_vamana__row_count(const nodedb_vamana *index, const uint3
     return count;
 }
 
+/* ---- what a save still needs ------------------------------------------------------------------------------------- */
+
+#define NODEDB_VAMANA__KEPT_PER_BLOB 64u /* slots whose old contents are allocated together */
+
+/* Everything that belongs to a slot. The pointers are borrowed. */
+typedef struct nodedb_vamana__slot_view {
+    uint8_t state, pruned;
+    float norm;
+    uint64_t id;
+    const uint32_t *row;
+    const uint8_t *code, *vector; /* code NULL: none */
+} nodedb_vamana__slot_view;
+
+/* What slots held when a save began that had not written them yet when they changed: a copy at the first change. */
+typedef struct nodedb_vamana__kept {
+    uint32_t *table;             /* numbers by slot: open addressing, at most half full */
+    uint32_t table_size;         /* a power of two, or 0 */
+    uint32_t *slots;             /* of each number; room for table_size / 2 */
+    uint8_t **blobs;             /* room for table_size / 2 / KEPT_PER_BLOB + 1; NULL: none yet */
+    uint32_t count;
+    size_t stride;               /* bytes of one copy */
+} nodedb_vamana__kept;
+
+/* A stream of blocks into one section of a file. */
+typedef struct nodedb_vamana__stream {
+    uint8_t *buffer;             /* STREAM_BYTES */
+    size_t used;
+    uint64_t offset;             /* of the buffer's first byte */
+} nodedb_vamana__stream;
+
+/* A save that is under way. It goes over the slots once; those that it has not reached are copied before they change,
+ * so that the file holds the index as it was when the save began. */
+typedef struct nodedb_vamana__save {
+    int phase;
+    uint64_t at;                 /* how far the phase is */
+    uint32_t slots, next;        /* at the beginning; the first one that is not written */
+    nodedb_vamana__layout layout;
+    nodedb_vamana__coder *coder; /* of the codes that are written; its own copy. NULL: none */
+    nodedb_vamana__coder *recoder; /* of those that were being made; its own copy. NULL: none */
+    bool make_codes;             /* the index walks on none: they are made for this file */
+    uint8_t *frozen;             /* codes that the index has replaced since; NULL: it still has them */
+    size_t frozen_count, frozen_stride;
+    nodedb_vamana__kept kept;
+    nodedb_vamana__stream streams[NODEDB_VAMANA__SECTIONS];
+    uint8_t *buffers;            /* of all streams */
+    uint8_t *scratch;            /* a code, and dim floats */
+    uint8_t *header;             /* one block */
+    uint32_t *table, *sums;
+    char *path, *temporary;
+    size_t path_bytes;
+    int fd, error;               /* error: -errno of the first failure, which sticks */
+    uint64_t written;            /* since the last sync */
+} nodedb_vamana__save;
+
+static uint32_t nodedb_vamana__kept_place(const nodedb_vamana__kept *k, uint32_t slot) {
+    uint32_t at = (uint32_t)nodedb__mix64(slot) & (k->table_size - 1);
+    while (k->table[at] != NODEDB_VAMANA__NONE && k->slots[k->table[at]] != slot) at = (at + 1) & (k->table_size - 1);
+    return at;
+}
+
+static bool nodedb_vamana__kept_grow(const nodedb_vamana *index, nodedb_vamana__kept *k) {
+    nodedb_vamana__kept more = *k;
+    uint32_t i, blobs = k->table_size / 2 / NODEDB_VAMANA__KEPT_PER_BLOB + 1, want;
+    more.table_size = k->table_size == 0 ? 256 : 2 * k->table_size;
+    want = more.table_size / 2 / NODEDB_VAMANA__KEPT_PER_BLOB + 1;
+    more.table = (uint32_t *)nodedb__alloc(&index->allocator, more.table_size * sizeof *more.table, sizeof(void *));
+    more.slots = (uint32_t *)nodedb__alloc(&index->allocator, more.table_size / 2 * sizeof *more.slots, sizeof(void *));
+    more.blobs = (uint8_t **)nodedb__alloc_zero(&index->allocator, want * sizeof *more.blobs, sizeof(void *));
+    if (more.table == NULL || more.slots == NULL || more.blobs == NULL) {
+        nodedb__release(&index->allocator, more.table, more.table_size * sizeof *more.table);
+        nodedb__release(&index->allocator, more.slots, more.table_size / 2 * sizeof *more.slots);
+        nodedb__release(&index->allocator, more.blobs, want * sizeof *more.blobs);
+        return false;
+    }
+    memset(more.table, 0xFF, more.table_size * sizeof *more.table); /* NONE */
+    if (k->table_size > 0) {
+        memcpy(more.slots, k->slots, k->count * sizeof *k->slots);
+        memcpy(more.blobs, k->blobs, blobs * sizeof *k->blobs);
+        nodedb__release(&index->allocator, k->table, k->table_size * sizeof *k->table);
+        nodedb__release(&index->allocator, k->slots, k->table_size / 2 * sizeof *k->slots);
+        nodedb__release(&index->allocator, k->blobs, blobs * sizeof *k->blobs);
+    }
+    for (i = 0; i < more.count; i++) more.table[nodedb_vamana__kept_place(&more, more.slots[i])] = i;
+    *k = more;
+    return true;
+}
+
+static void nodedb_vamana__kept_free(const nodedb_vamana *index, nodedb_vamana__kept *k) {
+    uint32_t i, blobs = k->table_size / 2 / NODEDB_VAMANA__KEPT_PER_BLOB + 1;
+    if (k->table_size == 0) return;
+    for (i = 0; i < blobs; i++)
+        nodedb__release(&index->allocator, k->blobs[i], NODEDB_VAMANA__KEPT_PER_BLOB * k->stride);
+    nodedb__release(&index->allocator, k->table, k->table_size * sizeof *k->table);
+    nodedb__release(&index->allocator, k->slots, k->table_size / 2 * sizeof *k->slots);
+    nodedb__release(&index->allocator, k->blobs, blobs * sizeof *k->blobs);
+    memset(k, 0, sizeof *k);
+}
+
+static uint8_t *nodedb_vamana__kept_at(const nodedb_vamana__kept *k, uint32_t number) {
+    return k->blobs[number / NODEDB_VAMANA__KEPT_PER_BLOB] + number % NODEDB_VAMANA__KEPT_PER_BLOB * k->stride;
+}
+
+/* A slot as it is now; its code is of those that the index had when the save began. */
+static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, const nodedb_vamana__save *save,
+                                                    uint32_t slot) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    nodedb_vamana__slot_view v;
+    memset(&v, 0, sizeof v);
+    v.state = a->states[slot], v.pruned = a->pruned[slot], v.id = a->ids[slot];
+    v.norm = a->norms != NULL ? a->norms[slot] : 0;
+    v.row = nodedb_vamana__row(index, a, slot), v.vector = nodedb_vamana__vector(index, a, slot);
+    if (save->coder != NULL && !save->make_codes)
+        v.code = (save->frozen != NULL ? save->frozen : a->codes) + (size_t)slot * save->coder->stride;
+    return v;
+}
+
+/* The slot as it was when the save began, if it has changed since. */
+static bool nodedb_vamana__view_kept(const nodedb_vamana *index, const nodedb_vamana__save *save, uint32_t slot,
+                                     nodedb_vamana__slot_view *v) {
+    uint32_t number = save->kept.count == 0 ? NODEDB_VAMANA__NONE
+                                            : save->kept.table[nodedb_vamana__kept_place(&save->kept, slot)];
+    const uint8_t *at;
+    if (number == NODEDB_VAMANA__NONE) return false;
+    at = nodedb_vamana__kept_at(&save->kept, number);
+    memcpy(v, at, sizeof *v);
+    v->vector = at + sizeof *v, v->row = (const uint32_t *)(const void *)(v->vector + index->stride);
+    if (v->code != NULL) v->code = (const uint8_t *)(v->row + index->row_words);
+    return true;
+}
+
+/* To be called before a slot's contents change: copies them if a save has still to write them. Without memory the save
+ * fails, not the change. */
+static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t slot) {
+    nodedb_vamana__save *save = index->save;
+    nodedb_vamana__slot_view v;
+    uint8_t **blob, *at;
+    uint32_t place;
+    if (save == NULL || slot >= save->slots || slot < save->next || save->error != 0) return;
+    if (2 * save->kept.count >= save->kept.table_size && !nodedb_vamana__kept_grow(index, &save->kept)) {
+        save->error = -ENOMEM;
+        return;
+    }
+    place = nodedb_vamana__kept_place(&save->kept, slot);
+    if (save->kept.table[place] != NODEDB_VAMANA__NONE) return;
+    blob = &save->kept.blobs[save->kept.count / NODEDB_VAMANA__KEPT_PER_BLOB];
+    if (*blob == NULL)
+        *blob = (uint8_t *)nodedb__alloc(&index->allocator, NODEDB_VAMANA__KEPT_PER_BLOB * save->kept.stride,
+                                         NODEDB_CACHE_LINE_BYTES);
+    if (*blob == NULL) {
+        save->error = -ENOMEM;
+        return;
+    }
+    save->kept.slots[save->kept.count] = slot, save->kept.table[place] = save->kept.count;
+    at = nodedb_vamana__kept_at(&save->kept, save->kept.count++);
+    v = nodedb_vamana__view(index, save, slot);
+    memcpy(at, &v, sizeof v);
+    memcpy(at + sizeof v, v.vector, index->stride);
+    memcpy(at + sizeof v + index->stride, v.row, index->row_words * sizeof *v.row);
+    if (v.code != NULL)
+        memcpy(at + sizeof v + index->stride + index->row_words * sizeof *v.row, v.code, save->coder->stride);
+}
+
 /* Writes a whole row, of which the first `pruned` have come out of one pruning. A reader that passes meanwhile meets
  * some of the old neighbours and some of the new, each of them a node that it may visit. */
 static void nodedb_vamana__set_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
                                    const uint32_t *neighbours, uint32_t count, uint32_t pruned) {
     uint32_t *row = nodedb_vamana__row(index, a, from), i;
     assert(pruned <= count && count <= index->degree);
+    nodedb_vamana__before_change(index, from);
     a->pruned[from] = (uint8_t)(pruned < 255 ? pruned : 255);
     for (i = 0; i < index->degree; i++) {
         uint32_t slot = i < count ? neighbours[i] : NODEDB_VAMANA__NONE;
@@ -2299,7 +2607,7 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
         a->capacity = (uint32_t)capacity, a->entry = NODEDB_VAMANA__NONE, a->coder = coder;
         memset(a->starts, 0xFF, sizeof a->starts); /* NONE */
         a->table_size = nodedb_vamana__table_size_for(capacity);
-        if (!index->coded) a->vectors = (uint8_t *)nodedb_vamana__take(index, a->capacity, index->stride, line);
+        a->vectors = (uint8_t *)nodedb_vamana__take(index, a->capacity, index->stride, line);
         a->ids = (uint64_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->ids, line);
         a->rows = (uint32_t *)nodedb_vamana__take(index, a->capacity, index->row_words * sizeof *a->rows, line);
         a->pruned = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
@@ -2309,7 +2617,7 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
         a->table = (uint32_t *)nodedb_vamana__take(index, a->table_size, sizeof *a->table, line);
         if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__take(index, a->capacity, coder->stride, line);
     }
-    if (a == NULL || (a->vectors == NULL && !index->coded) || a->ids == NULL || a->rows == NULL ||
+    if (a == NULL || a->vectors == NULL || a->ids == NULL || a->rows == NULL ||
         a->pruned == NULL || a->states == NULL || a->table == NULL ||
         (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
         (a->codes == NULL && coder != NULL)) {
@@ -2395,6 +2703,7 @@ static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
     nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot = index->first_free;
     if (slot != NODEDB_VAMANA__NONE) {
+        nodedb_vamana__before_change(index, slot);
         index->first_free = nodedb_vamana__row(index, a, slot)[0];
         nodedb__store_release(&nodedb_vamana__row(index, a, slot)[0], NODEDB_VAMANA__NONE);
     } else {
@@ -2408,6 +2717,7 @@ static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
 /* Nobody may know the slot any more. */
 static void nodedb_vamana__free_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
+    nodedb_vamana__before_change(index, slot);
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
     nodedb_vamana__set_row(index, a, slot, NULL, 0, 0);
     nodedb__store_release(&nodedb_vamana__row(index, a, slot)[0], index->first_free);
@@ -2736,6 +3046,11 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
 
 /* ---- making a coder ---------------------------------------------------------------------------------------------- */
 
+/* Bytes from one code to the next, in memory and in a file. */
+static size_t nodedb_vamana__code_stride(uint32_t dim, uint32_t bits) {
+    return bits == 4 ? nodedb_vamana__padded(((size_t)dim + 63) / 64 * 32) : bits == 8 ? nodedb_vamana__padded(dim) : 0;
+}
+
 static nodedb_vamana__coder *nodedb_vamana__new_coder(const nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__coder *c = (nodedb_vamana__coder *)nodedb__alloc_zero(
         &index->allocator, nodedb_vamana__coder_bytes(index), sizeof(void *));
@@ -2743,7 +3058,7 @@ static nodedb_vamana__coder *nodedb_vamana__new_coder(const nodedb_vamana *index
     c->mean = (float *)(void *)(c + 1);
     c->bits = bits;
     c->components = bits == 4 ? ((size_t)index->dim + 63) / 64 * 64 : nodedb_vamana__padded(index->dim);
-    c->stride = bits == 4 ? nodedb_vamana__padded(c->components / 2) : c->components;
+    c->stride = nodedb_vamana__code_stride(index->dim, bits);
     return c;
 }
 
@@ -2824,6 +3139,408 @@ static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_
 }
 
 /* ===================================================================================================================
+ * WHAT STANDS IN A FILE
+ * The byte tables stand in the manual. Everything has one place that follows from the header's counts, so that a reader
+ * can compute all offsets and compare. Of an index on disk, sections come into memory chunk by chunk when they are
+ * first needed: read, not mapped, so that a file that shrinks or a device that fails is an error and no signal. Each
+ * block is checked as it comes in; one that is damaged is put into quarantine, and what stands in it is passed over.
+ * ================================================================================================================ */
+#define NODEDB_VAMANA__MAGIC "NDBVAMAN"
+#define NODEDB_VAMANA__BLOCK ((size_t)NODEDB_VAMANA_BLOCK_BYTES)
+#define NODEDB_VAMANA__CHUNK ((size_t)16 * NODEDB_VAMANA_BLOCK_BYTES) /* that a part is read by */
+#define NODEDB_VAMANA__SUMS_PER_BLOCK 1023u                           /* and the checksum of themselves */
+#define NODEDB_VAMANA__READ_TRIES 2u
+
+enum { /* offsets in the header block */
+    NODEDB_VAMANA__AT_VERSION = 8,
+    NODEDB_VAMANA__AT_DIM = 12,
+    NODEDB_VAMANA__AT_TYPE = 16,
+    NODEDB_VAMANA__AT_METRIC = 20,
+    NODEDB_VAMANA__AT_DEGREE = 24,
+    NODEDB_VAMANA__AT_BEAM_BUILD = 28,
+    NODEDB_VAMANA__AT_ALPHA = 32,
+    NODEDB_VAMANA__AT_ENTRY = 36,
+    NODEDB_VAMANA__AT_SEED = 40,
+    NODEDB_VAMANA__AT_SLOTS = 48,
+    NODEDB_VAMANA__AT_LIVE = 52,
+    NODEDB_VAMANA__AT_REMOVED = 56,
+    NODEDB_VAMANA__AT_NORM_MAX = 60,
+    NODEDB_VAMANA__AT_OFFSETS = 64, /* of the sections, and the size of the file: 13 times 8 bytes */
+    NODEDB_VAMANA__AT_PASSES = 168,
+    NODEDB_VAMANA__AT_CODE = 172,
+    NODEDB_VAMANA__AT_BITS = 176,
+    NODEDB_VAMANA__AT_RESIDENT = 180,
+    NODEDB_VAMANA__AT_STEP = 184,
+    NODEDB_VAMANA__AT_CODE_LIVE = 188,
+    NODEDB_VAMANA__AT_CODE_CAME = 192,
+    NODEDB_VAMANA__AT_CODE_STRANGE = 196,
+    NODEDB_VAMANA__AT_CODE_DUE = 200,
+    NODEDB_VAMANA__AT_ENTRY_DUE = 208,
+    NODEDB_VAMANA__AT_LAYOUT = 216,
+    NODEDB_VAMANA__AT_FIRST_FREE = 220,
+    NODEDB_VAMANA__AT_COLOUR = 224,
+    NODEDB_VAMANA__AT_SWEEP = 228,
+    NODEDB_VAMANA__AT_SWEEP_AT = 232,
+    NODEDB_VAMANA__AT_RECODE_BITS = 236,
+    NODEDB_VAMANA__AT_RECODE_STEP = 240,
+    NODEDB_VAMANA__AT_RECODE_AT = 244,
+    NODEDB_VAMANA__AT_STARTS = 256,
+    NODEDB_VAMANA__AT_HEADER_SUM = 4092
+};
+
+static uint64_t nodedb_vamana__blocks(uint64_t bytes) {
+    return (bytes + NODEDB_VAMANA_BLOCK_BYTES - 1) / NODEDB_VAMANA_BLOCK_BYTES;
+}
+
+/* Where everything is in a file of `slots` slots; bits 0: of no codes. No product here passes 2^32 * 2^19 = 2^51. */
+static nodedb_vamana__layout nodedb_vamana__lay_out(const nodedb_vamana *index, nodedb_vamana_layout kind,
+                                                    uint32_t bits, uint32_t recode_bits, uint32_t slots) {
+    nodedb_vamana__layout l;
+    uint64_t blocks[NODEDB_VAMANA__SECTIONS], record_blocks, at = NODEDB_VAMANA_BLOCK_BYTES;
+    int i;
+    memset(&l, 0, sizeof l);
+    l.vector_bytes = (uint32_t)index->vector_bytes, l.record_bytes = l.vector_bytes;
+    if (kind == NODEDB_VAMANA_PACKED)
+        l.row_at = (l.vector_bytes + 3) / 4 * 4, l.record_bytes = l.row_at + index->degree * 4;
+    l.records_per_block = l.record_bytes <= NODEDB_VAMANA_BLOCK_BYTES ? NODEDB_VAMANA_BLOCK_BYTES / l.record_bytes : 0;
+    l.blocks_per_record = (uint32_t)nodedb_vamana__blocks(l.record_bytes);
+    record_blocks = l.records_per_block > 0 ? ((uint64_t)slots + l.records_per_block - 1) / l.records_per_block
+                                            : (uint64_t)slots * l.blocks_per_record;
+    l.item[NODEDB_VAMANA__IN_STATES] = 1, l.item[NODEDB_VAMANA__IN_IDS] = 8, l.item[NODEDB_VAMANA__IN_PRUNED] = 1;
+    l.item[NODEDB_VAMANA__IN_NORMS] = index->metric == NODEDB_VAMANA_L2 ? 0 : 4;
+    l.item[NODEDB_VAMANA__IN_ROWS] = kind == NODEDB_VAMANA_PACKED ? 0 : index->row_words * 4;
+    l.item[NODEDB_VAMANA__IN_CODES] = nodedb_vamana__code_stride(index->dim, bits);
+    for (i = 0; i < NODEDB_VAMANA__IN_RECORDS; i++) blocks[i] = nodedb_vamana__blocks(l.item[i] * (uint64_t)slots);
+    blocks[NODEDB_VAMANA__IN_MEANS] =
+        nodedb_vamana__blocks(((bits != 0 ? 1 : 0) + (recode_bits != 0 ? 1 : 0)) * (uint64_t)index->dim * 4);
+    blocks[NODEDB_VAMANA__IN_RECORDS] = record_blocks;
+    for (l.places = 16; l.places < slots + (uint64_t)slots / 2;) l.places *= 2;
+    blocks[NODEDB_VAMANA__IN_TABLE] = nodedb_vamana__blocks(l.places * 4);
+    for (i = 0; i <= NODEDB_VAMANA__IN_TABLE; i++) l.blocks += blocks[i];
+    blocks[NODEDB_VAMANA__IN_SUMS] = (l.blocks + NODEDB_VAMANA__SUMS_PER_BLOCK - 1) / NODEDB_VAMANA__SUMS_PER_BLOCK;
+    blocks[NODEDB_VAMANA__IN_SUMS_AGAIN] = blocks[NODEDB_VAMANA__IN_SUMS];
+    blocks[NODEDB_VAMANA__IN_HEADER_AGAIN] = 1;
+    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) l.at[i] = at, at += blocks[i] * NODEDB_VAMANA_BLOCK_BYTES;
+    l.at[NODEDB_VAMANA__SECTIONS] = at;
+    return l;
+}
+
+/* Where the record of a slot begins in the file. */
+static uint64_t nodedb_vamana__record_at(const nodedb_vamana__layout *l, uint32_t slot) {
+    uint64_t from = l->at[NODEDB_VAMANA__IN_RECORDS];
+    if (l->records_per_block == 0) return from + (uint64_t)slot * l->blocks_per_record * NODEDB_VAMANA_BLOCK_BYTES;
+    return from + (uint64_t)(slot / l->records_per_block) * NODEDB_VAMANA_BLOCK_BYTES +
+           (uint64_t)(slot % l->records_per_block) * l->record_bytes;
+}
+
+static const char *nodedb_vamana__section_name(const nodedb_vamana__layout *l, uint64_t offset) {
+    static const char *const names[] = {"states", "ids",     "norms", "rows",      "pruned",    "means",
+                                        "codes",  "records", "table", "checksums", "checksums", "header"};
+    int i = NODEDB_VAMANA__SECTIONS - 1;
+    while (i > 0 && (l->at[i] > offset || l->at[i] == l->at[i + 1])) i--;
+    return offset < NODEDB_VAMANA_BLOCK_BYTES ? "header" : names[i];
+}
+
+static void nodedb_vamana__put_f32(uint8_t *at, float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    nodedb__put_u32(at, bits);
+}
+
+static float nodedb_vamana__get_f32(const uint8_t *at) {
+    uint32_t bits = nodedb__get_u32(at);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Words of `size` bytes in file order from memory order, or back: the same bytes on a little-endian machine. Moved as
+ * integers, for a float on its way through a register may change the bits of a NaN. */
+static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
+    uint8_t *p = (uint8_t *)words, *end = p + bytes / size * size;
+    if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
+    for (; p < end && size == 4; p += 4) {
+        uint32_t word;
+        memcpy(&word, p, 4);
+        nodedb__put_u32(p, word);
+    }
+    for (; p < end && size == 8; p += 8) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        nodedb__put_u64(p, word);
+    }
+}
+
+/* A record in file order from memory order, or back. */
+static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_vamana__layout *l, uint8_t *record) {
+    if (index->type == NODEDB_VAMANA_F32) nodedb_vamana__swap_words(record, l->vector_bytes, 4);
+    if (l->row_at > 0) nodedb_vamana__swap_words(record + l->row_at, index->degree * (size_t)4, 4);
+}
+
+static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status status, int error, uint64_t offset,
+                                               const char *path, const char *what) {
+    (void)nodedb__fail(err, status, error, "%s: %s at offset %llu", nodedb__path_end(path), what,
+                       (unsigned long long)offset);
+    if (err != NULL) err->offset = offset;
+    return status;
+}
+
+/* ---- reading blocks ---------------------------------------------------------------------------------------------- */
+
+enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__THERE, NODEDB_VAMANA__HURT };
+
+/* True: the caller is to load what has this state, and then to set it. Else it is there, or hurt; whoever loads it at
+ * this moment is waited for. */
+static bool nodedb_vamana__claim(uint8_t *state, uint8_t *now) {
+    for (;;) {
+        uint8_t absent = NODEDB_VAMANA__ABSENT;
+        *now = nodedb__load_acquire(state);
+        if (*now >= NODEDB_VAMANA__THERE) return false;
+        if (*now == NODEDB_VAMANA__ABSENT && nodedb__cas(state, &absent, NODEDB_VAMANA__LOADING)) return true;
+        (void)sched_yield();
+    }
+}
+
+/* Reads blocks, twice if need be. NODEDB_ERR_CORRUPT: the file ends before them. */
+static nodedb_status nodedb_vamana__read_at(const nodedb_vamana *index, void *to, size_t bytes, uint64_t offset,
+                                            nodedb_error *err) {
+    const nodedb_vamana__file *f = index->file;
+    uint32_t tries = 0;
+    int error;
+    do error = nodedb__read_all(&index->io, f->fd, to, bytes, offset);
+    while (error < 0 && ++tries < NODEDB_VAMANA__READ_TRIES);
+    if (error == 0) return NODEDB_OK;
+    if (error == -ENODATA)
+        return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, f->path, "the file ends early");
+    return nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, offset, f->path,
+                                     "cannot be read, tried twice");
+}
+
+/* The checksum of a block of checksums, of group `group`; so that none stands for another. */
+static uint32_t nodedb_vamana__sum_of_group(const uint8_t *block, size_t group) {
+    return nodedb__crc32c((uint32_t)group + 1, block, NODEDB_VAMANA__BLOCK - 4);
+}
+
+/* Reads a group of checksums, the second copy if the first is damaged; `copies`: which are good, as bits. */
+static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t group, int *copies, nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    uint8_t space[2 * NODEDB_VAMANA_BLOCK_BYTES], *block;
+    nodedb_status status = NODEDB_OK;
+    uint32_t i;
+    int copy;
+    block = space + (NODEDB_VAMANA__BLOCK - (uintptr_t)space % NODEDB_VAMANA__BLOCK) % NODEDB_VAMANA__BLOCK;
+    *copies = 0;
+    for (copy = 1; copy >= 0; copy--) {
+        uint64_t at = f->layout.at[NODEDB_VAMANA__IN_SUMS + copy] + (uint64_t)group * NODEDB_VAMANA_BLOCK_BYTES;
+        nodedb_status one = nodedb_vamana__read_at(index, block, NODEDB_VAMANA__BLOCK, at, err);
+        if (one != NODEDB_OK && one != NODEDB_ERR_CORRUPT) status = one;
+        if (one != NODEDB_OK ||
+            nodedb_vamana__sum_of_group(block, group) != nodedb__get_u32(block + NODEDB_VAMANA__BLOCK - 4))
+            continue;
+        *copies |= 1 << copy;
+        for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
+            f->sums[group * NODEDB_VAMANA__SUMS_PER_BLOCK + i] = nodedb__get_u32(block + 4 * i);
+    }
+    if (*copies != 0) return NODEDB_OK;
+    if (status != NODEDB_OK) return status;
+    return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0,
+                                     f->layout.at[NODEDB_VAMANA__IN_SUMS] + (uint64_t)group * NODEDB_VAMANA_BLOCK_BYTES,
+                                     f->path, "both copies of the checksums are damaged");
+}
+
+/* Does a block of the file that has been read match its checksum? NODEDB_ERR_CORRUPT: it does not. */
+static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t offset, const uint8_t *bytes,
+                                                nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    uint64_t number = offset / NODEDB_VAMANA_BLOCK_BYTES - 1;
+    size_t group = (size_t)(number / NODEDB_VAMANA__SUMS_PER_BLOCK);
+    uint8_t now;
+    assert(number < f->layout.blocks);
+    if (nodedb_vamana__claim(&f->groups[group], &now)) {
+        int copies;
+        nodedb_status status = nodedb_vamana__read_group(index, group, &copies, err);
+        now = status == NODEDB_OK            ? NODEDB_VAMANA__THERE
+              : status == NODEDB_ERR_CORRUPT ? NODEDB_VAMANA__HURT
+                                             : NODEDB_VAMANA__ABSENT;
+        nodedb__store_release(&f->groups[group], now);
+        if (status != NODEDB_OK) return status;
+    }
+    if (now == NODEDB_VAMANA__THERE && nodedb__crc32c(0, bytes, NODEDB_VAMANA__BLOCK) == f->sums[number])
+        return NODEDB_OK;
+    return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, f->path,
+                                     "the block does not match its checksum");
+}
+
+static bool nodedb_vamana__in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
+    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
+    return (nodedb__load_relaxed(&f->damaged[block / 8]) >> block % 8 & 1) != 0;
+}
+
+static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
+    nodedb_vamana__file *f = index->file;
+    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
+    uint8_t bit = (uint8_t)(1u << block % 8);
+    if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
+    (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
+    nodedb__say(&index->logger, NODEDB_LOG_ERROR,
+                "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
+                "save the index anew from its source",
+                f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
+                nodedb_vamana__section_name(&f->layout, offset));
+}
+
+/* ---- parts ------------------------------------------------------------------------------------------------------- */
+
+/* Is what stands in a checked block of a section possible? In memory order. */
+static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t bytes) {
+    uint32_t slots = index->arrays->slots, word;
+    float norm;
+    size_t i;
+    switch (section) {
+    case NODEDB_VAMANA__IN_STATES:
+        for (i = 0; i < bytes; i++)
+            if (block[i] > NODEDB_VAMANA__REMOVED + 1) return false;
+        break;
+    case NODEDB_VAMANA__IN_ROWS:
+    case NODEDB_VAMANA__IN_TABLE:
+        for (i = 0; i < bytes; i += 4) {
+            memcpy(&word, block + i, 4);
+            if (word >= slots && word != NODEDB_VAMANA__NONE) return false;
+        }
+        break;
+    case NODEDB_VAMANA__IN_NORMS:
+        for (i = 0; i < bytes; i += 4) {
+            memcpy(&norm, block + i, 4);
+            if (!(norm >= 0) || !nodedb_vamana__is_finite(norm)) return false;
+        }
+        break;
+    default: break;
+    }
+    return true;
+}
+
+/* Reads a chunk that the caller has claimed, and says what it is then. On failure it is absent again. */
+static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section, size_t chunk, nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__part *part = &f->parts[section];
+    size_t from = chunk * NODEDB_VAMANA__CHUNK, bytes = part->bytes - from, at;
+    uint64_t offset = f->layout.at[section] + from;
+    uint8_t *to = part->memory + from, now = NODEDB_VAMANA__THERE;
+    nodedb_status status;
+    if (bytes > NODEDB_VAMANA__CHUNK) bytes = NODEDB_VAMANA__CHUNK;
+    status = nodedb_vamana__read_at(index, to, bytes, offset, err);
+    for (at = 0; at < bytes && (status == NODEDB_OK || status == NODEDB_ERR_CORRUPT); at += NODEDB_VAMANA__BLOCK) {
+        nodedb_status one = NODEDB_OK;
+        size_t word = section == NODEDB_VAMANA__IN_IDS                                                   ? 8
+                      : section == NODEDB_VAMANA__IN_CODES || section == NODEDB_VAMANA__IN_STATES ? 1
+                                                                                                   : 4;
+        if (status == NODEDB_OK) one = nodedb_vamana__check_block(index, offset + at, to + at, err);
+        if (status != NODEDB_OK || one == NODEDB_ERR_CORRUPT) { /* once more, this block alone */
+            one = nodedb_vamana__read_at(index, to + at, NODEDB_VAMANA__BLOCK, offset + at, err);
+            if (one == NODEDB_OK) one = nodedb_vamana__check_block(index, offset + at, to + at, err);
+        }
+        if (one != NODEDB_OK && one != NODEDB_ERR_CORRUPT) {
+            status = one;
+            break;
+        }
+        if (one == NODEDB_OK) nodedb_vamana__swap_words(to + at, NODEDB_VAMANA__BLOCK, word);
+        if (one == NODEDB_OK && nodedb_vamana__makes_sense(index, section, to + at, NODEDB_VAMANA__BLOCK)) continue;
+        nodedb_vamana__quarantine(index, offset + at);
+        now = NODEDB_VAMANA__HURT;
+    }
+    if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) {
+        nodedb__store_release(&part->chunks[chunk], (uint8_t)NODEDB_VAMANA__ABSENT);
+        return status;
+    }
+    nodedb__store_release(&part->chunks[chunk], now);
+    if (now == NODEDB_VAMANA__THERE) (void)__atomic_fetch_sub(&f->chunks_left, 1, __ATOMIC_ACQ_REL);
+    return NODEDB_OK;
+}
+
+static bool nodedb_vamana__have_slowly(const nodedb_vamana *reader, int section, uint64_t from, size_t bytes,
+                                       nodedb_vamana__trouble *trouble) {
+    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)reader; /* what is loaded is nobody's state but the file's */
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__part *part = &f->parts[section];
+    uint64_t chunk = from / NODEDB_VAMANA__CHUNK, last = (from + bytes - 1) / NODEDB_VAMANA__CHUNK, at;
+    bool hurt = false;
+    if (trouble->failed != NODEDB_OK) return false;
+    for (; chunk <= last; chunk++) {
+        uint8_t now;
+        if (nodedb_vamana__claim(&part->chunks[chunk], &now)) {
+            trouble->failed = nodedb_vamana__load_chunk(index, section, (size_t)chunk, &trouble->error);
+            if (trouble->failed != NODEDB_OK) return false;
+            now = nodedb__load_acquire(&part->chunks[chunk]);
+        }
+        hurt = hurt || now == NODEDB_VAMANA__HURT;
+    }
+    for (at = from / NODEDB_VAMANA__BLOCK; at <= (from + bytes - 1) / NODEDB_VAMANA__BLOCK && hurt; at++)
+        if (nodedb_vamana__in_quarantine(f, f->layout.at[section] + at * NODEDB_VAMANA__BLOCK)) {
+            trouble->damaged++;
+            return false;
+        }
+    return true;
+}
+
+/* Are these bytes of a section in memory, and well? Of an index on disk; reads them if they are not there yet. False:
+ * they are damaged, or cannot be read; `trouble` says so. */
+NODEDB_VAMANA__INLINE bool nodedb_vamana__have(const nodedb_vamana *index, int section, uint64_t from, size_t bytes,
+                                               nodedb_vamana__trouble *trouble) {
+    const uint8_t *chunks = index->file->parts[section].chunks;
+    assert(bytes > 0 && from + bytes <= index->file->parts[section].bytes);
+    if (nodedb__load_acquire(&chunks[from / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE &&
+        nodedb__load_acquire(&chunks[(from + bytes - 1) / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE)
+        return true;
+    return nodedb_vamana__have_slowly(index, section, from, bytes, trouble);
+}
+
+/* The same for what a section has of one slot. */
+NODEDB_VAMANA__INLINE bool nodedb_vamana__have_slot(const nodedb_vamana *index, int section, uint32_t slot,
+                                                    nodedb_vamana__trouble *trouble) {
+    size_t item = index->file->layout.item[section];
+    return nodedb_vamana__have(index, section, (uint64_t)slot * item, item, trouble);
+}
+
+/* Must a walk look whether what it needs is there? */
+static bool nodedb_vamana__is_partial(const nodedb_vamana *index) {
+    return index->file != NULL && nodedb__load_acquire(&index->file->chunks_left) > 0;
+}
+
+/* State and id of a slot, for one who may be on disk. */
+static bool nodedb_vamana__knows_slot(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
+    return index->file == NULL || (nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_STATES, slot, trouble) &&
+                                   nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_IDS, slot, trouble));
+}
+
+/* The live slot of an id in an index on disk, or NONE: there is none, or trouble->failed. If the table of ids is
+ * damaged on the way, looks at all. */
+static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id, nodedb_vamana__trouble *trouble) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint64_t mask = index->file->layout.places - 1, at = nodedb__mix64(id) & mask, n;
+    uint32_t slot;
+    for (n = 0; n <= mask; n++, at = (at + 1) & mask) {
+        if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, trouble)) break;
+        slot = a->table[at];
+        if (slot == NODEDB_VAMANA__NONE) return NODEDB_VAMANA__NONE;
+        if (nodedb_vamana__knows_slot(index, slot, trouble) && a->states[slot] == NODEDB_VAMANA__LIVE &&
+            a->ids[slot] == id)
+            return slot;
+        if (trouble->failed != NODEDB_OK) return NODEDB_VAMANA__NONE;
+    }
+    for (slot = 0; slot < a->slots && trouble->failed == NODEDB_OK; slot++)
+        if (nodedb_vamana__knows_slot(index, slot, trouble) && a->states[slot] == NODEDB_VAMANA__LIVE &&
+            a->ids[slot] == id)
+            return slot;
+    return NODEDB_VAMANA__NONE;
+}
+
+static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32_t slot) {
+    uint32_t mask = c->places_size - 1, at = (uint32_t)nodedb__mix64(slot) & mask;
+    while (c->places[at] != NODEDB_VAMANA__NONE && c->slots[c->places[at]] != slot) at = (at + 1) & mask;
+    return at;
+}
+
+/* ===================================================================================================================
  * THE SEARCHER AND ITS WALK
  * ================================================================================================================ */
 #define NODEDB_VAMANA__SEEN_PER_BEAM 128u   /* entries of the visited table for each entry of the beam */
@@ -2899,6 +3616,9 @@ static nodedb_vamana_searcher *nodedb_vamana__searcher_new(const nodedb_vamana *
     return NULL;
 }
 
+static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s);
+static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s);
+
 NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *searcher) {
     nodedb_allocator allocator;
     if (searcher == NULL) return;
@@ -2906,11 +3626,14 @@ NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *se
     if (searcher->own_fetcher && searcher->fetcher.destroy != NULL) searcher->fetcher.destroy(searcher->fetcher.ctx);
     nodedb__release(&allocator, searcher->memory, searcher->memory_bytes);
     nodedb__release(&allocator, searcher->parked, searcher->parked_bytes);
+    nodedb_vamana__free_lanes(searcher);
     nodedb__release(&allocator, searcher, sizeof *searcher);
 }
 
 NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vamana_searcher *searcher) {
-    return searcher == NULL ? 0 : searcher->memory_bytes + searcher->parked_bytes + sizeof *searcher;
+    return searcher == NULL ? 0
+                            : searcher->memory_bytes + searcher->parked_bytes + sizeof *searcher +
+                                  nodedb_vamana__lanes_bytes(searcher);
 }
 
 NODEDB_VAMANA__INLINE bool nodedb_vamana__nearer(const nodedb_vamana__near *a, float distance, uint32_t slot) {
@@ -2945,11 +3668,22 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
     return low;
 }
 
+/* Of `count` slots in s->slots, those whose codes are in memory and well; their new number. */
+static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
+    uint32_t i, n = 0;
+    for (i = 0; i < count; i++)
+        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->trouble))
+            s->slots[n++] = s->slots[i];
+    return n;
+}
+
 /* Puts the entry into the beam, and the nearest of the starts: one of some scattered nodes is nearer than the entry,
  * and measuring them all costs less than the hops that it saves. */
 static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
     const nodedb_vamana__arrays *a = target->arrays;
     uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0, i;
+    s->beam_count = 0, s->spare_count = 0;
+    memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
     if (entry == NODEDB_VAMANA__NONE) return;
     s->slots[count++] = entry;
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++) {
@@ -2957,26 +3691,41 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
         if (slot == NODEDB_VAMANA__NONE) break;
         s->slots[count++] = slot;
     }
+    if (nodedb_vamana__is_partial(s->index)) count = nodedb_vamana__have_codes(s, count);
+    if (count == 0) return;
     nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
     s->computed += count;
     for (i = 1; i < count; i++)
         if (s->distances[i] < s->distances[best]) best = i;
-    (void)nodedb_vamana__beam_add(s, width, s->distances[0], entry, false);
+    (void)nodedb_vamana__beam_add(s, width, s->distances[0], s->slots[0], false);
     if (best != 0) (void)nodedb_vamana__beam_add(s, width, s->distances[best], s->slots[best], false);
+}
+
+/* Puts the neighbours of a row that have not been seen into s->slots; returns how many. */
+NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, const uint32_t *row, uint32_t *seen,
+                                                     uint32_t mask) {
+    uint32_t degree = s->index->degree, count = 0, i;
+    for (i = 0; i < degree; i++) {
+        uint32_t slot = nodedb__load_acquire(&row[i]), *place;
+        if (slot == NODEDB_VAMANA__NONE) break;
+        place = &seen[(slot * UINT32_C(0x9E3779B1)) >> 8 & mask];
+        s->slots[count] = slot; /* no branch: which ones are new cannot be predicted */
+        count += *place != slot ? 1 : 0;
+        *place = slot;
+    }
+    return count;
 }
 
 /* Greedy search (DiskANN algorithm 1) from the entry: leaves the `width` nearest slots that it met in s->beam, removed
  * ones included, as they still lead the way. The visited table forgets: two slots of one place overwrite each other.
  * A forgotten slot is measured again, and the beam refuses it, as it is either in it or was too far, and the
  * threshold only falls; so the result is the same as with an exact set (ParlayANN does this too). */
-static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
-                                bool keep_spare) {
+NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
+                                                    uint32_t width, bool keep_spare, bool partial) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = target->arrays;
     uint32_t *seen = s->seen, mask = s->seen_size - 1, next = 0;
     assert(width >= 1 && width <= s->beam_max);
-    s->beam_count = 0, s->spare_count = 0;
-    memset(seen, 0xFF, (size_t)s->seen_size * sizeof *seen);
     nodedb_vamana__begin_walk(s, target, width);
     while (next < s->beam_count) {
         const uint32_t *row = nodedb_vamana__row(index, a, s->beam[next].slot);
@@ -2984,14 +3733,9 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
         assert(!s->beam[next].mark);
         s->beam[next].mark = 1;
         s->hops++;
-        for (i = 0; i < index->degree; i++) {
-            uint32_t slot = nodedb__load_acquire(&row[i]), *place;
-            if (slot == NODEDB_VAMANA__NONE) break;
-            place = &seen[(slot * UINT32_C(0x9E3779B1)) >> 8 & mask];
-            s->slots[count] = slot; /* no branch: which ones are new cannot be predicted */
-            count += *place != slot ? 1 : 0;
-            *place = slot;
-        }
+        if (!partial || nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, s->beam[next].slot, &s->trouble))
+            count = nodedb_vamana__gather(s, row, seen, mask);
+        if (partial) count = nodedb_vamana__have_codes(s, count);
         do next++;
         while (next < s->beam_count && s->beam[next].mark);
         if (next < s->beam_count) /* the likely next row, while the distances are computed */
@@ -3003,6 +3747,12 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
             if (at < next) next = at;
         }
     }
+}
+
+static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
+                                bool keep_spare) {
+    if (nodedb_vamana__is_partial(s->index)) nodedb_vamana__walk_over(s, target, width, keep_spare, true);
+    else nodedb_vamana__walk_over(s, target, width, keep_spare, false);
 }
 
 /* ===================================================================================================================
@@ -3099,6 +3849,7 @@ static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searche
     uint32_t *row = nodedb_vamana__row(index, index->arrays, from);
     uint32_t had = nodedb_vamana__row_count(index, row), used = had;
     size_t n = 0, i, j;
+    nodedb_vamana__before_change(index, from);
     for (i = 0; i <= count; i++) { /* the low halves of `to` are the slots; once more to prune what is left */
         if (i < count) {
             for (j = 0; j < had && row[j] != (uint32_t)to[i]; j++) {
@@ -3301,7 +4052,12 @@ static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, n
     a->codes = codes, a->coder = coder;
     nodedb_vamana__publish(index, a);
     nodedb_vamana__await_readers(index);
-    if (old->codes != NULL) nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
+    if (old->codes != NULL && index->save != NULL && !index->save->make_codes && index->save->frozen == NULL) {
+        index->save->frozen = old->codes; /* it has still to write them */
+        index->save->frozen_count = old->capacity, index->save->frozen_stride = old->coder->stride;
+    } else if (old->codes != NULL) {
+        nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
+    }
     nodedb_vamana__give_coder(index, old->coder);
     nodedb_vamana__give(index, old, 1, sizeof *old);
     return true;
@@ -3476,7 +4232,7 @@ static void nodedb_vamana__sweep_begin(nodedb_vamana *index) {
 }
 
 NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget) {
-    if (index == NULL || index->on_disk) return false;
+    if (index == NULL || index->file != NULL) return false;
     for (; budget > 0; budget--) {
         bool coding = nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
         if (index->sweep == NODEDB_VAMANA__IDLE) {
@@ -3493,6 +4249,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 static void nodedb_vamana__forget_all(nodedb_vamana *index) {
     nodedb_vamana__arrays *a;
     uint32_t slot, slots;
+    for (slot = 0; slot < index->arrays->slots && index->save != NULL; slot++)
+        nodedb_vamana__before_change(index, slot);
     if (index->arrays->codes != NULL) (void)nodedb_vamana__replace_codes(index, NULL, NULL);
     a = index->arrays, slots = a->slots;
     assert(index->live == 0);
@@ -3515,6 +4273,7 @@ static void nodedb_vamana__forget_all(nodedb_vamana *index) {
 static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     uint32_t removed_max = a->slots / NODEDB_VAMANA__REMOVED_SHARE, i;
+    nodedb_vamana__before_change(index, slot);
     nodedb_vamana__table_drop(a, slot);
     nodedb_vamana__set_state(a, slot, index->colour);
     nodedb_vamana__count_live(index, index->live - 1, index->removed + 1);
@@ -3532,8 +4291,16 @@ static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
 
 static nodedb_status nodedb_vamana__check_writable(const nodedb_vamana *index, nodedb_error *err) {
     if (index == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index is NULL");
-    if (index->on_disk) return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s was opened on disk, read-only", index->path);
+    if (index->file != NULL)
+        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s was opened on disk, read-only", index->file->path);
     return NODEDB_OK;
+}
+
+/* For changes that no save can follow slot by slot. */
+static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, nodedb_error *err) {
+    nodedb_status status = nodedb_vamana__check_writable(index, err);
+    if (status != NODEDB_OK || index->save == NULL) return status;
+    return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s is being saved: finish or cancel that first", index->save->path);
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint64_t id, nodedb_error *err) {
@@ -3858,7 +4625,7 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const uint64_t *ids, const void *vectors,
                                                     uint64_t n, uint32_t threads, nodedb_vamana_progress progress,
                                                     void *progress_ctx, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_writable(index, err);
+    nodedb_status status = nodedb_vamana__check_unsaved(index, err);
     nodedb_vamana__build build;
     uint64_t batch_max = n / NODEDB_VAMANA__BATCH_SHARE + 1;
     uint64_t *pairs = NULL, *pairs_other = NULL;
@@ -3909,6 +4676,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
 #define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
 #define NODEDB_VAMANA__RERANK_PER_RESULT 3u   /* default of nodedb_vamana_query.rerank: 3 k ... */
 #define NODEDB_VAMANA__RERANK_MORE 16u        /* ... + 16 */
+#define NODEDB_VAMANA__READS_PER_RESULT 2u    /* the same on disk, where each costs a read: 2 k ... */
+#define NODEDB_VAMANA__READS_MORE 4u          /* ... + 4 */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
 
 /* Is `a` a worse result than `b`? Ties are settled by the id. */
@@ -3957,10 +4726,12 @@ static void nodedb_vamana__sort_heap(const uint64_t *ids, nodedb_vamana__near *h
     }
 }
 
-/* May this slot be a result? */
-static bool nodedb_vamana__passes(const nodedb_vamana__arrays *a, const nodedb_vamana_query *query, uint32_t slot) {
+/* May this slot be a result? Not if what is known of it is damaged. */
+static bool nodedb_vamana__passes(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, uint32_t slot) {
+    const nodedb_vamana__arrays *a = s->arrays;
     uint64_t id;
-    if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) return false;
+    if (!nodedb_vamana__knows_slot(s->index, slot, &s->trouble) || nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
+        return false;
     id = a->ids[slot];
     if (query->bitmap != NULL && (id >= query->bitmap_bits || (query->bitmap[id / 8] >> id % 8 & 1) == 0)) return false;
     return query->filter == NULL || query->filter(query->filter_ctx, id);
@@ -3971,7 +4742,7 @@ static bool nodedb_vamana__is_filtered(const nodedb_vamana_query *query) {
 }
 
 /* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap at
- * results[0 .. *heap). */
+ * results[0 .. *heap). A damaged one is passed over. */
 static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                  nodedb_vamana__near *results, size_t most, size_t from, size_t n,
                                                  size_t *heap, nodedb_error *err) {
@@ -3982,54 +4753,60 @@ static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, cons
         uint32_t slot = results[i].slot;
         const void *vector = s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         float distance;
-        if (vector == NULL) {
+        if (vector == NULL && reason.status != NODEDB_ERR_CORRUPT) {
             if (err != NULL) *err = reason;
             return reason.status;
         }
-        distance = nodedb_vamana__exact(s->index, exact, vector, a->norms != NULL ? a->norms[slot] : 0);
-        if (!nodedb_vamana__is_finite(distance))
-            return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector", s->index->path,
-                                (unsigned long long)a->ids[slot]);
-        *heap = nodedb_vamana__offer(a->ids, results, *heap, most, distance, slot);
+        if (a->norms != NULL && !nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, slot, &s->trouble)) {
+            if (s->trouble.failed == NODEDB_OK) continue;
+            if (err != NULL) *err = s->trouble.error;
+            return s->trouble.failed;
+        }
+        distance = 0;
+        if (vector != NULL)
+            distance = nodedb_vamana__exact(s->index, exact, vector, a->norms == NULL ? 0 : a->norms[slot]);
+        if (vector == NULL || !nodedb_vamana__is_finite(distance)) s->trouble.damaged++;
+        else *heap = nodedb_vamana__offer(a->ids, results, *heap, most, distance, slot);
     }
     return NODEDB_OK;
 }
 
-/* Replaces the distances of `n` results by exact ones from the disk, and makes a heap of them. */
+/* Replaces the distances of *n results by exact ones from the disk, and makes a heap of them; *n falls by those that
+ * are damaged. */
 static nodedb_status nodedb_vamana__rerank_disk(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                                nodedb_vamana__near *results, size_t n, nodedb_error *err) {
+                                                nodedb_vamana__near *results, size_t *n, nodedb_error *err) {
     size_t from, i, batch, heap = 0;
-    for (from = 0; from < n; from += batch) {
-        nodedb_status status;
-        batch = n - from < s->fetcher.batch_max ? n - from : s->fetcher.batch_max;
+    nodedb_status status = NODEDB_OK;
+    for (from = 0; from < *n && status == NODEDB_OK; from += batch) {
+        batch = nodedb_vamana__least(*n - from, s->fetcher.batch_max);
         if (batch > s->candidates_max) batch = s->candidates_max;
         for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
         status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__take_fetched(s, exact, results, n, from, batch, &heap, err);
-        if (status != NODEDB_OK) return status;
+        if (status == NODEDB_OK) status = nodedb_vamana__take_fetched(s, exact, results, *n, from, batch, &heap, err);
     }
-    return NODEDB_OK;
+    *n = heap;
+    return status;
 }
 
-/* Replaces the distances of the results from codes by exact ones, and puts the results into order by them. */
+/* Replaces the distances of the *n results from codes by exact ones, and puts the results into order by them. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                           nodedb_vamana__near *results, size_t n, nodedb_error *err) {
+                                           nodedb_vamana__near *results, size_t *n, nodedb_error *err) {
     const uint64_t *ids = s->arrays->ids;
     size_t from, i, batch, heap = 0;
-    s->computed += n, s->exact += n;
-    if (s->index->coded) {
+    s->computed += *n, s->exact += *n;
+    if (s->index->file != NULL) {
         nodedb_status status = nodedb_vamana__rerank_disk(s, exact, results, n, err);
         if (status != NODEDB_OK) return status;
     } else {
-        for (from = 0; from < n; from += batch) {
-            batch = n - from < s->candidates_max ? n - from : s->candidates_max;
+        for (from = 0; from < *n; from += batch) {
+            batch = *n - from < s->candidates_max ? *n - from : s->candidates_max;
             for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
             nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
             for (i = 0; i < batch; i++)
-                heap = nodedb_vamana__offer(ids, results, heap, n, s->distances[i], s->slots[i]);
+                heap = nodedb_vamana__offer(ids, results, heap, *n, s->distances[i], s->slots[i]);
         }
     }
-    nodedb_vamana__sort_heap(ids, results, n);
+    nodedb_vamana__sort_heap(ids, results, *n);
     return NODEDB_OK;
 }
 
@@ -4039,23 +4816,23 @@ static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const
                                                 nodedb_error *err) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
-    uint32_t slot, slots = nodedb__load_acquire(&a->slots), i, count = 0;
+    uint32_t slot, slots = nodedb__load_acquire(&a->slots);
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
-    size_t n = 0;
+    size_t n = 0, i, count = 0;
     if (most > s->beam_max) most = s->beam_max; /* the lists fit what there was; a writer may have added to it since */
     for (slot = 0; slot < slots && status == NODEDB_OK; slot++) {
-        if (nodedb_vamana__passes(a, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
+        if (nodedb_vamana__passes(s, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
-        if (index->coded) {
-            status = nodedb_vamana__rerank_disk(s, exact, chunk, count, err);
+        s->computed += count, s->exact += count;
+        if (index->file != NULL) {
+            status = nodedb_vamana__rerank_disk(s, exact, chunk, &count, err);
         } else {
             nodedb_vamana__measure_many(index, exact, s->slots, count, s->distances);
             for (i = 0; i < count; i++) chunk[i].distance = s->distances[i];
         }
         for (i = 0; i < count && status == NODEDB_OK; i++)
             n = nodedb_vamana__offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
-        s->computed += count, s->exact += count;
         count = 0;
     }
     *found = n;
@@ -4065,7 +4842,7 @@ static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const
 /* How wide a beam must be so that about `beam` of its entries pass the filter; 0: looking at every vector is cheaper. A
  * walk costs about half a row of distances for each entry of its beam, a scan one distance for each vector that passes
  * and about a quarter of one for asking the filter. */
-static uint32_t nodedb_vamana__beam_behind_filter(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+static uint32_t nodedb_vamana__beam_behind_filter(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                   uint32_t beam) {
     const nodedb_vamana__arrays *a = s->arrays;
     uint64_t slots = nodedb__load_acquire(&a->slots);
@@ -4073,9 +4850,11 @@ static uint32_t nodedb_vamana__beam_behind_filter(const nodedb_vamana_searcher *
     uint64_t live = 0, pass = 0, wide, all = nodedb__load_relaxed(&s->index->live);
     for (i = 0; i < n; i++) {
         uint32_t slot = (uint32_t)(i * slots / n);
-        if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) continue;
+        if (!nodedb_vamana__knows_slot(s->index, slot, &s->trouble) ||
+            nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
+            continue;
         live++;
-        pass += nodedb_vamana__passes(a, query, slot) ? 1 : 0;
+        pass += nodedb_vamana__passes(s, query, slot) ? 1 : 0;
     }
     if (pass == 0) return 0;
     wide = ((uint64_t)beam * live + pass - 1) / pass;
@@ -4103,11 +4882,14 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
-    plan->by_code = index->coded || (s->arrays->codes != NULL && !query->exact_walk);
+    plan->by_code = index->file != NULL || (s->arrays->codes != NULL && !query->exact_walk);
     keep = plan->k;
     if (plan->by_code) {
-        keep = query->rerank != 0 ? query->rerank
-                                  : (uint64_t)plan->k * NODEDB_VAMANA__RERANK_PER_RESULT + NODEDB_VAMANA__RERANK_MORE;
+        uint64_t usual = index->file == NULL ? (uint64_t)plan->k * NODEDB_VAMANA__RERANK_PER_RESULT +
+                                                   NODEDB_VAMANA__RERANK_MORE
+                                             : (uint64_t)plan->k * NODEDB_VAMANA__READS_PER_RESULT +
+                                                   NODEDB_VAMANA__READS_MORE;
+        keep = query->rerank != 0 ? query->rerank : usual;
         if (keep < plan->k) keep = plan->k;
         if (keep > plan->beam) keep = plan->beam;
     }
@@ -4128,10 +4910,152 @@ static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vam
     uint32_t i;
     for (i = 0; i < s->beam_count; i++) {
         if (n == most && s->beam[i].distance > s->spare[0].distance) break;
-        if (nodedb_vamana__passes(s->arrays, query, s->beam[i].slot))
+        if (nodedb_vamana__passes(s, query, s->beam[i].slot))
             n = nodedb_vamana__offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
     }
     return n;
+}
+
+/* ---- the packed layout -------------------------------------------------------------------------------------------
+ * A walk by codes, as always; but the rows are on the disk, each with its vector, so it reads a few nodes together, the
+ * nearest that it has not looked at, and gets their exact distances on the way (DiskANN section 3.2). */
+#define NODEDB_VAMANA__WAVE 4u /* nodes of one question that are read together */
+
+typedef struct nodedb_vamana__lane { /* a question that walks so */
+    nodedb_vamana_searcher *s;       /* its lists; the results so far are a heap in `spare` */
+    nodedb_vamana__plan plan;
+    nodedb_vamana__target code, exact;
+    float norm;
+    uint32_t next;                   /* first place of the beam that may not have been expanded */
+    uint32_t count, wave[NODEDB_VAMANA__WAVE];
+    size_t found;
+    uint64_t question;               /* of search_many */
+    bool busy;
+} nodedb_vamana__lane;
+
+static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
+    return index->file != NULL && index->file->layout.row_at > 0;
+}
+
+/* The record of a node that is kept in memory, or NULL. */
+static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t slot) {
+    const nodedb_vamana__cache *c = &index->file->cache;
+    uint32_t at;
+    if (!nodedb__load_acquire(&c->ready)) return NULL;
+    at = c->places[nodedb_vamana__cache_place(c, slot)];
+    return at == NODEDB_VAMANA__NONE ? NULL : c->records + at * c->stride;
+}
+
+static void nodedb_vamana__lane_begin(nodedb_vamana__lane *lane) {
+    nodedb_vamana_searcher *s = lane->s;
+    lane->code = nodedb_vamana__code_target(s, s->query, lane->norm);
+    lane->exact = nodedb_vamana__query_target(s, lane->norm);
+    lane->next = 0, lane->count = 0, lane->found = 0;
+    nodedb_vamana__begin_walk(s, &lane->code, lane->plan.beam);
+}
+
+/* Chooses the next nodes to look at, and announces those that must be read. lane->count 0: the walk is at its end. */
+static nodedb_status nodedb_vamana__lane_choose(nodedb_vamana__lane *lane, nodedb_error *err) {
+    nodedb_vamana_searcher *s = lane->s;
+    uint32_t i, reads = 0, slots[NODEDB_VAMANA__WAVE];
+    lane->count = 0;
+    for (i = lane->next; i < s->beam_count && lane->count < NODEDB_VAMANA__WAVE; i++) {
+        uint32_t slot = s->beam[i].slot;
+        if (s->beam[i].mark) continue;
+        s->beam[i].mark = 1;
+        lane->wave[lane->count++] = slot;
+        if (nodedb_vamana__cached(s->index, slot) == NULL) slots[reads++] = slot;
+        else if (reads == 0) { /* no need to wait for it, and it may lead past the others */
+            i++;
+            break;
+        }
+    }
+    lane->next = i;
+    return reads == 0 ? NODEDB_OK : s->fetcher.prefetch_batch(s->fetcher.ctx, slots, reads, err);
+}
+
+/* Looks at a node: its exact distance, and the distances of its neighbours by code. */
+static void nodedb_vamana__lane_expand(nodedb_vamana__lane *lane, const nodedb_vamana_query *query, uint32_t slot,
+                                       const uint8_t *record) {
+    nodedb_vamana_searcher *s = lane->s;
+    const nodedb_vamana *index = s->index;
+    const nodedb_vamana__arrays *a = s->arrays;
+    const uint32_t *row = (const uint32_t *)(const void *)(record + index->file->layout.row_at);
+    uint32_t count, i, n = 0;
+    s->hops++;
+    if (nodedb_vamana__passes(s, query, slot) &&
+        (a->norms == NULL || nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, &s->trouble))) {
+        float distance = nodedb_vamana__exact(index, &lane->exact, record, a->norms == NULL ? 0 : a->norms[slot]);
+        s->computed++, s->exact++;
+        if (!nodedb_vamana__is_finite(distance)) s->trouble.damaged++;
+        else lane->found = nodedb_vamana__offer(a->ids, s->spare, lane->found, lane->plan.keep, distance, slot);
+    }
+    count = nodedb_vamana__gather(s, row, s->seen, s->seen_size - 1);
+    for (i = 0; i < count; i++) { /* that the file's checksums are right does not make it sensible */
+        if (s->slots[i] < a->slots) s->slots[n++] = s->slots[i];
+        else s->trouble.damaged++;
+    }
+    if (nodedb_vamana__is_partial(index)) n = nodedb_vamana__have_codes(s, n);
+    nodedb_vamana__measure_many(index, &lane->code, s->slots, n, s->distances);
+    s->computed += n;
+    for (i = 0; i < n; i++) {
+        uint32_t at = nodedb_vamana__beam_add(s, lane->plan.beam, s->distances[i], s->slots[i], false);
+        if (at < lane->next) lane->next = at;
+    }
+}
+
+/* Looks at the nodes that were chosen, waiting for those that are read. */
+static nodedb_status nodedb_vamana__lane_take(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
+                                              nodedb_error *err) {
+    nodedb_vamana_searcher *s = lane->s;
+    uint32_t i;
+    for (i = 0; i < lane->count; i++) {
+        uint32_t slot = lane->wave[i];
+        const uint8_t *record = nodedb_vamana__cached(s->index, slot);
+        nodedb_error reason;
+        memset(&reason, 0, sizeof reason);
+        if (record == NULL) record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
+        if (record == NULL && reason.status == NODEDB_ERR_STATE) { /* others have announced so much since */
+            reason.status = s->fetcher.prefetch_batch(s->fetcher.ctx, &slot, 1, &reason);
+            if (reason.status == NODEDB_OK)
+                record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
+        }
+        if (record != NULL) nodedb_vamana__lane_expand(lane, query, slot, record);
+        else if (reason.status == NODEDB_ERR_CORRUPT) s->trouble.damaged++;
+        else s->trouble.failed = reason.status, s->trouble.error = reason;
+        if (s->trouble.failed == NODEDB_OK) continue;
+        if (err != NULL) *err = s->trouble.error;
+        return s->trouble.failed;
+    }
+    return NODEDB_OK;
+}
+
+/* A whole walk over the packed layout; results by exact distance, a heap in s->spare. */
+static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                nodedb_error *err) {
+    nodedb_vamana__lane lane;
+    nodedb_status status;
+    memset(&lane, 0, sizeof lane);
+    lane.s = s, lane.plan = *plan, lane.norm = norm;
+    nodedb_vamana__lane_begin(&lane);
+    do {
+        status = nodedb_vamana__lane_choose(&lane, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__lane_take(&lane, query, err);
+    } while (status == NODEDB_OK && lane.count > 0);
+    *found = lane.found;
+    return status;
+}
+
+/* ---- the results of one question --------------------------------------------------------------------------------- */
+
+/* A walk found fewer than k: shall it be a wider one, or a look at all? False: a wider one, and the beam is so. */
+static bool nodedb_vamana__gives_up(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                    nodedb_vamana__plan *plan) {
+    plan->scan = nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
+                 (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live);
+    if (!plan->scan) plan->beam *= 2;
+    return plan->scan;
 }
 
 /* The walk, and from its beam at least k results that pass, a heap in s->spare; or plan->scan, as it has met too few.
@@ -4140,17 +5064,22 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
                                                     nodedb_error *err) {
     for (;;) {
-        nodedb_vamana__target target = plan->by_code ? nodedb_vamana__code_target(s, s->query, norm)
-                                                     : nodedb_vamana__query_target(s, norm);
-        nodedb_status status;
-        nodedb_vamana__walk(s, &target, plan->beam, false);
-        if (!plan->by_code) s->exact = s->computed;
-        *found = nodedb_vamana__collect(s, query, plan->keep);
-        if (*found >= plan->k) return NODEDB_OK;
-        plan->scan = nodedb_vamana__is_filtered(query) ||
-                     (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live);
-        if (plan->scan) return NODEDB_OK;
-        plan->beam *= 2;
+        nodedb_status status = NODEDB_OK;
+        if (nodedb_vamana__is_packed(s->index)) {
+            status = nodedb_vamana__walk_packed(s, query, plan, norm, found, err);
+        } else {
+            nodedb_vamana__target target = plan->by_code ? nodedb_vamana__code_target(s, s->query, norm)
+                                                         : nodedb_vamana__query_target(s, norm);
+            nodedb_vamana__walk(s, &target, plan->beam, false);
+            if (!plan->by_code) s->exact = s->computed;
+            *found = nodedb_vamana__collect(s, query, plan->keep);
+        }
+        if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
+            if (err != NULL) *err = s->trouble.error;
+            status = s->trouble.failed;
+        }
+        if (status != NODEDB_OK || *found >= plan->k) return status;
+        if (nodedb_vamana__gives_up(s, query, plan)) return NODEDB_OK;
         status = nodedb_vamana__searcher_fit(s, plan->beam, err);
         if (status != NODEDB_OK) return status;
     }
@@ -4163,8 +5092,12 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     nodedb_status status = plan->scan ? NODEDB_OK : nodedb_vamana__walk_to_results(s, query, plan, norm, found, err);
     nodedb_vamana__target exact = nodedb_vamana__query_target(s, norm);
     if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
-    else if (status == NODEDB_OK && plan->by_code)
-        return nodedb_vamana__rerank(s, &exact, s->spare, *found, err);
+    else if (status == NODEDB_OK && plan->by_code && !nodedb_vamana__is_packed(s->index))
+        return nodedb_vamana__rerank(s, &exact, s->spare, found, err);
+    if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
+        if (err != NULL) *err = s->trouble.error;
+        status = s->trouble.failed;
+    }
     if (status == NODEDB_OK) nodedb_vamana__sort_heap(s->arrays->ids, s->spare, *found);
     return status;
 }
@@ -4202,6 +5135,7 @@ static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, co
         return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
                             (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     s->hops = 0, s->computed = 0, s->exact = 0;
+    s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
     status = nodedb_vamana__prepare(s->index, vector, s->query, norm, -1, err);
     if (status != NODEDB_OK) return status;
     if (way == NODEDB_VAMANA__SEARCH) return nodedb_vamana__plan_query(s, query, plan, err);
@@ -4229,6 +5163,7 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
     stats->reads -= reads, stats->retries -= retries;
     stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = plan.scan;
+    stats->damaged = s->trouble.damaged;
     return NODEDB_OK;
 }
 
@@ -4300,6 +5235,7 @@ static nodedb_status nodedb_vamana__ask_one(nodedb_vamana__questions *q, uint64_
     }
     q->sum.hops += one.hops, q->sum.distances += one.distances, q->sum.exact += one.exact;
     q->sum.reads += one.reads, q->sum.retries += one.retries, q->sum.scanned = q->sum.scanned || one.scanned;
+    q->sum.damaged += one.damaged;
     return NODEDB_OK;
 }
 
@@ -4354,6 +5290,7 @@ static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint3
         nodedb_vamana__target exact;
         size_t heap = 0;
         nodedb_status status;
+        s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
         memcpy(s->query, p->query, s->index->stride);
         exact = nodedb_vamana__query_target(s, p->norm);
         status = nodedb_vamana__take_fetched(s, &exact, p->results, p->n, 0, p->n, &heap, err);
@@ -4361,18 +5298,25 @@ static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint3
             q->failed = p->question;
             return status;
         }
-        nodedb_vamana__sort_heap(s->arrays->ids, p->results, p->n);
-        nodedb_vamana__hand_out(s, p->results, p->n, q->k, q->results + (size_t)p->question * q->k,
+        nodedb_vamana__sort_heap(s->arrays->ids, p->results, heap);
+        nodedb_vamana__hand_out(s, p->results, heap, q->k, q->results + (size_t)p->question * q->k,
                                 &q->found[p->question]);
-        q->sum.distances += p->n, q->sum.exact += p->n;
+        q->sum.distances += p->n, q->sum.exact += p->n, q->sum.damaged += s->trouble.damaged;
     }
     return NODEDB_OK;
 }
 
-/* Ends the group whose reads are under way and begins those of the other, which has walked meanwhile. */
+/* Begins the reads of the group that has walked, then ends the other's, whose place walks next. The fetcher keeps both
+ * batches, so the device never waits for us. */
 static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint32_t *walking, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__end_reads(q, *walking ^ 1, err);
-    if (status == NODEDB_OK) status = nodedb_vamana__begin_reads(q, *walking, err);
+    nodedb_error reason;
+    nodedb_status begun = nodedb_vamana__begin_reads(q, *walking, &reason), status;
+    uint64_t failed = q->failed;
+    status = nodedb_vamana__end_reads(q, *walking ^ 1, err);
+    if (status == NODEDB_OK && begun != NODEDB_OK) {
+        q->failed = failed, status = begun;
+        if (err != NULL) *err = reason;
+    }
     *walking ^= 1;
     return status;
 }
@@ -4398,7 +5342,7 @@ static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint
         if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, walking, err);
         return status == NODEDB_OK ? nodedb_vamana__ask_one(q, i, err) : status;
     }
-    q->sum.hops += s->hops, q->sum.distances += s->computed;
+    q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.damaged += s->trouble.damaged;
     memcpy(p->query, s->query, s->index->stride);
     memcpy(p->results, s->spare, found * sizeof *p->results);
     p->question = i, p->n = found, p->norm = norm;
@@ -4430,6 +5374,118 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
     return ended != NODEDB_OK ? ended : status;
 }
 
+/* ---- many questions to the packed layout --------------------------------------------------------------------------
+ * They walk side by side, each in a lane: while the reads of one are under way, the others look at theirs. */
+#define NODEDB_VAMANA__LANES 32u
+
+static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s) {
+    uint32_t i;
+    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) nodedb_vamana_searcher_destroy(s->lanes[i].s);
+    nodedb__release(&s->allocator, s->lanes, NODEDB_VAMANA__LANES * sizeof *s->lanes);
+    s->lanes = NULL;
+}
+
+static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s) {
+    uint64_t bytes = 0;
+    uint32_t i;
+    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++)
+        bytes += sizeof *s->lanes + nodedb_vamana_searcher_memory_bytes(s->lanes[i].s);
+    return bytes;
+}
+
+/* False: one question at a time. */
+static bool nodedb_vamana__make_lanes(nodedb_vamana__questions *q, uint64_t n) {
+    nodedb_vamana_searcher *s = q->s;
+    uint32_t i;
+    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__LANES * NODEDB_VAMANA__WAVE) return false;
+    if (s->lanes == NULL)
+        s->lanes = (nodedb_vamana__lane *)nodedb__alloc_zero(&s->allocator, NODEDB_VAMANA__LANES * sizeof *s->lanes,
+                                                             NODEDB_CACHE_LINE_BYTES);
+    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) {
+        nodedb_vamana__lane *lane = &s->lanes[i];
+        if (lane->s == NULL) lane->s = nodedb_vamana__searcher_new(s->index, s->beam_max, NULL);
+        if (lane->s == NULL) return false;
+        lane->s->arrays = s->arrays, lane->s->fetcher = s->fetcher, lane->busy = false;
+    }
+    return s->lanes != NULL;
+}
+
+static void nodedb_vamana__lane_failed(nodedb_vamana__questions *q, const nodedb_vamana__lane *lane,
+                                       nodedb_status status, const nodedb_error *reason, nodedb_status *first,
+                                       nodedb_error *err) {
+    if (*first != NODEDB_OK && q->failed < lane->question) return;
+    *first = status, q->failed = lane->question;
+    if (err != NULL) *err = *reason;
+}
+
+/* Hands out what a lane has found; or, as it found too little, asks again in the usual way. */
+static nodedb_status nodedb_vamana__lane_end(nodedb_vamana__questions *q, nodedb_vamana__lane *lane,
+                                             nodedb_error *err) {
+    nodedb_vamana_searcher *s = lane->s;
+    lane->busy = false;
+    if (lane->plan.scan || lane->found < lane->plan.k) return nodedb_vamana__ask_one(q, lane->question, err);
+    q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.exact += s->exact;
+    q->sum.damaged += s->trouble.damaged;
+    nodedb_vamana__sort_heap(s->arrays->ids, s->spare, lane->found);
+    nodedb_vamana__hand_out(s, s->spare, lane->found, q->k, q->results + (size_t)lane->question * q->k,
+                            &q->found[lane->question]);
+    return NODEDB_OK;
+}
+
+/* One turn of a lane: takes what it waits for, chooses again, and begins another question at the end of one. */
+static nodedb_status nodedb_vamana__lane_turn(nodedb_vamana__questions *q, nodedb_vamana__lane *lane, uint64_t *next,
+                                              uint64_t n, nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    if (lane->busy) {
+        status = nodedb_vamana__lane_take(lane, q->common, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(lane, err);
+        if (status != NODEDB_OK || lane->count > 0) return status;
+        status = nodedb_vamana__lane_end(q, lane, err);
+    }
+    while (status == NODEDB_OK && !lane->busy && *next < n) {
+        lane->question = (*next)++;
+        status = nodedb_vamana__begin_question(lane->s, q->common,
+                                               q->vectors + (size_t)lane->question * q->s->index->vector_bytes,
+                                               NODEDB_VAMANA__SEARCH, &lane->plan, &lane->norm, err);
+        if (status != NODEDB_OK) break;
+        lane->busy = true;
+        if (!lane->plan.scan) {
+            nodedb_vamana__lane_begin(lane);
+            status = nodedb_vamana__lane_choose(lane, err);
+            if (status != NODEDB_OK || lane->count > 0) break;
+        }
+        status = nodedb_vamana__lane_end(q, lane, err);
+    }
+    return status;
+}
+
+/* After a failure those before the question that failed are still answered, and none behind it. */
+static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
+    nodedb_vamana_searcher *s = q->s;
+    nodedb_status first = NODEDB_OK, status;
+    nodedb_vamana_stats none;
+    nodedb_error reason;
+    uint64_t i, reads, retries, next = 0, end = n, busy;
+    memset(&none, 0, sizeof none);
+    nodedb_vamana__reads_so_far(s, &reads, &retries);
+    do {
+        for (i = 0, busy = 0; i < NODEDB_VAMANA__LANES; i++) {
+            nodedb_vamana__lane *lane = &s->lanes[i];
+            if (lane->busy && lane->question >= end) lane->busy = false;
+            status = nodedb_vamana__lane_turn(q, lane, &next, end, &reason);
+            if (status != NODEDB_OK) {
+                nodedb_vamana__lane_failed(q, lane, status, &reason, &first, err);
+                lane->busy = false, end = q->failed;
+            }
+            busy += lane->busy;
+        }
+    } while (busy > 0 || next < end);
+    for (i = end; i < n; i++) q->found[i] = 0;
+    nodedb_vamana__reads_so_far(s, &q->sum.reads, &q->sum.retries);
+    q->sum.reads -= reads, q->sum.retries -= retries;
+    return first;
+}
+
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
@@ -4444,11 +5500,14 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
     memset(&q, 0, sizeof q);
     q.s = searcher, q.common = common, q.vectors = (const uint8_t *)vectors, q.results = results, q.found = found;
     q.k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
-    if (searcher->index->coded) { /* its arrays are the same for ever */
+    if (searcher->index->file != NULL) { /* its arrays are the same for ever */
         searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
         nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     }
-    if (searcher->index->coded && nodedb_vamana__make_parking(&q, n)) status = nodedb_vamana__ask_disk(&q, n, err);
+    if (nodedb_vamana__is_packed(searcher->index) && nodedb_vamana__make_lanes(&q, n))
+        status = nodedb_vamana__ask_packed(&q, n, err);
+    else if (searcher->index->file != NULL && nodedb_vamana__make_parking(&q, n))
+        status = nodedb_vamana__ask_disk(&q, n, err);
     else
         for (i = 0; i < n && status == NODEDB_OK; i++) status = nodedb_vamana__ask_one(&q, i, err);
     if (stats != NULL) *stats = q.sum;
@@ -4480,7 +5539,7 @@ static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, cons
             *found = 0;
             return status;
         }
-        sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact;
+        sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact, sum.damaged += one.damaged;
         sum.reads += one.reads, sum.retries += one.retries, sum.scanned = sum.scanned || one.scanned;
         if (*found < wide.k || wide.k == most || results[*found - 1].distance > radius) break;
         wide.k = wide.k < most / 2 ? 2 * wide.k : most;
@@ -4520,8 +5579,11 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
         return NULL;
     }
     s = nodedb_vamana__searcher_new(index, beam, err);
-    if (s == NULL || !index->coded) return s;
-    if (config != NULL && config->fetcher != NULL) {
+    if (s == NULL || index->file == NULL) return s;
+    if (config != NULL && config->fetcher != NULL && nodedb_vamana__is_packed(index)) {
+        (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
+                           index->file->path);
+    } else if (config != NULL && config->fetcher != NULL) {
         s->fetcher = *config->fetcher;
         if (s->fetcher.dim == index->dim && s->fetcher.batch_max > 0 && s->fetcher.prefetch_batch != NULL &&
             s->fetcher.fetch != NULL) return s;
@@ -4541,6 +5603,9 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
 #define NODEDB_VAMANA__DEFAULT_BEAM_BUILD 128u
 #define NODEDB_VAMANA__DEFAULT_ALPHA 1.2f
 #define NODEDB_VAMANA__DEFAULT_PASSES 1u
+
+static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *save);
+static void nodedb_vamana__free_file(nodedb_vamana *index);
 
 static nodedb_status nodedb_vamana__check_config(const nodedb_vamana_config *c, nodedb_error *err) {
     if (c == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "config is NULL");
@@ -4596,7 +5661,6 @@ static nodedb_vamana *nodedb_vamana__new(const nodedb_vamana_config *c, nodedb_e
     index->bytes = sizeof *index + sizeof *index->readers;
     index->first_free = NODEDB_VAMANA__NONE, index->code_due = NODEDB_VAMANA__CODE_FIRST;
     index->colour = NODEDB_VAMANA__REMOVED;
-    index->fd = -1;
     nodedb_vamana__set_shape(index);
     return index;
 }
@@ -4654,15 +5718,14 @@ NODEDB_VAMANA_API void nodedb_vamana_destroy(nodedb_vamana *index) {
     if (index == NULL) return;
     allocator = index->allocator;
     nodedb_vamana_searcher_destroy(index->writer);
-    nodedb_vamana__give(index, index->checksums, index->layout.blocks + 1, sizeof(uint32_t));
-    nodedb_vamana__give(index, index->path, index->path_bytes, 1);
+    nodedb_vamana__save_free(index, index->save);
+    nodedb_vamana__free_file(index);
     nodedb_vamana__drop_recoding(index);
     if (index->arrays != NULL) {
         nodedb_vamana__coder *coder = index->arrays->coder;
         nodedb_vamana__give_arrays(index, index->arrays);
         nodedb_vamana__give_coder(index, coder);
     }
-    if (index->fd >= 0) (void)index->io.close(index->io.ctx, index->fd);
     assert(index->bytes == sizeof *index + sizeof *index->readers);
     nodedb__release(&allocator, index->readers, sizeof *index->readers);
     nodedb__release(&allocator, index, sizeof *index);
@@ -4698,7 +5761,7 @@ static void nodedb_vamana__move_together(const nodedb_vamana *index, const noded
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_writable(index, err);
+    nodedb_status status = nodedb_vamana__check_unsaved(index, err);
     nodedb_vamana__arrays *old, *a;
     uint32_t *moved_to = NULL;
     size_t bytes;
@@ -4749,6 +5812,7 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info) {
     const nodedb_vamana__arrays *a;
     uint32_t slot, slots, parity, entry, i;
+    nodedb_vamana__trouble trouble;
     if (info == NULL) return;
     memset(info, 0, sizeof *info);
     if (index == NULL) return;
@@ -4759,13 +5823,19 @@ NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_
     info->free = slots < info->live + info->removed ? 0 : slots - info->live - info->removed;
     info->code_bits = a->coder == NULL ? 0 : a->coder->bits;
     info->code_bytes = a->coder == NULL ? 0 : a->coder->stride;
-    for (slot = 0; slot < slots; slot++) {
+    if (index->file != NULL) info->damaged_blocks = nodedb__load_relaxed(&index->file->damaged_blocks);
+    memset(&trouble, 0, sizeof trouble);
+    for (slot = 0; slot < slots && a->rows != NULL; slot++) {
         const uint32_t *row = nodedb_vamana__row(index, a, slot);
+        if (index->file != NULL && (!nodedb_vamana__knows_slot(index, slot, &trouble) ||
+                                    !nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, &trouble)))
+            continue;
         if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) continue;
         for (i = 0; i < index->degree && nodedb__load_acquire(&row[i]) != NODEDB_VAMANA__NONE; i++) info->mean_degree++;
     }
     if (info->live > 0) info->mean_degree /= (double)info->live;
-    if (entry != NODEDB_VAMANA__NONE) info->entry_id = a->ids[entry];
+    if (entry != NODEDB_VAMANA__NONE && (index->file == NULL || nodedb_vamana__knows_slot(index, entry, &trouble)))
+        info->entry_id = a->ids[entry];
     nodedb_vamana__leave(index, 0, parity);
 }
 
@@ -4779,6 +5849,11 @@ static uint32_t nodedb_vamana__find_live(const nodedb_vamana__arrays *a, uint64_
 NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64_t id) {
     uint32_t parity, slot;
     if (index == NULL) return false;
+    if (index->file != NULL) {
+        nodedb_vamana__trouble trouble;
+        memset(&trouble, 0, sizeof trouble);
+        return nodedb_vamana__find_on_disk(index, id, &trouble) != NODEDB_VAMANA__NONE;
+    }
     slot = nodedb_vamana__find_live(nodedb_vamana__enter(index, 0, &parity), id);
     nodedb_vamana__leave(index, 0, parity);
     return slot != NODEDB_VAMANA__NONE;
@@ -4788,9 +5863,12 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
     const nodedb_vamana__arrays *a;
     uint32_t parity, slots;
     bool found = false;
+    nodedb_vamana__trouble trouble;
     if (index == NULL || cursor == NULL || id == NULL) return false;
+    memset(&trouble, 0, sizeof trouble);
     a = nodedb_vamana__enter(index, 0, &parity);
     for (slots = nodedb__load_acquire(&a->slots); *cursor < slots && !found; ++*cursor) {
+        if (!nodedb_vamana__knows_slot(index, (uint32_t)*cursor, &trouble)) continue;
         found = nodedb_vamana__state(a, (uint32_t)*cursor) == NODEDB_VAMANA__LIVE;
         if (found) *id = a->ids[*cursor];
     }
@@ -4799,298 +5877,189 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
 }
 
 /* ===================================================================================================================
- * FILES
- * The byte tables stand in the manual. Everything has one place that follows from the header's counts, so that a reader
- * can compute all offsets and compare.
+ * SAVING
+ * In slices, so that whoever serves from the index can save it between requests: see nodedb_vamana__save.
  * ================================================================================================================ */
-#define NODEDB_VAMANA__MAGIC "NDBVAMAN"
-#define NODEDB_VAMANA__STREAM_BLOCKS 64u  /* blocks that are written or read at a time */
-#define NODEDB_VAMANA__BLOCK ((size_t)NODEDB_VAMANA_BLOCK_BYTES)
+#define NODEDB_VAMANA__STREAM_BYTES (16 * NODEDB_VAMANA__BLOCK)
+#define NODEDB_VAMANA__CACHE_SHARE 32u   /* of the records, that the cache has by default */
+#define NODEDB_VAMANA__CACHE_MIN 256u    /* and at least so many nodes */
+#define NODEDB_VAMANA__DEFAULT_BATCH 128u /* twice the default beam */
+#define NODEDB_VAMANA__MAX_BATCH 4096u
+#define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)4 << 20) /* written between two syncs: so the last one is short too */
+#define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for one slot's budget */
 
-enum { /* offsets in the header block */
-    NODEDB_VAMANA__AT_VERSION = 8,
-    NODEDB_VAMANA__AT_DIM = 12,
-    NODEDB_VAMANA__AT_TYPE = 16,
-    NODEDB_VAMANA__AT_METRIC = 20,
-    NODEDB_VAMANA__AT_DEGREE = 24,
-    NODEDB_VAMANA__AT_BEAM_BUILD = 28,
-    NODEDB_VAMANA__AT_ALPHA = 32,
-    NODEDB_VAMANA__AT_ENTRY = 36,
-    NODEDB_VAMANA__AT_SEED = 40,
-    NODEDB_VAMANA__AT_SLOTS = 48,
-    NODEDB_VAMANA__AT_LIVE = 52,
-    NODEDB_VAMANA__AT_REMOVED = 56,
-    NODEDB_VAMANA__AT_NORM_MAX = 60,
-    NODEDB_VAMANA__AT_OFFSETS = 64, /* ids, states, norms, rows, mean, codes, vectors, checksums, end: 8 bytes each */
-    NODEDB_VAMANA__AT_TABLE_SUM = 136,
-    NODEDB_VAMANA__AT_PASSES = 140,
-    NODEDB_VAMANA__AT_CODE = 144,
-    NODEDB_VAMANA__AT_BITS = 148,
-    NODEDB_VAMANA__AT_RESIDENT = 152,
-    NODEDB_VAMANA__AT_STEP = 156,
-    NODEDB_VAMANA__AT_CODE_LIVE = 160,
-    NODEDB_VAMANA__AT_CODE_CAME = 164,
-    NODEDB_VAMANA__AT_HEADER_SUM = 4092
+enum { /* phases of a save */
+    NODEDB_VAMANA__SAVE_CLEARS = 0, /* the table of ids */
+    NODEDB_VAMANA__SAVE_SLOTS,
+    NODEDB_VAMANA__SAVE_TABLE,
+    NODEDB_VAMANA__SAVE_SUMS,
+    NODEDB_VAMANA__SAVE_ENDS,
+    NODEDB_VAMANA__SAVE_IS_DONE
 };
 
-static uint64_t nodedb_vamana__blocks(uint64_t bytes) {
-    return (bytes + NODEDB_VAMANA_BLOCK_BYTES - 1) / NODEDB_VAMANA_BLOCK_BYTES;
+static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save *save, int section) {
+    nodedb_vamana__stream *s = &save->streams[section];
+    size_t at, bytes = (s->used + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
+    memset(s->buffer + s->used, 0, bytes - s->used);
+    for (at = 0; at < bytes && section <= NODEDB_VAMANA__IN_TABLE; at += NODEDB_VAMANA__BLOCK)
+        save->sums[(s->offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1] =
+            nodedb__crc32c(0, s->buffer + at, NODEDB_VAMANA__BLOCK);
+    if (save->error == 0) save->error = nodedb__write_all(&index->io, save->fd, s->buffer, bytes, s->offset);
+    s->offset += bytes, s->used = 0, save->written += bytes;
+    if (save->written < NODEDB_VAMANA__SYNC_BYTES || save->error != 0) return;
+    save->error = index->io.sync(index->io.ctx, save->fd), save->written = 0;
 }
 
-/* Bytes of one code in a file. */
-static uint32_t nodedb_vamana__code_bytes(uint32_t dim, uint32_t bits) {
-    return bits == 4 ? (dim + 63) / 64 * 32 : bits == 8 ? dim : 0;
-}
-
-/* Where everything is in a file of `slots` slots. No product here passes 2^32 * 2^18 = 2^50. */
-static nodedb_vamana__layout nodedb_vamana__lay_out(uint32_t dim, nodedb_vamana_type type, nodedb_vamana_metric metric,
-                                                    uint32_t degree, uint32_t bits, uint32_t slots) {
-    nodedb_vamana__layout l;
-    uint64_t at = 1, vector_blocks;
-    bool f32 = type == NODEDB_VAMANA_F32;
-    memset(&l, 0, sizeof l);
-    l.vector_bytes = f32 ? dim * 4 : dim;
-    l.vectors_per_block = l.vector_bytes <= NODEDB_VAMANA_BLOCK_BYTES ? NODEDB_VAMANA_BLOCK_BYTES / l.vector_bytes : 0;
-    l.blocks_per_vector = (uint32_t)nodedb_vamana__blocks(l.vector_bytes);
-    vector_blocks = l.vectors_per_block > 0 ? ((uint64_t)slots + l.vectors_per_block - 1) / l.vectors_per_block
-                                            : (uint64_t)slots * l.blocks_per_vector;
-    l.ids = at, at += nodedb_vamana__blocks((uint64_t)slots * 8);
-    l.states = at, at += nodedb_vamana__blocks(slots);
-    l.norms = at, at += metric == NODEDB_VAMANA_L2 ? 0 : nodedb_vamana__blocks((uint64_t)slots * 4);
-    l.rows = at, at += nodedb_vamana__blocks((uint64_t)slots * degree * 4);
-    l.mean = at, at += bits != 0 ? nodedb_vamana__blocks((uint64_t)dim * 4) : 0;
-    l.codes = at, at += nodedb_vamana__blocks((uint64_t)slots * nodedb_vamana__code_bytes(dim, bits));
-    l.vectors = at, at += vector_blocks;
-    l.checksums = at;
-    l.blocks = at - 1;
-    l.end = at + nodedb_vamana__blocks(l.blocks * 4);
-    l.ids *= NODEDB_VAMANA_BLOCK_BYTES, l.states *= NODEDB_VAMANA_BLOCK_BYTES, l.norms *= NODEDB_VAMANA_BLOCK_BYTES;
-    l.rows *= NODEDB_VAMANA_BLOCK_BYTES, l.mean *= NODEDB_VAMANA_BLOCK_BYTES, l.codes *= NODEDB_VAMANA_BLOCK_BYTES;
-    l.vectors *= NODEDB_VAMANA_BLOCK_BYTES, l.checksums *= NODEDB_VAMANA_BLOCK_BYTES,
-        l.end *= NODEDB_VAMANA_BLOCK_BYTES;
-    return l;
-}
-
-/* Where the exact vector of a slot begins in the file. */
-static uint64_t nodedb_vamana__vector_at(const nodedb_vamana__layout *l, uint32_t slot) {
-    if (l->vectors_per_block == 0)
-        return l->vectors + (uint64_t)slot * l->blocks_per_vector * NODEDB_VAMANA_BLOCK_BYTES;
-    return l->vectors + (uint64_t)(slot / l->vectors_per_block) * NODEDB_VAMANA_BLOCK_BYTES +
-           (uint64_t)(slot % l->vectors_per_block) * l->vector_bytes;
-}
-
-static void nodedb_vamana__put_offsets(uint8_t *header, const nodedb_vamana__layout *l) {
-    uint64_t offsets[9], i;
-    offsets[0] = l->ids, offsets[1] = l->states, offsets[2] = l->norms, offsets[3] = l->rows, offsets[4] = l->mean;
-    offsets[5] = l->codes, offsets[6] = l->vectors, offsets[7] = l->checksums, offsets[8] = l->end;
-    for (i = 0; i < 9; i++) nodedb__put_u64(header + NODEDB_VAMANA__AT_OFFSETS + 8 * i, offsets[i]);
-}
-
-static void nodedb_vamana__put_f32(uint8_t *at, float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    nodedb__put_u32(at, bits);
-}
-
-static float nodedb_vamana__get_f32(const uint8_t *at) {
-    uint32_t bits = nodedb__get_u32(at);
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* Components in file order from memory order, or back: the same bytes on a little-endian machine. Moved as integers,
- * for a float on its way through a register may change the bits of a NaN. */
-static void nodedb_vamana__swap_components(const nodedb_vamana *index, uint8_t *components, size_t bytes) {
-    size_t at;
-    if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ || index->type != NODEDB_VAMANA_F32) return;
-    assert(bytes % 4 == 0);
-    for (at = 0; at < bytes; at += 4) {
-        uint32_t bits;
-        memcpy(&bits, components + at, 4);
-        nodedb__put_u32(components + at, bits);
-    }
-}
-
-static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status status, int error, uint64_t offset,
-                                               const char *path, const char *what) {
-    (void)nodedb__fail(err, status, error, "%s: %s at offset %llu", nodedb__path_end(path), what,
-                       (unsigned long long)offset);
-    if (err != NULL) err->offset = offset;
-    return status;
-}
-
-/* ---- writing ----------------------------------------------------------------------------------------------------- */
-
-typedef struct nodedb_vamana__writer { /* writes a file front to back, a stream of blocks; the first error sticks */
-    const nodedb_io *io;
-    const char *path;
-    int fd, error;
-    uint8_t *buffer;
-    size_t used;
-    uint64_t offset;      /* of the buffer's first byte */
-    uint32_t *checksums;  /* NULL: none are wanted (any more) */
-} nodedb_vamana__writer;
-
-typedef struct nodedb_vamana__saved { /* what a save writes beside the index, and its scratch memory */
-    const nodedb_vamana__coder *coder; /* NULL: no codes */
-    nodedb_vamana__coder *own;         /* made for this file only */
-    nodedb_vamana__layout layout;
-    uint8_t *code, *vector;            /* room for one */
-    float *turned;
-} nodedb_vamana__saved;
-
-static void nodedb_vamana__flush(nodedb_vamana__writer *w) {
-    size_t at;
-    assert(w->used % NODEDB_VAMANA__BLOCK == 0);
-    for (at = 0; at < w->used && w->checksums != NULL; at += NODEDB_VAMANA__BLOCK)
-        w->checksums[(w->offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1] =
-            nodedb__crc32c(0, w->buffer + at, NODEDB_VAMANA__BLOCK);
-    if (w->error == 0) w->error = nodedb__write_all(w->io, w->fd, w->buffer, w->used, w->offset);
-    w->offset += w->used, w->used = 0;
-}
-
-static void nodedb_vamana__write(nodedb_vamana__writer *w, const void *data, size_t bytes) {
+static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
+                                        const void *data, size_t bytes) {
+    nodedb_vamana__stream *s = &save->streams[section];
     const uint8_t *p = (const uint8_t *)data;
     while (bytes > 0) {
-        size_t part = NODEDB_VAMANA__STREAM_BLOCKS * NODEDB_VAMANA__BLOCK - w->used;
-        if (part > bytes) part = bytes;
-        memcpy(w->buffer + w->used, p, part);
-        w->used += part, p += part, bytes -= part;
-        if (w->used == NODEDB_VAMANA__STREAM_BLOCKS * NODEDB_VAMANA__BLOCK) nodedb_vamana__flush(w);
+        size_t part = nodedb_vamana__least(NODEDB_VAMANA__STREAM_BYTES - s->used, bytes);
+        if (p != NULL) memcpy(s->buffer + s->used, p, part), p += part;
+        else memset(s->buffer + s->used, 0, part);
+        s->used += part, bytes -= part;
+        if (s->used == NODEDB_VAMANA__STREAM_BYTES) nodedb_vamana__stream_flush(index, save, section);
     }
 }
 
-/* Fills up to the next multiple of a block. */
-static void nodedb_vamana__write_pad(nodedb_vamana__writer *w) {
-    size_t rest = w->used % NODEDB_VAMANA__BLOCK;
-    if (rest == 0) return;
-    memset(w->buffer + w->used, 0, NODEDB_VAMANA__BLOCK - rest);
-    w->used += NODEDB_VAMANA__BLOCK - rest;
-    if (w->used == NODEDB_VAMANA__STREAM_BLOCKS * NODEDB_VAMANA__BLOCK) nodedb_vamana__flush(w);
-}
-
-static void nodedb_vamana__write_u32(nodedb_vamana__writer *w, uint32_t v) {
-    uint8_t bytes[4];
-    nodedb__put_u32(bytes, v);
-    nodedb_vamana__write(w, bytes, 4);
-}
-
-static void nodedb_vamana__write_f32(nodedb_vamana__writer *w, float x) {
-    uint8_t bytes[4];
-    nodedb_vamana__put_f32(bytes, x);
-    nodedb_vamana__write(w, bytes, 4);
-}
-
-/* The graph: ids, states, norms, rows. Free slots are written as zeros, removed ones all in one colour. */
-static void nodedb_vamana__write_graph(const nodedb_vamana *index, nodedb_vamana__writer *w) {
-    const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, i;
-    for (slot = 0; slot < a->slots; slot++) {
-        uint8_t bytes[8];
-        nodedb__put_u64(bytes, a->states[slot] == NODEDB_VAMANA__FREE ? 0 : a->ids[slot]);
-        nodedb_vamana__write(w, bytes, 8);
-    }
-    nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < a->slots; slot++) {
-        uint8_t state = a->states[slot];
-        if (state > NODEDB_VAMANA__REMOVED) state = NODEDB_VAMANA__REMOVED;
-        nodedb_vamana__write(w, &state, 1);
-    }
-    nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < a->slots && a->norms != NULL; slot++)
-        nodedb_vamana__write_f32(w, a->states[slot] == NODEDB_VAMANA__FREE ? 0 : a->norms[slot]);
-    nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < a->slots; slot++) {
-        const uint32_t *row = nodedb_vamana__row(index, a, slot);
-        uint32_t count = a->states[slot] == NODEDB_VAMANA__FREE ? 0 : nodedb_vamana__row_count(index, row);
-        if (index->sweep == NODEDB_VAMANA__FREEING && nodedb_vamana__is_victim(index, slot)) count = 0;
-        for (i = 0; i < index->degree; i++) nodedb_vamana__write_u32(w, i < count ? row[i] : NODEDB_VAMANA__NONE);
-    }
-    nodedb_vamana__write_pad(w);
-}
-
-/* The coder's mean, codes and exact vectors. Codes that the index does not have are made on the way. */
-static void nodedb_vamana__write_vectors(const nodedb_vamana *index, nodedb_vamana__writer *w,
-                                         const nodedb_vamana__layout *l, const nodedb_vamana__saved *saved) {
-    const nodedb_vamana__arrays *a = index->arrays;
-    const nodedb_vamana__coder *c = saved->coder;
-    uint32_t slot, i, bytes = c == NULL ? 0 : nodedb_vamana__code_bytes(index->dim, c->bits);
-    for (i = 0; i < index->dim && c != NULL; i++) nodedb_vamana__write_f32(w, c->mean[i]);
-    nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < a->slots && c != NULL; slot++) {
-        const uint8_t *code = saved->code;
-        if (a->states[slot] == NODEDB_VAMANA__FREE) memset(saved->code, 0, c->stride);
-        else if (a->codes != NULL) code = a->codes + (size_t)slot * c->stride;
-        else (void)nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot),
-                                   a->norms != NULL ? a->norms[slot] : 0, saved->turned, saved->code);
-        nodedb_vamana__write(w, code, bytes);
-    }
-    nodedb_vamana__write_pad(w);
-    for (slot = 0; slot < a->slots; slot++) {
-        if (a->states[slot] == NODEDB_VAMANA__FREE) memset(saved->vector, 0, index->vector_bytes);
-        else memcpy(saved->vector, nodedb_vamana__vector(index, a, slot), index->vector_bytes);
-        nodedb_vamana__swap_components(index, saved->vector, index->vector_bytes);
-        nodedb_vamana__write(w, saved->vector, index->vector_bytes);
-        if (l->vectors_per_block == 0 || (slot + 1) % l->vectors_per_block == 0) nodedb_vamana__write_pad(w);
-    }
-    nodedb_vamana__write_pad(w);
-}
-
-static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__layout *l,
-                                       const nodedb_vamana__coder *c, uint32_t table_sum, uint8_t *header) {
-    const nodedb_vamana__arrays *a = index->arrays;
-    memset(header, 0, NODEDB_VAMANA__BLOCK);
-    memcpy(header, NODEDB_VAMANA__MAGIC, 8);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_VERSION, NODEDB_VAMANA_FORMAT_VERSION);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_DIM, index->dim);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_TYPE, (uint32_t)index->type);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_METRIC, (uint32_t)index->metric);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_DEGREE, index->degree);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_BEAM_BUILD, index->beam_build);
-    nodedb_vamana__put_f32(header + NODEDB_VAMANA__AT_ALPHA, index->alpha);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_ENTRY, a->entry);
-    nodedb__put_u64(header + NODEDB_VAMANA__AT_SEED, index->seed);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_SLOTS, a->slots);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_LIVE, index->live);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_REMOVED, index->removed);
-    nodedb_vamana__put_f32(header + NODEDB_VAMANA__AT_NORM_MAX, index->norm_max);
-    nodedb_vamana__put_offsets(header, l);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_TABLE_SUM, table_sum);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_PASSES, index->passes);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_CODE, (uint32_t)index->code);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_BITS, c == NULL ? 0 : c->bits);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_RESIDENT, a->codes != NULL ? 1 : 0);
-    nodedb_vamana__put_f32(header + NODEDB_VAMANA__AT_STEP, c == NULL ? 0 : c->step);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_CODE_LIVE, index->code_live);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
-    nodedb__put_u32(header + NODEDB_VAMANA__AT_HEADER_SUM, nodedb__crc32c(0, header, NODEDB_VAMANA__AT_HEADER_SUM));
-}
-
-/* The whole file but for its sync. */
-static void nodedb_vamana__write_file(const nodedb_vamana *index, nodedb_vamana__writer *w,
-                                      const nodedb_vamana__saved *saved) {
-    const nodedb_vamana__layout l = saved->layout;
-    uint8_t *header = w->buffer;
-    uint32_t *checksums = w->checksums, table_sum = 0;
-    uint64_t i;
-    w->offset = l.ids; /* the header comes last */
-    nodedb_vamana__write_graph(index, w);
-    nodedb_vamana__write_vectors(index, w, &l, saved);
-    if (w->used > 0) nodedb_vamana__flush(w);
-    assert(w->offset == l.checksums);
-    w->checksums = NULL;
-    for (i = 0; i < (l.end - l.checksums) / 4; i++) {
+/* `count` words; NULL: zeros. */
+static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
+                                        const uint32_t *words, size_t count) {
+    size_t i;
+    for (i = 0; i < count && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ && words != NULL; i++) {
         uint8_t bytes[4];
-        nodedb__put_u32(bytes, i < l.blocks ? checksums[i] : 0);
-        table_sum = nodedb__crc32c(table_sum, bytes, 4);
-        nodedb_vamana__write(w, bytes, 4);
+        nodedb__put_u32(bytes, words[i]);
+        nodedb_vamana__stream_write(index, save, section, bytes, 4);
     }
-    if (w->used > 0) nodedb_vamana__flush(w);
-    assert(w->offset == l.end);
-    nodedb_vamana__fill_header(index, &l, saved->coder, table_sum, header);
-    w->offset = 0, w->used = NODEDB_VAMANA__BLOCK;
-    nodedb_vamana__flush(w);
+    if (i == 0) nodedb_vamana__stream_write(index, save, section, words, count * 4);
+}
+
+/* A slot's record: its vector, and in the packed layout its row. */
+static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana__save *save, uint32_t slot,
+                                       const nodedb_vamana__slot_view *v) {
+    const nodedb_vamana__layout *l = &save->layout;
+    const int to = NODEDB_VAMANA__IN_RECORDS;
+    size_t pad = l->row_at > 0 ? l->row_at - l->vector_bytes : 0, rest;
+    bool is_free = v->state == NODEDB_VAMANA__FREE;
+    if (index->type == NODEDB_VAMANA_F32)
+        nodedb_vamana__stream_words(index, save, to, is_free ? NULL : (const uint32_t *)(const void *)v->vector,
+                                    index->dim);
+    else nodedb_vamana__stream_write(index, save, to, is_free ? NULL : v->vector, l->vector_bytes);
+    nodedb_vamana__stream_write(index, save, to, NULL, pad);
+    if (l->row_at > 0) nodedb_vamana__stream_words(index, save, to, v->row, index->degree);
+    if (l->records_per_block > 0 && (slot + 1) % l->records_per_block != 0) return;
+    rest = save->streams[to].used % NODEDB_VAMANA__BLOCK;
+    if (rest > 0) nodedb_vamana__stream_write(index, save, to, NULL, NODEDB_VAMANA__BLOCK - rest);
+}
+
+static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__save *save, uint32_t slot) {
+    const nodedb_vamana__layout *l = &save->layout;
+    nodedb_vamana__slot_view v;
+    uint8_t id[8], *code = save->scratch;
+    uint32_t norm;
+    bool is_free;
+    if (!nodedb_vamana__view_kept(index, save, slot, &v)) v = nodedb_vamana__view(index, save, slot);
+    is_free = v.state == NODEDB_VAMANA__FREE;
+    nodedb__put_u64(id, is_free ? 0 : v.id);
+    memcpy(&norm, &v.norm, 4);
+    if (is_free) norm = 0;
+    nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_STATES, &v.state, 1);
+    nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_IDS, id, 8);
+    nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_PRUNED, &v.pruned, 1);
+    if (l->item[NODEDB_VAMANA__IN_NORMS] > 0)
+        nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_NORMS, &norm, 1);
+    if (l->item[NODEDB_VAMANA__IN_ROWS] > 0)
+        nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_ROWS, v.row, index->row_words);
+    if (save->coder != NULL) {
+        if (save->make_codes && !is_free) {
+            float *turned = (float *)(void *)(code + (save->coder->stride + 63) / 64 * 64);
+            (void)nodedb_vamana__encode(index, save->coder, v.vector, v.norm, turned, code);
+        }
+        nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_CODES,
+                                    is_free ? NULL : save->make_codes ? code : v.code, save->coder->stride);
+    }
+    nodedb_vamana__save_record(index, save, slot, &v);
+    if (v.state == NODEDB_VAMANA__LIVE) {
+        uint64_t mask = l->places - 1, at = nodedb__mix64(v.id) & mask;
+        while (save->table[at] != NODEDB_VAMANA__NONE) at = (at + 1) & mask;
+        save->table[at] = slot;
+    }
+    save->next = slot + 1;
+}
+
+/* The sections by slots are complete; those that are not follow. */
+static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save *save) {
+    const nodedb_vamana__coder *c[2];
+    uint32_t i;
+    int section;
+    c[0] = save->coder, c[1] = save->recoder;
+    for (i = 0; i < 2; i++)
+        if (c[i] != NULL)
+            nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_MEANS, (const uint32_t *)(void *)c[i]->mean,
+                                        index->dim);
+    for (section = 0; section <= NODEDB_VAMANA__IN_RECORDS; section++) {
+        if (save->streams[section].used > 0) nodedb_vamana__stream_flush(index, save, section);
+        assert(save->error != 0 || save->streams[section].offset == save->layout.at[section + 1]);
+    }
+}
+
+/* One group of checksums, into both copies. */
+static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save *save, uint64_t group) {
+    uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK, i;
+    uint8_t *block = save->streams[NODEDB_VAMANA__IN_SUMS].buffer;
+    int copy;
+    for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
+        nodedb__put_u32(block + 4 * i, from + i < save->layout.blocks ? save->sums[from + i] : 0);
+    nodedb__put_u32(block + NODEDB_VAMANA__BLOCK - 4, nodedb_vamana__sum_of_group(block, (size_t)group));
+    for (copy = 0; copy < 2 && save->error == 0; copy++)
+        save->error = nodedb__write_all(&index->io, save->fd, block, NODEDB_VAMANA__BLOCK,
+                                        save->layout.at[NODEDB_VAMANA__IN_SUMS + copy] +
+                                            group * NODEDB_VAMANA_BLOCK_BYTES);
+}
+
+static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__save *save,
+                                       nodedb_vamana_layout kind, uint8_t *h) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    int i;
+    memset(h, 0, NODEDB_VAMANA__BLOCK);
+    memcpy(h, NODEDB_VAMANA__MAGIC, 8);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_VERSION, NODEDB_VAMANA_FORMAT_VERSION);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_DIM, index->dim);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_TYPE, (uint32_t)index->type);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_METRIC, (uint32_t)index->metric);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_DEGREE, index->degree);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_BEAM_BUILD, index->beam_build);
+    nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_ALPHA, index->alpha);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_ENTRY, a->entry);
+    nodedb__put_u64(h + NODEDB_VAMANA__AT_SEED, index->seed);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_SLOTS, a->slots);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_LIVE, index->live);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_REMOVED, index->removed);
+    nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_NORM_MAX, index->norm_max);
+    for (i = 0; i <= NODEDB_VAMANA__SECTIONS; i++)
+        nodedb__put_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i, save->layout.at[i]);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_PASSES, index->passes);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE, (uint32_t)index->code);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_BITS, save->coder == NULL ? 0 : save->coder->bits);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_RESIDENT, save->coder != NULL && !save->make_codes ? 1 : 0);
+    nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_STEP, save->coder == NULL ? 0 : save->coder->step);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_LIVE, index->code_live);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE, index->code_strange);
+    nodedb__put_u64(h + NODEDB_VAMANA__AT_CODE_DUE, index->code_due);
+    nodedb__put_u64(h + NODEDB_VAMANA__AT_ENTRY_DUE, index->entry_due);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_LAYOUT, (uint32_t)kind);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_FIRST_FREE, index->first_free);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_COLOUR, index->colour);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_SWEEP, (uint32_t)index->sweep);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_SWEEP_AT, index->sweep == NODEDB_VAMANA__IDLE ? 0 : index->sweep_at);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_RECODE_BITS, save->recoder == NULL ? 0 : save->recoder->bits);
+    nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_RECODE_STEP, save->recoder == NULL ? 0 : save->recoder->step);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_RECODE_AT, save->recoder == NULL ? 0 : index->recode_at);
+    for (i = 0; i < (int)NODEDB_VAMANA__STARTS_MAX; i++)
+        nodedb__put_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i, a->starts[i]);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_HEADER_SUM, nodedb__crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM));
 }
 
 /* Makes the entry `path` of its directory durable. */
@@ -5108,407 +6077,616 @@ static int nodedb_vamana__sync_directory(const nodedb_io *io, const char *path, 
     return error;
 }
 
-/* `temporary` is path + ".tmp", in a buffer that may be overwritten at the end. */
-static nodedb_status nodedb_vamana__save_through(const nodedb_vamana *index, nodedb_vamana__writer *w,
-                                                 const nodedb_vamana__saved *saved, const char *path, char *temporary,
-                                                 nodedb_error *err) {
-    const nodedb_io *io = &index->io;
-    int error, closed;
-    w->fd = io->open(io->ctx, temporary, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    if (w->fd < 0)
-        return nodedb_vamana__file_error(err, nodedb__io_status(-w->fd), -w->fd, 0, temporary, "cannot be made");
-    nodedb_vamana__write_file(index, w, saved);
-    error = w->error;
-    if (error == 0) error = io->sync(io->ctx, w->fd);
-    closed = io->close(io->ctx, w->fd);
-    if (error == 0) error = closed;
-    if (error == 0) error = io->rename(io->ctx, temporary, path);
-    if (error < 0) {
-        (void)io->unlink(io->ctx, temporary);
-        return nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, w->offset, temporary,
-                                         "cannot be written, synced or renamed");
+static size_t nodedb_vamana__save_scratch_bytes(const nodedb_vamana *index) {
+    return nodedb_vamana__code_stride(index->dim, 8) + 64 + index->dim * sizeof(float);
+}
+
+/* Frees all that a save holds, and removes its temporary file if it is still open. */
+static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *save) {
+    const nodedb_allocator *m = &index->allocator;
+    if (save == NULL) return;
+    if (save->fd >= 0) {
+        (void)index->io.close(index->io.ctx, save->fd);
+        (void)index->io.unlink(index->io.ctx, save->temporary);
     }
-    error = nodedb_vamana__sync_directory(io, path, temporary);
-    if (error < 0)
-        return nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0, path,
-                                         "its directory cannot be synced");
+    if (save->frozen != NULL) nodedb_vamana__give(index, save->frozen, save->frozen_count, save->frozen_stride);
+    nodedb_vamana__kept_free(index, &save->kept);
+    nodedb_vamana__free_coder(index, save->coder);
+    nodedb_vamana__free_coder(index, save->recoder);
+    nodedb__release(m, save->buffers, NODEDB_VAMANA__SECTIONS * NODEDB_VAMANA__STREAM_BYTES);
+    nodedb__release(m, save->scratch, nodedb_vamana__save_scratch_bytes(index));
+    nodedb__release(m, save->header, NODEDB_VAMANA__BLOCK);
+    nodedb__release(m, save->table, (size_t)save->layout.places * sizeof *save->table);
+    nodedb__release(m, save->sums, (size_t)(save->layout.blocks + 1) * sizeof *save->sums);
+    nodedb__release(m, save->path, 2 * save->path_bytes);
+    nodedb__release(m, save, sizeof *save);
+    index->save = NULL;
+}
+
+static nodedb_vamana__coder *nodedb_vamana__copy_coder(const nodedb_vamana *index, const nodedb_vamana__coder *coder) {
+    nodedb_vamana__coder *c = coder == NULL ? NULL : nodedb_vamana__new_coder(index, coder->bits);
+    if (c == NULL) return NULL;
+    c->step = coder->step;
+    memcpy(c->mean, coder->mean, index->dim * sizeof *c->mean);
+    return c;
+}
+
+/* The memory of a save of the index as it is now; false: there is not enough. */
+static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__save *save, nodedb_vamana_layout kind,
+                                        const char *path) {
+    const nodedb_allocator *m = &index->allocator;
+    const nodedb_vamana__arrays *a = index->arrays;
+    int i;
+    save->fd = -1, save->slots = a->slots, save->make_codes = a->codes == NULL && index->live > 0;
+    save->coder = save->make_codes ? nodedb_vamana__train(index, 8) : nodedb_vamana__copy_coder(index, a->coder);
+    save->recoder = nodedb_vamana__copy_coder(index, index->recoder);
+    if ((save->make_codes || a->coder != NULL) && save->coder == NULL) return false;
+    if (index->recoder != NULL && save->recoder == NULL) return false;
+    save->layout = nodedb_vamana__lay_out(index, kind, save->coder == NULL ? 0 : save->coder->bits,
+                                          save->recoder == NULL ? 0 : save->recoder->bits, a->slots);
+    save->kept.stride = (sizeof(nodedb_vamana__slot_view) + index->stride + index->row_words * sizeof(uint32_t) +
+                         (save->coder == NULL ? 0 : save->coder->stride) + 15) / 16 * 16;
+    save->path_bytes = strlen(path) + 5;
+    save->path = (char *)nodedb__alloc(m, 2 * save->path_bytes, 1);
+    save->buffers = (uint8_t *)nodedb__alloc(m, NODEDB_VAMANA__SECTIONS * NODEDB_VAMANA__STREAM_BYTES,
+                                             NODEDB_VAMANA__BLOCK);
+    save->scratch = (uint8_t *)nodedb__alloc(m, nodedb_vamana__save_scratch_bytes(index), NODEDB_CACHE_LINE_BYTES);
+    save->header = (uint8_t *)nodedb__alloc(m, NODEDB_VAMANA__BLOCK, NODEDB_VAMANA__BLOCK);
+    if (save->layout.blocks < SIZE_MAX / 8 && save->layout.places < SIZE_MAX / 8) {
+        save->table = (uint32_t *)nodedb__alloc(m, (size_t)save->layout.places * sizeof *save->table,
+                                                NODEDB_CACHE_LINE_BYTES);
+        save->sums = (uint32_t *)nodedb__alloc(m, (size_t)(save->layout.blocks + 1) * sizeof *save->sums,
+                                               NODEDB_CACHE_LINE_BYTES);
+    }
+    if (save->path == NULL || save->buffers == NULL || save->scratch == NULL || save->header == NULL ||
+        save->table == NULL || save->sums == NULL)
+        return false;
+    memcpy(save->path, path, save->path_bytes - 4);
+    save->temporary = save->path + save->path_bytes;
+    memcpy(save->temporary, path, save->path_bytes - 5);
+    memcpy(save->temporary + save->path_bytes - 5, ".tmp", 5);
+    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
+        save->streams[i].buffer = save->buffers + (size_t)i * NODEDB_VAMANA__STREAM_BYTES;
+        save->streams[i].offset = save->layout.at[i];
+    }
+    nodedb_vamana__fill_header(index, save, kind, save->header);
+    return true;
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
+                                                         nodedb_vamana_layout layout, nodedb_error *err) {
+    nodedb_status status = nodedb_vamana__check_writable(index, err);
+    nodedb_vamana__save *save;
+    if (status != NODEDB_OK) return status;
+    if (path == NULL || path[0] == 0 || (layout != NODEDB_VAMANA_RESIDENT && layout != NODEDB_VAMANA_PACKED))
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or the layout is unknown");
+    if (index->save != NULL)
+        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s is being saved already", index->save->path);
+    save = (nodedb_vamana__save *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
+    if (save == NULL || !nodedb_vamana__save_prepare(index, save, layout, path)) {
+        nodedb_vamana__save_free(index, save);
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
+    }
+    save->fd = index->io.open(index->io.ctx, save->temporary, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    if (save->fd < 0) {
+        int error = -save->fd;
+        status = nodedb_vamana__file_error(err, nodedb__io_status(error), error, 0, save->temporary, "cannot be made");
+        nodedb_vamana__save_free(index, save);
+        return status;
+    }
+    index->save = save;
     return NODEDB_OK;
 }
 
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(const nodedb_vamana *index, const char *path, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_writable(index, err);
-    size_t path_bytes, checksums_bytes, scratch_bytes, code_bytes,
-        buffer_bytes = NODEDB_VAMANA__STREAM_BLOCKS * NODEDB_VAMANA__BLOCK;
-    nodedb_vamana__saved saved;
-    nodedb_vamana__writer w;
-    uint8_t *scratch;
-    char *temporary;
-    if (status != NODEDB_OK) return status;
-    if (path == NULL || path[0] == 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
-    memset(&saved, 0, sizeof saved);
-    memset(&w, 0, sizeof w);
-    saved.coder = index->arrays->coder;
-    if (saved.coder == NULL && index->type == NODEDB_VAMANA_F32) { /* disk mode walks on codes */
-        saved.coder = saved.own = nodedb_vamana__train(index, 8);
-        if (saved.own == NULL && index->live > 0)
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
+/* One step of one slot's worth. */
+static void nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save *save) {
+    const nodedb_vamana__layout *l = &save->layout;
+    uint64_t some = l->places - save->at;
+    int copy;
+    if (some > NODEDB_VAMANA__WORDS_PER_STEP) some = NODEDB_VAMANA__WORDS_PER_STEP;
+    switch (save->phase) {
+    case NODEDB_VAMANA__SAVE_CLEARS:
+        memset(save->table + save->at, 0xFF, (size_t)some * sizeof *save->table); /* NONE */
+        save->at += some;
+        if (save->at == l->places) save->phase = NODEDB_VAMANA__SAVE_SLOTS, save->at = 0;
+        break;
+    case NODEDB_VAMANA__SAVE_SLOTS:
+        if (save->next < save->slots) nodedb_vamana__save_slot(index, save, save->next);
+        if (save->next < save->slots) break;
+        nodedb_vamana__save_tails(index, save);
+        save->phase = NODEDB_VAMANA__SAVE_TABLE;
+        break;
+    case NODEDB_VAMANA__SAVE_TABLE:
+        nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_TABLE, save->table + save->at, (size_t)some);
+        save->at += some;
+        if (save->at < l->places) break;
+        if (save->streams[NODEDB_VAMANA__IN_TABLE].used > 0)
+            nodedb_vamana__stream_flush(index, save, NODEDB_VAMANA__IN_TABLE);
+        save->phase = NODEDB_VAMANA__SAVE_SUMS, save->at = 0;
+        break;
+    case NODEDB_VAMANA__SAVE_SUMS:
+        nodedb_vamana__save_group(index, save, save->at++);
+        if (save->at * NODEDB_VAMANA__SUMS_PER_BLOCK >= l->blocks) save->phase = NODEDB_VAMANA__SAVE_ENDS;
+        break;
+    default:
+        for (copy = 0; copy < 2 && save->error == 0; copy++)
+            save->error = nodedb__write_all(&index->io, save->fd, save->header, NODEDB_VAMANA__BLOCK,
+                                            copy == 0 ? l->at[NODEDB_VAMANA__IN_HEADER_AGAIN] : 0);
+        if (save->error == 0) save->error = index->io.sync(index->io.ctx, save->fd);
+        save->phase = NODEDB_VAMANA__SAVE_IS_DONE;
+        break;
     }
-    saved.layout = nodedb_vamana__lay_out(index->dim, index->type, index->metric, index->degree,
-                                          saved.coder == NULL ? 0 : saved.coder->bits, index->arrays->slots);
-    path_bytes = strlen(path) + 5;
-    code_bytes = saved.coder == NULL ? 0 : (saved.coder->stride + 63) / 64 * 64;
-    scratch_bytes = code_bytes + (index->vector_bytes + 63) / 64 * 64 + (size_t)index->dim * sizeof(float);
-    w.io = &index->io, w.path = path;
-    checksums_bytes = saved.layout.blocks > SIZE_MAX / 8 ? 0 : (size_t)(saved.layout.blocks + 1) * sizeof(uint32_t);
-    temporary = (char *)nodedb__alloc(&index->allocator, path_bytes, 1);
-    scratch = (uint8_t *)nodedb__alloc_zero(&index->allocator, scratch_bytes, NODEDB_CACHE_LINE_BYTES);
-    w.buffer = (uint8_t *)nodedb__alloc(&index->allocator, buffer_bytes, NODEDB_VAMANA__BLOCK);
-    if (checksums_bytes > 0)
-        w.checksums = (uint32_t *)nodedb__alloc(&index->allocator, checksums_bytes, NODEDB_CACHE_LINE_BYTES);
-    if (temporary == NULL || scratch == NULL || w.buffer == NULL || w.checksums == NULL) {
-        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, uint64_t budget, bool *more,
+                                                        nodedb_error *err) {
+    nodedb_vamana__save *save = index == NULL ? NULL : index->save;
+    nodedb_status status = NODEDB_OK;
+    int error, closed;
+    if (more != NULL) *more = false;
+    if (index == NULL || more == NULL || budget == 0)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
+    if (save == NULL) return nodedb__fail(err, NODEDB_ERR_STATE, 0, "no save is under way");
+    while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE && save->error == 0)
+        nodedb_vamana__save_some(index, save);
+    error = save->error;
+    if (error == 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE) {
+        *more = true;
+        return NODEDB_OK;
+    }
+    if (error == 0) {
+        closed = index->io.close(index->io.ctx, save->fd), save->fd = -1;
+        error = closed < 0 ? closed : index->io.rename(index->io.ctx, save->temporary, save->path);
+        if (error < 0) (void)index->io.unlink(index->io.ctx, save->temporary);
+    }
+    if (error < 0) {
+        status = error == -ENOMEM ? nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
+                                                 nodedb__path_end(save->path))
+                                  : nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0,
+                                                              save->temporary, "cannot be written, synced or renamed");
     } else {
-        uint32_t *checksums = w.checksums; /* the writer drops its pointer when it writes the table itself */
-        saved.code = scratch, saved.vector = scratch + code_bytes;
-        saved.turned = (float *)(void *)(saved.vector + (index->vector_bytes + 63) / 64 * 64);
-        memcpy(temporary, path, path_bytes - 5);
-        memcpy(temporary + path_bytes - 5, ".tmp", 5);
-        status = nodedb_vamana__save_through(index, &w, &saved, path, temporary, err);
-        w.checksums = checksums;
+        error = nodedb_vamana__sync_directory(&index->io, save->path, save->temporary);
+        if (error < 0)
+            status = nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0, save->path,
+                                               "its directory cannot be synced");
     }
-    nodedb__release(&index->allocator, w.checksums, checksums_bytes);
-    nodedb__release(&index->allocator, w.buffer, buffer_bytes);
-    nodedb__release(&index->allocator, scratch, scratch_bytes);
-    nodedb__release(&index->allocator, temporary, path_bytes);
-    nodedb_vamana__free_coder(index, saved.own);
+    nodedb_vamana__save_free(index, save);
     return status;
 }
 
-/* ---- reading ----------------------------------------------------------------------------------------------------- */
+NODEDB_VAMANA_API void nodedb_vamana_save_cancel(nodedb_vamana *index) {
+    if (index != NULL) nodedb_vamana__save_free(index, index->save);
+}
 
-typedef struct nodedb_vamana__reader { /* reads sections of a file, block by block, each block checked as it comes in */
-    const nodedb_io *io;
-    const char *path;
-    int fd;
-    uint8_t *buffer;            /* STREAM_BLOCKS blocks */
-    uint64_t offset;            /* of the next block to read */
-    size_t at, filled;          /* bytes of the buffer that are used, and that are there */
-    const uint32_t *checksums;  /* of the blocks from the second on; NULL: not yet read */
-    uint64_t end;               /* of the blocks that have checksums */
-    nodedb_error *err;
-} nodedb_vamana__reader;
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const char *path, nodedb_error *err) {
+    nodedb_status status = nodedb_vamana_save_begin(index, path, NODEDB_VAMANA_RESIDENT, err);
+    bool more = true;
+    while (status == NODEDB_OK && more) status = nodedb_vamana_save_step(index, UINT64_MAX, &more, err);
+    return status;
+}
 
-static nodedb_status nodedb_vamana__read_blocks(nodedb_vamana__reader *r, void *to, size_t bytes, uint64_t offset) {
-    int error = nodedb__read_all(r->io, r->fd, to, bytes, offset);
-    size_t at;
-    if (error == -ENODATA)
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, offset, r->path, "the file ends early");
-    if (error < 0)
-        return nodedb_vamana__file_error(r->err, nodedb__io_status(-error), -error, offset, r->path, "cannot be read");
-    for (at = 0; at < bytes && r->checksums != NULL; at += NODEDB_VAMANA__BLOCK)
-        if (nodedb__crc32c(0, (uint8_t *)to + at, NODEDB_VAMANA__BLOCK) !=
-            r->checksums[(offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1])
-            return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, offset + at, r->path,
-                                             "the block does not match its checksum");
+/* ===================================================================================================================
+ * OPENING
+ * ================================================================================================================ */
+
+/* The counts of a header. */
+typedef struct nodedb_vamana__counts {
+    uint32_t slots, live, removed, entry, bits, recode_bits, recode_at;
+    float step, recode_step;
+    nodedb_vamana_layout layout;
+    bool resident; /* the codes are the index's own, not made for disk mode only */
+} nodedb_vamana__counts;
+
+static nodedb_status nodedb_vamana__header_error(nodedb_error *err, const char *path, uint64_t offset,
+                                                 const char *what) {
+    return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, path, what);
+}
+
+static bool nodedb_vamana__is_header(const uint8_t *h) {
+    return memcmp(h, NODEDB_VAMANA__MAGIC, 8) == 0 &&
+           nodedb__crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM) == nodedb__get_u32(h + NODEDB_VAMANA__AT_HEADER_SUM);
+}
+
+/* Reads the header, or the copy of it at the end of the file if it is damaged; *which: the one that was taken. */
+static nodedb_status nodedb_vamana__read_header(const nodedb_io *io, int fd, const char *path, uint8_t *h,
+                                                uint64_t *file_size, int *which, nodedb_error *err) {
+    int64_t size = io->size(io->ctx, fd);
+    nodedb_error first;
+    nodedb_status status = NODEDB_OK;
+    if (size < 0)
+        return nodedb_vamana__file_error(err, NODEDB_ERR_IO, (int)-size, 0, path, "has no size");
+    *file_size = (uint64_t)size;
+    if (size < (int64_t)NODEDB_VAMANA__BLOCK)
+        return nodedb_vamana__header_error(err, path, (uint64_t)size, "the file ends early");
+    for (*which = 0; *which < 2; ++*which) {
+        uint64_t at = *which == 0 ? 0 : (uint64_t)size / NODEDB_VAMANA_BLOCK_BYTES * NODEDB_VAMANA_BLOCK_BYTES -
+                                            NODEDB_VAMANA_BLOCK_BYTES;
+        int error = nodedb__read_all(io, fd, h, NODEDB_VAMANA__BLOCK, at);
+        if (error == 0 && nodedb_vamana__is_header(h)) return NODEDB_OK;
+        if (*which == 1) break;
+        if (error < 0)
+            status = nodedb_vamana__file_error(&first, nodedb__io_status(-error), -error, 0, path, "cannot be read");
+        else if (memcmp(h, NODEDB_VAMANA__MAGIC, 8) != 0)
+            status = nodedb_vamana__header_error(&first, path, 0, "is not a vector index: no NDBVAMAN");
+        else status = nodedb_vamana__header_error(&first, path, 0, "the header does not match its checksum");
+    }
+    if (err != NULL) *err = first;
+    return status;
+}
+
+/* The parameters of a header, each in its range. */
+static nodedb_status nodedb_vamana__read_parameters(const uint8_t *h, const char *path, nodedb_vamana_config *c,
+                                                    nodedb_error *err) {
+    uint32_t type = nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE), code = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE),
+             metric = nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC);
+    nodedb_error reason;
+    c->dim = nodedb__get_u32(h + NODEDB_VAMANA__AT_DIM);
+    c->type = type == 0 ? NODEDB_VAMANA_F32 : type == 1 ? NODEDB_VAMANA_U8 : NODEDB_VAMANA_I8;
+    c->metric = metric == 0 ? NODEDB_VAMANA_L2 : metric == 1 ? NODEDB_VAMANA_IP : NODEDB_VAMANA_COSINE;
+    c->degree = nodedb__get_u32(h + NODEDB_VAMANA__AT_DEGREE);
+    c->beam_build = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_BUILD);
+    c->alpha = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_ALPHA);
+    c->seed = nodedb__get_u64(h + NODEDB_VAMANA__AT_SEED);
+    c->passes = nodedb__get_u32(h + NODEDB_VAMANA__AT_PASSES);
+    c->code = code == 0   ? NODEDB_VAMANA_CODE_AUTO
+              : code == 1 ? NODEDB_VAMANA_CODE_NONE
+              : code == 2 ? NODEDB_VAMANA_CODE_8BIT
+                          : NODEDB_VAMANA_CODE_4BIT;
+    if (type > 2 || metric > 2 || code > 3 || c->passes == 0 || c->degree == 0 || c->beam_build == 0 ||
+        nodedb_vamana__check_config(c, &reason) != NODEDB_OK)
+        return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_DIM, "a parameter is out of its range");
     return NODEDB_OK;
 }
 
-static void nodedb_vamana__read_from(nodedb_vamana__reader *r, uint64_t offset) {
-    assert(offset % NODEDB_VAMANA_BLOCK_BYTES == 0);
-    r->offset = offset, r->at = 0, r->filled = 0;
+static bool nodedb_vamana__is_step(float step) { return step > 1e-35f && step < 1e20f; }
+static bool nodedb_vamana__is_bits(uint32_t bits) { return bits == 0 || bits == 4 || bits == 8; }
+
+/* The counts of a header, which must fit each other and the size of the file; and the layout that follows. */
+static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, const uint8_t *h, const char *path,
+                                                uint64_t file_size, nodedb_vamana__counts *n, nodedb_vamana__layout *l,
+                                                nodedb_error *err) {
+    uint32_t resident = nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
+             kind = nodedb__get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i,
+             free_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE),
+             colour = nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR),
+             sweep = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP),
+             sweep_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
+    float norm_max = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_NORM_MAX);
+    bool good;
+    memset(l, 0, sizeof *l);
+    n->slots = nodedb__get_u32(h + NODEDB_VAMANA__AT_SLOTS);
+    n->live = nodedb__get_u32(h + NODEDB_VAMANA__AT_LIVE);
+    n->removed = nodedb__get_u32(h + NODEDB_VAMANA__AT_REMOVED);
+    n->entry = nodedb__get_u32(h + NODEDB_VAMANA__AT_ENTRY);
+    n->bits = nodedb__get_u32(h + NODEDB_VAMANA__AT_BITS);
+    n->step = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_STEP);
+    n->recode_bits = nodedb__get_u32(h + NODEDB_VAMANA__AT_RECODE_BITS);
+    n->recode_step = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_RECODE_STEP);
+    n->recode_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_RECODE_AT);
+    n->resident = resident != 0;
+    n->layout = kind == 0 ? NODEDB_VAMANA_RESIDENT : NODEDB_VAMANA_PACKED;
+    good = n->slots <= NODEDB_VAMANA_MAX_VECTORS && (uint64_t)n->live + n->removed <= n->slots && kind <= 1 &&
+           (n->live == 0) == (n->entry == NODEDB_VAMANA__NONE) && (n->live == 0 || n->entry < n->slots) &&
+           norm_max >= 0 && nodedb_vamana__is_finite(norm_max) && resident <= (n->bits != 0 ? 1u : 0u) &&
+           nodedb_vamana__is_bits(n->bits) && nodedb_vamana__is_bits(n->recode_bits) &&
+           (n->bits == 0) == (n->live == 0) && (n->bits == 0 || nodedb_vamana__is_step(n->step)) &&
+           (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) && n->recode_at <= n->slots &&
+           (free_at == NODEDB_VAMANA__NONE || free_at < n->slots) && sweep <= NODEDB_VAMANA__FREEING &&
+           (colour == NODEDB_VAMANA__REMOVED || colour == NODEDB_VAMANA__REMOVED + 1u) && sweep_at <= n->slots;
+    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
+        uint32_t start = nodedb__get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
+        good = start == NODEDB_VAMANA__NONE || (start < n->slots && n->live > 0);
+    }
+    if (!good)
+        return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_SLOTS, "the counts do not fit each other");
+    *l = nodedb_vamana__lay_out(index, n->layout, n->bits, n->recode_bits, n->slots);
+    for (i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
+        good = nodedb__get_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i) == l->at[i];
+    if (!good)
+        return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_OFFSETS,
+                                           "the offsets are not those of the counts");
+    if (file_size != l->at[NODEDB_VAMANA__SECTIONS])
+        return nodedb_vamana__header_error(err, path, file_size, "the file has another size");
+    return NODEDB_OK;
+}
+
+/* What the writer goes on with. */
+static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
+    index->live = n->live, index->removed = n->removed;
+    index->norm_max = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_NORM_MAX);
+    index->code_live = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
+    index->code_came = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
+    index->code_strange = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE);
+    index->code_due = nodedb__get_u64(h + NODEDB_VAMANA__AT_CODE_DUE);
+    index->entry_due = nodedb__get_u64(h + NODEDB_VAMANA__AT_ENTRY_DUE);
+    index->first_free = nodedb__get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
+    index->colour = (uint8_t)nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR);
+    index->sweep = (int)nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP);
+    index->sweep_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
+}
+
+static void nodedb_vamana__free_file(nodedb_vamana *index) {
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__arrays *a = index->arrays;
+    int i;
+    if (f == NULL) return;
+    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
+        nodedb_vamana__give(index, f->parts[i].memory, f->parts[i].bytes, 1);
+        nodedb_vamana__give(index, f->parts[i].chunks, f->parts[i].count, 1);
+    }
+    if (a != NULL && f->parts[NODEDB_VAMANA__IN_STATES].memory != NULL) { /* it has borrowed them */
+        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->codes = NULL, a->table = NULL;
+    }
+    if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
+    nodedb_vamana__give(index, f->cache.slots, f->cache.max, sizeof *f->cache.slots);
+    nodedb_vamana__give(index, f->cache.places, f->cache.places_size, sizeof *f->cache.places);
+    nodedb_vamana__give(index, f->cache.records, f->cache.max, f->cache.stride);
+    nodedb_vamana__give(index, f->sums, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK, sizeof *f->sums);
+    nodedb_vamana__give(index, f->groups, f->group_count, 1);
+    nodedb_vamana__give(index, f->damaged, (size_t)(f->layout.blocks / 8 + 2), 1);
+    if (f->map != NULL) (void)munmap(f->map, f->map_bytes);
+    if (f->fd >= 0) (void)index->io.close(index->io.ctx, f->fd);
+    nodedb_vamana__give(index, f->path, f->path_bytes, 1);
+    nodedb_vamana__give(index, f, 1, sizeof *f);
+    index->file = NULL;
+}
+
+/* ---- into memory ------------------------------------------------------------------------------------------------- */
+
+/* Reads a section from front to back, each block checked as it comes in; damage is an error. */
+typedef struct nodedb_vamana__reader {
+    nodedb_vamana *index;
+    uint8_t *buffer;            /* STREAM_BYTES */
+    uint64_t offset, end;       /* of the next block to read, and of the section */
+    size_t at, filled;          /* bytes of the buffer that are used, and that are there */
+    nodedb_error *err;
+} nodedb_vamana__reader;
+
+static void nodedb_vamana__read_from(nodedb_vamana__reader *r, int section) {
+    r->offset = r->index->file->layout.at[section], r->end = r->index->file->layout.at[section + 1];
+    r->at = 0, r->filled = 0;
 }
 
 static nodedb_status nodedb_vamana__read(nodedb_vamana__reader *r, void *to, size_t bytes) {
     uint8_t *p = (uint8_t *)to;
     while (bytes > 0) {
-        size_t part;
+        size_t part, at;
         if (r->at == r->filled) {
-            uint64_t left = r->end - r->offset;
             nodedb_status status;
             assert(r->offset < r->end);
-            r->filled = NODEDB_VAMANA__STREAM_BLOCKS * NODEDB_VAMANA__BLOCK;
-            if (r->filled > left) r->filled = (size_t)left;
-            status = nodedb_vamana__read_blocks(r, r->buffer, r->filled, r->offset);
+            r->filled = NODEDB_VAMANA__STREAM_BYTES;
+            if (r->filled > r->end - r->offset) r->filled = (size_t)(r->end - r->offset);
+            status = nodedb_vamana__read_at(r->index, r->buffer, r->filled, r->offset, r->err);
+            for (at = 0; at < r->filled && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK)
+                status = nodedb_vamana__check_block(r->index, r->offset + at, r->buffer + at, r->err);
             if (status != NODEDB_OK) return status;
             r->offset += r->filled, r->at = 0;
         }
-        part = r->filled - r->at < bytes ? r->filled - r->at : bytes;
+        part = nodedb_vamana__least(r->filled - r->at, bytes);
         memcpy(p, r->buffer + r->at, part);
         p += part, r->at += part, bytes -= part;
     }
     return NODEDB_OK;
 }
 
-/* After the vectors of a full block. */
-static void nodedb_vamana__read_skip_pad(nodedb_vamana__reader *r) {
-    r->at = (r->at + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
-}
-
 /* What the last bytes that were read say is impossible. */
-static nodedb_status nodedb_vamana__nonsense(nodedb_vamana__reader *r, const char *what) {
-    return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, r->offset - (r->filled - r->at), r->path, what);
+static nodedb_status nodedb_vamana__nonsense(const nodedb_vamana__reader *r, const char *what) {
+    uint64_t offset = r->offset - (r->filled - r->at);
+    return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, offset, r->index->file->path, what);
 }
 
-/* The counts of a header. */
-typedef struct nodedb_vamana__counts {
-    uint32_t slots, live, removed, entry, bits, code_live, code_came;
-    float norm_max;
-    bool resident; /* the codes are the index's own, not made for disk mode only */
-} nodedb_vamana__counts;
-
-static nodedb_status nodedb_vamana__read_header(nodedb_vamana__reader *r, nodedb_vamana_config *config,
-                                                nodedb_vamana__counts *shape, nodedb_vamana__layout *l) {
-    uint32_t *bits = &shape->bits, code;
-    uint8_t *h = r->buffer, expected[NODEDB_VAMANA__AT_TABLE_SUM];
-    nodedb_status status = nodedb_vamana__read_blocks(r, h, NODEDB_VAMANA__BLOCK, 0);
-    int64_t size = r->io->size(r->io->ctx, r->fd);
-    nodedb_error reason;
-    if (status != NODEDB_OK) return status;
-    if (size < 0) return nodedb_vamana__file_error(r->err, NODEDB_ERR_IO, (int)-size, 0, r->path, "has no size");
-    if (memcmp(h, NODEDB_VAMANA__MAGIC, 8) != 0)
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, 0, r->path,
-                                         "is not a vector index: no NDBVAMAN");
-    if (nodedb__crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM) != nodedb__get_u32(h + NODEDB_VAMANA__AT_HEADER_SUM))
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, 0, r->path,
-                                         "the header does not match its checksum");
-    if (nodedb__get_u32(h + NODEDB_VAMANA__AT_VERSION) != NODEDB_VAMANA_FORMAT_VERSION)
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_UNSUPPORTED, 0, NODEDB_VAMANA__AT_VERSION, r->path,
-                                         "is of another version of the format");
-    config->dim = nodedb__get_u32(h + NODEDB_VAMANA__AT_DIM);
-    config->type = nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) == 0   ? NODEDB_VAMANA_F32
-                   : nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) == 1 ? NODEDB_VAMANA_U8
-                                                                      : NODEDB_VAMANA_I8;
-    config->metric = nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC) == 0   ? NODEDB_VAMANA_L2
-                     : nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC) == 1 ? NODEDB_VAMANA_IP
-                                                                          : NODEDB_VAMANA_COSINE;
-    config->degree = nodedb__get_u32(h + NODEDB_VAMANA__AT_DEGREE);
-    config->beam_build = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_BUILD);
-    config->alpha = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_ALPHA);
-    config->seed = nodedb__get_u64(h + NODEDB_VAMANA__AT_SEED);
-    config->passes = nodedb__get_u32(h + NODEDB_VAMANA__AT_PASSES);
-    code = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE);
-    config->code = code == 0   ? NODEDB_VAMANA_CODE_AUTO
-                   : code == 1 ? NODEDB_VAMANA_CODE_NONE
-                   : code == 2 ? NODEDB_VAMANA_CODE_8BIT
-                               : NODEDB_VAMANA_CODE_4BIT;
-    *bits = nodedb__get_u32(h + NODEDB_VAMANA__AT_BITS);
-    if (nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE) > 2 || nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC) > 2 ||
-        code > 3 || config->passes == 0 || config->degree == 0 || (*bits != 0 && *bits != 4 && *bits != 8) ||
-        config->beam_build == 0 || nodedb_vamana__check_config(config, &reason) != NODEDB_OK)
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_DIM, r->path,
-                                         "a parameter is out of its range");
-    shape->slots = nodedb__get_u32(h + NODEDB_VAMANA__AT_SLOTS);
-    shape->live = nodedb__get_u32(h + NODEDB_VAMANA__AT_LIVE);
-    shape->removed = nodedb__get_u32(h + NODEDB_VAMANA__AT_REMOVED);
-    shape->entry = nodedb__get_u32(h + NODEDB_VAMANA__AT_ENTRY);
-    shape->norm_max = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_NORM_MAX);
-    shape->resident = nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT) != 0;
-    shape->code_live = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
-    shape->code_came = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
-    if (shape->slots > NODEDB_VAMANA_MAX_VECTORS || (uint64_t)shape->live + shape->removed > shape->slots ||
-        (shape->live == 0) != (shape->entry == NODEDB_VAMANA__NONE) || !(shape->norm_max >= 0) ||
-        !nodedb_vamana__is_finite(shape->norm_max) || (shape->live > 0 && shape->entry >= shape->slots) ||
-        nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT) > (shape->bits != 0 ? 1u : 0u) ||
-        (shape->bits == 0 && shape->live > 0 && config->type == NODEDB_VAMANA_F32))
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_SLOTS, r->path,
-                                         "the counts do not fit each other");
-    *l = nodedb_vamana__lay_out(config->dim, config->type, config->metric, config->degree, shape->bits,
-                                shape->slots);
-    nodedb_vamana__put_offsets(expected, l);
-    if (memcmp(expected + NODEDB_VAMANA__AT_OFFSETS, h + NODEDB_VAMANA__AT_OFFSETS, 72) != 0)
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_OFFSETS, r->path,
-                                         "the offsets are not those of the counts");
-    if ((uint64_t)size != l->end)
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, (uint64_t)size, r->path,
-                                         "the file has another size");
-    return NODEDB_OK;
-}
-
-/* The table of checksums, itself checked against the header's, which is still in the buffer. */
-static nodedb_status nodedb_vamana__read_table(nodedb_vamana__reader *r, const nodedb_vamana__layout *l,
-                                               uint32_t *checksums) {
-    uint32_t wanted = nodedb__get_u32(r->buffer + NODEDB_VAMANA__AT_TABLE_SUM), sum = 0;
-    uint64_t offset, at = 0;
-    for (offset = l->checksums; offset < l->end; offset += NODEDB_VAMANA__BLOCK) {
-        nodedb_status status = nodedb_vamana__read_blocks(r, r->buffer, NODEDB_VAMANA__BLOCK, offset);
-        size_t i;
-        if (status != NODEDB_OK) return status;
-        sum = nodedb__crc32c(sum, r->buffer, NODEDB_VAMANA__BLOCK);
-        for (i = 0; i < NODEDB_VAMANA__BLOCK && at < l->blocks; i += 4)
-            checksums[at++] = nodedb__get_u32(r->buffer + i);
-    }
-    if (sum == wanted) return NODEDB_OK;
-    return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, l->checksums, r->path,
-                                     "the table of checksums does not match the header");
-}
-
-/* Ids, states and norms, into arrays of the index that have room. */
-static nodedb_status nodedb_vamana__load_slots(nodedb_vamana *index, nodedb_vamana__reader *r) {
-    const nodedb_vamana__layout *l = &index->layout;
-    nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, live = 0, removed = 0;
-    nodedb_status status = NODEDB_OK;
-    uint8_t bytes[8];
-    nodedb_vamana__read_from(r, l->ids);
-    for (slot = 0; slot < a->slots; slot++) {
-        status = nodedb_vamana__read(r, bytes, 8);
-        if (status != NODEDB_OK) return status;
-        a->ids[slot] = nodedb__get_u64(bytes);
-    }
-    nodedb_vamana__read_from(r, l->states);
-    for (slot = 0; slot < a->slots; slot++) {
-        status = nodedb_vamana__read(r, &a->states[slot], 1);
-        if (status != NODEDB_OK) return status;
-        if (a->states[slot] > NODEDB_VAMANA__REMOVED) return nodedb_vamana__nonsense(r, "a slot has no known state");
-        if (a->states[slot] == NODEDB_VAMANA__REMOVED) removed++;
-        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
-        live++;
-        if (!nodedb_vamana__table_add(a, slot)) return nodedb_vamana__nonsense(r, "two vectors have one id");
-    }
-    if (live != index->live || removed != index->removed)
-        return nodedb_vamana__nonsense(r, "the states are not as many as the header says");
-    if (live > 0 && a->states[a->entry] != NODEDB_VAMANA__LIVE)
-        return nodedb_vamana__nonsense(r, "the entry is not a vector");
-    nodedb_vamana__read_from(r, l->norms);
-    for (slot = 0; slot < a->slots && a->norms != NULL; slot++) {
-        status = nodedb_vamana__read(r, bytes, 4);
-        if (status != NODEDB_OK) return status;
-        a->norms[slot] = nodedb_vamana__get_f32(bytes);
-        if (!(a->norms[slot] >= 0) || !nodedb_vamana__is_finite(a->norms[slot]))
-            return nodedb_vamana__nonsense(r, "a norm is not a length");
-    }
-    return NODEDB_OK;
-}
-
-static nodedb_status nodedb_vamana__load_rows(nodedb_vamana *index, nodedb_vamana__reader *r) {
-    nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, i, last;
-    nodedb_vamana__read_from(r, index->layout.rows);
-    for (slot = 0; slot < a->slots; slot++) {
-        uint32_t *row = nodedb_vamana__row(index, a, slot);
-        nodedb_status status = nodedb_vamana__read(r, row, index->degree * sizeof *row);
-        if (status != NODEDB_OK) return status;
-        for (i = 0, last = 0; i < index->degree; i++) {
-            row[i] = nodedb__get_u32(&row[i]);
-            if (row[i] == NODEDB_VAMANA__NONE) continue;
-            if (row[i] >= a->slots || row[i] == slot || a->states[row[i]] == NODEDB_VAMANA__FREE || last != i)
-                return nodedb_vamana__nonsense(r, "a neighbour is not a vector");
-            last = i + 1;
-        }
-        if (last > 0 && a->states[slot] == NODEDB_VAMANA__FREE)
-            return nodedb_vamana__nonsense(r, "a free slot has neighbours");
-    }
-    for (slot = a->slots; slot-- > 0;)
-        if (a->states[slot] == NODEDB_VAMANA__FREE) nodedb_vamana__free_slot(index, slot);
-    return NODEDB_OK;
-}
-
-/* Exact vectors into the index, or only through `vector` if it is not to hold them. */
-static nodedb_status nodedb_vamana__load_vectors(nodedb_vamana *index, nodedb_vamana__reader *r, uint8_t *vector,
-                                                 bool keep) {
-    const nodedb_vamana__layout *l = &index->layout;
-    uint32_t slot, i;
-    nodedb_vamana__read_from(r, l->vectors);
-    for (slot = 0; slot < index->arrays->slots; slot++) {
-        double squares = 0;
-        nodedb_status status = nodedb_vamana__read(r, vector, index->vector_bytes);
-        if (status != NODEDB_OK) return status;
-        nodedb_vamana__swap_components(index, vector, index->vector_bytes);
-        for (i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
-            float x;
-            memcpy(&x, vector + 4 * (size_t)i, 4);
-            if (!nodedb_vamana__is_finite(x)) return nodedb_vamana__nonsense(r, "a component is not a finite number");
-            squares += (double)x * (double)x;
-        }
-        if (squares > 1.001 * (double)NODEDB_VAMANA_MAX_LENGTH * (double)NODEDB_VAMANA_MAX_LENGTH)
-            return nodedb_vamana__nonsense(r, "a vector is too long");
-        if (keep) memcpy(nodedb_vamana__vector(index, index->arrays, slot), vector, index->vector_bytes);
-        if (l->vectors_per_block == 0 || (slot + 1) % l->vectors_per_block == 0) nodedb_vamana__read_skip_pad(r);
-    }
-    return NODEDB_OK;
-}
-
-/* The coder's mean, and the codes. */
-static nodedb_status nodedb_vamana__load_codes(nodedb_vamana *index, nodedb_vamana__reader *r) {
-    const nodedb_vamana__layout *l = &index->layout;
-    nodedb_vamana__arrays *a = index->arrays;
-    nodedb_vamana__coder *c = a->coder;
-    size_t bytes = nodedb_vamana__code_bytes(index->dim, c->bits);
-    uint32_t slot, i;
-    nodedb_vamana__read_from(r, l->mean);
-    for (i = 0; i < index->dim; i++) {
-        uint8_t word[4];
-        nodedb_status status = nodedb_vamana__read(r, word, 4);
-        if (status != NODEDB_OK) return status;
-        c->mean[i] = nodedb_vamana__get_f32(word);
-        if (!(fabsf(c->mean[i]) <= NODEDB_VAMANA_MAX_LENGTH))
-            return nodedb_vamana__nonsense(r, "the mean of a component is out of range");
-    }
-    nodedb_vamana__read_from(r, l->codes);
-    for (slot = 0; slot < a->slots; slot++) {
-        nodedb_status status = nodedb_vamana__read(r, a->codes + (size_t)slot * c->stride, bytes);
-        if (status != NODEDB_OK) return status;
-    }
-    return NODEDB_OK;
-}
-
-/* The coder as the header has it, without its mean. */
-static nodedb_status nodedb_vamana__load_coder(nodedb_vamana *index, nodedb_vamana__reader *r, uint32_t bits,
-                                               nodedb_vamana__coder **coder) {
-    float step = nodedb_vamana__get_f32(r->buffer + NODEDB_VAMANA__AT_STEP);
-    *coder = NULL;
-    if (bits == 0) return NODEDB_OK;
-    if (!(step > 1e-35f && step < 1e20f))
-        return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, NODEDB_VAMANA__AT_STEP, r->path,
-                                         "the step of the codes is out of range");
-    *coder = nodedb_vamana__new_coder(index, bits);
-    if (*coder == NULL) return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a coder");
-    (*coder)->step = step;
-    return NODEDB_OK;
-}
-
-/* Everything behind the header and the table of checksums. */
-static nodedb_status nodedb_vamana__load(nodedb_vamana *index, nodedb_vamana__reader *r,
-                                         const nodedb_vamana__counts *counts, nodedb_vamana__coder *coder,
-                                         uint64_t capacity) {
-    size_t vector_bytes = index->vector_bytes + 8;
+/* A section by slots. */
+static nodedb_status nodedb_vamana__read_section(nodedb_vamana__reader *r, int section, void *to, size_t word) {
+    size_t bytes = r->index->arrays->slots * r->index->file->layout.item[section];
     nodedb_status status;
-    uint8_t *vector;
-    if (capacity < counts->slots || index->on_disk) capacity = counts->slots;
-    if (capacity < NODEDB_VAMANA__FIRST_CAPACITY) capacity = NODEDB_VAMANA__FIRST_CAPACITY;
-    index->arrays = nodedb_vamana__take_arrays(index, capacity, coder, r->err);
-    if (index->arrays == NULL) {
-        nodedb_vamana__free_coder(index, coder);
-        return r->err->status;
-    }
-    if (coder != NULL) nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
-    index->arrays->slots = counts->slots, index->arrays->entry = counts->entry;
-    status = nodedb_vamana__load_slots(index, r);
-    if (status == NODEDB_OK) status = nodedb_vamana__load_rows(index, r);
-    if (status == NODEDB_OK && coder != NULL) status = nodedb_vamana__load_codes(index, r);
-    if (status != NODEDB_OK) return status;
-    index->entry_due = 2 * (uint64_t)index->live;
-    nodedb_vamana__codes_made(index, counts->code_live == 0 && index->arrays->codes != NULL ? index->live
-                                                                                            : counts->code_live,
-                              counts->code_came);
-    nodedb_vamana__choose_starts(index, index->arrays);
-    if (index->coded) return NODEDB_OK;
-    vector = (uint8_t *)nodedb__alloc(&index->allocator, vector_bytes, NODEDB_CACHE_LINE_BYTES);
-    if (vector == NULL)
-        return nodedb__fail(r->err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s", nodedb__path_end(r->path));
-    status = nodedb_vamana__load_vectors(index, r, vector, true);
-    nodedb__release(&index->allocator, vector, vector_bytes);
+    nodedb_vamana__read_from(r, section);
+    status = nodedb_vamana__read(r, to, bytes);
+    nodedb_vamana__swap_words(to, bytes, word);
     return status;
 }
 
-/* ---- opening ----------------------------------------------------------------------------------------------------- */
+static nodedb_status nodedb_vamana__read_mean(nodedb_vamana__reader *r, nodedb_vamana__coder *c) {
+    nodedb_status status = nodedb_vamana__read(r, c->mean, r->index->dim * sizeof *c->mean);
+    uint32_t i;
+    nodedb_vamana__swap_words(c->mean, r->index->dim * sizeof *c->mean, 4);
+    for (i = 0; i < r->index->dim && status == NODEDB_OK; i++)
+        if (!(fabsf(c->mean[i]) <= NODEDB_VAMANA_MAX_LENGTH))
+            return nodedb_vamana__nonsense(r, "the mean of a component is out of range");
+    return status;
+}
+
+/* Is this a vector, in memory order? */
+static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *vector) {
+    double squares = 0;
+    uint32_t i;
+    for (i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
+        float x;
+        memcpy(&x, vector + 4 * (size_t)i, 4);
+        if (!nodedb_vamana__is_finite(x)) return false;
+        squares += (double)x * (double)x;
+    }
+    return squares <= 1.001 * (double)NODEDB_VAMANA_MAX_LENGTH * (double)NODEDB_VAMANA_MAX_LENGTH;
+}
+
+/* Exact vectors, and in the packed layout the rows; into the index, or only past `record` if it is not to hold them. */
+static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, bool keep) {
+    nodedb_vamana *index = r->index;
+    const nodedb_vamana__layout *l = &index->file->layout;
+    uint32_t slot;
+    nodedb_vamana__read_from(r, NODEDB_VAMANA__IN_RECORDS);
+    for (slot = 0; slot < index->arrays->slots; slot++) {
+        nodedb_status status = nodedb_vamana__read(r, record, l->record_bytes);
+        if (status != NODEDB_OK) return status;
+        nodedb_vamana__swap_record(index, l, record);
+        if (!nodedb_vamana__is_vector(index, record))
+            return nodedb_vamana__nonsense(r, "a component is not a finite number, or a vector too long");
+        if (keep) memcpy(nodedb_vamana__vector(index, index->arrays, slot), record, l->vector_bytes);
+        if (keep && l->row_at > 0)
+            memcpy(nodedb_vamana__row(index, index->arrays, slot), record + l->row_at, index->degree * (size_t)4);
+        if (l->records_per_block == 0 || (slot + 1) % l->records_per_block == 0)
+            r->at = (r->at + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
+    }
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_vamana__impossible(const nodedb_vamana *index, int section, uint32_t slot,
+                                               const char *what, nodedb_error *err) {
+    const nodedb_vamana__layout *l = &index->file->layout;
+    return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, l->at[section] + slot * (uint64_t)l->item[section],
+                                     index->file->path, what);
+}
+
+/* Do states, norms, and rows (if they are there) of all slots fit each other and the header? */
+static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool rows, nodedb_error *err) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t slot, i, live = 0, removed = 0, count = 0;
+    int at_rows = index->file->layout.row_at > 0 ? NODEDB_VAMANA__IN_STATES : NODEDB_VAMANA__IN_ROWS;
+    for (slot = 0; slot < a->slots; slot++) {
+        if (a->states[slot] > NODEDB_VAMANA__REMOVED + 1)
+            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, slot, "a slot has no known state", err);
+        live += a->states[slot] == NODEDB_VAMANA__LIVE, removed += a->states[slot] >= NODEDB_VAMANA__REMOVED;
+        if (a->norms != NULL && (!(a->norms[slot] >= 0) || !nodedb_vamana__is_finite(a->norms[slot])))
+            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_NORMS, slot, "a norm is not a length", err);
+    }
+    if (live != index->live || removed != index->removed)
+        return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
+                                         "the states are not as many as the header says", err);
+    if (live > 0 && a->states[a->entry] != NODEDB_VAMANA__LIVE)
+        return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->entry, "the entry is not a vector", err);
+    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
+        if (a->starts[i] != NODEDB_VAMANA__NONE && a->states[a->starts[i]] != NODEDB_VAMANA__LIVE)
+            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
+                                             err);
+    for (slot = 0; slot < a->slots && rows; slot++) {
+        const uint32_t *row = nodedb_vamana__row(index, a, slot);
+        bool is_free = a->states[slot] == NODEDB_VAMANA__FREE,
+             leads = a->states[slot] == NODEDB_VAMANA__LIVE || index->sweep != NODEDB_VAMANA__FREEING;
+        uint32_t last = 0;
+        for (i = is_free ? 1 : 0; i < index->row_words; i++) {
+            if (row[i] == NODEDB_VAMANA__NONE) continue;
+            if (is_free || i >= index->degree || row[i] >= a->slots || row[i] == slot || last != i ||
+                (leads && a->states[row[i]] == NODEDB_VAMANA__FREE))
+                return nodedb_vamana__impossible(index, at_rows, slot, "a neighbour is not a vector", err);
+            last = i + 1;
+        }
+    }
+    for (slot = index->first_free; rows && slot != NODEDB_VAMANA__NONE; count++) { /* no circle */
+        if (slot >= a->slots || a->states[slot] != NODEDB_VAMANA__FREE || count >= a->slots)
+            return nodedb_vamana__impossible(index, at_rows, slot < a->slots ? slot : 0,
+                                             "the free slots are not a chain", err);
+        slot = nodedb_vamana__row(index, a, slot)[0];
+    }
+    if (rows && count != a->slots - live - removed)
+        return nodedb_vamana__impossible(index, at_rows, 0, "not all free slots are in their chain", err);
+    return NODEDB_OK;
+}
+
+/* The coders of the header, without their means. */
+static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const nodedb_vamana__counts *n,
+                                                nodedb_vamana__coder **coder, nodedb_vamana__coder **recoder,
+                                                nodedb_error *err) {
+    *coder = n->bits == 0 ? NULL : nodedb_vamana__new_coder(index, n->bits);
+    *recoder = n->recode_bits == 0 ? NULL : nodedb_vamana__new_coder(index, n->recode_bits);
+    if ((n->bits != 0 && *coder == NULL) || (n->recode_bits != 0 && *recoder == NULL)) {
+        nodedb_vamana__free_coder(index, *coder);
+        nodedb_vamana__free_coder(index, *recoder);
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a coder");
+    }
+    if (*coder != NULL) (*coder)->step = n->step;
+    if (*recoder != NULL) (*recoder)->step = n->recode_step;
+    return NODEDB_OK;
+}
+
+/* Codes that were being made: those that were ready are made again. */
+static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_vamana__coder *recoder, uint32_t at,
+                                                 nodedb_error *err) {
+    uint32_t slot;
+    index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, recoder->stride,
+                                                    NODEDB_CACHE_LINE_BYTES);
+    if (index->recodes == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for codes");
+    nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
+    index->recoder = recoder, index->recode_at = at;
+    for (slot = 0; slot < at; slot++)
+        if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
+            (void)nodedb_vamana__encode_slot(index, index->arrays, recoder, index->recodes, index->writer->turned,
+                                             slot);
+    return NODEDB_OK;
+}
+
+/* Reads everything behind the header into arrays of the index, checks it, and makes the index fit to change. */
+static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, nodedb_vamana__reader *r,
+                                                      nodedb_vamana__coder *coder, nodedb_vamana__coder *recoder,
+                                                      uint8_t *record) {
+    nodedb_vamana__arrays *a = index->arrays;
+    nodedb_status status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_STATES, a->states, 1);
+    uint32_t slot;
+    if (status == NODEDB_OK) status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_IDS, a->ids, 8);
+    if (status == NODEDB_OK && a->norms != NULL)
+        status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_NORMS, a->norms, 4);
+    if (status == NODEDB_OK && index->file->layout.item[NODEDB_VAMANA__IN_ROWS] > 0)
+        status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_ROWS, a->rows, 4);
+    if (status == NODEDB_OK) status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_PRUNED, a->pruned, 1);
+    nodedb_vamana__read_from(r, NODEDB_VAMANA__IN_MEANS);
+    if (status == NODEDB_OK && coder != NULL) status = nodedb_vamana__read_mean(r, coder);
+    if (status == NODEDB_OK && recoder != NULL) status = nodedb_vamana__read_mean(r, recoder);
+    if (status == NODEDB_OK && a->codes != NULL)
+        status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_CODES, a->codes, 1);
+    if (status == NODEDB_OK) status = nodedb_vamana__read_records(r, record, true);
+    if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, true, r->err);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
+        uint32_t count = nodedb_vamana__row_count(index, nodedb_vamana__row(index, a, slot));
+        if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot))
+            status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
+        if (a->pruned[slot] > count) a->pruned[slot] = 0;
+    }
+    return status;
+}
+
+static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const nodedb_vamana__counts *n,
+                                                uint64_t capacity, const uint8_t *header, uint8_t *buffer,
+                                                nodedb_error *err) {
+    nodedb_vamana__coder *coder = NULL, *recoder = NULL;
+    size_t record_bytes = index->file->layout.record_bytes + (size_t)8;
+    uint8_t *record = (uint8_t *)nodedb__alloc(&index->allocator, record_bytes, NODEDB_CACHE_LINE_BYTES);
+    nodedb_vamana__reader r;
+    nodedb_status status = record == NULL ? nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s",
+                                                         nodedb__path_end(index->file->path))
+                                          : nodedb_vamana__make_coders(index, n, &coder, &recoder, err);
+    uint32_t i;
+    memset(&r, 0, sizeof r);
+    r.index = index, r.buffer = buffer, r.err = err;
+    if (capacity < n->slots) capacity = n->slots;
+    if (capacity < NODEDB_VAMANA__FIRST_CAPACITY) capacity = NODEDB_VAMANA__FIRST_CAPACITY;
+    if (status == NODEDB_OK) {
+        index->arrays = nodedb_vamana__take_arrays(index, capacity, n->resident ? coder : NULL, err);
+        if (index->arrays == NULL) status = err->status;
+        else index->arrays->slots = n->slots, index->arrays->entry = n->entry;
+        if (index->arrays != NULL && n->resident)
+            nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
+    }
+    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && status == NODEDB_OK; i++)
+        index->arrays->starts[i] = nodedb__get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
+    if (status == NODEDB_OK) status = nodedb_vamana__read_all_sections(index, &r, coder, recoder, record);
+    if (status == NODEDB_OK) {
+        index->writer = nodedb_vamana__searcher_new(index, index->beam_build, err);
+        if (index->writer == NULL) status = NODEDB_ERR_NO_MEMORY;
+    }
+    if (status == NODEDB_OK && recoder != NULL)
+        status = nodedb_vamana__resume_codes(index, recoder, n->recode_at, err);
+    if (index->recoder == NULL) nodedb_vamana__free_coder(index, recoder);
+    if (index->arrays == NULL || index->arrays->coder == NULL) nodedb_vamana__free_coder(index, coder);
+    nodedb__release(&index->allocator, record, record_bytes);
+    return status;
+}
+
+/* ---- on disk ----------------------------------------------------------------------------------------------------- */
 
 static bool nodedb_vamana__uring_works(const nodedb_vamana_open_config *config, const char *path) {
 #if defined(NODEDB_VAMANA__URING)
     struct io_uring ring;
     int error;
 #endif
-    if (config->no_uring || config->io.pread != NULL) return false; /* as the caller wants */
+    if (config->fetch != NODEDB_VAMANA_FETCH_AUTO || config->io.pread != NULL) return false; /* as the caller wants */
 #if defined(NODEDB_VAMANA__URING)
     error = io_uring_queue_init(1, &ring, 0);
     if (error == 0) {
@@ -5534,7 +6712,7 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
     int fd = -EINVAL;
     *direct = false;
 #if defined(O_DIRECT)
-    if (config->mode == NODEDB_VAMANA_ON_DISK && !config->no_direct) {
+    if (config->mode == NODEDB_VAMANA_ON_DISK && !config->no_direct && config->fetch != NODEDB_VAMANA_FETCH_MAPPED) {
         fd = io->open(io->ctx, path, O_RDONLY | O_DIRECT, 0);
         if (fd >= 0 && io->pread(io->ctx, fd, block, NODEDB_VAMANA__BLOCK, 0) == -EINVAL) {
             (void)io->close(io->ctx, fd);
@@ -5551,166 +6729,488 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
     return io->open(io->ctx, path, O_RDONLY, 0);
 }
 
-/* Opens and reads the header and the table; on success *opened is an index without arrays that owns the file. */
-static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_vamana_open_config *config,
-                                                nodedb_vamana__reader *r, nodedb_vamana **opened,
-                                                nodedb_vamana__counts *shape, nodedb_vamana__coder **coder,
-                                                nodedb_error *err) {
-    nodedb_vamana_config parameters;
-    nodedb_vamana__layout layout;
-    nodedb_vamana *index;
-    nodedb_status status;
-    bool direct;
-    memset(&parameters, 0, sizeof parameters);
-    r->fd = nodedb_vamana__open_file(r->io, path, config, r->buffer, &direct);
-    if (r->fd < 0)
-        return nodedb_vamana__file_error(err, r->fd == -ENOENT ? NODEDB_ERR_NOT_FOUND : nodedb__io_status(-r->fd),
-                                         -r->fd, 0,
-                                         path, "cannot be opened");
-    status = nodedb_vamana__read_header(r, &parameters, shape, &layout);
-    if (status != NODEDB_OK) return status;
-    parameters.kernel = config->kernel, parameters.no_huge_pages = config->no_huge_pages;
-    parameters.allocator = config->allocator, parameters.logger = config->logger, parameters.io = config->io;
-    index = nodedb_vamana__new(&parameters, err);
-    if (index == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
-    index->live = shape->live, index->removed = shape->removed;
-    index->norm_max = shape->norm_max;
-    index->layout = layout;
-    index->on_disk = config->mode == NODEDB_VAMANA_ON_DISK;
-    index->coded = index->on_disk && index->type == NODEDB_VAMANA_F32;
-    if (!index->coded && !shape->resident) shape->bits = 0; /* made for disk mode only */
-    index->direct = direct;
-    *opened = index;
-    status = nodedb_vamana__load_coder(index, r, shape->bits, coder);
-    if (status != NODEDB_OK) return status;
-    if (layout.blocks < SIZE_MAX / 8)
-        index->checksums = (uint32_t *)nodedb_vamana__take(index, (size_t)layout.blocks + 1, sizeof(uint32_t),
-                                                           sizeof(void *));
-    if (index->checksums == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the checksums of %s", nodedb__path_end(path));
-    status = nodedb_vamana__read_table(r, &layout, index->checksums);
-    r->checksums = index->checksums, r->end = layout.checksums;
-    return status;
+/* Maps the records for a fetcher; whatever is refused is done by pread, and said. */
+static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana_open_config *config) {
+    nodedb_vamana__file *f = index->file;
+    uint64_t from = f->layout.at[NODEDB_VAMANA__IN_RECORDS], bytes = f->layout.at[NODEDB_VAMANA__IN_RECORDS + 1] - from;
+    long page = sysconf(_SC_PAGESIZE);
+    void *map = MAP_FAILED;
+    if (bytes == 0) return;
+    if (config->io.pread == NULL && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && page > 0 && bytes < SIZE_MAX / 2)
+        map = mmap(NULL, (size_t)(bytes + from % (uint64_t)page), PROT_READ, MAP_SHARED, f->fd,
+                   (off_t)(from - from % (uint64_t)page));
+    if (map == MAP_FAILED) {
+        nodedb__say(&config->logger, NODEDB_LOG_WARNING,
+                    "%s: cannot be mapped here, so exact vectors are read one by one with pread; use a local file and "
+                    "a little-endian machine, or io_uring",
+                    f->path);
+        return;
+    }
+    f->map = (uint8_t *)map, f->map_bytes = (size_t)(bytes + from % (uint64_t)page);
+#if defined(MADV_RANDOM)
+    (void)madvise(map, f->map_bytes, MADV_RANDOM);
+#endif
 }
 
-/* Gives the opened index what it needs for its mode, beside the data. */
-static nodedb_status nodedb_vamana__open_mode(nodedb_vamana *index, const nodedb_vamana_open_config *config,
-                                              const char *path,
-                                              nodedb_vamana__reader *r, nodedb_error *err) {
-    if (!index->on_disk) {
-        nodedb_vamana__give(index, index->checksums, (size_t)index->layout.blocks + 1, sizeof(uint32_t));
-        index->checksums = NULL;
-        index->writer = nodedb_vamana__searcher_new(index, index->beam_build, err);
-        return index->writer != NULL ? NODEDB_OK : NODEDB_ERR_NO_MEMORY;
+/* Memory for the sections that searches want there, none of it read yet. */
+static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vamana__coder *coder, uint32_t slots,
+                                               nodedb_error *err) {
+    static const int wanted[] = {NODEDB_VAMANA__IN_STATES, NODEDB_VAMANA__IN_IDS,   NODEDB_VAMANA__IN_NORMS,
+                                 NODEDB_VAMANA__IN_ROWS,   NODEDB_VAMANA__IN_CODES, NODEDB_VAMANA__IN_TABLE};
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__arrays *a =
+        (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
+    size_t i;
+    if (a == NULL) {
+        nodedb_vamana__free_coder(index, coder);
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
     }
-    index->path_bytes = strlen(path) + 1;
-    index->path = (char *)nodedb_vamana__take(index, index->path_bytes, 1, 1);
-    if (index->path == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
-    memcpy(index->path, path, index->path_bytes);
-    index->fd = r->fd, r->fd = -1;
-    index->uring = nodedb_vamana__uring_works(config, path);
+    index->arrays = a, a->coder = coder;
+    if (coder != NULL) nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
+    for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        nodedb_vamana__part *p = &f->parts[wanted[i]];
+        uint64_t bytes = f->layout.at[wanted[i] + 1] - f->layout.at[wanted[i]];
+        if (bytes == 0) continue;
+        p->bytes = (size_t)bytes, p->count = (size_t)((bytes + NODEDB_VAMANA__CHUNK - 1) / NODEDB_VAMANA__CHUNK);
+        if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__take_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
+        p->chunks = (uint8_t *)nodedb_vamana__take(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
+        if (p->memory == NULL || p->chunks == NULL)
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+        f->chunks_left += p->count;
+    }
+    a->capacity = a->slots = slots;
+    a->states = f->parts[NODEDB_VAMANA__IN_STATES].memory;
+    a->ids = (uint64_t *)(void *)f->parts[NODEDB_VAMANA__IN_IDS].memory;
+    a->norms = (float *)(void *)f->parts[NODEDB_VAMANA__IN_NORMS].memory;
+    a->rows = (uint32_t *)(void *)f->parts[NODEDB_VAMANA__IN_ROWS].memory;
+    a->codes = f->parts[NODEDB_VAMANA__IN_CODES].memory;
+    a->table = (uint32_t *)(void *)f->parts[NODEDB_VAMANA__IN_TABLE].memory;
+    a->table_size = (size_t)f->layout.places;
     return NODEDB_OK;
 }
 
-static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_open_config *config, bool verify,
-                                          nodedb_error *err) {
-    nodedb_vamana_open_config defaults;
-    nodedb_vamana *index = NULL;
-    nodedb_vamana__counts counts;
-    nodedb_vamana__coder *coder = NULL;
+/* Room for the nodes near the starts. */
+static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const nodedb_vamana_open_config *config,
+                                               nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__cache *c = &f->cache;
+    uint64_t bytes = config->cache_bytes, slots = index->arrays->slots, max;
+    c->stride = ((size_t)f->layout.record_bytes + 63) / 64 * 64;
+    if (bytes == 0) bytes = slots * c->stride / NODEDB_VAMANA__CACHE_SHARE;
+    max = bytes / c->stride;
+    if (max < NODEDB_VAMANA__CACHE_MIN && config->cache_bytes == 0) max = NODEDB_VAMANA__CACHE_MIN;
+    if (max > slots) max = slots;
+    if (max == 0) return NODEDB_OK;
+    c->max = (uint32_t)max;
+    for (c->places_size = 16; c->places_size < 2 * max && c->places_size < UINT32_C(1) << 31;) c->places_size *= 2;
+    c->slots = (uint32_t *)nodedb_vamana__take(index, c->max, sizeof *c->slots, sizeof(void *));
+    c->places = (uint32_t *)nodedb_vamana__take(index, c->places_size, sizeof *c->places, sizeof(void *));
+    c->records = (uint8_t *)nodedb_vamana__take_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
+    if (c->slots == NULL || c->places == NULL || c->records == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+    memset(c->places, 0xFF, c->places_size * sizeof *c->places); /* NONE */
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb_vamana_open_config *config,
+                                              const nodedb_vamana__counts *n, const uint8_t *header, uint8_t *buffer,
+                                              nodedb_error *err) {
+    nodedb_vamana__counts codes = *n;
+    nodedb_vamana__coder *coder, *none;
     nodedb_vamana__reader r;
     nodedb_status status;
-    nodedb_error reason;
-    nodedb_io io;
-    size_t buffer_bytes = NODEDB_VAMANA__STREAM_BLOCKS * NODEDB_VAMANA__BLOCK;
-    memset(&defaults, 0, sizeof defaults);
-    memset(&reason, 0, sizeof reason);
-    memset(&counts, 0, sizeof counts);
-    if (config == NULL) config = &defaults;
-    if (path == NULL || path[0] == 0 ||
-        (config->mode != NODEDB_VAMANA_IN_MEMORY && config->mode != NODEDB_VAMANA_ON_DISK)) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or the mode is unknown");
+    uint32_t i;
+    codes.recode_bits = 0;
+    status = nodedb_vamana__make_coders(index, &codes, &coder, &none, err);
+    if (status == NODEDB_OK) status = nodedb_vamana__make_parts(index, coder, n->slots, err);
+    if (status != NODEDB_OK) return status;
+    index->arrays->entry = n->entry;
+    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
+        index->arrays->starts[i] = nodedb__get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
+    memset(&r, 0, sizeof r);
+    r.index = index, r.buffer = buffer, r.err = err;
+    nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_MEANS);
+    if (coder != NULL) status = nodedb_vamana__read_mean(&r, coder);
+    if (status == NODEDB_OK && n->layout == NODEDB_VAMANA_PACKED)
+        status = nodedb_vamana__make_cache(index, config, err);
+    if (status != NODEDB_OK) return status;
+    index->file->fetch = config->fetch;
+    if (config->fetch == NODEDB_VAMANA_FETCH_MAPPED) nodedb_vamana__map_records(index, config);
+    index->file->uring = nodedb_vamana__uring_works(config, index->file->path);
+    return NODEDB_OK;
+}
+
+/* ---- both -------------------------------------------------------------------------------------------------------- */
+
+/* The file of an index whose header has been read; nothing behind that. Takes `fd`, whatever happens. */
+static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *path, int fd,
+                                              const nodedb_vamana__layout *l, nodedb_error *err) {
+    nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__take(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
+    if (f == NULL) {
+        (void)index->io.close(index->io.ctx, fd);
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+    }
+    index->file = f;
+    f->fd = fd, f->layout = *l, f->path_bytes = strlen(path) + 1;
+    f->path = (char *)nodedb_vamana__take(index, f->path_bytes, 1, 1);
+    if (f->path != NULL) memcpy(f->path, path, f->path_bytes);
+    if (l->blocks < SIZE_MAX / 8) {
+        f->group_count = (size_t)((l->blocks + NODEDB_VAMANA__SUMS_PER_BLOCK - 1) / NODEDB_VAMANA__SUMS_PER_BLOCK);
+        f->sums = (uint32_t *)nodedb_vamana__take_raw(
+            index, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK * sizeof *f->sums, sizeof(void *));
+        f->groups = (uint8_t *)nodedb_vamana__take(index, f->group_count, 1, sizeof(void *));
+        f->damaged = (uint8_t *)nodedb_vamana__take(index, (size_t)(l->blocks / 8 + 2), 1, sizeof(void *));
+    }
+    if (f->path == NULL || f->sums == NULL || f->groups == NULL || f->damaged == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+    return NODEDB_OK;
+}
+
+/* An index without arrays whose file's header has been read into `h`. */
+static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_vamana_open_config *config, uint8_t *h,
+                                                nodedb_vamana__counts *n, nodedb_vamana **opened, int *which,
+                                                nodedb_error *err) {
+    nodedb_io io = nodedb__io_or_posix(&config->io);
+    nodedb_vamana_config parameters;
+    nodedb_vamana__layout layout;
+    nodedb_vamana *index = NULL;
+    uint64_t size = 0;
+    bool direct;
+    int fd = nodedb_vamana__open_file(&io, path, config, h, &direct);
+    nodedb_status status;
+    *opened = NULL, *which = 0;
+    memset(&parameters, 0, sizeof parameters);
+    if (fd < 0)
+        return nodedb_vamana__file_error(err, fd == -ENOENT ? NODEDB_ERR_NOT_FOUND : nodedb__io_status(-fd), -fd, 0,
+                                         path, "cannot be opened");
+    status = nodedb_vamana__read_header(&io, fd, path, h, &size, which, err);
+    if (status == NODEDB_OK && nodedb__get_u32(h + NODEDB_VAMANA__AT_VERSION) != NODEDB_VAMANA_FORMAT_VERSION)
+        status = nodedb_vamana__file_error(err, NODEDB_ERR_UNSUPPORTED, 0, NODEDB_VAMANA__AT_VERSION, path,
+                                           "is of another version of the format");
+    if (status == NODEDB_OK) status = nodedb_vamana__read_parameters(h, path, &parameters, err);
+    if (status == NODEDB_OK) {
+        parameters.kernel = config->kernel, parameters.no_huge_pages = config->no_huge_pages;
+        parameters.allocator = config->allocator, parameters.logger = config->logger, parameters.io = config->io;
+        index = nodedb_vamana__new(&parameters, err);
+        status = index == NULL ? err->status : nodedb_vamana__read_counts(index, h, path, size, n, &layout, err);
+    }
+    if (status != NODEDB_OK) (void)io.close(io.ctx, fd);
+    else status = nodedb_vamana__make_file(index, path, fd, &layout, err);
+    *opened = index;
+    if (status != NODEDB_OK) return status;
+    index->file->direct = direct;
+    nodedb_vamana__take_state(index, h, n);
+    if (*which == 1)
+        nodedb__say(&config->logger, NODEDB_LOG_WARNING,
+                    "%s: the header is damaged, its copy at the end is used; save the index anew", path);
+    return NODEDB_OK;
+}
+
+/* `unread`: nothing but the header; such an index has no arrays and can only be destroyed. */
+static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_open_config *config, bool unread,
+                                          nodedb_error *err) {
+    nodedb_vamana *index = NULL;
+    nodedb_vamana__counts n;
+    uint8_t *buffer, *header;
+    nodedb_status status;
+    size_t bytes = NODEDB_VAMANA__STREAM_BYTES + NODEDB_VAMANA__BLOCK;
+    int which;
+    memset(err, 0, sizeof *err);
+    memset(&n, 0, sizeof n);
+    buffer = (uint8_t *)nodedb__alloc(&config->allocator, bytes, NODEDB_VAMANA__BLOCK);
+    if (buffer == NULL) {
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
         return NULL;
     }
-    io = nodedb__io_or_posix(&config->io);
-    memset(&r, 0, sizeof r);
-    r.io = &io, r.path = path, r.fd = -1, r.err = &reason;
-    r.buffer = (uint8_t *)nodedb__alloc(&config->allocator, buffer_bytes, NODEDB_VAMANA__BLOCK);
-    if (r.buffer == NULL)
-        status = nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
-    else status = nodedb_vamana__open_header(path, config, &r, &index, &counts, &coder, &reason);
-    if (status == NODEDB_OK) status = nodedb_vamana__load(index, &r, &counts, coder, config->capacity);
-    else if (index != NULL) nodedb_vamana__free_coder(index, coder);
-    if (status == NODEDB_OK && verify && index->coded) { /* those that opening on disk does not read */
-        uint8_t *vector = (uint8_t *)nodedb__alloc(&config->allocator, index->vector_bytes, NODEDB_CACHE_LINE_BYTES);
-        status = vector != NULL ? nodedb_vamana__load_vectors(index, &r, vector, false)
-                                : nodedb__fail(&reason, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s",
-                                               nodedb__path_end(path));
-        nodedb__release(&config->allocator, vector, index->vector_bytes);
+    header = buffer + NODEDB_VAMANA__STREAM_BYTES;
+    status = nodedb_vamana__open_header(path, config, header, &n, &index, &which, err);
+    if (status == NODEDB_OK && config->mode == NODEDB_VAMANA_IN_MEMORY) {
+        status = nodedb_vamana__into_memory(index, &n, config->capacity, header, buffer, err);
+        nodedb_vamana__free_file(index);
+    } else if (status == NODEDB_OK && !unread) {
+        status = nodedb_vamana__onto_disk(index, config, &n, header, buffer, err);
     }
-    if (status == NODEDB_OK) status = nodedb_vamana__open_mode(index, config, path, &r, &reason);
-    if (r.fd >= 0) (void)io.close(io.ctx, r.fd);
-    nodedb__release(&config->allocator, r.buffer, buffer_bytes);
+    nodedb__release(&config->allocator, buffer, bytes);
     if (status == NODEDB_OK) return index;
     nodedb_vamana_destroy(index);
-    if (err != NULL) *err = reason;
     return NULL;
 }
 
 NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const nodedb_vamana_open_config *config,
                                                     nodedb_error *err) {
-    return nodedb_vamana__open(path, config, false, err);
-}
-
-/* Opened on disk, so that ranges and codes are read and checked too; then the exact vectors. */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
-                                                     nodedb_error *err) {
-    nodedb_vamana_open_config reading;
+    nodedb_vamana_open_config defaults;
     nodedb_vamana *index;
     nodedb_error reason;
-    memset(&reading, 0, sizeof reading);
-    if (config != NULL) reading = *config;
-    reading.mode = NODEDB_VAMANA_ON_DISK;
-    reading.no_uring = true, reading.no_direct = true;
-    index = nodedb_vamana__open(path, &reading, true, &reason);
-    if (index != NULL) {
-        nodedb_vamana_destroy(index);
-        return NODEDB_OK;
+    memset(&defaults, 0, sizeof defaults);
+    if (config == NULL) config = &defaults;
+    if (path == NULL || path[0] == 0 ||
+        (config->mode != NODEDB_VAMANA_IN_MEMORY && config->mode != NODEDB_VAMANA_ON_DISK) ||
+        (int)config->fetch < 0 || (int)config->fetch > (int)NODEDB_VAMANA_FETCH_MAPPED) {
+        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or mode or fetch is unknown");
+        return NULL;
     }
-    if (err != NULL) *err = reason;
-    return reason.status;
+    index = nodedb_vamana__open(path, config, false, &reason);
+    if (index == NULL && err != NULL) *err = reason;
+    return index;
+}
+
+/* ---- loading ----------------------------------------------------------------------------------------------------- */
+
+static void nodedb_vamana__cache_want(nodedb_vamana__cache *c, uint32_t slot) {
+    uint32_t place;
+    if (c->count == c->max) return;
+    place = nodedb_vamana__cache_place(c, slot);
+    if (c->places[place] != NODEDB_VAMANA__NONE) return;
+    c->slots[c->count] = slot, c->places[place] = c->count++;
+}
+
+/* Reads the next nodes into the cache, and learns from their rows which come after them. */
+static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__cache *c = &f->cache;
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t i, j, n;
+    nodedb_status status = NODEDB_OK;
+    if (c->fetcher.ctx == NULL) {
+        status = nodedb_vamana_fetcher_disk(index, 0, &c->fetcher, err);
+        if (status != NODEDB_OK) return status;
+        if (c->count == 0 && a->entry != NODEDB_VAMANA__NONE) nodedb_vamana__cache_want(c, a->entry);
+        for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+            nodedb_vamana__cache_want(c, a->starts[i]);
+    }
+    n = c->count - c->filled < c->fetcher.batch_max ? c->count - c->filled : c->fetcher.batch_max;
+    status = c->fetcher.prefetch_batch(c->fetcher.ctx, c->slots + c->filled, n, err);
+    for (i = 0; i < n && status == NODEDB_OK; i++) {
+        nodedb_error reason;
+        const uint8_t *record = (const uint8_t *)c->fetcher.fetch(c->fetcher.ctx, c->slots[c->filled], &reason);
+        uint8_t *to = c->records + c->filled * c->stride;
+        const uint32_t *row = (const uint32_t *)(const void *)(to + f->layout.row_at);
+        if (record != NULL) memcpy(to, record, f->layout.record_bytes);
+        else if (reason.status == NODEDB_ERR_CORRUPT) { /* searches will meet it, and pass it over */
+            memset(to, 0xFF, f->layout.record_bytes);
+            c->slots[c->filled] = NODEDB_VAMANA__NONE; /* found by nobody */
+        } else {
+            if (err != NULL) *err = reason;
+            return reason.status;
+        }
+        c->filled++;
+        for (j = 0; j < index->degree && row[j] < a->slots; j++) nodedb_vamana__cache_want(c, row[j]);
+    }
+    if (status == NODEDB_OK && c->filled == c->count) {
+        c->fetcher.destroy(c->fetcher.ctx);
+        memset(&c->fetcher, 0, sizeof c->fetcher);
+        __atomic_store_n(&c->ready, true, __ATOMIC_RELEASE);
+    }
+    return status;
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_t budget, bool *more,
+                                                   nodedb_error *err) {
+    nodedb_vamana__file *f = index == NULL ? NULL : index->file;
+    uint64_t read = 0;
+    if (more != NULL) *more = false;
+    if (index == NULL || more == NULL || budget == 0)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
+    if (f == NULL) return NODEDB_OK; /* it is all there */
+    for (; f->load_section < NODEDB_VAMANA__SECTIONS; f->load_section++, f->load_chunk = 0) {
+        nodedb_vamana__part *p = &f->parts[f->load_section];
+        for (; f->load_chunk < p->count; f->load_chunk++) {
+            uint8_t now;
+            nodedb_status status;
+            *more = read >= budget;
+            if (*more) return NODEDB_OK;
+            if (!nodedb_vamana__claim(&p->chunks[f->load_chunk], &now)) continue;
+            status = nodedb_vamana__load_chunk(index, f->load_section, f->load_chunk, err);
+            if (status != NODEDB_OK) return status;
+            read += NODEDB_VAMANA__CHUNK;
+        }
+    }
+    while (f->cache.max > 0 && !f->cache.ready) {
+        nodedb_status status;
+        *more = read >= budget;
+        if (*more) return NODEDB_OK;
+        status = nodedb_vamana__fill_cache(index, err);
+        if (status != NODEDB_OK) return status;
+        read += NODEDB_VAMANA__DEFAULT_BATCH * NODEDB_VAMANA__BLOCK;
+    }
+    return NODEDB_OK;
+}
+
+/* ---- verifying --------------------------------------------------------------------------------------------------- */
+
+typedef struct nodedb_vamana__findings {
+    nodedb_vamana_on_damage report;
+    void *ctx;
+    uint64_t count;
+    nodedb_error first;
+} nodedb_vamana__findings;
+
+static void nodedb_vamana__found_damage(nodedb_vamana__findings *d, const nodedb_vamana *index, uint64_t offset,
+                                        const char *what) {
+    nodedb_error error;
+    (void)nodedb_vamana__file_error(&error, NODEDB_ERR_CORRUPT, 0, offset, index->file->path, what);
+    if (d->count++ == 0) d->first = error;
+    if (d->report != NULL) d->report(d->ctx, offset, nodedb_vamana__section_name(&index->file->layout, offset));
+}
+
+/* Every block of the file but the header's. */
+static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_vamana__findings *d, uint8_t *buffer,
+                                                  nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    uint64_t offset = f->layout.at[0], end = f->layout.at[NODEDB_VAMANA__IN_SUMS], bytes, at;
+    nodedb_status status = NODEDB_OK;
+    size_t group;
+    int copies, copy;
+    for (group = 0; group < f->group_count; group++) {
+        status = nodedb_vamana__read_group(index, group, &copies, err);
+        if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) return status;
+        f->groups[group] = copies != 0 ? NODEDB_VAMANA__THERE : NODEDB_VAMANA__HURT;
+        for (copy = 0; copy < 2; copy++)
+            if ((copies >> copy & 1) == 0)
+                nodedb_vamana__found_damage(
+                    d, index, f->layout.at[NODEDB_VAMANA__IN_SUMS + copy] + group * NODEDB_VAMANA__BLOCK,
+                    "a block of checksums is damaged");
+    }
+    for (; offset < end; offset += bytes) {
+        bytes = end - offset < NODEDB_VAMANA__STREAM_BYTES ? end - offset : NODEDB_VAMANA__STREAM_BYTES;
+        status = nodedb_vamana__read_at(index, buffer, (size_t)bytes, offset, err);
+        if (status != NODEDB_OK) return status;
+        for (at = 0; at < bytes; at += NODEDB_VAMANA__BLOCK) {
+            nodedb_error reason;
+            status = nodedb_vamana__check_block(index, offset + at, buffer + at, &reason);
+            if (status == NODEDB_ERR_CORRUPT)
+                nodedb_vamana__found_damage(d, index, offset + at, "the block does not match its checksum");
+            else if (status != NODEDB_OK) {
+                if (err != NULL) *err = reason;
+                return status;
+            }
+        }
+    }
+    return NODEDB_OK;
+}
+
+/* The blocks are whole: does what stands in them make sense together? */
+static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint64_t entries = 0, at;
+    uint32_t slot;
+    nodedb_vamana__trouble trouble;
+    nodedb_vamana__reader r;
+    uint8_t *record;
+    nodedb_status status = NODEDB_OK;
+    bool more = true;
+    memset(&trouble, 0, sizeof trouble);
+    f->cache.ready = true; /* it is not wanted */
+    while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
+    for (at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] && f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
+        if (at < f->layout.at[NODEDB_VAMANA__IN_SUMS] && nodedb_vamana__in_quarantine(f, at))
+            return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, at, f->path,
+                                             "the block matches its checksum and makes no sense");
+    if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, f->layout.row_at == 0, err);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++)
+        if (a->states[slot] == NODEDB_VAMANA__LIVE &&
+            nodedb_vamana__find_on_disk(index, a->ids[slot], &trouble) != slot)
+            status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot,
+                                               "an id is not where the table has it, or there twice", err);
+    for (at = 0; at < f->layout.places; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
+    if (status == NODEDB_OK && entries != index->live)
+        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
+                                           "the table of ids has more of them than the header", err);
+    if (status != NODEDB_OK) return status;
+    memset(&r, 0, sizeof r);
+    r.index = index, r.buffer = buffer, r.err = err;
+    record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
+    if (record == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
+    status = nodedb_vamana__read_records(&r, record, false);
+    nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
+    return status;
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
+                                                     nodedb_vamana_on_damage report, void *ctx, nodedb_error *err) {
+    nodedb_vamana_open_config reading;
+    nodedb_vamana *index;
+    nodedb_vamana__findings d;
+    nodedb_error reason;
+    nodedb_status status;
+    uint8_t *buffer;
+    memset(&reading, 0, sizeof reading);
+    memset(&d, 0, sizeof d);
+    d.report = report, d.ctx = ctx;
+    if (config != NULL) reading = *config;
+    reading.mode = NODEDB_VAMANA_ON_DISK, reading.fetch = NODEDB_VAMANA_FETCH_PREAD, reading.no_direct = true;
+    memset(&reading.logger, 0, sizeof reading.logger); /* what is damaged is reported, not said */
+    if (path == NULL || path[0] == 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
+    buffer = (uint8_t *)nodedb__alloc(&reading.allocator, NODEDB_VAMANA__STREAM_BYTES, NODEDB_VAMANA__BLOCK);
+    if (buffer == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify a file");
+    index = nodedb_vamana__open(path, &reading, true, &reason);
+    status = index == NULL ? reason.status : nodedb_vamana__verify_blocks(index, &d, buffer, &reason);
+    if (index != NULL && status == NODEDB_OK) {
+        uint8_t *h = buffer; /* both headers */
+        int copy;
+        for (copy = 0; copy < 2; copy++) {
+            uint64_t at = copy == 0 ? 0 : index->file->layout.at[NODEDB_VAMANA__IN_HEADER_AGAIN];
+            if (nodedb_vamana__read_at(index, h, NODEDB_VAMANA__BLOCK, at, &reason) != NODEDB_OK ||
+                !nodedb_vamana__is_header(h))
+                nodedb_vamana__found_damage(&d, index, at, "the header does not match its checksum");
+        }
+    }
+    nodedb_vamana_destroy(index);
+    if (status == NODEDB_OK && d.count > 0) {
+        reason = d.first, status = NODEDB_ERR_CORRUPT;
+    } else if (status == NODEDB_OK) {
+        index = nodedb_vamana__open(path, &reading, false, &reason);
+        status = index == NULL ? reason.status : nodedb_vamana__verify_meaning(index, buffer, &reason);
+        nodedb_vamana_destroy(index);
+    }
+    nodedb__release(&reading.allocator, buffer, NODEDB_VAMANA__STREAM_BYTES);
+    if (status != NODEDB_OK && err != NULL) *err = reason;
+    return status;
 }
 
 /* ===================================================================================================================
  * FETCHERS
  * ================================================================================================================ */
 
-static nodedb_status nodedb_vamana__memory_prefetch(void *ctx, const uint32_t *slots, size_t n, nodedb_error *err) {
-    const nodedb_vamana *index = (const nodedb_vamana *)ctx;
+static nodedb_status nodedb_vamana__slot_error(nodedb_error *err, uint32_t slot, uint32_t slots) {
+    return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot, (unsigned)slots);
+}
+
+static nodedb_status nodedb_vamana__check_batch(const nodedb_vamana *index, uint32_t batch_max, const uint32_t *slots,
+                                                size_t n, nodedb_error *err) {
     size_t i;
     if (slots == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slots is NULL");
-    for (i = 0; i < n; i++) {
-        if (slots[i] >= index->arrays->slots)
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slots[i],
-                                (unsigned)index->arrays->slots);
-        nodedb_vamana__prefetch(nodedb_vamana__vector(index, index->arrays, slots[i]), index->stride);
-    }
+    if (n > batch_max)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu slots are over the fetcher's %u", (unsigned long long)n,
+                            (unsigned)batch_max);
+    for (i = 0; i < n; i++)
+        if (slots[i] >= index->arrays->slots) return nodedb_vamana__slot_error(err, slots[i], index->arrays->slots);
     return NODEDB_OK;
+}
+
+static nodedb_status nodedb_vamana__memory_prefetch(void *ctx, const uint32_t *slots, size_t n, nodedb_error *err) {
+    const nodedb_vamana *index = (const nodedb_vamana *)ctx;
+    nodedb_status status = nodedb_vamana__check_batch(index, UINT32_MAX, slots, n, err);
+    size_t i;
+    for (i = 0; i < n && status == NODEDB_OK; i++)
+        nodedb_vamana__prefetch(nodedb_vamana__vector(index, index->arrays, slots[i]), index->stride);
+    return status;
 }
 
 static const void *nodedb_vamana__memory_fetch(void *ctx, uint32_t slot, nodedb_error *err) {
     const nodedb_vamana *index = (const nodedb_vamana *)ctx;
     if (slot < index->arrays->slots) return nodedb_vamana__vector(index, index->arrays, slot);
-    (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot,
-                       (unsigned)index->arrays->slots);
+    (void)nodedb_vamana__slot_error(err, slot, index->arrays->slots);
     return NULL;
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana *index, nodedb_vamana_fetcher *fetcher,
                                                              nodedb_error *err) {
     if (index == NULL || fetcher == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL");
-    if (index->coded) return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s: the exact vectors are on disk", index->path);
+    if (index->file != NULL)
+        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s: the exact vectors are on disk", index->file->path);
     memset(fetcher, 0, sizeof *fetcher);
     fetcher->ctx = (void *)(uintptr_t)index; /* only read */
     fetcher->dim = index->dim, fetcher->batch_max = UINT32_MAX;
@@ -5718,37 +7218,165 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana
     return NODEDB_OK;
 }
 
-/* ---- from the disk ------------------------------------------------------------------------------------------------ A
- * pool of buffers, each for the block (or blocks) of one vector. A batch names the blocks that it needs, each once;
- * every read carries the number of its buffer as user_data, so that a completion, whichever it is, goes where it
- * belongs. */
+/* The error for a record whose blocks are damaged. */
+static nodedb_status nodedb_vamana__damaged_record(const nodedb_vamana *index, uint64_t offset, nodedb_error *err) {
+    return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, index->file->path,
+                                     "read twice, does not match its checksum");
+}
+
+/* Is any block of a record in quarantine? */
+static bool nodedb_vamana__record_in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
+    uint32_t i;
+    for (i = 0; i < f->layout.blocks_per_record && nodedb__load_relaxed(&f->damaged_blocks) > 0; i++)
+        if (nodedb_vamana__in_quarantine(f, offset + (uint64_t)i * NODEDB_VAMANA_BLOCK_BYTES)) return true;
+    return false;
+}
+
+/* ---- by mapping --------------------------------------------------------------------------------------------------
+ * What is announced is asked for with madvise. Before it is used it is populated, which waits, and which is refused
+ * where touching it would raise SIGBUS; then its blocks are checked. */
+
+typedef struct nodedb_vamana__mapped {
+    nodedb_vamana *index;
+    nodedb_allocator allocator;
+    uint8_t *scratch;  /* blocks_per_record blocks: where the kernel cannot populate, this is read into */
+    uint32_t batch_max;
+    uint64_t reads;
+} nodedb_vamana__mapped;
+
+/* The pages of a map around the record at this offset of the file. */
+static uint8_t *nodedb_vamana__pages_of(const nodedb_vamana__file *f, uint64_t offset, size_t *bytes) {
+    uint64_t from = f->layout.at[NODEDB_VAMANA__IN_RECORDS], page = (uint64_t)sysconf(_SC_PAGESIZE);
+    size_t at = (size_t)(offset - (from - from % page)), low = at / (size_t)page * (size_t)page;
+    *bytes = at + (size_t)f->layout.blocks_per_record * NODEDB_VAMANA__BLOCK - low;
+    return f->map + low;
+}
+
+static uint64_t nodedb_vamana__block_of(const nodedb_vamana *index, uint32_t slot) {
+    return nodedb_vamana__record_at(&index->file->layout, slot) / NODEDB_VAMANA_BLOCK_BYTES *
+           NODEDB_VAMANA_BLOCK_BYTES;
+}
+
+static nodedb_status nodedb_vamana__mapped_prefetch(void *ctx, const uint32_t *slots, size_t n, nodedb_error *err) {
+    nodedb_vamana__mapped *m = (nodedb_vamana__mapped *)ctx;
+    nodedb_status status = nodedb_vamana__check_batch(m->index, m->batch_max, slots, n, err);
+    size_t i, bytes;
+    for (i = 0; i < n && status == NODEDB_OK; i++) {
+        uint8_t *pages = nodedb_vamana__pages_of(m->index->file, nodedb_vamana__block_of(m->index, slots[i]), &bytes);
+        m->reads++;
+#if defined(MADV_WILLNEED)
+        (void)madvise(pages, bytes, MADV_WILLNEED);
+#else
+        (void)pages;
+#endif
+    }
+    return status;
+}
+
+static const void *nodedb_vamana__mapped_fetch(void *ctx, uint32_t slot, nodedb_error *err) {
+    nodedb_vamana__mapped *m = (nodedb_vamana__mapped *)ctx;
+    nodedb_vamana__file *f = m->index->file;
+    uint64_t offset, within;
+    uint8_t *pages, *block;
+    size_t bytes, at, whole = (size_t)f->layout.blocks_per_record * NODEDB_VAMANA__BLOCK;
+    nodedb_status status;
+    int error = -1;
+    if (slot >= m->index->arrays->slots) {
+        (void)nodedb_vamana__slot_error(err, slot, m->index->arrays->slots);
+        return NULL;
+    }
+    offset = nodedb_vamana__block_of(m->index, slot);
+    within = nodedb_vamana__record_at(&f->layout, slot) - offset;
+    if (nodedb_vamana__record_in_quarantine(f, offset)) {
+        (void)nodedb_vamana__damaged_record(m->index, offset, err);
+        return NULL;
+    }
+    pages = nodedb_vamana__pages_of(f, offset, &bytes);
+    block = pages + (bytes - whole);
+#if defined(MADV_POPULATE_READ)
+    error = madvise(pages, bytes, MADV_POPULATE_READ);
+#else
+    (void)pages;
+#endif
+    if (error != 0) { /* refused, or unknown to this kernel: a read says why, or is as good */
+        status = nodedb_vamana__read_at(m->index, m->scratch, whole, offset, err);
+        if (status == NODEDB_ERR_CORRUPT) nodedb_vamana__quarantine(m->index, offset);
+        if (status != NODEDB_OK) return NULL;
+        block = m->scratch;
+    }
+    for (at = 0; at < whole; at += NODEDB_VAMANA__BLOCK) {
+        status = nodedb_vamana__check_block(m->index, offset + at, block + at, err);
+        if (status == NODEDB_ERR_CORRUPT) {
+            nodedb_vamana__quarantine(m->index, offset + at);
+            (void)nodedb_vamana__damaged_record(m->index, offset, err);
+        }
+        if (status != NODEDB_OK) return NULL;
+    }
+    return block + within;
+}
+
+static void nodedb_vamana__mapped_counters(void *ctx, uint64_t *reads, uint64_t *retries) {
+    *reads = ((const nodedb_vamana__mapped *)ctx)->reads, *retries = 0;
+}
+
+static void nodedb_vamana__mapped_destroy(void *ctx) {
+    nodedb_vamana__mapped *m = (nodedb_vamana__mapped *)ctx;
+    nodedb_allocator allocator = m->allocator;
+    nodedb__release(&allocator, m->scratch, m->index->file->layout.blocks_per_record * NODEDB_VAMANA__BLOCK);
+    nodedb__release(&allocator, m, sizeof *m);
+}
+
+static nodedb_status nodedb_vamana__fetcher_mapped(nodedb_vamana *index, uint32_t batch_max,
+                                                   nodedb_vamana_fetcher *fetcher, nodedb_error *err) {
+    nodedb_vamana__mapped *m =
+        (nodedb_vamana__mapped *)nodedb__alloc_zero(&index->allocator, sizeof *m, NODEDB_CACHE_LINE_BYTES);
+    if (m != NULL)
+        m->scratch = (uint8_t *)nodedb__alloc(
+            &index->allocator, index->file->layout.blocks_per_record * NODEDB_VAMANA__BLOCK, NODEDB_VAMANA__BLOCK);
+    if (m == NULL || m->scratch == NULL) {
+        nodedb__release(&index->allocator, m, sizeof *m);
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher");
+    }
+    m->index = index, m->allocator = index->allocator, m->batch_max = batch_max;
+    fetcher->ctx = m, fetcher->dim = index->dim, fetcher->batch_max = batch_max;
+    fetcher->prefetch_batch = nodedb_vamana__mapped_prefetch, fetcher->fetch = nodedb_vamana__mapped_fetch;
+    fetcher->counters = nodedb_vamana__mapped_counters, fetcher->destroy = nodedb_vamana__mapped_destroy;
+    return NODEDB_OK;
+}
+
+/* ---- by reading --------------------------------------------------------------------------------------------------
+ * A pool of buffers, each for the block (or blocks) of one record, twice as many as a batch has. Announcing takes the
+ * buffers in turn, so that what was announced stays until a whole batch more has been. A block that is there already is
+ * not read again. Every read carries the number of its buffer as user_data, so that a completion, whichever it is, goes
+ * where it belongs. */
 enum { /* states of a buffer */
-    NODEDB_VAMANA__BUFFER_WANTED, /* not yet submitted */
+    NODEDB_VAMANA__BUFFER_WANTED, /* not submitted (again) */
     NODEDB_VAMANA__BUFFER_READING,
     NODEDB_VAMANA__BUFFER_READY,
     NODEDB_VAMANA__BUFFER_FAILED
 };
-#define NODEDB_VAMANA__DEFAULT_BATCH 128u /* twice the default beam */
-#define NODEDB_VAMANA__MAX_BATCH 4096u
-#define NODEDB_VAMANA__READ_TRIES 2u
 
 typedef struct nodedb_vamana__buffer {
-    uint64_t offset;  /* in the file */
+    uint64_t offset;  /* in the file; 0: it has never been used */
+    uint64_t turn;    /* when it was announced last: number of the announcement */
+    uint32_t next;    /* buffer in the same place of `heads`, or NONE */
     uint32_t state, tries;
     int error;        /* of the last try: errno, or 0: the bytes do not match their checksum */
 } nodedb_vamana__buffer;
 
 typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken after its creation */
-    const nodedb_vamana *index;
+    nodedb_vamana *index;
     nodedb_allocator allocator;
     size_t buffer_bytes;
-    uint8_t *bytes;                  /* batch_max buffers, aligned to a block */
+    uint8_t *bytes;                  /* pool buffers, aligned to a block */
     nodedb_vamana__buffer *buffers;
-    uint32_t *places;                /* buffers by offset: open addressing, at most half full */
-    uint32_t places_size, batch_max;
-    uint32_t used;                   /* buffers of the running batch */
-    uint32_t next;                   /* first of them that was never submitted */
+    uint32_t *heads;                 /* buffers by offset: places with chains */
+    uint32_t places;                 /* a power of two */
+    uint32_t pool, batch_max;
+    uint32_t at;                     /* the next to take */
+    uint32_t wanted;                 /* those of them that are to be submitted: the last ones that were taken */
     uint32_t reading;                /* submitted and not completed */
+    uint64_t turn;                   /* of announcements so far */
     uint64_t reads, retries;
     bool uring, registered;
 #if defined(NODEDB_VAMANA__URING)
@@ -5759,30 +7387,43 @@ typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken afte
 static uint8_t *nodedb_vamana__buffer_bytes(const nodedb_vamana__disk *d,
                                             uint32_t i) { return d->bytes + i * d->buffer_bytes; }
 
-/* Books the result of a read (bytes, or -errno): ready, wanted once more, or failed. What is ready is in this machine's
- * byte order: the whole buffer, here and once, since a slot may be fetched twice (the zeros of a pad stay zeros). */
+/* Records in this machine's byte order: the whole buffer, here and once, since a slot may be fetched twice. */
+static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *bytes) {
+    const nodedb_vamana__layout *l = &d->index->file->layout;
+    uint32_t i = 0;
+    if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
+    do nodedb_vamana__swap_record(d->index, l, bytes + (size_t)i * l->record_bytes);
+    while (++i < l->records_per_block);
+}
+
+/* Books the result of a read (bytes, or -errno): ready, wanted once more, or failed. */
 static void nodedb_vamana__book(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
     nodedb_vamana__buffer *b = &d->buffers[i];
     uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
-    size_t at;
-    bool good = result == (int64_t)d->buffer_bytes;
-    for (at = 0; at < d->buffer_bytes && good; at += NODEDB_VAMANA__BLOCK)
-        good = nodedb__crc32c(0, bytes + at, NODEDB_VAMANA__BLOCK) ==
-               d->index->checksums[(b->offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1];
-    if (good) nodedb_vamana__swap_components(d->index, bytes, d->buffer_bytes);
+    nodedb_status status = result == (int64_t)d->buffer_bytes ? NODEDB_OK : NODEDB_ERR_IO;
+    nodedb_error reason;
+    size_t at, bad = 0;
     b->error = result < 0 ? (int)-result : result < (int64_t)d->buffer_bytes ? ENODATA : 0;
+    for (at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
+        status = nodedb_vamana__check_block(d->index, b->offset + at, bytes + at, &reason), bad = at;
+        if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) b->error = reason.sys_errno; /* of the checksums */
+    }
     b->tries++;
-    b->state = good                                    ? NODEDB_VAMANA__BUFFER_READY
-               : b->tries < NODEDB_VAMANA__READ_TRIES ? NODEDB_VAMANA__BUFFER_WANTED
-                                                       : NODEDB_VAMANA__BUFFER_FAILED;
-    if (b->state == NODEDB_VAMANA__BUFFER_WANTED) d->retries++;
+    if (status == NODEDB_OK) {
+        nodedb_vamana__swap_records(d, bytes);
+        b->state = NODEDB_VAMANA__BUFFER_READY;
+    } else if (b->tries < NODEDB_VAMANA__READ_TRIES) {
+        b->state = NODEDB_VAMANA__BUFFER_WANTED, d->retries++;
+    } else {
+        b->state = NODEDB_VAMANA__BUFFER_FAILED;
+        if (b->error == 0 || b->error == ENODATA) nodedb_vamana__quarantine(d->index, b->offset + bad);
+    }
 }
 
 static void nodedb_vamana__read_now(nodedb_vamana__disk *d, uint32_t i) {
-    const nodedb_io *io = &d->index->io;
     uint8_t *to = nodedb_vamana__buffer_bytes(d, i);
     while (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED) {
-        int error = nodedb__read_all(io, d->index->fd, to, d->buffer_bytes, d->buffers[i].offset);
+        int error = nodedb__read_all(&d->index->io, d->index->file->fd, to, d->buffer_bytes, d->buffers[i].offset);
         d->reads++;
         nodedb_vamana__book(d, i, error < 0 ? error : (int64_t)d->buffer_bytes);
     }
@@ -5794,10 +7435,11 @@ static bool nodedb_vamana__prepare_read(nodedb_vamana__disk *d, uint32_t i) {
     struct io_uring_sqe *sqe = d->reading < NODEDB_VAMANA_QUEUE_DEPTH ? io_uring_get_sqe(&d->ring) : NULL;
     nodedb_vamana__buffer *b = &d->buffers[i];
     uint8_t *to = nodedb_vamana__buffer_bytes(d, i);
+    int fd = d->index->file->fd;
     if (sqe == NULL) return false;
     assert(b->state == NODEDB_VAMANA__BUFFER_WANTED && b->offset % NODEDB_VAMANA_BLOCK_BYTES == 0);
-    if (d->registered) io_uring_prep_read_fixed(sqe, d->index->fd, to, (unsigned)d->buffer_bytes, b->offset, 0);
-    else io_uring_prep_read(sqe, d->index->fd, to, (unsigned)d->buffer_bytes, b->offset);
+    if (d->registered) io_uring_prep_read_fixed(sqe, fd, to, (unsigned)d->buffer_bytes, b->offset, 0);
+    else io_uring_prep_read(sqe, fd, to, (unsigned)d->buffer_bytes, b->offset);
     io_uring_sqe_set_data(sqe, (void *)(uintptr_t)i);
     b->state = NODEDB_VAMANA__BUFFER_READING;
     d->reading++, d->reads++;
@@ -5811,7 +7453,7 @@ static void nodedb_vamana__reap(nodedb_vamana__disk *d) {
         uint32_t i = (uint32_t)(uintptr_t)io_uring_cqe_get_data(cqe);
         int64_t result = cqe->res;
         io_uring_cqe_seen(&d->ring, cqe);
-        assert(i < d->used && d->buffers[i].state == NODEDB_VAMANA__BUFFER_READING && d->reading > 0);
+        assert(i < d->pool && d->buffers[i].state == NODEDB_VAMANA__BUFFER_READING && d->reading > 0);
         d->reading--;
         nodedb_vamana__book(d, i, result);
     }
@@ -5829,12 +7471,14 @@ static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
 }
 #endif
 
-/* Submits as much of the batch as the queue takes. */
-static void nodedb_vamana__start_reads(nodedb_vamana__disk *d) {
+/* Prepares as much of what was announced as the queue takes. */
+static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    if (!d->uring) return;
-    while (d->next < d->used && nodedb_vamana__prepare_read(d, d->next)) d->next++;
-    (void)nodedb_vamana__enter_ring(d, 0); /* whoever waits for a buffer meets the error */
+    while (d->uring && d->wanted > 0) {
+        uint32_t i = (d->at + d->pool - d->wanted) % d->pool;
+        if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED && !nodedb_vamana__prepare_read(d, i)) return;
+        d->wanted--;
+    }
 #else
     (void)d;
 #endif
@@ -5845,8 +7489,8 @@ static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 #if defined(NODEDB_VAMANA__URING)
     while (d->uring && d->buffers[i].state < NODEDB_VAMANA__BUFFER_READY) {
         int error;
-        if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED && d->next > i) (void)nodedb_vamana__prepare_read(d, i);
-        while (d->next < d->used && nodedb_vamana__prepare_read(d, d->next)) d->next++;
+        nodedb_vamana__prepare_reads(d);
+        if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED) (void)nodedb_vamana__prepare_read(d, i); /* again */
         error = nodedb_vamana__enter_ring(d, 1);
         if (error < 0) return error;
     }
@@ -5855,7 +7499,7 @@ static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
     return 0;
 }
 
-/* Waits until no read is under way, so that the buffers may be used for others. */
+/* Waits until no read is under way. */
 static void nodedb_vamana__drain(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
     while (d->uring && d->reading > 0) (void)nodedb_vamana__enter_ring(d, 1);
@@ -5864,74 +7508,94 @@ static void nodedb_vamana__drain(nodedb_vamana__disk *d) {
     assert(d->reading == 0);
 }
 
-/* Where the buffer of an offset is in `places`, or the empty place (NONE) for it. */
-static uint32_t *nodedb_vamana__buffer_place(const nodedb_vamana__disk *d, uint64_t offset) {
-    uint32_t mask = d->places_size - 1, at = (uint32_t)nodedb__mix64(offset) & mask;
-    while (d->places[at] != NODEDB_VAMANA__NONE && d->buffers[d->places[at]].offset != offset) at = (at + 1) & mask;
-    return &d->places[at];
+static uint32_t *nodedb_vamana__buffer_head(const nodedb_vamana__disk *d, uint64_t offset) {
+    return &d->heads[nodedb__mix64(offset) & (d->places - 1)];
 }
 
-static uint64_t nodedb_vamana__block_at(const nodedb_vamana__disk *d, uint32_t slot) {
-    return nodedb_vamana__vector_at(&d->index->layout, slot) / NODEDB_VAMANA_BLOCK_BYTES * NODEDB_VAMANA_BLOCK_BYTES;
+/* The buffer for an offset, or NONE. */
+static uint32_t nodedb_vamana__buffer_for(const nodedb_vamana__disk *d, uint64_t offset) {
+    uint32_t i = *nodedb_vamana__buffer_head(d, offset);
+    while (i != NODEDB_VAMANA__NONE && d->buffers[i].offset != offset) i = d->buffers[i].next;
+    return i;
+}
+
+/* Takes the next buffer in turn for an offset. What it held is forgotten; a read into it that is still under way, of
+ * something that nobody wanted any more, is waited for. */
+static uint32_t nodedb_vamana__take_buffer(nodedb_vamana__disk *d, uint64_t offset) {
+    uint32_t i = d->at, *link;
+    nodedb_vamana__buffer *b = &d->buffers[i];
+#if defined(NODEDB_VAMANA__URING)
+    while (b->state == NODEDB_VAMANA__BUFFER_READING) (void)nodedb_vamana__enter_ring(d, 1);
+#endif
+    if (b->offset != 0) {
+        link = nodedb_vamana__buffer_head(d, b->offset);
+        while (*link != i) link = &d->buffers[*link].next;
+        *link = b->next;
+    }
+    link = nodedb_vamana__buffer_head(d, offset);
+    b->offset = offset, b->next = *link, *link = i;
+    b->state = NODEDB_VAMANA__BUFFER_WANTED, b->tries = 0, b->error = 0;
+    d->at = (i + 1) % d->pool;
+    if (d->wanted < d->pool) d->wanted++;
+    return i;
 }
 
 static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slots, size_t n, nodedb_error *err) {
     nodedb_vamana__disk *d = (nodedb_vamana__disk *)ctx;
-    size_t i;
-    if (slots == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slots is NULL");
-    if (n > d->batch_max)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu slots are over the fetcher's %u", (unsigned long long)n,
-                            (unsigned)d->batch_max);
-    for (i = 0; i < n; i++)
-        if (slots[i] >= d->index->arrays->slots)
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slots[i],
-                                (unsigned)d->index->arrays->slots);
-    nodedb_vamana__drain(d);
-    memset(d->places, 0xFF, d->places_size * sizeof *d->places);
-    d->used = 0, d->next = 0;
-    for (i = 0; i < n; i++) {
-        uint64_t offset = nodedb_vamana__block_at(d, slots[i]);
-        uint32_t *place = nodedb_vamana__buffer_place(d, offset);
-        nodedb_vamana__buffer *b;
-        if (*place != NODEDB_VAMANA__NONE) continue;
-        *place = d->used;
-        b = &d->buffers[d->used++];
-        b->offset = offset, b->state = NODEDB_VAMANA__BUFFER_WANTED, b->tries = 0, b->error = 0;
+    nodedb_status status = nodedb_vamana__check_batch(d->index, d->batch_max, slots, n, err);
+    size_t k;
+    if (status != NODEDB_OK) return status;
+    for (k = 0; k < n; k++) {
+        uint64_t offset = nodedb_vamana__block_of(d->index, slots[k]);
+        uint32_t had = nodedb_vamana__buffer_for(d, offset), i;
+        if (had != NODEDB_VAMANA__NONE && d->buffers[had].state != NODEDB_VAMANA__BUFFER_FAILED) {
+            uint32_t age = (d->at + d->pool - had - 1) % d->pool; /* buffers that were taken after it */
+            if (age + (n - k) <= d->pool - d->batch_max) continue;
+        }
+        i = nodedb_vamana__take_buffer(d, offset);
+        if (nodedb_vamana__record_in_quarantine(d->index->file, offset)) {
+            d->buffers[i].state = NODEDB_VAMANA__BUFFER_FAILED;
+        } else if (had != NODEDB_VAMANA__NONE && had != i && d->buffers[had].offset == offset &&
+                   d->buffers[had].state == NODEDB_VAMANA__BUFFER_READY) { /* there, but its turn would come too soon */
+            memcpy(nodedb_vamana__buffer_bytes(d, i), nodedb_vamana__buffer_bytes(d, had), d->buffer_bytes);
+            d->buffers[i].state = NODEDB_VAMANA__BUFFER_READY;
+        }
     }
-    nodedb_vamana__start_reads(d);
+    nodedb_vamana__prepare_reads(d);
+#if defined(NODEDB_VAMANA__URING)
+    if (d->uring) (void)nodedb_vamana__enter_ring(d, 0); /* whoever waits for a buffer meets the error */
+#endif
     return NODEDB_OK;
 }
 
 static const void *nodedb_vamana__disk_fetch(void *ctx, uint32_t slot, nodedb_error *err) {
     nodedb_vamana__disk *d = (nodedb_vamana__disk *)ctx;
-    const char *path = d->index->path;
+    const char *path = d->index->file->path;
     const nodedb_vamana__buffer *b;
+    uint64_t offset;
     uint32_t i;
     int error;
     if (slot >= d->index->arrays->slots) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot,
-                           (unsigned)d->index->arrays->slots);
+        (void)nodedb_vamana__slot_error(err, slot, d->index->arrays->slots);
         return NULL;
     }
-    i = *nodedb_vamana__buffer_place(d, nodedb_vamana__block_at(d, slot));
+    offset = nodedb_vamana__block_of(d->index, slot);
+    i = nodedb_vamana__buffer_for(d, offset);
     if (i == NODEDB_VAMANA__NONE) {
         (void)nodedb__fail(err, NODEDB_ERR_STATE, 0, "slot %u was not announced by prefetch_batch", (unsigned)slot);
         return NULL;
     }
     error = nodedb_vamana__wait_for(d, i);
     b = &d->buffers[i];
-    if (error == 0 && b->state == NODEDB_VAMANA__BUFFER_READY) {
-        size_t within = (size_t)(nodedb_vamana__vector_at(&d->index->layout, slot) - b->offset);
-        return nodedb_vamana__buffer_bytes(d, i) + within;
-    }
+    if (error == 0 && b->state == NODEDB_VAMANA__BUFFER_READY)
+        return nodedb_vamana__buffer_bytes(d, i) +
+               (size_t)(nodedb_vamana__record_at(&d->index->file->layout, slot) - offset);
     if (error == 0) error = -b->error;
-    if (error == 0)
-        (void)nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, b->offset, path,
-                                        "read twice, does not match its checksum");
+    if (error == 0) (void)nodedb_vamana__damaged_record(d->index, offset, err);
     else if (error == -ENODATA)
-        (void)nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, b->offset, path, "the file ends early");
+        (void)nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, path, "the file ends early");
     else
-        (void)nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, b->offset, path,
+        (void)nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, offset, path,
                                         "cannot be read, tried twice");
     return NULL;
 }
@@ -5948,9 +7612,9 @@ static void nodedb_vamana__disk_destroy(void *ctx) {
 #if defined(NODEDB_VAMANA__URING)
     if (d->uring) io_uring_queue_exit(&d->ring);
 #endif
-    nodedb__release(&allocator, d->places, d->places_size * sizeof *d->places);
-    nodedb__release(&allocator, d->buffers, d->batch_max * sizeof *d->buffers);
-    nodedb__release(&allocator, d->bytes, d->batch_max * d->buffer_bytes);
+    nodedb__release(&allocator, d->heads, d->places * sizeof *d->heads);
+    nodedb__release(&allocator, d->buffers, d->pool * sizeof *d->buffers);
+    nodedb__release(&allocator, d->bytes, d->pool * d->buffer_bytes);
     nodedb__release(&allocator, d, sizeof *d);
 }
 
@@ -5959,50 +7623,53 @@ static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
     struct iovec pool;
     int error;
-    if (!d->index->uring || d->batch_max == 1) return; /* one read at a time gains nothing */
+    if (!d->index->file->uring || d->batch_max == 1) return; /* one read at a time gains nothing */
     error = io_uring_queue_init(NODEDB_VAMANA_QUEUE_DEPTH, &d->ring, 0);
     if (error < 0) {
         nodedb__say(&d->index->logger, NODEDB_LOG_WARNING,
                     "%s: no io_uring for this searcher (%s), it reads with pread; raise the limit of locked memory",
-                    d->index->path, strerror(-error));
+                    d->index->file->path, strerror(-error));
         return;
     }
     d->uring = true;
-    pool.iov_base = d->bytes, pool.iov_len = d->batch_max * d->buffer_bytes;
+    pool.iov_base = d->bytes, pool.iov_len = d->pool * d->buffer_bytes;
     error = io_uring_register_buffers(&d->ring, &pool, 1);
     d->registered = error == 0;
     if (error < 0)
         nodedb__say(&d->index->logger, NODEDB_LOG_INFO,
                     "%s: read buffers are not registered (%s), so each read maps its own; raise RLIMIT_MEMLOCK",
-                    d->index->path, strerror(-error));
+                    d->index->file->path, strerror(-error));
 #else
     (void)d;
 #endif
 }
 
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *of, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err) {
+    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)of; /* what is found damaged is noted with its file */
     nodedb_vamana__disk *d;
     if (index == NULL || fetcher == NULL || batch_max > NODEDB_VAMANA__MAX_BATCH)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL, or batch_max is over %u",
                             NODEDB_VAMANA__MAX_BATCH);
-    if (index->fd < 0) return nodedb__fail(err, NODEDB_ERR_STATE, 0, "the index was not opened on disk");
+    if (index->file == NULL) return nodedb__fail(err, NODEDB_ERR_STATE, 0, "the index was not opened on disk");
     memset(fetcher, 0, sizeof *fetcher);
+    if (batch_max == 0) batch_max = NODEDB_VAMANA__DEFAULT_BATCH;
+    if (index->file->map != NULL) return nodedb_vamana__fetcher_mapped(index, batch_max, fetcher, err);
     d = (nodedb_vamana__disk *)nodedb__alloc_zero(&index->allocator, sizeof *d, NODEDB_CACHE_LINE_BYTES);
     if (d == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher");
     d->index = index, d->allocator = index->allocator;
-    d->batch_max = batch_max == 0 ? NODEDB_VAMANA__DEFAULT_BATCH : batch_max;
-    d->buffer_bytes = (size_t)index->layout.blocks_per_vector * NODEDB_VAMANA__BLOCK;
-    for (d->places_size = 16; d->places_size < 2 * d->batch_max;) d->places_size *= 2;
-    d->bytes = (uint8_t *)nodedb__alloc(&d->allocator, d->batch_max * d->buffer_bytes, NODEDB_VAMANA__BLOCK);
-    d->buffers = (nodedb_vamana__buffer *)nodedb__alloc_zero(&d->allocator, d->batch_max * sizeof *d->buffers,
+    d->batch_max = batch_max, d->pool = 2 * batch_max;
+    d->buffer_bytes = (size_t)index->file->layout.blocks_per_record * NODEDB_VAMANA__BLOCK;
+    for (d->places = 16; d->places < 2 * d->pool;) d->places *= 2;
+    d->bytes = (uint8_t *)nodedb__alloc(&d->allocator, d->pool * d->buffer_bytes, NODEDB_VAMANA__BLOCK);
+    d->buffers = (nodedb_vamana__buffer *)nodedb__alloc_zero(&d->allocator, d->pool * sizeof *d->buffers,
                                                              sizeof(void *));
-    d->places = (uint32_t *)nodedb__alloc(&d->allocator, d->places_size * sizeof *d->places, sizeof(void *));
-    if (d->bytes == NULL || d->buffers == NULL || d->places == NULL) {
+    d->heads = (uint32_t *)nodedb__alloc(&d->allocator, d->places * sizeof *d->heads, sizeof(void *));
+    if (d->bytes == NULL || d->buffers == NULL || d->heads == NULL) {
         nodedb_vamana__disk_destroy(d);
         return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher's buffers");
     }
-    memset(d->places, 0xFF, d->places_size * sizeof *d->places);
+    memset(d->heads, 0xFF, d->places * sizeof *d->heads); /* NONE */
     nodedb_vamana__disk_ring(d);
     fetcher->ctx = d, fetcher->dim = index->dim, fetcher->batch_max = d->batch_max;
     fetcher->prefetch_batch = nodedb_vamana__disk_prefetch, fetcher->fetch = nodedb_vamana__disk_fetch;
@@ -6018,26 +7685,43 @@ static void nodedb_vamana__to_floats(const nodedb_vamana *index, const uint8_t *
     for (i = 0; i < index->dim; i++) out[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
-/* For one who is counted in. */
-static nodedb_status nodedb_vamana__get_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint64_t id,
-                                             float *out, nodedb_error *err) {
+static nodedb_status nodedb_vamana__no_such_id(uint64_t id, nodedb_error *err) {
+    return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
+}
+
+static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, float *out,
+                                                  nodedb_error *err) {
     nodedb_vamana_fetcher fetcher;
+    nodedb_vamana__trouble trouble;
     nodedb_status status;
     nodedb_error reason;
     const void *vector;
-    uint32_t slot = nodedb_vamana__find_live(a, id);
-    float norm = slot != NODEDB_VAMANA__NONE && a->norms != NULL ? a->norms[slot] : 0;
-    if (slot == NODEDB_VAMANA__NONE)
-        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
-    if (!index->coded) {
-        nodedb_vamana__to_floats(index, nodedb_vamana__vector(index, a, slot), norm, out);
-        return NODEDB_OK;
+    uint32_t slot;
+    memset(&trouble, 0, sizeof trouble);
+    slot = nodedb_vamana__find_on_disk(index, id, &trouble);
+    if (trouble.failed == NODEDB_OK && slot == NODEDB_VAMANA__NONE && trouble.damaged == 0)
+        return nodedb_vamana__no_such_id(id, err);
+    if (trouble.failed == NODEDB_OK && index->arrays->norms != NULL && slot != NODEDB_VAMANA__NONE)
+        (void)nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, &trouble);
+    if (trouble.failed != NODEDB_OK) {
+        if (err != NULL) *err = trouble.error;
+        return trouble.failed;
     }
+    if (slot == NODEDB_VAMANA__NONE || trouble.damaged > 0)
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what is there of id %llu is damaged", index->file->path,
+                            (unsigned long long)id);
     status = nodedb_vamana_fetcher_disk(index, 1, &fetcher, err);
     if (status != NODEDB_OK) return status;
     status = fetcher.prefetch_batch(fetcher.ctx, &slot, 1, &reason);
     vector = status == NODEDB_OK ? fetcher.fetch(fetcher.ctx, slot, &reason) : NULL;
-    if (vector != NULL) nodedb_vamana__to_floats(index, (const uint8_t *)vector, norm, out);
+    if (vector != NULL && !nodedb_vamana__is_vector(index, (const uint8_t *)vector)) {
+        (void)nodedb__fail(&reason, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector", index->file->path,
+                           (unsigned long long)id);
+        vector = NULL;
+    }
+    if (vector != NULL)
+        nodedb_vamana__to_floats(index, (const uint8_t *)vector,
+                                 index->arrays->norms != NULL ? index->arrays->norms[slot] : 0, out);
     else if (err != NULL) *err = reason;
     fetcher.destroy(fetcher.ctx);
     return vector != NULL ? NODEDB_OK : reason.status;
@@ -6046,13 +7730,16 @@ static nodedb_status nodedb_vamana__get_slot(const nodedb_vamana *index, const n
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
                                                   nodedb_error *err) {
     const nodedb_vamana__arrays *a;
-    nodedb_status status;
-    uint32_t parity;
+    uint32_t parity, slot;
     if (index == NULL || out == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
+    if (index->file != NULL) return nodedb_vamana__get_from_disk(index, id, out, err);
     a = nodedb_vamana__enter(index, 0, &parity);
-    status = nodedb_vamana__get_slot(index, a, id, out, err);
+    slot = nodedb_vamana__find_live(a, id);
+    if (slot != NODEDB_VAMANA__NONE)
+        nodedb_vamana__to_floats(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
+                                 out);
     nodedb_vamana__leave(index, 0, parity);
-    return status;
+    return slot != NODEDB_VAMANA__NONE ? NODEDB_OK : nodedb_vamana__no_such_id(id, err);
 }
 
 #endif /* NODEDB_VAMANA_IMPLEMENTATION */

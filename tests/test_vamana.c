@@ -3,6 +3,7 @@
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "test.h"
+#include "vamana_file.h"
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -935,7 +936,7 @@ static bool live_a_life(nodedb_allocator allocator, const char *path) {
     good = good && nodedb_vamana_search(searcher, &q, r, &found, NULL, &err) == NODEDB_OK;
     good = good && nodedb_vamana_save(index, path, &err) == NODEDB_OK &&
         (opened = nodedb_vamana_open(path, &o, &err)) != NULL;
-    good = good && nodedb_vamana_verify(path, &o, &err) == NODEDB_OK;
+    good = good && nodedb_vamana_verify(path, &o, NULL, NULL, &err) == NODEDB_OK;
     if (!good) CHECK_EQ(err.status, NODEDB_ERR_NO_MEMORY);
     nodedb_vamana_searcher_destroy(searcher);
     nodedb_vamana_destroy(opened);
@@ -993,7 +994,7 @@ TEST(an_opened_file_gives_the_same_answers_and_deletions_survive) {
             nodedb_error err;
             for (i = 0; i < 400; i++) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
             CHECK_EQ(nodedb_vamana_save(index, path, &err), NODEDB_OK);
-            CHECK_EQ(nodedb_vamana_verify(path, NULL, &err), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_verify(path, NULL, NULL, NULL, &err), NODEDB_OK);
             opened = nodedb_vamana_open(path, NULL, &err);
             if (opened == NULL) test_fail(__FILE__, __LINE__, err.message);
             REQUIRE(opened != NULL);
@@ -1144,9 +1145,14 @@ TEST(garbage_truncation_and_every_flipped_bit_are_errors_that_name_the_file) {
         memcpy(bad, good, bytes);
         bad[place] ^= (uint8_t)(1u << test_random(&state) % 8);
         write_file(other, bad, bytes);
-        CHECK(nodedb_vamana_verify(other, NULL, &err) == NODEDB_ERR_CORRUPT);
+        CHECK(nodedb_vamana_verify(other, NULL, NULL, NULL, &err) == NODEDB_ERR_CORRUPT);
         CHECK_HAS(err.message, other);
-        CHECK(at == 0 || err.offset / 4096 == at / 4096 || err.offset == nodedb__get_u64(good + 120));
+        CHECK(err.offset / 4096 == at / 4096);
+        opened = nodedb_vamana_open(other, NULL, &err);
+        CHECK((opened != NULL) == (at == 0 || at >= section(good, TABLE) ||       /* there twice, or made anew */
+                                   (at >= section(good, CODES) && at < section(good, RECORDS)))); /* for disk alone */
+        CHECK(opened != NULL || (err.status == NODEDB_ERR_CORRUPT && err.offset / 4096 == at / 4096));
+        nodedb_vamana_destroy(opened);
     }
     for (at = 0; at < bytes; at += at < 5000 ? 477 : 4096) {
         write_file(other, good, at);
@@ -1172,34 +1178,25 @@ TEST(garbage_truncation_and_every_flipped_bit_are_errors_that_name_the_file) {
     nodedb_vamana_destroy(index);
 }
 
-/* Makes all checksums of a file right again, so that only the checks of its meaning are left. */
-static void mend_checksums(uint8_t *file) {
-    uint64_t table = nodedb__get_u64(file + 120), end = nodedb__get_u64(file + 128), i;
-    for (i = 1; i < table / 4096; i++)
-        nodedb__put_u32(file + table + 4 * (i - 1), nodedb__crc32c(0, file + i * 4096, 4096));
-    nodedb__put_u32(file + 136, nodedb__crc32c(0, file + table, (size_t)(end - table)));
-    nodedb__put_u32(file + 4092, nodedb__crc32c(0, file, 4092));
-}
-
 TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     nodedb_vamana *index = build_sift(200, NODEDB_VAMANA_F32, NODEDB_VAMANA_IP, 1);
     char path[700], other[700];
     uint8_t *good, *bad;
-    size_t bytes, ids, states, norms, rows, mean, vectors;
+    size_t bytes, ids, states, norms, rows, mean, vectors, table, at;
     int forgery;
     nodedb_error err;
     snprintf(path, sizeof path, "%s", path_in_test_dir("index"));
     snprintf(other, sizeof other, "%s", path_in_test_dir("other"));
     CHECK_EQ(nodedb_vamana_remove(index, 7, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_remove(index, 9, NULL), NODEDB_OK);
     while (nodedb_vamana_maintain(index, 1000)) {
     }
     CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
     good = read_file(path, &bytes);
     bad = (uint8_t *)malloc(bytes);
-    ids = (size_t)nodedb__get_u64(good + 64), states = (size_t)nodedb__get_u64(good + 72);
-    norms = (size_t)nodedb__get_u64(good + 80), rows = (size_t)nodedb__get_u64(good + 88);
-    mean = (size_t)nodedb__get_u64(good + 96), vectors = (size_t)nodedb__get_u64(good + 112);
-    for (forgery = 0; forgery <= 26; forgery++) {
+    ids = section(good, IDS), states = section(good, STATES), norms = section(good, NORMS), rows = section(good, ROWS);
+    mean = section(good, MEANS), vectors = section(good, RECORDS), table = section(good, TABLE);
+    for (forgery = 0; forgery <= 34; forgery++) {
         memcpy(bad, good, bytes);
         switch (forgery) {
         case 0: break; /* none: the mending itself is right */
@@ -1219,22 +1216,37 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
         case 14: nodedb__put_u32(bad + 16, 3); break;                                          /* type */
         case 15: nodedb__put_u32(bad + 20, 3); break;                                          /* metric */
         case 16: nodedb__put_u32(bad + 24, 1u << 30); break;                                   /* degree */
-        case 17: nodedb__put_u64(bad + 112, vectors + 4096); break;                            /* an offset */
+        case 17: nodedb__put_u64(bad + 120, vectors + 4096); break;                            /* an offset */
         case 18: nodedb__put_u32(bad + 32, 0x7FC00000u); break;                                /* alpha */
         case 19: nodedb__put_u32(bad + mean + 4, 0xFF800000u); break;                          /* a mean of -infinity */
-        case 20: nodedb__put_u32(bad + 52, 198); break;                                        /* live */
-        case 21: nodedb__put_u32(bad + 140, 3); break;                                         /* passes */
-        case 22: nodedb__put_u32(bad + 144, 4); break;                                         /* code */
-        case 23: nodedb__put_u32(bad + 148, 5); break;                                         /* bits */
-        case 24: nodedb__put_u32(bad + 152, 2); break;                                         /* resident */
-        case 25: nodedb__put_u32(bad + 156, 0x7FC00000u); break;                               /* a step of NaN */
-        case 26: nodedb__put_u32(bad + 156, 0); break;                                         /* and of zero */
+        case 20: nodedb__put_u32(bad + 52, 197); break;                                        /* live */
+        case 21: nodedb__put_u32(bad + 168, 3); break;                                         /* passes */
+        case 22: nodedb__put_u32(bad + 172, 4); break;                                         /* code */
+        case 23: nodedb__put_u32(bad + 176, 5); break;                                         /* bits */
+        case 24: nodedb__put_u32(bad + 180, 2); break;                                         /* resident */
+        case 25: nodedb__put_u32(bad + 184, 0x7FC00000u); break;                               /* a step of NaN */
+        case 26: nodedb__put_u32(bad + 184, 0); break;                                         /* and of zero */
+        case 27: nodedb__put_u32(bad + 216, 2); break;                                         /* layout */
+        case 28: nodedb__put_u32(bad + 220, 200); break;                                       /* first free slot */
+        case 29: nodedb__put_u32(bad + 220, 3); break;                                         /* which is none */
+        case 30: nodedb__put_u32(bad + rows + 7 * 256, 7); break;                              /* a circle of them */
+        case 31: nodedb__put_u32(bad + 228, 4); break;                                         /* sweep */
+        case 32: nodedb__put_u32(bad + 256, 7); break;                                         /* a start that is free */
+        case 33: /* an id that the table does not lead to: in memory the table is made, on disk it is read */
+            for (at = table; nodedb__get_u32(bad + at) == 0xFFFFFFFFu; at += 4) {
+            }
+            nodedb__put_u32(bad + at, 0xFFFFFFFFu);
+            break;
+        case 34: nodedb__put_u32(bad + 244, 201); break;                                       /* codes being made */
         }
-        mend_checksums(bad);
+        mend_checksums(bad, section(good, SUMS), bytes);
         write_file(other, bad, bytes);
-        if (forgery == 0) CHECK_EQ(nodedb_vamana_verify(other, NULL, &err), NODEDB_OK);
+        if (forgery == 0) CHECK_EQ(nodedb_vamana_verify(other, NULL, NULL, NULL, &err), NODEDB_OK);
         else {
-            CHECK_EQ(nodedb_vamana_verify(other, NULL, &err), NODEDB_ERR_CORRUPT);
+            nodedb_vamana *opened = nodedb_vamana_open(other, NULL, &err);
+            CHECK(forgery == 33 ? opened != NULL : opened == NULL && err.status == NODEDB_ERR_CORRUPT);
+            nodedb_vamana_destroy(opened);
+            CHECK_EQ(nodedb_vamana_verify(other, NULL, NULL, NULL, &err), NODEDB_ERR_CORRUPT);
             CHECK_HAS(err.message, other);
         }
     }
@@ -1305,7 +1317,8 @@ TEST(on_disk_the_walk_uses_codes_and_the_rerank_gives_exact_distances) {
             nodedb_error err;
             uint32_t i, j, k, hits = 0;
             memset(&o, 0, sizeof o);
-            o.mode = NODEDB_VAMANA_ON_DISK, o.no_uring = way > 0, o.no_direct = way > 1;
+            o.mode = NODEDB_VAMANA_ON_DISK, o.no_direct = way > 1;
+            o.fetch = way > 0 ? NODEDB_VAMANA_FETCH_PREAD : NODEDB_VAMANA_FETCH_AUTO;
             disk = nodedb_vamana_open(path, &o, &err);
             REQUIRE(disk != NULL && memory != NULL);
             CHECK(nodedb_vamana_memory_bytes(disk) < nodedb_vamana_memory_bytes(memory));
@@ -1319,7 +1332,8 @@ TEST(on_disk_the_walk_uses_codes_and_the_rerank_gives_exact_distances) {
                 uint32_t found, want_n;
                 CHECK_EQ(nodedb_vamana_search(sd, &q, got, &found, &stats, &err), NODEDB_OK);
                 CHECK_EQ(nodedb_vamana_scan(sm, &q, want, &want_n, NULL, NULL), NODEDB_OK);
-                CHECK(found == 10 && stats.reads > 0 && stats.reads <= 64 && stats.retries == 0);
+                CHECK(found == 10 && stats.reads <= 24 && stats.retries == 0 && stats.damaged == 0);
+                CHECK(i > 0 || stats.reads > 10); /* later the pool may hold what is wanted */
                 for (j = 0; j < found; j++)
                     for (k = 0; k < want_n; k++)
                         if (got[j].id == want[k].id) {
@@ -1376,7 +1390,7 @@ TEST(a_filter_works_on_disk_too) {
 }
 
 TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
-    const char *path = saved_sift(1500, NODEDB_VAMANA_L2);
+    const char *path = saved_sift(6000, NODEDB_VAMANA_L2);
     nodedb_vamana *memory = nodedb_vamana_open(path, NULL, NULL);
     int way;
     for (way = 0; way < 2; way++) {
@@ -1387,7 +1401,7 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
         uint64_t state = test_seed, reads, retries;
         nodedb_error err;
         memset(&o, 0, sizeof o);
-        o.mode = NODEDB_VAMANA_ON_DISK, o.no_uring = way == 1;
+        o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = way == 1 ? NODEDB_VAMANA_FETCH_PREAD : NODEDB_VAMANA_FETCH_AUTO;
         index = nodedb_vamana_open(path, &o, &err);
         REQUIRE(index != NULL && memory != NULL);
         CHECK_EQ(nodedb_vamana_fetcher_memory(memory, &from_memory, &err), NODEDB_OK);
@@ -1395,7 +1409,7 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
         CHECK_EQ(nodedb_vamana_fetcher_disk(index, 300, &disk, &err), NODEDB_OK);
         CHECK(disk.dim == 128 && disk.batch_max == 300);
         for (round = 0; round < 60; round++) { /* more than the queue's depth, fetched in another order */
-            for (i = 0; i < 300; i++) slots[i] = (uint32_t)(test_random(&state) % 1500);
+            for (i = 0; i < 300; i++) slots[i] = (uint32_t)(test_random(&state) % 6000);
             CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 300, &err), NODEDB_OK);
             if (round % 7 == 3) continue; /* and a batch may be forgotten while its reads are under way */
             for (i = 300; i-- > 0;) {
@@ -1405,15 +1419,17 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
             }
         }
         disk.counters(disk.ctx, &reads, &retries);
-        CHECK(reads > 5000 && retries == 0);
-        slots[0] = 1500;
+        CHECK(reads > 3000 && retries == 0);
+        slots[0] = 6000;
         CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 1, &err), NODEDB_ERR_INVALID);
         CHECK_EQ(from_memory.prefetch_batch(from_memory.ctx, slots, 1, &err), NODEDB_ERR_INVALID);
-        CHECK(disk.fetch(disk.ctx, 1500, &err) == NULL && err.status == NODEDB_ERR_INVALID);
-        CHECK(from_memory.fetch(from_memory.ctx, 1500, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+        CHECK(disk.fetch(disk.ctx, 6000, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+        CHECK(from_memory.fetch(from_memory.ctx, 6000, &err) == NULL && err.status == NODEDB_ERR_INVALID);
         slots[0] = 5;
         CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 1, &err), NODEDB_OK);
-        CHECK(disk.fetch(disk.ctx, 1000, &err) == NULL && err.status == NODEDB_ERR_STATE);
+        for (i = 0; i < 6000 && disk.fetch(disk.ctx, i, &err) != NULL; i++) { /* what is still in the pool may be had */
+        }
+        CHECK(i < 6000 && err.status == NODEDB_ERR_STATE);
         CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 301, &err), NODEDB_ERR_LIMIT);
         disk.destroy(disk.ctx);
         nodedb_vamana_destroy(index);
@@ -1439,7 +1455,7 @@ TEST(many_questions_on_disk_get_the_answers_of_each_and_errors_name_the_first) {
         float kept;
         memset(&f, 0, sizeof f);
         memset(&o, 0, sizeof o);
-        o.mode = NODEDB_VAMANA_ON_DISK, o.no_uring = way > 0;
+        o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = way > 0 ? NODEDB_VAMANA_FETCH_PREAD : NODEDB_VAMANA_FETCH_AUTO;
         if (way == 2) o.io = failing_io(&f, true);
         index = nodedb_vamana_open(path, &o, &err);
         s = nodedb_vamana_searcher_create(index, NULL, &err);
@@ -1456,14 +1472,12 @@ TEST(many_questions_on_disk_get_the_answers_of_each_and_errors_name_the_first) {
                 for (j = 0; j < K; j++)
                     CHECK(one[j].id == many[i * K + j].id && one[j].distance == many[i * K + j].distance);
                 sum.hops += stats.hops, sum.distances += stats.distances, sum.exact += stats.exact;
-                sum.reads += stats.reads;
             }
             CHECK(sum.hops == total.hops && sum.distances == total.distances && sum.exact == total.exact);
-            CHECK(total.reads > 0 && total.reads <= sum.reads && total.retries == 0 && !total.scanned);
+            CHECK((at > 0 || total.reads > 100) && total.retries == 0 && !total.scanned);
         }
         {
             nodedb_vamana_query q = query_of(NULL, K, 64);
-            uint64_t memory = nodedb_vamana_searcher_memory_bytes(s);
             q.rerank = 20;
             kept = queries[40 * 128 + 7], queries[40 * 128 + 7] = (float)strtod("inf", NULL);
             CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, ASKED, many, found, &total, &err), NODEDB_ERR_INVALID);
@@ -1471,18 +1485,24 @@ TEST(many_questions_on_disk_get_the_answers_of_each_and_errors_name_the_first) {
             for (i = 0; i < ASKED; i++) CHECK_EQ(found[i], i < 40 ? K : 0);
             queries[40 * 128 + 7] = kept;
             if (way == 2) { /* one read fails twice: all before its question are answered */
-                f.calls = 0, f.fail_at = 250, f.fail_times = 2, f.error = EIO;
+                nodedb_vamana_searcher_destroy(s); /* for one whose pool is empty */
+                s = nodedb_vamana_searcher_create(index, NULL, &err);
+                REQUIRE(s != NULL);
+                f.calls = 0, f.fail_at = 150, f.fail_times = 2, f.error = EIO;
                 CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, ASKED, many, found, &total, &err), NODEDB_ERR_IO);
                 CHECK(err.sys_errno == EIO && err.offset > 0 && total.reads > 0);
                 for (answered = 0; answered < ASKED && found[answered] == K; answered++) {
                 }
-                CHECK(answered > 5 && answered < 25);
+                CHECK(answered > 3 && answered < 25);
                 for (i = answered; i < ASKED; i++) CHECK_EQ(found[i], 0);
                 {
                     char name[32];
                     snprintf(name, sizeof name, "query %u:", (unsigned)answered);
                     CHECK_HAS(err.message, name);
                 }
+                nodedb_vamana_searcher_destroy(s);
+                s = nodedb_vamana_searcher_create(index, NULL, &err);
+                REQUIRE(s != NULL);
                 f.calls = 0, f.fail_times = 1; /* once: repeated */
                 CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, ASKED, many, found, &total, &err), NODEDB_OK);
                 CHECK_EQ(total.retries, 1);
@@ -1491,7 +1511,6 @@ TEST(many_questions_on_disk_get_the_answers_of_each_and_errors_name_the_first) {
             q.beam = 4000; /* as many as there are: everything is looked at */
             CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, 3, many, found, &total, &err), NODEDB_OK);
             CHECK(total.scanned && found[2] == K);
-            CHECK(nodedb_vamana_searcher_memory_bytes(s) >= memory);
         }
         nodedb_vamana_searcher_destroy(s);
         nodedb_vamana_destroy(index);
@@ -1509,30 +1528,35 @@ TEST(a_failed_read_is_repeated_once_and_then_reported) {
     nodedb_vamana_searcher *s;
     nodedb_vamana *index;
     nodedb_error err;
-    uint32_t found;
+    uint32_t found, at;
+    bool more;
     failing f;
     memset(&f, 0, sizeof f);
     memset(&o, 0, sizeof o);
     o.mode = NODEDB_VAMANA_ON_DISK, o.io = failing_io(&f, true);
     index = nodedb_vamana_open(path, &o, &err);
-    s = nodedb_vamana_searcher_create(index, NULL, &err);
-    REQUIRE(s != NULL);
-    f.calls = 0, f.fail_at = 5, f.fail_times = 1, f.error = EIO;
-    CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
-    CHECK(found == 10 && stats.retries == 1);
-    f.calls = 0, f.fail_times = 2;
-    CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_ERR_IO);
-    CHECK(found == 0 && err.sys_errno == EIO && err.offset > 0);
-    CHECK_HAS(err.message, path);
-    f.fail_at = 0;
-    CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
-    CHECK(found == 10 && stats.retries == 0);
-    nodedb_vamana_searcher_destroy(s);
+    CHECK_EQ(nodedb_vamana_load(index, UINT64_MAX, &more, &err), NODEDB_OK);
+    for (at = 0; at < 3; at++) { /* each time an empty pool */
+        nodedb_status status;
+        s = nodedb_vamana_searcher_create(index, NULL, &err);
+        REQUIRE(s != NULL);
+        f.calls = 0, f.fail_at = at < 2 ? 5 : 0, f.fail_times = at + 1, f.error = EIO;
+        status = nodedb_vamana_search(s, &q, r, &found, &stats, &err);
+        CHECK_EQ(status, at == 1 ? NODEDB_ERR_IO : NODEDB_OK);
+        if (at == 1) {
+            CHECK(found == 0 && err.sys_errno == EIO && err.offset > 0);
+            CHECK_HAS(err.message, path);
+            f.fail_at = 0; /* and it is not held against the block */
+            CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
+        }
+        CHECK(found == 10 && stats.retries == (at == 0) && stats.damaged == 0);
+        nodedb_vamana_searcher_destroy(s);
+    }
     nodedb_vamana_destroy(index);
     free(queries);
 }
 
-TEST(a_block_that_rots_or_vanishes_after_opening_is_reported_and_never_used) {
+TEST(a_block_that_rots_or_vanishes_after_opening_is_counted_and_never_used) {
     int way, damage;
     float *queries = sift_queries(40);
     for (way = 0; way < (SLOW ? 1 : 2); way++)
@@ -1543,18 +1567,24 @@ TEST(a_block_that_rots_or_vanishes_after_opening_is_reported_and_never_used) {
             nodedb_vamana_searcher *s;
             nodedb_vamana *index;
             nodedb_error err;
-            uint32_t i, found, refused = 0;
+            nodedb_vamana_stats stats;
+            uint32_t i, j, found, hurt = 0;
+            uint64_t blocks;
+            bool more;
+            nodedb_vamana_info info;
             size_t bytes, at, vectors;
             uint8_t *file = read_file(path, &bytes);
             FILE *stream;
             memset(&o, 0, sizeof o);
-            o.mode = NODEDB_VAMANA_ON_DISK, o.no_uring = way == 1;
+            o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = way == 1 ? NODEDB_VAMANA_FETCH_PREAD : NODEDB_VAMANA_FETCH_AUTO;
             index = nodedb_vamana_open(path, &o, &err);
             s = nodedb_vamana_searcher_create(index, NULL, &err);
             REQUIRE(s != NULL);
-            vectors = (size_t)nodedb__get_u64(file + 112);
+            vectors = section(file, RECORDS);
+            CHECK_EQ(nodedb_vamana_load(index, UINT64_MAX, &more, &err), NODEDB_OK);
+            CHECK(!more);
             if (damage == 0) {
-                for (at = vectors; at + 4096 < (size_t)nodedb__get_u64(file + 120); at += 3 * 4096) file[at + 17] ^= 1;
+                for (at = vectors; at + 4096 < section(file, TABLE); at += 3 * 4096) file[at + 17] ^= 1;
                 stream = fopen(path, "r+b");
                 CHECK(stream != NULL && fwrite(file, 1, bytes, stream) == bytes);
                 fflush(stream);
@@ -1562,14 +1592,32 @@ TEST(a_block_that_rots_or_vanishes_after_opening_is_reported_and_never_used) {
                 fclose(stream);
             } else CHECK_EQ(truncate(path, (off_t)(vectors + 8 * 4096)), 0);
             for (i = 0; i < 40; i++) {
+                const uint8_t *base = sift10k()->base;
                 nodedb_vamana_query q = query_of(queries + (size_t)i * 128, 10, 40);
-                nodedb_status status = nodedb_vamana_search(s, &q, r, &found, NULL, &err);
-                if (status == NODEDB_OK) continue;
-                refused++;
-                CHECK_EQ(status, NODEDB_ERR_CORRUPT);
-                CHECK(found == 0 && err.offset >= vectors && err.offset % 4096 == 0);
+                CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
+                hurt += stats.damaged > 0;
+                CHECK(found == 10 || stats.damaged > 0);
+                for (j = 0; j < found; j++) { /* what is returned is right */
+                    double sum = 0;
+                    uint32_t c;
+                    for (c = 0; c < 128; c++) {
+                        double apart = (double)queries[(size_t)i * 128 + c] - base[r[j].id * 128 + c];
+                        sum += apart * apart;
+                    }
+                    CHECK(fabs(sum - (double)r[j].distance) <= 1e-5 * sum);
+                }
             }
-            CHECK(refused >= 38);
+            CHECK(hurt >= 30);
+            nodedb_vamana_inspect(index, &info);
+            blocks = info.damaged_blocks;
+            CHECK(blocks > 10 && blocks <= (section(file, TABLE) - vectors) / 4096);
+            { /* what is known to be damaged is not read again */
+                nodedb_vamana_query q = query_of(queries, 10, 40);
+                uint64_t reads;
+                CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
+                reads = stats.reads;
+                CHECK(stats.damaged > 0 && stats.retries == 0 && reads <= 24 - stats.damaged);
+            }
             nodedb_vamana_searcher_destroy(s);
             nodedb_vamana_destroy(index);
             free(file);

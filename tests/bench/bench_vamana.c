@@ -688,7 +688,7 @@ static void reads_row(const subject *s, const point *p) {
     put_row(name, "reads_per_s", bench_median(samples, rounds) * point_of(s->single, p->width)->reads, "1/s");
 }
 
-static void disk_rows(const nodedb_vamana *index, const data_set *d, const char *dir) {
+static void disk_rows(nodedb_vamana *index, const data_set *d, const char *dir) {
     static const uint32_t beams[] = {24, 28, 32, 48, 64, 128, 0};
     nodedb_vamana_open_config o;
     nodedb_error err;
@@ -704,7 +704,7 @@ static void disk_rows(const nodedb_vamana *index, const data_set *d, const char 
         const char *name = way == 0 ? "disk/layout=resident/fetch=uring" : "disk/layout=resident/fetch=pread";
         subject both[2]; /* one query to a call, and all */
         nodedb_vamana *disk;
-        o.no_uring = way == 1;
+        o.fetch = way == 1 ? NODEDB_VAMANA_FETCH_PREAD : NODEDB_VAMANA_FETCH_AUTO;
         disk = nodedb_vamana_open(path, &o, &err);
         if (disk == NULL) die("open:", err.message);
         if (way == 0)

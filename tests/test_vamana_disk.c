@@ -1,0 +1,931 @@
+/* nodedb_vamana.h in a file: the two layouts, searched where they lie; what damage does to them; saving in slices while
+ * the index changes; power cuts and kills during a save. Small sets, made here, so that everything can be tried. */
+#define NODEDB_VAMANA_IMPLEMENTATION
+#include "nodedb_vamana.h"
+#include "simdisk.h"
+#include "test.h"
+#include "vamana_file.h"
+#include <signal.h>
+#include <sys/wait.h>
+
+enum { DIM = 24, K = 5 };
+
+/* ---- sets and files ---------------------------------------------------------------------------------------------- */
+
+static uint8_t vectors[6000][DIM]; /* of the same for every test: clusters, so that neighbours are near */
+static const float *floats_of(uint32_t i) {
+    static float f[DIM];
+    uint32_t j;
+    for (j = 0; j < DIM; j++) f[j] = (float)vectors[i][j];
+    return f;
+}
+static const void *vector_of(nodedb_vamana_type type, uint32_t i) {
+    return type == NODEDB_VAMANA_F32 ? (const void *)floats_of(i) : vectors[i];
+}
+
+__attribute__((constructor)) static void make_vectors(void) {
+    uint64_t state = 5;
+    uint32_t i, j;
+    for (i = 0; i < 6000; i++) {
+        uint64_t centre = i % 97 * 1000;
+        for (j = 0; j < DIM; j++)
+            vectors[i][j] = (uint8_t)(20 + nodedb__mix64(centre + j) % 60 + test_random(&state) % 25);
+    }
+}
+
+static nodedb_vamana_config small_config(nodedb_vamana_type type, nodedb_vamana_metric metric) {
+    nodedb_vamana_config c;
+    memset(&c, 0, sizeof c);
+    c.dim = DIM, c.type = type, c.metric = metric, c.degree = 12, c.beam_build = 24;
+    return c;
+}
+
+static nodedb_vamana *filled(const nodedb_vamana_config *c, uint32_t n, uint32_t removed) {
+    nodedb_vamana *index = nodedb_vamana_create(c, NULL);
+    uint32_t i;
+    for (i = 0; i < n; i++) CHECK_EQ(nodedb_vamana_insert(index, 10 + i, vector_of(c->type, i), NULL), NODEDB_OK);
+    for (i = 0; i < removed; i++) CHECK_EQ(nodedb_vamana_remove(index, 10 + 3 * i, NULL), NODEDB_OK);
+    return index;
+}
+
+static void save_as(nodedb_vamana *index, const char *path, nodedb_vamana_layout layout) {
+    bool more = true;
+    nodedb_error err;
+    err.message[0] = 0;
+    CHECK_EQ(nodedb_vamana_save_begin(index, path, layout, &err), NODEDB_OK);
+    while (more && nodedb_vamana_save_step(index, 50, &more, &err) == NODEDB_OK) {
+    }
+    if (more) test_fail(__FILE__, __LINE__, err.message);
+}
+
+static const char *path_of(const char *name) {
+    static char paths[4][700];
+    static int next;
+    char *path = paths[next++ % 4];
+    snprintf(path, 700, "%s/%s", test_dir(), name);
+    return path;
+}
+
+static uint8_t *read_whole(const char *path, size_t *bytes) {
+    FILE *f = fopen(path, "rb");
+    uint8_t *p;
+    *bytes = 0;
+    if (f == NULL) return NULL;
+    fseek(f, 0, SEEK_END), *bytes = (size_t)ftell(f), rewind(f);
+    p = (uint8_t *)malloc(*bytes + 1);
+    if (fread(p, 1, *bytes, f) != *bytes) *bytes = 0;
+    fclose(f);
+    return p;
+}
+
+static bool same_file(const char *a, const char *b) {
+    size_t na, nb;
+    uint8_t *pa = read_whole(a, &na), *pb = read_whole(b, &nb);
+    bool same = pa != NULL && pb != NULL && na == nb && memcmp(pa, pb, na) == 0;
+    free(pa), free(pb);
+    return same;
+}
+
+/* A file in memory, of which any bytes may be changed; it counts reads. */
+typedef struct memory_file { uint8_t *bytes; size_t size; uint64_t reads; } memory_file;
+static int memory_open(void *ctx, const char *path, int flags, int mode) {
+    (void)ctx, (void)path, (void)mode;
+    return (flags & O_ACCMODE) == O_RDONLY ? 1000 : -EROFS;
+}
+static int memory_close(void *ctx, int fd) {
+    (void)ctx;
+    return fd == 1000 ? 0 : -EBADF;
+}
+static int64_t memory_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    memory_file *f = (memory_file *)ctx;
+    (void)fd;
+    f->reads++;
+    if (offset >= f->size) return 0;
+    if (bytes > f->size - offset) bytes = (size_t)(f->size - offset);
+    memcpy(buffer, f->bytes + offset, bytes);
+    return (int64_t)bytes;
+}
+static int64_t memory_size(void *ctx, int fd) {
+    (void)fd;
+    return (int64_t)((memory_file *)ctx)->size;
+}
+static nodedb_vamana_open_config memory_config(memory_file *f, nodedb_vamana_mode mode) {
+    nodedb_vamana_open_config o;
+    memset(&o, 0, sizeof o);
+    o.mode = mode;
+    o.io.open = memory_open, o.io.close = memory_close, o.io.pread = memory_pread, o.io.size = memory_size;
+    o.io.ctx = f;
+    return o;
+}
+
+static nodedb_vamana_query query_of(const void *vector, uint32_t beam) {
+    nodedb_vamana_query q;
+    memset(&q, 0, sizeof q);
+    q.vector = vector, q.k = K, q.beam = beam;
+    return q;
+}
+
+/* The squared distance of two vectors of the set. */
+static double apart(uint32_t a, uint32_t b) {
+    double sum = 0;
+    uint32_t j;
+    for (j = 0; j < DIM; j++) sum += ((double)vectors[a][j] - vectors[b][j]) * ((double)vectors[a][j] - vectors[b][j]);
+    return sum;
+}
+
+/* ---- the two layouts --------------------------------------------------------------------------------------------- */
+
+static uint32_t common(const nodedb_vamana_result *a, uint32_t na, const nodedb_vamana_result *b, uint32_t nb) {
+    uint32_t i, j, n = 0;
+    for (i = 0; i < na; i++)
+        for (j = 0; j < nb; j++) n += a[i].id == b[j].id;
+    return n;
+}
+
+TEST(both_layouts_find_what_memory_finds_by_every_way_of_reading) {
+    static const char *const names[2] = {"resident", "packed"};
+    enum { N = 2500, ASKED = 60 };
+    int type, metric, layout, fetch;
+    for (type = 0; type < 3; type++) {
+        for (metric = 0; metric < 3; metric++) {
+            nodedb_vamana_config c = small_config((nodedb_vamana_type)type, (nodedb_vamana_metric)metric);
+            nodedb_vamana *index;
+            nodedb_vamana_searcher *sm;
+            if (SLOW && type != metric) continue;
+            index = filled(&c, N, N / 5);
+            sm = nodedb_vamana_searcher_create(index, NULL, NULL);
+            for (layout = 0; layout < 2; layout++) {
+                const char *path = path_of(names[layout]);
+                save_as(index, path, (nodedb_vamana_layout)layout);
+                CHECK_EQ(nodedb_vamana_verify(path, NULL, NULL, NULL, NULL), NODEDB_OK);
+                for (fetch = 0; fetch < 3; fetch++) {
+                    nodedb_vamana_open_config o;
+                    nodedb_vamana *disk;
+                    nodedb_vamana_searcher *s;
+                    nodedb_vamana_result got[K], want[K];
+                    nodedb_vamana_stats stats;
+                    nodedb_error err;
+                    uint32_t i, j, found, wanted, hits = 0, usual = 0, all = 0;
+                    float out[DIM], same[DIM];
+                    memset(&o, 0, sizeof o);
+                    o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = (nodedb_vamana_fetch)fetch, o.no_direct = fetch == 1;
+                    disk = nodedb_vamana_open(path, &o, &err);
+                    REQUIRE(disk != NULL);
+                    s = nodedb_vamana_searcher_create(disk, NULL, &err);
+                    REQUIRE(s != NULL);
+                    for (i = 0; i < ASKED; i++) {
+                        uint32_t at = i * 41 % N;
+                        nodedb_vamana_query q = query_of(vector_of(c.type, at), 40);
+                        bool more = true;
+                        if (i == ASKED / 2) CHECK_EQ(nodedb_vamana_load(disk, UINT64_MAX, &more, &err), NODEDB_OK);
+                        CHECK_EQ(nodedb_vamana_search(s, &q, got, &found, &stats, &err), NODEDB_OK);
+                        CHECK_EQ(nodedb_vamana_scan(sm, &q, want, &wanted, NULL, NULL), NODEDB_OK);
+                        CHECK(found == K && wanted == K && stats.damaged == 0 && !stats.scanned && stats.retries == 0);
+                        CHECK(i > 0 || stats.reads > 0);
+                        hits += common(got, K, want, K), all += K;
+                        CHECK_EQ(nodedb_vamana_search(sm, &q, got, &found, NULL, NULL), NODEDB_OK);
+                        usual += common(got, K, want, K);
+                        for (j = 0; j + 1 < K; j++) CHECK(got[j].distance <= got[j + 1].distance);
+                        for (j = 0; j < K; j++) CHECK(!nodedb_vamana_contains(index, got[j].id) == 0);
+                        if (i % 20 != 0) continue;
+                        CHECK_EQ(nodedb_vamana_scan(s, &q, got, &found, NULL, &err), NODEDB_OK);
+                        for (j = 0; j < K; j++)
+                            CHECK(got[j].id == want[j].id && fabsf(got[j].distance - want[j].distance) <=
+                                                                 1e-5f * (1 + fabsf(want[j].distance)));
+                    }
+                    CHECK(hits + 3 >= usual && hits * 100 >= all * 94);
+                    CHECK_EQ(nodedb_vamana_count(disk), nodedb_vamana_count(index));
+                    CHECK(nodedb_vamana_contains(disk, 11) && !nodedb_vamana_contains(disk, 10));
+                    CHECK_EQ(nodedb_vamana_get(disk, 11, out, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_get(index, 11, same, &err), NODEDB_OK);
+                    CHECK(memcmp(out, same, sizeof out) == 0);
+                    CHECK_EQ(nodedb_vamana_get(disk, 10, out, &err), NODEDB_ERR_NOT_FOUND);
+                    nodedb_vamana_searcher_destroy(s);
+                    nodedb_vamana_destroy(disk);
+                }
+            }
+            nodedb_vamana_searcher_destroy(sm);
+            nodedb_vamana_destroy(index);
+        }
+    }
+}
+
+/* Alone or among many, in either layout, cold or loaded, a question has one answer. */
+TEST(many_questions_get_the_answers_of_each) {
+    enum { N = 4000, ASKED = 150 };
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index = filled(&c, N, 500);
+    int layout, loaded;
+    for (layout = 0; layout < 2; layout++)
+        for (loaded = 0; loaded < 2; loaded++) {
+            const char *path = path_of("many");
+            nodedb_vamana_open_config o;
+            nodedb_vamana *disk;
+            nodedb_vamana_searcher *s;
+            static nodedb_vamana_result many[ASKED * K];
+            nodedb_vamana_result one[K];
+            nodedb_vamana_query q = query_of(NULL, 30);
+            nodedb_vamana_stats stats, total, sum;
+            nodedb_error err;
+            uint32_t found[ASKED], n, i, j;
+            uint64_t bytes;
+            bool more;
+            save_as(index, path, (nodedb_vamana_layout)layout);
+            memset(&o, 0, sizeof o);
+            memset(&sum, 0, sizeof sum);
+            o.mode = NODEDB_VAMANA_ON_DISK;
+            disk = nodedb_vamana_open(path, &o, &err);
+            s = nodedb_vamana_searcher_create(disk, NULL, &err);
+            REQUIRE(s != NULL);
+            if (loaded) CHECK_EQ(nodedb_vamana_load(disk, UINT64_MAX, &more, NULL), NODEDB_OK);
+            bytes = nodedb_vamana_searcher_memory_bytes(s);
+            CHECK_EQ(nodedb_vamana_search_many(s, &q, vectors, ASKED, many, found, &total, &err), NODEDB_OK);
+            CHECK(nodedb_vamana_searcher_memory_bytes(s) > bytes);
+            for (i = 0; i < ASKED; i++) {
+                q.vector = vectors[i];
+                CHECK_EQ(nodedb_vamana_search(s, &q, one, &n, &stats, &err), NODEDB_OK);
+                CHECK(n == K && found[i] == K);
+                for (j = 0; j < K; j++)
+                    CHECK(one[j].id == many[i * K + j].id && one[j].distance == many[i * K + j].distance);
+                sum.hops += stats.hops, sum.distances += stats.distances, sum.exact += stats.exact;
+            }
+            CHECK(total.hops == sum.hops && total.distances == sum.distances && total.exact == sum.exact);
+            CHECK(total.reads > 0 && total.damaged == 0 && !total.scanned);
+            nodedb_vamana_searcher_destroy(s);
+            nodedb_vamana_destroy(disk);
+        }
+    nodedb_vamana_destroy(index);
+}
+
+static bool is_third(void *ctx, uint64_t id) {
+    (void)ctx;
+    return id % 3 == 0;
+}
+static bool is_rare(void *ctx, uint64_t id) {
+    (void)ctx;
+    return id % 500 == 7;
+}
+
+TEST(filters_and_radii_work_in_the_packed_layout) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index = filled(&c, 4000, 0), *disk;
+    const char *path = path_of("packed");
+    nodedb_vamana_open_config o;
+    nodedb_vamana_searcher *s, *sm;
+    uint32_t i, j, n, m, hits = 0, within = 0, truly = 0;
+    nodedb_vamana_result got[K], want[K], near[64], all[64];
+    save_as(index, path, NODEDB_VAMANA_PACKED);
+    memset(&o, 0, sizeof o);
+    o.mode = NODEDB_VAMANA_ON_DISK;
+    disk = nodedb_vamana_open(path, &o, NULL);
+    s = nodedb_vamana_searcher_create(disk, NULL, NULL), sm = nodedb_vamana_searcher_create(index, NULL, NULL);
+    REQUIRE(s != NULL && sm != NULL);
+    for (i = 0; i < 40; i++) {
+        nodedb_vamana_query q = query_of(vectors[i * 90], 32);
+        nodedb_vamana_stats stats;
+        q.filter = i % 2 == 0 ? is_third : is_rare;
+        CHECK_EQ(nodedb_vamana_search(s, &q, got, &n, &stats, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_scan(sm, &q, want, &m, NULL, NULL), NODEDB_OK);
+        CHECK(n == K && m == K);
+        for (j = 0; j < n; j++) CHECK(q.filter(NULL, got[j].id));
+        if (i % 2 == 1) for (j = 0; j < n; j++) CHECK(stats.scanned && got[j].id == want[j].id);
+        hits += common(got, n, want, m);
+        q.filter = NULL;
+        CHECK_EQ(nodedb_vamana_search_range(s, &q, 2500, near, 64, &n, NULL, NULL), NODEDB_OK);
+        q.k = 64;
+        CHECK_EQ(nodedb_vamana_scan(sm, &q, all, &m, NULL, NULL), NODEDB_OK);
+        for (j = 0; j < n; j++) CHECK(near[j].distance <= 2500);
+        for (j = 0; j < m && all[j].distance <= 2500; j++) truly++;
+        within += common(near, n, all, m);
+    }
+    CHECK(hits >= 40 * K - 4);
+    CHECK(truly > 400 && within * 100 >= truly * 97);
+    nodedb_vamana_searcher_destroy(s), nodedb_vamana_searcher_destroy(sm);
+    nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
+}
+
+/* A record longer than a block, and rows whose stride is no divisor of a chunk. */
+TEST(long_records_and_odd_rows_are_read_whole) {
+    enum { N = 300, WIDE = 1500 };
+    float *v = (float *)malloc((size_t)N * WIDE * sizeof *v);
+    uint64_t state = test_seed;
+    nodedb_vamana_config c;
+    nodedb_vamana *index;
+    uint32_t i, j;
+    int layout;
+    for (i = 0; i < N * WIDE; i++) /* along a line, so that any graph leads to all of them */
+        v[i] = (float)(i / WIDE * 10 * (nodedb__mix64(i % WIDE) % 100) / 100 + test_random(&state) % 5);
+    memset(&c, 0, sizeof c);
+    c.dim = WIDE, c.degree = 20, c.beam_build = 30;
+    index = nodedb_vamana_create(&c, NULL);
+    CHECK_EQ(nodedb_vamana_build(index, NULL, v, N, 1, NULL, NULL, NULL), NODEDB_OK);
+    for (layout = 0; layout < 2; layout++) {
+        const char *path = path_of("wide");
+        nodedb_vamana_open_config o;
+        nodedb_vamana *disk;
+        nodedb_vamana_searcher *s;
+        int fetch;
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        for (fetch = 0; fetch < 3; fetch++) {
+            memset(&o, 0, sizeof o);
+            o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = (nodedb_vamana_fetch)fetch;
+            disk = nodedb_vamana_open(path, &o, NULL);
+            s = nodedb_vamana_searcher_create(disk, NULL, NULL);
+            REQUIRE(s != NULL);
+            for (i = 0; i < N; i += 7) {
+                nodedb_vamana_query q = query_of(v + (size_t)i * WIDE, 40);
+                nodedb_vamana_result r[K];
+                uint32_t n;
+                CHECK_EQ(nodedb_vamana_search(s, &q, r, &n, NULL, NULL), NODEDB_OK);
+                CHECK(n == K && r[0].id == i && r[0].distance == 0);
+            }
+            nodedb_vamana_searcher_destroy(s);
+            nodedb_vamana_destroy(disk);
+        }
+        disk = nodedb_vamana_open(path, NULL, NULL); /* into memory */
+        for (i = 0; i < N && disk != NULL; i += 50) {
+            float out[WIDE], same[WIDE];
+            CHECK_EQ(nodedb_vamana_get(disk, i, out, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_get(index, i, same, NULL), NODEDB_OK);
+            for (j = 0; j < WIDE; j++) CHECK(out[j] == same[j]);
+        }
+        CHECK(disk != NULL);
+        nodedb_vamana_destroy(disk);
+    }
+    nodedb_vamana_destroy(index);
+    free(v);
+}
+
+TEST(a_packed_file_in_memory_is_the_same_index) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_F32, NODEDB_VAMANA_IP);
+    nodedb_vamana *index = filled(&c, 900, 200), *opened;
+    char first[700], second[700];
+    snprintf(first, sizeof first, "%s", path_of("first")), snprintf(second, sizeof second, "%s", path_of("second"));
+    save_as(index, first, NODEDB_VAMANA_PACKED);
+    opened = nodedb_vamana_open(first, NULL, NULL);
+    REQUIRE(opened != NULL);
+    save_as(opened, second, NODEDB_VAMANA_PACKED);
+    CHECK(same_file(first, second));
+    save_as(index, first, NODEDB_VAMANA_RESIDENT), save_as(opened, second, NODEDB_VAMANA_RESIDENT);
+    CHECK(same_file(first, second));
+    nodedb_vamana_destroy(opened), nodedb_vamana_destroy(index);
+}
+
+TEST(opening_on_disk_reads_the_header_and_no_more_however_large_the_file) {
+    uint64_t reads[2] = {0, 0};
+    int large, layout;
+    for (layout = 0; layout < 2; layout++)
+        for (large = 0; large < 2; large++) {
+            nodedb_vamana_config c = small_config(NODEDB_VAMANA_F32, NODEDB_VAMANA_L2);
+            nodedb_vamana *index = filled(&c, large ? 5000 : 60, 20), *disk;
+            const char *path = path_of("file");
+            nodedb_vamana_open_config o;
+            nodedb_vamana_info info;
+            memory_file f;
+            bool more = true;
+            uint64_t slices = 0;
+            save_as(index, path, (nodedb_vamana_layout)layout);
+            f.bytes = read_whole(path, &f.size), f.reads = 0;
+            o = memory_config(&f, NODEDB_VAMANA_ON_DISK);
+            disk = nodedb_vamana_open("file", &o, NULL);
+            REQUIRE(disk != NULL);
+            reads[large] = f.reads;
+            CHECK(f.reads <= 5);
+            while (more) {
+                uint64_t before = f.reads;
+                CHECK_EQ(nodedb_vamana_load(disk, 1, &more, NULL), NODEDB_OK);
+                CHECK(f.reads - before <= 140); /* a chunk and its checksums, or a batch of nodes */
+                slices++;
+            }
+            CHECK(slices > (large ? 6u : 2u));
+            f.reads = 0;
+            CHECK_EQ(nodedb_vamana_load(disk, UINT64_MAX, &more, NULL), NODEDB_OK);
+            CHECK(f.reads == 0 && !more);
+            nodedb_vamana_inspect(disk, &info);
+            CHECK(info.damaged_blocks == 0 && info.live == nodedb_vamana_count(index));
+            nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
+            free(f.bytes);
+        }
+    CHECK_EQ(reads[0], reads[1]);
+}
+
+/* ---- damage ------------------------------------------------------------------------------------------------------ */
+
+typedef struct reported { uint64_t offsets[64]; uint32_t count; } reported;
+static void report(void *ctx, uint64_t offset, const char *section_name) {
+    reported *r = (reported *)ctx;
+    CHECK(section_name != NULL && section_name[0] != 0);
+    if (r->count < 64) r->offsets[r->count++] = offset;
+}
+
+TEST(verify_names_every_damaged_block) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_F32, NODEDB_VAMANA_COSINE);
+    int layout;
+    for (layout = 0; layout < 2; layout++) {
+        nodedb_vamana *index = filled(&c, 1500, 100);
+        const char *path = path_of("file");
+        uint64_t state = test_seed;
+        memory_file f;
+        uint8_t *good;
+        int round;
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        good = read_whole(path, &f.size), f.bytes = (uint8_t *)malloc(f.size);
+        for (round = 0; round < 40; round++) {
+            nodedb_vamana_open_config o = memory_config(&f, NODEDB_VAMANA_IN_MEMORY);
+            uint64_t want[6];
+            uint32_t n = (uint32_t)(round % 7), i, j;
+            reported r;
+            nodedb_error err;
+            nodedb_status status;
+            memset(&r, 0, sizeof r);
+            memcpy(f.bytes, good, f.size);
+            for (i = 0; i < n; i++) {
+                want[i] = test_random(&state) % (f.size / 4096) * 4096;
+                if (want[i] == f.size - 4096) want[i] = 0; /* one header must be left */
+                for (j = 0; j < i && want[j] != want[i]; j++) {
+                }
+                if (j < i) n--, i--;
+                else f.bytes[want[i] + test_random(&state) % 4096] ^= (uint8_t)(1u << test_random(&state) % 8);
+            }
+            status = nodedb_vamana_verify("file", &o, report, &r, &err);
+            CHECK_EQ(status, n == 0 ? NODEDB_OK : NODEDB_ERR_CORRUPT);
+            CHECK_EQ(r.count, n);
+            for (i = 0; i < n; i++) {
+                for (j = 0; j < r.count && r.offsets[j] != want[i]; j++) {
+                }
+                CHECK(j < r.count);
+            }
+            CHECK(n == 0 || err.offset % 4096 == 0);
+        }
+        free(good), free(f.bytes);
+        nodedb_vamana_destroy(index);
+    }
+}
+
+/* Asks a damaged index on disk: whatever it returns is right, and what it does not find it has announced. */
+static void ask_damaged(nodedb_vamana *disk, nodedb_vamana_result truth[][K], const uint32_t *asked, uint32_t n,
+                        bool many) {
+    nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(disk, NULL, NULL);
+    nodedb_vamana_result got[8 * K];
+    nodedb_vamana_stats stats;
+    uint8_t input[8][DIM];
+    uint32_t found[8], i, j;
+    nodedb_vamana_query q = query_of(NULL, 60);
+    if (s == NULL) {
+        test_fail(__FILE__, __LINE__, "no searcher");
+        return;
+    }
+    for (i = 0; i < n; i++) memcpy(input[i], vectors[asked[i]], DIM);
+    if (many) CHECK_EQ(nodedb_vamana_search_many(s, &q, input, n, got, found, &stats, NULL), NODEDB_OK);
+    for (i = 0; i < n; i++) {
+        q.vector = input[i];
+        if (!many) CHECK_EQ(nodedb_vamana_search(s, &q, got + i * K, &found[i], &stats, NULL), NODEDB_OK);
+        for (j = 0; j < found[i]; j++) {
+            uint64_t id = got[i * K + j].id;
+            CHECK(id >= 10 && id < 6010);
+            CHECK(got[i * K + j].distance == (float)apart(asked[i], (uint32_t)id - 10));
+        }
+        if (stats.damaged == 0) {
+            CHECK_EQ(found[i], K);
+            for (j = 0; j < K && j < found[i]; j++) CHECK_EQ(got[i * K + j].id, truth[i][j].id);
+        }
+    }
+    nodedb_vamana_searcher_destroy(s);
+}
+
+/* Every bit of a small file (`--long`; else one in about every fourth byte), in both layouts and modes: an error, a
+ * quarantine that is announced, or the right answer. */
+TEST(every_flipped_bit_is_an_error_a_quarantine_or_harmless) {
+    enum { N = 70, ASKED = 3 };
+    static const uint32_t asked[ASKED] = {5, 33, 61};
+    nodedb_vamana_result truth[ASKED][K];
+    int layout;
+    for (layout = 0; layout < 2; layout++) {
+        nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+        nodedb_vamana *index;
+        nodedb_vamana_searcher *s;
+        const char *path = path_of("file");
+        uint64_t state = test_seed, healed = 0, errors = 0, hurt = 0;
+        memory_file f;
+        size_t at, step = SLOW ? 97 : 7;
+        uint32_t i, n;
+        c.degree = 6, c.beam_build = 12;
+        index = filled(&c, N, 6), s = nodedb_vamana_searcher_create(index, NULL, NULL);
+        for (i = 0; i < ASKED; i++) {
+            nodedb_vamana_query q = query_of(vectors[asked[i]], 60);
+            CHECK_EQ(nodedb_vamana_scan(s, &q, truth[i], &n, NULL, NULL), NODEDB_OK);
+        }
+        nodedb_vamana_searcher_destroy(s);
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        f.bytes = read_whole(path, &f.size), f.reads = 0;
+        for (at = test_long ? 0 : test_random(&state) % step; at < 8 * f.size;
+             at += test_long ? 1 : 8 * (1 + test_random(&state) % step)) {
+            size_t bit = test_long ? at : at / 8 * 8 + test_random(&state) % 8;
+            nodedb_vamana_open_config o = memory_config(&f, NODEDB_VAMANA_IN_MEMORY);
+            nodedb_vamana_info info;
+            nodedb_vamana *opened;
+            nodedb_error err;
+            if (bit >= 8 * f.size) break;
+            f.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+            opened = nodedb_vamana_open("file", &o, &err);
+            if (opened == NULL) {
+                CHECK(err.status == NODEDB_ERR_CORRUPT && err.message[0] != 0);
+                errors++;
+            } else {
+                ask_damaged(opened, truth, asked, ASKED, false);
+                healed++;
+            }
+            nodedb_vamana_destroy(opened);
+            o.mode = NODEDB_VAMANA_ON_DISK, o.cache_bytes = bit % 3 == 0 ? 2000 : 0;
+            opened = nodedb_vamana_open("file", &o, &err);
+            if (opened == NULL) { /* only the means are read at once */
+                CHECK(err.status == NODEDB_ERR_CORRUPT && bit / 8 >= section(f.bytes, MEANS) &&
+                      bit / 8 < section(f.bytes, CODES));
+            } else {
+                bool more = true;
+                if (bit % 2 == 0) CHECK_EQ(nodedb_vamana_load(opened, UINT64_MAX, &more, NULL), NODEDB_OK);
+                ask_damaged(opened, truth, asked, ASKED, bit % 5 == 0);
+                nodedb_vamana_inspect(opened, &info);
+                hurt += info.damaged_blocks > 0;
+            }
+            nodedb_vamana_destroy(opened);
+            f.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        }
+        CHECK(healed > 20 && errors > 20 && hurt > 20);
+        free(f.bytes);
+        nodedb_vamana_destroy(index);
+    }
+}
+
+TEST(every_truncation_is_an_error_and_one_under_an_open_index_is_announced) {
+    enum { N = 300, ASKED = 3 };
+    static const uint32_t asked[ASKED] = {5, 33, 261};
+    nodedb_vamana_result truth[ASKED][K];
+    int layout;
+    for (layout = 0; layout < 2; layout++) {
+        nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+        nodedb_vamana *index = filled(&c, N, 0);
+        nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
+        const char *path = path_of("file");
+        memory_file f;
+        size_t whole, at;
+        uint32_t i, n;
+        for (i = 0; i < ASKED; i++) {
+            nodedb_vamana_query q = query_of(vectors[asked[i]], 60);
+            CHECK_EQ(nodedb_vamana_scan(s, &q, truth[i], &n, NULL, NULL), NODEDB_OK);
+        }
+        nodedb_vamana_searcher_destroy(s);
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        f.bytes = read_whole(path, &whole), f.size = whole;
+        for (at = 0; at < whole; at += at % 4096 == 0 ? 1 : at % 4096 == 1 ? 2046 : 2049) {
+            nodedb_vamana_open_config o = memory_config(&f, NODEDB_VAMANA_IN_MEMORY);
+            int mode;
+            for (mode = 0; mode < 2; mode++) {
+                nodedb_vamana *opened;
+                nodedb_error err;
+                o.mode = mode == 0 ? NODEDB_VAMANA_IN_MEMORY : NODEDB_VAMANA_ON_DISK;
+                f.size = at;
+                opened = nodedb_vamana_open("file", &o, &err);
+                CHECK(opened == NULL && err.status == NODEDB_ERR_CORRUPT);
+                if (mode == 0) continue;
+                f.size = whole;
+                opened = nodedb_vamana_open("file", &o, &err);
+                f.size = at; /* someone cuts it */
+                REQUIRE(opened != NULL);
+                ask_damaged(opened, truth, asked, ASKED, at % 2 == 0);
+                f.size = whole;
+                nodedb_vamana_destroy(opened);
+            }
+        }
+        free(f.bytes);
+        nodedb_vamana_destroy(index);
+    }
+}
+
+/* The same under a mapping: an error, not SIGBUS. */
+TEST(a_mapped_file_that_is_cut_is_announced_and_no_signal) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index = filled(&c, 3000, 0), *disk;
+    const char *path = path_of("file");
+    nodedb_vamana_open_config o;
+    nodedb_vamana_searcher *s;
+    nodedb_vamana_stats stats;
+    nodedb_vamana_result r[K];
+    uint8_t *file;
+    size_t bytes;
+    uint32_t i, n;
+    uint64_t damaged = 0;
+    bool more;
+    save_as(index, path, NODEDB_VAMANA_RESIDENT);
+    file = read_whole(path, &bytes);
+    memset(&o, 0, sizeof o);
+    o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = NODEDB_VAMANA_FETCH_MAPPED;
+    disk = nodedb_vamana_open(path, &o, NULL);
+    s = nodedb_vamana_searcher_create(disk, NULL, NULL);
+    REQUIRE(s != NULL);
+    CHECK_EQ(nodedb_vamana_load(disk, UINT64_MAX, &more, NULL), NODEDB_OK);
+    CHECK_EQ(truncate(path, (off_t)section(file, RECORDS) + 4096), 0);
+    for (i = 0; i < 50; i++) {
+        nodedb_vamana_query q = query_of(vectors[i * 50], 30);
+        uint32_t j;
+        CHECK_EQ(nodedb_vamana_search(s, &q, r, &n, &stats, NULL), NODEDB_OK);
+        CHECK(stats.damaged > 0 || n == K);
+        for (j = 0; j < n; j++) CHECK(r[j].distance == (float)apart(i * 50, (uint32_t)r[j].id - 10));
+        damaged += stats.damaged;
+    }
+    CHECK(damaged > 500);
+    nodedb_vamana_searcher_destroy(s);
+    nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
+    free(file);
+}
+
+/* Threads that come to a cold index together load each chunk once, and get the right answers. */
+typedef struct asking { nodedb_vamana *disk; uint32_t from; uint32_t wrong; } asking;
+static void *ask_some(void *ctx) {
+    asking *a = (asking *)ctx;
+    nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(a->disk, NULL, NULL);
+    uint32_t i, n;
+    for (i = a->from; i < 4000; i += 53) {
+        nodedb_vamana_query q = query_of(vectors[i], 30);
+        nodedb_vamana_result r[K];
+        nodedb_vamana_stats stats;
+        if (nodedb_vamana_search(s, &q, r, &n, &stats, NULL) != NODEDB_OK || n != K || stats.damaged != 0 ||
+            r[0].distance != 0)
+            a->wrong++;
+    }
+    nodedb_vamana_searcher_destroy(s);
+    return NULL;
+}
+
+TEST(searchers_of_several_threads_warm_a_cold_index_up) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index = filled(&c, 4000, 0);
+    int layout, round;
+    for (layout = 0; layout < 2; layout++) {
+        const char *path = path_of("file");
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        for (round = 0; round < 5; round++) {
+            nodedb_vamana_open_config o;
+            asking a[4];
+            pthread_t threads[4];
+            bool more = true;
+            int i;
+            memset(&o, 0, sizeof o);
+            o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = (nodedb_vamana_fetch)(round % 3);
+            a[0].disk = nodedb_vamana_open(path, &o, NULL);
+            REQUIRE(a[0].disk != NULL);
+            for (i = 0; i < 4; i++) {
+                a[i].disk = a[0].disk, a[i].from = (uint32_t)i * 7, a[i].wrong = 0;
+                CHECK_EQ(pthread_create(&threads[i], NULL, ask_some, &a[i]), 0);
+            }
+            while (more && nodedb_vamana_load(a[0].disk, 1, &more, NULL) == NODEDB_OK) (void)sched_yield();
+            for (i = 0; i < 4; i++) {
+                CHECK_EQ(pthread_join(threads[i], NULL), 0);
+                CHECK_EQ(a[i].wrong, 0);
+            }
+            CHECK_EQ(a[0].disk->file->chunks_left, 0);
+            nodedb_vamana_destroy(a[0].disk);
+        }
+    }
+    nodedb_vamana_destroy(index);
+}
+
+/* ---- saving in slices -------------------------------------------------------------------------------------------- */
+
+/* One change out of a random stream: insert, replace or remove, as the caller's log would have it. */
+typedef struct change { uint64_t id; uint32_t vector; bool removes; } change;
+static change random_change(uint64_t *state) {
+    change c;
+    c.id = 10 + test_random(state) % 900, c.vector = (uint32_t)(test_random(state) % 6000);
+    c.removes = test_random(state) % 5 < 2;
+    return c;
+}
+static void apply(nodedb_vamana *index, const change *c) {
+    nodedb_status status = c->removes ? nodedb_vamana_remove(index, c->id, NULL)
+                                      : nodedb_vamana_insert(index, c->id, vector_of(index->type, c->vector), NULL);
+    CHECK(status == NODEDB_OK || (c->removes && status == NODEDB_ERR_NOT_FOUND));
+}
+
+/* The log since a save began, applied to the file, gives the index that went on living, to the bit: whatever sweep,
+ * free slots or codes being made there were, and though the index changed all the time while the file was written. */
+TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
+    int type, metric, run;
+    for (run = 0; run < (SLOW ? 2 : 12); run++) {
+        nodedb_vamana_config c;
+        nodedb_vamana *index, *copy;
+        static change log[4000];
+        uint32_t logged = 0, i, steps = 0, saves;
+        uint64_t state = test_seed * 1000 + (uint64_t)run;
+        char first[700], second[700], file[700];
+        type = run % 3, metric = run / 3 % 3;
+        snprintf(first, sizeof first, "%s", path_of("first")), snprintf(second, sizeof second, "%s", path_of("second"));
+        snprintf(file, sizeof file, "%s", path_of("file"));
+        c = small_config((nodedb_vamana_type)type, (nodedb_vamana_metric)metric);
+        c.code = run % 2 == 0 ? NODEDB_VAMANA_CODE_4BIT : NODEDB_VAMANA_CODE_AUTO;
+        index = nodedb_vamana_create(&c, NULL);
+        index->code_due = 300; /* not only when there are thousands */
+        for (i = 0; i < 500 + (uint32_t)run * 37; i++) {
+            change one = random_change(&state);
+            apply(index, &one);
+        }
+        for (saves = 0; saves < 3; saves++) {
+            nodedb_vamana_layout layout = (nodedb_vamana_layout)((run + (int)saves) % 2);
+            bool more = true;
+            logged = 0;
+            if (saves == 1) index->code_due = 0; /* all codes begin to be made anew */
+            if (saves == 2) index->code_due = index->live + 20; /* and are replaced while the file is written */
+            CHECK_EQ(nodedb_vamana_save_begin(index, file, layout, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save_begin(index, file, layout, NULL), NODEDB_ERR_STATE);
+            CHECK_EQ(nodedb_vamana_compact(index, NULL), NODEDB_ERR_STATE);
+            while (more) {
+                for (i = 0; i < 3; i++) {
+                    log[logged] = random_change(&state);
+                    apply(index, &log[logged++]);
+                }
+                CHECK_EQ(nodedb_vamana_save_step(index, 1 + test_random(&state) % 9, &more, NULL), NODEDB_OK);
+                REQUIRE(logged < 3000);
+                steps++;
+            }
+            for (i = 0; i < 300; i++) {
+                log[logged] = random_change(&state);
+                apply(index, &log[logged++]);
+            }
+            copy = nodedb_vamana_open(file, NULL, NULL);
+            REQUIRE(copy != NULL);
+            for (i = 0; i < logged; i++) apply(copy, &log[i]);
+            CHECK_EQ(nodedb_vamana_save(index, first, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(copy, second, NULL), NODEDB_OK);
+            CHECK(same_file(first, second));
+            CHECK_EQ(nodedb_vamana_verify(first, NULL, NULL, NULL, NULL), NODEDB_OK);
+            nodedb_vamana_destroy(copy);
+        }
+        CHECK(steps > 100);
+        nodedb_vamana_destroy(index);
+    }
+}
+
+/* Even when all vectors go while the file is written, it holds those that there were. */
+TEST(a_save_outlives_the_removal_of_everything) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index, *copy;
+    char path[700], want[700], again[700];
+    bool more = true;
+    uint32_t i;
+    snprintf(path, sizeof path, "%s", path_of("file")), snprintf(want, sizeof want, "%s", path_of("want"));
+    snprintf(again, sizeof again, "%s", path_of("again"));
+    c.code = NODEDB_VAMANA_CODE_4BIT;
+    index = nodedb_vamana_create(&c, NULL);
+    index->code_due = 100;
+    for (i = 0; i < 400; i++) CHECK_EQ(nodedb_vamana_insert(index, 10 + i, vectors[i], NULL), NODEDB_OK);
+    CHECK(index->arrays->codes != NULL);
+    save_as(index, want, NODEDB_VAMANA_PACKED);
+    CHECK_EQ(nodedb_vamana_save_begin(index, path, NODEDB_VAMANA_PACKED, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save_step(index, 50, &more, NULL), NODEDB_OK);
+    for (i = 0; i < 400; i++) CHECK_EQ(nodedb_vamana_remove(index, 10 + i, NULL), NODEDB_OK);
+    CHECK(nodedb_vamana_count(index) == 0 && more);
+    for (i = 0; i < 30; i++) CHECK_EQ(nodedb_vamana_insert(index, i, vectors[i], NULL), NODEDB_OK);
+    while (more) CHECK_EQ(nodedb_vamana_save_step(index, 10, &more, NULL), NODEDB_OK);
+    CHECK(same_file(path, want));
+    copy = nodedb_vamana_open(path, NULL, NULL);
+    CHECK_EQ(nodedb_vamana_count(copy), 400);
+    CHECK_EQ(nodedb_vamana_count(index), 30);
+    save_as(copy, again, NODEDB_VAMANA_PACKED);
+    CHECK(same_file(again, want));
+    nodedb_vamana_destroy(copy), nodedb_vamana_destroy(index);
+}
+
+/* Memory that is short, or a save that is given up, harms neither the index nor the old file. */
+typedef struct scarce { int64_t bytes; uint64_t fail_at, calls; } scarce;
+static void *scarce_alloc(void *ctx, size_t bytes, size_t align) {
+    scarce *s = (scarce *)ctx;
+    void *memory = NULL;
+    if (++s->calls == s->fail_at || posix_memalign(&memory, align, bytes) != 0) return NULL;
+    s->bytes += (int64_t)bytes;
+    return memory;
+}
+static void scarce_release(void *ctx, void *memory, size_t bytes) {
+    if (memory != NULL) ((scarce *)ctx)->bytes -= (int64_t)bytes;
+    free(memory);
+}
+
+TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
+    char path[700], temporary[720];
+    uint64_t at;
+    bool good = false;
+    snprintf(path, sizeof path, "%s", path_of("file")), snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    for (at = 1; !good && at < 60; at++) {
+        nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+        scarce s = {0, 0, 0};
+        nodedb_vamana *index, *opened;
+        bool more = true;
+        nodedb_status status;
+        nodedb_error err;
+        uint64_t state = at;
+        uint32_t i;
+        int64_t before;
+        c.allocator.alloc = scarce_alloc, c.allocator.release = scarce_release, c.allocator.ctx = &s;
+        c.capacity = 2000;
+        index = filled(&c, 500, 0);
+        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        before = s.bytes, s.calls = 0, s.fail_at = at;
+        status = nodedb_vamana_save_begin(index, path, NODEDB_VAMANA_RESIDENT, &err);
+        while (status == NODEDB_OK && more) {
+            for (i = 0; i < 20; i++) {
+                change one = random_change(&state);
+                apply(index, &one);
+            }
+            status = nodedb_vamana_save_step(index, 20, &more, &err);
+        }
+        good = status == NODEDB_OK;
+        if (!good) CHECK_EQ(err.status, NODEDB_ERR_NO_MEMORY);
+        CHECK_EQ(s.bytes, before);
+        CHECK(access(temporary, F_OK) != 0);
+        opened = nodedb_vamana_open(path, NULL, NULL);
+        CHECK_EQ(nodedb_vamana_count(opened), 500);
+        nodedb_vamana_destroy(opened);
+        s.fail_at = 0;
+        CHECK_EQ(nodedb_vamana_save_begin(index, path, NODEDB_VAMANA_PACKED, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save_step(index, 40, &more, NULL), NODEDB_OK);
+        CHECK(more && access(temporary, F_OK) == 0);
+        if (at % 2 == 0) nodedb_vamana_save_cancel(index);
+        if (at % 2 == 0) CHECK(access(temporary, F_OK) != 0 && s.bytes == before);
+        if (at % 2 == 0) CHECK_EQ(nodedb_vamana_save_step(index, 40, &more, NULL), NODEDB_ERR_STATE);
+        nodedb_vamana_destroy(index); /* cancels too */
+        CHECK(s.bytes == 0 && access(temporary, F_OK) != 0);
+    }
+    CHECK(good && at > 12);
+}
+
+/* ---- power cuts and kills ---------------------------------------------------------------------------------------- */
+
+/* The power goes at every call of a save in turn, each time in several ways: the old index or the new, whole. */
+TEST(a_power_cut_at_any_call_of_a_save_leaves_the_old_index_or_the_new) {
+    uint64_t at, ended = 0, news = 0, olds = 0;
+    int ways = test_long ? 20 : SLOW ? 1 : 3, way;
+    for (at = 1; ended < (uint64_t)ways; at++)
+        for (way = 0, ended = 0; way < ways; way++) {
+            nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+            nodedb_vamana_layout layout = (nodedb_vamana_layout)((at + (uint64_t)way) % 2);
+            nodedb_vamana_open_config o;
+            nodedb_vamana *index, *opened;
+            nodedb_status status;
+            nodedb_error err;
+            uint64_t count;
+            bool more = true;
+            sim_disk *disk = sim_new(test_seed * 100 + at * 31 + (uint64_t)way);
+            c.io = disk->io;
+            index = filled(&c, 150, 0);
+            CHECK_EQ(nodedb_vamana_save(index, "sim/index", NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_insert(index, 5, vectors[7], NULL), NODEDB_OK);
+            disk->calls = 0, disk->fail_at = at, disk->fail_error = way % 3 == 0 ? 0 : EIO, disk->fail_on = true;
+            status = nodedb_vamana_save_begin(index, "sim/index", layout, &err);
+            while (status == NODEDB_OK && more) status = nodedb_vamana_save_step(index, 60, &more, &err);
+            ended += status == NODEDB_OK && disk->calls < at;
+            disk->fail_at = 0, disk->fail_on = false;
+            sim_power_cut(disk);
+            memset(&o, 0, sizeof o);
+            o.io = disk->io, o.mode = way % 2 == 0 ? NODEDB_VAMANA_IN_MEMORY : NODEDB_VAMANA_ON_DISK;
+            CHECK_EQ(nodedb_vamana_verify("sim/index", &o, NULL, NULL, &err), NODEDB_OK);
+            opened = nodedb_vamana_open("sim/index", &o, &err);
+            REQUIRE(opened != NULL);
+            count = nodedb_vamana_count(opened);
+            CHECK(count == 151 || (count == 150 && status != NODEDB_OK));
+            CHECK(nodedb_vamana_contains(opened, 5) == (count == 151));
+            news += count == 151, olds += count == 150;
+            nodedb_vamana_destroy(opened), nodedb_vamana_destroy(index);
+            sim_free(disk);
+        }
+    CHECK(at > 10 && news > 0 && olds > 8);
+}
+
+TEST(a_kill_during_a_save_leaves_the_old_index_or_the_new) {
+    int round, rounds = test_long ? 300 : 12;
+    char path[700];
+    uint64_t state = test_seed;
+    snprintf(path, sizeof path, "%s", path_of("file"));
+    for (round = 0; round < rounds; round++) {
+        int status;
+        nodedb_vamana *opened;
+        pid_t child = fork();
+        if (child == 0) {
+            nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+            nodedb_vamana *index = filled(&c, 300, 0);
+            uint32_t i;
+            for (i = 0;; i++) {
+                if (nodedb_vamana_save(index, path, NULL) != NODEDB_OK) _exit(1);
+                if (nodedb_vamana_insert(index, 1000 + i, vectors[300 + i % 5000], NULL) != NODEDB_OK) _exit(2);
+            }
+        }
+        CHECK(child > 0);
+        do (void)usleep((unsigned)(2000 + test_random(&state) % 60000));
+        while (access(path, F_OK) != 0);
+        CHECK_EQ(kill(child, SIGKILL), 0);
+        CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status));
+        CHECK_EQ(nodedb_vamana_verify(path, NULL, NULL, NULL, NULL), NODEDB_OK);
+        opened = nodedb_vamana_open(path, NULL, NULL);
+        CHECK(opened != NULL && nodedb_vamana_count(opened) >= 300);
+        nodedb_vamana_destroy(opened);
+    }
+}
+
+TEST_MAIN("vamana_disk")
