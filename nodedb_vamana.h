@@ -877,6 +877,7 @@ typedef struct nodedb_vamana_info {
 } nodedb_vamana_info;
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info);
 
+/* On disk false also if what would say so is damaged or cannot be read; `get` tells these apart. */
 NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64_t id);
 
 /* The vector of `id` as `dim` floats, whatever the type: bit for bit what was inserted, but for COSINE over F32 up to
@@ -887,7 +888,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, ui
 
 /* Walks over all ids: set *cursor to 0, call until false. An id that stays in the index for the whole walk comes
  * exactly once, even if others are inserted and removed between the calls; one that is replaced meanwhile changes its
- * place, so it may come twice or not at all. After compact, start again. */
+ * place, so it may come twice or not at all. After compact, start again. On disk it passes over ids that are damaged,
+ * and ends where it cannot read; the next call then tries again. */
 NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *cursor, uint64_t *id);
 
 /* ---- exact vectors from elsewhere -------------------------------------------------------------------------------- */
@@ -2190,6 +2192,7 @@ struct nodedb_vamana_searcher {
     size_t parked_bytes;            /* with their vectors and results, behind them */
     struct nodedb_vamana__lane *lanes; /* packed: search_many's questions that walk side by side; NULL: none yet */
     nodedb_vamana__trouble trouble; /* on disk: of the question that is under way */
+    uint32_t early;                 /* on disk: reads that begin while the walk goes on; 0: none, or they have */
     uint64_t hops, computed, exact; /* of the query that is under way */
 };
 
@@ -2308,6 +2311,7 @@ static uint32_t nodedb_vamana__kept_place(const nodedb_vamana__kept *k, uint32_t
 static bool nodedb_vamana__kept_grow(const nodedb_vamana *index, nodedb_vamana__kept *k) {
     nodedb_vamana__kept more = *k;
     uint32_t i, blobs = k->table_size / 2 / NODEDB_VAMANA__KEPT_PER_BLOB + 1, want;
+    if (k->table_size > UINT32_MAX / 2) return false;
     more.table_size = k->table_size == 0 ? 256 : 2 * k->table_size;
     want = more.table_size / 2 / NODEDB_VAMANA__KEPT_PER_BLOB + 1;
     more.table = (uint32_t *)nodedb__alloc(&index->allocator, more.table_size * sizeof *more.table, sizeof(void *));
@@ -3150,6 +3154,7 @@ static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_
 #define NODEDB_VAMANA__CHUNK ((size_t)16 * NODEDB_VAMANA_BLOCK_BYTES) /* that a part is read by */
 #define NODEDB_VAMANA__SUMS_PER_BLOCK 1023u                           /* and the checksum of themselves */
 #define NODEDB_VAMANA__READ_TRIES 2u
+#define NODEDB_VAMANA__NO_RECORD (UINT32_MAX - 1) /* no slot: the first of a damaged node's row in the cache */
 
 enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_VERSION = 8,
@@ -3391,11 +3396,13 @@ static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
 
 /* ---- parts ------------------------------------------------------------------------------------------------------- */
 
-/* Is what stands in a checked block of a section possible? In memory order. */
-static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t bytes) {
+/* Is what stands in a checked block of a section, `from` bytes behind its beginning, possible? In memory order. */
+static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t from) {
+    const nodedb_vamana__layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
+    uint64_t end = section == NODEDB_VAMANA__IN_TABLE ? l->places * 4 : l->item[section] * (uint64_t)slots;
+    size_t bytes = end - from < NODEDB_VAMANA__BLOCK ? (size_t)(end - from) : NODEDB_VAMANA__BLOCK, i;
     float norm;
-    size_t i;
     switch (section) {
     case NODEDB_VAMANA__IN_STATES:
         for (i = 0; i < bytes; i++)
@@ -3444,7 +3451,7 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
             break;
         }
         if (one == NODEDB_OK) nodedb_vamana__swap_words(to + at, NODEDB_VAMANA__BLOCK, word);
-        if (one == NODEDB_OK && nodedb_vamana__makes_sense(index, section, to + at, NODEDB_VAMANA__BLOCK)) continue;
+        if (one == NODEDB_OK && nodedb_vamana__makes_sense(index, section, to + at, from + at)) continue;
         nodedb_vamana__quarantine(index, offset + at);
         now = NODEDB_VAMANA__HURT;
     }
@@ -3716,6 +3723,19 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, 
     return count;
 }
 
+/* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
+ * on. What fails here is met by the rerank, which announces those that are left again. */
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
+    uint32_t slots[32], i, n = 0;
+    for (i = 0; i < s->early; i++) {
+        slots[n++] = s->beam[i].slot;
+        if (n < 32 && i + 1 < s->early) continue;
+        (void)s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, NULL);
+        n = 0;
+    }
+    s->early = 0;
+}
+
 /* Greedy search (DiskANN algorithm 1) from the entry: leaves the `width` nearest slots that it met in s->beam, removed
  * ones included, as they still lead the way. The visited table forgets: two slots of one place overwrite each other.
  * A forgotten slot is measured again, and the beam refuses it, as it is either in it or was too far, and the
@@ -3738,6 +3758,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
         if (partial) count = nodedb_vamana__have_codes(s, count);
         do next++;
         while (next < s->beam_count && s->beam[next].mark);
+        if (s->early > 0 && next >= s->early) nodedb_vamana__read_early(s);
         if (next < s->beam_count) /* the likely next row, while the distances are computed */
             nodedb_vamana__prefetch((const uint8_t *)nodedb_vamana__row(index, a, s->beam[next].slot), 256);
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
@@ -4940,10 +4961,14 @@ static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
 /* The record of a node that is kept in memory, or NULL. */
 static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t slot) {
     const nodedb_vamana__cache *c = &index->file->cache;
-    uint32_t at;
+    const uint8_t *record;
+    uint32_t at, first;
     if (!nodedb__load_acquire(&c->ready)) return NULL;
     at = c->places[nodedb_vamana__cache_place(c, slot)];
-    return at == NODEDB_VAMANA__NONE ? NULL : c->records + at * c->stride;
+    if (at == NODEDB_VAMANA__NONE) return NULL;
+    record = c->records + at * c->stride;
+    memcpy(&first, record + index->file->layout.row_at, sizeof first);
+    return first == NODEDB_VAMANA__NO_RECORD ? NULL : record;
 }
 
 static void nodedb_vamana__lane_begin(nodedb_vamana__lane *lane) {
@@ -5089,10 +5114,16 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
 static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                  nodedb_vamana__plan *plan, float norm, size_t *found,
                                                  nodedb_error *err) {
-    nodedb_status status = plan->scan ? NODEDB_OK : nodedb_vamana__walk_to_results(s, query, plan, norm, found, err);
-    nodedb_vamana__target exact = nodedb_vamana__query_target(s, norm);
+    nodedb_vamana__target exact;
+    nodedb_status status = NODEDB_OK;
+    bool packed = nodedb_vamana__is_packed(s->index);
+    if (s->index->file != NULL && !packed && !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
+        s->early = (uint32_t)nodedb_vamana__least(plan->keep, s->fetcher.batch_max);
+    if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, err);
+    s->early = 0;
+    exact = nodedb_vamana__query_target(s, norm);
     if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
-    else if (status == NODEDB_OK && plan->by_code && !nodedb_vamana__is_packed(s->index))
+    else if (status == NODEDB_OK && plan->by_code && !packed)
         return nodedb_vamana__rerank(s, &exact, s->spare, found, err);
     if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
         if (err != NULL) *err = s->trouble.error;
@@ -5868,7 +5899,10 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
     memset(&trouble, 0, sizeof trouble);
     a = nodedb_vamana__enter(index, 0, &parity);
     for (slots = nodedb__load_acquire(&a->slots); *cursor < slots && !found; ++*cursor) {
-        if (!nodedb_vamana__knows_slot(index, (uint32_t)*cursor, &trouble)) continue;
+        if (!nodedb_vamana__knows_slot(index, (uint32_t)*cursor, &trouble)) {
+            if (trouble.failed != NODEDB_OK) break;
+            continue;
+        }
         found = nodedb_vamana__state(a, (uint32_t)*cursor) == NODEDB_VAMANA__LIVE;
         if (found) *id = a->ids[*cursor];
     }
@@ -6118,9 +6152,10 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     const nodedb_vamana__arrays *a = index->arrays;
     int i;
     save->fd = -1, save->slots = a->slots, save->make_codes = a->codes == NULL && index->live > 0;
-    save->coder = save->make_codes ? nodedb_vamana__train(index, 8) : nodedb_vamana__copy_coder(index, a->coder);
+    if (save->make_codes) save->coder = nodedb_vamana__train(index, 8);
+    else if (index->live > 0) save->coder = nodedb_vamana__copy_coder(index, a->coder);
     save->recoder = nodedb_vamana__copy_coder(index, index->recoder);
-    if ((save->make_codes || a->coder != NULL) && save->coder == NULL) return false;
+    if (index->live > 0 && save->coder == NULL) return false;
     if (index->recoder != NULL && save->recoder == NULL) return false;
     save->layout = nodedb_vamana__lay_out(index, kind, save->coder == NULL ? 0 : save->coder->bits,
                                           save->recoder == NULL ? 0 : save->recoder->bits, a->slots);
@@ -6414,7 +6449,7 @@ static void nodedb_vamana__free_file(nodedb_vamana *index) {
         nodedb_vamana__give(index, f->parts[i].memory, f->parts[i].bytes, 1);
         nodedb_vamana__give(index, f->parts[i].chunks, f->parts[i].count, 1);
     }
-    if (a != NULL && f->parts[NODEDB_VAMANA__IN_STATES].memory != NULL) { /* it has borrowed them */
+    if (a != NULL && f->parts[NODEDB_VAMANA__IN_TABLE].memory != NULL) { /* it has borrowed them all */
         a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->codes = NULL, a->table = NULL;
     }
     if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
@@ -6508,8 +6543,37 @@ static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *
     return squares <= 1.001 * (double)NODEDB_VAMANA_MAX_LENGTH * (double)NODEDB_VAMANA_MAX_LENGTH;
 }
 
-/* Exact vectors, and in the packed layout the rows; into the index, or only past `record` if it is not to hold them. */
-static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, bool keep) {
+/* Is this a row of a slot: neighbours that are not itself nor, if the slot leads anywhere, free, then NONE? Of a free
+ * slot nothing but the next free one. `words`: of the row, at least the degree. */
+static bool nodedb_vamana__is_row(const nodedb_vamana *index, uint32_t slot, const uint32_t *row, size_t words) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    bool is_free = a->states[slot] == NODEDB_VAMANA__FREE,
+         leads = a->states[slot] == NODEDB_VAMANA__LIVE || index->sweep != NODEDB_VAMANA__FREEING;
+    size_t i, last = 0;
+    for (i = is_free ? 1 : 0; i < words; i++) {
+        if (row[i] == NODEDB_VAMANA__NONE) continue;
+        if (is_free || i >= index->degree || row[i] >= a->slots || row[i] == slot || last != i ||
+            (leads && a->states[row[i]] == NODEDB_VAMANA__FREE))
+            return false;
+        last = i + 1;
+    }
+    return true;
+}
+
+/* Do the free slots make one chain? `next` of a slot, `stride` words apart. Names a slot of the chain that does not. */
+static bool nodedb_vamana__is_chain(const nodedb_vamana *index, const uint32_t *next, size_t stride, uint32_t *bad) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t slot = index->first_free, count = 0, all = a->slots - index->live - index->removed;
+    for (*bad = 0; slot != NODEDB_VAMANA__NONE && count <= all; count++) {
+        if (slot >= a->slots || a->states[slot] != NODEDB_VAMANA__FREE) return false;
+        *bad = slot, slot = next[slot * stride];
+    }
+    return count == all;
+}
+
+/* Exact vectors, and in the packed layout the rows: into the index, or, if it is not to hold them, past `record` and a
+ * check of the rows; the first words of these into `next`, if it is not NULL. */
+static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, uint32_t *next, bool keep) {
     nodedb_vamana *index = r->index;
     const nodedb_vamana__layout *l = &index->file->layout;
     uint32_t slot;
@@ -6523,6 +6587,12 @@ static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8
         if (keep) memcpy(nodedb_vamana__vector(index, index->arrays, slot), record, l->vector_bytes);
         if (keep && l->row_at > 0)
             memcpy(nodedb_vamana__row(index, index->arrays, slot), record + l->row_at, index->degree * (size_t)4);
+        if (!keep && l->row_at > 0) {
+            const uint32_t *row = (const uint32_t *)(const void *)(record + l->row_at);
+            if (!nodedb_vamana__is_row(index, slot, row, index->degree))
+                return nodedb_vamana__nonsense(r, "a neighbour is not a vector");
+            if (next != NULL) next[slot] = row[0];
+        }
         if (l->records_per_block == 0 || (slot + 1) % l->records_per_block == 0)
             r->at = (r->at + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
     }
@@ -6539,7 +6609,7 @@ static nodedb_status nodedb_vamana__impossible(const nodedb_vamana *index, int s
 /* Do states, norms, and rows (if they are there) of all slots fit each other and the header? */
 static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool rows, nodedb_error *err) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, i, live = 0, removed = 0, count = 0;
+    uint32_t slot, i, live = 0, removed = 0;
     int at_rows = index->file->layout.row_at > 0 ? NODEDB_VAMANA__IN_STATES : NODEDB_VAMANA__IN_ROWS;
     for (slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] > NODEDB_VAMANA__REMOVED + 1)
@@ -6557,27 +6627,11 @@ static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool
         if (a->starts[i] != NODEDB_VAMANA__NONE && a->states[a->starts[i]] != NODEDB_VAMANA__LIVE)
             return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
                                              err);
-    for (slot = 0; slot < a->slots && rows; slot++) {
-        const uint32_t *row = nodedb_vamana__row(index, a, slot);
-        bool is_free = a->states[slot] == NODEDB_VAMANA__FREE,
-             leads = a->states[slot] == NODEDB_VAMANA__LIVE || index->sweep != NODEDB_VAMANA__FREEING;
-        uint32_t last = 0;
-        for (i = is_free ? 1 : 0; i < index->row_words; i++) {
-            if (row[i] == NODEDB_VAMANA__NONE) continue;
-            if (is_free || i >= index->degree || row[i] >= a->slots || row[i] == slot || last != i ||
-                (leads && a->states[row[i]] == NODEDB_VAMANA__FREE))
-                return nodedb_vamana__impossible(index, at_rows, slot, "a neighbour is not a vector", err);
-            last = i + 1;
-        }
-    }
-    for (slot = index->first_free; rows && slot != NODEDB_VAMANA__NONE; count++) { /* no circle */
-        if (slot >= a->slots || a->states[slot] != NODEDB_VAMANA__FREE || count >= a->slots)
-            return nodedb_vamana__impossible(index, at_rows, slot < a->slots ? slot : 0,
-                                             "the free slots are not a chain", err);
-        slot = nodedb_vamana__row(index, a, slot)[0];
-    }
-    if (rows && count != a->slots - live - removed)
-        return nodedb_vamana__impossible(index, at_rows, 0, "not all free slots are in their chain", err);
+    for (slot = 0; slot < a->slots && rows; slot++)
+        if (!nodedb_vamana__is_row(index, slot, nodedb_vamana__row(index, a, slot), index->row_words))
+            return nodedb_vamana__impossible(index, at_rows, slot, "a neighbour is not a vector", err);
+    if (rows && !nodedb_vamana__is_chain(index, a->rows, index->row_words, &slot))
+        return nodedb_vamana__impossible(index, at_rows, slot, "the free slots are not one chain", err);
     return NODEDB_OK;
 }
 
@@ -6631,7 +6685,7 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
     if (status == NODEDB_OK && recoder != NULL) status = nodedb_vamana__read_mean(r, recoder);
     if (status == NODEDB_OK && a->codes != NULL)
         status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_CODES, a->codes, 1);
-    if (status == NODEDB_OK) status = nodedb_vamana__read_records(r, record, true);
+    if (status == NODEDB_OK) status = nodedb_vamana__read_records(r, record, NULL, true);
     if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, true, r->err);
     for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
         uint32_t count = nodedb_vamana__row_count(index, nodedb_vamana__row(index, a, slot));
@@ -6800,9 +6854,10 @@ static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const noded
     max = bytes / c->stride;
     if (max < NODEDB_VAMANA__CACHE_MIN && config->cache_bytes == 0) max = NODEDB_VAMANA__CACHE_MIN;
     if (max > slots) max = slots;
+    if (max > UINT32_C(1) << 30) max = UINT32_C(1) << 30;
     if (max == 0) return NODEDB_OK;
     c->max = (uint32_t)max;
-    for (c->places_size = 16; c->places_size < 2 * max && c->places_size < UINT32_C(1) << 31;) c->places_size *= 2;
+    for (c->places_size = 16; c->places_size < 2 * max;) c->places_size *= 2;
     c->slots = (uint32_t *)nodedb_vamana__take(index, c->max, sizeof *c->slots, sizeof(void *));
     c->places = (uint32_t *)nodedb_vamana__take(index, c->places_size, sizeof *c->places, sizeof(void *));
     c->records = (uint8_t *)nodedb_vamana__take_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
@@ -6984,11 +7039,11 @@ static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_erro
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)c->fetcher.fetch(c->fetcher.ctx, c->slots[c->filled], &reason);
         uint8_t *to = c->records + c->filled * c->stride;
-        const uint32_t *row = (const uint32_t *)(const void *)(to + f->layout.row_at);
+        const uint32_t *row = (const uint32_t *)(const void *)(to + f->layout.row_at), none = NODEDB_VAMANA__NO_RECORD;
         if (record != NULL) memcpy(to, record, f->layout.record_bytes);
         else if (reason.status == NODEDB_ERR_CORRUPT) { /* searches will meet it, and pass it over */
             memset(to, 0xFF, f->layout.record_bytes);
-            c->slots[c->filled] = NODEDB_VAMANA__NONE; /* found by nobody */
+            memcpy(to + f->layout.row_at, &none, sizeof none);
         } else {
             if (err != NULL) *err = reason;
             return reason.status;
@@ -7098,6 +7153,8 @@ static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t
     nodedb_vamana__trouble trouble;
     nodedb_vamana__reader r;
     uint8_t *record;
+    uint32_t *next = NULL;
+    size_t next_bytes = ((size_t)a->slots + 1) * sizeof *next;
     nodedb_status status = NODEDB_OK;
     bool more = true;
     memset(&trouble, 0, sizeof trouble);
@@ -7113,7 +7170,7 @@ static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t
             nodedb_vamana__find_on_disk(index, a->ids[slot], &trouble) != slot)
             status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot,
                                                "an id is not where the table has it, or there twice", err);
-    for (at = 0; at < f->layout.places; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
+    for (at = 0; at < f->layout.places && status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
     if (status == NODEDB_OK && entries != index->live)
         status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
                                            "the table of ids has more of them than the header", err);
@@ -7121,10 +7178,16 @@ static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t
     memset(&r, 0, sizeof r);
     r.index = index, r.buffer = buffer, r.err = err;
     record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
-    if (record == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
-    status = nodedb_vamana__read_records(&r, record, false);
+    if (f->layout.row_at > 0)
+        next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
+    if (record == NULL || (next == NULL && f->layout.row_at > 0))
+        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
+    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, false);
+    if (status == NODEDB_OK && next != NULL && !nodedb_vamana__is_chain(index, next, 1, &slot))
+        status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
+                                           f->path, "the free slots are not one chain");
     nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
+    nodedb__release(&index->allocator, next, next_bytes);
     return status;
 }
 
@@ -7400,10 +7463,14 @@ static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *b
 static void nodedb_vamana__book(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
     nodedb_vamana__buffer *b = &d->buffers[i];
     uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
-    nodedb_status status = result == (int64_t)d->buffer_bytes ? NODEDB_OK : NODEDB_ERR_IO;
+    nodedb_status status;
     nodedb_error reason;
     size_t at, bad = 0;
-    b->error = result < 0 ? (int)-result : result < (int64_t)d->buffer_bytes ? ENODATA : 0;
+    if (result >= 0 && result < (int64_t)d->buffer_bytes) { /* a short read, or the file's end? */
+        int error = nodedb__read_all(&d->index->io, d->index->file->fd, bytes, d->buffer_bytes, b->offset);
+        result = error < 0 ? error : (int64_t)d->buffer_bytes;
+    }
+    status = result < 0 ? NODEDB_ERR_IO : NODEDB_OK, b->error = result < 0 ? (int)-result : 0;
     for (at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
         status = nodedb_vamana__check_block(d->index, b->offset + at, bytes + at, &reason), bad = at;
         if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) b->error = reason.sys_errno; /* of the checksums */
@@ -7466,8 +7533,8 @@ static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
     do {
         result = io_uring_submit_and_wait(&d->ring, wait);
         nodedb_vamana__reap(d);
-    } while (result == -EINTR || ((result == -EAGAIN || result == -EBUSY) && d->reading > 0));
-    return result < 0 ? result : 0;
+    } while ((result == -EINTR || result == -EAGAIN || result == -EBUSY) && d->reading > 0);
+    return result < 0 && result != -EINTR ? result : 0;
 }
 #endif
 
@@ -7499,13 +7566,14 @@ static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
     return 0;
 }
 
-/* Waits until no read is under way. */
-static void nodedb_vamana__drain(nodedb_vamana__disk *d) {
+/* Waits until no read is under way. False: the ring is broken, and the kernel may still write into the pool. */
+static bool nodedb_vamana__drain(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->reading > 0) (void)nodedb_vamana__enter_ring(d, 1);
+    while (d->uring && d->reading > 0)
+        if (nodedb_vamana__enter_ring(d, 1) < 0) return io_uring_sq_ready(&d->ring) == d->reading;
 #endif
     (void)d;
-    assert(d->reading == 0);
+    return true;
 }
 
 static uint32_t *nodedb_vamana__buffer_head(const nodedb_vamana__disk *d, uint64_t offset) {
@@ -7519,13 +7587,14 @@ static uint32_t nodedb_vamana__buffer_for(const nodedb_vamana__disk *d, uint64_t
     return i;
 }
 
-/* Takes the next buffer in turn for an offset. What it held is forgotten; a read into it that is still under way, of
- * something that nobody wanted any more, is waited for. */
+/* Takes the next buffer in turn for an offset, or NONE if the ring is broken. What it held is forgotten; a read into it
+ * that is still under way, of something that nobody wanted any more, is waited for. */
 static uint32_t nodedb_vamana__take_buffer(nodedb_vamana__disk *d, uint64_t offset) {
     uint32_t i = d->at, *link;
     nodedb_vamana__buffer *b = &d->buffers[i];
 #if defined(NODEDB_VAMANA__URING)
-    while (b->state == NODEDB_VAMANA__BUFFER_READING) (void)nodedb_vamana__enter_ring(d, 1);
+    while (b->state == NODEDB_VAMANA__BUFFER_READING)
+        if (nodedb_vamana__enter_ring(d, 1) < 0) return NODEDB_VAMANA__NONE;
 #endif
     if (b->offset != 0) {
         link = nodedb_vamana__buffer_head(d, b->offset);
@@ -7553,6 +7622,8 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
             if (age + (n - k) <= d->pool - d->batch_max) continue;
         }
         i = nodedb_vamana__take_buffer(d, offset);
+        if (i == NODEDB_VAMANA__NONE)
+            return nodedb__fail(err, NODEDB_ERR_IO, 0, "%s: its io_uring is broken", d->index->file->path);
         if (nodedb_vamana__record_in_quarantine(d->index->file, offset)) {
             d->buffers[i].state = NODEDB_VAMANA__BUFFER_FAILED;
         } else if (had != NODEDB_VAMANA__NONE && had != i && d->buffers[had].offset == offset &&
@@ -7608,10 +7679,11 @@ static void nodedb_vamana__disk_counters(void *ctx, uint64_t *reads, uint64_t *r
 static void nodedb_vamana__disk_destroy(void *ctx) {
     nodedb_vamana__disk *d = (nodedb_vamana__disk *)ctx;
     nodedb_allocator allocator = d->allocator;
-    nodedb_vamana__drain(d);
+    bool drained = nodedb_vamana__drain(d);
 #if defined(NODEDB_VAMANA__URING)
     if (d->uring) io_uring_queue_exit(&d->ring);
 #endif
+    if (!drained) d->bytes = NULL; /* better lost than written into by the kernel when it is somebody else's */
     nodedb__release(&allocator, d->heads, d->places * sizeof *d->heads);
     nodedb__release(&allocator, d->buffers, d->pool * sizeof *d->buffers);
     nodedb__release(&allocator, d->bytes, d->pool * d->buffer_bytes);
@@ -7701,6 +7773,7 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
     slot = nodedb_vamana__find_on_disk(index, id, &trouble);
     if (trouble.failed == NODEDB_OK && slot == NODEDB_VAMANA__NONE && trouble.damaged == 0)
         return nodedb_vamana__no_such_id(id, err);
+    if (slot != NODEDB_VAMANA__NONE) trouble.damaged = 0; /* what it has passed on the way */
     if (trouble.failed == NODEDB_OK && index->arrays->norms != NULL && slot != NODEDB_VAMANA__NONE)
         (void)nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, &trouble);
     if (trouble.failed != NODEDB_OK) {

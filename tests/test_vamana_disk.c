@@ -86,35 +86,11 @@ static bool same_file(const char *a, const char *b) {
     return same;
 }
 
-/* A file in memory, of which any bytes may be changed; it counts reads. */
-typedef struct memory_file { uint8_t *bytes; size_t size; uint64_t reads; } memory_file;
-static int memory_open(void *ctx, const char *path, int flags, int mode) {
-    (void)ctx, (void)path, (void)mode;
-    return (flags & O_ACCMODE) == O_RDONLY ? 1000 : -EROFS;
-}
-static int memory_close(void *ctx, int fd) {
-    (void)ctx;
-    return fd == 1000 ? 0 : -EBADF;
-}
-static int64_t memory_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
-    memory_file *f = (memory_file *)ctx;
-    (void)fd;
-    f->reads++;
-    if (offset >= f->size) return 0;
-    if (bytes > f->size - offset) bytes = (size_t)(f->size - offset);
-    memcpy(buffer, f->bytes + offset, bytes);
-    return (int64_t)bytes;
-}
-static int64_t memory_size(void *ctx, int fd) {
-    (void)fd;
-    return (int64_t)((memory_file *)ctx)->size;
-}
 static nodedb_vamana_open_config memory_config(memory_file *f, nodedb_vamana_mode mode) {
     nodedb_vamana_open_config o;
     memset(&o, 0, sizeof o);
     o.mode = mode;
-    o.io.open = memory_open, o.io.close = memory_close, o.io.pread = memory_pread, o.io.size = memory_size;
-    o.io.ctx = f;
+    memory_io(&o.io, f);
     return o;
 }
 
@@ -409,6 +385,41 @@ TEST(opening_on_disk_reads_the_header_and_no_more_however_large_the_file) {
     CHECK_EQ(reads[0], reads[1]);
 }
 
+TEST(an_empty_index_is_a_whole_file_in_both_layouts) {
+    int layout, emptied;
+    for (layout = 0; layout < 2; layout++)
+        for (emptied = 0; emptied < 2; emptied++) {
+            nodedb_vamana_config c = small_config(NODEDB_VAMANA_F32, NODEDB_VAMANA_COSINE);
+            nodedb_vamana *index = filled(&c, emptied ? 1 : 0, 0), *disk;
+            const char *path = path_of("empty");
+            nodedb_vamana_open_config o;
+            nodedb_vamana_searcher *s;
+            nodedb_vamana_result r[K];
+            nodedb_vamana_query q = query_of(floats_of(1), 10);
+            nodedb_vamana_stats stats;
+            float out[DIM];
+            uint64_t cursor = 0, id;
+            uint32_t n;
+            bool more = true;
+            if (emptied) CHECK_EQ(nodedb_vamana_remove(index, 10, NULL), NODEDB_OK);
+            save_as(index, path, (nodedb_vamana_layout)layout);
+            CHECK_EQ(nodedb_vamana_verify(path, NULL, NULL, NULL, NULL), NODEDB_OK);
+            memset(&o, 0, sizeof o);
+            o.mode = NODEDB_VAMANA_ON_DISK;
+            disk = nodedb_vamana_open(path, &o, NULL);
+            s = nodedb_vamana_searcher_create(disk, NULL, NULL);
+            REQUIRE(s != NULL);
+            CHECK_EQ(nodedb_vamana_search(s, &q, r, &n, &stats, NULL), NODEDB_OK);
+            CHECK(n == 0 && stats.damaged == 0);
+            CHECK_EQ(nodedb_vamana_get(disk, 10, out, NULL), NODEDB_ERR_NOT_FOUND);
+            CHECK(!nodedb_vamana_contains(disk, 10) && !nodedb_vamana_next(disk, &cursor, &id));
+            CHECK_EQ(nodedb_vamana_load(disk, UINT64_MAX, &more, NULL), NODEDB_OK);
+            CHECK_EQ(disk->file->damaged_blocks, 0);
+            nodedb_vamana_searcher_destroy(s);
+            nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
+        }
+}
+
 /* ---- damage ------------------------------------------------------------------------------------------------------ */
 
 typedef struct reported { uint64_t offsets[64]; uint32_t count; } reported;
@@ -459,6 +470,63 @@ TEST(verify_names_every_damaged_block) {
         }
         free(good), free(f.bytes);
         nodedb_vamana_destroy(index);
+    }
+}
+
+/* A block of the table of ids is lost, or one of the ids: every id that is not itself lost is found. */
+TEST(what_is_not_damaged_is_found_whatever_is) {
+    int part;
+    for (part = 0; part < 2; part++) {
+        nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+        nodedb_vamana *index = filled(&c, 1500, 0), *disk;
+        nodedb_vamana_open_config o;
+        const char *path = path_of("file");
+        memory_file f;
+        uint32_t i, got = 0;
+        save_as(index, path, NODEDB_VAMANA_RESIDENT);
+        f.bytes = read_whole(path, &f.size), f.reads = 0;
+        f.bytes[section(f.bytes, part == 0 ? TABLE : IDS) + 4096 + 77] ^= 4;
+        o = memory_config(&f, NODEDB_VAMANA_ON_DISK);
+        disk = nodedb_vamana_open("file", &o, NULL);
+        REQUIRE(disk != NULL);
+        for (i = 0; i < 1500; i++) {
+            float out[DIM];
+            nodedb_status status = nodedb_vamana_get(disk, 10 + i, out, NULL);
+            CHECK(status == NODEDB_OK || (part == 1 && i >= 512 && i < 1024 && status == NODEDB_ERR_CORRUPT));
+            CHECK(nodedb_vamana_contains(disk, 10 + i) == (status == NODEDB_OK));
+            got += status == NODEDB_OK;
+        }
+        CHECK_EQ(got, part == 0 ? 1500 : 1500 - 512);
+        nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
+        free(f.bytes);
+    }
+}
+
+/* Rows of the packed layout that make no sense though their checksums are right. */
+TEST(verify_reads_the_rows_of_a_packed_file_too) {
+    int forgery;
+    for (forgery = 0; forgery < 4; forgery++) {
+        nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+        nodedb_vamana *index = filled(&c, 200, 20), *opened;
+        nodedb_vamana_open_config o;
+        const char *path = path_of("file");
+        memory_file f;
+        uint8_t *row;
+        while (nodedb_vamana_maintain(index, 1000)) {
+        }
+        save_as(index, path, NODEDB_VAMANA_PACKED);
+        f.bytes = read_whole(path, &f.size), f.reads = 0;
+        row = f.bytes + section(f.bytes, RECORDS) + DIM; /* of slot 0, which is free */
+        if (forgery == 1) nodedb__put_u32(row, 1);                /* the next free slot is one that is not */
+        if (forgery == 2) nodedb__put_u32(row + 12 * 4 + DIM, 0x12345678); /* a neighbour of slot 1 */
+        if (forgery == 3) nodedb__put_u32(f.bytes + 220, 0xFFFFFFFFu);     /* no free slot at all */
+        mend_checksums(f.bytes, section(f.bytes, SUMS), f.size);
+        o = memory_config(&f, NODEDB_VAMANA_IN_MEMORY);
+        CHECK_EQ(nodedb_vamana_verify("file", &o, NULL, NULL, NULL), forgery == 0 ? NODEDB_OK : NODEDB_ERR_CORRUPT);
+        opened = nodedb_vamana_open("file", &o, NULL);
+        CHECK((opened != NULL) == (forgery == 0));
+        nodedb_vamana_destroy(opened), nodedb_vamana_destroy(index);
+        free(f.bytes);
     }
 }
 

@@ -22,4 +22,31 @@ static inline void mend_checksums(uint8_t *file, size_t sums, size_t end) {
     memcpy(file + end - 4096, file, 4096);
 }
 
+/* A read-only file in memory, of which any bytes may be changed; it counts reads. */
+typedef struct memory_file { uint8_t *bytes; size_t size; uint64_t reads; } memory_file;
+static inline int memory_open(void *ctx, const char *path, int flags, int mode) {
+    (void)ctx, (void)path, (void)mode;
+    return (flags & O_DIRECTORY) != 0 || (flags & O_ACCMODE) == O_RDONLY ? 1000 : -EROFS;
+}
+static inline int memory_close(void *ctx, int fd) {
+    (void)ctx;
+    return fd == 1000 ? 0 : -EBADF;
+}
+static inline int64_t memory_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    memory_file *f = (memory_file *)ctx;
+    (void)fd;
+    f->reads++;
+    if (offset >= f->size) return 0;
+    if (bytes > f->size - offset) bytes = (size_t)(f->size - offset);
+    memcpy(buffer, f->bytes + offset, bytes);
+    return (int64_t)bytes;
+}
+static inline int64_t memory_size(void *ctx, int fd) {
+    (void)fd;
+    return (int64_t)((memory_file *)ctx)->size;
+}
+static inline void memory_io(nodedb_io *io, memory_file *f) {
+    io->open = memory_open, io->close = memory_close, io->pread = memory_pread, io->size = memory_size, io->ctx = f;
+}
+
 #endif

@@ -24,9 +24,15 @@
  *   kernel/NAME                    bytes_per_s over vectors that do not fit the caches; limit/memory-read is their
  *                                  ceiling
  *   kernel-cached/NAME             the same over vectors that fit the first level: what the arithmetic costs
- *   disk/layout=resident/fetch=F/beam=N        recall_at_10, qps, reads_per_query, reads_per_s; 24 vectors are reranked
- *   disk/layout=resident/fetch=F/beam=N/many   the same but for recall, all queries in one call
- *   limit/random-read              reads_per_s of a bare io_uring: random blocks of the same file, 64 always in flight
+ *   disk/layout=L/save             seconds, and worst_slice_ms of its steps of 64 vectors
+ *   disk/layout=L/open             open_ms; load_ms of all that searches want in memory
+ *   disk/layout=L/fetch=F/beam=N   recall_at_10, qps, reads_per_query, reads_per_s, of_limit, p50_us and p99_us of a
+ *                                  call, resident_bytes of index and searchers; one query to a call. L: resident,
+ *                                  packed; F: uring (past the page cache), pread (so too, one round), mapped (through
+ *                                  it, one round)
+ *   disk/layout=L/fetch=uring/beam=N/many=16, /many   the same but for recall, 16 queries to a call, or all
+ *   limit/random-read              reads_per_s of a bare io_uring: random blocks of the same file, 64 always in flight;
+ *                                  limit/random-read/packed: of that file
  *
  * --only: cases that begin so, and nothing built that they do not need. --save-index and --load-index keep ours (with
  * both types F.u8 and F.f32), --hnsw-index loads hnswlib's or, where the file is missing, builds and saves it; what was
@@ -43,26 +49,11 @@ enum {
     INSERTS_QUICK = 5000,
     SUBSET_QUERIES_MAX = 1000, /* whose truth among the first vectors is found by looking at all of those */
     DISK_QUERIES_MAX = 1000,   /* with pread one by one it takes long */
-    DISK_RERANK = 24           /* vectors that a query reads */
+    SAVE_SLICE = 64            /* vectors to a step of a save */
 };
 
 #define ENOUGH_RECALL 0.99 /* widths above ENOUGH_WIDTH are for data where that one does not get there */
 #define ENOUGH_WIDTH 128u
-
-/* A header before the codes: it walks on exact distances, one query to a call. */
-#if NODEDB_VAMANA_FORMAT_VERSION >= 2
-static const bool has_codes = true;
-#define SET_EXACT_WALK(query, exact) ((query).exact_walk = (exact))
-#else
-static const bool has_codes = false;
-#define SET_EXACT_WALK(query, exact) ((void)(exact))
-static nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *common,
-                                               const void *vectors, uint64_t n, nodedb_vamana_result *results,
-                                               uint32_t *found, nodedb_vamana_stats *stats, nodedb_error *err) {
-    (void)searcher, (void)common, (void)vectors, (void)n, (void)results, (void)found, (void)stats;
-    return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "this header answers one query to a call");
-}
-#endif
 
 /* By nodedb_vamana_type: F32, U8. */
 static const char *const type_names[2] = {"f32", "u8"};
@@ -91,6 +82,7 @@ typedef struct subject {
     nodedb_vamana_searcher *searchers[THREADS_MAX]; /* ours: one for each thread */
     uint32_t threads;
     bool exact_walk, many, disk;
+    uint32_t call;                /* many: queries to a call. 0: all in one */
     peer_hnswlib *peer;           /* hnswlib's, or NULL */
     const struct subject *single; /* many, threads: the same index asked in the plain way, counted and timed before */
     point points[WIDTHS_MAX];
@@ -223,8 +215,8 @@ typedef struct costs {
 static nodedb_vamana_query query_for(const subject *s, uint32_t width) {
     nodedb_vamana_query q;
     memset(&q, 0, sizeof q);
-    q.k = K, q.beam = width, q.rerank = s->disk ? DISK_RERANK : 0;
-    SET_EXACT_WALK(q, s->exact_walk);
+    q.k = K, q.beam = width;
+    q.exact_walk = s->exact_walk;
     return q;
 }
 
@@ -268,17 +260,24 @@ static void *answer_all(void *ctx) {
     return NULL;
 }
 
-static void answer_many(const subject *s, const point *p) {
-    nodedb_vamana_result *results = (nodedb_vamana_result *)malloc((size_t)s->query_count * K * sizeof *results);
-    uint32_t *found = (uint32_t *)malloc(s->query_count * sizeof *found), pass;
-    nodedb_vamana_query q = query_for(s, p->width);
+/* All queries, in calls of s->call; `took`, if there is one, gets the microseconds of each call. Returns the calls. */
+static uint32_t answer_many(const subject *s, uint32_t width, double *took) {
+    uint32_t call = s->call == 0 || s->call > s->query_count ? s->query_count : s->call, from, calls = 0;
+    nodedb_vamana_result *results = (nodedb_vamana_result *)malloc((size_t)call * K * sizeof *results);
+    uint32_t *found = (uint32_t *)malloc(call * sizeof *found);
+    nodedb_vamana_query q = query_for(s, width);
     nodedb_error err;
     if (results == NULL || found == NULL) die("no memory for", "results");
-    for (pass = 0; pass < p->passes; pass++)
-        if (nodedb_vamana_search_many(s->searchers[0], &q, s->data->queries[s->type], s->query_count, results, found,
-                                      NULL, &err) != NODEDB_OK)
+    for (from = 0; from < s->query_count; from += call, calls++) {
+        uint32_t n = s->query_count - from < call ? s->query_count - from : call;
+        uint64_t begin = bench_now_ns();
+        if (nodedb_vamana_search_many(s->searchers[0], &q, query_row(s->data, s->type, from), n, results, found, NULL,
+                                      &err) != NODEDB_OK)
             die("a search failed:", err.message);
+        if (took != NULL) took[calls] = (double)(bench_now_ns() - begin) / 1e3;
+    }
     free(results), free(found);
+    return calls;
 }
 
 /* One round's queries per second. */
@@ -289,8 +288,8 @@ static double timed(const subject *s, const point *p) {
     for (i = 0; i < s->threads; i++) workers[i].s = s, workers[i].p = p, workers[i].thread = i;
     for (i = 1; i < s->threads; i++)
         if (pthread_create(&workers[i].id, NULL, answer_all, &workers[i]) != 0) die("no thread for", s->name);
-    if (s->many) answer_many(s, p);
-    else answer_all(&workers[0]);
+    for (i = 0; i < p->passes && s->many; i++) (void)answer_many(s, p->width, NULL);
+    if (!s->many) answer_all(&workers[0]);
     for (i = 1; i < s->threads; i++) (void)pthread_join(workers[i].id, NULL);
     return (double)s->threads * p->passes * s->query_count / seconds_since(begin);
 }
@@ -633,7 +632,7 @@ static void memory_rows(void) {
 /* ---- disk mode --------------------------------------------------------------------------------------------------- */
 
 /* What the device gives: random blocks of the file, O_DIRECT, 64 always in flight, by nothing but io_uring. */
-static void random_read_row(const char *path) {
+static double random_read_row(const char *path, const char *name) {
 #if defined(NODEDB_VAMANA__URING)
     enum { DEPTH = 64 };
     double rates[ROUNDS_MAX];
@@ -648,7 +647,7 @@ static void random_read_row(const char *path) {
         fprintf(stderr, "limit/random-read: no direct reads of %s\n", path);
         if (fd >= 0) close(fd);
         free(buffers);
-        return;
+        return 0;
     }
     blocks = (uint64_t)size / 4096;
     for (round = 0; round < rounds; round++) {
@@ -674,57 +673,132 @@ static void random_read_row(const char *path) {
     io_uring_queue_exit(&ring);
     close(fd);
     free(buffers);
-    bench_row("limit/random-read", "reads_per_s", bench_median(rates, rounds), "1/s");
+    bench_row(name, "reads_per_s", bench_median(rates, rounds), "1/s");
+    return bench_median(rates, rounds);
 #else
-    (void)path;
+    (void)path, (void)name;
+    return 0;
 #endif
 }
 
-static void reads_row(const subject *s, const point *p) {
-    double samples[ROUNDS_MAX];
+/* What a disk case costs beside time: reads, the slowest calls (one more pass), and memory. */
+static void cost_rows(const subject *s, const point *p, uint64_t resident, double limit) {
+    static double samples[ROUNDS_MAX], took[DISK_QUERIES_MAX];
     char name[96];
+    double rate;
+    uint32_t calls = 0;
     case_name(name, sizeof name, s, p->width);
     memcpy(samples, p->qps, sizeof samples);
-    put_row(name, "reads_per_s", bench_median(samples, rounds) * point_of(s->single, p->width)->reads, "1/s");
+    rate = bench_median(samples, rounds) * point_of(s->single, p->width)->reads;
+    put_row(name, "reads_per_s", rate, "1/s");
+    if (limit > 0) put_row(name, "of_limit", rate / limit, "ratio");
+    if (!s->many || s->call != 0) {
+        if (s->many) calls = answer_many(s, p->width, took);
+        for (; calls < s->query_count && !s->many; calls++) {
+            uint64_t begin = bench_now_ns();
+            answer(s, 0, p->width, calls, NULL);
+            took[calls] = (double)(bench_now_ns() - begin) / 1e3;
+        }
+        put_row(name, "p50_us", bench_median(took, calls), "us");
+        put_row(name, "p99_us", bench_percentile(took, calls, 0.99), "us");
+    }
+    put_row(name, "resident_bytes", (double)resident, "bytes");
 }
 
-static void disk_rows(nodedb_vamana *index, const data_set *d, const char *dir) {
-    static const uint32_t beams[] = {24, 28, 32, 48, 64, 128, 0};
-    nodedb_vamana_open_config o;
+/* Every byte that an index on disk and its searchers hold. */
+static uint64_t held_bytes;
+static void *held_alloc(void *ctx, size_t bytes, size_t align) {
+    void *memory = NULL;
+    (void)ctx;
+    if (posix_memalign(&memory, align, bytes) != 0) return NULL;
+    held_bytes += bytes;
+    return memory;
+}
+static void held_release(void *ctx, void *memory, size_t bytes) {
+    (void)ctx;
+    if (memory != NULL) held_bytes -= bytes;
+    free(memory);
+}
+
+static void save_for_disk(nodedb_vamana *index, const char *path, nodedb_vamana_layout layout, const char *name) {
+    uint64_t begin = bench_now_ns(), slice;
+    double worst = 0, took;
+    bool more = true;
     nodedb_error err;
-    char path[600];
-    uint32_t at;
-    int way, i;
-    (void)snprintf(path, sizeof path, "%s/bench_vamana.index", dir);
-    if (nodedb_vamana_save(index, path, &err) != NODEDB_OK) die("save:", err.message);
+    char row[96];
+    if (nodedb_vamana_save_begin(index, path, layout, &err) != NODEDB_OK) die("save:", err.message);
+    while (more) {
+        slice = bench_now_ns();
+        if (nodedb_vamana_save_step(index, SAVE_SLICE, &more, &err) != NODEDB_OK) die("save:", err.message);
+        took = (double)(bench_now_ns() - slice) / 1e6, worst = took > worst ? took : worst;
+    }
+    (void)snprintf(row, sizeof row, "disk/layout=%s/save", name);
+    put_row(row, "seconds", seconds_since(begin), "s");
+    put_row(row, "worst_slice_ms", worst, "ms");
+}
+
+/* One way of reading one layout: a query to a call, 16, and all. */
+static void fetch_rows(const char *path, const data_set *d, nodedb_vamana_type type, nodedb_vamana_fetch fetch,
+                       const char *layout, double limit) {
+    static const uint32_t beams[] = {24, 28, 32, 48, 64, 128, 0}, few[] = {28, 64, 0};
+    static const char *const names[] = {"uring", "pread", "mapped"}, *const suffixes[] = {"", "/many=16", "/many"};
+    static const uint32_t calls[] = {0, 16, 0};
+    subject ways[3];
+    nodedb_vamana_open_config o;
+    nodedb_vamana *disk;
+    nodedb_error err;
+    char name[96];
+    uint32_t kept = rounds, n = fetch == NODEDB_VAMANA_FETCH_AUTO ? 3 : 1, i, at; /* one by one it takes long */
+    uint64_t begin;
+    double opened;
+    bool more = true;
     memset(&o, 0, sizeof o);
-    o.mode = NODEDB_VAMANA_ON_DISK;
-    random_read_row(path);
-    for (way = 0; way < 2; way++) {
-        const char *name = way == 0 ? "disk/layout=resident/fetch=uring" : "disk/layout=resident/fetch=pread";
-        subject both[2]; /* one query to a call, and all */
-        nodedb_vamana *disk;
-        o.fetch = way == 1 ? NODEDB_VAMANA_FETCH_PREAD : NODEDB_VAMANA_FETCH_AUTO;
-        disk = nodedb_vamana_open(path, &o, &err);
-        if (disk == NULL) die("open:", err.message);
-        if (way == 0)
-            put_row("disk/open", "bytes_per_vector", (double)nodedb_vamana_memory_bytes(disk) / d->n, "bytes");
-        for (i = 0; i < 2; i++) {
-            both[i] = make_subject(d, NODEDB_VAMANA_F32, name);
-            both[i].disk = true, both[i].many = i == 1, both[i].single = i == 1 ? &both[0] : NULL;
-            both[i].query_count = quick ? DISK_QUERIES_MAX / 10 : DISK_QUERIES_MAX;
-            if (both[i].query_count > d->query_count) both[i].query_count = d->query_count;
-            if (i == 1) (void)snprintf(both[i].suffix, sizeof both[i].suffix, "/many");
-            give_searchers(&both[i], disk);
-            count(&both[i], beams, false);
-        }
-        measure(both, 2);
-        both[0].single = &both[0];
-        for (i = 0; i < 2; i++) {
-            for (at = 0; at < both[i].point_count; at++) reads_row(&both[i], &both[i].points[at]);
-            take_searchers(&both[i]);
-        }
-        nodedb_vamana_destroy(disk);
+    o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = fetch;
+    o.allocator.alloc = held_alloc, o.allocator.release = held_release;
+    held_bytes = 0, begin = bench_now_ns();
+    disk = nodedb_vamana_open(path, &o, &err);
+    if (disk == NULL) die("open:", err.message);
+    opened = seconds_since(begin), begin = bench_now_ns();
+    while (more)
+        if (nodedb_vamana_load(disk, UINT64_MAX, &more, &err) != NODEDB_OK) die("load:", err.message);
+    if (fetch == NODEDB_VAMANA_FETCH_AUTO) {
+        (void)snprintf(name, sizeof name, "disk/layout=%s/open", layout);
+        put_row(name, "open_ms", opened * 1e3, "ms");
+        put_row(name, "load_ms", seconds_since(begin) * 1e3, "ms");
+    }
+    (void)snprintf(name, sizeof name, "disk/layout=%s/fetch=%s", layout, names[fetch]);
+    if (fetch != NODEDB_VAMANA_FETCH_AUTO) rounds = 1;
+    for (i = 0; i < n; i++) {
+        ways[i] = make_subject(d, type, name);
+        ways[i].disk = true, ways[i].many = i > 0, ways[i].call = calls[i], ways[i].single = i > 0 ? &ways[0] : NULL;
+        ways[i].query_count = quick ? DISK_QUERIES_MAX / 20 : DISK_QUERIES_MAX;
+        if (ways[i].query_count > d->query_count) ways[i].query_count = d->query_count;
+        (void)snprintf(ways[i].suffix, sizeof ways[i].suffix, "%s", suffixes[i]);
+        give_searchers(&ways[i], disk);
+        count(&ways[i], quick ? few : beams, false);
+    }
+    measure(ways, n);
+    ways[0].single = &ways[0];
+    for (i = 0; i < n; i++) {
+        for (at = 0; at < ways[i].point_count; at++)
+            cost_rows(&ways[i], &ways[i].points[at], held_bytes, fetch == NODEDB_VAMANA_FETCH_MAPPED ? 0 : limit);
+        take_searchers(&ways[i]);
+    }
+    rounds = kept;
+    nodedb_vamana_destroy(disk);
+}
+
+static void disk_rows(nodedb_vamana *index, const data_set *d, nodedb_vamana_type type, const char *dir) {
+    static const char *const names[] = {"resident", "packed"};
+    char path[600];
+    double limit;
+    int layout, fetch;
+    (void)snprintf(path, sizeof path, "%s/bench_vamana.index", dir);
+    for (layout = 0; layout < 2; layout++) {
+        save_for_disk(index, path, (nodedb_vamana_layout)layout, names[layout]);
+        limit = random_read_row(path, layout == 0 ? "limit/random-read" : "limit/random-read/packed");
+        for (fetch = 0; fetch < 3; fetch++)
+            fetch_rows(path, d, type, (nodedb_vamana_fetch)fetch, names[layout], limit);
     }
     (void)remove(path);
 }
@@ -750,13 +824,11 @@ static void add_ours(const data_set *d, nodedb_vamana_type type, const nodedb_va
     give_searchers(first, index);
     count(first, widths, at_recall(name) || wanted("ratio/"));
     subject_count++;
-    if (has_codes) {
-        s = &subjects[subject_count++], *s = make_subject(d, type, name);
-        (void)snprintf(s->suffix, sizeof s->suffix, "/many");
-        s->many = true, s->single = first;
-        give_searchers(s, index);
-        count(s, some_widths, false);
-    }
+    s = &subjects[subject_count++], *s = make_subject(d, type, name);
+    (void)snprintf(s->suffix, sizeof s->suffix, "/many");
+    s->many = true, s->single = first;
+    give_searchers(s, index);
+    count(s, some_widths, false);
     if (threads > 1) {
         s = &subjects[subject_count++], *s = make_subject(d, type, name);
         (void)snprintf(s->suffix, sizeof s->suffix, "/threads=%u", (unsigned)threads);
@@ -764,13 +836,11 @@ static void add_ours(const data_set *d, nodedb_vamana_type type, const nodedb_va
         give_searchers(s, index);
         count(s, some_widths, false);
     }
-    if (has_codes) {
-        (void)snprintf(name, sizeof name, "ours/exact-walk/type=%s", type_names[type]);
-        s = &subjects[subject_count++], *s = make_subject(d, type, name);
-        s->exact_walk = true;
-        give_searchers(s, index);
-        count(s, widths, at_recall(name));
-    }
+    (void)snprintf(name, sizeof name, "ours/exact-walk/type=%s", type_names[type]);
+    s = &subjects[subject_count++], *s = make_subject(d, type, name);
+    s->exact_walk = true;
+    give_searchers(s, index);
+    count(s, widths, at_recall(name));
 }
 
 /* Is a row wanted that an index of ours of this type has to be searched for? */
@@ -779,7 +849,7 @@ static bool searches_ours(nodedb_vamana_type type) {
     (void)snprintf(plain, sizeof plain, "ours/type=%s/", type_names[type]);
     (void)snprintf(exact, sizeof exact, "ours/exact-walk/type=%s/", type_names[type]);
     (void)snprintf(ratio, sizeof ratio, "ratio/type=%s/", type_names[type]);
-    return wanted(plain) || (has_codes && wanted(exact)) || wanted(ratio);
+    return wanted(plain) || wanted(exact) || wanted(ratio);
 }
 
 /* A run: what it measures with what. */
@@ -811,7 +881,7 @@ static void build_all(run *r) {
                                        index_file(r->argc, r->argv, "--load-index", t, r->both, from),
                                        index_file(r->argc, r->argv, "--save-index", t, r->both, to), r->argc, r->argv);
     }
-    if (r->disk && r->indexes[NODEDB_VAMANA_F32] == NULL) /* exact vectors are on disk only if they are floats */
+    if (r->disk && r->indexes[NODEDB_VAMANA_F32] == NULL) /* of floats there is more to leave on the disk */
         r->indexes[NODEDB_VAMANA_F32] = build_ours(&r->data, NODEDB_VAMANA_F32, "disk/build", NULL, NULL, r->argc,
                                                    r->argv);
     if (wanted("hnswlib/") || wanted("ratio/")) {
@@ -888,7 +958,7 @@ int main(int argc, char **argv) {
     }
     if (wanted("kernel/") || wanted("kernel-cached/") || wanted("limit/memory-read")) memory_rows();
     if (r.disk)
-        disk_rows(r.indexes[NODEDB_VAMANA_F32], &r.data,
+        disk_rows(r.indexes[NODEDB_VAMANA_F32], &r.data, NODEDB_VAMANA_F32,
                   bench_option(argc, argv, "--dir", access("build", W_OK) == 0 ? "build" : "."));
     peer_hnswlib_destroy(r.peer);
     nodedb_vamana_destroy(r.indexes[NODEDB_VAMANA_U8]), nodedb_vamana_destroy(r.indexes[NODEDB_VAMANA_F32]);

@@ -6,29 +6,6 @@
 #include "nodedb_vamana.h"
 #include "vamana_file.h"
 
-typedef struct memory_file { uint8_t *bytes; size_t size; } memory_file;
-
-static int memory_open(void *ctx, const char *path, int flags, int mode) {
-    (void)ctx, (void)path, (void)mode;
-    return (flags & O_DIRECTORY) != 0 || (flags & O_ACCMODE) == O_RDONLY ? 1000 : -EROFS;
-}
-static int memory_close(void *ctx, int fd) {
-    (void)ctx;
-    return fd == 1000 ? 0 : -EBADF;
-}
-static int64_t memory_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
-    memory_file *f = (memory_file *)ctx;
-    (void)fd;
-    if (offset >= f->size) return 0;
-    if (bytes > f->size - offset) bytes = (size_t)(f->size - offset);
-    memcpy(buffer, f->bytes + offset, bytes);
-    return (int64_t)bytes;
-}
-static int64_t memory_size(void *ctx, int fd) {
-    (void)fd;
-    return (int64_t)((memory_file *)ctx)->size;
-}
-
 /* Makes the checksums right where the header leads to them. */
 static void mend(memory_file *f) {
     size_t end = f->size / 4096 * 4096, sums, groups;
@@ -71,14 +48,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     memory_file f;
     int mode;
     if (size < 1 || size > (1u << 22)) return 0;
-    f.size = size - 1;
+    f.size = size - 1, f.reads = 0;
     f.bytes = (uint8_t *)malloc(f.size + 1);
     if (f.bytes == NULL) return 0;
     memcpy(f.bytes, data + 1, f.size);
     if (data[0] != 0xFF) mend(&f);
     memset(&o, 0, sizeof o);
-    o.io.open = memory_open, o.io.close = memory_close, o.io.pread = memory_pread, o.io.size = memory_size,
-        o.io.ctx = &f;
+    memory_io(&o.io, &f);
     for (mode = 0; mode < 3; mode++) { /* in memory; on disk; on disk, all of it loaded first */
         nodedb_vamana *index;
         nodedb_error err;
