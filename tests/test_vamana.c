@@ -767,12 +767,19 @@ TEST(the_entry_and_the_last_vectors_can_be_removed_and_the_index_filled_again) {
 TEST(compact_gives_memory_back_and_changes_no_answer) {
     const sift *s = sift10k();
     nodedb_vamana *index = build_sift(3000, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2, 2);
+    const char *path = path_in_test_dir("file");
     uint64_t before = nodedb_vamana_memory_bytes(index);
+    size_t full, compacted;
     uint32_t i;
+    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    free(read_file(path, &full));
     for (i = 0; i < 3000; i++)
         if (i % 5 != 0) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
     CHECK_EQ(nodedb_vamana_compact(index, NULL), NODEDB_OK);
     CHECK_EQ(nodedb_vamana_count(index), 600);
+    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    free(read_file(path, &compacted));
+    CHECK(compacted > 600 * 128 && compacted < full / 3);
     CHECK(nodedb_vamana_memory_bytes(index) < before / 2);
     for (i = 0; i < 3000; i++) CHECK(nodedb_vamana_contains(index, i) == (i % 5 == 0));
     CHECK(recall_by_scan(index, s->queries, s->dim, 100, 64) >= 0.99);
