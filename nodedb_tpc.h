@@ -39,7 +39,8 @@
  *               inbox, in which threads from outside post (a mutex keeps them apart; the core takes no lock to read).
  *     Turn      one round of a core's loop: poll hook, rings (at most NODEDB_TPC_BATCH_MESSAGES each, beginning with
  *               another one each turn), at most NODEDB_TPC_TASKS_PER_TURN tasks, wakes for whom it sent something,
- *               maintenance, heartbeat, stop; and when nothing of that found work: spin, then park.
+ *               maintenance (at most a share of a busy core's time), heartbeat, checkpoint, stop; and when nothing of
+ *               that found work: spin, then park.
  *     Spin      up to config.spin_ns of idle turns before parking, because waking a parked thread costs tens of
  *               microseconds on a virtual machine. Adaptive: a park that ended within twice that time asks for the
  *               whole spin, a longer one halves it; so an idle core does not spin. None where cores share a CPU.
@@ -53,6 +54,9 @@
  *     Degraded  3 faults within 60 s degrade a core: its tasks and guards are answered NODEDB_ERR_DEGRADED at once;
  *               after 30 s it tries again. A request id that faulted twice, on any cores, is refused for good, so that
  *               a poisonous request which its client repeats does not take down one core after the other.
+ *     Gate      of a collection: scans enter and leave; when it is being dropped the gate is shut, takes no new scans,
+ *               and says when the last one has left.
+ *     Quarantine  damaged parts by name, with reason and time, that the server goes on without; in every report.
  *     Time      one clock, config.clock. With a virtual one everything that depends on time is deterministic, save how
  *               long a park really lasts.
  *
@@ -67,7 +71,10 @@
  *                   _set_data, nodedb_tpc_stopping, nodedb_tpc_self
  *     messages      nodedb_tpc_send, nodedb_tpc_flush, nodedb_tpc_pressure; nodedb_tpc_post from outside
  *     tasks         nodedb_tpc_spawn, nodedb_tpc_guard, nodedb_tpc_defer, nodedb_tpc_panic, nodedb_tpc_fault_text
- *     watching      nodedb_tpc_get_stats, nodedb_tpc_report, nodedb_tpc_stalled
+ *     quiescence    nodedb_tpc_gate_enter, _leave, _undo, _shut, _drained
+ *     quarantine    nodedb_tpc_quarantine, nodedb_tpc_is_quarantined, nodedb_tpc_release_part,
+ *                   nodedb_tpc_quarantine_list
+ *     watching      nodedb_tpc_get_stats, nodedb_tpc_latency, nodedb_tpc_report, nodedb_tpc_stalled
  *
  *     Your own event loop. A core that serves sockets brings two hooks. `poll` handles what is ready and never blocks
  *     (epoll_wait with timeout 0, the completions of an io_uring); `wait` blocks until something is ready or the
@@ -630,6 +637,9 @@ extern "C" {
 #define NODEDB_TPC_DEGRADED_NS UINT64_C(30000000000)
 #define NODEDB_TPC_FAULTS_TO_REFUSE 2            /* of one request id */
 #define NODEDB_TPC_HEARTBEAT_JITTER_NS UINT64_C(100000000) /* two beats are heartbeat_ns apart, give or take this */
+#define NODEDB_TPC_MAX_QUARANTINED 128           /* parts of one runtime */
+#define NODEDB_TPC_MAX_PART_BYTES 64             /* name of a part, its final zero included */
+#define NODEDB_TPC_MAX_REASON_BYTES 192          /* why it is in quarantine */
 
 #define NODEDB_TPC_OUTSIDE UINT32_MAX            /* `from` of a message that a thread from outside posted */
 #define NODEDB_TPC_OFF UINT64_MAX                /* for spin_ns, heartbeat_ns, watchdog_ns: never */
@@ -889,6 +899,8 @@ typedef struct nodedb_tpc_config {
     uint64_t watchdog_ns;    /* 0: 5 s; a turn that lasts longer is a stall; NODEDB_TPC_OFF: none */
     uint64_t maintenance_interval_ns; /* 0: 1 ms; between two calls of `maintain`, unless it says there is more */
     uint64_t maintenance_budget_ns;   /* 0: 200 us; handed to `maintain` */
+    uint32_t maintenance_percent;     /* 0: 20; most of a busy core's time for it; idle time is all its own */
+    uint64_t checkpoint_ns;  /* 0: 300 s; between two calls of `on_checkpoint`; NODEDB_TPC_OFF: none */
     uint64_t drain_ns;       /* 0: 10 s; a stop waits so long for the queues to empty */
     uint64_t seed;           /* of the heartbeats' jitter */
     nodedb_allocator allocator;
@@ -917,6 +929,12 @@ typedef struct nodedb_tpc_config {
     bool (*maintain)(nodedb_tpc_core *core, void *ctx, uint64_t budget_ns);
     /* Every heartbeat_ns, give or take NODEDB_TPC_HEARTBEAT_JITTER_NS, when the core is idle; a busy core's waits. */
     void (*on_heartbeat)(nodedb_tpc_core *core, void *ctx);
+    /* Every checkpoint_ns: time to write one down. The cores take turns: core i of n is i / n of the time behind the
+     * first. */
+    void (*on_checkpoint)(nodedb_tpc_core *core, void *ctx);
+    /* The pressure of the ring from this core to core `to` has changed: looked at after each send to it and, while
+     * there is any, in every turn. */
+    void (*on_pressure)(nodedb_tpc_core *core, uint32_t to, nodedb_tpc_pressure_level level, void *ctx);
     /* Asked while stopping, when the core is idle: does it still wait for something of its own? Then it goes on. */
     bool (*pending)(nodedb_tpc_core *core, void *ctx);
 } nodedb_tpc_config;
@@ -932,6 +950,8 @@ typedef struct nodedb_tpc_stats {
     uint64_t tasks;                      /* spawned tasks that are over, however they ended */
     uint64_t faults, degradations, refused, timeouts; /* refused: answered NODEDB_ERR_DEGRADED */
     uint64_t heartbeats, dropped;        /* dropped: messages that nobody handled */
+    uint64_t checkpoints, pressure_changes;
+    uint64_t latency_ns;                 /* of all tasks together, from spawn to end */
     uint64_t busy_ns, idle_ns, maintenance_ns;
     uint64_t tasks_high_water, ring_high_water; /* longest run queue; longest of the rings that lead to this core */
     bool degraded;                       /* now */
@@ -1008,13 +1028,58 @@ NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, 
  * thread. */
 NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core);
 
+/* ---- quiescence: a collection that is being dropped ----
+ * Zeroed it is open. Any thread, at any time; the memory is the caller's, and stays until it is drained. */
+
+typedef struct nodedb_tpc_gate {
+    uint64_t state; /* scans inside, times two; plus 1: no new ones */
+    void (*drained)(void *ctx);
+    void *ctx;
+} nodedb_tpc_gate;
+
+/* A scan begins: false if the collection takes no new ones. Who got true calls leave once. In a task that may fault,
+ * register nodedb_tpc_gate_undo by nodedb_tpc_defer, and it is called if the task is abandoned. */
+NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate);
+NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate);
+NODEDB_TPC_API void nodedb_tpc_gate_undo(nodedb_tpc_core *core, void *gate);
+/* No new scans from now on. `drained` (may be NULL) is called once, when none is inside any more: by the thread of the
+ * last leave, or here. NODEDB_ERR_STATE: it is shut already; NODEDB_ERR_INVALID. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_gate_shut(nodedb_tpc_gate *gate, void (*drained)(void *ctx), void *ctx);
+NODEDB_TPC_API bool nodedb_tpc_gate_drained(const nodedb_tpc_gate *gate); /* shut, and none inside */
+
+/* ---- quarantine: damaged parts, by name; any thread ---- */
+
+typedef struct nodedb_tpc_quarantined {
+    char part[NODEDB_TPC_MAX_PART_BYTES], reason[NODEDB_TPC_MAX_REASON_BYTES];
+    uint64_t since_ns; /* a time of config.clock */
+} nodedb_tpc_quarantined;
+
+/* Puts a part (a segment, a page range, a file) into quarantine; the logger hears of it. `reason` may be NULL, a longer
+ * one is cut. NODEDB_ERR_EXISTS: it is there, and the first reason stays; NODEDB_ERR_LIMIT:
+ * NODEDB_TPC_MAX_QUARANTINED are; NODEDB_ERR_INVALID: no name, or one too long. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_quarantine(nodedb_tpc *runtime, const char *part, const char *reason);
+/* Is it? Costs a load as long as nothing is. `what` may be NULL. */
+NODEDB_TPC_API bool nodedb_tpc_is_quarantined(const nodedb_tpc *runtime, const char *part,
+                                              nodedb_tpc_quarantined *what);
+/* It is whole again. NODEDB_ERR_NOT_FOUND; NODEDB_ERR_INVALID. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_release_part(nodedb_tpc *runtime, const char *part);
+/* Copies up to `most` of them, the oldest first; returns how many there are. */
+NODEDB_TPC_API size_t nodedb_tpc_quarantine_list(const nodedb_tpc *runtime, nodedb_tpc_quarantined *list, size_t most);
+
 /* ---- watching ---- */
 
 /* NODEDB_ERR_INVALID. Any thread. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_get_stats(const nodedb_tpc *runtime, uint32_t core, nodedb_tpc_stats *stats);
-/* All statistics as text, a few lines for each core. Writes at most `size` bytes, the final zero included; returns the
- * length of the whole text. Any thread. */
-NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, char *buffer, size_t size);
+/* How long tasks took from spawn to end: the time within which `fraction` of them (0.5, 0.99, 1) were over, rounded up
+ * by at most a quarter. 0: none yet, or an argument is wrong. Any thread. */
+NODEDB_TPC_API uint64_t nodedb_tpc_latency(const nodedb_tpc *runtime, uint32_t core, double fraction);
+typedef enum nodedb_tpc_format {
+    NODEDB_TPC_TEXT = 0,   /* a few lines for each core, for a person */
+    NODEDB_TPC_PROMETHEUS  /* text exposition format 0.0.4: counters, gauges and a histogram, by runtime and core */
+} nodedb_tpc_format;
+/* All statistics, and what is in quarantine. Writes at most `size` bytes, the final zero included; returns the length
+ * of the whole text. Any thread. */
+NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, nodedb_tpc_format format, char *buffer, size_t size);
 /* Has this core not come round its loop for watchdog_ns? Any thread. (A core that notices it in its heartbeat also says
  * it, once for each stall, through the logger.) */
 NODEDB_TPC_API bool nodedb_tpc_stalled(const nodedb_tpc *runtime, uint32_t core);
@@ -1252,7 +1317,12 @@ typedef struct nodedb_tpc__task {
     nodedb_tpc_fn fn;
     void *arg;
     uint64_t deadline_ns, request_id;
+    uint64_t spawned_ns;
 } nodedb_tpc__task;
+
+/* Latencies in nanoseconds, by octave and quarter of one: exact below 4, then v with the highest bit e is counted in
+ * 4 (e - 1) + the two bits behind it. */
+#define NODEDB_TPC__LATENCIES 252u
 
 typedef struct nodedb_tpc__undo {
     nodedb_tpc_fn fn;
@@ -1303,6 +1373,9 @@ struct nodedb_tpc_core {
     uint32_t idle_turns;
     uint64_t maintenance_due_ns;
     bool maintenance_more;
+    uint64_t maintenance_free_ns; /* when a busy core may do more of it */
+    uint64_t checkpoint_due_ns;
+    uint32_t pressed;             /* rings of this core's that are under pressure */
     uint64_t beat_due_ns, beat;
     bool beat_owed;
     uint32_t phase_seen;
@@ -1326,6 +1399,7 @@ struct nodedb_tpc_core {
     uint32_t quiet;                             /* stopping: was idle and not pending, and has issued nothing since */
     uint32_t ended;
     nodedb_tpc_stats stats __attribute__((aligned(8)));
+    nodedb_tpc__counter latencies[NODEDB_TPC__LATENCIES];
 
     /* written by any thread */
     NODEDB_TPC__APART nodedb_tpc_notifier notifier;
@@ -1359,6 +1433,10 @@ struct nodedb_tpc {
 
     uint32_t phase; /* only goes up */
     uint64_t stop_ns;
+
+    pthread_mutex_t quarantine_lock;
+    uint32_t quarantine_count; /* also read without the lock */
+    nodedb_tpc_quarantined quarantine[NODEDB_TPC_MAX_QUARANTINED]; /* the oldest first */
 
     pthread_mutex_t suspects_lock; /* for writers; lookups read without it */
     uint32_t suspect_any;
@@ -1681,6 +1759,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_spawn(nodedb_tpc_core *core, nodedb_tpc_
     task->arg = arg;
     task->deadline_ns = deadline_ns;
     task->request_id = request_id;
+    task->spawned_ns = nodedb_tpc__now(core->runtime);
     nodedb_tpc__issue(core);
     core->queue_tail++;
     if (length + 1 > core->stats.tasks_high_water)
@@ -1688,10 +1767,24 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_spawn(nodedb_tpc_core *core, nodedb_tpc_
     return NODEDB_OK;
 }
 
-static void nodedb_tpc__end_task(nodedb_tpc_core *core, void *arg, nodedb_status status, const char *sentence) {
+static uint32_t nodedb_tpc__latency_place(uint64_t ns) {
+    uint32_t high = 63 - (uint32_t)__builtin_clzll(ns | 1);
+    return ns < 4 ? (uint32_t)ns : 4 * (high - 1) + (uint32_t)(ns >> (high - 2) & 3);
+}
+
+/* The longest latency that is counted in a place. */
+static uint64_t nodedb_tpc__latency_most(uint32_t place) {
+    return place < 4 ? place : ((UINT64_C(5) + place % 4) << (place / 4 - 1)) - 1;
+}
+
+static void nodedb_tpc__end_task(nodedb_tpc_core *core, const nodedb_tpc__task *task, nodedb_status status,
+                                 const char *sentence) {
     const nodedb_tpc_config *config = &core->runtime->config;
+    uint64_t now = nodedb_tpc__now(core->runtime), took = now > task->spawned_ns ? now - task->spawned_ns : 0;
     nodedb_tpc__count(&core->stats.tasks, 1u);
-    if (config->on_task_end != NULL) config->on_task_end(core, arg, status, sentence, config->ctx);
+    nodedb_tpc__count(&core->stats.latency_ns, took);
+    nodedb_tpc__count(&core->latencies[nodedb_tpc__latency_place(took)], 1u);
+    if (config->on_task_end != NULL) config->on_task_end(core, task->arg, status, sentence, config->ctx);
     nodedb_tpc__done(core, 1);
 }
 
@@ -1706,7 +1799,7 @@ static uint32_t nodedb_tpc__run_tasks(nodedb_tpc_core *core) {
             nodedb_tpc__count(&core->stats.timeouts, 1u);
         }
         if (status == NODEDB_OK) status = nodedb_tpc__guarded(core, task.fn, task.arg, task.request_id);
-        nodedb_tpc__end_task(core, task.arg, status, status == NODEDB_OK ? "" : core->fault_sentence);
+        nodedb_tpc__end_task(core, &task, status, status == NODEDB_OK ? "" : core->fault_sentence);
     }
     return ran;
 }
@@ -1715,6 +1808,25 @@ static uint32_t nodedb_tpc__run_tasks(nodedb_tpc_core *core) {
 
 static inline nodedb_tpc_ring *nodedb_tpc__ring(const nodedb_tpc *runtime, uint32_t from, uint32_t to) {
     return runtime->rings[(size_t)from * runtime->core_count + to];
+}
+
+/* Looks at the pressure of a ring, and tells of a change. */
+static void nodedb_tpc__watch_pressure(nodedb_tpc_core *core, uint32_t to) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    nodedb_tpc_ring *ring = nodedb_tpc__ring(core->runtime, core->index, to);
+    nodedb_tpc_pressure_level before = ring->pressure, now = nodedb_tpc_ring_pressure(ring);
+    if (now == before) return;
+    if (before == NODEDB_TPC_PRESSURE_NONE) core->pressed++;
+    if (now == NODEDB_TPC_PRESSURE_NONE) core->pressed--;
+    nodedb_tpc__count(&core->stats.pressure_changes, 1u);
+    config->on_pressure(core, to, now, config->ctx);
+}
+
+static void nodedb_tpc__watch_pressures(nodedb_tpc_core *core) {
+    uint32_t to;
+    for (to = 0; to < core->runtime->core_count && core->pressed > 0; to++)
+        if (nodedb_tpc__ring(core->runtime, core->index, to)->pressure != NODEDB_TPC_PRESSURE_NONE)
+            nodedb_tpc__watch_pressure(core, to);
 }
 
 NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to, const void *message) {
@@ -1729,6 +1841,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to,
     slot = nodedb_tpc_ring_reserve(ring);
     if (slot == NULL) {
         nodedb_tpc__count(&from->stats.send_refused, 1u);
+        if (runtime->config.on_pressure != NULL) nodedb_tpc__watch_pressure(from, to);
         return NODEDB_ERR_AGAIN;
     }
     nodedb_tpc__copy(slot, message, ring->message_bytes);
@@ -1739,6 +1852,9 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to,
         from->wake[to / 64] |= UINT64_C(1) << to % 64;
         from->wake_any = true;
     }
+    /* what the producer's copy of the cursor says is never less than what is there */
+    if (runtime->config.on_pressure != NULL && (ring->tail - ring->head_seen) / 3 >= (ring->mask + 1) / 4)
+        nodedb_tpc__watch_pressure(from, to);
     return NODEDB_OK;
 }
 
@@ -1761,6 +1877,7 @@ NODEDB_TPC_API void nodedb_tpc_flush(nodedb_tpc_core *core) {
 NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_pressure(nodedb_tpc_core *from, uint32_t to) {
     if (from == NULL || to >= from->runtime->core_count || !nodedb_tpc__on_own_thread(from))
         return NODEDB_TPC_PRESSURE_SUSPENDED;
+    if (from->runtime->config.on_pressure != NULL) nodedb_tpc__watch_pressure(from, to);
     return nodedb_tpc_ring_pressure(nodedb_tpc__ring(from->runtime, from->index, to));
 }
 
@@ -1941,7 +2058,7 @@ static void nodedb_tpc__end_core(nodedb_tpc_core *core) {
     uint32_t from;
     for (; core->queue_head != core->queue_tail; tasks++) {
         nodedb_tpc__task task = core->queue[core->queue_head++ & (runtime->config.queue_tasks - 1)];
-        nodedb_tpc__end_task(core, task.arg, NODEDB_ERR_CANCELLED, "the runtime stopped before the task began");
+        nodedb_tpc__end_task(core, &task, NODEDB_ERR_CANCELLED, "the runtime stopped before the task began");
     }
     for (from = 0; from < runtime->core_count; from++)
         messages += nodedb_tpc_ring_length(nodedb_tpc__ring(runtime, from, core->index));
@@ -1995,6 +2112,7 @@ static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeo
     if (core->phase_seen != NODEDB_TPC__RUNNING && timeout_ns > NODEDB_TPC__STOPPING_PARK_NS_MAX)
         timeout_ns = NODEDB_TPC__STOPPING_PARK_NS_MAX;
     if (core->beat_due_ns - now < timeout_ns) timeout_ns = core->beat_due_ns - now;
+    if (core->checkpoint_due_ns - now < timeout_ns) timeout_ns = core->checkpoint_due_ns - now;
     nodedb_tpc_notifier_prepare(&core->notifier);
     if (nodedb_tpc__work_waits(core)) {
         nodedb_tpc_notifier_cancel(&core->notifier);
@@ -2011,16 +2129,38 @@ static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeo
     core->idle_turns = 0;
 }
 
-static bool nodedb_tpc__maintain(nodedb_tpc_core *core, uint64_t now) {
+/* A slice of maintenance that took T is followed, on a core that is busy, by T (100 - p) / p without. */
+static bool nodedb_tpc__maintain(nodedb_tpc_core *core, uint64_t now, bool idle) {
     const nodedb_tpc_config *config = &core->runtime->config;
-    uint64_t begin, end;
+    uint64_t begin, end, took;
     if (config->maintain == NULL || (!core->maintenance_more && now < core->maintenance_due_ns)) return false;
+    if (!idle && now < core->maintenance_free_ns) return false;
     begin = nodedb_tpc__now(core->runtime);
     core->maintenance_more = config->maintain(core, config->ctx, config->maintenance_budget_ns);
-    end = nodedb_tpc__now(core->runtime);
+    end = nodedb_tpc__now(core->runtime), took = end > begin ? end - begin : 0;
     core->maintenance_due_ns = end + config->maintenance_interval_ns;
-    nodedb_tpc__count(&core->stats.maintenance_ns, end - begin);
+    core->maintenance_free_ns = end + took * (100 - config->maintenance_percent) / config->maintenance_percent;
+    nodedb_tpc__count(&core->stats.maintenance_ns, took);
     return core->maintenance_more;
+}
+
+/* Core i of n is i / n of the time behind the first, so that they never all write at once; what a busy core has missed
+ * is not made up for. */
+static void nodedb_tpc__schedule_checkpoint(nodedb_tpc_core *core, uint64_t now) {
+    const nodedb_tpc *runtime = core->runtime;
+    uint64_t period = runtime->config.checkpoint_ns, first, passed;
+    core->checkpoint_due_ns = UINT64_MAX;
+    if (period == NODEDB_TPC_OFF || runtime->config.on_checkpoint == NULL) return;
+    first = runtime->epoch_ns + period + period / runtime->core_count * core->index;
+    passed = now < first ? 0 : (now - first) / period + 1;
+    core->checkpoint_due_ns = first + passed * period;
+}
+
+static void nodedb_tpc__checkpoint(nodedb_tpc_core *core, uint64_t now) {
+    if (now < core->checkpoint_due_ns) return;
+    nodedb_tpc__schedule_checkpoint(core, now);
+    nodedb_tpc__count(&core->stats.checkpoints, 1u);
+    core->runtime->config.on_checkpoint(core, core->runtime->config.ctx);
 }
 
 static nodedb_status nodedb_tpc__turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
@@ -2036,8 +2176,10 @@ static nodedb_status nodedb_tpc__turn(nodedb_tpc_core *core, uint64_t max_wait_n
     work += nodedb_tpc__drain_rings(core);
     work += nodedb_tpc__run_tasks(core);
     nodedb_tpc_flush(core);
-    if (nodedb_tpc__maintain(core, now)) work++;
+    if (nodedb_tpc__maintain(core, now, work == 0)) work++;
     nodedb_tpc__heartbeat(core, now, work == 0);
+    nodedb_tpc__checkpoint(core, now);
+    if (core->pressed > 0) nodedb_tpc__watch_pressures(core);
     nodedb_tpc_flush(core); /* what the last two sent */
     core->last_turn_worked = work != 0;
     if (nodedb_tpc__stop_turn(core, now, work == 0)) return NODEDB_ERR_CANCELLED;
@@ -2132,7 +2274,11 @@ static nodedb_status nodedb_tpc__check_config(nodedb_tpc_config *c, nodedb_error
     if (c->watchdog_ns == 0) c->watchdog_ns = UINT64_C(5000000000);
     if (c->maintenance_interval_ns == 0) c->maintenance_interval_ns = UINT64_C(1000000);
     if (c->maintenance_budget_ns == 0) c->maintenance_budget_ns = UINT64_C(200000);
+    if (c->maintenance_percent == 0) c->maintenance_percent = 20;
+    if (c->checkpoint_ns == 0) c->checkpoint_ns = UINT64_C(300000000000);
     if (c->drain_ns == 0) c->drain_ns = UINT64_C(10000000000);
+    if (c->maintenance_percent > 100)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "maintenance_percent is %u", (unsigned)c->maintenance_percent);
     if (c->cores > NODEDB_TPC_MAX_CORES)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "%u cores: at most %d are possible", (unsigned)c->cores,
                             NODEDB_TPC_MAX_CORES);
@@ -2188,6 +2334,7 @@ static void nodedb_tpc__free(nodedb_tpc *runtime) {
     if (runtime->catching) nodedb_tpc__signals_leave();
     (void)pthread_mutex_destroy(&runtime->gate_lock);
     (void)pthread_mutex_destroy(&runtime->suspects_lock);
+    (void)pthread_mutex_destroy(&runtime->quarantine_lock);
     (void)pthread_cond_destroy(&runtime->gate_changed);
     nodedb__release(&allocator, runtime, sizeof *runtime);
 }
@@ -2249,6 +2396,7 @@ static nodedb_tpc *nodedb_tpc__make(const nodedb_tpc_config *given, bool manual,
     runtime->spin_ns_max = config.spin_ns == NODEDB_TPC_OFF || runtime->share_cpus ? 0 : config.spin_ns;
     (void)pthread_mutex_init(&runtime->gate_lock, NULL);
     (void)pthread_mutex_init(&runtime->suspects_lock, NULL);
+    (void)pthread_mutex_init(&runtime->quarantine_lock, NULL);
     (void)pthread_cond_init(&runtime->gate_changed, NULL);
     n = config.cores; /* at most 256, so no product below can be too large */
     runtime->cores =
@@ -2304,6 +2452,7 @@ static void nodedb_tpc__set_epoch(nodedb_tpc *runtime) {
         nodedb__store_relaxed(&core->turn_ns, runtime->epoch_ns);
         core->maintenance_due_ns = runtime->epoch_ns + runtime->config.maintenance_interval_ns;
         nodedb_tpc__schedule_beat(core, runtime->epoch_ns);
+        nodedb_tpc__schedule_checkpoint(core, runtime->epoch_ns);
     }
 }
 
@@ -2457,40 +2606,330 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_get_stats(const nodedb_tpc *runtime, uin
     return NODEDB_OK;
 }
 
-#define nodedb_tpc__llu(n) ((unsigned long long)(n))
+/* ---- quiescence -------------------------------------------------------------------------------------------------- */
 
-NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, char *buffer, size_t size) {
-    size_t used = 0;
+NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate) {
+    uint64_t state = gate == NULL ? 1 : nodedb__load_relaxed(&gate->state);
+    do
+        if ((state & 1) != 0) return false;
+    while (!nodedb__cas(&gate->state, &state, state + 2));
+    return true;
+}
+
+NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate) {
+    uint64_t before;
+    void (*drained)(void *ctx);
+    void *ctx;
+    if (gate == NULL) return;
+    assert(nodedb__load_relaxed(&gate->state) >= 2);
+    before = __atomic_fetch_sub(&gate->state, 2, __ATOMIC_ACQ_REL);
+    if (before != 3) return;                     /* others are inside, or it is open */
+    drained = gate->drained, ctx = gate->ctx;    /* written before it was shut */
+    if (drained != NULL) drained(ctx);           /* who may free the gate */
+}
+
+NODEDB_TPC_API void nodedb_tpc_gate_undo(nodedb_tpc_core *core, void *gate) {
+    (void)core;
+    nodedb_tpc_gate_leave((nodedb_tpc_gate *)gate);
+}
+
+/* The closer is inside himself while he shuts it, so that nobody finds it empty before the callback stands there. */
+NODEDB_TPC_API nodedb_status nodedb_tpc_gate_shut(nodedb_tpc_gate *gate, void (*drained)(void *ctx), void *ctx) {
+    uint64_t state;
+    if (gate == NULL) return NODEDB_ERR_INVALID;
+    if (!nodedb_tpc_gate_enter(gate)) return NODEDB_ERR_STATE;
+    state = nodedb__load_relaxed(&gate->state);
+    do {
+        if ((state & 1) != 0) { /* another one was faster */
+            nodedb_tpc_gate_leave(gate);
+            return NODEDB_ERR_STATE;
+        }
+    } while (!nodedb__cas(&gate->state, &state, state | 1));
+    gate->drained = drained, gate->ctx = ctx; /* released by our own leave, which comes before the last */
+    nodedb_tpc_gate_leave(gate);
+    return NODEDB_OK;
+}
+
+NODEDB_TPC_API bool nodedb_tpc_gate_drained(const nodedb_tpc_gate *gate) {
+    return gate != NULL && nodedb__load_acquire(&gate->state) == 1;
+}
+
+/* ---- quarantine -------------------------------------------------------------------------------------------------- */
+
+/* Under the lock: where a part stands, or quarantine_count. */
+static uint32_t nodedb_tpc__find_part(const nodedb_tpc *runtime, const char *part) {
     uint32_t i;
-    if (buffer == NULL) size = 0;
-    if (size > 0) buffer[0] = 0;
-    for (i = 0; i < nodedb_tpc_core_count(runtime); i++) {
-        nodedb_tpc_stats s;
-        int n;
-        (void)nodedb_tpc_get_stats(runtime, i, &s);
-        n = snprintf(used < size ? buffer + used : NULL, used < size ? size - used : 0,
-                     "core %u (cpu %d)%s%s: turns %llu, spins %llu, parks %llu, heartbeats %llu\n"
-                     "  messages %llu in %llu batches, sent %llu, send refused %llu, posted %llu, dropped %llu, "
-                     "longest ring %llu\n"
-                     "  wakes %llu, wakes avoided %llu; tasks %llu, longest queue %llu\n"
-                     "  faults %llu, degradations %llu, refused %llu, timeouts %llu\n"
-                     "  busy %llu us, idle %llu us, maintenance %llu us\n",
-                     (unsigned)i, runtime->cores[i]->cpu, s.degraded ? ", degraded" : "",
-                     nodedb_tpc_stalled(runtime, i) ? ", stalled" : "",
-                     nodedb_tpc__llu(s.turns), nodedb_tpc__llu(s.spins), nodedb_tpc__llu(s.parks),
-                     nodedb_tpc__llu(s.heartbeats),
-                     nodedb_tpc__llu(s.messages), nodedb_tpc__llu(s.batches), nodedb_tpc__llu(s.sent),
-                     nodedb_tpc__llu(s.send_refused),
-                     nodedb_tpc__llu(s.posted), nodedb_tpc__llu(s.dropped), nodedb_tpc__llu(s.ring_high_water),
-                     nodedb_tpc__llu(s.wakes),
-                     nodedb_tpc__llu(s.wakes_avoided), nodedb_tpc__llu(s.tasks), nodedb_tpc__llu(s.tasks_high_water),
-                     nodedb_tpc__llu(s.faults), nodedb_tpc__llu(s.degradations), nodedb_tpc__llu(s.refused),
-                     nodedb_tpc__llu(s.timeouts),
-                     nodedb_tpc__llu(s.busy_ns / 1000), nodedb_tpc__llu(s.idle_ns / 1000),
-                     nodedb_tpc__llu(s.maintenance_ns / 1000));
-        if (n > 0) used += (size_t)n;
+    for (i = 0; i < runtime->quarantine_count && strcmp(runtime->quarantine[i].part, part) != 0; i++) {
     }
-    return used;
+    return i;
+}
+
+static bool nodedb_tpc__is_part(const char *part) {
+    return part != NULL && part[0] != 0 && strlen(part) < NODEDB_TPC_MAX_PART_BYTES;
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_quarantine(nodedb_tpc *runtime, const char *part, const char *reason) {
+    nodedb_status status = NODEDB_OK;
+    if (runtime == NULL || !nodedb_tpc__is_part(part)) return NODEDB_ERR_INVALID;
+    (void)pthread_mutex_lock(&runtime->quarantine_lock);
+    if (nodedb_tpc__find_part(runtime, part) < runtime->quarantine_count) status = NODEDB_ERR_EXISTS;
+    else if (runtime->quarantine_count == NODEDB_TPC_MAX_QUARANTINED) status = NODEDB_ERR_LIMIT;
+    else {
+        nodedb_tpc_quarantined *q = &runtime->quarantine[runtime->quarantine_count];
+        memset(q, 0, sizeof *q);
+        (void)snprintf(q->part, sizeof q->part, "%s", part);
+        (void)snprintf(q->reason, sizeof q->reason, "%s", reason == NULL ? "" : reason);
+        q->since_ns = nodedb_tpc__now(runtime);
+        nodedb__store_release(&runtime->quarantine_count, runtime->quarantine_count + 1);
+    }
+    (void)pthread_mutex_unlock(&runtime->quarantine_lock);
+    if (status == NODEDB_OK)
+        nodedb__say(&runtime->config.logger, NODEDB_LOG_ERROR, "%s is in quarantine: %.*s", part,
+                    NODEDB_TPC_MAX_REASON_BYTES - 1, reason == NULL ? "no reason was given" : reason);
+    return status;
+}
+
+NODEDB_TPC_API bool nodedb_tpc_is_quarantined(const nodedb_tpc *runtime, const char *part,
+                                              nodedb_tpc_quarantined *what) {
+    nodedb_tpc *shared = (nodedb_tpc *)(uintptr_t)runtime; /* for the lock */
+    uint32_t at;
+    bool found;
+    if (runtime == NULL || !nodedb_tpc__is_part(part) || nodedb__load_acquire(&runtime->quarantine_count) == 0)
+        return false;
+    (void)pthread_mutex_lock(&shared->quarantine_lock);
+    at = nodedb_tpc__find_part(runtime, part), found = at < runtime->quarantine_count;
+    if (found && what != NULL) *what = runtime->quarantine[at];
+    (void)pthread_mutex_unlock(&shared->quarantine_lock);
+    return found;
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_release_part(nodedb_tpc *runtime, const char *part) {
+    uint32_t at;
+    bool found;
+    if (runtime == NULL || !nodedb_tpc__is_part(part)) return NODEDB_ERR_INVALID;
+    (void)pthread_mutex_lock(&runtime->quarantine_lock);
+    at = nodedb_tpc__find_part(runtime, part), found = at < runtime->quarantine_count;
+    if (found) {
+        memmove(&runtime->quarantine[at], &runtime->quarantine[at + 1],
+                (runtime->quarantine_count - at - 1) * sizeof runtime->quarantine[0]);
+        nodedb__store_release(&runtime->quarantine_count, runtime->quarantine_count - 1);
+    }
+    (void)pthread_mutex_unlock(&runtime->quarantine_lock);
+    if (!found) return NODEDB_ERR_NOT_FOUND;
+    nodedb__say(&runtime->config.logger, NODEDB_LOG_INFO, "%s has left quarantine", part);
+    return NODEDB_OK;
+}
+
+/* One of them, by its place; false: there are not so many. */
+static bool nodedb_tpc__quarantined_at(const nodedb_tpc *runtime, size_t at, nodedb_tpc_quarantined *what) {
+    nodedb_tpc *shared = (nodedb_tpc *)(uintptr_t)runtime;
+    bool found;
+    if (nodedb__load_acquire(&runtime->quarantine_count) <= at) return false;
+    (void)pthread_mutex_lock(&shared->quarantine_lock);
+    found = at < runtime->quarantine_count;
+    if (found) *what = runtime->quarantine[at];
+    (void)pthread_mutex_unlock(&shared->quarantine_lock);
+    return found;
+}
+
+NODEDB_TPC_API size_t nodedb_tpc_quarantine_list(const nodedb_tpc *runtime, nodedb_tpc_quarantined *list, size_t most) {
+    nodedb_tpc *shared = (nodedb_tpc *)(uintptr_t)runtime;
+    size_t count;
+    if (runtime == NULL) return 0;
+    (void)pthread_mutex_lock(&shared->quarantine_lock);
+    count = runtime->quarantine_count;
+    if (list != NULL) memcpy(list, runtime->quarantine, (count < most ? count : most) * sizeof *list);
+    (void)pthread_mutex_unlock(&shared->quarantine_lock);
+    return count;
+}
+
+/* ---- reports ----------------------------------------------------------------------------------------------------- */
+
+NODEDB_TPC_API uint64_t nodedb_tpc_latency(const nodedb_tpc *runtime, uint32_t core, double fraction) {
+    uint64_t counts[NODEDB_TPC__LATENCIES], all = 0, wanted, seen = 0;
+    uint32_t i;
+    if (runtime == NULL || core >= runtime->core_count || !(fraction > 0 && fraction <= 1)) return 0;
+    for (i = 0; i < NODEDB_TPC__LATENCIES; i++)
+        all += counts[i] = nodedb__load_relaxed(&runtime->cores[core]->latencies[i]);
+    if (all == 0) return 0;
+    wanted = (uint64_t)(fraction * (double)all);
+    if ((double)wanted < fraction * (double)all || wanted == 0) wanted++;
+    for (i = 0; i < NODEDB_TPC__LATENCIES - 1 && (seen += counts[i]) < wanted; i++) {
+    }
+    return nodedb_tpc__latency_most(i);
+}
+
+/* A text that grows beyond its buffer without harm. */
+typedef struct nodedb_tpc__text {
+    char *buffer;
+    size_t size, used;
+} nodedb_tpc__text;
+
+__attribute__((format(printf, 2, 3))) static void nodedb_tpc__print(nodedb_tpc__text *t, const char *format, ...) {
+    va_list args;
+    int n;
+    va_start(args, format);
+    n = vsnprintf(t->used < t->size ? t->buffer + t->used : NULL, t->used < t->size ? t->size - t->used : 0, format,
+                  args);
+    va_end(args);
+    if (n > 0) t->used += (size_t)n;
+}
+
+/* What is counted, under the names of Prometheus; all of it 64-bit numbers in nodedb_tpc_stats. */
+typedef struct nodedb_tpc__metric {
+    const char *name;
+    size_t at;
+    bool gauge, seconds;
+} nodedb_tpc__metric;
+
+static const nodedb_tpc__metric nodedb_tpc__metrics[] = {
+    {"turns_total", offsetof(nodedb_tpc_stats, turns), false, false},
+    {"spins_total", offsetof(nodedb_tpc_stats, spins), false, false},
+    {"parks_total", offsetof(nodedb_tpc_stats, parks), false, false},
+    {"messages_total", offsetof(nodedb_tpc_stats, messages), false, false},
+    {"batches_total", offsetof(nodedb_tpc_stats, batches), false, false},
+    {"sent_total", offsetof(nodedb_tpc_stats, sent), false, false},
+    {"send_refused_total", offsetof(nodedb_tpc_stats, send_refused), false, false},
+    {"posted_total", offsetof(nodedb_tpc_stats, posted), false, false},
+    {"wakes_total", offsetof(nodedb_tpc_stats, wakes), false, false},
+    {"wakes_avoided_total", offsetof(nodedb_tpc_stats, wakes_avoided), false, false},
+    {"tasks_total", offsetof(nodedb_tpc_stats, tasks), false, false},
+    {"faults_total", offsetof(nodedb_tpc_stats, faults), false, false},
+    {"degradations_total", offsetof(nodedb_tpc_stats, degradations), false, false},
+    {"refused_total", offsetof(nodedb_tpc_stats, refused), false, false},
+    {"timeouts_total", offsetof(nodedb_tpc_stats, timeouts), false, false},
+    {"heartbeats_total", offsetof(nodedb_tpc_stats, heartbeats), false, false},
+    {"dropped_total", offsetof(nodedb_tpc_stats, dropped), false, false},
+    {"checkpoints_total", offsetof(nodedb_tpc_stats, checkpoints), false, false},
+    {"pressure_changes_total", offsetof(nodedb_tpc_stats, pressure_changes), false, false},
+    {"busy_seconds_total", offsetof(nodedb_tpc_stats, busy_ns), false, true},
+    {"idle_seconds_total", offsetof(nodedb_tpc_stats, idle_ns), false, true},
+    {"maintenance_seconds_total", offsetof(nodedb_tpc_stats, maintenance_ns), false, true},
+    {"tasks_high_water", offsetof(nodedb_tpc_stats, tasks_high_water), true, false},
+    {"ring_high_water", offsetof(nodedb_tpc_stats, ring_high_water), true, false},
+};
+
+/* A label's value: quotes, backslashes and line ends escaped. */
+static void nodedb_tpc__print_label(nodedb_tpc__text *t, const char *value) {
+    for (; *value != 0; value++) {
+        if (*value == '\n') nodedb_tpc__print(t, "\\n");
+        else nodedb_tpc__print(t, *value == '"' || *value == '\\' ? "\\%c" : "%c", *value);
+    }
+}
+
+static void nodedb_tpc__print_series(nodedb_tpc__text *t, const nodedb_tpc *runtime, const char *name, uint32_t core) {
+    nodedb_tpc__print(t, "tpc_%s{runtime=\"", name);
+    nodedb_tpc__print_label(t, runtime->name);
+    nodedb_tpc__print(t, "\",core=\"%u\"", (unsigned)core);
+}
+
+/* The latencies as a histogram, in powers of four from 1,024 ns on. A bound is exact: no place reaches over it. */
+static void nodedb_tpc__print_histogram(nodedb_tpc__text *t, const nodedb_tpc *runtime, uint32_t core,
+                                        const nodedb_tpc_stats *s) {
+    uint64_t below = 0;
+    uint32_t i = 0, high;
+    for (high = 10; high <= 34; high += 2) {
+        for (; i < 4 * (high - 1); i++) below += nodedb__load_relaxed(&runtime->cores[core]->latencies[i]);
+        nodedb_tpc__print_series(t, runtime, "task_seconds_bucket", core);
+        nodedb_tpc__print(t, ",le=\"%.9g\"} %llu\n", (double)(UINT64_C(1) << high) / 1e9, (unsigned long long)below);
+    }
+    for (; i < NODEDB_TPC__LATENCIES; i++) below += nodedb__load_relaxed(&runtime->cores[core]->latencies[i]);
+    nodedb_tpc__print_series(t, runtime, "task_seconds_bucket", core);
+    nodedb_tpc__print(t, ",le=\"+Inf\"} %llu\n", (unsigned long long)below);
+    nodedb_tpc__print_series(t, runtime, "task_seconds_sum", core);
+    nodedb_tpc__print(t, "} %.9f\n", (double)s->latency_ns / 1e9);
+    nodedb_tpc__print_series(t, runtime, "task_seconds_count", core);
+    nodedb_tpc__print(t, "} %llu\n", (unsigned long long)below);
+}
+
+static void nodedb_tpc__print_flags(nodedb_tpc__text *t, const nodedb_tpc *runtime, bool stalled) {
+    uint32_t core;
+    nodedb_tpc__print(t, "# TYPE tpc_%s gauge\n", stalled ? "stalled" : "degraded");
+    for (core = 0; core < runtime->core_count; core++) {
+        bool is = stalled ? nodedb_tpc_stalled(runtime, core)
+                          : nodedb__load_relaxed(&runtime->cores[core]->stats.degraded);
+        nodedb_tpc__print_series(t, runtime, stalled ? "stalled" : "degraded", core);
+        nodedb_tpc__print(t, "} %d\n", is ? 1 : 0);
+    }
+}
+
+static void nodedb_tpc__report_prometheus(nodedb_tpc__text *t, const nodedb_tpc *runtime) {
+    nodedb_tpc_quarantined q;
+    nodedb_tpc_stats s;
+    uint32_t core;
+    size_t i;
+    for (i = 0; i < sizeof nodedb_tpc__metrics / sizeof nodedb_tpc__metrics[0]; i++) {
+        const nodedb_tpc__metric *m = &nodedb_tpc__metrics[i];
+        nodedb_tpc__print(t, "# TYPE tpc_%s %s\n", m->name, m->gauge ? "gauge" : "counter");
+        for (core = 0; core < runtime->core_count; core++) {
+            uint64_t value;
+            (void)nodedb_tpc_get_stats(runtime, core, &s);
+            memcpy(&value, (const char *)&s + m->at, sizeof value);
+            nodedb_tpc__print_series(t, runtime, m->name, core);
+            if (m->seconds) nodedb_tpc__print(t, "} %.9f\n", (double)value / 1e9);
+            else nodedb_tpc__print(t, "} %llu\n", (unsigned long long)value);
+        }
+    }
+    nodedb_tpc__print_flags(t, runtime, false);
+    nodedb_tpc__print_flags(t, runtime, true);
+    nodedb_tpc__print(t, "# TYPE tpc_task_seconds histogram\n");
+    for (core = 0; core < runtime->core_count; core++) {
+        (void)nodedb_tpc_get_stats(runtime, core, &s);
+        nodedb_tpc__print_histogram(t, runtime, core, &s);
+    }
+    nodedb_tpc__print(t, "# TYPE tpc_quarantined gauge\n");
+    for (i = 0; i < NODEDB_TPC_MAX_QUARANTINED && nodedb_tpc__quarantined_at(runtime, i, &q); i++) {
+        nodedb_tpc__print(t, "tpc_quarantined{runtime=\"");
+        nodedb_tpc__print_label(t, runtime->name);
+        nodedb_tpc__print(t, "\",part=\"");
+        nodedb_tpc__print_label(t, q.part);
+        nodedb_tpc__print(t, "\"} 1\n");
+    }
+}
+
+static void nodedb_tpc__report_text(nodedb_tpc__text *t, const nodedb_tpc *runtime) {
+    nodedb_tpc_quarantined q;
+    nodedb_tpc_stats s;
+    uint32_t i;
+#define nodedb_tpc__llu(n) ((unsigned long long)(n))
+    for (i = 0; i < runtime->core_count; i++) {
+        (void)nodedb_tpc_get_stats(runtime, i, &s);
+        nodedb_tpc__print(
+            t,
+            "core %u (cpu %d)%s%s: turns %llu, spins %llu, parks %llu, heartbeats %llu, checkpoints %llu\n"
+            "  messages %llu in %llu batches, sent %llu, send refused %llu, posted %llu, dropped %llu, longest ring "
+            "%llu, pressure changes %llu\n"
+            "  wakes %llu, wakes avoided %llu; tasks %llu, longest queue %llu, took p50 %llu ns, p99 %llu ns, at most "
+            "%llu ns\n"
+            "  faults %llu, degradations %llu, refused %llu, timeouts %llu\n"
+            "  busy %llu us, idle %llu us, maintenance %llu us\n",
+            (unsigned)i, runtime->cores[i]->cpu, s.degraded ? ", degraded" : "",
+            nodedb_tpc_stalled(runtime, i) ? ", stalled" : "", nodedb_tpc__llu(s.turns), nodedb_tpc__llu(s.spins),
+            nodedb_tpc__llu(s.parks), nodedb_tpc__llu(s.heartbeats), nodedb_tpc__llu(s.checkpoints),
+            nodedb_tpc__llu(s.messages), nodedb_tpc__llu(s.batches), nodedb_tpc__llu(s.sent),
+            nodedb_tpc__llu(s.send_refused), nodedb_tpc__llu(s.posted), nodedb_tpc__llu(s.dropped),
+            nodedb_tpc__llu(s.ring_high_water), nodedb_tpc__llu(s.pressure_changes), nodedb_tpc__llu(s.wakes),
+            nodedb_tpc__llu(s.wakes_avoided), nodedb_tpc__llu(s.tasks), nodedb_tpc__llu(s.tasks_high_water),
+            nodedb_tpc__llu(nodedb_tpc_latency(runtime, i, 0.5)), nodedb_tpc__llu(nodedb_tpc_latency(runtime, i, 0.99)),
+            nodedb_tpc__llu(nodedb_tpc_latency(runtime, i, 1)), nodedb_tpc__llu(s.faults),
+            nodedb_tpc__llu(s.degradations), nodedb_tpc__llu(s.refused), nodedb_tpc__llu(s.timeouts),
+            nodedb_tpc__llu(s.busy_ns / 1000), nodedb_tpc__llu(s.idle_ns / 1000),
+            nodedb_tpc__llu(s.maintenance_ns / 1000));
+    }
+    for (i = 0; i < NODEDB_TPC_MAX_QUARANTINED && nodedb_tpc__quarantined_at(runtime, i, &q); i++)
+        nodedb_tpc__print(t, "quarantined: %s, since %llu ns: %s\n", q.part, nodedb_tpc__llu(q.since_ns), q.reason);
+#undef nodedb_tpc__llu
+}
+
+NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, nodedb_tpc_format format, char *buffer,
+                                        size_t size) {
+    nodedb_tpc__text t;
+    t.buffer = buffer, t.size = buffer == NULL ? 0 : size, t.used = 0;
+    if (t.size > 0) buffer[0] = 0;
+    if (runtime == NULL) return 0;
+    if (format == NODEDB_TPC_PROMETHEUS) nodedb_tpc__report_prometheus(&t, runtime);
+    else nodedb_tpc__report_text(&t, runtime);
+    return t.used;
 }
 
 #ifdef __cplusplus
