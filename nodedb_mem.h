@@ -53,6 +53,9 @@
    EMERGENCY from 95 %; a level is left only 5 points below the mark where it was entered. A level is computed when
    somebody asks (nodedb_mem_pressure, nodedb_mem_poll); changes are then reported to a callback.
 
+   Lending. nodedb_mem_rebalance moves what engines leave idle of their limits to those in need, within the sum that was
+   set, and back when its owner needs it.
+
    Spill. A controller with its own hysteresis: BEGIN at 90 %, CONTINUE until under 75 %, then RESTORE what was spilled
    while that does not pass 75 % again, NONE otherwise; each decision says how many bytes to move. It looks at both the
    engine and the ceiling.
@@ -66,10 +69,12 @@
    set up        nodedb_mem_create, nodedb_mem_destroy, nodedb_mem_register_engine, nodedb_mem_find_engine,
                  nodedb_mem_set_limit
    account       nodedb_mem_reserve, nodedb_mem_reserve_forced, nodedb_mem_release
+   share         nodedb_mem_rebalance
    look          nodedb_mem_get_usage, nodedb_mem_get_reality
    react         nodedb_mem_pressure, nodedb_mem_poll, nodedb_mem_spill_decide
    spill         nodedb_mem_overflow_open, _close, _write, _read, _free, _trim, _get_stats
    arenas        nodedb_mem_arena_available, _create, _bind_thread, _of_thread, _get_stats, _reset, _destroy
+   NUMA          nodedb_mem_numa_bind_thread
 
 5. THREADS
    Governor: `core` is an index below config.max_cores. At one time only one thread may use one index for
@@ -671,6 +676,7 @@ typedef struct nodedb_mem_config {
 typedef struct nodedb_mem_usage {
     char name[NODEDB_MEM_MAX_NAME_BYTES]; /* "ceiling" for NODEDB_MEM_GLOBAL */
     size_t limit_bytes;     /* the engine's own or the ceiling, whichever is less */
+    size_t base_bytes;      /* what was set; a rebalance makes the limit more or less than that */
     size_t reserved_bytes;  /* granted and not released */
     size_t credit_bytes;    /* idle at cores; can be taken back, counts as available */
     size_t available_bytes; /* the largest reservation that would be granted; 0 while a limit is passed */
@@ -705,6 +711,15 @@ NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char 
  * NODEDB_ERR_NOT_FOUND (no such engine). */
 NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engine, size_t limit_bytes,
                                                   nodedb_error *err);
+
+/* Lets engines that need more than their limit borrow from those that need less; the sum of all limits stays what was
+ * set. Each limit is computed anew from what was set: an engine that was refused since the last call, or that holds
+ * critical_percent of what was set for it or more, may hold half as much again as it holds; one that is not in need
+ * keeps a quarter more than it holds, and at least a quarter of what was set, and lends the rest as far as it is
+ * wanted. So what was lent comes back with the call that finds its owner in need (what the borrower holds stays, but it
+ * gets no more). Engines without a limit take no part. *moved (may be NULL): bytes that are lent now. Any thread; call
+ * it in maintenance. Errors: NODEDB_ERR_INVALID. */
+NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved, nodedb_error *err);
 
 /* May `engine` hold `bytes` more? Only the thread of `core`. 0 bytes are granted always. Errors: NODEDB_ERR_LIMIT
  * (refused: engine or ceiling, asked, left are in the sentence), NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (engine). */
@@ -879,6 +894,21 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error
 /* The same, and the arena is gone. Errors: those, and NODEDB_ERR_STATE (a thread is still bound to it). */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_error *err);
 
+/* ---- NUMA: set_mempolicy(2), getcpu(2), sysfs -------------------------------------------------------------------- */
+
+typedef struct nodedb_mem_numa {
+    uint32_t nodes; /* that the machine has */
+    uint32_t node;  /* of the CPU that the thread runs on */
+    bool bound;     /* false: there is one node, so nothing was done */
+} nodedb_mem_numa;
+
+/* From now on new pages of the calling thread come from the node of the CPU that it runs on, as long as that has any:
+ * so pin the thread first. On a machine with one node it does nothing, and says so to the logger (NULL: to nobody).
+ * io NULL: the system's; reads /sys/devices/system/node/online. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (the
+ * kernel or a sandbox refuses the policy). */
+NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, const nodedb_logger *logger,
+                                                         nodedb_mem_numa *numa, nodedb_error *err);
+
 #ifdef __cplusplus
 }
 #endif
@@ -892,6 +922,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_err
 #include <assert.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 
 #if !defined(__has_include)
@@ -936,9 +967,11 @@ typedef struct nodedb_mem__cell {
 typedef struct nodedb_mem__budget {
     char name[NODEDB_MEM_MAX_NAME_BYTES];
     size_t limit;
+    size_t base;              /* the limit as it was set */
     size_t covered;
     size_t covered_peak;
     uint64_t rejections, forced, forced_bytes;
+    uint64_t rejections_seen; /* by the last rebalance */
     nodedb_mem_level level;
     uint64_t level_since_ns;
 } nodedb_mem__budget;
@@ -1222,9 +1255,66 @@ NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engi
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory ceiling: a ceiling of 0 bytes");
     nodedb_mem__lock(mem);
     nodedb_mem__recount(mem, budget);
-    mem->budgets[budget].limit = limit_bytes;
+    mem->budgets[budget].limit = mem->budgets[budget].base = limit_bytes;
     nodedb_mem__thaw(mem, budget);
     nodedb_mem__unlock(mem);
+    return NODEDB_OK;
+}
+
+/* What an engine may lend, or how much more it needs, of what was set for it. Under the lock; no credit is out. */
+static void nodedb_mem__wish(const nodedb_mem *mem, uint32_t engine, size_t *lends, size_t *needs) {
+    const nodedb_mem__budget *budget = &mem->budgets[engine];
+    size_t used = budget->covered, base = budget->base, keep;
+    *lends = 0, *needs = 0;
+    if (base == NODEDB_MEM_NO_LIMIT_BYTES) return;
+    if (budget->rejections != budget->rejections_seen || used >= nodedb_mem__part(base, mem->config.critical_percent)) {
+        keep = used < SIZE_MAX / 2 ? used + used / 2 : used;
+        if (keep > base) *needs = keep - base;
+        else if (budget->rejections != budget->rejections_seen) *needs = base / 2; /* it asked for more at once */
+    } else {
+        keep = used + used / 4 > base / 4 ? used + used / 4 : base / 4;
+        if (keep < base) *lends = base - keep;
+    }
+}
+
+/* `bytes` times given / all, rounded down. */
+static size_t nodedb_mem__share(size_t bytes, size_t given, size_t all) {
+    size_t share = all == 0 ? 0 : (size_t)((double)bytes * ((double)given / (double)all));
+    return share < bytes ? share : bytes;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved, nodedb_error *err) {
+    size_t pool = 0, wanted = 0, given, lends, needs, lent = 0, lend_of[NODEDB_MEM_MAX_ENGINES];
+    size_t need_of[NODEDB_MEM_MAX_ENGINES];
+    uint32_t i;
+    if (moved != NULL) *moved = 0;
+    if (mem == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "rebalance: NULL");
+    nodedb_mem__lock(mem);
+    nodedb_mem__recount(mem, NODEDB_MEM__ALL);
+    for (i = 0; i < mem->engines; i++) {
+        nodedb_mem__wish(mem, i, &lends, &needs);
+        lend_of[i] = lends, need_of[i] = needs;
+        pool = lends > SIZE_MAX - pool ? SIZE_MAX : pool + lends;
+        wanted = needs > SIZE_MAX - wanted ? SIZE_MAX : wanted + needs;
+    }
+    given = pool < wanted ? pool : wanted;
+    for (i = 0; i < mem->engines; i++) { /* first what is lent, in whole bytes: no more than that is borrowed */
+        nodedb_mem__budget *budget = &mem->budgets[i];
+        size_t share = nodedb_mem__share(lend_of[i], given, pool);
+        budget->limit = budget->base - share;
+        if (lend_of[i] > 0) lent += share;
+    }
+    if (lent < given) given = lent;
+    for (i = 0; i < mem->engines; i++) {
+        nodedb_mem__budget *budget = &mem->budgets[i];
+        size_t share = nodedb_mem__share(need_of[i], given, wanted);
+        if (share > lent) share = lent;
+        if (need_of[i] > 0) budget->limit = budget->base + share, lent -= share;
+        budget->rejections_seen = budget->rejections;
+    }
+    nodedb_mem__thaw(mem, NODEDB_MEM__ALL);
+    nodedb_mem__unlock(mem);
+    if (moved != NULL) *moved = given;
     return NODEDB_OK;
 }
 
@@ -1277,6 +1367,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_usage(nodedb_mem *mem, uint32_t engi
     total = nodedb_mem__sum(mem, NODEDB_MEM__ALL);
     memcpy(usage->name, budget->name, sizeof usage->name);
     usage->limit_bytes = nodedb_mem__limit(mem, index);
+    usage->base_bytes = budget->base;
     usage->reserved_bytes = index == NODEDB_MEM__ALL ? total : nodedb_mem__sum(mem, index);
     usage->credit_bytes = budget->covered - usage->reserved_bytes;
     own_left = budget->limit > usage->reserved_bytes ? budget->limit - usage->reserved_bytes : 0;
@@ -1480,6 +1571,52 @@ static size_t nodedb_mem__system_ceiling(const nodedb_io *io, uint32_t percent) 
     return limit > 0 ? (size_t)limit : 1;
 }
 
+#define NODEDB_MEM__MAX_NODES 1024u /* of a NUMA machine, as in the kernel */
+
+/* "0-3,8": how many numbers a list of the kernel has; 0: it is none. */
+static uint32_t nodedb_mem__count_list(const char *text) {
+    uint32_t count = 0;
+    uint64_t first, last;
+    for (;; text++) {
+        if (!nodedb_mem__parse_number(&text, &first)) return 0;
+        last = first;
+        if (*text == '-' && (text++, !nodedb_mem__parse_number(&text, &last))) return 0;
+        if (last < first || last >= NODEDB_MEM__MAX_NODES) return 0;
+        count += (uint32_t)(last - first + 1);
+        if (*text != ',') return count;
+    }
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, const nodedb_logger *logger,
+                                                         nodedb_mem_numa *numa, nodedb_error *err) {
+    enum { WORD_BITS = 8 * (int)sizeof(unsigned long) };
+    const int preferred = 1; /* MPOL_PREFERRED, linux/mempolicy.h: that node first, another when it is full */
+    unsigned long mask[NODEDB_MEM__MAX_NODES / WORD_BITS];
+    nodedb_io files = nodedb__io_or_posix(io);
+    unsigned cpu = 0, node = 0;
+    char text[256];
+    if (numa == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "NUMA: NULL to fill");
+    memset(numa, 0, sizeof *numa);
+    numa->nodes = 1;
+    if (nodedb_mem__read_text(&files, "/sys/devices/system/node/online", text, sizeof text) > 0 &&
+        nodedb_mem__count_list(text) > 1)
+        numa->nodes = nodedb_mem__count_list(text);
+    if (numa->nodes == 1) {
+        nodedb__say(logger, NODEDB_LOG_INFO,
+                    "NUMA: the machine has one node, all its memory is equally near, so nothing was bound");
+        return NODEDB_OK;
+    }
+    if (syscall(SYS_getcpu, &cpu, &node, NULL) != 0 || node >= NODEDB_MEM__MAX_NODES)
+        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: the kernel does not say which node CPU %u is of",
+                            cpu);
+    memset(mask, 0, sizeof mask);
+    mask[node / WORD_BITS] |= 1ul << node % WORD_BITS;
+    if (syscall(SYS_set_mempolicy, preferred, mask, (unsigned long)NODEDB_MEM__MAX_NODES) != 0)
+        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: set_mempolicy for node %u is refused", node);
+    numa->node = node, numa->bound = true;
+    return NODEDB_OK;
+}
+
 #if !defined(NODEDB_NO_JEMALLOC)
 /* A number that jemalloc keeps under `name`, of type size_t. */
 static bool nodedb_mem__jemalloc_size(const char *name, size_t *value) {
@@ -1563,7 +1700,7 @@ static nodedb_status nodedb_mem__complete(nodedb_mem_config *c, nodedb_error *er
 static void nodedb_mem__name_budget(nodedb_mem *mem, uint32_t budget, const char *name, size_t limit_bytes) {
     memset(&mem->budgets[budget], 0, sizeof mem->budgets[budget]);
     (void)snprintf(mem->budgets[budget].name, sizeof mem->budgets[budget].name, "%s", name);
-    mem->budgets[budget].limit = limit_bytes;
+    mem->budgets[budget].limit = mem->budgets[budget].base = limit_bytes;
 }
 
 NODEDB_MEM_API nodedb_mem *nodedb_mem_create(const nodedb_mem_config *config, nodedb_error *err) {

@@ -3,6 +3,7 @@
 #include "nodedb_mem.h"
 
 #include <pthread.h>
+#include <sys/syscall.h>
 
 #include "test.h"
 
@@ -322,6 +323,83 @@ TEST(limit_set_below_what_is_reserved_takes_nothing_away_and_grants_nothing) {
     nodedb_mem_destroy(mem);
 }
 
+TEST(idle_budget_is_lent_to_who_needs_it_and_comes_back) {
+    nodedb_mem *mem = governor(10000, 2);
+    nodedb_error err;
+    size_t moved = 7;
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 4000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_VECTOR, 2000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK); /* nobody is in need */
+    CHECK(moved == 0 && usage_of(mem, NODEDB_MEM_QUERY).limit_bytes == 4000);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 800, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 2000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 500, &err), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
+    CHECK_EQ(moved, 1000); /* half as much again as it holds */
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).limit_bytes, 3000);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).limit_bytes, 3000);
+    CHECK(usage_of(mem, NODEDB_MEM_QUERY).base_bytes == 4000 && usage_of(mem, NODEDB_MEM_VECTOR).base_bytes == 2000);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 1000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
+    CHECK_EQ(moved, 2500);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 1500, NULL), NODEDB_OK); /* 4,500 of 4,500 */
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 700, NULL), NODEDB_OK);   /* 1,500 of 1,500: all it kept */
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1000, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK); /* its owner is in need, so it comes back */
+    CHECK_EQ(moved, 0);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).limit_bytes, 4000);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).limit_bytes, 2000);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).reserved_bytes, 4500);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 2500, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_VECTOR, 4500, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_rebalance(NULL, NULL, &err), NODEDB_ERR_INVALID);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(limits_after_any_rebalance_add_up_to_no_more_than_was_set) {
+    uint64_t state = test_seed;
+    int round, i;
+    for (round = 0; round < 300; round++) {
+        nodedb_mem *mem = governor(SIZE_MAX / 4, 3);
+        size_t scale = (size_t)1 << test_random(&state) % (sizeof(size_t) > 4 ? 40 : 15);
+        size_t sum = 0, set = 0, held[7], moved, lent = 0;
+        int turn;
+        REQUIRE(mem != NULL);
+        for (i = 0; i < 7; i++) {
+            size_t limit = 1 + (size_t)test_random(&state) % (1000 * scale);
+            held[i] = 0, set += limit;
+            CHECK_EQ(nodedb_mem_set_limit(mem, (uint32_t)i, limit, NULL), NODEDB_OK);
+        }
+        for (turn = 0; turn < 6; turn++) {
+            for (i = 0; i < 7; i++) {
+                size_t more = (size_t)test_random(&state) % (600 * scale);
+                if (nodedb_mem_reserve(mem, 1, (uint32_t)i, more, NULL) == NODEDB_OK) held[i] += more;
+                if (test_random(&state) % 3 != 0 || held[i] == 0) continue;
+                more = (size_t)test_random(&state) % held[i];
+                CHECK_EQ(nodedb_mem_release(mem, 1, (uint32_t)i, more, NULL), NODEDB_OK);
+                held[i] -= more;
+            }
+            CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
+            for (i = 0, sum = 0, lent = 0; i < 7; i++) {
+                nodedb_mem_usage u = usage_of(mem, (uint32_t)i);
+                sum += u.limit_bytes;
+                if (u.limit_bytes < u.base_bytes) {
+                    lent += u.base_bytes - u.limit_bytes;
+                    CHECK(u.limit_bytes >= u.reserved_bytes && u.limit_bytes >= u.base_bytes / 4);
+                }
+                CHECK_EQ(u.reserved_bytes, held[i]);
+            }
+            CHECK(sum <= set && set - sum <= 7 && lent >= moved && lent - moved <= 7);
+        }
+        for (i = 0; i < 7; i++)
+            if (held[i] > 0) CHECK_EQ(nodedb_mem_release(mem, 1, (uint32_t)i, held[i], NULL), NODEDB_OK);
+        nodedb_mem_destroy(mem);
+    }
+}
+
 TEST(engines_are_registered_by_name_up_to_sixty_four) {
     nodedb_error err;
     uint32_t engine = 0, again = 0;
@@ -559,6 +637,64 @@ TEST(ceiling_of_zero_asks_the_cgroup_and_else_takes_a_part_of_the_ram) {
     CHECK(ceiling_with_files(&none) > 0);
     CHECK_EQ(ceiling_with_files(&broken), ceiling_with_files(&none));
     if (sizeof(size_t) > 4) CHECK(ceiling_with_files(&none) / 51 < ram && ceiling_with_files(&none) / 49 > ram);
+}
+
+/* In a thread of its own, as the policy is the thread's. */
+static void *bind_to_node(void *arg) {
+    fake_files *files = (fake_files *)arg;
+    nodedb_mem_numa numa;
+    nodedb_error err;
+    nodedb_io io;
+    nodedb_status status;
+    memset(&io, 0, sizeof io);
+    io.open = fake_open, io.close = fake_close, io.pread = fake_pread, io.ctx = files;
+    err.message[0] = 0;
+    status = nodedb_mem_numa_bind_thread(&io, NULL, &numa, &err);
+    CHECK_EQ(numa.nodes, 5);
+    if (status == NODEDB_ERR_UNSUPPORTED) { /* a kernel without NUMA, or a sandbox */
+        CHECK_HAS(err.message, "NUMA");
+        CHECK(!numa.bound);
+        return NULL;
+    }
+    CHECK(status == NODEDB_OK && numa.bound);
+#if defined(SYS_get_mempolicy)
+    {
+        unsigned long mask[16] = {0};
+        int mode = -1;
+        if (syscall(SYS_get_mempolicy, &mode, mask, 1024ul, NULL, 0ul) == 0)
+            CHECK(mode == 1 && (mask[numa.node / (8 * sizeof mask[0])] >> numa.node % (8 * sizeof mask[0]) & 1) == 1);
+    }
+#endif
+    return NULL;
+}
+
+static void keep_sentence(void *ctx, nodedb_log_level level, const char *sentence) {
+    (void)level;
+    snprintf((char *)ctx, 200, "%s", sentence);
+}
+
+TEST(a_thread_is_bound_to_its_node_and_on_one_node_that_is_said) {
+    fake_files many = {{"/sys/devices/system/node/online", NULL, NULL, NULL}, {"0-3,7\n", NULL, NULL, NULL}, 0};
+    fake_files one = {{"/sys/devices/system/node/online", NULL, NULL, NULL}, {"0\n", NULL, NULL, NULL}, 0};
+    fake_files wrong = {{"/sys/devices/system/node/online", NULL, NULL, NULL}, {"3-1,\n", NULL, NULL, NULL}, 0};
+    fake_files *all[2];
+    char said[200] = "";
+    nodedb_logger logger = {keep_sentence, said};
+    nodedb_mem_numa numa;
+    nodedb_io io;
+    pthread_t thread;
+    int i;
+    CHECK_EQ(pthread_create(&thread, NULL, bind_to_node, &many), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    all[0] = &one, all[1] = &wrong;
+    for (i = 0; i < 2; i++) {
+        memset(&io, 0, sizeof io);
+        io.open = fake_open, io.close = fake_close, io.pread = fake_pread, io.ctx = all[i];
+        CHECK_EQ(nodedb_mem_numa_bind_thread(&io, &logger, &numa, NULL), NODEDB_OK);
+        CHECK(numa.nodes == 1 && !numa.bound);
+        CHECK_HAS(said, "one node");
+    }
+    CHECK_EQ(nodedb_mem_numa_bind_thread(NULL, NULL, NULL, NULL), NODEDB_ERR_INVALID);
 }
 
 TEST(reality_is_parsed_robustly_and_nonsense_is_an_error) {
