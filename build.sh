@@ -124,22 +124,23 @@ find_peers() {
     done
 }
 
-# hnswlib, which bench_vamana measures beside ours, where its headers and a C++ compiler are; with the flags that its
-# users take. Made anew, and the benchmark with it, when anything of it has changed.
-find_hnswlib() {
-    PEERS="" PEER_LIBS="" object=$OUT/peer_hnswlib.o cxx=${CXX:-g++}
-    if [ ! -f /usr/include/hnswlib/hnswlib.h ] || ! command -v "$cxx" >/dev/null 2>&1; then
-        say "build.sh: bench vamana is built without hnswlib (Debian: libhnswlib-dev g++)"
+# find_peer BENCH NAME HEADER PACKAGE: what a benchmark measures beside ours, tests/bench/peer_NAME.cpp, where its header
+# and a C++ compiler are; with the flags that its users take. Made anew, and the benchmark with it, when anything of it
+# has changed.
+find_peer() {
+    PEERS="" PEER_LIBS="" object=$OUT/peer_$2.o cxx=${CXX:-g++}
+    if [ ! -f "/usr/include/$3" ] || ! command -v "$cxx" >/dev/null 2>&1; then
+        say "build.sh: bench $1 is built without $2 (Debian: $4 g++)"
         return 0
     fi
-    PEERS=-DBENCH_HNSWLIB PEER_LIBS="$object -lstdc++"
-    command_line="$cxx -std=c++11 -O3 -march=native $WARN $PEERS -c -o $object tests/bench/peer_hnswlib.cpp"
+    PEERS=-DBENCH_$(echo "$2" | tr '[:lower:]' '[:upper:]') PEER_LIBS="$object -lstdc++"
+    command_line="$cxx -std=c++11 -O3 -march=native $WARN $PEERS -c -o $object tests/bench/peer_$2.cpp"
     if [ -f "$object" ] && [ "$(cat "$object.cmd" 2>/dev/null)" = "$command_line" ] &&
-        [ -z "$(find tests/bench/peer_hnswlib.* /usr/include/hnswlib -newer "$object")" ]; then
+        [ -z "$(find "tests/bench/peer_$2.cpp" "tests/bench/peer_$2.h" "/usr/include/$3" -newer "$object")" ]; then
         return 0
     fi
-    rm -f "$object" "$OUT/bench_vamana"
-    $command_line || { say "build.sh: hnswlib does not compile: $command_line"; return 1; }
+    rm -f "$object" "$OUT/bench_$1"
+    $command_line || { say "build.sh: $2 does not compile: $command_line"; return 1; }
     printf '%s' "$command_line" >"$object.cmd"
 }
 
@@ -149,7 +150,10 @@ compile_program() {
     case $1:$OPT in examples/nodedb/nodedb.c:*undefined*) own=-fno-sanitize=shift-base ;; esac
     case $1 in # in_pairs runs us in a shell of our own, so LIBS is ours too
     tests/bench/bench_wal.c) find_peers; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;;
-    tests/bench/bench_vamana.c) find_hnswlib || return 1; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;;
+    tests/bench/bench_vamana.c)
+        find_peer vamana hnswlib hnswlib/hnswlib.h libhnswlib-dev || return 1; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;;
+    tests/bench/bench_tpc.c)
+        find_peer tpc spsc boost/lockfree/spsc_queue.hpp libboost-dev || return 1; own=$PEERS LIBS="$PEER_LIBS $LIBS" ;;
     tests/test_wal_cipher.c) # a RUNNER: for another machine, for which there is no OpenSSL
         if [ -f "$OPENSSL" ] && [ -z "${RUNNER:-}" ]; then own=-DHAVE_OPENSSL LIBS="-lcrypto $LIBS"; fi ;;
     tests/test_vamana_emulated.c) # how 64 bytes are passed is between it and itself; and it includes this source

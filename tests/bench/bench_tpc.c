@@ -6,10 +6,12 @@
  *   wake-awake                 the price of waking a core that is awake
  *   idle                       CPU time of a runtime with nothing to do, as a share of one CPU
  *   core/roundtrip             a message there and back between two cores of a runtime, on_message to on_message
- *   guard                      the price of nodedb_tpc_guard with a fixed function */
+ *   guard                      the price of nodedb_tpc_guard with a fixed function
+ *   boost/..., rigtorp/...     single and roundtrip of their queues, in the same rounds, if installed */
 #define NODEDB_TPC_IMPLEMENTATION
 #include "nodedb_tpc.h"
 #include "bench.h"
+#include "peer_spsc.h"
 
 #define ROUNDS_MAX 9
 #define BATCH 256
@@ -304,9 +306,10 @@ static const bench_case cases[] = {
     {"idle", "cpu_share", "1", idle_share, 1},
 };
 #define CASES (sizeof cases / sizeof cases[0])
+#define PEERS_MAX 4
 
 int main(int argc, char **argv) {
-    static double samples[CASES][ROUNDS_MAX];
+    static double samples[CASES][ROUNDS_MAX], singles[PEERS_MAX][ROUNDS_MAX], roundtrips[PEERS_MAX][ROUNDS_MAX];
     const char *only = bench_option(argc, argv, "--only", "");
     cpu_set_t allowed;
     size_t i;
@@ -321,16 +324,30 @@ int main(int argc, char **argv) {
         cpus[1] = cpus[0];
         fprintf(stderr, "bench_tpc: only one CPU, so these are no figures of two\n");
     }
-    for (round = 0; round < rounds; round++) /* case by case in each round, so that noise meets all of them */
+    for (round = 0; round < rounds; round++) { /* case by case in each round, so that noise meets all of them */
         for (i = 0; i < CASES; i++)
             if (strstr(cases[i].name, only) != NULL && (cases[i].rounds == 0 || round < cases[i].rounds)) {
                 (void)sched_setaffinity(0, sizeof allowed, &allowed);
                 samples[i][round] = cases[i].run();
             }
+        for (i = 0; peer_spsc_name(i) != NULL && i < PEERS_MAX && strstr(peer_spsc_name(i), only) != NULL; i++) {
+            (void)sched_setaffinity(0, sizeof allowed, &allowed);
+            singles[i][round] = peer_spsc_single(i, (uint64_t)(30e6 * scale), cpus);
+            (void)sched_setaffinity(0, sizeof allowed, &allowed);
+            roundtrips[i][round] = peer_spsc_roundtrip(i, (uint64_t)(400000 * scale), cpus);
+        }
+    }
     for (i = 0; i < CASES; i++)
         if (strstr(cases[i].name, only) != NULL)
             bench_row(cases[i].name, cases[i].metric,
                       bench_median(samples[i], (size_t)(cases[i].rounds == 0 ? rounds : cases[i].rounds)),
                       cases[i].unit);
+    for (i = 0; peer_spsc_name(i) != NULL && i < PEERS_MAX && strstr(peer_spsc_name(i), only) != NULL; i++) {
+        char name[64];
+        (void)snprintf(name, sizeof name, "%s/single", peer_spsc_name(i));
+        bench_row(name, "msgs_per_s", bench_median(singles[i], (size_t)rounds), "1/s");
+        (void)snprintf(name, sizeof name, "%s/roundtrip", peer_spsc_name(i));
+        bench_row(name, "ns", bench_median(roundtrips[i], (size_t)rounds), "ns");
+    }
     return 0;
 }
