@@ -73,7 +73,8 @@
    look          nodedb_mem_get_usage, nodedb_mem_get_reality
    react         nodedb_mem_pressure, nodedb_mem_poll, nodedb_mem_spill_decide
    spill         nodedb_mem_overflow_open, _close, _write, _read, _free, _trim, _get_stats
-   arenas        nodedb_mem_arena_available, _create, _bind_thread, _of_thread, _get_stats, _reset, _destroy
+   arenas        nodedb_mem_arena_available, _create, _bind_thread, _of_thread, _get_stats, _reset, _destroy;
+                 nodedb_mem_collection_open, _allocator, _get_stats, _reset, _close
    NUMA          nodedb_mem_numa_bind_thread
 
 5. THREADS
@@ -894,6 +895,28 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error
 /* The same, and the arena is gone. Errors: those, and NODEDB_ERR_STATE (a thread is still bound to it). */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_error *err);
 
+/* An arena of one collection, with a tag: all that its allocator hands out, to any thread, comes from there, and
+ * goes at once when the collection is dropped. */
+typedef struct nodedb_mem_collection {
+    uint32_t arena;
+    char tag[NODEDB_MEM_MAX_NAME_BYTES];
+} nodedb_mem_collection;
+
+/* Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID (no tag, or one too long), NODEDB_ERR_NO_MEMORY. */
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_open(nodedb_mem_collection *collection, const char *tag,
+                                                        nodedb_error *err);
+
+/* An allocator over it, for any config; it holds a pointer to the collection. No thread caches anything of it, so each
+ * call takes the arena's lock. */
+NODEDB_MEM_API nodedb_allocator nodedb_mem_collection_allocator(nodedb_mem_collection *collection);
+
+/* What it holds now: nodedb_mem_arena_get_stats of its arena. reset: frees all of it. close: and the arena is gone.
+ * Nobody may use or free a pointer into it after these. Errors as for arenas. */
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_get_stats(const nodedb_mem_collection *collection,
+                                                             nodedb_mem_arena_stats *stats, nodedb_error *err);
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_reset(nodedb_mem_collection *collection, nodedb_error *err);
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_close(nodedb_mem_collection *collection, nodedb_error *err);
+
 /* ---- NUMA: set_mempolicy(2), getcpu(2), sysfs -------------------------------------------------------------------- */
 
 typedef struct nodedb_mem_numa {
@@ -931,6 +954,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, co
 #if __has_include(<jemalloc/jemalloc.h>)
 #include <jemalloc/jemalloc.h>
 #pragma weak mallctl /* NULL where the program is linked without it, so that one object file serves both */
+#pragma weak mallocx
+#pragma weak dallocx
 #else
 #define NODEDB_NO_JEMALLOC 1
 #endif
@@ -2608,6 +2633,58 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
 }
 
 #endif
+
+static void *nodedb_mem__collection_alloc(void *ctx, size_t bytes, size_t align) {
+#if defined(NODEDB_NO_JEMALLOC)
+    (void)ctx, (void)bytes, (void)align;
+    return NULL;
+#else
+    const nodedb_mem_collection *c = (const nodedb_mem_collection *)ctx;
+    return mallocx(bytes, MALLOCX_ARENA(c->arena) | MALLOCX_TCACHE_NONE | MALLOCX_ALIGN(align));
+#endif
+}
+
+static void nodedb_mem__collection_release(void *ctx, void *memory, size_t bytes) {
+    (void)ctx, (void)bytes;
+#if defined(NODEDB_NO_JEMALLOC)
+    (void)memory;
+#else
+    if (memory != NULL) dallocx(memory, MALLOCX_TCACHE_NONE);
+#endif
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_open(nodedb_mem_collection *collection, const char *tag,
+                                                        nodedb_error *err) {
+    if (collection == NULL || tag == NULL || tag[0] == 0 || strlen(tag) >= sizeof collection->tag)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL, or a tag that has not 1 to %d bytes",
+                            NODEDB_MEM_MAX_NAME_BYTES - 1);
+    memset(collection, 0, sizeof *collection);
+    (void)snprintf(collection->tag, sizeof collection->tag, "%s", tag);
+    return nodedb_mem_arena_create(&collection->arena, err);
+}
+
+NODEDB_MEM_API nodedb_allocator nodedb_mem_collection_allocator(nodedb_mem_collection *collection) {
+    nodedb_allocator allocator;
+    allocator.alloc = nodedb_mem__collection_alloc, allocator.release = nodedb_mem__collection_release;
+    allocator.ctx = collection;
+    return allocator;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_get_stats(const nodedb_mem_collection *collection,
+                                                             nodedb_mem_arena_stats *stats, nodedb_error *err) {
+    if (collection == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    return nodedb_mem_arena_get_stats(collection->arena, stats, err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_reset(nodedb_mem_collection *collection, nodedb_error *err) {
+    if (collection == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    return nodedb_mem_arena_reset(collection->arena, err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_close(nodedb_mem_collection *collection, nodedb_error *err) {
+    if (collection == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    return nodedb_mem_arena_destroy(collection->arena, err);
+}
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error *err) {
     return nodedb_mem__arena_call(arena, "reset", err);

@@ -1301,4 +1301,43 @@ TEST(thread_allocates_from_its_own_arena) {
     CHECK_EQ(pthread_join(thread, NULL), 0);
 }
 
+TEST(a_collection_has_its_memory_for_itself_and_gives_it_back_at_once) {
+    nodedb_mem_collection a, b;
+    nodedb_mem_arena_stats stats, other;
+    nodedb_allocator allocator;
+    nodedb_error err;
+    char *blocks[100];
+    int i;
+    CHECK_EQ(nodedb_mem_collection_open(NULL, "x", &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_collection_open(&a, "", &err), NODEDB_ERR_INVALID);
+    if (nodedb_mem_arena_available(NULL) != NODEDB_OK) {
+        CHECK_EQ(nodedb_mem_collection_open(&a, "orders", &err), NODEDB_ERR_UNSUPPORTED);
+        CHECK(nodedb_mem_collection_allocator(&a).alloc != NULL);
+        return;
+    }
+    CHECK_EQ(nodedb_mem_collection_open(&a, "orders", &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_collection_open(&b, "users", &err), NODEDB_OK);
+    CHECK(a.arena != b.arena && strcmp(a.tag, "orders") == 0);
+    allocator = nodedb_mem_collection_allocator(&a);
+    for (i = 0; i < 100; i++) {
+        blocks[i] = allocator.alloc(allocator.ctx, 10000, (size_t)64 << i % 4);
+        REQUIRE(blocks[i] != NULL);
+        CHECK_EQ((uintptr_t)blocks[i] % ((size_t)64 << i % 4), 0);
+        memset(blocks[i], i, 10000);
+    }
+    CHECK_EQ(nodedb_mem_collection_get_stats(&a, &stats, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_collection_get_stats(&b, &other, &err), NODEDB_OK);
+    CHECK(stats.allocated_bytes >= 1000000 && stats.resident_bytes >= 1000000 && other.allocated_bytes == 0);
+    for (i = 0; i < 50; i++) allocator.release(allocator.ctx, blocks[i], 10000);
+    CHECK_EQ(nodedb_mem_collection_get_stats(&a, &stats, &err), NODEDB_OK);
+    CHECK(stats.allocated_bytes >= 500000 && stats.allocated_bytes < 1000000);
+    CHECK_EQ(nodedb_mem_collection_reset(&a, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_collection_get_stats(&a, &stats, &err), NODEDB_OK);
+    CHECK_EQ(stats.allocated_bytes, 0);
+    CHECK(allocator.alloc(allocator.ctx, 100, 16) != NULL); /* and it goes on */
+    CHECK_EQ(nodedb_mem_collection_close(&a, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_collection_close(&b, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_collection_close(NULL, &err), NODEDB_ERR_INVALID);
+}
+
 TEST_MAIN("mem")
