@@ -1049,7 +1049,7 @@ typedef enum nodedb_vamana_mode {
 typedef enum nodedb_vamana_fetch {
     NODEDB_VAMANA_FETCH_AUTO = 0, /* io_uring where the system allows it, else pread */
     NODEDB_VAMANA_FETCH_PREAD,
-    NODEDB_VAMANA_FETCH_MAPPED    /* mmap, through the page cache */
+    NODEDB_VAMANA_FETCH_MAPPED    /* mmap, through the page cache (Linux 5.14, little-endian), else pread */
 } nodedb_vamana_fetch;
 
 typedef struct nodedb_vamana_open_config {
@@ -6793,6 +6793,21 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
     return io->open(io->ctx, path, O_RDONLY, 0);
 }
 
+/* Does the kernel populate what it can, and say so where it cannot? (Before Linux 5.14 it does not know how, and an
+ * emulator may say yes to everything.) */
+static bool nodedb_vamana__can_populate(size_t page) {
+    bool can = false;
+#if defined(MADV_POPULATE_READ)
+    uint8_t *pages = (uint8_t *)mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if ((void *)pages == MAP_FAILED) return false;
+    if (mprotect(pages + page, page, PROT_NONE) == 0)
+        can = madvise(pages, page, MADV_POPULATE_READ) == 0 && madvise(pages + page, page, MADV_POPULATE_READ) != 0;
+    (void)munmap(pages, 2 * page);
+#endif
+    (void)page;
+    return can;
+}
+
 /* Maps the records for a fetcher; whatever is refused is done by pread, and said. */
 static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana_open_config *config) {
     nodedb_vamana__file *f = index->file;
@@ -6800,13 +6815,14 @@ static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana
     long page = sysconf(_SC_PAGESIZE);
     void *map = MAP_FAILED;
     if (bytes == 0) return;
-    if (config->io.pread == NULL && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && page > 0 && bytes < SIZE_MAX / 2)
+    if (config->io.pread == NULL && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && page > 0 && bytes < SIZE_MAX / 2 &&
+        nodedb_vamana__can_populate((size_t)page))
         map = mmap(NULL, (size_t)(bytes + from % (uint64_t)page), PROT_READ, MAP_SHARED, f->fd,
                    (off_t)(from - from % (uint64_t)page));
     if (map == MAP_FAILED) {
         nodedb__say(&config->logger, NODEDB_LOG_WARNING,
-                    "%s: cannot be mapped here, so exact vectors are read one by one with pread; use a local file and "
-                    "a little-endian machine, or io_uring",
+                    "%s: cannot be mapped safely here, so exact vectors are read one by one with pread; use a local "
+                    "file, Linux 5.14 and a little-endian machine, or io_uring",
                     f->path);
         return;
     }
@@ -7312,7 +7328,7 @@ static bool nodedb_vamana__record_in_quarantine(const nodedb_vamana__file *f, ui
 typedef struct nodedb_vamana__mapped {
     nodedb_vamana *index;
     nodedb_allocator allocator;
-    uint8_t *scratch;  /* blocks_per_record blocks: where the kernel cannot populate, this is read into */
+    uint8_t *scratch;  /* blocks_per_record blocks: where populating fails, this is read into */
     uint32_t batch_max;
     uint64_t reads;
 } nodedb_vamana__mapped;
@@ -7371,7 +7387,7 @@ static const void *nodedb_vamana__mapped_fetch(void *ctx, uint32_t slot, nodedb_
 #else
     (void)pages;
 #endif
-    if (error != 0) { /* refused, or unknown to this kernel: a read says why, or is as good */
+    if (error != 0) { /* a read says why, or is as good */
         status = nodedb_vamana__read_at(m->index, m->scratch, whole, offset, err);
         if (status == NODEDB_ERR_CORRUPT) nodedb_vamana__quarantine(m->index, offset);
         if (status != NODEDB_OK) return NULL;
