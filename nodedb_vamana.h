@@ -106,13 +106,13 @@
  *    The arrays grow by 1/16 (and 64 at least) when full, which copies them; `reserve` or config.capacity avoids it.
  *    They shrink only in `compact`, and slots are reused before they grow. While codes are made anew there are two of
  *    each. Arrays over 4 MiB ask for huge pages, which makes walks faster by a fifth and more. A searcher has about 512
- *    bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of 256
- *    blocks and an io_uring, and for many questions to a packed index the lists of 32. A build needs, beside the index,
- *    8 bytes per vector, and 24 R for each vector of a batch (2% of all), and 16 MiB: nodedb_vamana_build_bytes says
- *    how much at most. Search allocates nothing unless its beam or k is larger than any before, or removed vectors
- *    crowd so narrow a beam that it walks again with twice its width; search_many on disk also for the questions that
- *    fill the fetcher's pool twice, if they need more room than any before. Insert takes nothing within the capacity
- *    but when codes are made anew.
+ *    bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of
+ *    twice as many blocks as its beam (at least 256) and an io_uring, and for many questions to a packed index the
+ *    lists of 32. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch (2% of all),
+ *    and 16 MiB: nodedb_vamana_build_bytes says how much at most. Search allocates nothing unless its beam or k is
+ *    larger than any before, or removed vectors crowd so narrow a beam that it walks again with twice its width;
+ *    search_many on disk also for the questions that fill the fetcher's pool twice, if they need more room than any
+ *    before. Insert takes nothing within the capacity but when codes are made anew.
  *
  * 7. ERRORS
  *    Every call that can fail returns a nodedb_status (or NULL) and says why in the nodedb_error. Refused input changes
@@ -4704,6 +4704,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
  * ================================================================================================================ */
 #define NODEDB_VAMANA__DEFAULT_K 10u
 #define NODEDB_VAMANA__DEFAULT_BEAM 64u
+#define NODEDB_VAMANA__DEFAULT_BATCH 128u      /* twice the default beam */
+#define NODEDB_VAMANA__MAX_BATCH 4096u
 #define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
 #define NODEDB_VAMANA__RERANK_PER_RESULT 3u   /* default of nodedb_vamana_query.rerank: 3 k ... */
 #define NODEDB_VAMANA__RERANK_MORE 16u        /* ... + 16 */
@@ -5613,6 +5615,7 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
                                                                         const nodedb_vamana_searcher_config *config,
                                                                         nodedb_error *err) {
     uint32_t beam = config != NULL && config->beam_max != 0 ? config->beam_max : 2 * NODEDB_VAMANA__DEFAULT_BEAM;
+    uint32_t batch;
     nodedb_vamana_searcher *s;
     if (index == NULL || beam > NODEDB_VAMANA_MAX_BEAM) {
         (void)nodedb__fail(err, index == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_LIMIT, 0,
@@ -5620,6 +5623,8 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
         return NULL;
     }
     s = nodedb_vamana__searcher_new(index, beam, err);
+    batch = beam < NODEDB_VAMANA__MAX_BATCH ? beam : NODEDB_VAMANA__MAX_BATCH; /* the pool is twice as large */
+    if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
     if (s == NULL || index->file == NULL) return s;
     if (config != NULL && config->fetcher != NULL && nodedb_vamana__is_packed(index)) {
         (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
@@ -5630,7 +5635,7 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
             s->fetcher.fetch != NULL) return s;
         (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
                            (unsigned)index->dim);
-    } else if (nodedb_vamana_fetcher_disk(index, 0, &s->fetcher, err) == NODEDB_OK) {
+    } else if (nodedb_vamana_fetcher_disk(index, batch, &s->fetcher, err) == NODEDB_OK) {
         s->own_fetcher = true;
         return s;
     }
@@ -5927,8 +5932,6 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
 #define NODEDB_VAMANA__STREAM_BYTES (16 * NODEDB_VAMANA__BLOCK)
 #define NODEDB_VAMANA__CACHE_SHARE 32u   /* of the records, that the cache has by default */
 #define NODEDB_VAMANA__CACHE_MIN 256u    /* and at least so many nodes */
-#define NODEDB_VAMANA__DEFAULT_BATCH 128u /* twice the default beam */
-#define NODEDB_VAMANA__MAX_BATCH 4096u
 #define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)4 << 20) /* written between two syncs: so the last one is short too */
 #define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for one slot's budget */
 
