@@ -714,12 +714,13 @@ NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engi
                                                   nodedb_error *err);
 
 /* Lets engines that need more than their limit borrow from those that need less; the sum of all limits stays what was
- * set. Each limit is computed anew from what was set: an engine that was refused since the last call, or that holds
- * critical_percent of what was set for it or more, may hold half as much again as it holds; one that is not in need
- * keeps a quarter more than it holds, and at least a quarter of what was set, and lends the rest as far as it is
- * wanted. So what was lent comes back with the call that finds its owner in need (what the borrower holds stays, but it
- * gets no more). Engines without a limit take no part. *moved (may be NULL): bytes that are lent now. Any thread; call
- * it in maintenance. Errors: NODEDB_ERR_INVALID. */
+ * set. Each limit is computed anew from what was set: an engine that its own limit refused since the last call, or that
+ * holds critical_percent of what was set for it or more, may hold half as much again as it holds (if it was refused
+ * with all that was set for it, and holds little: as was set); one that is not in need keeps half as much again as it
+ * holds, and at least a quarter of what was set, and lends the rest as far as it is wanted. So what was lent comes back
+ * with the call that finds its owner in need (what the borrower holds stays, but it gets no more); set_limit ends all
+ * loans. Engines without a limit take no part. *moved (may be NULL): bytes that are lent now. Any thread; call it in
+ * maintenance. Errors: NODEDB_ERR_INVALID. */
 NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved, nodedb_error *err);
 
 /* May `engine` hold `bytes` more? Only the thread of `core`. 0 bytes are granted always. Errors: NODEDB_ERR_LIMIT
@@ -996,7 +997,7 @@ typedef struct nodedb_mem__budget {
     size_t covered;
     size_t covered_peak;
     uint64_t rejections, forced, forced_bytes;
-    uint64_t rejections_seen; /* by the last rebalance */
+    uint64_t too_small, too_small_seen; /* refused for want of the engine's own limit; by the last rebalance */
     nodedb_mem_level level;
     uint64_t level_since_ns;
 } nodedb_mem__budget;
@@ -1012,6 +1013,7 @@ struct nodedb_mem {
     pthread_mutex_t lock;
     uint32_t engines; /* only grows */
     bool evaluating;  /* somebody computes levels and calls back */
+    bool lent;        /* some limits are not what was set */
     nodedb_mem__budget budgets[NODEDB_MEM_MAX_ENGINES + 1];
 };
 
@@ -1248,6 +1250,7 @@ static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, 
     } else {
         own->rejections++;
         if (nodedb_mem__room(own) >= bytes) all->rejections++;
+        else own->too_small++;
     }
     if (!granted && err != NULL) own_then = *own, all_then = *all;
     nodedb_mem__unlock(mem);
@@ -1273,14 +1276,18 @@ static nodedb_status nodedb_mem__release_slow(nodedb_mem *mem, uint32_t core, ui
 
 NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engine, size_t limit_bytes,
                                                   nodedb_error *err) {
-    uint32_t any = NODEDB_MEM_ANY_THREAD, budget = engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine;
+    uint32_t any = NODEDB_MEM_ANY_THREAD, budget = engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine, index, i;
     nodedb_status status = nodedb_mem__check(mem, &any, engine == NODEDB_MEM_GLOBAL ? 0 : engine, err);
     if (status != NODEDB_OK) return status;
     if (budget == NODEDB_MEM__ALL && limit_bytes == 0)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory ceiling: a ceiling of 0 bytes");
     nodedb_mem__lock(mem);
+    if (mem->lent && budget != NODEDB_MEM__ALL) budget = NODEDB_MEM__ALL; /* all loans end, or the sum would grow */
     nodedb_mem__recount(mem, budget);
-    mem->budgets[budget].limit = mem->budgets[budget].base = limit_bytes;
+    for (i = 0; i < mem->engines && mem->lent; i++) mem->budgets[i].limit = mem->budgets[i].base;
+    mem->lent = false;
+    index = engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine;
+    mem->budgets[index].limit = mem->budgets[index].base = limit_bytes;
     nodedb_mem__thaw(mem, budget);
     nodedb_mem__unlock(mem);
     return NODEDB_OK;
@@ -1289,22 +1296,25 @@ NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engi
 /* What an engine may lend, or how much more it needs, of what was set for it. Under the lock; no credit is out. */
 static void nodedb_mem__wish(const nodedb_mem *mem, uint32_t engine, size_t *lends, size_t *needs) {
     const nodedb_mem__budget *budget = &mem->budgets[engine];
-    size_t used = budget->covered, base = budget->base, keep;
+    size_t used = budget->covered, base = budget->base, keep = used < SIZE_MAX / 2 ? used + used / 2 : used;
+    bool refused = budget->too_small != budget->too_small_seen;
     *lends = 0, *needs = 0;
     if (base == NODEDB_MEM_NO_LIMIT_BYTES) return;
-    if (budget->rejections != budget->rejections_seen || used >= nodedb_mem__part(base, mem->config.critical_percent)) {
-        keep = used < SIZE_MAX / 2 ? used + used / 2 : used;
+    if (refused || used >= nodedb_mem__part(base, mem->config.critical_percent)) {
         if (keep > base) *needs = keep - base;
-        else if (budget->rejections != budget->rejections_seen) *needs = base / 2; /* it asked for more at once */
+        else if (refused && budget->limit >= base) *needs = base / 2; /* it asked for more at once than all of it */
     } else {
-        keep = used + used / 4 > base / 4 ? used + used / 4 : base / 4;
+        if (keep < base / 4) keep = base / 4;
         if (keep < base) *lends = base - keep;
     }
 }
 
 /* `bytes` times given / all, rounded down. */
 static size_t nodedb_mem__share(size_t bytes, size_t given, size_t all) {
-    size_t share = all == 0 ? 0 : (size_t)((double)bytes * ((double)given / (double)all));
+    double ratio = all == 0 ? 1 : (double)given / (double)all;
+    size_t share;
+    if (given >= all || ratio >= 1) return bytes;
+    share = (size_t)((double)bytes * ratio);
     return share < bytes ? share : bytes;
 }
 
@@ -1335,8 +1345,9 @@ NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved
         size_t share = nodedb_mem__share(need_of[i], given, wanted);
         if (share > lent) share = lent;
         if (need_of[i] > 0) budget->limit = budget->base + share, lent -= share;
-        budget->rejections_seen = budget->rejections;
+        budget->too_small_seen = budget->too_small;
     }
+    mem->lent = given > 0;
     nodedb_mem__thaw(mem, NODEDB_MEM__ALL);
     nodedb_mem__unlock(mem);
     if (moved != NULL) *moved = given;
@@ -1636,7 +1647,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, co
                             cpu);
     memset(mask, 0, sizeof mask);
     mask[node / WORD_BITS] |= 1ul << node % WORD_BITS;
-    if (syscall(SYS_set_mempolicy, preferred, mask, (unsigned long)NODEDB_MEM__MAX_NODES) != 0)
+    if (syscall(SYS_set_mempolicy, preferred, mask, NODEDB_MEM__MAX_NODES + 1ul) != 0) /* it takes one off */
         return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: set_mempolicy for node %u is refused", node);
     numa->node = node, numa->bound = true;
     return NODEDB_OK;
@@ -2640,6 +2651,7 @@ static void *nodedb_mem__collection_alloc(void *ctx, size_t bytes, size_t align)
     return NULL;
 #else
     const nodedb_mem_collection *c = (const nodedb_mem_collection *)ctx;
+    if (mallocx == NULL || bytes == 0 || align == 0) return NULL;
     return mallocx(bytes, MALLOCX_ARENA(c->arena) | MALLOCX_TCACHE_NONE | MALLOCX_ALIGN(align));
 #endif
 }
@@ -2682,8 +2694,11 @@ NODEDB_MEM_API nodedb_status nodedb_mem_collection_reset(nodedb_mem_collection *
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_collection_close(nodedb_mem_collection *collection, nodedb_error *err) {
+    nodedb_status status;
     if (collection == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
-    return nodedb_mem_arena_destroy(collection->arena, err);
+    status = nodedb_mem_arena_destroy(collection->arena, err);
+    if (status == NODEDB_OK) collection->arena = UINT32_MAX; /* jemalloc will give its number to another */
+    return status;
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error *err) {

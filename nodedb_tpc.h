@@ -1029,16 +1029,18 @@ NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, 
 NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core);
 
 /* ---- quiescence: a collection that is being dropped ----
- * Zeroed it is open. Any thread, at any time; the memory is the caller's, and stays until it is drained. */
+ * Zeroed it is open. Any thread, at any time; the memory is the caller's, and stays until it is drained and nobody can
+ * call enter or shut any more: take it out of the catalogue first. */
 
 typedef struct nodedb_tpc_gate {
-    uint64_t state; /* scans inside, times two; plus 1: no new ones */
+    uint64_t state __attribute__((aligned(8))); /* scans inside, times two; plus 1: no new ones */
     void (*drained)(void *ctx);
     void *ctx;
 } nodedb_tpc_gate;
 
 /* A scan begins: false if the collection takes no new ones. Who got true calls leave once. In a task that may fault,
- * register nodedb_tpc_gate_undo by nodedb_tpc_defer, and it is called if the task is abandoned. */
+ * register nodedb_tpc_gate_undo by nodedb_tpc_defer (or leave, if that is refused), and it is called if the task is
+ * abandoned; then leave is the last thing that the task does. */
 NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate);
 NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate);
 NODEDB_TPC_API void nodedb_tpc_gate_undo(nodedb_tpc_core *core, void *gate);
@@ -1114,6 +1116,7 @@ extern "C" {
 #define NODEDB_TPC__DEFAULT_SPIN_NS UINT64_C(50000)
 #define NODEDB_TPC__SPIN_TURNS_MAX 16384               /* ends a spin where a virtual clock does not */
 #define NODEDB_TPC__STOPPING_PARK_NS_MAX UINT64_C(1000000) /* how soon a stop notices that the last work is done */
+#define NODEDB_TPC__PRESSED_PARK_NS_MAX UINT64_C(1000000) /* how soon on_pressure hears that a ring has been emptied */
 #define NODEDB_TPC__SIGNAL_STACK_BYTES ((size_t)65536) /* a frame with AVX-512 state is about 4 KiB */
 #define NODEDB_TPC__BEAT_SLOTS 4096                    /* places for one core's beat within the jitter */
 #define NODEDB_TPC__SUSPECT_WAYS 8
@@ -1875,10 +1878,13 @@ NODEDB_TPC_API void nodedb_tpc_flush(nodedb_tpc_core *core) {
 }
 
 NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_pressure(nodedb_tpc_core *from, uint32_t to) {
+    nodedb_tpc_ring *ring;
     if (from == NULL || to >= from->runtime->core_count || !nodedb_tpc__on_own_thread(from))
         return NODEDB_TPC_PRESSURE_SUSPENDED;
-    if (from->runtime->config.on_pressure != NULL) nodedb_tpc__watch_pressure(from, to);
-    return nodedb_tpc_ring_pressure(nodedb_tpc__ring(from->runtime, from->index, to));
+    ring = nodedb_tpc__ring(from->runtime, from->index, to);
+    if (from->runtime->config.on_pressure == NULL) return nodedb_tpc_ring_pressure(ring);
+    nodedb_tpc__watch_pressure(from, to); /* which alone may change it, or a change would not be told */
+    return ring->pressure;
 }
 
 NODEDB_TPC_API nodedb_status nodedb_tpc_post(nodedb_tpc *runtime, uint32_t to, const void *message, nodedb_error *err) {
@@ -2113,6 +2119,7 @@ static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeo
         timeout_ns = NODEDB_TPC__STOPPING_PARK_NS_MAX;
     if (core->beat_due_ns - now < timeout_ns) timeout_ns = core->beat_due_ns - now;
     if (core->checkpoint_due_ns - now < timeout_ns) timeout_ns = core->checkpoint_due_ns - now;
+    if (core->pressed > 0 && timeout_ns > NODEDB_TPC__PRESSED_PARK_NS_MAX) timeout_ns = NODEDB_TPC__PRESSED_PARK_NS_MAX;
     nodedb_tpc_notifier_prepare(&core->notifier);
     if (nodedb_tpc__work_waits(core)) {
         nodedb_tpc_notifier_cancel(&core->notifier);
@@ -2276,6 +2283,7 @@ static nodedb_status nodedb_tpc__check_config(nodedb_tpc_config *c, nodedb_error
     if (c->maintenance_budget_ns == 0) c->maintenance_budget_ns = UINT64_C(200000);
     if (c->maintenance_percent == 0) c->maintenance_percent = 20;
     if (c->checkpoint_ns == 0) c->checkpoint_ns = UINT64_C(300000000000);
+    if (c->checkpoint_ns > UINT64_MAX / 4) c->checkpoint_ns = NODEDB_TPC_OFF; /* times do not get there */
     if (c->drain_ns == 0) c->drain_ns = UINT64_C(10000000000);
     if (c->maintenance_percent > 100)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "maintenance_percent is %u", (unsigned)c->maintenance_percent);
@@ -2617,15 +2625,17 @@ NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate) {
 }
 
 NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate) {
-    uint64_t before;
+    uint64_t state;
     void (*drained)(void *ctx);
     void *ctx;
     if (gate == NULL) return;
-    assert(nodedb__load_relaxed(&gate->state) >= 2);
-    before = __atomic_fetch_sub(&gate->state, 2, __ATOMIC_ACQ_REL);
-    if (before != 3) return;                     /* others are inside, or it is open */
-    drained = gate->drained, ctx = gate->ctx;    /* written before it was shut */
-    if (drained != NULL) drained(ctx);           /* who may free the gate */
+    state = nodedb__load_acquire(&gate->state);
+    do { /* 3: shut, and nobody inside but us, for good: read what to call while the gate is still ours */
+        assert(state >= 2);
+        drained = NULL, ctx = NULL;
+        if (state == 3) drained = gate->drained, ctx = gate->ctx;
+    } while (!nodedb__cas(&gate->state, &state, state - 2));
+    if (drained != NULL) drained(ctx); /* the gate may be gone */
 }
 
 NODEDB_TPC_API void nodedb_tpc_gate_undo(nodedb_tpc_core *core, void *gate) {
@@ -2720,18 +2730,6 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_release_part(nodedb_tpc *runtime, const 
     return NODEDB_OK;
 }
 
-/* One of them, by its place; false: there are not so many. */
-static bool nodedb_tpc__quarantined_at(const nodedb_tpc *runtime, size_t at, nodedb_tpc_quarantined *what) {
-    nodedb_tpc *shared = (nodedb_tpc *)(uintptr_t)runtime;
-    bool found;
-    if (nodedb__load_acquire(&runtime->quarantine_count) <= at) return false;
-    (void)pthread_mutex_lock(&shared->quarantine_lock);
-    found = at < runtime->quarantine_count;
-    if (found) *what = runtime->quarantine[at];
-    (void)pthread_mutex_unlock(&shared->quarantine_lock);
-    return found;
-}
-
 NODEDB_TPC_API size_t nodedb_tpc_quarantine_list(const nodedb_tpc *runtime, nodedb_tpc_quarantined *list, size_t most) {
     nodedb_tpc *shared = (nodedb_tpc *)(uintptr_t)runtime;
     size_t count;
@@ -2823,7 +2821,12 @@ static void nodedb_tpc__print_series(nodedb_tpc__text *t, const nodedb_tpc *runt
     nodedb_tpc__print(t, "\",core=\"%u\"", (unsigned)core);
 }
 
-/* The latencies as a histogram, in powers of four from 1,024 ns on. A bound is exact: no place reaches over it. */
+/* Whatever the locale's decimal point is. */
+static void nodedb_tpc__print_seconds(nodedb_tpc__text *t, uint64_t ns) {
+    nodedb_tpc__print(t, "%llu.%09llu", (unsigned long long)(ns / 1000000000), (unsigned long long)(ns % 1000000000));
+}
+
+/* The latencies as a histogram; the bounds are 1 ns below powers of four from 1,024 ns on, where places end. */
 static void nodedb_tpc__print_histogram(nodedb_tpc__text *t, const nodedb_tpc *runtime, uint32_t core,
                                         const nodedb_tpc_stats *s) {
     uint64_t below = 0;
@@ -2831,13 +2834,17 @@ static void nodedb_tpc__print_histogram(nodedb_tpc__text *t, const nodedb_tpc *r
     for (high = 10; high <= 34; high += 2) {
         for (; i < 4 * (high - 1); i++) below += nodedb__load_relaxed(&runtime->cores[core]->latencies[i]);
         nodedb_tpc__print_series(t, runtime, "task_seconds_bucket", core);
-        nodedb_tpc__print(t, ",le=\"%.9g\"} %llu\n", (double)(UINT64_C(1) << high) / 1e9, (unsigned long long)below);
+        nodedb_tpc__print(t, ",le=\"");
+        nodedb_tpc__print_seconds(t, (UINT64_C(1) << high) - 1);
+        nodedb_tpc__print(t, "\"} %llu\n", (unsigned long long)below);
     }
     for (; i < NODEDB_TPC__LATENCIES; i++) below += nodedb__load_relaxed(&runtime->cores[core]->latencies[i]);
     nodedb_tpc__print_series(t, runtime, "task_seconds_bucket", core);
     nodedb_tpc__print(t, ",le=\"+Inf\"} %llu\n", (unsigned long long)below);
     nodedb_tpc__print_series(t, runtime, "task_seconds_sum", core);
-    nodedb_tpc__print(t, "} %.9f\n", (double)s->latency_ns / 1e9);
+    nodedb_tpc__print(t, "} ");
+    nodedb_tpc__print_seconds(t, s->latency_ns);
+    nodedb_tpc__print(t, "\n");
     nodedb_tpc__print_series(t, runtime, "task_seconds_count", core);
     nodedb_tpc__print(t, "} %llu\n", (unsigned long long)below);
 }
@@ -2854,7 +2861,7 @@ static void nodedb_tpc__print_flags(nodedb_tpc__text *t, const nodedb_tpc *runti
 }
 
 static void nodedb_tpc__report_prometheus(nodedb_tpc__text *t, const nodedb_tpc *runtime) {
-    nodedb_tpc_quarantined q;
+    nodedb_tpc *shared = (nodedb_tpc *)(uintptr_t)runtime; /* for the lock */
     nodedb_tpc_stats s;
     uint32_t core;
     size_t i;
@@ -2866,8 +2873,10 @@ static void nodedb_tpc__report_prometheus(nodedb_tpc__text *t, const nodedb_tpc 
             (void)nodedb_tpc_get_stats(runtime, core, &s);
             memcpy(&value, (const char *)&s + m->at, sizeof value);
             nodedb_tpc__print_series(t, runtime, m->name, core);
-            if (m->seconds) nodedb_tpc__print(t, "} %.9f\n", (double)value / 1e9);
-            else nodedb_tpc__print(t, "} %llu\n", (unsigned long long)value);
+            nodedb_tpc__print(t, "} ");
+            if (m->seconds) nodedb_tpc__print_seconds(t, value);
+            else nodedb_tpc__print(t, "%llu", (unsigned long long)value);
+            nodedb_tpc__print(t, "\n");
         }
     }
     nodedb_tpc__print_flags(t, runtime, false);
@@ -2878,17 +2887,19 @@ static void nodedb_tpc__report_prometheus(nodedb_tpc__text *t, const nodedb_tpc 
         nodedb_tpc__print_histogram(t, runtime, core, &s);
     }
     nodedb_tpc__print(t, "# TYPE tpc_quarantined gauge\n");
-    for (i = 0; i < NODEDB_TPC_MAX_QUARANTINED && nodedb_tpc__quarantined_at(runtime, i, &q); i++) {
+    (void)pthread_mutex_lock(&shared->quarantine_lock);
+    for (i = 0; i < runtime->quarantine_count; i++) {
         nodedb_tpc__print(t, "tpc_quarantined{runtime=\"");
         nodedb_tpc__print_label(t, runtime->name);
         nodedb_tpc__print(t, "\",part=\"");
-        nodedb_tpc__print_label(t, q.part);
+        nodedb_tpc__print_label(t, runtime->quarantine[i].part);
         nodedb_tpc__print(t, "\"} 1\n");
     }
+    (void)pthread_mutex_unlock(&shared->quarantine_lock);
 }
 
 static void nodedb_tpc__report_text(nodedb_tpc__text *t, const nodedb_tpc *runtime) {
-    nodedb_tpc_quarantined q;
+    nodedb_tpc *shared = (nodedb_tpc *)(uintptr_t)runtime; /* for the lock */
     nodedb_tpc_stats s;
     uint32_t i;
 #define nodedb_tpc__llu(n) ((unsigned long long)(n))
@@ -2916,8 +2927,11 @@ static void nodedb_tpc__report_text(nodedb_tpc__text *t, const nodedb_tpc *runti
             nodedb_tpc__llu(s.busy_ns / 1000), nodedb_tpc__llu(s.idle_ns / 1000),
             nodedb_tpc__llu(s.maintenance_ns / 1000));
     }
-    for (i = 0; i < NODEDB_TPC_MAX_QUARANTINED && nodedb_tpc__quarantined_at(runtime, i, &q); i++)
-        nodedb_tpc__print(t, "quarantined: %s, since %llu ns: %s\n", q.part, nodedb_tpc__llu(q.since_ns), q.reason);
+    (void)pthread_mutex_lock(&shared->quarantine_lock);
+    for (i = 0; i < runtime->quarantine_count; i++)
+        nodedb_tpc__print(t, "quarantined: %s, since %llu ns: %s\n", runtime->quarantine[i].part,
+                          nodedb_tpc__llu(runtime->quarantine[i].since_ns), runtime->quarantine[i].reason);
+    (void)pthread_mutex_unlock(&shared->quarantine_lock);
 #undef nodedb_tpc__llu
 }
 

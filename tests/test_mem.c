@@ -349,12 +349,23 @@ TEST(idle_budget_is_lent_to_who_needs_it_and_comes_back) {
     CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 1000, NULL), NODEDB_ERR_LIMIT);
     CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK); /* its owner is in need, so it comes back */
     CHECK_EQ(moved, 0);
-    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).limit_bytes, 4000);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).limit_bytes, 4000); /* and no more than that, as it had lent */
     CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).limit_bytes, 2000);
     CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).reserved_bytes, 4500);
     CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 2500, NULL), NODEDB_OK);
     CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 1, NULL), NODEDB_ERR_LIMIT);
-    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_VECTOR, 4500, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 4000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_VECTOR, 2700, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
+    CHECK(moved > 0 && usage_of(mem, NODEDB_MEM_QUERY).limit_bytes < 4000);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 3000, NULL), NODEDB_OK); /* ends all loans */
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).limit_bytes, 3000);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).limit_bytes, 2000);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_GLOBAL, 1900, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 500, NULL), NODEDB_ERR_LIMIT); /* by the ceiling: */
+    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_VECTOR, 1800, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
+    CHECK_EQ(moved, 0); /* no need of its own */
     CHECK_EQ(nodedb_mem_rebalance(NULL, NULL, &err), NODEDB_ERR_INVALID);
     nodedb_mem_destroy(mem);
 }
@@ -1335,7 +1346,12 @@ TEST(a_collection_has_its_memory_for_itself_and_gives_it_back_at_once) {
     CHECK_EQ(nodedb_mem_collection_get_stats(&a, &stats, &err), NODEDB_OK);
     CHECK_EQ(stats.allocated_bytes, 0);
     CHECK(allocator.alloc(allocator.ctx, 100, 16) != NULL); /* and it goes on */
+    CHECK_EQ(nodedb_mem_collection_close(&b, &err), NODEDB_OK);
     CHECK_EQ(nodedb_mem_collection_close(&a, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_collection_open(&b, "users", &err), NODEDB_OK); /* perhaps with the number that a had */
+    CHECK(nodedb_mem_collection_close(&a, &err) != NODEDB_OK);
+    CHECK_EQ(nodedb_mem_collection_get_stats(&b, &other, &err), NODEDB_OK);
+    CHECK(allocator.alloc(allocator.ctx, 0, 16) == NULL && allocator.alloc(allocator.ctx, 1, 0) == NULL);
     CHECK_EQ(nodedb_mem_collection_close(&b, &err), NODEDB_OK);
     CHECK_EQ(nodedb_mem_collection_close(NULL, &err), NODEDB_ERR_INVALID);
 }

@@ -2025,8 +2025,8 @@ TEST(the_prometheus_report_can_be_read_line_by_line) {
     CHECK_EQ(nodedb_tpc_report(w.runtime, NODEDB_TPC_PROMETHEUS, text, whole + 1), whole);
     CHECK(strlen(text) == whole && text[whole - 1] == '\n');
     CHECK_HAS(text, "tpc_tasks_total{runtime=\"a\\\"b\",core=\"0\"} 1\n");
-    CHECK_HAS(text, "tpc_task_seconds_bucket{runtime=\"a\\\"b\",core=\"0\",le=\"4.096e-06\"} 0\n");
-    CHECK_HAS(text, "tpc_task_seconds_bucket{runtime=\"a\\\"b\",core=\"0\",le=\"1.6384e-05\"} 1\n");
+    CHECK_HAS(text, "tpc_task_seconds_bucket{runtime=\"a\\\"b\",core=\"0\",le=\"0.000004095\"} 0\n");
+    CHECK_HAS(text, "tpc_task_seconds_bucket{runtime=\"a\\\"b\",core=\"0\",le=\"0.000016383\"} 1\n");
     CHECK_HAS(text, "tpc_task_seconds_sum{runtime=\"a\\\"b\",core=\"0\"} 0.000005000\n");
     for (line = text; *line != 0; line = end + 1) {
         size_t n;
@@ -2043,7 +2043,7 @@ TEST(the_prometheus_report_can_be_read_line_by_line) {
         CHECK_EQ(sscanf(strstr(line, "} ") + 2, "%lf", &value), 1);
         samples++;
         if (strstr(line, "_bucket{") == NULL) continue;
-        if (strstr(line, "le=\"1.024e-06\"") != NULL) last = 0;
+        if (strstr(line, "le=\"0.000001023\"") != NULL) last = 0;
         CHECK(strcmp(kind, "histogram") == 0 && value >= last);
         last = value, buckets++;
     }
@@ -2158,8 +2158,11 @@ TEST(a_change_of_pressure_is_told_once_as_it_rises_and_as_it_falls) {
     CHECK(pressure_count == 3 && pressures[2] == NODEDB_TPC_PRESSURE_NONE);
     for (i = 0; i < 60; i++) CHECK_EQ(nodedb_tpc_send(core, 1, message), NODEDB_OK);
     CHECK(pressure_count == 5 && pressures[4] == NODEDB_TPC_PRESSURE_SUSPENDED);
+    CHECK_EQ(nodedb_tpc_turn(other, 0), NODEDB_OK);
+    CHECK_EQ(nodedb_tpc_pressure(core, 1), NODEDB_TPC_PRESSURE_NONE); /* who asks finds the change, and it is told */
+    CHECK(pressure_count == 6 && pressures[5] == NODEDB_TPC_PRESSURE_NONE && core->pressed == 0);
     CHECK_EQ(nodedb_tpc_get_stats(w.runtime, 0, &stats), NODEDB_OK);
-    CHECK_EQ(stats.pressure_changes, 5);
+    CHECK_EQ(stats.pressure_changes, 6);
     nodedb_tpc_destroy(w.runtime);
 }
 
