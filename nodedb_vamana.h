@@ -45,13 +45,13 @@
  *              nodes of it, so that no more than about 1/18 of the slots are ever waiting. `maintain` does it in
  *              idle time.
  *    CODES     From 4,096 vectors on the walk does not read the vectors but codes of 4 bits for each component: one
- *              cache line where a vector of 128 floats has eight. The best `rerank` entries of the beam (default
- *              3 k + 16, at most the beam) then get their exact distance. A code is the vector, less the mean of all,
- *              turned by a fixed rotation, and rounded. What rounding adds to the distances between near neighbours is
- *              measured when codes are made: where it is more than 0.15 of the nearest, as with near duplicates far
- *              from the rest, 8 bits are tried, then none, as where codes save no cache line (up to 64 bytes of
- *              vector). They are made anew by what is there, a little with each insert, when there are 8 times as many
- *              vectors, when all have been replaced, or when 1/16 of all have come that do not fit them.
+ *              cache line where a vector of 128 floats has eight. The best `rerank` entries of the beam (default 3 k +
+ *              16, on disk 2 k + 4, at most the beam) then get their exact distance. A code is the vector, less the
+ *              mean of all, turned by a fixed rotation, and rounded. What rounding adds to the distances between near
+ *              neighbours is measured when codes are made: where it is more than 0.15 of the nearest, as with near
+ *              duplicates far from the rest, 8 bits are tried, then none, as where codes save no cache line (up to 64
+ *              bytes of vector). They are made anew by what is there, a little with each insert, when there are 8 times
+ *              as many vectors, when all have been replaced, or when 1/16 of all have come that do not fit them.
  *              config.code and query.exact_walk overrule; results are exact distances either way.
  *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
  *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
@@ -2052,8 +2052,7 @@ typedef struct nodedb_vamana__file {
     char *path;
     size_t path_bytes;
     int fd;                      /* -1: none */
-    bool direct, uring;
-    nodedb_vamana_fetch fetch;
+    bool uring;
     nodedb_vamana__layout layout;
     nodedb_vamana__part parts[NODEDB_VAMANA__SECTIONS];
     uint64_t chunks_left;        /* of all parts, that are not there and well */
@@ -6775,9 +6774,8 @@ static bool nodedb_vamana__uring_works(const nodedb_vamana_open_config *config, 
 
 /* Opens the file past the page cache where it may; some file systems refuse at open, others at the first read. */
 static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
-                                    uint8_t *block, bool *direct) {
+                                    uint8_t *block) {
     int fd = -EINVAL;
-    *direct = false;
 #if defined(O_DIRECT)
     if (config->mode == NODEDB_VAMANA_ON_DISK && !config->no_direct && config->fetch != NODEDB_VAMANA_FETCH_MAPPED) {
         fd = io->open(io->ctx, path, O_RDONLY | O_DIRECT, 0);
@@ -6785,7 +6783,6 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
             (void)io->close(io->ctx, fd);
             fd = -EINVAL;
         }
-        *direct = fd >= 0;
         if (fd != -EINVAL) return fd;
         nodedb__say(&config->logger, NODEDB_LOG_WARNING,
                     "%s: this file system has no O_DIRECT, so exact vectors also fill the page cache; use ext4 or xfs",
@@ -6918,7 +6915,6 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
     if (status == NODEDB_OK && n->layout == NODEDB_VAMANA_PACKED)
         status = nodedb_vamana__make_cache(index, config, err);
     if (status != NODEDB_OK) return status;
-    index->file->fetch = config->fetch;
     if (config->fetch == NODEDB_VAMANA_FETCH_MAPPED) nodedb_vamana__map_records(index, config);
     index->file->uring = nodedb_vamana__uring_works(config, index->file->path);
     return NODEDB_OK;
@@ -6959,8 +6955,7 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
     nodedb_vamana__layout layout;
     nodedb_vamana *index = NULL;
     uint64_t size = 0;
-    bool direct;
-    int fd = nodedb_vamana__open_file(&io, path, config, h, &direct);
+    int fd = nodedb_vamana__open_file(&io, path, config, h);
     nodedb_status status;
     *opened = NULL, *which = 0;
     memset(&parameters, 0, sizeof parameters);
@@ -6982,7 +6977,6 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
     else status = nodedb_vamana__make_file(index, path, fd, &layout, err);
     *opened = index;
     if (status != NODEDB_OK) return status;
-    index->file->direct = direct;
     nodedb_vamana__take_state(index, h, n);
     if (*which == 1)
         nodedb__say(&config->logger, NODEDB_LOG_WARNING,
@@ -7450,7 +7444,6 @@ enum { /* states of a buffer */
 
 typedef struct nodedb_vamana__buffer {
     uint64_t offset;  /* in the file; 0: it has never been used */
-    uint64_t turn;    /* when it was announced last: number of the announcement */
     uint32_t next;    /* buffer in the same place of `heads`, or NONE */
     uint32_t state, tries;
     int error;        /* of the last try: errno, or 0: the bytes do not match their checksum */
@@ -7468,7 +7461,6 @@ typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken afte
     uint32_t at;                     /* the next to take */
     uint32_t wanted;                 /* those of them that are to be submitted: the last ones that were taken */
     uint32_t reading;                /* submitted and not completed */
-    uint64_t turn;                   /* of announcements so far */
     uint64_t reads, retries;
     bool uring, registered;
 #if defined(NODEDB_VAMANA__URING)
