@@ -9,11 +9,12 @@
    A server that must stay inside a fixed amount of memory, with several parts ("engines") and a thread per core:
      - a GOVERNOR that says yes or no to "may I hold N more bytes", exactly, for a few nanoseconds;
      - PRESSURE levels and a SPILL controller that tell when to move cold data out of memory and when to bring it back;
-     - an OVERFLOW REGION, a mapped scratch file for that data, with pointers that stay valid while it grows;
+     - an OVERFLOW REGION, a mapped file for that data, with pointers that stay valid while it grows: scratch, or kept;
      - ARENAS: the allocator's memory of one thread, apart from all others (needs jemalloc);
      - what the process REALLY uses, beside what was accounted.
-   It is not an allocator: it counts what you say you hold. It does not kill, evict or free anything by itself. Overflow
-   regions are scratch: they are gone when closed or when the process ends, and hold nothing that must survive.
+   It is not an allocator: it counts what you say you hold. It does not kill, evict or free anything by itself. A kept
+   region is no log: what was written since the last sync may be gone after a power cut (and says so), and there are no
+   transactions.
 
 2. QUICK START
        nodedb_error err;
@@ -64,6 +65,17 @@
    its generation: after free it is stale, and every use of it is an error. Addresses for the maximum are taken once, so
    the region grows without moving. Disk blocks are allocated before they are touched: a full disk is
    NODEDB_ERR_DISK_FULL from write, not a SIGBUS later. Freed disk blocks are given back by nodedb_mem_overflow_trim.
+   Scratch is a nameless file, gone with the region or the process.
+
+   Kept regions (config.name). The file has a table besides the data, with a checksum for each object. Opened again, by
+   whatever process, all objects are there under the handles that they had: save those in your own data, or find what is
+   there by nodedb_mem_overflow_next. A process that is killed loses nothing. After a power cut all is there that was
+   there at the last nodedb_mem_overflow_sync and has not been freed since; of the rest, what is not whole is not there,
+   or its read answers NODEDB_ERR_CORRUPT. Contents are compared with their checksum when they are first read.
+
+   Views. Another core reads a region through a view: read-only memory, without a message to the owner. It may use a
+   pointer (nodedb_mem_overflow_view_read) while the two have agreed that the object stays, or take a copy
+   (nodedb_mem_overflow_view_copy), which is whole or refused, whatever the owner does meanwhile.
 
 4. API BY TASK
    set up        nodedb_mem_create, nodedb_mem_destroy, nodedb_mem_register_engine, nodedb_mem_find_engine,
@@ -73,6 +85,8 @@
    look          nodedb_mem_get_usage, nodedb_mem_get_reality
    react         nodedb_mem_pressure, nodedb_mem_poll, nodedb_mem_spill_decide
    spill         nodedb_mem_overflow_open, _close, _write, _read, _free, _trim, _get_stats
+   keep          nodedb_mem_overflow_sync, _next, _verify
+   share reads   nodedb_mem_overflow_view_open, _view_read, _view_copy, _view_close
    arenas        nodedb_mem_arena_available, _create, _bind_thread, _of_thread, _get_stats, _reset, _destroy;
                  nodedb_mem_collection_open, _allocator, _get_stats, _reset, _close
    NUMA          nodedb_mem_numa_bind_thread
@@ -84,23 +98,28 @@
    time, at the price of a lock. Bytes are released through the index that reserved them: a core that hands memory to
    another has it released by a message back, or the two account it anew. All other functions of the governor may be
    called by any thread at any time, but create and destroy, which are alone.
-   Overflow region: all calls by one thread at a time; nodedb_mem_overflow_get_stats by any. Pointers that read returned
-   may be read by any thread until the object is freed.
+   Overflow region: all calls by one thread at a time; nodedb_mem_overflow_get_stats and _view_open by any. Pointers that
+   read returned may be read by any thread until the object is freed. A view is used by one thread at a time, while the
+   region's own goes on.
    Arenas: bind_thread and of_thread act on the calling thread; the rest by any thread.
    Callbacks run on the calling thread, without locks held: they may call the governor. The allocator is called by
-   create and destroy, and for a region by its thread.
+   create and destroy, and for a region by its thread and those that open and close views.
 
 6. MEMORY
    Governor: 2 KiB for each core and 9 KiB, taken at creation; nothing later.
    Overflow region: 32 bytes of ordinary memory for each block (object or hole), taken 4096 blocks at a time and kept
-   until close; 180 KiB at opening, with the first 4096. Sizes are rounded up to 16 bytes in the file.
+   until close; 180 KiB at opening, with the first 4096. Sizes are rounded up to 16 bytes in the file. Kept: 32 bytes
+   more for each block in the file, mapped; reopening takes 8 bytes a block for a moment. Addresses: max_bytes, kept
+   32 * max_blocks more, and as much again for each view.
 
 7. ERRORS
    Each function lists its own; whatever it answers but NODEDB_OK, nothing was changed. NODEDB_ERR_LIMIT is a refusal
    and part of life. NODEDB_ERR_INVALID (also: a release of more than is reserved) and NODEDB_ERR_NOT_FOUND (also: a
    stale handle) are faults of the caller's. Any nodedb_error may be NULL; a refusal is cheaper then, as no sentence is
    made.
-   Reading an object whose disk block cannot be read any more (a failing disk) is a SIGBUS, as with all mapped files.
+   Reading an object whose disk block cannot be read any more (a failing disk) is a SIGBUS, as with all mapped files, and
+   so is a file that somebody else cuts off. The first read of an object that a kept file brought, verify and view_copy
+   read by system calls: there it is NODEDB_ERR_IO or NODEDB_ERR_CORRUPT.
    A file system that copies on write (btrfs, ZFS) may run full in spite of allocated blocks: put regions elsewhere.
 
 8. LIMITS
@@ -108,12 +127,37 @@
    Overflow: NODEDB_MEM_OVERFLOW_MAX_BYTES 32 GiB a region (1 GiB on 32 bits), objects below 4 GiB,
    config.max_blocks blocks. A handle is known as stale until its slot has been reused 2^38 times.
 
-9. CONFIGURATION MACROS
+9. A KEPT FILE, little-endian; checksums are CRC-32C
+   Header, at 0 and again at 4096:
+       0   8  "NDBOVFL" and a zero
+       8   4  format, 1
+      12   4  unit: 16, what sizes and places are counted in
+      16   4  slots that the table has room for: max_blocks + 2
+      20   4  bytes of an entry: 32
+      24   8  where the data begin: behind the table, at a multiple of 65536
+      32   4  checksum of bytes 0 .. 31
+      36   4  zero
+      40   4  slots in use: a multiple of 4096, or all
+      44   4  checksum of bytes 40 .. 43
+   Table, at 8192: an entry for each slot, from number 0, which is never used:
+       0   4  checksum of bytes 4 .. 31, begun with the slot's number
+       4   1  1: an object; 0: none
+       5   1  upper 6 bits of the generation
+       6   1  object: bytes of its last unit that are not its own (16: it is empty and has one unit)
+       7   1  zero
+       8   4  lower 32 bits of the generation
+      12   4  object: its place in the data, in units
+      16   4  object: its units
+      20   4  object: checksum of its bytes
+      24   8  number of this change of the table
+   A handle is slot << 38 | generation. The file is sparse: it looks larger than it is.
+
+10. CONFIGURATION MACROS
    NODEDB_MEM_IMPLEMENTATION   the code, in one file of the program
    NODEDB_MEM_STATIC           with it: all functions private to that file
    NODEDB_NO_JEMALLOC          never ask jemalloc; assumed where <jemalloc/jemalloc.h> is missing
 
-10. DEPARTURES
+11. DEPARTURES
    Per-core counters that are exact at a limit usually lock (Linux's percpu_counter is not exact at all). Here the
    owner of a cell writes `used` and then reads `granted`; who takes credit back writes `granted` and then reads `used`:
    one of the two must see the other (Dekker's rule), and whoever lost settles under the lock. That costs an exchange on
@@ -128,7 +172,7 @@
    ns, on a counter that both cores write 14 to 23 ns; a refusal 0.1 to 0.15 us; a write and a free among 1,000,000
    objects of up to 256 bytes 0.42 to 0.50 us (malloc and free: 0.19 to 0.26 us).
 
-11. LICENCE
+12. LICENCE
    Public domain (Unlicense) or MIT, as you like: see the end of this file. */
 /* ===================================================================================================================
  * BEGIN NODEDB COMMON BLOCK. The same words in every nodedb_*.h, behind one guard, so that any set of them compiles
@@ -274,6 +318,15 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #include <unistd.h>
 #if defined(__GLIBC__) && !defined(__USE_GNU)
 #error "include nodedb_*.h before any system header, or compile with -D_GNU_SOURCE"
+#endif
+
+/* ThreadSanitizer does not know fences: where an argument stands on one, another way is taken under it. */
+#if defined(__SANITIZE_THREAD__)
+#define NODEDB__TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define NODEDB__TSAN 1
+#endif
 #endif
 
 #define nodedb__load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
@@ -799,17 +852,21 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_
 #endif
 
 typedef struct nodedb_mem_overflow nodedb_mem_overflow;
+typedef struct nodedb_mem_overflow_view nodedb_mem_overflow_view;
 
-/* Names one object and its generation. {0} names nothing. Valid until freed, in its own region only. */
+/* Names one object and its generation. {0} names nothing. Valid until freed, in its own region only; of a kept region
+ * also when it is reopened, by another process or on another machine. */
 typedef struct nodedb_mem_handle {
     uint64_t bits;
 } nodedb_mem_handle;
 
 typedef struct nodedb_mem_overflow_config {
-    const char *dir;        /* where the scratch file is made; must exist; not tmpfs, which is memory. Required */
+    const char *dir;        /* where the file is; must exist; not tmpfs, which is memory. Required */
+    const char *name;       /* of a file in `dir` that is made, or reopened, and kept; NULL or "": scratch */
     uint64_t initial_bytes; /* 0: 64 MiB, or max_bytes if that is less; rounded up to the page, like max_bytes */
     uint64_t max_bytes;     /* 0: 1 GiB (256 MiB on 32 bits) */
-    uint32_t max_blocks;    /* most objects and holes together, at least 2; 0: max_bytes / 64, at least 65536 */
+    uint32_t max_blocks;    /* most objects and holes together, at least 2; 0: max_bytes / 64, at least 65536. A kept
+                               file keeps what it was made with: then 0, or the same */
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_io io;           /* open must return a descriptor that can be mapped */
@@ -830,14 +887,23 @@ typedef struct nodedb_mem_overflow_stats {
     uint64_t writes, reads, frees, grows; /* since opening */
     uint64_t refused;            /* writes, for any reason */
     uint64_t disk_full;          /* of these, for want of disk blocks */
+    uint64_t reopened;           /* kept: objects that were found in the file */
+    uint64_t lost;               /* kept: entries of its table that could not be used: at most so many objects */
+    uint64_t damaged;            /* kept: reads and verifications that found other bytes than were written */
 } nodedb_mem_overflow_stats;
 
-/* Opens an empty region in a nameless file in config->dir (O_TMPFILE; else created and unlinked at once). NULL:
- * NODEDB_ERR_INVALID, NODEDB_ERR_NO_MEMORY (also: no address space), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL. */
+/* Opens a region: without config->name an empty one, in a nameless file in config->dir (O_TMPFILE; else created and
+ * unlinked at once). With a name the file is made, durably, or reopened: its table is read, not yet its objects; see
+ * stats.reopened and .lost. NULL: NODEDB_ERR_INVALID (also: other max_blocks than the file has), NODEDB_ERR_NO_MEMORY
+ * (also: no address space), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, NODEDB_ERR_LOCKED (open elsewhere), NODEDB_ERR_CORRUPT
+ * (no overflow file, or both headers are damaged: it is left as it is), NODEDB_ERR_LIMIT (objects beyond max_bytes, or
+ * more blocks than max_blocks). */
 NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
                                                              nodedb_error *err);
 
-/* Unmaps and forgets everything; all pointers and handles die. NULL is allowed. */
+/* Unmaps and forgets everything; all pointers die, and the handles of a scratch region. A kept file is made durable
+ * first; an error of that is logged only, so call nodedb_mem_overflow_sync to have it. While views are open, they read
+ * on, and the last to close ends it all (a kept file stays locked so long). NULL is allowed. */
 NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region);
 
 /* Copies `bytes` bytes (0 is allowed) into the region. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_LIMIT (max_bytes reached
@@ -847,18 +913,56 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
                                                        nodedb_mem_handle *handle, nodedb_error *err);
 
 /* Where the object is, aligned to 16, and its exact length in *bytes (may be NULL). Valid until it is freed, also while
- * the region grows. NULL: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (stale, foreign, never given). */
+ * the region grows. An object that a kept file brought is read and checked once, the first time. NULL:
+ * NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (stale, foreign, never given); kept: NODEDB_ERR_CORRUPT (not what was
+ * written; offset says where in the file), NODEDB_ERR_IO. */
 NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                     size_t *bytes, nodedb_error *err);
 
-/* Frees the object; its space is merged with free neighbours. Errors: as read; so the second free of a handle is
- * NODEDB_ERR_NOT_FOUND. */
+/* Frees the object; its space is merged with free neighbours. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (also:
+ * it is freed already). */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                       nodedb_error *err);
 
 /* Gives the disk blocks of whole free granules back to the file system; *bytes (may be NULL) gets how many. O(holes of
  * a granule or more). Errors: NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (the file system cannot), NODEDB_ERR_IO. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err);
+
+/* Makes a kept file durable as it is: an object written before, and not freed since, survives a power cut (and what was
+ * freed since may be there again). A process that dies loses nothing, synced or not. Blocks for the device. Errors:
+ * NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (scratch), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err);
+
+/* Steps through all objects: {0} becomes the first handle, each handle the next, in no order that means something. What
+ * the caller frees or writes meanwhile may be met or not; all others are met once. O(objects + holes) for all together.
+ * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (that was the last; *handle is {0} again). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
+                                                      nodedb_error *err);
+
+/* Reads an object of a kept region from the file and compares it with its checksum, be it the first time or not.
+ * Errors: as read, and NODEDB_ERR_UNSUPPORTED (scratch). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                        nodedb_error *err);
+
+/* A view: how another core reads a region, while its owner goes on. A mapping of its own, that cannot be written
+ * through. Any thread, while the region is open; each view is used by one thread at a time. NULL: NODEDB_ERR_INVALID,
+ * NODEDB_ERR_NO_MEMORY (also: no address space). */
+NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err);
+
+/* Closes a view, before or after its region. NULL is allowed. */
+NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view);
+
+/* As nodedb_mem_overflow_read, for an object that the owner will not free before the reader is done: the pointer is
+ * valid so long. Errors: as there. */
+NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                         size_t *bytes, nodedb_error *err);
+
+/* Copies an object into `buffer` of `capacity` bytes; the owner may free it at any moment: then this answers
+ * NODEDB_ERR_NOT_FOUND, and never another object's bytes. *bytes (may be NULL) gets its length. One system call.
+ * Errors: as read, and NODEDB_ERR_LIMIT (the buffer is too small; *bytes is set). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                           void *buffer, size_t capacity, size_t *bytes,
+                                                           nodedb_error *err);
 
 /* Any thread. Figures may be of slightly different moments where another thread is writing. NODEDB_ERR_INVALID. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_overflow *region,
@@ -1830,8 +1934,9 @@ NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char 
 }
 
 /* ===================================================================================================================
- * Room: overflow region, blocks. The file is a row of blocks without gaps, each an object or a hole, and no two holes
- * side by side. What is known of a block stands in its slot, outside of the file.
+ * Room: overflow region, blocks. The data are a row of blocks without gaps, each an object or a hole, and no two holes
+ * side by side. What is known of a block stands in its slot, in ordinary memory. A kept file has a table besides, with
+ * an entry for each slot: see FILES in the manual.
  * ================================================================================================================ */
 
 #define NODEDB_MEM__SLAB_SLOTS 4096u /* slots are allocated by that many */
@@ -1841,13 +1946,17 @@ NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char 
 
 typedef enum nodedb_mem__state { NODEDB_MEM__SPARE = 0, NODEDB_MEM__HOLE, NODEDB_MEM__OBJECT } nodedb_mem__state;
 
-/* 32 bytes. Slot numbers begin at 1; 0 is none. The generation rises when an object is freed, and never elsewhere. */
+/* 32 bytes. Slot numbers begin at 1; 0 is none. The generation rises when an object is freed, and never elsewhere.
+ *
+ * Views read generation, state, slack, checked, at and size while the owner goes on. Between two looks at the same
+ * generation with the state OBJECT nothing of these changes: the owner raises the generation first, and stores all that
+ * he changes afterwards with release; a view loads all with acquire, and then looks at the generation again. */
 typedef struct nodedb_mem__slot {
     uint32_t generation_low;
     uint8_t generation_high;
     uint8_t state;
     uint8_t slack;          /* object: bytes of the last unit that are not its own; 16 for an empty one */
-    uint8_t reserved;
+    uint8_t checked;        /* object: written since opening, or compared with its checksum */
     uint32_t at, size;      /* in units */
     uint32_t before, after; /* the neighbours in the file; `after` links spare slots */
     uint32_t link[2];       /* hole: previous and next in its bin, or left and right in the tree */
@@ -1856,12 +1965,15 @@ typedef struct nodedb_mem__slot {
 /* Counters that get_stats reads from other threads: size_t, so that one instruction reads them everywhere. */
 typedef struct nodedb_mem__counters {
     size_t objects, object_bytes, used_units, holes, largest_units, capacity_units, disk_bytes, slabs;
-    size_t writes, reads, frees, grows, refused, disk_full;
+    size_t writes, reads, frees, grows, refused, disk_full, reopened, lost, damaged;
 } nodedb_mem__counters;
 
 struct nodedb_mem_overflow {
     /* Fixed at opening. */
-    char *base;          /* max_bytes of addresses; touched only where a granule is backed */
+    char *file;          /* all of it mapped, file_bytes of addresses; touched only where disk blocks are */
+    size_t file_bytes;
+    char *base;          /* the data: the last max_bytes of the file */
+    size_t data_at;      /* kept: where they begin in the file; 0 for scratch */
     size_t max_bytes;
     uint32_t max_slots;
     uint64_t seed;       /* first generations differ between regions, so that foreign handles are noticed */
@@ -1869,8 +1981,11 @@ struct nodedb_mem_overflow {
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_io io;
-    char dir[64];        /* the beginning, for messages */
+    char dir[64], name[64]; /* their beginnings, for messages; no name: scratch */
+    /* The region and its views. */
+    size_t users;
     /* By the region's thread. */
+    uint64_t sequence;   /* kept: of the newest entry in the table */
     nodedb_mem__slot **slabs;
     size_t slabs_bytes;
     uint64_t *backed;    /* a bit for each granule that has its disk blocks */
@@ -1888,6 +2003,7 @@ struct nodedb_mem_overflow {
 
 /* One thread writes, others may read. */
 #define nodedb_mem__count(counter, change) nodedb__store_relaxed(&(counter), (counter) + (size_t)(change))
+#define nodedb_mem__set(field, value) nodedb__store_release(&(field), (value)) /* what views read */
 
 static inline nodedb_mem__slot *nodedb_mem__slot_of(const nodedb_mem_overflow *region, uint32_t slot) {
     assert(slot != 0 && slot < region->slots);
@@ -1899,8 +2015,8 @@ static inline uint64_t nodedb_mem__generation(const nodedb_mem__slot *slot) {
 }
 
 static inline void nodedb_mem__set_generation(nodedb_mem__slot *slot, uint64_t generation) {
-    slot->generation_low = (uint32_t)generation;
-    slot->generation_high = (uint8_t)((generation & NODEDB_MEM__GENERATION_MASK) >> 32);
+    nodedb_mem__set(slot->generation_low, (uint32_t)generation);
+    nodedb_mem__set(slot->generation_high, (uint8_t)((generation & NODEDB_MEM__GENERATION_MASK) >> 32));
 }
 
 static uint32_t nodedb_mem__take_slot(nodedb_mem_overflow *region) {
@@ -1913,35 +2029,10 @@ static uint32_t nodedb_mem__take_slot(nodedb_mem_overflow *region) {
 
 static void nodedb_mem__give_slot(nodedb_mem_overflow *region, uint32_t slot) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-    s->state = NODEDB_MEM__SPARE;
+    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__SPARE);
     s->after = region->spare;
     region->spare = slot;
     region->spares++;
-}
-
-/* Makes sure of `wanted` spare slots, before anything is changed. */
-static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_t wanted, nodedb_error *err) {
-    nodedb_mem__slot *slab;
-    uint32_t i, first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
-    if (region->spares >= wanted) return NODEDB_OK;
-    if (count > region->max_slots - first) count = region->max_slots - first;
-    if (region->spares + count < wanted)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: max_blocks of %lu reached", region->dir,
-                            (unsigned long)region->max_slots - 2);
-    slab = (nodedb_mem__slot *)nodedb__alloc_zero(&region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab,
-                                                  NODEDB_CACHE_LINE_BYTES);
-    if (slab == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
-                            region->dir, (unsigned long)(NODEDB_MEM__SLAB_SLOTS * sizeof *slab));
-    region->slabs[first / NODEDB_MEM__SLAB_SLOTS] = slab;
-    region->slots = first + count;
-    nodedb_mem__count(region->count.slabs, 1);
-    for (i = count; i-- > 0;) {
-        if (first + i == 0) continue; /* number 0 is none */
-        nodedb_mem__set_generation(&slab[i], nodedb__mix64(region->seed ^ (first + i)));
-        nodedb_mem__give_slot(region, first + i);
-    }
-    return NODEDB_OK;
 }
 
 /* ===================================================================================================================
@@ -2037,7 +2128,7 @@ static void nodedb_mem__bin_remove(nodedb_mem_overflow *region, uint32_t slot) {
 static void nodedb_mem__add_hole(nodedb_mem_overflow *region, uint32_t slot) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     assert(s->size > 0);
-    s->state = NODEDB_MEM__HOLE;
+    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__HOLE);
     if (s->size < NODEDB_MEM__BINS) nodedb_mem__bin_insert(region, slot);
     else nodedb_mem__tree_insert(region, slot);
     nodedb_mem__count(region->count.holes, 1);
@@ -2086,7 +2177,7 @@ static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
         const nodedb_mem__slot *n = nodedb_mem__slot_of(region, after);
         assert(s->at + s->size == n->at);
         nodedb_mem__remove_hole(region, after);
-        s->size += n->size;
+        nodedb_mem__set(s->size, s->size + n->size);
         s->after = n->after;
         nodedb_mem__give_slot(region, after);
     }
@@ -2094,8 +2185,8 @@ static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
         const nodedb_mem__slot *n = nodedb_mem__slot_of(region, before);
         assert(n->at + n->size == s->at);
         nodedb_mem__remove_hole(region, before);
-        s->at = n->at;
-        s->size += n->size;
+        nodedb_mem__set(s->at, n->at);
+        nodedb_mem__set(s->size, s->size + n->size);
         s->before = n->before;
         nodedb_mem__give_slot(region, before);
         if (s->before != 0) nodedb_mem__slot_of(region, s->before)->after = slot;
@@ -2118,15 +2209,25 @@ static inline size_t nodedb_mem__granule_end(const nodedb_mem_overflow *region, 
     return end < region->max_bytes ? end : region->max_bytes;
 }
 
-/* Makes disk blocks exist for the granules [first, last), which have none. */
-static int nodedb_mem__allocate_disk(nodedb_mem_overflow *region, size_t first, size_t last) {
+/* Makes disk blocks exist for a part of the file that has none and holds nothing. */
+static int nodedb_mem__allocate_disk(nodedb_mem_overflow *region, uint64_t at, uint64_t bytes) {
     static const char zeros[4096] = {0};
-    uint64_t at = (uint64_t)first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, end = nodedb_mem__granule_end(region, last - 1);
-    int result = region->io.allocate(region->io.ctx, region->fd, at, end - at);
+    uint64_t end = at + bytes;
+    int result = region->io.allocate(region->io.ctx, region->fd, at, bytes);
     if (result == -EOPNOTSUPP || result == -ENOSYS)
         for (result = 0; result == 0 && at < end; at += sizeof zeros)
-            result = nodedb__write_all(&region->io, region->fd, zeros, sizeof zeros, at);
+            result = nodedb__write_all(&region->io, region->fd, zeros,
+                                       (size_t)(end - at < sizeof zeros ? end - at : sizeof zeros), at);
     return result;
+}
+
+static nodedb_status nodedb_mem__no_blocks(nodedb_mem_overflow *region, uint64_t at, int result, nodedb_error *err) {
+    nodedb_status status = nodedb__io_status(-result);
+    if (status == NODEDB_ERR_DISK_FULL) nodedb_mem__count(region->count.disk_full, 1);
+    status = nodedb__fail(err, status, -result, "overflow region in %s: no disk blocks at offset %llu", region->dir,
+                          (unsigned long long)at);
+    if (err != NULL) err->offset = at;
+    return status;
 }
 
 /* Backs all granules of [from, to) bytes. What was backed stays so if a later one fails. */
@@ -2134,24 +2235,18 @@ static nodedb_status nodedb_mem__back(nodedb_mem_overflow *region, size_t from, 
     size_t granule = from / NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
     size_t end = (to - 1) / NODEDB_MEM_OVERFLOW_GRANULE_BYTES + 1;
     while (granule < end) {
-        size_t first = granule;
+        size_t first = granule, at, bytes;
         int result;
         while (granule < end && !nodedb_mem__is_backed(region, granule)) granule++;
         if (granule == first) {
             granule++;
             continue;
         }
-        result = nodedb_mem__allocate_disk(region, first, granule);
-        if (result < 0) {
-            nodedb_status status = nodedb__io_status(-result);
-            if (status == NODEDB_ERR_DISK_FULL) nodedb_mem__count(region->count.disk_full, 1);
-            status = nodedb__fail(err, status, -result, "overflow region in %s: no disk blocks at offset %llu",
-                                  region->dir, (unsigned long long)first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES);
-            if (err != NULL) err->offset = (uint64_t)first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
-            return status;
-        }
-        nodedb_mem__count(region->count.disk_bytes,
-                          nodedb_mem__granule_end(region, granule - 1) - first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES);
+        at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
+        bytes = nodedb_mem__granule_end(region, granule - 1) - at;
+        result = nodedb_mem__allocate_disk(region, region->data_at + at, bytes);
+        if (result < 0) return nodedb_mem__no_blocks(region, region->data_at + at, result, err);
+        nodedb_mem__count(region->count.disk_bytes, bytes);
         for (; first < granule; first++) region->backed[first / 64] |= UINT64_C(1) << first % 64;
     }
     return NODEDB_OK;
@@ -2162,14 +2257,136 @@ static void nodedb_mem__extend(nodedb_mem_overflow *region, size_t units) {
     uint32_t slot = nodedb_mem__take_slot(region);
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     assert(units > region->count.capacity_units && units <= region->max_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES);
-    s->at = (uint32_t)region->count.capacity_units;
-    s->size = (uint32_t)(units - region->count.capacity_units);
+    nodedb_mem__set(s->at, (uint32_t)region->count.capacity_units);
+    nodedb_mem__set(s->size, (uint32_t)(units - region->count.capacity_units));
     s->before = region->last;
     s->after = 0;
     if (region->last != 0) nodedb_mem__slot_of(region, region->last)->after = slot;
     region->last = slot;
     nodedb__store_relaxed(&region->count.capacity_units, units);
     nodedb_mem__merge(region, slot);
+}
+
+/* ===================================================================================================================
+ * Room: overflow region, the table of a kept file. Entries are stored into the mapping when an object appears or goes,
+ * in this order: its bytes, its entry; and: its entry, then other bytes in its place. So whatever kills the process, an
+ * entry names bytes that are there. A power cut may bring pages of different moments: the checksums tell.
+ * ================================================================================================================ */
+
+#define NODEDB_MEM__FILE_MAGIC "NDBOVFL"
+#define NODEDB_MEM__FILE_FORMAT 1u
+#define NODEDB_MEM__HEADER_BYTES 4096u       /* twice */
+#define NODEDB_MEM__HEADER_USED_BYTES 48u
+#define NODEDB_MEM__ENTRY_BYTES 32u
+#define NODEDB_MEM__DATA_ALIGN_BYTES 65536u  /* the largest page size, so that the file can be mapped anywhere */
+#define NODEDB_MEM__PIECE_BYTES 16384u       /* contents are read for checking by that much */
+
+static inline uint64_t nodedb_mem__entry_at(uint32_t slot) {
+    return 2 * NODEDB_MEM__HEADER_BYTES + (uint64_t)slot * NODEDB_MEM__ENTRY_BYTES;
+}
+
+/* Where the data begin in a file with a table of `slots` entries. */
+static inline uint64_t nodedb_mem__data_offset(uint32_t slots) {
+    return (nodedb_mem__entry_at(slots) + NODEDB_MEM__DATA_ALIGN_BYTES - 1) / NODEDB_MEM__DATA_ALIGN_BYTES *
+           NODEDB_MEM__DATA_ALIGN_BYTES;
+}
+
+static inline size_t nodedb_mem__length(const nodedb_mem__slot *s) {
+    return (size_t)s->size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - s->slack;
+}
+
+/* Stores the entry of `slot` as its slot says; `checksum` is that of the object's bytes, 0 where there is none. */
+static void nodedb_mem__put_entry(nodedb_mem_overflow *region, uint32_t slot, uint32_t checksum) {
+    const nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
+    bool object = s->state == NODEDB_MEM__OBJECT;
+    unsigned char entry[NODEDB_MEM__ENTRY_BYTES];
+    entry[4] = object, entry[5] = s->generation_high, entry[6] = object ? s->slack : 0, entry[7] = 0;
+    nodedb__put_u32(entry + 8, s->generation_low);
+    nodedb__put_u32(entry + 12, object ? s->at : 0);
+    nodedb__put_u32(entry + 16, object ? s->size : 0);
+    nodedb__put_u32(entry + 20, checksum);
+    nodedb__put_u64(entry + 24, ++region->sequence);
+    nodedb__put_u32(entry, nodedb__crc32c(slot, entry + 4, sizeof entry - 4));
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the order in which the kernel will find it, if the process dies */
+    memcpy(region->file + nodedb_mem__entry_at(slot), entry, sizeof entry);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/* What the header says of the table's length, in one word that a dying process cannot tear. */
+static void nodedb_mem__put_slots_in_use(nodedb_mem_overflow *region) {
+    unsigned char word[8];
+    uint64_t stored;
+    int copy;
+    nodedb__put_u32(word, region->slots);
+    nodedb__put_u32(word + 4, nodedb__crc32c(0, word, 4));
+    memcpy(&stored, word, sizeof stored);
+    for (copy = 0; copy < 2; copy++)
+        memcpy(region->file + copy * NODEDB_MEM__HEADER_BYTES + 40, &stored, sizeof stored);
+}
+
+/* Takes a slab of slots over, with `count` numbers. */
+static void nodedb_mem__add_slab(nodedb_mem_overflow *region, nodedb_mem__slot *slab, uint32_t count) {
+    nodedb__store_release(&region->slabs[region->slots / NODEDB_MEM__SLAB_SLOTS], slab);
+    nodedb__store_release(&region->slots, region->slots + count);
+    nodedb_mem__count(region->count.slabs, 1);
+}
+
+/* Makes sure of `wanted` spare slots, before anything is changed. */
+static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_t wanted, nodedb_error *err) {
+    nodedb_mem__slot *slab;
+    uint32_t i, first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
+    if (region->spares >= wanted) return NODEDB_OK;
+    if (count > region->max_slots - first) count = region->max_slots - first;
+    if (region->spares + count < wanted)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: max_blocks of %lu reached", region->dir,
+                            (unsigned long)region->max_slots - 2);
+    slab = (nodedb_mem__slot *)nodedb__alloc_zero(&region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab,
+                                                  NODEDB_CACHE_LINE_BYTES);
+    if (slab == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
+                            region->dir, (unsigned long)(NODEDB_MEM__SLAB_SLOTS * sizeof *slab));
+    if (region->data_at != 0) {
+        uint64_t at = nodedb_mem__entry_at(first);
+        int result = nodedb_mem__allocate_disk(region, at, (uint64_t)count * NODEDB_MEM__ENTRY_BYTES);
+        if (result < 0) {
+            nodedb__release(&region->allocator, slab, NODEDB_MEM__SLAB_SLOTS * sizeof *slab);
+            return nodedb_mem__no_blocks(region, at, result, err);
+        }
+    }
+    nodedb_mem__add_slab(region, slab, count);
+    for (i = count; i-- > 0;) {
+        nodedb_mem__set_generation(&slab[i], nodedb__mix64(region->seed ^ (first + i)));
+        if (first + i != 0) nodedb_mem__give_slot(region, first + i); /* number 0 is none */
+        if (region->data_at != 0) nodedb_mem__put_entry(region, first + i, 0);
+    }
+    if (region->data_at != 0) nodedb_mem__put_slots_in_use(region);
+    return NODEDB_OK;
+}
+
+/* Reads an object's bytes from the file and compares them with the checksum in its entry. */
+static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t slot, uint32_t at, size_t bytes,
+                                         nodedb_error *err) {
+    uint64_t offset = region->data_at + (uint64_t)at * NODEDB_MEM_OVERFLOW_UNIT_BYTES, from = offset;
+    uint32_t checksum = 0, wanted = nodedb__get_u32(region->file + nodedb_mem__entry_at(slot) + 20);
+    char piece[NODEDB_MEM__PIECE_BYTES];
+    while (bytes > 0) {
+        size_t part = bytes < sizeof piece ? bytes : sizeof piece;
+        int result = nodedb__read_all(&region->io, region->fd, piece, part, offset);
+        if (result < 0) {
+            nodedb_status status = result == -ENODATA ? NODEDB_ERR_CORRUPT : nodedb__io_status(-result);
+            (void)nodedb__fail(err, status, -result, "overflow region in %s: cannot read an object at offset %llu",
+                               region->dir, (unsigned long long)offset);
+            if (err != NULL) err->offset = offset;
+            return status;
+        }
+        checksum = nodedb__crc32c(checksum, piece, part);
+        offset += part, bytes -= part;
+    }
+    if (checksum == wanted) return NODEDB_OK;
+    (void)nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "overflow region in %s: the object at offset %llu is damaged",
+                       region->dir, (unsigned long long)from);
+    if (err != NULL) err->offset = from;
+    return NODEDB_ERR_CORRUPT;
 }
 
 /* Grows until a hole of `size` units exists: to twice the capacity, or what is needed, or exactly the maximum. */
@@ -2207,6 +2424,321 @@ static int nodedb_mem__open_scratch(const nodedb_mem_overflow_config *config, co
     return result;
 }
 
+/* ===================================================================================================================
+ * Room: overflow region, reopening a kept file
+ * ================================================================================================================ */
+
+static nodedb_status nodedb_mem__fail_at(const nodedb_mem_overflow *region, nodedb_error *err, int result,
+                                         const char *what) {
+    return nodedb__fail(err, nodedb__io_status(-result), -result, "overflow region: cannot %s %.80s in %s", what,
+                        region->name, region->dir);
+}
+
+/* A header of `slots` slots, twice. */
+static void nodedb_mem__fill_header(unsigned char *pages, uint32_t slots) {
+    memset(pages, 0, 2 * NODEDB_MEM__HEADER_BYTES);
+    memcpy(pages, NODEDB_MEM__FILE_MAGIC, 8);
+    nodedb__put_u32(pages + 8, NODEDB_MEM__FILE_FORMAT);
+    nodedb__put_u32(pages + 12, NODEDB_MEM_OVERFLOW_UNIT_BYTES);
+    nodedb__put_u32(pages + 16, slots);
+    nodedb__put_u32(pages + 20, NODEDB_MEM__ENTRY_BYTES);
+    nodedb__put_u64(pages + 24, nodedb_mem__data_offset(slots));
+    nodedb__put_u32(pages + 32, nodedb__crc32c(0, pages, 32));
+    nodedb__put_u32(pages + 44, nodedb__crc32c(0, pages + 40, 4)); /* no slots in use */
+    memcpy(pages + NODEDB_MEM__HEADER_BYTES, pages, NODEDB_MEM__HEADER_USED_BYTES);
+}
+
+#define NODEDB_MEM__UNKNOWN UINT32_MAX
+
+/* What one copy of the header says: how many slots it has room for (0: this is no header), and how many are in use. */
+static uint32_t nodedb_mem__parse_header(const unsigned char *page, uint32_t *in_use) {
+    uint32_t slots = nodedb__get_u32(page + 16), used = nodedb__get_u32(page + 40);
+    *in_use = NODEDB_MEM__UNKNOWN;
+    if (memcmp(page, NODEDB_MEM__FILE_MAGIC, 8) != 0 || nodedb__get_u32(page + 8) != NODEDB_MEM__FILE_FORMAT ||
+        nodedb__get_u32(page + 32) != nodedb__crc32c(0, page, 32) ||
+        nodedb__get_u32(page + 12) != NODEDB_MEM_OVERFLOW_UNIT_BYTES ||
+        nodedb__get_u32(page + 20) != NODEDB_MEM__ENTRY_BYTES || slots < 4 || slots > NODEDB_MEM_OVERFLOW_MAX_SLOTS ||
+        nodedb__get_u64(page + 24) != nodedb_mem__data_offset(slots))
+        return 0;
+    if (nodedb__get_u32(page + 44) == nodedb__crc32c(0, page + 40, 4) &&
+        (used == slots || (used < slots && used % NODEDB_MEM__SLAB_SLOTS == 0)))
+        *in_use = used;
+    return slots;
+}
+
+/* Nothing that anybody could miss: no header was ever whole, as the first of all writes is that of the header. */
+static bool nodedb_mem__is_unborn(const unsigned char *pages, size_t bytes) {
+    size_t i;
+    for (i = 0; i < bytes && pages[i] == 0; i++) {}
+    return i == bytes || memcmp(pages, NODEDB_MEM__FILE_MAGIC, bytes < 8 ? bytes : 8) == 0;
+}
+
+/* Makes the empty file a region's: durably, with its name. */
+static nodedb_status nodedb_mem__create_kept(nodedb_mem_overflow *region, const char *dir, unsigned char *pages,
+                                             nodedb_error *err) {
+    const nodedb_io *io = &region->io;
+    int result, fd;
+    nodedb_mem__fill_header(pages, region->max_slots);
+    result = nodedb__write_all(io, region->fd, pages, 2 * NODEDB_MEM__HEADER_BYTES, 0);
+    if (result == 0) result = io->sync(io->ctx, region->fd);
+    if (result < 0) return nodedb_mem__fail_at(region, err, result, "write the header of");
+    fd = io->open(io->ctx, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    result = fd < 0 ? fd : io->sync(io->ctx, fd);
+    if (fd >= 0) (void)io->close(io->ctx, fd);
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "make the name durable of") : NODEDB_OK;
+}
+
+/* Opens, locks and reads the header of the file that config names. *in_use: the slots that it has; 0: it is new. */
+static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
+                                           uint32_t *in_use, nodedb_error *err) {
+    const nodedb_io *io = &region->io;
+    unsigned char pages[2 * NODEDB_MEM__HEADER_BYTES];
+    char path[NODEDB_MEM__MAX_PATH_BYTES];
+    uint32_t slots[2], used[2];
+    int64_t size;
+    size_t there;
+    int result, whole;
+    *in_use = 0;
+    result = snprintf(path, sizeof path, "%s/%s", config->dir, config->name);
+    if (result < 0 || (size_t)result >= sizeof path) return nodedb_mem__fail_at(region, err, -ENAMETOOLONG, "open");
+    region->fd = io->open(io->ctx, path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (region->fd < 0) return nodedb_mem__fail_at(region, err, region->fd, "open");
+    result = io->lock(io->ctx, region->fd);
+    if (result == -EWOULDBLOCK)
+        return nodedb__fail(err, NODEDB_ERR_LOCKED, 0, "overflow region: %.80s in %s is open already", region->name,
+                            region->dir);
+    if (result < 0) return nodedb_mem__fail_at(region, err, result, "lock");
+    size = io->size(io->ctx, region->fd);
+    if (size < 0) return nodedb_mem__fail_at(region, err, (int)size, "look at");
+    memset(pages, 0, sizeof pages);
+    there = (uint64_t)size < sizeof pages ? (size_t)size : sizeof pages;
+    result = nodedb__read_all(io, region->fd, pages, there, 0);
+    if (result < 0) return nodedb_mem__fail_at(region, err, result, "read the header of");
+    slots[0] = nodedb_mem__parse_header(pages, &used[0]);
+    slots[1] = nodedb_mem__parse_header(pages + NODEDB_MEM__HEADER_BYTES, &used[1]);
+    if (used[0] == NODEDB_MEM__UNKNOWN && used[1] == NODEDB_MEM__UNKNOWN) {
+        if ((uint64_t)size <= sizeof pages && nodedb_mem__is_unborn(pages, there))
+            return nodedb_mem__create_kept(region, config->dir, pages, err);
+        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+                            "overflow region: %.80s in %s is no overflow file, or its headers are damaged",
+                            region->name, region->dir);
+    }
+    whole = used[0] == NODEDB_MEM__UNKNOWN || (used[1] != NODEDB_MEM__UNKNOWN && used[1] > used[0]);
+    if (config->max_blocks != 0 && config->max_blocks != slots[whole] - 2)
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s was made with max_blocks of %lu",
+                            region->name, region->dir, (unsigned long)slots[whole] - 2);
+    region->max_slots = slots[whole];
+    *in_use = used[whole];
+    if (slots[0] != slots[1] || used[0] != used[1]) {
+        nodedb_mem__fill_header(pages, slots[whole]);
+        nodedb__say(&region->logger, NODEDB_LOG_WARNING, "overflow region: a header of %s in %s was damaged",
+                    region->name, region->dir);
+        result = nodedb__write_all(io, region->fd, pages, sizeof pages, 0); /* the slots in use follow */
+        if (result < 0) return nodedb_mem__fail_at(region, err, result, "write the header of");
+    }
+    return NODEDB_OK;
+}
+
+/* Takes one slot over from its entry; true if it is an object. `units` of the file hold data. */
+static bool nodedb_mem__take_entry(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
+                                   const unsigned char *entry, uint64_t units) {
+    uint32_t word = nodedb__get_u32(entry + 4);
+    uint64_t sequence = nodedb__get_u64(entry + 24);
+    s->state = NODEDB_MEM__SPARE;
+    if (nodedb__get_u32(entry) != nodedb__crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4)) {
+        nodedb_mem__count(region->count.lost, 1);
+        nodedb_mem__set_generation(s, nodedb__mix64(region->seed ^ slot)); /* no old handle may fit */
+        return false;
+    }
+    if (sequence > region->sequence) region->sequence = sequence;
+    s->generation_low = nodedb__get_u32(entry + 8);
+    s->generation_high = (uint8_t)(word >> 8 & 0x3F);
+    if ((word & 1) == 0) return false;
+    s->slack = (uint8_t)(word >> 16);
+    s->at = nodedb__get_u32(entry + 12);
+    s->size = nodedb__get_u32(entry + 16);
+    if (slot == 0 || s->size == 0 || s->slack > NODEDB_MEM_OVERFLOW_UNIT_BYTES ||
+        (s->slack == NODEDB_MEM_OVERFLOW_UNIT_BYTES && s->size > 1) || (uint64_t)s->at + s->size > units) {
+        nodedb_mem__count(region->count.lost, 1); /* whole entries say what was true: the file has been cut */
+        nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
+        return false;
+    }
+    s->state = NODEDB_MEM__OBJECT;
+    return true;
+}
+
+/* Of two objects that claim the same place, after a power cut, the newer one is kept, if its bytes are there; else the
+ * older one, if its own are; else none. Returns which: 0, 1 or 2. */
+static int nodedb_mem__settle(nodedb_mem_overflow *region, const uint32_t slot[2]) {
+    uint64_t sequence[2];
+    int i, newer;
+    for (i = 0; i < 2; i++) sequence[i] = nodedb__get_u64(region->file + nodedb_mem__entry_at(slot[i]) + 24);
+    newer = sequence[1] > sequence[0];
+    for (i = 0; i < 2; i++) {
+        int which = i == 0 ? newer : !newer;
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot[which]);
+        if (nodedb_mem__compare(region, slot[which], s->at, nodedb_mem__length(s), NULL) == NODEDB_OK) return which;
+    }
+    return 2;
+}
+
+static void nodedb_mem__drop(nodedb_mem_overflow *region, uint32_t slot) {
+    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+    nodedb_mem__count(region->count.lost, 1);
+    nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
+    s->state = NODEDB_MEM__SPARE;
+}
+
+static int nodedb_mem__by_place(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Takes the slots of the table over. `order` gets the objects, as place << 32 | slot, without those that clash. */
+static nodedb_status nodedb_mem__load_table(nodedb_mem_overflow *region, uint32_t in_use, uint64_t units,
+                                            uint64_t *order, size_t *objects, nodedb_error *err) {
+    size_t found = 0, kept = 0, i;
+    while (region->slots < in_use) {
+        uint32_t first = region->slots, count = NODEDB_MEM__SLAB_SLOTS, k;
+        nodedb_mem__slot *slab = (nodedb_mem__slot *)nodedb__alloc_zero(
+            &region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab, NODEDB_CACHE_LINE_BYTES);
+        if (slab == NULL)
+            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused",
+                                region->dir);
+        if (count > in_use - first) count = in_use - first;
+        nodedb_mem__add_slab(region, slab, count);
+        for (k = 0; k < count; k++) {
+            const char *entry = region->file + nodedb_mem__entry_at(first + k);
+            if (nodedb_mem__take_entry(region, first + k, &slab[k], (const unsigned char *)entry, units))
+                order[found++] = (uint64_t)slab[k].at << 32 | (first + k);
+        }
+    }
+    qsort(order, found, sizeof *order, nodedb_mem__by_place);
+    for (i = 0; i < found; i++) {
+        uint32_t pair[2];
+        int winner = 1;
+        pair[1] = (uint32_t)order[i];
+        if (kept > 0) {
+            const nodedb_mem__slot *before;
+            pair[0] = (uint32_t)order[kept - 1];
+            before = nodedb_mem__slot_of(region, pair[0]);
+            if ((uint64_t)before->at + before->size > order[i] >> 32) {
+                winner = nodedb_mem__settle(region, pair);
+                if (winner != 0) nodedb_mem__drop(region, pair[0]), kept--;
+                if (winner != 1) nodedb_mem__drop(region, pair[1]);
+            }
+        }
+        if (winner == 1) order[kept++] = order[i];
+    }
+    *objects = kept;
+    return NODEDB_OK;
+}
+
+/* Appends the block of `slot` to the row. */
+static void nodedb_mem__append(nodedb_mem_overflow *region, uint32_t slot) {
+    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+    s->before = region->last, s->after = 0;
+    if (region->last != 0) nodedb_mem__slot_of(region, region->last)->after = slot;
+    region->last = slot;
+    nodedb__store_relaxed(&region->count.capacity_units, (size_t)s->at + s->size);
+}
+
+/* Makes the row of blocks: the objects and, between them, holes. Spare slots are in their list already. */
+static nodedb_status nodedb_mem__lay_row(nodedb_mem_overflow *region, const uint64_t *order, size_t objects,
+                                         nodedb_error *err) {
+    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES, granule = NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
+    size_t i, g;
+    for (i = 0; i < objects; i++) {
+        uint32_t slot = (uint32_t)order[i];
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+        size_t from = s->at * unit, to = from + s->size * unit;
+        if (s->at > region->count.capacity_units) {
+            nodedb_status status = nodedb_mem__need_slots(region, 1, err);
+            uint32_t hole;
+            if (status != NODEDB_OK) return status;
+            hole = nodedb_mem__take_slot(region);
+            nodedb_mem__slot_of(region, hole)->at = (uint32_t)region->count.capacity_units;
+            nodedb_mem__slot_of(region, hole)->size = s->at - (uint32_t)region->count.capacity_units;
+            nodedb_mem__append(region, hole);
+            nodedb_mem__add_hole(region, hole);
+        }
+        nodedb_mem__append(region, slot);
+        for (g = from / granule; g <= (to - 1) / granule; g++) region->backed[g / 64] |= UINT64_C(1) << g % 64;
+        nodedb_mem__count(region->count.object_bytes, nodedb_mem__length(s));
+        nodedb_mem__count(region->count.used_units, s->size);
+    }
+    nodedb_mem__count(region->count.objects, objects);
+    nodedb_mem__count(region->count.reopened, objects);
+    return NODEDB_OK;
+}
+
+/* Makes sure of the disk blocks below the objects (a copied file may have lost some), and gives the others back; but
+ * not where something is missing that may still be wanted by whoever looks into the file. */
+static nodedb_status nodedb_mem__settle_disk(nodedb_mem_overflow *region, uint64_t file_bytes, nodedb_error *err) {
+    uint64_t data = file_bytes - region->data_at < region->max_bytes ? file_bytes - region->data_at : region->max_bytes;
+    size_t granules = (size_t)((data + NODEDB_MEM_OVERFLOW_GRANULE_BYTES - 1) / NODEDB_MEM_OVERFLOW_GRANULE_BYTES);
+    size_t first, last;
+    for (first = 0; first < granules; first = last) {
+        bool backed = nodedb_mem__is_backed(region, first);
+        size_t at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, bytes;
+        int result;
+        for (last = first + 1; last < granules && nodedb_mem__is_backed(region, last) == backed; last++) {}
+        bytes = nodedb_mem__granule_end(region, last - 1) - at;
+        if (!backed) {
+            if (nodedb__load_relaxed(&region->count.lost) == 0)
+                (void)fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(region->data_at + at),
+                                (off_t)bytes);
+            continue;
+        }
+        result = region->io.allocate(region->io.ctx, region->fd, region->data_at + at, bytes);
+        if (result < 0 && result != -EOPNOTSUPP && result != -ENOSYS)
+            return nodedb_mem__no_blocks(region, region->data_at + at, result, err);
+        nodedb_mem__count(region->count.disk_bytes, bytes);
+    }
+    return NODEDB_OK;
+}
+
+/* Rebuilds all that is kept in ordinary memory from the table of a file with `in_use` slots. */
+static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in_use, nodedb_error *err) {
+    int64_t size = region->io.size(region->io.ctx, region->fd);
+    uint64_t bytes = size < 0 ? 0 : (uint64_t)size, table = (uint64_t)in_use * NODEDB_MEM__ENTRY_BYTES;
+    uint64_t units = bytes > region->data_at ? (bytes - region->data_at) / NODEDB_MEM_OVERFLOW_UNIT_BYTES : 0;
+    uint64_t *order;
+    size_t objects = 0, order_bytes = (size_t)in_use * sizeof *order;
+    nodedb_status status;
+    uint32_t slot;
+    int result = size < 0 ? (int)size : region->io.allocate(region->io.ctx, region->fd, nodedb_mem__entry_at(0), table);
+    if (result < 0 && result != -EOPNOTSUPP && result != -ENOSYS)
+        return nodedb_mem__fail_at(region, err, result, "have disk blocks for the table of");
+    order = (uint64_t *)nodedb__alloc(&region->allocator, order_bytes, sizeof *order);
+    if (order == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
+    status = nodedb_mem__load_table(region, in_use, units, order, &objects, err);
+    if (status == NODEDB_OK && objects > 0) {
+        const nodedb_mem__slot *last = nodedb_mem__slot_of(region, (uint32_t)order[objects - 1]);
+        if (((uint64_t)last->at + last->size) * NODEDB_MEM_OVERFLOW_UNIT_BYTES > region->max_bytes)
+            status = nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+                                  "overflow region: %.80s in %s has objects beyond max_bytes of %llu", region->name,
+                                  region->dir, (unsigned long long)region->max_bytes);
+    }
+    if (status == NODEDB_OK) {
+        for (slot = region->slots; slot-- > 1;)
+            if (nodedb_mem__slot_of(region, slot)->state == NODEDB_MEM__SPARE) nodedb_mem__give_slot(region, slot);
+        status = nodedb_mem__lay_row(region, order, objects, err);
+    }
+    nodedb__release(&region->allocator, order, order_bytes);
+    if (status != NODEDB_OK) return status;
+    for (slot = 0; slot < in_use && region->count.lost > 0; slot++) { /* what was lost stays lost */
+        const nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
+        if (s->state != NODEDB_MEM__OBJECT) nodedb_mem__put_entry(region, slot, 0);
+    }
+    nodedb_mem__put_slots_in_use(region);
+    if (nodedb__load_relaxed(&region->count.lost) > 0)
+        nodedb__say(&region->logger, NODEDB_LOG_WARNING, "overflow region: %lu entries of %s in %s are lost",
+                    (unsigned long)region->count.lost, region->name, region->dir);
+    return bytes > region->data_at ? nodedb_mem__settle_disk(region, bytes, err) : NODEDB_OK;
+}
+
 /* A region on tmpfs moves data from memory to memory; that deserves a word. */
 static void nodedb_mem__warn_of_tmpfs(const nodedb_mem_overflow *region) {
     struct statfs fs;
@@ -2225,6 +2757,9 @@ static nodedb_status nodedb_mem__complete_overflow(nodedb_mem_overflow_config *c
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), blocks;
     if (c->dir == NULL || c->dir[0] == 0)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region: no directory");
+    if (c->name != NULL && (strchr(c->name, '/') != NULL || strcmp(c->name, ".") == 0 || strcmp(c->name, "..") == 0))
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: %.80s is no file's name", c->dir,
+                            c->name);
     if (c->max_bytes == 0) c->max_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES;
     if (c->max_bytes > NODEDB_MEM_OVERFLOW_MAX_BYTES)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_bytes of %llu is too large", c->dir,
@@ -2248,12 +2783,12 @@ static nodedb_status nodedb_mem__complete_overflow(nodedb_mem_overflow_config *c
     return NODEDB_OK;
 }
 
-NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
-    nodedb_allocator allocator;
+/* The region, or one of its views, is done with it. */
+static void nodedb_mem__leave(nodedb_mem_overflow *region) {
+    nodedb_allocator allocator = region->allocator;
     size_t i;
-    if (region == NULL) return;
-    allocator = region->allocator;
-    if (region->base != NULL) (void)munmap(region->base, region->max_bytes);
+    if (__atomic_sub_fetch(&region->users, 1, __ATOMIC_ACQ_REL) > 0) return;
+    if (region->file != NULL) (void)munmap(region->file, region->file_bytes);
     if (region->fd >= 0) (void)region->io.close(region->io.ctx, region->fd);
     for (i = 0; i < region->count.slabs; i++)
         nodedb__release(&allocator, region->slabs[i], NODEDB_MEM__SLAB_SLOTS * sizeof **region->slabs);
@@ -2262,35 +2797,60 @@ NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
     nodedb__release(&allocator, region, sizeof *region);
 }
 
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err) {
+    int result;
+    if (region == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow sync: NULL");
+    if (region->data_at == 0)
+        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch is not kept", region->dir);
+    result = region->io.sync(region->io.ctx, region->fd);
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "sync") : NODEDB_OK;
+}
+
+NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
+    nodedb_error err;
+    if (region == NULL) return;
+    if (region->data_at != 0 && nodedb_mem_overflow_sync(region, &err) != NODEDB_OK)
+        nodedb__say(&region->logger, NODEDB_LOG_ERROR, "%s", err.message);
+    nodedb_mem__leave(region);
+}
+
 /* The memory, file and map of a region. On failure the caller closes what is there. */
 static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *c,
                                         nodedb_error *err) {
     nodedb_status status;
-    void *base;
+    uint32_t in_use = 0;
+    void *map;
+    if (region->name[0] != 0) {
+        status = nodedb_mem__open_kept(region, c, &in_use, err);
+        if (status != NODEDB_OK) return status;
+        region->data_at = (size_t)nodedb_mem__data_offset(region->max_slots);
+    } else {
+        region->fd = nodedb_mem__open_scratch(c, &region->io, region->seed);
+        if (region->fd < 0)
+            return nodedb__fail(err, nodedb__io_status(-region->fd), -region->fd,
+                                "overflow region: no scratch file in %s", region->dir);
+    }
     region->slabs_bytes = (region->max_slots / NODEDB_MEM__SLAB_SLOTS + 1) * sizeof *region->slabs;
     region->backed_bytes = (region->max_bytes / NODEDB_MEM_OVERFLOW_GRANULE_BYTES / 64 + 1) * sizeof *region->backed;
     region->slabs = (nodedb_mem__slot **)nodedb__alloc_zero(&region->allocator, region->slabs_bytes, sizeof(void *));
     region->backed = (uint64_t *)nodedb__alloc_zero(&region->allocator, region->backed_bytes, sizeof(uint64_t));
     if (region->slabs == NULL || region->backed == NULL)
         return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
-    status = nodedb_mem__need_slots(region, 1, err);
-    if (status != NODEDB_OK) return status;
-    region->fd = nodedb_mem__open_scratch(c, &region->io, region->seed);
-    if (region->fd < 0)
-        return nodedb__fail(err, nodedb__io_status(-region->fd), -region->fd, "overflow region: no scratch file in %s",
-                            region->dir);
-    base = mmap(NULL, region->max_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
-    if (base == MAP_FAILED)
+    region->file_bytes = region->data_at + region->max_bytes;
+    map = mmap(NULL, region->file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
+    if (map == MAP_FAILED)
         return nodedb__fail(err, nodedb__io_status(errno), errno, "overflow region in %s: cannot map %llu bytes",
-                            region->dir, (unsigned long long)region->max_bytes);
-    region->base = (char *)base;
-    return NODEDB_OK;
+                            region->dir, (unsigned long long)region->file_bytes);
+    region->file = (char *)map;
+    region->base = region->file + region->data_at;
+    return in_use > 0 ? nodedb_mem__reopen(region, in_use, err) : nodedb_mem__need_slots(region, 1, err);
 }
 
 NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
                                                              nodedb_error *err) {
     nodedb_mem_overflow_config c;
     nodedb_mem_overflow *region;
+    size_t initial;
     memset(&c, 0, sizeof c);
     if (config != NULL) c = *config;
     if (nodedb_mem__complete_overflow(&c, err) != NODEDB_OK) return NULL;
@@ -2301,6 +2861,8 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
     }
     region->max_bytes = (size_t)c.max_bytes;
     region->max_slots = c.max_blocks + 2; /* number 0, and one that growing needs for a moment */
+    c.max_blocks = config->max_blocks;
+    region->users = 1;
     region->seed = nodedb__mix64(nodedb__now_ns(NULL) ^ (uint64_t)getpid() << 40);
     region->seed = nodedb__mix64(region->seed ^ (uint64_t)(uintptr_t)region);
     region->fd = -1;
@@ -2308,12 +2870,15 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
     region->logger = c.logger;
     region->io = c.io;
     (void)snprintf(region->dir, sizeof region->dir, "%.*s", (int)sizeof region->dir - 1, c.dir);
+    if (c.name != NULL) (void)snprintf(region->name, sizeof region->name, "%.*s", (int)sizeof region->name - 1, c.name);
     if (nodedb_mem__set_up(region, &c, err) != NODEDB_OK) {
-        nodedb_mem_overflow_close(region);
+        nodedb_mem__leave(region);
         return NULL;
     }
     nodedb_mem__warn_of_tmpfs(region);
-    nodedb_mem__extend(region, (size_t)c.initial_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES);
+    initial = (size_t)c.initial_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    if (initial > region->count.capacity_units && nodedb_mem__need_slots(region, 1, NULL) == NODEDB_OK)
+        nodedb_mem__extend(region, initial); /* else it is a reopened one with a full table, and grows later */
     nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
     return region;
 }
@@ -2322,17 +2887,16 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
 static void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     nodedb_mem__remove_hole(region, slot);
-    s->state = NODEDB_MEM__OBJECT;
     if (s->size > size) {
         uint32_t rest = nodedb_mem__take_slot(region);
         nodedb_mem__slot *r = nodedb_mem__slot_of(region, rest);
-        r->at = s->at + size;
-        r->size = s->size - size;
+        nodedb_mem__set(r->at, s->at + size);
+        nodedb_mem__set(r->size, s->size - size);
         r->before = slot;
         r->after = s->after;
         if (r->after != 0) nodedb_mem__slot_of(region, r->after)->before = rest;
         else region->last = rest;
-        s->size = size;
+        nodedb_mem__set(s->size, size);
         s->after = rest;
         nodedb_mem__add_hole(region, rest);
     }
@@ -2377,8 +2941,11 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
         return status;
     }
     s = nodedb_mem__slot_of(region, slot);
-    s->slack = (uint8_t)(size * unit - bytes);
     if (bytes > 0) memcpy(region->base + (size_t)s->at * unit, data, bytes);
+    nodedb_mem__set(s->slack, (uint8_t)(size * unit - bytes));
+    nodedb_mem__set(s->checked, (uint8_t)1);
+    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__OBJECT);
+    if (region->data_at != 0) nodedb_mem__put_entry(region, slot, nodedb__crc32c(0, data, bytes));
     handle->bits = (uint64_t)slot << 38 | nodedb_mem__generation(s);
     nodedb_mem__count(region->count.objects, 1);
     nodedb_mem__count(region->count.object_bytes, bytes);
@@ -2386,6 +2953,11 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
     nodedb_mem__count(region->count.writes, 1);
     nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
     return NODEDB_OK;
+}
+
+static nodedb_status nodedb_mem__stale(const nodedb_mem_overflow *region, nodedb_mem_handle handle, nodedb_error *err) {
+    return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: handle %016llx is stale or foreign",
+                        region->dir, (unsigned long long)handle.bits);
 }
 
 /* The slot of a living object, or NULL and the reason. */
@@ -2402,22 +2974,53 @@ static nodedb_mem__slot *nodedb_mem__resolve(const nodedb_mem_overflow *region, 
         if (s->state == NODEDB_MEM__OBJECT && nodedb_mem__generation(s) == (handle.bits & NODEDB_MEM__GENERATION_MASK))
             return s;
     }
-    (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: handle %016llx is stale or foreign",
-                       region->dir, (unsigned long long)handle.bits);
+    (void)nodedb_mem__stale(region, handle, err);
     return NULL;
 }
 
-static inline size_t nodedb_mem__length(const nodedb_mem__slot *s) {
-    return (size_t)s->size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - s->slack;
+/* Compares an object with its checksum, and notes what came of it. */
+static nodedb_status nodedb_mem__check_bytes(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
+                                       nodedb_error *err) {
+    nodedb_status status = nodedb_mem__compare(region, slot, s->at, nodedb_mem__length(s), err);
+    if (status == NODEDB_OK) nodedb_mem__set(s->checked, (uint8_t)1);
+    if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1); /* views count, too */
+    return status;
 }
 
 NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                     size_t *bytes, nodedb_error *err) {
-    const nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
+    nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
+    if (s != NULL && s->checked == 0 &&
+        nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err) != NODEDB_OK)
+        s = NULL;
     if (bytes != NULL) *bytes = s != NULL ? nodedb_mem__length(s) : 0;
     if (s == NULL) return NULL;
     nodedb_mem__count(region->count.reads, 1);
     return region->base + (size_t)s->at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                        nodedb_error *err) {
+    nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
+    if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
+    if (region->data_at == 0)
+        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch has no checksums",
+                            region->dir);
+    return nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
+                                                      nodedb_error *err) {
+    uint64_t slot;
+    if (region == NULL || handle == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow next: NULL");
+    for (slot = (handle->bits >> 38) + 1; slot < region->slots; slot++) {
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)slot);
+        if (s->state != NODEDB_MEM__OBJECT) continue;
+        handle->bits = slot << 38 | nodedb_mem__generation(s);
+        return NODEDB_OK;
+    }
+    handle->bits = 0;
+    return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: no more objects", region->dir);
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *region, nodedb_mem_handle handle,
@@ -2429,6 +3032,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *regio
     nodedb_mem__count(region->count.used_units, 0 - (size_t)s->size);
     nodedb_mem__count(region->count.frees, 1);
     nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
+    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__HOLE);
+    if (region->data_at != 0) nodedb_mem__put_entry(region, (uint32_t)(handle.bits >> 38), 0);
     nodedb_mem__merge(region, (uint32_t)(handle.bits >> 38));
     nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
     return NODEDB_OK;
@@ -2442,7 +3047,7 @@ static nodedb_status nodedb_mem__punch(nodedb_mem_overflow *region, size_t first
         size_t at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, length = nodedb_mem__granule_end(region, first) - at;
         int result;
         if (!nodedb_mem__is_backed(region, first)) continue;
-        nodedb__retry(result, fallocate(region->fd, how, (off_t)at, (off_t)length));
+        nodedb__retry(result, fallocate(region->fd, how, (off_t)(region->data_at + at), (off_t)length));
         if (result != 0)
             return nodedb__fail(err, errno == EOPNOTSUPP ? NODEDB_ERR_UNSUPPORTED : NODEDB_ERR_IO, errno,
                                 "overflow region in %s: cannot give disk blocks back", region->dir);
@@ -2498,6 +3103,151 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_over
     stats->grows = nodedb__load_relaxed(&c->grows);
     stats->refused = nodedb__load_relaxed(&c->refused);
     stats->disk_full = nodedb__load_relaxed(&c->disk_full);
+    stats->reopened = nodedb__load_relaxed(&c->reopened);
+    stats->lost = nodedb__load_relaxed(&c->lost);
+    stats->damaged = nodedb__load_relaxed(&c->damaged);
+    return NODEDB_OK;
+}
+
+/* ===================================================================================================================
+ * Room: overflow region, views. How a view reads a slot under its owner's hands: see nodedb_mem__slot.
+ * ================================================================================================================ */
+
+/* What was read before is read before what is read behind. ThreadSanitizer knows no fences, and does not see the reads
+ * of the kernel's that this one is about. */
+static inline void nodedb_mem__fence(void) {
+#if !defined(NODEDB__TSAN)
+    nodedb__fence_seq_cst();
+#endif
+}
+
+struct nodedb_mem_overflow_view {
+    nodedb_mem_overflow *region;
+    char *file; /* mapped for reading only */
+};
+
+/* What a view knows of an object: as it was while `handle` named it. */
+typedef struct nodedb_mem__seen {
+    uint32_t slot, at;
+    size_t bytes;
+    bool checked;
+} nodedb_mem__seen;
+
+/* The slot of a handle while it names its object, else NULL. What was loaded from it before, with acquire, is true then
+ * of that object. */
+static const nodedb_mem__slot *nodedb_mem__alive(const nodedb_mem_overflow *region, nodedb_mem_handle handle) {
+    uint64_t slot = handle.bits >> 38, generation = handle.bits & NODEDB_MEM__GENERATION_MASK;
+    const nodedb_mem__slot *s;
+    if (slot == 0 || slot >= nodedb__load_acquire(&region->slots)) return NULL;
+    s = &nodedb__load_acquire(&region->slabs[slot / NODEDB_MEM__SLAB_SLOTS])[slot % NODEDB_MEM__SLAB_SLOTS];
+    return nodedb__load_acquire(&s->generation_low) == (uint32_t)generation &&
+                   nodedb__load_acquire(&s->generation_high) == (uint8_t)(generation >> 32)
+               ? s
+               : NULL;
+}
+
+static nodedb_status nodedb_mem__look(nodedb_mem_overflow_view *view, nodedb_mem_handle handle, nodedb_mem__seen *seen,
+                                      nodedb_error *err) {
+    const nodedb_mem__slot *s;
+    uint32_t size;
+    uint8_t slack, state;
+    if (view == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
+    s = nodedb_mem__alive(view->region, handle);
+    if (s == NULL) return nodedb_mem__stale(view->region, handle, err);
+    state = nodedb__load_acquire(&s->state);
+    slack = nodedb__load_acquire(&s->slack);
+    size = nodedb__load_acquire(&s->size);
+    seen->slot = (uint32_t)(handle.bits >> 38);
+    seen->at = nodedb__load_acquire(&s->at);
+    seen->checked = nodedb__load_acquire(&s->checked) != 0;
+    seen->bytes = (size_t)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - slack;
+    if (state != NODEDB_MEM__OBJECT || nodedb_mem__alive(view->region, handle) == NULL)
+        return nodedb_mem__stale(view->region, handle, err);
+    return NODEDB_OK;
+}
+
+/* Compares an object that a kept file brought with its checksum; only its owner may note that this has been done. */
+static nodedb_status nodedb_mem__view_check(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                            const nodedb_mem__seen *seen, nodedb_error *err) {
+    nodedb_status status;
+    if (seen->checked) return NODEDB_OK;
+    status = nodedb_mem__compare(view->region, seen->slot, seen->at, seen->bytes, err);
+    if (nodedb_mem__alive(view->region, handle) == NULL) return nodedb_mem__stale(view->region, handle, err);
+    if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&view->region->count.damaged, 1);
+    return status;
+}
+
+NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err) {
+    nodedb_mem_overflow_view *view;
+    void *map;
+    if (region == NULL) {
+        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
+        return NULL;
+    }
+    view = (nodedb_mem_overflow_view *)nodedb__alloc_zero(&region->allocator, sizeof *view, sizeof(void *));
+    if (view == NULL) {
+        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow view of %s: the allocator refused", region->dir);
+        return NULL;
+    }
+    map = mmap(NULL, region->file_bytes, PROT_READ, MAP_SHARED, region->fd, 0);
+    if (map == MAP_FAILED) {
+        (void)nodedb__fail(err, nodedb__io_status(errno), errno, "overflow view of %s: cannot map %llu bytes",
+                           region->dir, (unsigned long long)region->file_bytes);
+        nodedb__release(&region->allocator, view, sizeof *view);
+        return NULL;
+    }
+    view->region = region;
+    view->file = (char *)map;
+    (void)nodedb__add_relaxed(&region->users, 1);
+    return view;
+}
+
+NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view) {
+    nodedb_mem_overflow *region;
+    if (view == NULL) return;
+    region = view->region;
+    (void)munmap(view->file, region->file_bytes);
+    nodedb__release(&region->allocator, view, sizeof *view);
+    nodedb_mem__leave(region);
+}
+
+NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                         size_t *bytes, nodedb_error *err) {
+    nodedb_mem__seen seen;
+    nodedb_status status = nodedb_mem__look(view, handle, &seen, err);
+    if (status == NODEDB_OK) status = nodedb_mem__view_check(view, handle, &seen, err);
+    if (bytes != NULL) *bytes = status == NODEDB_OK ? seen.bytes : 0;
+    if (status != NODEDB_OK) return NULL;
+    return view->file + view->region->data_at + (size_t)seen.at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+}
+
+/* By pread rather than from the mapping: no race of the language with an owner who writes there meanwhile, and a disk
+ * that cannot be read is an error and no signal. The bytes count only if the handle is good after they were read. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                           void *buffer, size_t capacity, size_t *bytes,
+                                                           nodedb_error *err) {
+    const nodedb_io *io;
+    nodedb_mem__seen seen;
+    nodedb_status status = nodedb_mem__look(view, handle, &seen, err);
+    int result;
+    if (bytes != NULL) *bytes = status == NODEDB_OK ? seen.bytes : 0;
+    if (status == NODEDB_OK) status = nodedb_mem__view_check(view, handle, &seen, err);
+    if (status != NODEDB_OK) return status;
+    if (buffer == NULL && seen.bytes > 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow view: no buffer");
+    if (seen.bytes > capacity)
+        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "overflow view of %s: an object of %lu bytes, a buffer of %lu",
+                            view->region->dir, (unsigned long)seen.bytes, (unsigned long)capacity);
+    io = &view->region->io;
+    result = nodedb__read_all(io, view->region->fd, buffer, seen.bytes,
+                              view->region->data_at + (uint64_t)seen.at * NODEDB_MEM_OVERFLOW_UNIT_BYTES);
+    nodedb_mem__fence();
+    if (nodedb_mem__alive(view->region, handle) == NULL) {
+        if (bytes != NULL) *bytes = 0;
+        return nodedb_mem__stale(view->region, handle, err);
+    }
+    if (result < 0)
+        return nodedb__fail(err, nodedb__io_status(-result), -result, "overflow view of %s: cannot read an object",
+                            view->region->dir);
     return NODEDB_OK;
 }
 

@@ -284,6 +284,15 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #error "include nodedb_*.h before any system header, or compile with -D_GNU_SOURCE"
 #endif
 
+/* ThreadSanitizer does not know fences: where an argument stands on one, another way is taken under it. */
+#if defined(__SANITIZE_THREAD__)
+#define NODEDB__TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define NODEDB__TSAN 1
+#endif
+#endif
+
 #define nodedb__load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define nodedb__load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define nodedb__store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
@@ -1106,14 +1115,6 @@ NODEDB_TPC_API bool nodedb_tpc_stalled(const nodedb_tpc *runtime, uint32_t core)
 extern "C" {
 #endif
 
-#if defined(__SANITIZE_THREAD__)
-#define NODEDB_TPC__TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define NODEDB_TPC__TSAN 1
-#endif
-#endif
-
 #define NODEDB_TPC__DEFAULT_SPIN_NS UINT64_C(50000)
 #define NODEDB_TPC__SPIN_TURNS_MAX 16384               /* ends a spin where a virtual clock does not */
 #define NODEDB_TPC__STOPPING_PARK_NS_MAX UINT64_C(1000000) /* how soon a stop notices that the last work is done */
@@ -1259,7 +1260,7 @@ NODEDB_TPC_API void nodedb_tpc_notifier_close(nodedb_tpc_notifier *notifier) {
 }
 
 static inline void nodedb_tpc__notifier_fence(void) { /* P2 and C2 */
-#if !defined(NODEDB_TPC__TSAN)
+#if !defined(NODEDB__TSAN)
     nodedb__fence_seq_cst();
 #endif
 }
@@ -1268,7 +1269,7 @@ static inline void nodedb_tpc__notifier_fence(void) { /* P2 and C2 */
 static bool nodedb_tpc__notifier_wake_if_parked(nodedb_tpc_notifier *notifier) {
     uint64_t one = 1;
     ssize_t written;
-#if defined(NODEDB_TPC__TSAN)
+#if defined(NODEDB__TSAN)
     if (__atomic_fetch_or(&notifier->parked, 0u, __ATOMIC_ACQ_REL) == 0) return false;
 #else
     if (nodedb__load_relaxed(&notifier->parked) == 0) return false;

@@ -1,6 +1,6 @@
 /* Benchmark of nodedb_mem.h. Rows: what a reservation and its release cost, beside one shared atomic counter (what they
  * replace); what a refusal costs; a write and a free in an overflow region that holds many objects, beside malloc and
- * free of the same sizes. */
+ * free of the same sizes; the same in a kept file, and what it takes to open that again; a read through a view. */
 #define NODEDB_MEM_IMPLEMENTATION
 #include "nodedb_mem.h"
 
@@ -98,21 +98,43 @@ static uint64_t next_random(uint64_t *state) { return nodedb__mix64((*state)++);
 
 static size_t object_bytes(uint64_t *random) { return (size_t)(next_random(random) % MAX_OBJECT_BYTES) + 1; }
 
-/* `live` objects of random sizes; then each step frees one at random and writes another. */
-static void bench_overflow(long live, long steps, const char *dir) {
+/* Reads all objects in random order through a view: by pointer, or a copy. */
+static double view_ns(nodedb_mem_overflow *region, const nodedb_mem_handle *handles, long live, bool copy) {
+    nodedb_mem_overflow_view *view = nodedb_mem_overflow_view_open(region, NULL);
+    char data[MAX_OBJECT_BYTES];
+    uint64_t random = 7, from, ns;
+    long i;
+    size_t sum = 0, bytes;
+    if (view == NULL) abort();
+    from = bench_now_ns();
+    for (i = 0; i < live; i++) {
+        nodedb_mem_handle handle = handles[next_random(&random) % (uint64_t)live];
+        if (!copy) sum += *(const unsigned char *)nodedb_mem_overflow_view_read(view, handle, NULL, NULL);
+        else if (nodedb_mem_overflow_view_copy(view, handle, data, sizeof data, &bytes, NULL) != NODEDB_OK) abort();
+    }
+    ns = bench_now_ns() - from;
+    if (!copy && sum != (size_t)live) abort();
+    nodedb_mem_overflow_view_close(view);
+    return (double)ns / (double)live;
+}
+
+/* `live` objects of random sizes; then each step frees one at random and writes another. `file` NULL: scratch. */
+static void bench_overflow(long live, long steps, const char *dir, const char *file) {
     nodedb_mem_overflow_config config;
     nodedb_mem_overflow_stats stats;
     nodedb_error err;
     nodedb_mem_overflow *region;
     nodedb_mem_handle *handles = (nodedb_mem_handle *)malloc((size_t)live * sizeof *handles);
+    const char *kind = file == NULL ? "overflow" : "overflow-kept";
     char data[MAX_OBJECT_BYTES], name[64];
     double samples[ROUNDS];
-    uint64_t random = 1;
+    uint64_t random = 1, start;
     int round;
     long i;
     memset(data, 1, sizeof data);
     memset(&config, 0, sizeof config);
     config.dir = dir;
+    config.name = file;
     region = nodedb_mem_overflow_open(&config, &err);
     if (region == NULL || handles == NULL) {
         fprintf(stderr, "%s\n", err.message);
@@ -131,10 +153,31 @@ static void bench_overflow(long live, long steps, const char *dir) {
         if (round >= 0) samples[round] = (double)(bench_now_ns() - from) / (double)steps;
     }
     (void)nodedb_mem_overflow_get_stats(region, &stats, NULL);
-    snprintf(name, sizeof name, "overflow/live=%ld", live);
+    snprintf(name, sizeof name, "%s/live=%ld", kind, live);
     bench_row(name, "ns", bench_median(samples, ROUNDS), "ns");
     bench_row(name, "metadata", (double)stats.metadata_bytes / (double)live, "bytes/object");
+    if (file != NULL) {
+        start = bench_now_ns();
+        nodedb_mem_overflow_close(region);
+        bench_row(name, "close", (double)(bench_now_ns() - start) / 1e6, "ms");
+        start = bench_now_ns();
+        region = nodedb_mem_overflow_open(&config, &err);
+        if (region == NULL) abort();
+        bench_row(name, "reopen", (double)(bench_now_ns() - start) / 1e6, "ms");
+        start = bench_now_ns();
+        for (i = 0; i < live; i++)
+            if (nodedb_mem_overflow_read(region, handles[i], NULL, NULL) == NULL) abort();
+        bench_row(name, "first_read", (double)(bench_now_ns() - start) / (double)live, "ns");
+    } else {
+        bench_row("overflow-view/read", "ns", view_ns(region, handles, live, false), "ns");
+        bench_row("overflow-view/copy", "ns", view_ns(region, handles, live, true), "ns");
+    }
     nodedb_mem_overflow_close(region);
+    if (file != NULL) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s", dir, file);
+        (void)unlink(path);
+    }
     free(handles);
 }
 
@@ -177,7 +220,8 @@ int main(int argc, char **argv) {
     bench_row("reserve/threads=2", "ns", pair_ns(mem, 2, pairs), "ns");
     bench_row("refuse/threads=1", "ns", refusal_ns(quick ? 2000 : 20000), "ns");
     bench_malloc(live, steps);
-    bench_overflow(live, steps, dir);
+    bench_overflow(live, steps, dir, NULL);
+    bench_overflow(live, steps, dir, "bench_mem.overflow");
     nodedb_mem_destroy(mem);
     return 0;
 }
