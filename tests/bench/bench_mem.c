@@ -9,6 +9,7 @@
 #include "bench.h"
 
 #define ROUNDS 9
+#define RUN 10000 /* reservations, and then as many releases: more than one chunk of credit */
 #define MAX_OBJECT_BYTES 256
 
 static nodedb_mem *create(size_t ceiling) {
@@ -32,35 +33,55 @@ typedef struct work {
     size_t *counter;
     long pairs;
     pthread_barrier_t *start;
-    uint64_t ns;
+    double reserve_ns, release_ns, pair_ns; /* each */
 } work;
 
-static void *run_pairs(void *argument) {
+static void reserve_or_abort(const work *w) {
+    if (nodedb_mem_reserve(w->mem, w->core, NODEDB_MEM_QUERY, 128, NULL) != NODEDB_OK) abort();
+}
+
+static void release_or_abort(const work *w) {
+    if (nodedb_mem_release(w->mem, w->core, NODEDB_MEM_QUERY, 128, NULL) != NODEDB_OK) abort();
+}
+
+/* First many reservations and then as many releases, again and again, each kind on its own clock; then in pairs. */
+static void *run_work(void *argument) {
     work *w = (work *)argument;
-    uint64_t from;
-    long i;
+    uint64_t from, middle, reserve_ns = 0, release_ns = 0;
+    long i, k;
     bench_pin((int)w->core);
     pthread_barrier_wait(w->start);
+    for (i = 0; i < w->pairs && w->mem != NULL; i += RUN) {
+        from = bench_now_ns();
+        for (k = 0; k < RUN; k++) reserve_or_abort(w);
+        middle = bench_now_ns();
+        for (k = 0; k < RUN; k++) release_or_abort(w);
+        reserve_ns += middle - from;
+        release_ns += bench_now_ns() - middle;
+    }
+    pthread_barrier_wait(w->start);
     from = bench_now_ns();
-    if (w->mem != NULL)
-        for (i = 0; i < w->pairs; i++) {
-            if (nodedb_mem_reserve(w->mem, w->core, NODEDB_MEM_QUERY, 128, NULL) != NODEDB_OK) abort();
-            if (nodedb_mem_release(w->mem, w->core, NODEDB_MEM_QUERY, 128, NULL) != NODEDB_OK) abort();
-        }
-    else
-        for (i = 0; i < w->pairs; i++) {
-            __atomic_fetch_add(w->counter, 128, __ATOMIC_SEQ_CST);
-            __atomic_fetch_sub(w->counter, 128, __ATOMIC_SEQ_CST);
-        }
-    w->ns = bench_now_ns() - from;
+    for (i = 0; i < w->pairs && w->mem != NULL; i++) {
+        reserve_or_abort(w);
+        release_or_abort(w);
+    }
+    for (i = 0; i < w->pairs && w->mem == NULL; i++) {
+        __atomic_fetch_add(w->counter, 128, __ATOMIC_SEQ_CST);
+        __atomic_fetch_sub(w->counter, 128, __ATOMIC_SEQ_CST);
+    }
+    w->pair_ns = (double)(bench_now_ns() - from) / (double)w->pairs;
+    w->reserve_ns = (double)reserve_ns / (double)w->pairs;
+    w->release_ns = (double)release_ns / (double)w->pairs;
     return NULL;
 }
 
-/* The median over rounds of the nanoseconds that one pair takes a thread. */
-static double pair_ns(nodedb_mem *mem, int threads, long pairs) {
-    double samples[ROUNDS * 2];
+/* Rows with the medians over rounds and threads. `mem` NULL: the counter, whose addition and subtraction are a pair. */
+static void bench_reserve(nodedb_mem *mem, int threads, long pairs) {
+    double samples[3][ROUNDS * 2];
+    static const char *const names[] = {"reserve", "release", "reserve+release"};
     size_t counter = 0, taken = 0;
     int round, t;
+    char name[64];
     for (round = 0; round < ROUNDS; round++) {
         pthread_t thread[2];
         work w[2];
@@ -68,15 +89,19 @@ static double pair_ns(nodedb_mem *mem, int threads, long pairs) {
         pthread_barrier_init(&start, NULL, (unsigned)threads);
         for (t = 0; t < threads; t++) {
             w[t].mem = mem, w[t].core = (uint32_t)t, w[t].counter = &counter, w[t].pairs = pairs, w[t].start = &start;
-            if (pthread_create(&thread[t], NULL, run_pairs, &w[t]) != 0) abort();
+            if (pthread_create(&thread[t], NULL, run_work, &w[t]) != 0) abort();
         }
-        for (t = 0; t < threads; t++) {
+        for (t = 0; t < threads; t++, taken++) {
             pthread_join(thread[t], NULL);
-            samples[taken++] = (double)w[t].ns / (double)pairs;
+            samples[0][taken] = w[t].reserve_ns, samples[1][taken] = w[t].release_ns, samples[2][taken] = w[t].pair_ns;
         }
         pthread_barrier_destroy(&start);
     }
-    return bench_median(samples, taken);
+    for (t = 0; t < 3; t++) {
+        if (mem == NULL && t < 2) continue;
+        snprintf(name, sizeof name, "%s/threads=%d", mem == NULL ? "limit/atomic-add-twice" : names[t], threads);
+        bench_row(name, "ns", bench_median(samples[t], taken), "ns");
+    }
 }
 
 static double refusal_ns(long refusals) {
@@ -214,10 +239,10 @@ int main(int argc, char **argv) {
     const char *dir = bench_option(argc, argv, "--dir", ".");
     nodedb_mem *mem = create((size_t)1 << 30);
     bench_name = "mem";
-    bench_row("limit/atomic-add", "ns", pair_ns(NULL, 1, pairs), "ns");
-    bench_row("limit/atomic-add/threads=2", "ns", pair_ns(NULL, 2, pairs / 4), "ns");
-    bench_row("reserve/threads=1", "ns", pair_ns(mem, 1, pairs), "ns");
-    bench_row("reserve/threads=2", "ns", pair_ns(mem, 2, pairs), "ns");
+    bench_reserve(NULL, 1, pairs);
+    bench_reserve(NULL, 2, pairs / 4);
+    bench_reserve(mem, 1, pairs);
+    bench_reserve(mem, 2, pairs);
     bench_row("refuse/threads=1", "ns", refusal_ns(quick ? 2000 : 20000), "ns");
     bench_malloc(live, steps);
     bench_overflow(live, steps, dir, NULL);
