@@ -98,9 +98,9 @@
    time, at the price of a lock. Bytes are released through the index that reserved them: a core that hands memory to
    another has it released by a message back, or the two account it anew. All other functions of the governor may be
    called by any thread at any time, but create and destroy, which are alone.
-   Overflow region: all calls by one thread at a time; nodedb_mem_overflow_get_stats and _view_open by any. Pointers that
-   read returned may be read by any thread until the object is freed. A view is used by one thread at a time, while the
-   region's own goes on.
+   Overflow region: all calls by one thread at a time, but nodedb_mem_overflow_get_stats and _view_open by any. Pointers
+   that read returned may be read by any thread until the object is freed. A view is used by one thread at a time, while
+   the region's own goes on.
    Arenas: bind_thread and of_thread act on the calling thread; the rest by any thread.
    Callbacks run on the calling thread, without locks held: they may call the governor. The allocator is called by
    create and destroy, and for a region by its thread and those that open and close views.
@@ -109,7 +109,8 @@
    Governor: 2 KiB for each core and 9 KiB, taken at creation; nothing later.
    Overflow region: 32 bytes of ordinary memory for each block (object or hole), taken 4096 blocks at a time and kept
    until close; 180 KiB at opening, with the first 4096. Sizes are rounded up to 16 bytes in the file. Kept: 32 bytes
-   more for each block in the file, mapped; reopening takes 8 bytes a block for a moment. Addresses: max_bytes, kept
+   more for each block in the file, mapped; reopening takes 8 bytes a block for a moment, and qsort(3) may take as much.
+   Addresses: max_bytes, kept
    32 * max_blocks more, and as much again for each view.
 
 7. ERRORS
@@ -117,15 +118,17 @@
    and part of life. NODEDB_ERR_INVALID (also: a release of more than is reserved) and NODEDB_ERR_NOT_FOUND (also: a
    stale handle) are faults of the caller's. Any nodedb_error may be NULL; a refusal is cheaper then, as no sentence is
    made.
-   Reading an object whose disk block cannot be read any more (a failing disk) is a SIGBUS, as with all mapped files, and
-   so is a file that somebody else cuts off. The first read of an object that a kept file brought, verify and view_copy
-   read by system calls: there it is NODEDB_ERR_IO or NODEDB_ERR_CORRUPT.
-   A file system that copies on write (btrfs, ZFS) may run full in spite of allocated blocks: put regions elsewhere.
+   Reading an object whose disk block cannot be read any more (a failing disk) is a SIGBUS, as with all mapped files;
+   so is a file that somebody else cuts off while it is open. Opening a kept file, the first read of an object that it
+   brought, verify and view_copy read by system calls: there it is NODEDB_ERR_IO or NODEDB_ERR_CORRUPT.
+   A file system that copies on write (btrfs, ZFS, a file that was cloned on XFS) may run full in spite of allocated
+   blocks: put regions elsewhere.
 
 8. LIMITS
    NODEDB_MEM_MAX_ENGINES 64, NODEDB_MEM_MAX_CORES 1024, NODEDB_MEM_MAX_NAME_BYTES 32 with the final zero.
    Overflow: NODEDB_MEM_OVERFLOW_MAX_BYTES 32 GiB a region (1 GiB on 32 bits), objects below 4 GiB,
-   config.max_blocks blocks. A handle is known as stale until its slot has been reused 2^38 times.
+   config.max_blocks blocks. A handle is known as stale until its slot has been reused 2^38 times; in a kept region that
+   has been reopened, generations begin at random, so that one in 2^38 may be met again.
 
 9. A KEPT FILE, little-endian; checksums are CRC-32C
    Header, at 0 and again at 4096:
@@ -897,8 +900,8 @@ typedef struct nodedb_mem_overflow_stats {
  * unlinked at once). With a name the file is made, durably, or reopened: its table is read, not yet its objects; see
  * stats.reopened and .lost. NULL: NODEDB_ERR_INVALID (also: other max_blocks than the file has), NODEDB_ERR_NO_MEMORY
  * (also: no address space), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, NODEDB_ERR_LOCKED (open elsewhere), NODEDB_ERR_CORRUPT
- * (no overflow file, or both headers are damaged: it is left as it is), NODEDB_ERR_LIMIT (objects beyond max_bytes, or
- * more blocks than max_blocks). */
+ * (no overflow file, or both headers are damaged), NODEDB_ERR_LIMIT (objects beyond max_bytes). A file that cannot be
+ * opened is left as it is. */
 NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
                                                              nodedb_error *err);
 
@@ -931,7 +934,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *regio
 
 /* Makes a kept file durable as it is: an object written before, and not freed since, survives a power cut (and what was
  * freed since may be there again). A process that dies loses nothing, synced or not. Blocks for the device. Errors:
- * NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (scratch), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL. */
+ * NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (scratch), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, and NODEDB_ERR_STATE ever
+ * after one of these two: what is durable is known only when the file is opened again. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err);
 
 /* Steps through all objects: {0} becomes the first handle, each handle the next, in no order that means something. What
@@ -947,19 +951,20 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *reg
 
 /* A view: how another core reads a region, while its owner goes on. A mapping of its own, that cannot be written
  * through. Any thread, while the region is open; each view is used by one thread at a time. NULL: NODEDB_ERR_INVALID,
- * NODEDB_ERR_NO_MEMORY (also: no address space). */
+ * NODEDB_ERR_NO_MEMORY (also: no address space), NODEDB_ERR_IO. */
 NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err);
 
 /* Closes a view, before or after its region. NULL is allowed. */
 NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view);
 
 /* As nodedb_mem_overflow_read, for an object that the owner will not free before the reader is done: the pointer is
- * valid so long. Errors: as there. */
+ * valid so long. An object that a kept file brought is checked each time, until its owner has read it. Errors: as
+ * there. */
 NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
                                                          size_t *bytes, nodedb_error *err);
 
 /* Copies an object into `buffer` of `capacity` bytes; the owner may free it at any moment: then this answers
- * NODEDB_ERR_NOT_FOUND, and never another object's bytes. *bytes (may be NULL) gets its length. One system call.
+ * NODEDB_ERR_NOT_FOUND, and never another object's bytes. *bytes (may be NULL) gets its length. By pread(2).
  * Errors: as read, and NODEDB_ERR_LIMIT (the buffer is too small; *bytes is set). */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
                                                            void *buffer, size_t capacity, size_t *bytes,
@@ -1947,17 +1952,25 @@ NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char 
 
 typedef enum nodedb_mem__state { NODEDB_MEM__SPARE = 0, NODEDB_MEM__HOLE, NODEDB_MEM__OBJECT } nodedb_mem__state;
 
-/* 32 bytes. Slot numbers begin at 1; 0 is none. The generation rises when an object is freed, and never elsewhere.
+/* Brought by a kept file and not read yet; the same, and compared with its checksum; written since opening. */
+typedef enum nodedb_mem__checked {
+    NODEDB_MEM__UNCHECKED = 0,
+    NODEDB_MEM__CHECKED,
+    NODEDB_MEM__WRITTEN
+} nodedb_mem__checked;
+
+/* 32 bytes. Slot numbers begin at 1; 0 is none. The generation changes when an object is freed, and never elsewhere.
  *
  * Views read generation, state, slack, checked, at and size while the owner goes on. Between two looks at the same
- * generation with the state OBJECT nothing of these changes: the owner raises the generation first, and stores all that
- * he changes afterwards with release; a view loads all with acquire, and then looks at the generation again. */
+ * generation with the state OBJECT nothing of these changes: when an object is freed its generation changes first, and
+ * what changes afterwards is stored with release, or behind a release fence (other bytes in its place, its entry in a
+ * kept file). A view loads with acquire, or has an acquire fence behind, and then looks at the generation again. */
 typedef struct nodedb_mem__slot {
     uint32_t generation_low;
     uint8_t generation_high;
     uint8_t state;
     uint8_t slack;          /* object: bytes of the last unit that are not its own; 16 for an empty one */
-    uint8_t checked;        /* object: written since opening, or compared with its checksum */
+    uint8_t checked;        /* object: see nodedb_mem__checked */
     uint32_t at, size;      /* in units */
     uint32_t before, after; /* the neighbours in the file; `after` links spare slots */
     uint32_t link[2];       /* hole: previous and next in its bin, or left and right in the tree */
@@ -1987,6 +2000,7 @@ struct nodedb_mem_overflow {
     size_t users;
     /* By the region's thread. */
     uint64_t sequence;   /* kept: of the newest entry in the table */
+    bool sync_failed;
     nodedb_mem__slot **slabs;
     size_t slabs_bytes;
     uint64_t *backed;    /* a bit for each granule that has its disk blocks */
@@ -2005,6 +2019,18 @@ struct nodedb_mem_overflow {
 /* One thread writes, others may read. */
 #define nodedb_mem__count(counter, change) nodedb__store_relaxed(&(counter), (counter) + (size_t)(change))
 #define nodedb_mem__set(field, value) nodedb__store_release(&(field), (value)) /* what views read */
+
+/* ThreadSanitizer knows no fences; what these order goes through the kernel or is compared with a checksum. */
+static inline void nodedb_mem__fence_release(void) {
+#if !defined(NODEDB__TSAN)
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+#endif
+}
+static inline void nodedb_mem__fence_acquire(void) {
+#if !defined(NODEDB__TSAN)
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+#endif
+}
 
 static inline nodedb_mem__slot *nodedb_mem__slot_of(const nodedb_mem_overflow *region, uint32_t slot) {
     assert(slot != 0 && slot < region->slots);
@@ -2280,7 +2306,8 @@ static void nodedb_mem__extend(nodedb_mem_overflow *region, size_t units) {
 #define NODEDB_MEM__HEADER_USED_BYTES 48u
 #define NODEDB_MEM__ENTRY_BYTES 32u
 #define NODEDB_MEM__DATA_ALIGN_BYTES 65536u  /* the largest page size, so that the file can be mapped anywhere */
-#define NODEDB_MEM__PIECE_BYTES 16384u       /* contents are read for checking by that much */
+#define NODEDB_MEM__PIECE_BYTES 16384u       /* contents and entries are read by that much */
+#define NODEDB_MEM__SETTLE_TIMES 4u          /* so often as much as the file holds is read to settle what clashes */
 
 static inline uint64_t nodedb_mem__entry_at(uint32_t slot) {
     return 2 * NODEDB_MEM__HEADER_BYTES + (uint64_t)slot * NODEDB_MEM__ENTRY_BYTES;
@@ -2301,6 +2328,8 @@ static void nodedb_mem__put_entry(nodedb_mem_overflow *region, uint32_t slot, ui
     const nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
     bool object = s->state == NODEDB_MEM__OBJECT;
     unsigned char entry[NODEDB_MEM__ENTRY_BYTES];
+    uint32_t *at = (uint32_t *)(void *)(region->file + nodedb_mem__entry_at(slot)), word;
+    size_t i;
     entry[4] = object, entry[5] = s->generation_high, entry[6] = object ? s->slack : 0, entry[7] = 0;
     nodedb__put_u32(entry + 8, s->generation_low);
     nodedb__put_u32(entry + 12, object ? s->at : 0);
@@ -2309,11 +2338,15 @@ static void nodedb_mem__put_entry(nodedb_mem_overflow *region, uint32_t slot, ui
     nodedb__put_u64(entry + 24, ++region->sequence);
     nodedb__put_u32(entry, nodedb__crc32c(slot, entry + 4, sizeof entry - 4));
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the order in which the kernel will find it, if the process dies */
-    memcpy(region->file + nodedb_mem__entry_at(slot), entry, sizeof entry);
+    for (i = 0; i < NODEDB_MEM__ENTRY_BYTES / sizeof word; i++) {
+        memcpy(&word, entry + i * sizeof word, sizeof word);
+        nodedb__store_relaxed(at + i, word); /* views look at the checksum */
+    }
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
 
-/* What the header says of the table's length, in one word that a dying process cannot tear. */
+/* What the header says of the table's length, in one word that a dying process cannot tear. One copy after the other:
+ * the greater number of the two is the right one. */
 static void nodedb_mem__put_slots_in_use(nodedb_mem_overflow *region) {
     unsigned char word[8];
     uint64_t stored;
@@ -2347,8 +2380,11 @@ static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_
         return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
                             region->dir, (unsigned long)(NODEDB_MEM__SLAB_SLOTS * sizeof *slab));
     if (region->data_at != 0) {
-        uint64_t at = nodedb_mem__entry_at(first);
-        int result = nodedb_mem__allocate_disk(region, at, (uint64_t)count * NODEDB_MEM__ENTRY_BYTES);
+        uint64_t at = nodedb_mem__entry_at(first), bytes = (uint64_t)count * NODEDB_MEM__ENTRY_BYTES;
+        const uint64_t page = NODEDB_MEM__DATA_ALIGN_BYTES; /* whole ones, however large they are */
+        uint64_t from = at / page * page, to = (at + bytes + page - 1) / page * page;
+        int result = region->io.allocate(region->io.ctx, region->fd, from, to - from);
+        if (result == -EOPNOTSUPP || result == -ENOSYS) result = nodedb_mem__allocate_disk(region, at, bytes);
         if (result < 0) {
             nodedb__release(&region->allocator, slab, NODEDB_MEM__SLAB_SLOTS * sizeof *slab);
             return nodedb_mem__no_blocks(region, at, result, err);
@@ -2368,8 +2404,9 @@ static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_
 static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t slot, uint32_t at, size_t bytes,
                                          nodedb_error *err) {
     uint64_t offset = region->data_at + (uint64_t)at * NODEDB_MEM_OVERFLOW_UNIT_BYTES, from = offset;
-    uint32_t checksum = 0, wanted = nodedb__get_u32(region->file + nodedb_mem__entry_at(slot) + 20);
-    char piece[NODEDB_MEM__PIECE_BYTES];
+    uint32_t checksum = 0, word;
+    unsigned char piece[NODEDB_MEM__PIECE_BYTES];
+    word = nodedb__load_relaxed((uint32_t *)(void *)(region->file + nodedb_mem__entry_at(slot) + 20));
     while (bytes > 0) {
         size_t part = bytes < sizeof piece ? bytes : sizeof piece;
         int result = nodedb__read_all(&region->io, region->fd, piece, part, offset);
@@ -2383,7 +2420,7 @@ static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t s
         checksum = nodedb__crc32c(checksum, piece, part);
         offset += part, bytes -= part;
     }
-    if (checksum == wanted) return NODEDB_OK;
+    if (checksum == nodedb__get_u32(&word)) return NODEDB_OK;
     (void)nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "overflow region in %s: the object at offset %llu is damaged",
                        region->dir, (unsigned long long)from);
     if (err != NULL) err->offset = from;
@@ -2471,7 +2508,7 @@ static uint32_t nodedb_mem__parse_header(const unsigned char *page, uint32_t *in
 static bool nodedb_mem__is_unborn(const unsigned char *pages, size_t bytes) {
     size_t i;
     for (i = 0; i < bytes && pages[i] == 0; i++) {}
-    return i == bytes || memcmp(pages, NODEDB_MEM__FILE_MAGIC, bytes < 8 ? bytes : 8) == 0;
+    return i == bytes || (bytes >= 8 && memcmp(pages, NODEDB_MEM__FILE_MAGIC, 8) == 0);
 }
 
 /* Makes the empty file a region's: durably, with its name. */
@@ -2493,6 +2530,7 @@ static nodedb_status nodedb_mem__create_kept(nodedb_mem_overflow *region, const 
 static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
                                            uint32_t *in_use, nodedb_error *err) {
     const nodedb_io *io = &region->io;
+    struct stat st;
     unsigned char pages[2 * NODEDB_MEM__HEADER_BYTES];
     char path[NODEDB_MEM__MAX_PATH_BYTES];
     uint32_t slots[2], used[2];
@@ -2502,8 +2540,11 @@ static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const no
     *in_use = 0;
     result = snprintf(path, sizeof path, "%s/%s", config->dir, config->name);
     if (result < 0 || (size_t)result >= sizeof path) return nodedb_mem__fail_at(region, err, -ENAMETOOLONG, "open");
-    region->fd = io->open(io->ctx, path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    region->fd = io->open(io->ctx, path, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600); /* not wait at a pipe */
     if (region->fd < 0) return nodedb_mem__fail_at(region, err, region->fd, "open");
+    if (fstat(region->fd, &st) != 0 || !S_ISREG(st.st_mode))
+        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s is no file", region->name,
+                            region->dir);
     result = io->lock(io->ctx, region->fd);
     if (result == -EWOULDBLOCK)
         return nodedb__fail(err, NODEDB_ERR_LOCKED, 0, "overflow region: %.80s in %s is open already", region->name,
@@ -2530,64 +2571,76 @@ static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const no
                             region->name, region->dir, (unsigned long)slots[whole] - 2);
     region->max_slots = slots[whole];
     *in_use = used[whole];
-    if (slots[0] != slots[1] || used[0] != used[1]) {
-        nodedb_mem__fill_header(pages, slots[whole]);
-        nodedb__say(&region->logger, NODEDB_LOG_WARNING, "overflow region: a header of %s in %s was damaged",
-                    region->name, region->dir);
-        result = nodedb__write_all(io, region->fd, pages, sizeof pages, 0); /* the slots in use follow */
-        if (result < 0) return nodedb_mem__fail_at(region, err, result, "write the header of");
-    }
+    if (slots[0] != slots[1] || used[0] != used[1])
+        nodedb__say(&region->logger, NODEDB_LOG_WARNING, "overflow region: a header of %s in %s was damaged or old",
+                    region->name, region->dir); /* nodedb_mem__reopen mends it, when all else is done */
     return NODEDB_OK;
 }
 
-/* Takes one slot over from its entry; true if it is an object. `units` of the file hold data. */
-static bool nodedb_mem__take_entry(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
-                                   const unsigned char *entry, uint64_t units) {
-    uint32_t word = nodedb__get_u32(entry + 4);
+/* A generation that this slot has not had, but for one chance in 2^38. Handles that were given since the last sync may
+ * be unknown after a power cut, so counting on from what the file says could give one of them again. */
+static void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s) {
+    uint64_t old = nodedb_mem__generation(s), salt = region->seed;
+    do salt = nodedb__mix64(salt ^ slot);
+    while ((salt & NODEDB_MEM__GENERATION_MASK) == old);
+    nodedb_mem__set_generation(s, salt);
+}
+
+typedef enum nodedb_mem__entry {
+    NODEDB_MEM__NONE,
+    NODEDB_MEM__LOST,
+    NODEDB_MEM__BEYOND, /* max_bytes */
+    NODEDB_MEM__FOUND
+} nodedb_mem__entry;
+
+/* What an entry says. `units` of the file hold data. */
+static nodedb_mem__entry nodedb_mem__take_entry(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
+                                                const unsigned char *entry, uint64_t units) {
+    const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
     uint64_t sequence = nodedb__get_u64(entry + 24);
     s->state = NODEDB_MEM__SPARE;
-    if (nodedb__get_u32(entry) != nodedb__crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4)) {
-        nodedb_mem__count(region->count.lost, 1);
-        nodedb_mem__set_generation(s, nodedb__mix64(region->seed ^ slot)); /* no old handle may fit */
-        return false;
-    }
+    if (nodedb__get_u32(entry) != nodedb__crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) || sequence >> 63 != 0)
+        return NODEDB_MEM__LOST;
     if (sequence > region->sequence) region->sequence = sequence;
+    if (entry[4] != 1) return NODEDB_MEM__NONE;
     s->generation_low = nodedb__get_u32(entry + 8);
-    s->generation_high = (uint8_t)(word >> 8 & 0x3F);
-    if ((word & 1) == 0) return false;
-    s->slack = (uint8_t)(word >> 16);
+    s->generation_high = entry[5] & 0x3F;
+    s->slack = entry[6];
     s->at = nodedb__get_u32(entry + 12);
     s->size = nodedb__get_u32(entry + 16);
-    if (slot == 0 || s->size == 0 || s->slack > NODEDB_MEM_OVERFLOW_UNIT_BYTES ||
-        (s->slack == NODEDB_MEM_OVERFLOW_UNIT_BYTES && s->size > 1) || (uint64_t)s->at + s->size > units) {
-        nodedb_mem__count(region->count.lost, 1); /* whole entries say what was true: the file has been cut */
-        nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
-        return false;
-    }
+    if (slot == 0 || s->size == 0 || s->slack > unit || (s->slack == unit && s->size > 1) ||
+        s->size * unit - s->slack > UINT32_MAX - unit || (uint64_t)s->at + s->size > units)
+        return NODEDB_MEM__LOST; /* the file has been cut, or is forged */
+    if (((uint64_t)s->at + s->size) * unit > region->max_bytes) return NODEDB_MEM__BEYOND;
     s->state = NODEDB_MEM__OBJECT;
-    return true;
+    return NODEDB_MEM__FOUND;
 }
 
 /* Of two objects that claim the same place, after a power cut, the newer one is kept, if its bytes are there; else the
- * older one, if its own are; else none. Returns which: 0, 1 or 2. */
-static int nodedb_mem__settle(nodedb_mem_overflow *region, const uint32_t slot[2]) {
+ * older one, if its own are; else none. Returns which: 0, 1 or 2. *budget: bytes that may still be read for this (a cut
+ * leaves few such pairs, but a forged file could have every object claim everything). */
+static int nodedb_mem__settle(nodedb_mem_overflow *region, const uint32_t slot[2], uint64_t *budget) {
     uint64_t sequence[2];
     int i, newer;
     for (i = 0; i < 2; i++) sequence[i] = nodedb__get_u64(region->file + nodedb_mem__entry_at(slot[i]) + 24);
     newer = sequence[1] > sequence[0];
     for (i = 0; i < 2; i++) {
         int which = i == 0 ? newer : !newer;
-        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot[which]);
-        if (nodedb_mem__compare(region, slot[which], s->at, nodedb_mem__length(s), NULL) == NODEDB_OK) return which;
+        nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot[which]);
+        size_t bytes = nodedb_mem__length(s);
+        if (s->checked == NODEDB_MEM__CHECKED) return which;
+        if (*budget < bytes) return 2;
+        *budget -= bytes;
+        if (nodedb_mem__compare(region, slot[which], s->at, bytes, NULL) != NODEDB_OK) continue;
+        s->checked = NODEDB_MEM__CHECKED;
+        return which;
     }
     return 2;
 }
 
 static void nodedb_mem__drop(nodedb_mem_overflow *region, uint32_t slot) {
-    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     nodedb_mem__count(region->count.lost, 1);
-    nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
-    s->state = NODEDB_MEM__SPARE;
+    nodedb_mem__slot_of(region, slot)->state = NODEDB_MEM__SPARE;
 }
 
 static int nodedb_mem__by_place(const void *a, const void *b) {
@@ -2595,12 +2648,76 @@ static int nodedb_mem__by_place(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
+/* How many blocks the row takes if only entries up to `newest` count: objects, and the holes between them. */
+static size_t nodedb_mem__blocks(const nodedb_mem_overflow *region, const uint64_t *order, size_t objects,
+                                 uint64_t newest) {
+    uint64_t end = 0;
+    size_t blocks = 0, i;
+    for (i = 0; i < objects; i++) {
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)order[i]);
+        if (nodedb__get_u64(region->file + nodedb_mem__entry_at((uint32_t)order[i]) + 24) > newest) continue;
+        blocks += 1 + (s->at > end);
+        end = (uint64_t)s->at + s->size;
+    }
+    return blocks;
+}
+
+/* Of a mixture of old and new pages there may be more objects and holes than there are slots. Then the newest objects
+ * go, as few as will do. What had been synced is not among them: those alone, and what else was there at that moment,
+ * had slots enough, and to leave out an object never makes more blocks. */
+static size_t nodedb_mem__thin_out(nodedb_mem_overflow *region, uint64_t *order, size_t objects) {
+    uint64_t low = 0, high = region->sequence; /* `low` fits, as nothing does */
+    size_t most = region->max_slots - 1, kept = 0, i;
+    if (nodedb_mem__blocks(region, order, objects, high) <= most) return objects;
+    while (high - low > 1) {
+        uint64_t middle = low + (high - low) / 2;
+        if (nodedb_mem__blocks(region, order, objects, middle) <= most) low = middle;
+        else high = middle;
+    }
+    for (i = 0; i < objects; i++) {
+        uint32_t slot = (uint32_t)order[i];
+        if (nodedb__get_u64(region->file + nodedb_mem__entry_at(slot) + 24) <= low) order[kept++] = order[i];
+        else nodedb_mem__drop(region, slot);
+    }
+    return kept;
+}
+
+/* Reads the slots of one slab from the table; *found more objects are in `order`, as place << 32 | slot. */
+static nodedb_status nodedb_mem__load_slab(nodedb_mem_overflow *region, uint32_t first, uint32_t count, uint64_t units,
+                                           uint64_t *order, size_t *found, nodedb_error *err) {
+    unsigned char piece[NODEDB_MEM__PIECE_BYTES];
+    uint32_t slot = first, in_piece = NODEDB_MEM__PIECE_BYTES / NODEDB_MEM__ENTRY_BYTES;
+    for (; slot < first + count; slot++) {
+        nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
+        size_t at = (slot - first) % in_piece * NODEDB_MEM__ENTRY_BYTES;
+        if (at == 0) {
+            uint32_t left = first + count - slot;
+            int result = nodedb__read_all(&region->io, region->fd, piece,
+                                          (size_t)(left < in_piece ? left : in_piece) * NODEDB_MEM__ENTRY_BYTES,
+                                          nodedb_mem__entry_at(slot));
+            if (result < 0) return nodedb_mem__fail_at(region, err, result, "read the table of");
+        }
+        switch (nodedb_mem__take_entry(region, slot, s, piece + at, units)) {
+        case NODEDB_MEM__FOUND: order[(*found)++] = (uint64_t)s->at << 32 | slot; break;
+        case NODEDB_MEM__LOST: nodedb_mem__count(region->count.lost, 1); break;
+        case NODEDB_MEM__NONE: break;
+        case NODEDB_MEM__BEYOND:
+            return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+                                "overflow region: %.80s in %s has objects beyond max_bytes of %llu", region->name,
+                                region->dir, (unsigned long long)region->max_bytes);
+        }
+    }
+    return NODEDB_OK;
+}
+
 /* Takes the slots of the table over. `order` gets the objects, as place << 32 | slot, without those that clash. */
 static nodedb_status nodedb_mem__load_table(nodedb_mem_overflow *region, uint32_t in_use, uint64_t units,
                                             uint64_t *order, size_t *objects, nodedb_error *err) {
+    uint64_t budget = NODEDB_MEM__SETTLE_TIMES * units * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
     size_t found = 0, kept = 0, i;
     while (region->slots < in_use) {
-        uint32_t first = region->slots, count = NODEDB_MEM__SLAB_SLOTS, k;
+        uint32_t first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
+        nodedb_status status;
         nodedb_mem__slot *slab = (nodedb_mem__slot *)nodedb__alloc_zero(
             &region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab, NODEDB_CACHE_LINE_BYTES);
         if (slab == NULL)
@@ -2608,11 +2725,8 @@ static nodedb_status nodedb_mem__load_table(nodedb_mem_overflow *region, uint32_
                                 region->dir);
         if (count > in_use - first) count = in_use - first;
         nodedb_mem__add_slab(region, slab, count);
-        for (k = 0; k < count; k++) {
-            const char *entry = region->file + nodedb_mem__entry_at(first + k);
-            if (nodedb_mem__take_entry(region, first + k, &slab[k], (const unsigned char *)entry, units))
-                order[found++] = (uint64_t)slab[k].at << 32 | (first + k);
-        }
+        status = nodedb_mem__load_slab(region, first, count, units, order, &found, err);
+        if (status != NODEDB_OK) return status;
     }
     qsort(order, found, sizeof *order, nodedb_mem__by_place);
     for (i = 0; i < found; i++) {
@@ -2624,7 +2738,7 @@ static nodedb_status nodedb_mem__load_table(nodedb_mem_overflow *region, uint32_
             pair[0] = (uint32_t)order[kept - 1];
             before = nodedb_mem__slot_of(region, pair[0]);
             if ((uint64_t)before->at + before->size > order[i] >> 32) {
-                winner = nodedb_mem__settle(region, pair);
+                winner = nodedb_mem__settle(region, pair, &budget);
                 if (winner != 0) nodedb_mem__drop(region, pair[0]), kept--;
                 if (winner != 1) nodedb_mem__drop(region, pair[1]);
             }
@@ -2673,8 +2787,18 @@ static nodedb_status nodedb_mem__lay_row(nodedb_mem_overflow *region, const uint
     return NODEDB_OK;
 }
 
-/* Makes sure of the disk blocks below the objects (a copied file may have lost some), and gives the others back; but
- * not where something is missing that may still be wanted by whoever looks into the file. */
+/* Disk blocks for what a reopened file holds already: a copied file may have lost some. Where the file system cannot
+ * say, zeros continue a file that ends too early; nothing that is there is written. */
+static int nodedb_mem__ensure_disk(nodedb_mem_overflow *region, uint64_t file_bytes, uint64_t at, uint64_t bytes) {
+    int result = region->io.allocate(region->io.ctx, region->fd, at, bytes);
+    if (result != -EOPNOTSUPP && result != -ENOSYS) return result;
+    if (file_bytes >= at + bytes) return 0;
+    if (at < file_bytes) bytes -= file_bytes - at, at = file_bytes;
+    return nodedb_mem__allocate_disk(region, at, bytes);
+}
+
+/* Makes sure of the disk blocks below the objects, and gives the others back; but not where something is missing that
+ * may still be wanted by whoever looks into the file. */
 static nodedb_status nodedb_mem__settle_disk(nodedb_mem_overflow *region, uint64_t file_bytes, nodedb_error *err) {
     uint64_t data = file_bytes - region->data_at < region->max_bytes ? file_bytes - region->data_at : region->max_bytes;
     size_t granules = (size_t)((data + NODEDB_MEM_OVERFLOW_GRANULE_BYTES - 1) / NODEDB_MEM_OVERFLOW_GRANULE_BYTES);
@@ -2691,53 +2815,69 @@ static nodedb_status nodedb_mem__settle_disk(nodedb_mem_overflow *region, uint64
                                 (off_t)bytes);
             continue;
         }
-        result = region->io.allocate(region->io.ctx, region->fd, region->data_at + at, bytes);
-        if (result < 0 && result != -EOPNOTSUPP && result != -ENOSYS)
-            return nodedb_mem__no_blocks(region, region->data_at + at, result, err);
+        result = nodedb_mem__ensure_disk(region, file_bytes, region->data_at + at, bytes);
+        if (result < 0) return nodedb_mem__no_blocks(region, region->data_at + at, result, err);
         nodedb_mem__count(region->count.disk_bytes, bytes);
     }
     return NODEDB_OK;
 }
 
-/* Rebuilds all that is kept in ordinary memory from the table of a file with `in_use` slots. */
-static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in_use, nodedb_error *err) {
-    int64_t size = region->io.size(region->io.ctx, region->fd);
-    uint64_t bytes = size < 0 ? 0 : (uint64_t)size, table = (uint64_t)in_use * NODEDB_MEM__ENTRY_BYTES;
-    uint64_t units = bytes > region->data_at ? (bytes - region->data_at) / NODEDB_MEM_OVERFLOW_UNIT_BYTES : 0;
-    uint64_t *order;
-    size_t objects = 0, order_bytes = (size_t)in_use * sizeof *order;
-    nodedb_status status;
+/* The last step of reopening, when nothing can fail any more: headers that say what is true, and no lost entries. */
+static void nodedb_mem__mend(nodedb_mem_overflow *region, uint32_t in_use) {
+    unsigned char pages[2 * NODEDB_MEM__HEADER_BYTES];
     uint32_t slot;
-    int result = size < 0 ? (int)size : region->io.allocate(region->io.ctx, region->fd, nodedb_mem__entry_at(0), table);
-    if (result < 0 && result != -EOPNOTSUPP && result != -ENOSYS)
-        return nodedb_mem__fail_at(region, err, result, "have disk blocks for the table of");
-    order = (uint64_t *)nodedb__alloc(&region->allocator, order_bytes, sizeof *order);
-    if (order == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
-    status = nodedb_mem__load_table(region, in_use, units, order, &objects, err);
-    if (status == NODEDB_OK && objects > 0) {
-        const nodedb_mem__slot *last = nodedb_mem__slot_of(region, (uint32_t)order[objects - 1]);
-        if (((uint64_t)last->at + last->size) * NODEDB_MEM_OVERFLOW_UNIT_BYTES > region->max_bytes)
-            status = nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
-                                  "overflow region: %.80s in %s has objects beyond max_bytes of %llu", region->name,
-                                  region->dir, (unsigned long long)region->max_bytes);
-    }
-    if (status == NODEDB_OK) {
-        for (slot = region->slots; slot-- > 1;)
-            if (nodedb_mem__slot_of(region, slot)->state == NODEDB_MEM__SPARE) nodedb_mem__give_slot(region, slot);
-        status = nodedb_mem__lay_row(region, order, objects, err);
-    }
-    nodedb__release(&region->allocator, order, order_bytes);
-    if (status != NODEDB_OK) return status;
-    for (slot = 0; slot < in_use && region->count.lost > 0; slot++) { /* what was lost stays lost */
+    int copy;
+    for (slot = 0; slot < in_use && region->count.lost > 0; slot++) {
         const nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
         if (s->state != NODEDB_MEM__OBJECT) nodedb_mem__put_entry(region, slot, 0);
     }
     nodedb_mem__put_slots_in_use(region);
-    if (nodedb__load_relaxed(&region->count.lost) > 0)
+    nodedb_mem__fill_header(pages, region->max_slots);
+    for (copy = 0; copy < 2; copy++) memcpy(region->file + copy * NODEDB_MEM__HEADER_BYTES, pages, 40);
+}
+
+/* Rebuilds all that is kept in ordinary memory from the table of a file with `in_use` slots. */
+static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in_use, nodedb_error *err) {
+    int64_t size = region->io.size(region->io.ctx, region->fd);
+    uint64_t bytes = size < 0 ? 0 : (uint64_t)size, units, *order;
+    size_t objects = 0, order_bytes;
+    nodedb_status status;
+    uint32_t slot;
+    int result;
+    if (size < 0) return nodedb_mem__fail_at(region, err, (int)size, "look at");
+    if (bytes < nodedb_mem__entry_at(in_use)) { /* a power cut before the last slab was durable, or it was cut off */
+        uint64_t table = bytes > nodedb_mem__entry_at(0) ? bytes - nodedb_mem__entry_at(0) : 0;
+        uint64_t whole = table / NODEDB_MEM__ENTRY_BYTES / NODEDB_MEM__SLAB_SLOTS * NODEDB_MEM__SLAB_SLOTS;
+        nodedb_mem__count(region->count.lost, in_use - whole);
+        in_use = (uint32_t)whole;
+    }
+    result = nodedb_mem__ensure_disk(region, bytes, 0, nodedb_mem__entry_at(in_use));
+    if (result < 0) return nodedb_mem__fail_at(region, err, result, "have disk blocks for the table of");
+    units = bytes > region->data_at ? (bytes - region->data_at) / NODEDB_MEM_OVERFLOW_UNIT_BYTES : 0;
+    order_bytes = (size_t)in_use * sizeof *order;
+    order = (uint64_t *)nodedb__alloc(&region->allocator, order_bytes, sizeof *order);
+    if (order == NULL)
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
+    status = nodedb_mem__load_table(region, in_use, units, order, &objects, err);
+    if (status == NODEDB_OK) {
+        objects = nodedb_mem__thin_out(region, order, objects);
+        for (slot = region->slots; slot-- > 1;) {
+            nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+            if (s->state != NODEDB_MEM__SPARE) continue;
+            nodedb_mem__new_generation(region, slot, s);
+            nodedb_mem__give_slot(region, slot);
+        }
+        status = nodedb_mem__lay_row(region, order, objects, err);
+    }
+    nodedb__release(&region->allocator, order, order_bytes);
+    if (status == NODEDB_OK && in_use == 0) status = nodedb_mem__need_slots(region, 1, err);
+    if (status == NODEDB_OK && bytes > region->data_at) status = nodedb_mem__settle_disk(region, bytes, err);
+    if (status != NODEDB_OK) return status;
+    if (region->count.lost > 0)
         nodedb__say(&region->logger, NODEDB_LOG_WARNING, "overflow region: %lu entries of %s in %s are lost",
                     (unsigned long)region->count.lost, region->name, region->dir);
-    return bytes > region->data_at ? nodedb_mem__settle_disk(region, bytes, err) : NODEDB_OK;
+    nodedb_mem__mend(region, in_use);
+    return NODEDB_OK;
 }
 
 /* A region on tmpfs moves data from memory to memory; that deserves a word. */
@@ -2803,8 +2943,13 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *regio
     if (region == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow sync: NULL");
     if (region->data_at == 0)
         return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch is not kept", region->dir);
+    if (region->sync_failed)
+        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "overflow region: an earlier sync of %.80s in %s failed",
+                            region->name, region->dir);
     result = region->io.sync(region->io.ctx, region->fd);
-    return result < 0 ? nodedb_mem__fail_at(region, err, result, "sync") : NODEDB_OK;
+    if (result >= 0) return NODEDB_OK;
+    region->sync_failed = true; /* the kernel may have dropped the pages, and would answer the next one with success */
+    return nodedb_mem__fail_at(region, err, result, "sync");
 }
 
 NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
@@ -2944,7 +3089,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
     s = nodedb_mem__slot_of(region, slot);
     if (bytes > 0) memcpy(region->base + (size_t)s->at * unit, data, bytes);
     nodedb_mem__set(s->slack, (uint8_t)(size * unit - bytes));
-    nodedb_mem__set(s->checked, (uint8_t)1);
+    nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__WRITTEN);
     nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__OBJECT);
     if (region->data_at != 0) nodedb_mem__put_entry(region, slot, nodedb__crc32c(0, data, bytes));
     handle->bits = (uint64_t)slot << 38 | nodedb_mem__generation(s);
@@ -2983,7 +3128,8 @@ static nodedb_mem__slot *nodedb_mem__resolve(const nodedb_mem_overflow *region, 
 static nodedb_status nodedb_mem__check_bytes(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
                                        nodedb_error *err) {
     nodedb_status status = nodedb_mem__compare(region, slot, s->at, nodedb_mem__length(s), err);
-    if (status == NODEDB_OK) nodedb_mem__set(s->checked, (uint8_t)1);
+    if (status == NODEDB_OK && s->checked == NODEDB_MEM__UNCHECKED)
+        nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__CHECKED);
     if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1); /* views count, too */
     return status;
 }
@@ -2991,7 +3137,7 @@ static nodedb_status nodedb_mem__check_bytes(nodedb_mem_overflow *region, uint32
 NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                     size_t *bytes, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
-    if (s != NULL && s->checked == 0 &&
+    if (s != NULL && s->checked == NODEDB_MEM__UNCHECKED &&
         nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err) != NODEDB_OK)
         s = NULL;
     if (bytes != NULL) *bytes = s != NULL ? nodedb_mem__length(s) : 0;
@@ -3032,8 +3178,10 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *regio
     nodedb_mem__count(region->count.object_bytes, 0 - nodedb_mem__length(s));
     nodedb_mem__count(region->count.used_units, 0 - (size_t)s->size);
     nodedb_mem__count(region->count.frees, 1);
-    nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
     nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__HOLE);
+    if (s->checked != NODEDB_MEM__WRITTEN) nodedb_mem__new_generation(region, (uint32_t)(handle.bits >> 38), s);
+    else nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
+    nodedb_mem__fence_release(); /* before other bytes come into its place, and another entry */
     if (region->data_at != 0) nodedb_mem__put_entry(region, (uint32_t)(handle.bits >> 38), 0);
     nodedb_mem__merge(region, (uint32_t)(handle.bits >> 38));
     nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
@@ -3114,14 +3262,6 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_over
  * Room: overflow region, views. How a view reads a slot under its owner's hands: see nodedb_mem__slot.
  * ================================================================================================================ */
 
-/* What was read before is read before what is read behind. ThreadSanitizer knows no fences, and does not see the reads
- * of the kernel's that this one is about. */
-static inline void nodedb_mem__fence(void) {
-#if !defined(NODEDB__TSAN)
-    nodedb__fence_seq_cst();
-#endif
-}
-
 struct nodedb_mem_overflow_view {
     nodedb_mem_overflow *region;
     char *file; /* mapped for reading only */
@@ -3173,6 +3313,7 @@ static nodedb_status nodedb_mem__view_check(nodedb_mem_overflow_view *view, node
     nodedb_status status;
     if (seen->checked) return NODEDB_OK;
     status = nodedb_mem__compare(view->region, seen->slot, seen->at, seen->bytes, err);
+    nodedb_mem__fence_acquire();
     if (nodedb_mem__alive(view->region, handle) == NULL) return nodedb_mem__stale(view->region, handle, err);
     if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&view->region->count.damaged, 1);
     return status;
@@ -3241,7 +3382,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
     io = &view->region->io;
     result = nodedb__read_all(io, view->region->fd, buffer, seen.bytes,
                               view->region->data_at + (uint64_t)seen.at * NODEDB_MEM_OVERFLOW_UNIT_BYTES);
-    nodedb_mem__fence();
+    nodedb_mem__fence_acquire();
     if (nodedb_mem__alive(view->region, handle) == NULL) {
         if (bytes != NULL) *bytes = 0;
         return nodedb_mem__stale(view->region, handle, err);
