@@ -1384,7 +1384,7 @@ TEST(view_reads_what_the_owner_wrote_and_nothing_that_he_freed) {
             forged.bits = b.handle.bits ^ UINT64_C(1) << i;
             CHECK(nodedb_mem_overflow_view_read(view, forged, NULL, NULL) == NULL);
         }
-        for (i = 0; i < 100; i++) CHECK(write_kept(region, &a, i << 32, 50000)); /* it grows, and the view sees it */
+        for (i = 0; i < 100; i++) CHECK(write_kept(region, &a, (uint64_t)i << 32, 50000)); /* it grows */
         at = nodedb_mem_overflow_view_read(view, a.handle, &bytes, &err);
         CHECK(is_kept((const unsigned char *)at, bytes, &a));
         nodedb_mem_overflow_close(region); /* the view goes on */
