@@ -180,10 +180,11 @@ ok() { PASSED=$((PASSED + 1)); say "ok   $*"; }
 fail() { FAILED=$((FAILED + 1)); say "FAIL $*"; }
 totals() { echo "$PASSED passed, $FAILED failed"; [ "$FAILED" = 0 ] && [ "$PASSED" -gt 0 ]; }
 
-# run_one_test NAME: its log, and the status at its end, in $OUT.
+# run_one_test NAME: its log, and the status at its end, in $OUT. only_NAME: which of its tests, if not all.
 run_one_test() {
     status=0
-    NODEDB_BUILD_DIR=$OUT ${RUNNER:-} "$OUT/test_$1" $test_arguments >"$OUT/test_$1.log" 2>&1 || status=$?
+    eval "only=\${only_$1:-}"
+    NODEDB_BUILD_DIR=$OUT ${RUNNER:-} "$OUT/test_$1" $test_arguments $only >"$OUT/test_$1.log" 2>&1 || status=$?
     echo "$status" >"$OUT/test_$1.status"
 }
 
@@ -292,6 +293,9 @@ variant() {
     PASSED=$((PASSED + variant_passed)) FAILED=$((FAILED + variant_failed))
 }
 
+# The first CPU that this shell may run on, of a list like 0-3,8.
+first_cpu() { taskset -cp $$ | sed 's/.*: //; s/[-,].*//'; }
+
 verb_check() {
     install clang:clang g++:g++ redis-cli:redis-tools
     ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer* >/dev/null 2>&1 || [ "$(id -u)" != 0 ] ||
@@ -312,11 +316,15 @@ verb_check() {
         TSAN_OPTIONS=suppressions=$PWD/build/tsan/suppressions
         export TSAN_OPTIONS
         # not those that have no threads and take long
+        only_vamana_codes="whatever_the_threads an_index_of_4096" only_mem_overflow="view power_cut reopened"
         variant tsan "-O1 -fsanitize=thread" "NODEDB_NO_JEMALLOC=1" \
             $(all_tests | grep -v -e '^wal_types$' -e '^wal_cipher$' -e '^vamana_kernels$' -e '^vamana_emulated$') ;;
     esac
     case ${1:-all} in all | bare)
-        variant bare "-O2" "NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1" $(all_tests | grep -v '^tpc$') ;; # it uses neither
+        only_vamana_codes="" only_mem_overflow=""
+        # not those that use neither
+        variant bare "-O2" "NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1" \
+            $(all_tests | grep -v -e '^tpc$' -e '^common$' -e '^vamana_kernels$' -e '^vamana_emulated$' -e '^vamana_codes$') ;;
     esac
     # the headers; the database and the runtime mostly wait
     case ${1:-all} in all | clang) variant clang "-O2" "CC=clang" $(all_tests | grep -v -e '^nodedb$' -e '^tpc$') ;; esac
@@ -326,6 +334,11 @@ verb_check() {
             n=$(basename "$f" .c); n=${n#fuzz_}
             if (verb_fuzz "$n" 10) >"$OUT/fuzz_$n.log" 2>&1; then ok "fuzz $n for 10 s"; else fail "fuzz $n"; tail -30 "$OUT/fuzz_$n.log" >&2; fi
         done ;;
+    esac
+    case ${1:-all} in all | onecpu) # rings, wake-ups and stops where two threads never run at the same time
+        (OUT=build/onecpu && mkdir -p "$OUT" && features && compile_program tests/test_tpc.c) &&
+            if taskset -c "$(first_cpu)" build/onecpu/test_tpc >build/onecpu/log 2>&1; then ok "tpc on a single CPU: $(tail -1 build/onecpu/log)"
+            else fail "tpc on a single CPU"; grep -v '^ok' build/onecpu/log | head -40 >&2; fi ;;
     esac
     case ${1:-all} in all | amalgamate)
         if (verb_amalgamate) >"$OUT/amalgamate.log" 2>&1; then ok "amalgamate"; else fail "amalgamate"; tail -20 "$OUT/amalgamate.log" >&2; fi ;;
@@ -442,7 +455,7 @@ verb_help() {
   test [--long] [NAME..]  build and run the tests (all, or e.g. `wal vamana`)
   build                   build everything into build/
   bench NAME [ARGS]       build and run build/bench_NAME: wal mem tpc vamana prefetch nodedb
-  check [PART]            compilers, asan, tsan, bare (no liburing, no jemalloc), clang, fuzz, amalgamate; all by default
+  check [PART]            compilers, asan, tsan, bare (no liburing, no jemalloc), clang, fuzz, onecpu, amalgamate; default: all
   fuzz NAME [SECONDS]     a libFuzzer target (clang)
   cross ARCH [NAME..]     build for arm, aarch64, s390x, riscv64 or i686 and run the headers' tests under qemu
   amalgamate              the whole database in one file, build/nodedb_amalgamated.c
