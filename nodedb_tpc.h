@@ -131,11 +131,12 @@
  *     Ring: Lamport's queue (1977) with the cached cursors of MCRingBuffer (Lee, Bu, Chandranmenon, 2010), without its
  *     delayed publication: what is pushed is visible at once. Instead the consumer of a stream looks at the producer's
  *     cursor seldom, and the producer fetches the lines of free slots many at a time. Single messages of 8 bytes
- *     (`./build.sh bench tpc`, AMD EPYC, two vCPUs on a machine that others share): 30 to 84 million/s became 100 to 205
- *     in quiet times (boost: 72 to 84), 6 to 32 became 42 to 62 in noisy ones (boost: 20 to 24); there and back as before.
+ *     (`./build.sh bench tpc`, AMD EPYC, two vCPUs of a machine that others share): 30 to 84 million/s became 100 to
+ *     205 in quiet times (boost: 72 to 84), 6 to 32 became 42 to 62 in noisy ones (boost: 20 to 24); there and back as
+ *     before.
  *     Notifier: Dekker's store-then-load on both sides, as in the event counts of D. Vyukov. Quiescence in a stop:
- *     Mattern's counters (1987), read in one wave, because here a unit of work is counted as done only after all that it
- *     issues has been counted as issued.
+ *     Mattern's counters (1987), read in one wave, because here a unit of work is counted as done only after all that
+ *     it issues has been counted as issued.
  *     Process-wide state: signal dispositions belong to the process, so the record of the previous ones does as well
  *     (nodedb_tpc__signals); the handler finds its core by a thread-local pointer (nodedb_tpc__current). Nothing else.
  *
@@ -2865,11 +2866,30 @@ static const nodedb_tpc__metric nodedb_tpc__metrics[] = {
     {"ring_high_water", offsetof(nodedb_tpc_stats, ring_high_water), true, false},
 };
 
-/* A label's value: quotes, backslashes and line ends escaped. */
+/* How many bytes the UTF-8 character at `p` has; 0 if there is none: names are cut off anywhere. RFC 3629. */
+static size_t nodedb_tpc__utf8(const unsigned char *p) {
+    size_t bytes = 0, i;
+    if (*p < 0x80) bytes = 1;
+    else if (*p >= 0xC2 && *p < 0xE0) bytes = 2;
+    else if (*p >= 0xE0 && *p < 0xF0) bytes = 3;
+    else if (*p >= 0xF0 && *p < 0xF5) bytes = 4;
+    for (i = 1; i < bytes; i++)
+        if ((p[i] & 0xC0) != 0x80) return 0;
+    if (bytes > 2 && ((*p == 0xE0 && p[1] < 0xA0) || (*p == 0xED && p[1] >= 0xA0) || (*p == 0xF0 && p[1] < 0x90) ||
+                      (*p == 0xF4 && p[1] >= 0x90)))
+        return 0; /* too long, a half of a pair, beyond Unicode */
+    return bytes;
+}
+
+/* A label's value: quotes, backslashes and line ends escaped, and a question mark for what is not UTF-8. */
 static void nodedb_tpc__print_label(nodedb_tpc__text *t, const char *value) {
-    for (; *value != 0; value++) {
+    while (*value != 0) {
+        size_t bytes = nodedb_tpc__utf8((const unsigned char *)value);
         if (*value == '\n') nodedb_tpc__print(t, "\\n");
-        else nodedb_tpc__print(t, *value == '"' || *value == '\\' ? "\\%c" : "%c", *value);
+        else if (*value == '"' || *value == '\\') nodedb_tpc__print(t, "\\%c", *value);
+        else if (bytes == 0) nodedb_tpc__print(t, "?");
+        else nodedb_tpc__print(t, "%.*s", (int)bytes, value);
+        value += bytes == 0 ? 1 : bytes;
     }
 }
 

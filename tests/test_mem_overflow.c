@@ -1034,6 +1034,8 @@ static nodedb_mem_overflow_config failing_config(failing *f, long fail_at, int e
 
 TEST(every_failing_call_of_a_kept_file_is_an_error_and_what_was_synced_stays) {
     static const int errors[] = {EIO, ENOSPC, ENOMEM};
+    static unsigned char copy[20000];
+    nodedb_mem_overflow_view *view;
     kept_object objects[3], more;
     failing f;
     nodedb_error err;
@@ -1076,6 +1078,16 @@ TEST(every_failing_call_of_a_kept_file_is_an_error_and_what_was_synced_stays) {
                 CHECK(answer == 1 || answer == -3); /* an error of reading is not damage */
                 if (answer != 1) CHECK_EQ(look_at_kept(region, &objects[i]), 1); /* and may pass */
             }
+            view = nodedb_mem_overflow_view_open(region, NULL);
+            REQUIRE(view != NULL);
+            for (i = 0; i < 3; i++) {
+                size_t got = 1;
+                nodedb_status status = nodedb_mem_overflow_view_copy(view, objects[i].handle, copy, sizeof copy, &got,
+                                                                     &err);
+                failures += status != NODEDB_OK;
+                CHECK(status == NODEDB_OK ? is_kept(copy, got, &objects[i]) : status == NODEDB_ERR_IO);
+            }
+            nodedb_mem_overflow_view_close(view);
             if (write_kept(region, &more, UINT64_C(9) << 32, 100))
                 CHECK_EQ(nodedb_mem_overflow_free(region, more.handle, NULL), NODEDB_OK);
             else failures++;

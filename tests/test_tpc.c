@@ -2020,6 +2020,7 @@ TEST(the_prometheus_report_can_be_read_line_by_line) {
     REQUIRE(core != NULL);
     CHECK_EQ(nodedb_tpc_spawn(core, takes_a_while, &took, 0, 0), NODEDB_OK);
     CHECK_EQ(nodedb_tpc_turn(core, 0), NODEDB_OK);
+    CHECK_EQ(nodedb_tpc_quarantine(w.runtime, "\xC3\xA9\xFFx\xE2\x82\xAC\xED\xA0\x80\xC3", "cut off"), NODEDB_OK);
     whole = nodedb_tpc_report(w.runtime, NODEDB_TPC_PROMETHEUS, NULL, 0);
     text = malloc(whole + 1);
     CHECK_EQ(nodedb_tpc_report(w.runtime, NODEDB_TPC_PROMETHEUS, text, whole + 1), whole);
@@ -2027,6 +2028,7 @@ TEST(the_prometheus_report_can_be_read_line_by_line) {
     CHECK_HAS(text, "tpc_tasks_total{runtime=\"a\\\"b\",core=\"0\"} 1\n");
     CHECK_HAS(text, "tpc_task_seconds_bucket{runtime=\"a\\\"b\",core=\"0\",le=\"0.000004095\"} 0\n");
     CHECK_HAS(text, "tpc_task_seconds_bucket{runtime=\"a\\\"b\",core=\"0\",le=\"0.000016383\"} 1\n");
+    CHECK_HAS(text, "part=\"\xC3\xA9?x\xE2\x82\xAC????\"} 1\n"); /* what is not UTF-8 is not printed */
     CHECK_HAS(text, "tpc_task_seconds_sum{runtime=\"a\\\"b\",core=\"0\"} 0.000005000\n");
     for (line = text; *line != 0; line = end + 1) {
         size_t n;
