@@ -1962,9 +1962,9 @@ typedef enum nodedb_mem__checked {
 /* 32 bytes. Slot numbers begin at 1; 0 is none. The generation changes when an object is freed, and never elsewhere.
  *
  * Views read generation, state, slack, checked, at and size while the owner goes on. Between two looks at the same
- * generation with the state OBJECT nothing of these changes: when an object is freed its generation changes first, and
- * what changes afterwards is stored with release, or behind a release fence (other bytes in its place, its entry in a
- * kept file). A view loads with acquire, or has an acquire fence behind, and then looks at the generation again. */
+ * generation with the state OBJECT nothing of these changes: when an object is freed, state and generation change
+ * first, and what changes afterwards is stored with release, or behind a release fence (other bytes in its place, its
+ * entry in a kept file). A view loads with acquire, or has an acquire fence behind, and then looks at it again. */
 typedef struct nodedb_mem__slot {
     uint32_t generation_low;
     uint8_t generation_high;
@@ -2511,17 +2511,20 @@ static bool nodedb_mem__is_unborn(const unsigned char *pages, size_t bytes) {
     return i == bytes || (bytes >= 8 && memcmp(pages, NODEDB_MEM__FILE_MAGIC, 8) == 0);
 }
 
-/* Makes the empty file a region's: durably, with its name. */
-static nodedb_status nodedb_mem__create_kept(nodedb_mem_overflow *region, const char *dir, unsigned char *pages,
-                                             nodedb_error *err) {
+/* Makes the empty file a region's. */
+static nodedb_status nodedb_mem__create_kept(nodedb_mem_overflow *region, unsigned char *pages, nodedb_error *err) {
     const nodedb_io *io = &region->io;
-    int result, fd;
+    int result;
     nodedb_mem__fill_header(pages, region->max_slots);
     result = nodedb__write_all(io, region->fd, pages, 2 * NODEDB_MEM__HEADER_BYTES, 0);
     if (result == 0) result = io->sync(io->ctx, region->fd);
-    if (result < 0) return nodedb_mem__fail_at(region, err, result, "write the header of");
-    fd = io->open(io->ctx, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-    result = fd < 0 ? fd : io->sync(io->ctx, fd);
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "write the header of") : NODEDB_OK;
+}
+
+static nodedb_status nodedb_mem__sync_name(nodedb_mem_overflow *region, const char *dir, nodedb_error *err) {
+    const nodedb_io *io = &region->io;
+    int fd = io->open(io->ctx, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    int result = fd < 0 ? fd : io->sync(io->ctx, fd);
     if (fd >= 0) (void)io->close(io->ctx, fd);
     return result < 0 ? nodedb_mem__fail_at(region, err, result, "make the name durable of") : NODEDB_OK;
 }
@@ -2560,7 +2563,7 @@ static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const no
     slots[1] = nodedb_mem__parse_header(pages + NODEDB_MEM__HEADER_BYTES, &used[1]);
     if (used[0] == NODEDB_MEM__UNKNOWN && used[1] == NODEDB_MEM__UNKNOWN) {
         if ((uint64_t)size <= sizeof pages && nodedb_mem__is_unborn(pages, there))
-            return nodedb_mem__create_kept(region, config->dir, pages, err);
+            return nodedb_mem__create_kept(region, pages, err);
         return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
                             "overflow region: %.80s in %s is no overflow file, or its headers are damaged",
                             region->name, region->dir);
@@ -2599,8 +2602,8 @@ static nodedb_mem__entry nodedb_mem__take_entry(nodedb_mem_overflow *region, uin
     const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
     uint64_t sequence = nodedb__get_u64(entry + 24);
     s->state = NODEDB_MEM__SPARE;
-    if (nodedb__get_u32(entry) != nodedb__crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) || sequence >> 63 != 0)
-        return NODEDB_MEM__LOST;
+    if (nodedb__get_u32(entry) != nodedb__crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) || sequence >> 62 != 0)
+        return NODEDB_MEM__LOST; /* no table has seen so many changes, and more must fit */
     if (sequence > region->sequence) region->sequence = sequence;
     if (entry[4] != 1) return NODEDB_MEM__NONE;
     s->generation_low = nodedb__get_u32(entry + 8);
@@ -2629,7 +2632,7 @@ static int nodedb_mem__settle(nodedb_mem_overflow *region, const uint32_t slot[2
         nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot[which]);
         size_t bytes = nodedb_mem__length(s);
         if (s->checked == NODEDB_MEM__CHECKED) return which;
-        if (*budget < bytes) return 2;
+        if (*budget < bytes) continue;
         *budget -= bytes;
         if (nodedb_mem__compare(region, slot[which], s->at, bytes, NULL) != NODEDB_OK) continue;
         s->checked = NODEDB_MEM__CHECKED;
@@ -2797,6 +2800,26 @@ static int nodedb_mem__ensure_disk(nodedb_mem_overflow *region, uint64_t file_by
     return nodedb_mem__allocate_disk(region, at, bytes);
 }
 
+/* Clears the table behind the slots in use. After a power cut there may be entries whose slots the header does not know
+ * of; they must not come to life when it does, with greater numbers than objects that were synced meanwhile. */
+static nodedb_status nodedb_mem__clear_behind(nodedb_mem_overflow *region, uint32_t in_use, uint64_t file_bytes,
+                                              nodedb_error *err) {
+    static const char zeros[4096] = {0};
+    uint64_t at = nodedb_mem__entry_at(in_use), end = file_bytes < region->data_at ? file_bytes : region->data_at;
+    char piece[sizeof zeros];
+    int result = 0;
+    if (at >= end) return NODEDB_OK;
+    if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(end - at)) == 0)
+        return NODEDB_OK;
+    for (; at < end && result == 0; at += sizeof piece) {
+        size_t bytes = end - at < sizeof piece ? (size_t)(end - at) : sizeof piece;
+        result = nodedb__read_all(&region->io, region->fd, piece, bytes, at);
+        if (result == 0 && memcmp(piece, zeros, bytes) != 0)
+            result = nodedb__write_all(&region->io, region->fd, zeros, bytes, at);
+    }
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "clear the end of the table of") : NODEDB_OK;
+}
+
 /* Makes sure of the disk blocks below the objects, and gives the others back; but not where something is missing that
  * may still be wanted by whoever looks into the file. */
 static nodedb_status nodedb_mem__settle_disk(nodedb_mem_overflow *region, uint64_t file_bytes, nodedb_error *err) {
@@ -2851,6 +2874,8 @@ static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in
         nodedb_mem__count(region->count.lost, in_use - whole);
         in_use = (uint32_t)whole;
     }
+    status = nodedb_mem__clear_behind(region, in_use, bytes, err);
+    if (status != NODEDB_OK) return status;
     result = nodedb_mem__ensure_disk(region, bytes, 0, nodedb_mem__entry_at(in_use));
     if (result < 0) return nodedb_mem__fail_at(region, err, result, "have disk blocks for the table of");
     units = bytes > region->data_at ? (bytes - region->data_at) / NODEDB_MEM_OVERFLOW_UNIT_BYTES : 0;
@@ -2930,6 +2955,7 @@ static void nodedb_mem__leave(nodedb_mem_overflow *region) {
     size_t i;
     if (__atomic_sub_fetch(&region->users, 1, __ATOMIC_ACQ_REL) > 0) return;
     if (region->file != NULL) (void)munmap(region->file, region->file_bytes);
+    if (region->sync_failed) (void)posix_fadvise(region->fd, 0, 0, POSIX_FADV_DONTNEED); /* reopening sees the disk */
     if (region->fd >= 0) (void)region->io.close(region->io.ctx, region->fd);
     for (i = 0; i < region->count.slabs; i++)
         nodedb__release(&allocator, region->slabs[i], NODEDB_MEM__SLAB_SLOTS * sizeof **region->slabs);
@@ -2970,6 +2996,8 @@ static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const noded
         status = nodedb_mem__open_kept(region, c, &in_use, err);
         if (status != NODEDB_OK) return status;
         region->data_at = (size_t)nodedb_mem__data_offset(region->max_slots);
+        if (in_use == 0) status = nodedb_mem__sync_name(region, c->dir, err); /* it is new, or its maker died early */
+        if (status != NODEDB_OK) return status;
     } else {
         region->fd = nodedb_mem__open_scratch(c, &region->io, region->seed);
         if (region->fd < 0)
@@ -2989,7 +3017,7 @@ static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const noded
                             region->dir, (unsigned long long)region->file_bytes);
     region->file = (char *)map;
     region->base = region->file + region->data_at;
-    return in_use > 0 ? nodedb_mem__reopen(region, in_use, err) : nodedb_mem__need_slots(region, 1, err);
+    return region->data_at != 0 ? nodedb_mem__reopen(region, in_use, err) : nodedb_mem__need_slots(region, 1, err);
 }
 
 NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,

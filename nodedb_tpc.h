@@ -829,7 +829,8 @@ static inline void nodedb_tpc__ring_touch(nodedb_tpc_ring *ring, size_t at) {
     }
 }
 
-/* Copies one message in: false if the ring is full or disconnected. Producer's thread. */
+/* Copies one message in: false if the ring is full or disconnected. Producer's thread. May change what lies in free
+ * slots. */
 static inline bool nodedb_tpc_ring_push(nodedb_tpc_ring *ring, const void *message) {
     unsigned char *slot = (unsigned char *)nodedb_tpc_ring_reserve(ring);
     if (slot == NULL || message == NULL) return false;
@@ -842,9 +843,9 @@ static inline bool nodedb_tpc_ring_push(nodedb_tpc_ring *ring, const void *messa
 }
 
 /* The consumer has read all that it knew of. Each look at the producer's cursor takes that line away from the producer,
- * who needs it for the next message. So after a look that found several messages, a stream, the next look comes no
- * sooner than half a microsecond or so: it finds more, and the producer is left alone meanwhile. A message that came
- * alone, as in a dialogue, is followed by looks without delay. */
+ * who needs it for the next message. So after a look that found more than two messages, a stream, the next comes
+ * no sooner than half a microsecond or so: it finds more, and the producer is left alone meanwhile. One or two
+ * messages, as in a dialogue, are followed by looks without delay. */
 static inline bool nodedb_tpc__ring_look(nodedb_tpc_ring *ring) {
     size_t ready, end, bytes, line, at;
 #if defined(__x86_64__)
@@ -855,7 +856,7 @@ static inline bool nodedb_tpc__ring_look(nodedb_tpc_ring *ring) {
 #endif
     ready = nodedb_tpc__ring_ready(ring, 1);
 #if defined(__x86_64__)
-    ring->next_look = ready > 1 ? __builtin_ia32_rdtsc() + NODEDB_TPC__LOOK_TICKS : 0;
+    ring->next_look = ready > 2 ? __builtin_ia32_rdtsc() + NODEDB_TPC__LOOK_TICKS : 0;
 #endif
     if (ready < 2) return ready != 0;
     end = (ring->mask + 1) * ring->message_bytes;
@@ -868,7 +869,8 @@ static inline bool nodedb_tpc__ring_look(nodedb_tpc_ring *ring) {
 }
 
 /* Copies one message out: false if there is none. Consumer's thread. After several messages at once this may wait a
- * microsecond for the next before it says so; a thread that reads several rings takes pop_n or peek_n, which do not. */
+ * microsecond for the next before it says so (x86: by rdtsc); a thread that reads several rings takes pop_n or peek_n,
+ * which do not. */
 static inline bool nodedb_tpc_ring_pop(nodedb_tpc_ring *ring, void *message) {
     unsigned char *slot;
     if (ring == NULL || message == NULL) return false;
