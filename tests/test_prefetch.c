@@ -114,6 +114,16 @@ static nodedb_prefetch_ticket wait_ticket(nodedb_prefetch *p) {
     return t;
 }
 
+/* No ticket, and a descriptor that says so. The kernel signals it after it has made a completion visible: who reaps in
+ * between finds the descriptor readable once more, for nothing. */
+static bool nothing_is_left(nodedb_prefetch *p) {
+    nodedb_prefetch_ticket t;
+    int tries;
+    for (tries = 0; tries < 100 && nodedb_prefetch_reap(p, &t, 1) == 0; tries++)
+        if (!is_readable(nodedb_prefetch_fd(p), 0)) return true;
+    return false;
+}
+
 typedef struct said {
     int n;
     char all[2000];
@@ -590,7 +600,7 @@ TEST(ticket_comes_back_when_every_page_can_be_touched_without_a_fault) {
             CHECK_EQ(after.ru_majflt - before.ru_majflt, 0);
             CHECK(after.ru_minflt - before.ru_minflt < 8); /* the page table was filled as well */
         }
-        CHECK(!is_readable(nodedb_prefetch_fd(p), 0)); /* reap has reset it */
+        CHECK(nothing_is_left(p));
         CHECK_EQ(stats_of(p).tickets_begun, 1);
         CHECK_EQ(stats_of(p).tickets_done, 1);
         nodedb_prefetch_destroy(p);
