@@ -170,11 +170,11 @@
    (as in TLSF, Masmano et al., ECRTS 2004, but with exact bins: the fit is the best, not a good one), and a treap
    (Seidel and Aragon, 1996) by size and address above. O(1) and O(log n); the bookkeeping stays outside of the file, so
    that merging neighbours never waits for the disk.
-   Measured by `./build.sh bench mem` on 2 virtual cores, AMD EPYC: a reservation 2.8 ns on one core, 2.8 to 4.2 ns on
-   two at once; its release 3.2 ns, 3.3 to 6.3 ns; an uncontended atomic addition 2.7 ns, on a counter that both cores
-   write 18 ns; a refusal 0.1 to 0.15 us. A write and a free among 1,000,000 objects of up to 256 bytes 0.47 us (malloc
-   and free: 0.21 to 0.25 us), in a kept file 0.64 to 0.70 us; that file is reopened in 0.13 s. A read through a view
-   0.18 us, a copy 1.6 us.
+   Measured by `./build.sh bench mem` on 2 virtual cores, AMD EPYC: a reservation 2.8 to 3.1 ns on one core, 2.8 to
+   5.2 ns on two at once; its release 3.2 to 3.6 ns, 3.3 to 6.0 ns; an uncontended atomic addition 2.7 to 3.2 ns, on a
+   counter that both cores write 7 to 19 ns; a refusal 0.1 to 0.15 us. A write and a free among 1,000,000 objects of up
+   to 256 bytes 0.45 to 0.47 us (malloc and free: 0.20 to 0.25 us), in a kept file 0.55 to 0.70 us; that file is reopened
+   in 0.13 to 0.15 s. A read through a view 0.16 to 0.19 us, a copy 1.4 to 1.7 us.
 
 12. LICENCE
    Public domain (Unlicense) or MIT, as you like: see the end of this file. */
