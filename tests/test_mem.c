@@ -9,7 +9,6 @@
 
 #define KIB ((size_t)1024)
 #define MIB ((size_t)1024 * 1024)
-#define OVERFLOW_MAX_LIVE 4096
 
 static nodedb_mem *governor(size_t ceiling, uint32_t cores) {
     nodedb_mem_config config;
