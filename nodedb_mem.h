@@ -901,7 +901,7 @@ typedef struct nodedb_mem_overflow_stats {
  * stats.reopened and .lost. NULL: NODEDB_ERR_INVALID (also: other max_blocks than the file has), NODEDB_ERR_NO_MEMORY
  * (also: no address space), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, NODEDB_ERR_LOCKED (open elsewhere), NODEDB_ERR_CORRUPT
  * (no overflow file, or both headers are damaged), NODEDB_ERR_LIMIT (objects beyond max_bytes). A file that cannot be
- * opened is left as it is. */
+ * opened loses nothing. */
 NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
                                                              nodedb_error *err);
 
