@@ -2305,6 +2305,7 @@ static void nodedb_mem__extend(nodedb_mem_overflow *region, size_t units) {
 #define NODEDB_MEM__HEADER_BYTES 4096u       /* twice */
 #define NODEDB_MEM__HEADER_USED_BYTES 48u
 #define NODEDB_MEM__ENTRY_BYTES 32u
+#define NODEDB_MEM__SEQUENCE_MAX ((UINT64_C(1) << 62) - 1)
 #define NODEDB_MEM__DATA_ALIGN_BYTES 65536u  /* the largest page size, so that the file can be mapped anywhere */
 #define NODEDB_MEM__PIECE_BYTES 16384u       /* contents and entries are read by that much */
 #define NODEDB_MEM__SETTLE_TIMES 4u          /* so often as much as the file holds is read to settle what clashes */
@@ -2335,7 +2336,8 @@ static void nodedb_mem__put_entry(nodedb_mem_overflow *region, uint32_t slot, ui
     nodedb__put_u32(entry + 12, object ? s->at : 0);
     nodedb__put_u32(entry + 16, object ? s->size : 0);
     nodedb__put_u32(entry + 20, checksum);
-    nodedb__put_u64(entry + 24, ++region->sequence);
+    if (region->sequence < NODEDB_MEM__SEQUENCE_MAX) region->sequence++; /* a forged file may begin at the end */
+    nodedb__put_u64(entry + 24, region->sequence);
     nodedb__put_u32(entry, nodedb__crc32c(slot, entry + 4, sizeof entry - 4));
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the order in which the kernel will find it, if the process dies */
     for (i = 0; i < NODEDB_MEM__ENTRY_BYTES / sizeof word; i++) {
@@ -2602,8 +2604,9 @@ static nodedb_mem__entry nodedb_mem__take_entry(nodedb_mem_overflow *region, uin
     const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
     uint64_t sequence = nodedb__get_u64(entry + 24);
     s->state = NODEDB_MEM__SPARE;
-    if (nodedb__get_u32(entry) != nodedb__crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) || sequence >> 62 != 0)
-        return NODEDB_MEM__LOST; /* no table has seen so many changes, and more must fit */
+    if (nodedb__get_u32(entry) != nodedb__crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) ||
+        sequence > NODEDB_MEM__SEQUENCE_MAX)
+        return NODEDB_MEM__LOST;
     if (sequence > region->sequence) region->sequence = sequence;
     if (entry[4] != 1) return NODEDB_MEM__NONE;
     s->generation_low = nodedb__get_u32(entry + 8);

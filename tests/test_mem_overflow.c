@@ -1280,6 +1280,29 @@ TEST(entries_behind_the_slots_in_use_do_not_come_back_after_another_power_cut) {
     nodedb_mem_overflow_close(region);
 }
 
+TEST(forged_number_of_the_last_change_costs_no_object_that_is_written_later) {
+    kept_object objects[12], more;
+    size_t bytes;
+    unsigned char *file = small_kept_file(objects, &bytes);
+    uint32_t slot = (uint32_t)(objects[1].handle.bits >> 38);
+    unsigned char *entry = file + 8192 + 32 * (size_t)slot;
+    nodedb_mem_overflow *region;
+    int round;
+    nodedb__put_u64(entry + 24, (UINT64_C(1) << 62) - 1);
+    nodedb__put_u32(entry, nodedb__crc32c(slot, entry + 4, 28));
+    store_file(file, bytes);
+    free(file);
+    for (round = 0; round < 2; round++) {
+        region = open_kept(65536, 0);
+        REQUIRE(region != NULL);
+        CHECK_EQ(stats_of(region).lost, 0);
+        CHECK_EQ(look_at_kept(region, &objects[1]), 1);
+        if (round == 1) CHECK_EQ(look_at_kept(region, &more), 1);
+        else CHECK(write_kept(region, &more, UINT64_C(9) << 40, 100));
+        nodedb_mem_overflow_close(region);
+    }
+}
+
 TEST(slot_whose_entry_was_lost_twice_never_gives_a_handle_twice) {
     nodedb_mem_handle handles[4];
     int i, k;
