@@ -110,8 +110,7 @@
    Overflow region: 32 bytes of ordinary memory for each block (object or hole), taken 4096 blocks at a time and kept
    until close; 180 KiB at opening, with the first 4096. Sizes are rounded up to 16 bytes in the file. Kept: 32 bytes
    more for each block in the file, mapped; reopening takes 8 bytes a block for a moment, and qsort(3) may take as much.
-   Addresses: max_bytes, kept
-   32 * max_blocks more, and as much again for each view.
+   Addresses: max_bytes, kept 32 * max_blocks more, and as much again for each view.
 
 7. ERRORS
    Each function lists its own; whatever it answers but NODEDB_OK, nothing was changed. NODEDB_ERR_LIMIT is a refusal

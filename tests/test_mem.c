@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sys/syscall.h>
 
+#include "refusing_allocator.h"
 #include "test.h"
 
 #define KIB ((size_t)1024)
@@ -760,35 +761,18 @@ TEST(what_is_still_reserved_at_the_end_is_logged) {
     CHECK_HAS(sentence, "crdt ends with 12345 bytes");
 }
 
-typedef struct counted {
-    long live, refuse_at, calls;
-} counted;
-
-static void *counted_alloc(void *ctx, size_t bytes, size_t align) {
-    counted *c = (counted *)ctx;
-    void *memory = NULL;
-    if (c->calls++ == c->refuse_at || posix_memalign(&memory, align, bytes) != 0) return NULL;
-    c->live += (long)bytes;
-    return memory;
-}
-static void counted_release(void *ctx, void *memory, size_t bytes) {
-    ((counted *)ctx)->live -= (long)bytes;
-    free(memory);
-}
-
 TEST(every_refusal_of_the_allocator_is_survived_and_nothing_leaks) {
     long refuse;
     for (refuse = 0; refuse < 7; refuse++) {
-        counted c = {0, 0, 0};
+        refusing c;
         nodedb_error err;
         nodedb_mem_config config;
         nodedb_mem_overflow_config overflow;
         nodedb_mem *mem;
         nodedb_mem_overflow *region;
-        c.refuse_at = refuse;
         memset(&config, 0, sizeof config);
         memset(&overflow, 0, sizeof overflow);
-        config.allocator.alloc = counted_alloc, config.allocator.release = counted_release, config.allocator.ctx = &c;
+        config.allocator = refusing_allocator(&c, refuse);
         overflow.allocator = config.allocator;
         overflow.dir = test_dir();
         mem = nodedb_mem_create(&config, &err);

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
+#include "refusing_allocator.h"
 #include "test.h"
 
 #define MIB ((size_t)1024 * 1024)
@@ -1322,22 +1323,6 @@ TEST(slot_whose_entry_was_lost_twice_never_gives_a_handle_twice) {
     }
 }
 
-typedef struct counting {
-    long live, calls, refuse_at;
-} counting;
-
-static void *counting_alloc(void *ctx, size_t bytes, size_t align) {
-    counting *c = (counting *)ctx;
-    void *memory = NULL;
-    if (c->calls++ == c->refuse_at || posix_memalign(&memory, align, bytes) != 0) return NULL;
-    c->live += (long)bytes;
-    return memory;
-}
-static void counting_release(void *ctx, void *memory, size_t bytes) {
-    ((counting *)ctx)->live -= (long)bytes;
-    free(memory);
-}
-
 TEST(reopening_and_viewing_survive_every_refusal_of_the_allocator) {
     kept_object object;
     long refuse;
@@ -1349,9 +1334,8 @@ TEST(reopening_and_viewing_survive_every_refusal_of_the_allocator) {
         nodedb_mem_overflow_config config = kept_config(MIB, 0);
         nodedb_mem_overflow_view *view;
         nodedb_error err;
-        counting c = {0, 0, 0};
-        c.refuse_at = refuse;
-        config.allocator.alloc = counting_alloc, config.allocator.release = counting_release, config.allocator.ctx = &c;
+        refusing c;
+        config.allocator = refusing_allocator(&c, refuse);
         region = nodedb_mem_overflow_open(&config, &err);
         if (region == NULL) CHECK_EQ(err.status, NODEDB_ERR_NO_MEMORY);
         else {

@@ -113,7 +113,7 @@ static size_t look(nodedb_mem_overflow *region) {
     static const unsigned char *base;
     nodedb_mem_handle handle = {0};
     size_t objects = 0, bytes, i;
-    unsigned sum = 0;
+    volatile unsigned char seen = 0;
     memset(taken, 0, sizeof taken);
     base = (const unsigned char *)region->base;
     while (nodedb_mem_overflow_next(region, &handle, NULL) == NODEDB_OK) {
@@ -122,10 +122,11 @@ static size_t look(nodedb_mem_overflow *region) {
         for (i = 0; i < s->size; i++)
             if (s->at + i >= sizeof taken || taken[s->at + i]++ != 0) die("two objects in one place");
         if (at != NULL && (at < base || at + bytes > base + MAX_DATA_BYTES)) die("an object outside of the data");
-        for (i = 0; at != NULL && i < bytes; i++) sum += at[i];
+        for (i = 0; at != NULL && i < bytes; i++) seen = at[i];
         objects++;
     }
-    return objects + (sum == 1u << 31);
+    (void)seen;
+    return objects;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
