@@ -542,7 +542,7 @@ static void insert_ours(const data_set *all, const data_set *d, nodedb_vamana_ty
 
 static peer_hnswlib *build_hnswlib(const data_set *d, int argc, char **argv) {
     const char *file = bench_option(argc, argv, "--hnsw-index", NULL);
-    peer_hnswlib *peer = peer_hnswlib_create(d->dim, d->n);
+    peer_hnswlib *peer = peer_hnswlib_create(d->dim, d->n, PEER_L2);
     uint64_t begin = bench_now_ns();
     if (peer == NULL) return NULL;
     if (file != NULL && access(file, F_OK) == 0) {
@@ -560,7 +560,7 @@ static peer_hnswlib *build_hnswlib(const data_set *d, int argc, char **argv) {
 }
 
 static void insert_hnswlib(const data_set *d) {
-    peer_hnswlib *peer = peer_hnswlib_create(d->dim, d->n);
+    peer_hnswlib *peer = peer_hnswlib_create(d->dim, d->n, PEER_L2);
     subject s = make_subject(d, NODEDB_VAMANA_F32, "hnswlib/inserted");
     uint64_t begin = bench_now_ns();
     if (peer == NULL || !peer_hnswlib_add(peer, (const float *)(const void *)d->base[NODEDB_VAMANA_F32], d->n, 1))

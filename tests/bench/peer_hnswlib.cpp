@@ -33,19 +33,25 @@ float count_and_compute(const void *a, const void *b, const void *dim) {
     return counted_function(a, b, dim);
 }
 
+hnswlib::SpaceInterface<float> *space_of(uint32_t dim, peer_metric metric) {
+    if (metric == PEER_L2) return new hnswlib::L2Space(dim);
+    return new hnswlib::InnerProductSpace(dim);
+}
+
 } // namespace
 
 struct peer_hnswlib {
-    hnswlib::L2Space space;
+    std::unique_ptr<hnswlib::SpaceInterface<float>> space;
     std::unique_ptr<graph_type> graph;
     size_t row; /* floats of a vector */
 
-    peer_hnswlib(uint32_t dim, size_t n) : space(dim), graph(new graph_type(&space, n, M, EF_CONSTRUCTION)), row(dim) {}
+    peer_hnswlib(uint32_t dim, size_t n, peer_metric metric)
+        : space(space_of(dim, metric)), graph(new graph_type(space.get(), n, M, EF_CONSTRUCTION)), row(dim) {}
 };
 
-extern "C" peer_hnswlib *peer_hnswlib_create(uint32_t dim, size_t n) {
+extern "C" peer_hnswlib *peer_hnswlib_create(uint32_t dim, size_t n, peer_metric metric) {
     try {
-        return new peer_hnswlib(dim, n);
+        return new peer_hnswlib(dim, n, metric);
     } catch (const std::exception &why) {
         return say("cannot make an index", why), nullptr;
     }
@@ -94,7 +100,7 @@ extern "C" bool peer_hnswlib_load(peer_hnswlib *peer, const char *path, size_t n
     try {
         const size_t bytes = peer->graph->size_data_per_element_;
         peer->graph.reset();
-        peer->graph.reset(new graph_type(&peer->space, path, false, n));
+        peer->graph.reset(new graph_type(peer->space.get(), path, false, n));
         if (peer->graph->cur_element_count != n || peer->graph->size_data_per_element_ != bytes)
             throw std::runtime_error("this is an index of other vectors, or with another M");
         peer->graph->num_deleted_ = 0; /* some releases leave it as the memory was */

@@ -1,6 +1,6 @@
 /* hnswlib, as bench_vamana measures it: where build.sh found its headers and a C++ compiler (BENCH_HNSWLIB) by
- * peer_hnswlib.cpp, else by nothing, and `peer_hnswlib_create` answers NULL. Float vectors, squared L2, M = 32,
- * efConstruction = 200; what is not said here is the library's default. Who fails says why on stderr. */
+ * peer_hnswlib.cpp, else by nothing, and `peer_hnswlib_create` answers NULL. Float vectors, M = 32, efConstruction =
+ * 200; what is not said here is the library's default. Who fails says why on stderr. */
 #ifndef NODEDB_PEER_HNSWLIB_H
 #define NODEDB_PEER_HNSWLIB_H
 
@@ -10,13 +10,17 @@
 
 typedef struct peer_hnswlib peer_hnswlib;
 
+/* What "near" means. hnswlib has no cosine of its own: for PEER_COSINE the caller divides each vector and each query by
+ * its length, and the library compares inner products, as its own users do it. */
+typedef enum peer_metric { PEER_L2 = 0, PEER_IP, PEER_COSINE } peer_metric;
+
 #if defined(BENCH_HNSWLIB)
 #if defined(__cplusplus)
 extern "C" {
 #endif
 
 /* An empty index with room for `n` vectors; it borrows nothing. NULL: no memory. */
-peer_hnswlib *peer_hnswlib_create(uint32_t dim, size_t n);
+peer_hnswlib *peer_hnswlib_create(uint32_t dim, size_t n, peer_metric metric);
 void peer_hnswlib_destroy(peer_hnswlib *peer);
 
 /* Adds the `n` rows, labelled 0 .. n-1, to an empty index. One thread adds them in order, and the graph is the same
@@ -41,7 +45,9 @@ size_t peer_hnswlib_bytes(const peer_hnswlib *peer);
 }
 #endif
 #else
-static inline peer_hnswlib *peer_hnswlib_create(uint32_t dim, size_t n) { return (void)dim, (void)n, NULL; }
+static inline peer_hnswlib *peer_hnswlib_create(uint32_t dim, size_t n, peer_metric metric) {
+    return (void)dim, (void)n, (void)metric, NULL;
+}
 static inline void peer_hnswlib_destroy(peer_hnswlib *peer) { (void)peer; }
 static inline bool peer_hnswlib_add(peer_hnswlib *peer, const float *rows, size_t n, unsigned threads) {
     return (void)peer, (void)rows, (void)n, (void)threads, false;
