@@ -3,6 +3,9 @@
  *   bench_vamana [--base F --query F --gt F] [--type u8|f32|both] [--threads N] [--degree R] [--beam-build L]
  *                [--alpha A] [--code auto|none|8|4] [--inserts N] [--rounds N] [--quick] [--only PREFIX] [--dir D]
  *                [--save-index F] [--load-index F] [--hnsw-index F]
+ *   bench_vamana --hard [--kind all|all+|NAME,..] [--how insert,build,replaced,halved] [--beams 10,64,256] [--n N]
+ *                [--dim D] [--queries N] [--seed S] [--threads N] [--degree R] [--beam-build L] [--alpha A] [--code ..]
+ *                [--rounds N] [--quick] [--only PREFIX]
  *
  * Base and query are u8bin or fbin files of the big-ann-benchmarks, gt their ground truth; without them
  * tests/data/sift10k. make_glosses.py makes a set of 384 floats. Bytes are measured as bytes and as floats (--type),
@@ -37,11 +40,22 @@
  * --only: cases that begin so, and nothing built that they do not need. --save-index and --load-index keep ours (with
  * both types F.u8 and F.f32), --hnsw-index loads hnswlib's or, where the file is missing, builds and saves it; what was
  * loaded has no build_s. D is where the file for disk mode goes: a disk, not a tmpfs. One seed gives the same graphs
- * and counts each time, but for hnswlib's built by more than one thread. */
+ * and counts each time, but for hnswlib's built by more than one thread.
+ *
+ * --hard measures nothing of this, but the kinds of tests/hard_kinds.h: the ten (all), or those and more (all+), 20,000
+ * vectors of 128 floats each (--quick: 2,000). HOW says what was done: insert, one by one; build, in a batch; replaced,
+ * inserted, and then each id again with another vector of the kind; halved, inserted, and then the older half removed.
+ * A returned vector counts as found if it is as near as the tenth, as many are equally far.
+ *
+ *   hard/KIND/how=HOW                     seconds of the last step, code_bits, and unreachable: vectors that no walk meets
+ *   hard/KIND/how=HOW/beam=N              recall_at_10, distances_per_query, qps (one thread)
+ *   hard/KIND/how=HOW/exact-walk/beam=N   recall_at_10, distances_per_query
+ *   hnswlib/hard/KIND/how=insert          seconds; hnswlib/hard/KIND/how=insert/ef=N as ours */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "bench.h"
 #include "peer_hnswlib.h"
+#include "../hard_kinds.h"
 
 enum {
     K = 10, WIDTHS_MAX = 10, ROUNDS_MAX = 21, SUBJECTS_MAX = 16, THREADS_MAX = 64, PATH_BYTES = 1024,
@@ -62,7 +76,8 @@ static const char *const type_names[2] = {"f32", "u8"};
 typedef struct data_set {
     uint32_t n, dim, query_count, truth_k;
     uint8_t *base[2], *queries[2]; /* by type; NULL: nobody needs them so */
-    const uint32_t *truth;
+    const uint32_t *truth;         /* of each query, the truth_k nearest */
+    const hard_truth *hard;        /* if not NULL, stands for it: see bench_vamana_hard.h */
 } data_set;
 
 /* What one width of the beam gives. */
@@ -220,11 +235,19 @@ static nodedb_vamana_query query_for(const subject *s, uint32_t width) {
     return q;
 }
 
+/* How many of the ids that query `i` got are among its K nearest. */
+static uint32_t hits_of(const data_set *d, uint32_t i, const uint64_t *ids, uint32_t found) {
+    uint32_t hits = 0, j, k;
+    if (d->hard != NULL) return hard_hits(d->hard, i, ids, found);
+    for (j = 0; j < found; j++)
+        for (k = 0; k < K; k++) hits += ids[j] == d->truth[(size_t)i * d->truth_k + k];
+    return hits;
+}
+
 /* Query `i`, answered as thread `thread` would. `c` is NULL where time is taken. */
 static void answer(const subject *s, uint32_t thread, uint32_t width, uint32_t i, costs *c) {
-    const uint32_t *truth = s->data->truth + (size_t)i * s->data->truth_k;
     uint64_t ids[K];
-    uint32_t found, j, k;
+    uint32_t found, j;
     if (s->peer != NULL) {
         const float *q = (const float *)(const void *)query_row(s->data, s->type, i);
         found = (uint32_t)peer_hnswlib_search(s->peer, q, K, width, ids, c != NULL ? &c->distances : NULL);
@@ -240,9 +263,7 @@ static void answer(const subject *s, uint32_t thread, uint32_t width, uint32_t i
         for (j = 0; j < found; j++) ids[j] = results[j].id;
         if (c != NULL) c->distances += stats.distances, c->reads += stats.reads;
     }
-    if (c == NULL) return;
-    for (j = 0; j < found; j++)
-        for (k = 0; k < K; k++) c->hits += ids[j] == truth[k];
+    if (c != NULL) c->hits += hits_of(s->data, i, ids, found);
 }
 
 typedef struct worker {
@@ -339,7 +360,8 @@ static void count(subject *s, const uint32_t *widths, bool all) {
         uint32_t i;
         case_name(name, sizeof name, s, *widths);
         if (!all && !wanted(name)) continue;
-        if (*widths > ENOUGH_WIDTH && s->point_count > 0 && p[-1].recall >= ENOUGH_RECALL) return;
+        if (*widths > ENOUGH_WIDTH && s->point_count > 0 && p[-1].recall >= ENOUGH_RECALL && s->data->hard == NULL)
+            return;
         memset(p, 0, sizeof *p);
         p->width = *widths, p->passes = 1, s->point_count++;
         if (s->single != NULL) {
@@ -803,6 +825,8 @@ static void disk_rows(nodedb_vamana *index, const data_set *d, nodedb_vamana_typ
     (void)remove(path);
 }
 
+#include "bench_vamana_hard.h"
+
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 static const uint32_t widths[] = {10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 0};
@@ -934,15 +958,21 @@ static void search_all(const run *r) {
 }
 
 int main(int argc, char **argv) {
-    const char *type = bench_option(argc, argv, "--type", "both");
+    const char *type = bench_option(argc, argv, "--type", "both"), *given_rounds;
+    bool hard;
     run r;
     memset(&r, 0, sizeof r);
     r.argc = argc, r.argv = argv;
     bench_name = "vamana";
-    quick = bench_flag(argc, argv, "--quick");
+    quick = bench_flag(argc, argv, "--quick"), hard = bench_flag(argc, argv, "--hard");
     only = bench_option(argc, argv, "--only", "");
-    rounds = (uint32_t)strtoul(bench_option(argc, argv, "--rounds", quick ? "3" : "7"), NULL, 10);
-    if (rounds < 1 || rounds > ROUNDS_MAX) die("--rounds is 1 to 21, not", bench_option(argc, argv, "--rounds", ""));
+    given_rounds = bench_option(argc, argv, "--rounds", hard && quick ? "1" : hard || quick ? "3" : "7");
+    rounds = (uint32_t)strtoul(given_rounds, NULL, 10);
+    if (rounds < 1 || rounds > ROUNDS_MAX) die("--rounds is 1 to 21, not", given_rounds);
+    if (hard) {
+        hard_rows(argc, argv);
+        return 0;
+    }
     r.both = strcmp(type, "both") == 0;
     r.takes[NODEDB_VAMANA_F32] = r.both || strcmp(type, "f32") == 0;
     r.takes[NODEDB_VAMANA_U8] = r.both || strcmp(type, "u8") == 0;
