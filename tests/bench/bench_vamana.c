@@ -6,6 +6,7 @@
  *   bench_vamana --hard [--kind all|all+|NAME,..] [--how insert,build,replaced,halved] [--beams 10,64,256] [--n N]
  *                [--dim D] [--queries N] [--seed S] [--threads N] [--degree R] [--beam-build L] [--alpha A] [--code ..]
  *                [--rounds N] [--quick] [--only PREFIX]
+ *   bench_vamana --hard --write PREFIX --kind NAME [--n N] [--dim D] [--queries N] [--seed S]
  *
  * Base and query are u8bin or fbin files of the big-ann-benchmarks, gt their ground truth; without them
  * tests/data/sift10k. make_glosses.py makes a set of 384 floats. Bytes are measured as bytes and as floats (--type),
@@ -50,7 +51,11 @@
  *   hard/KIND/how=HOW                     seconds of the last step, code_bits, and unreachable: vectors that no walk meets
  *   hard/KIND/how=HOW/beam=N              recall_at_10, distances_per_query, qps (one thread)
  *   hard/KIND/how=HOW/exact-walk/beam=N   recall_at_10, distances_per_query
- *   hnswlib/hard/KIND/how=insert          seconds; hnswlib/hard/KIND/how=insert/ef=N as ours */
+ *   hnswlib/hard/KIND/how=insert          seconds; hnswlib/hard/KIND/how=insert/ef=N as ours
+ *
+ * --write measures nothing. It writes the kind's set to PREFIX.base.fbin, PREFIX.query.fbin and PREFIX.gt, the formats
+ * above, and prints the metric that it is meant for, which the files do not tell: l2, ip or cosine. So other programs
+ * measure the same vectors: ann_peers.py does. */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "bench.h"

@@ -189,6 +189,42 @@ static void kind_rows(const hard_run *r, const hard_kind *kind) {
     hard_truth_free(&truth), hard_free(&set);
 }
 
+/* ---- a set in files ---------------------------------------------------------------------------------------------- */
+
+/* Writes PREFIX SUFFIX, in the format that load() reads: a header, then one or two tables of `n` rows of `width` numbers
+ * of 4 bytes. `second` may be NULL. */
+static void write_tables(const char *prefix, const char *suffix, uint32_t n, uint32_t width, const void *first,
+                         const void *second) {
+    size_t count = (size_t)n * width;
+    char path[PATH_BYTES];
+    uint8_t header[8];
+    FILE *file;
+    if ((size_t)snprintf(path, sizeof path, "%s%s", prefix, suffix) >= sizeof path) die("this is too long:", prefix);
+    nodedb__put_u32(header, n), nodedb__put_u32(header + 4, width);
+    file = fopen(path, "wb");
+    if (file == NULL || fwrite(header, 1, sizeof header, file) != sizeof header ||
+        fwrite(first, 4, count, file) != count || (second != NULL && fwrite(second, 4, count, file) != count))
+        die("cannot write", path);
+    if (fclose(file) != 0) die("cannot write", path);
+}
+
+/* Writes a kind's vectors, queries and truth to files, so that other programs measure the same, and prints its metric,
+ * which the files do not tell. */
+static void write_kind(const hard_run *r, const hard_kind *kind, const char *prefix) {
+    static const char *const metric_names[] = {"l2", "ip", "cosine"}; /* by hard_metric */
+    hard_set set = make_set(r, kind, 0);
+    hard_truth truth = truth_of(&set, 0);
+    size_t count = (size_t)set.query_count * truth.k, i;
+    float *distances = (float *)malloc(count * sizeof *distances);
+    if (distances == NULL) die("no memory for the truth of", kind->name);
+    for (i = 0; i < count; i++) distances[i] = (float)truth.distances[i];
+    write_tables(prefix, ".base.fbin", set.n, set.dim, set.base, NULL);
+    write_tables(prefix, ".query.fbin", set.query_count, set.dim, set.queries, NULL);
+    write_tables(prefix, ".gt", set.query_count, truth.k, truth.ids, distances);
+    printf("%s\n", metric_names[set.metric]);
+    free(distances), hard_truth_free(&truth), hard_free(&set);
+}
+
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 static uint32_t number_option(const hard_run *r, const char *option, const char *otherwise) {
@@ -222,6 +258,7 @@ static void check_lists(hard_run *r) {
 }
 
 static void hard_rows(int argc, char **argv) {
+    const char *write_to = bench_option(argc, argv, "--write", NULL);
     hard_run r;
     int i;
     memset(&r, 0, sizeof r);
@@ -235,6 +272,11 @@ static void hard_rows(int argc, char **argv) {
     check_lists(&r);
     if (r.n < HARD_N_MIN || r.dim < HARD_DIM_MIN || r.query_count < 1)
         die("--n, --dim and --queries are at least", "20, 4 and 1");
+    if (write_to != NULL) {
+        if (hard_kind_named(r.kinds) == NULL) die("--write takes one --kind, not", r.kinds);
+        write_kind(&r, hard_kind_named(r.kinds), write_to);
+        return;
+    }
     for (i = 0; i < HARD_KIND_COUNT; i++) {
         const hard_kind *kind = &hard_kinds[i];
         if (listed(r.kinds, "all+") || (listed(r.kinds, "all") && !kind->extra) || listed(r.kinds, kind->name))
