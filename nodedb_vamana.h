@@ -771,7 +771,7 @@ extern "C" {
 #define NODEDB_VAMANA_MAX_THREADS 256u            /* threads of one build */
 #define NODEDB_VAMANA_QUEUE_DEPTH 128u            /* reads of one fetcher that are under way at once */
 #define NODEDB_VAMANA_BLOCK_BYTES 4096u           /* unit of checksums and of disk reads */
-#define NODEDB_VAMANA_FORMAT_VERSION 3u           /* of the file */
+#define NODEDB_VAMANA_FORMAT_VERSION 4u           /* of the file */
 
 typedef enum nodedb_vamana_type {
     NODEDB_VAMANA_F32 = 0, /* float components */
@@ -893,6 +893,9 @@ typedef struct nodedb_vamana_info {
     double mean_degree; /* neighbours per live node; costs a look at every node. 0 if they are packed on disk */
     uint64_t entry_id;  /* id of the node where every search starts; 0 if there is none */
     uint64_t damaged_blocks; /* on disk: blocks of the file that have been found damaged so far */
+    uint64_t unreachable; /* live vectors to which no edges lead from the entry. Always 0, or the index has a fault.
+                             Costs a look at every edge and, for that time, 4 bytes a slot; UINT64_MAX without.
+                             Not exact while a writer is at work or rows are damaged; 0 if they are packed on disk */
 } nodedb_vamana_info;
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info);
 
@@ -1992,12 +1995,16 @@ static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char
  * THE INDEX AND ITS ARRAYS
  * ================================================================================================================ */
 #define NODEDB_VAMANA__NONE UINT32_MAX          /* no slot */
-#define NODEDB_VAMANA__FIRST_CAPACITY 64u
+#define NODEDB_VAMANA__FIRST_CAPACITY 1u
+#define NODEDB_VAMANA__GROWTH_LEAST 64u         /* slots by which a larger index grows; a smaller one doubles */
 #define NODEDB_VAMANA__MAX_BEAM_BUILD 4096u
 #define NODEDB_VAMANA__COSINE_SAME 1e-6f        /* cosine distance below which two vectors count as equal: rounding */
 #define NODEDB_VAMANA__HUGE_BYTES ((size_t)2 << 20) /* of a huge page of x86-64 and, by default, aarch64 */
 #define NODEDB_VAMANA__STARTS_MAX 64u           /* places where a walk may begin, beside the entry */
 #define NODEDB_VAMANA__START_SHARE 1024u        /* and one for so many slots */
+#define NODEDB_VAMANA__SLACK_MAX 127u           /* places by which codes may displace a vector; or more */
+#define NODEDB_VAMANA__SLACK_LEAST 8u            /* entries beyond k that are measured exactly at least */
+#define NODEDB_VAMANA__LEVELS_MAX 5u             /* see LEVELS */
 #define NODEDB_VAMANA__STRIPES 8u               /* counters of readers, each on a cache line of its own */
 
 /* What a slot holds. Removed slots come in two colours that take turns: those of the sweep that is under way, and those
@@ -2014,7 +2021,8 @@ enum {
     NODEDB_VAMANA__IN_IDS,
     NODEDB_VAMANA__IN_NORMS,
     NODEDB_VAMANA__IN_ROWS,
-    NODEDB_VAMANA__IN_PRUNED,
+    NODEDB_VAMANA__IN_HEADS,
+    NODEDB_VAMANA__IN_PARENTS,
     NODEDB_VAMANA__IN_MEANS,
     NODEDB_VAMANA__IN_CODES,
     NODEDB_VAMANA__IN_RECORDS,
@@ -2084,14 +2092,22 @@ typedef struct nodedb_vamana__trouble {
     uint64_t damaged;            /* nodes, codes, ids or vectors that were passed over */
 } nodedb_vamana__trouble;
 
-/* How vectors become codes; never changes once codes are made by it. See CODES. */
+/* How vectors become codes; but for the slack, never changes once codes are made by it. See CODES. */
 typedef struct nodedb_vamana__coder {
     uint32_t bits;        /* 4 or 8 for each component */
     float step;           /* between two values of a component */
     float *mean;          /* `dim` components, taken off before the rotation; behind this struct */
     size_t components;    /* of a padded code: what the kernels are told */
     size_t stride;        /* bytes from one code to the next */
+    uint32_t slack;       /* places by which codes displace the nearest: see nodedb_vamana__slack. Atomic */
 } nodedb_vamana__coder;
+
+/* What is known of a row. The first `far` edges lead to nodes of this one's levels (see LEVELS); readers use them. Of
+ * those that follow, the first `strict` have passed the strict rule among themselves when a pruning made the row, and
+ * the first `pruned` the relaxed one. 255: or more. */
+typedef struct nodedb_vamana__head {
+    uint8_t strict, pruned, far, level;
+} nodedb_vamana__head;
 
 /* Everything that has one entry for each slot. Readers take the pointer to it once and work on that to their end; when
  * the arrays grow or the codes are made anew, the writer makes another one of these, and frees the old after the last
@@ -2104,15 +2120,17 @@ typedef struct nodedb_vamana__arrays {
     uint32_t entry;               /* where searches begin, or NONE */
     uint32_t table_version;       /* odd while entries of the table move */
     uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to begin at, or NONE; see walk */
-    uint8_t *vectors;             /* NULL: they stay on disk; `pruned` too */
+    uint8_t *vectors;             /* NULL: they stay on disk; `heads` and `parents` too */
     uint64_t *ids;
     uint32_t *rows;               /* neighbours, then NONE up to the end of the row */
-    uint8_t *pruned;              /* how many at a row's head came out of one pruning (255: or more). The writer's */
+    nodedb_vamana__head *heads;   /* what is known of each row. The writer's */
+    uint32_t *parents;            /* see THE TREE. The writer's */
     float *norms;                 /* see ON-DISK FORMAT; NULL for L2 */
     uint8_t *states;
     uint32_t *table;              /* live slots by id: open addressing, linear probing, at most two thirds full */
     size_t table_size;            /* a power of two */
     uint8_t *codes;               /* NULL: none */
+    bool zeros;                   /* COSINE: a vector of zeros has come, which codes cannot show; atomic */
     nodedb_vamana__coder *coder;  /* of `codes`; NULL: none */
 } nodedb_vamana__arrays;
 
@@ -2157,18 +2175,19 @@ struct nodedb_vamana {
     nodedb_vamana__arrays *arrays;
     uint32_t live, removed;
     uint32_t first_free;          /* or NONE; chained through rows */
-    float norm_max;               /* IP: the greatest squared length so far */
-    uint64_t entry_due;           /* number of vectors at which the entry is chosen anew */
-    uint64_t code_due;            /* and the codes are made anew */
+    uint64_t code_due;            /* number of vectors at which the codes are made anew */
     uint32_t code_live;           /* number of vectors when they were made last; 0: never */
     uint32_t code_came;           /* vectors that have come since, at most 2^32 - 1 */
     uint32_t code_strange;        /* of them, those whose codes are cut off; atomic in a build */
+    uint32_t code_asked, code_missed; /* the nearest of new nodes, and those that codes displaced by more than slack */
     uint8_t colour;               /* state that a slot gets when it is removed now */
     int sweep;
     uint32_t sweep_at;
     nodedb_vamana__coder *recoder; /* codes that are being made; NULL: none */
     uint8_t *recodes;
     uint32_t recode_at;           /* first slot that has none of them */
+    uint32_t judge_at;            /* nodes by which they have been judged: see nodedb_vamana__judge */
+    uint16_t displaced[NODEDB_VAMANA__SLACK_MAX + 1]; /* and by how many places the nearest were displaced: how many */
     nodedb_vamana_searcher *writer; /* the writer's own scratch memory */
 
     struct nodedb_vamana__save *save; /* that is under way; NULL: none */
@@ -2178,16 +2197,18 @@ struct nodedb_vamana {
 typedef struct nodedb_vamana__near { /* a slot and how near it is */
     float distance;
     uint32_t slot;
-    uint32_t mark; /* in a beam: expanded. Among candidates for a row: it has come through a pruning with all others so
-                      marked, so that none of them shuts another out */
+    uint32_t mark; /* in a beam: expanded. Among candidates for a row: what is known, PASSED .. OLD */
 } nodedb_vamana__near;
 
-/* One thread's scratch memory. `beam_max` entries fit the lists; everything is rewritten by each use. */
+/* One thread's scratch memory, as large as the index needs: no list has more entries than there are slots. Everything
+ * is rewritten by each use. */
 struct nodedb_vamana_searcher {
     const nodedb_vamana *index;
     const nodedb_vamana__arrays *arrays; /* that the running call works on */
     nodedb_allocator allocator;
     uint32_t beam_max;
+    uint32_t fits;                  /* slots of an index that its lists fit: a power of two, or FITS_ALL */
+    uint32_t list_max;              /* beam_max or `fits`, the lesser */
     uint32_t seen_size;             /* a power of two */
     uint32_t stripe;                /* where it counts itself in as a reader */
     void *memory;                   /* one block for all that follows */
@@ -2195,21 +2216,24 @@ struct nodedb_vamana_searcher {
     uint8_t *query;                 /* the query, padded like the index's vectors */
     uint8_t *code_query;            /* the query as the kernels of the codes want it */
     float *turned;                  /* `dim` floats: a vector on its way to its code */
-    double *mean;                   /* `dim` sums */
     uint32_t *seen;
     nodedb_vamana__near *beam;      /* beam_max + 1 */
-    nodedb_vamana__near *spare;     /* beam_max: results; a build's expanded entries that the beam lost */
+    nodedb_vamana__near *spare;     /* beam_max: results */
     nodedb_vamana__near *candidates; /* candidates_max */
     uint32_t *slots;                /* candidates_max */
     float *distances;               /* candidates_max */
     uint32_t *chosen;               /* degree + 1: a row that is being made */
-    uint32_t candidates_max, beam_count, spare_count;
+    uint32_t *picks;                /* PICK_LISTS lists: see nodedb_vamana__selection */
+    nodedb_vamana__head head;       /* of the row in `chosen` */
+    bool prunes;                    /* it has the last two */
+    uint32_t candidates_max, beam_count;
     nodedb_vamana_fetcher fetcher;  /* on disk: where records come from */
     bool own_fetcher;
     struct nodedb_vamana__parked *parked; /* on disk: search_many's questions that wait for it; NULL: none yet */
     size_t parked_bytes;            /* with their vectors and results, behind them */
     struct nodedb_vamana__lane *lanes; /* packed: search_many's questions that walk side by side; NULL: none yet */
     nodedb_vamana__trouble trouble; /* on disk: of the question that is under way */
+    uint32_t collected;             /* entries of the beam that are among the results, or do not pass */
     uint32_t early;                 /* on disk: reads that begin while the walk goes on; 0: none, or they have */
     uint64_t hops, computed, exact; /* of the query that is under way */
 };
@@ -2272,7 +2296,9 @@ static uint32_t nodedb_vamana__row_count(const nodedb_vamana *index, const uint3
 
 /* Everything that belongs to a slot. The pointers are borrowed. */
 typedef struct nodedb_vamana__slot_view {
-    uint8_t state, pruned;
+    uint8_t state;
+    nodedb_vamana__head head;
+    uint32_t parent;
     float norm;
     uint64_t id;
     const uint32_t *row;
@@ -2375,7 +2401,7 @@ static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, 
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__slot_view v;
     memset(&v, 0, sizeof v);
-    v.state = a->states[slot], v.pruned = a->pruned[slot], v.id = a->ids[slot];
+    v.state = a->states[slot], v.head = a->heads[slot], v.parent = a->parents[slot], v.id = a->ids[slot];
     v.norm = a->norms != NULL ? a->norms[slot] : 0;
     v.row = nodedb_vamana__row(index, a, slot), v.vector = nodedb_vamana__vector(index, a, slot);
     if (save->coder != NULL && !save->make_codes)
@@ -2429,19 +2455,31 @@ static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t sl
         memcpy(at + sizeof v + index->stride + index->row_words * sizeof *v.row, v.code, save->coder->stride);
 }
 
-/* Writes a whole row, of which the first `pruned` have come out of one pruning. A reader that passes meanwhile meets
- * some of the old neighbours and some of the new, each of them a node that it may visit. */
+/* Writes a whole row and what is known of it; the level stays. A reader that passes meanwhile meets some of the old
+ * neighbours and some of the new, each of them a node that it may visit. */
 static void nodedb_vamana__set_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
-                                   const uint32_t *neighbours, uint32_t count, uint32_t pruned) {
+                                   const uint32_t *neighbours, uint32_t count, nodedb_vamana__head head) {
     uint32_t *row = nodedb_vamana__row(index, a, from), i;
-    assert(pruned <= count && count <= index->degree);
+    assert(count <= index->degree);
     nodedb_vamana__before_change(index, from);
-    a->pruned[from] = (uint8_t)(pruned < 255 ? pruned : 255);
+    a->heads[from].strict = head.strict, a->heads[from].pruned = head.pruned;
+    nodedb__store_relaxed(&a->heads[from].far, head.far);
     for (i = 0; i < index->degree; i++) {
         uint32_t slot = i < count ? neighbours[i] : NODEDB_VAMANA__NONE;
         if (row[i] != slot) nodedb__store_release(&row[i], slot);
     }
 }
+
+/* A slot is free: it has no row, and is of no level. */
+static void nodedb_vamana__clear_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
+    nodedb_vamana__head nothing = {0, 0, 0, 0};
+    nodedb_vamana__set_row(index, a, slot, NULL, 0, nothing);
+    a->heads[slot].level = 0;
+}
+
+/* Sets of slots. */
+static bool nodedb_vamana__bit(const uint8_t *bits, uint32_t slot) { return (bits[slot / 8] >> slot % 8 & 1) != 0; }
+static void nodedb_vamana__set_bit(uint8_t *bits, uint32_t slot) { bits[slot / 8] |= (uint8_t)(1u << slot % 8); }
 
 NODEDB_VAMANA__INLINE uint8_t nodedb_vamana__state(const nodedb_vamana__arrays *a, uint32_t slot) {
     return nodedb__load_acquire(&a->states[slot]);
@@ -2582,6 +2620,9 @@ static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
     nodedb__store_release(&a->table_version, a->table_version + 1);
 }
 
+static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint32_t beam, uint64_t slots,
+                                                 nodedb_error *err);
+
 /* ---- room -------------------------------------------------------------------------------------------------------- */
 
 #define NODEDB_VAMANA__GROWTH_SHARE 16u
@@ -2607,7 +2648,8 @@ static void nodedb_vamana__give_arrays(nodedb_vamana *index, nodedb_vamana__arra
     nodedb_vamana__give(index, a->vectors, a->capacity, index->stride);
     nodedb_vamana__give(index, a->ids, a->capacity, sizeof *a->ids);
     nodedb_vamana__give(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
-    nodedb_vamana__give(index, a->pruned, a->capacity, 1);
+    nodedb_vamana__give(index, a->heads, a->capacity, sizeof *a->heads);
+    nodedb_vamana__give(index, a->parents, a->capacity, sizeof *a->parents);
     nodedb_vamana__give(index, a->norms, a->capacity, sizeof *a->norms);
     nodedb_vamana__give(index, a->states, a->capacity, 1);
     nodedb_vamana__give(index, a->table, a->table_size, sizeof *a->table);
@@ -2632,7 +2674,8 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
         a->vectors = (uint8_t *)nodedb_vamana__take(index, a->capacity, index->stride, line);
         a->ids = (uint64_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->ids, line);
         a->rows = (uint32_t *)nodedb_vamana__take(index, a->capacity, index->row_words * sizeof *a->rows, line);
-        a->pruned = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
+        a->heads = (nodedb_vamana__head *)nodedb_vamana__take(index, a->capacity, sizeof *a->heads, line);
+        a->parents = (uint32_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->parents, line);
         if (index->metric != NODEDB_VAMANA_L2)
             a->norms = (float *)nodedb_vamana__take(index, a->capacity, sizeof *a->norms, line);
         a->states = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
@@ -2640,7 +2683,7 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
         if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__take(index, a->capacity, coder->stride, line);
     }
     if (a == NULL || a->vectors == NULL || a->ids == NULL || a->rows == NULL ||
-        a->pruned == NULL || a->states == NULL || a->table == NULL ||
+        a->heads == NULL || a->parents == NULL || a->states == NULL || a->table == NULL ||
         (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
         (a->codes == NULL && coder != NULL)) {
         nodedb_vamana__give_arrays(index, a);
@@ -2650,6 +2693,7 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
     }
     memset(a->table, 0xFF, a->table_size * sizeof *a->table);                        /* NONE */
     memset(a->rows, 0xFF, (size_t)a->capacity * index->row_words * sizeof *a->rows); /* NONE */
+    memset(a->parents, 0xFF, (size_t)a->capacity * sizeof *a->parents);              /* NONE */
     return a;
 }
 
@@ -2685,17 +2729,19 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     nodedb_vamana__arrays *old = index->arrays, *a;
     uint32_t slot;
     if (capacity <= old->capacity) return NODEDB_OK;
+    if (nodedb_vamana__searcher_fit(index->writer, 0, capacity, err) != NODEDB_OK) return NODEDB_ERR_NO_MEMORY;
     a = nodedb_vamana__take_arrays(index, capacity, old->coder, err);
     if (a == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
     nodedb_vamana__grow_recoding(index, a->capacity);
     memcpy(a->vectors, old->vectors, old->slots * index->stride);
     memcpy(a->ids, old->ids, old->slots * sizeof *old->ids);
     memcpy(a->rows, old->rows, old->slots * index->row_words * sizeof *old->rows);
-    memcpy(a->pruned, old->pruned, old->slots);
+    memcpy(a->heads, old->heads, old->slots * sizeof *old->heads);
+    memcpy(a->parents, old->parents, old->slots * sizeof *old->parents);
     if (old->norms != NULL) memcpy(a->norms, old->norms, old->slots * sizeof *old->norms);
     memcpy(a->states, old->states, old->slots);
     if (old->codes != NULL) memcpy(a->codes, old->codes, old->slots * old->coder->stride);
-    a->slots = old->slots, a->entry = old->entry;
+    a->slots = old->slots, a->entry = old->entry, a->zeros = old->zeros;
     memcpy(a->starts, old->starts, sizeof a->starts);
     for (slot = 0; slot < a->slots; slot++)
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot)) assert(false);
@@ -2705,11 +2751,13 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     return NODEDB_OK;
 }
 
-/* The capacity after one too small for `wanted` slots: more by 1/16, and by 64, at least. An insert then pays for
- * copying 16 vectors, a hundredth of what it costs anyway, and the room that is too much stays small. */
+/* The capacity after one too small for `wanted` slots: more by 1/16, and by 64 or twice as many, at least. An insert
+ * then pays for copying 16 vectors, a hundredth of what it costs anyway, and the room that is too much stays small. */
 static uint64_t nodedb_vamana__next_capacity(uint64_t capacity, uint64_t wanted) {
     uint64_t more = capacity / NODEDB_VAMANA__GROWTH_SHARE, least;
-    least = capacity + (more > NODEDB_VAMANA__FIRST_CAPACITY ? more : NODEDB_VAMANA__FIRST_CAPACITY);
+    if (more < NODEDB_VAMANA__GROWTH_LEAST)
+        more = capacity < NODEDB_VAMANA__GROWTH_LEAST ? capacity : NODEDB_VAMANA__GROWTH_LEAST;
+    least = capacity + more;
     if (least > NODEDB_VAMANA_MAX_VECTORS) least = NODEDB_VAMANA_MAX_VECTORS;
     return wanted < least ? least : wanted;
 }
@@ -2741,7 +2789,7 @@ static void nodedb_vamana__free_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__before_change(index, slot);
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
-    nodedb_vamana__set_row(index, a, slot, NULL, 0, 0);
+    nodedb_vamana__clear_row(index, a, slot);
     nodedb__store_release(&nodedb_vamana__row(index, a, slot)[0], index->first_free);
     index->first_free = slot;
 }
@@ -2798,14 +2846,12 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
     return NODEDB_OK;
 }
 
-/* How to compute a distance. Queries of IP ask for -<q, x>, but a graph needs a measure by which a vector is near
- * itself: for building, IP vectors get one more component, sqrt(norm_max - |x|^2), which makes all of one length, and
- * L2 between those orders like the inner product with a query that has 0 there (Bachrach et al., RecSys 2014; DiskANN
- * does the same). Distances between codes order like the exact ones, roughly, and are in units of their own. */
+/* How to compute a distance. Distances between codes order like the exact ones, roughly, and are in units of their own.
+ * IP: the graph is built by the inner product too, which is no metric: a long vector may be nearer to a node than the
+ * node itself. See nodedb_vamana__select. */
 typedef enum nodedb_vamana__measure {
     NODEDB_VAMANA__TO_L2,
     NODEDB_VAMANA__TO_IP,
-    NODEDB_VAMANA__TO_IP_BUILD,
     NODEDB_VAMANA__TO_COSINE_F32,
     NODEDB_VAMANA__TO_COSINE_BYTES,
     NODEDB_VAMANA__CODE4_L2,
@@ -2819,17 +2865,15 @@ typedef struct nodedb_vamana__target {
     nodedb_vamana__measure measure;
     const nodedb_vamana__arrays *arrays; /* where the slots are that are measured */
     const void *vector;
-    float constant; /* IP_BUILD: additional component; COSINE_BYTES: 1 / length; CODE*: see code_target */
+    float constant; /* COSINE_BYTES: 1 / length; CODE*: see code_target */
+    float shift;    /* CODE*_IP: see code_target */
+    float zero;     /* CODE*_L2, if there are vectors of zeros: their distance */
+    bool zeros;
 } nodedb_vamana__target;
 
 static float nodedb_vamana__from_cosine(float cosine) { /* rounding must not leave the range */
     float distance = 1 - cosine;
     return distance < 0 ? 0 : distance > 2 ? 2 : distance;
-}
-
-static float nodedb_vamana__additional(const nodedb_vamana *index, float norm) {
-    float rest = index->norm_max - norm;
-    return rest > 0 ? sqrtf(rest) : 0;
 }
 
 /* Distances from `target` to `count` slots. The one place where the kernels are called in bulk. */
@@ -2848,13 +2892,6 @@ static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
         for (i = 0; i < count; i++) out[i] = -out[i];
         break;
-    case NODEDB_VAMANA__TO_IP_BUILD:
-        index->many_l2(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) {
-            float apart = constant - nodedb_vamana__additional(index, a->norms[slots[i]]);
-            out[i] += apart * apart;
-        }
-        break;
     case NODEDB_VAMANA__TO_COSINE_F32:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
         for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i]);
@@ -2865,17 +2902,21 @@ static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb
         break;
     case NODEDB_VAMANA__CODE4_L2:
         k->l2_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
+        for (i = 0; i < count && target->zeros; i++)
+            if (!(a->norms[slots[i]] > 0)) out[i] = target->zero;
         break;
     case NODEDB_VAMANA__CODE8_L2:
         k->l2_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
+        for (i = 0; i < count && target->zeros; i++)
+            if (!(a->norms[slots[i]] > 0)) out[i] = target->zero;
         break;
     case NODEDB_VAMANA__CODE4_IP:
         k->dot_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count; i++) out[i] = -out[i];
+        for (i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
         break;
     case NODEDB_VAMANA__CODE8_IP:
         k->dot_i8_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count; i++) out[i] = -out[i];
+        for (i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
         break;
     }
 }
@@ -2885,14 +2926,11 @@ static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *ind
                                                         uint32_t slot) {
     nodedb_vamana__target target;
     bool f32 = index->type == NODEDB_VAMANA_F32;
+    memset(&target, 0, sizeof target);
     target.arrays = a;
     target.vector = nodedb_vamana__vector(index, a, slot);
-    target.constant = 0;
-    target.measure = NODEDB_VAMANA__TO_L2;
-    if (index->metric == NODEDB_VAMANA_IP) {
-        target.measure = NODEDB_VAMANA__TO_IP_BUILD;
-        target.constant = nodedb_vamana__additional(index, a->norms[slot]);
-    } else if (index->metric == NODEDB_VAMANA_COSINE) {
+    target.measure = index->metric == NODEDB_VAMANA_L2 ? NODEDB_VAMANA__TO_L2 : NODEDB_VAMANA__TO_IP;
+    if (index->metric == NODEDB_VAMANA_COSINE) {
         target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_BYTES;
         target.constant = f32 ? 0 : a->norms[slot];
     }
@@ -2904,9 +2942,9 @@ static nodedb_vamana__target nodedb_vamana__query_target(const nodedb_vamana_sea
     const nodedb_vamana *index = s->index;
     nodedb_vamana__target target;
     bool f32 = index->type == NODEDB_VAMANA_F32;
+    memset(&target, 0, sizeof target);
     target.arrays = s->arrays;
     target.vector = s->query;
-    target.constant = 0;
     target.measure = index->metric == NODEDB_VAMANA_L2 ? NODEDB_VAMANA__TO_L2 : NODEDB_VAMANA__TO_IP;
     if (index->metric == NODEDB_VAMANA_COSINE) {
         target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_BYTES;
@@ -2951,8 +2989,18 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
 #define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... and no more floats than these, 16 MiB */
 #define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
-#define NODEDB_VAMANA__JUDGES 256u             /* nodes whose neighbours show whether codes are good enough */
-#define NODEDB_VAMANA__NOISE_MAX 0.15          /* of a distance to the nearest neighbour, that codes may add or take */
+#define NODEDB_VAMANA__JUDGES 64u              /* nodes whose surroundings show how much codes displace */
+#define NODEDB_VAMANA__JUDGES_PER_CHANGE 4u    /* each costs about as much as an insert */
+#define NODEDB_VAMANA__JUDGE_BEAM 64u          /* those that a walk to it meets, or beam_build if that is more */
+#define NODEDB_VAMANA__JUDGE_NEAREST 10u       /* of these, that should come first by code too */
+#define NODEDB_VAMANA__JUDGE_MISSES 200u       /* 1/200 of them may come later than the slack says */
+#define NODEDB_VAMANA__SLACK_GOOD 32u          /* AUTO takes codes that displace by no more ... */
+#define NODEDB_VAMANA__OFTEN_GOOD 8u           /* ... and nine of ten of the nearest by no more than that: */
+#define NODEDB_VAMANA__OFTEN_MISSES 10u        /* a blurred cluster is small now, and may grow */
+#define NODEDB_VAMANA__DRIFT_WINDOW 2560u      /* nearest of new nodes, after which the codes in use are judged: ... */
+#define NODEDB_VAMANA__DRIFT_MISSES 25u        /* ... 1/25 displaced by more than the slack, and they are made anew */
+#define NODEDB_VAMANA__DRIFT_WINDOW 2560u      /* nearest of new nodes, after which the codes in use are judged: ... */
+#define NODEDB_VAMANA__DRIFT_MISSES 25u        /* ... 1/25 displaced by more than the slack, and they are made anew */
 
 /* Signs for 64 components at a time. */
 static void nodedb_vamana__turn_signs(const nodedb_vamana *index, float *x, uint32_t from, uint32_t n, uint64_t round) {
@@ -2990,10 +3038,12 @@ static void nodedb_vamana__turn(const nodedb_vamana *index, float *x) {
     }
 }
 
-/* A stored vector as floats: of length 1 for COSINE (`norm` is as in the index's norms). */
+/* A stored vector as floats: of length 1 but for L2 (`norm` is as in the index's norms). */
 static void nodedb_vamana__as_floats(const nodedb_vamana *index, const uint8_t *vector, float norm, float *to) {
-    float factor = index->metric == NODEDB_VAMANA_COSINE && index->type != NODEDB_VAMANA_F32 ? norm : 1;
+    float factor = 1;
     uint32_t i;
+    if (index->metric == NODEDB_VAMANA_COSINE && index->type != NODEDB_VAMANA_F32) factor = norm;
+    if (index->metric == NODEDB_VAMANA_IP) factor = norm > 0 ? 1 / sqrtf(norm) : 0;
     for (i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
@@ -3030,9 +3080,11 @@ static int8_t nodedb_vamana__to_i8(float x) {
 }
 
 /* Makes s->code_query from a stored or prepared vector, and the target that measures codes. L2 and COSINE: the query in
- * the units of the codes, finer (4 bits) or as they are (8 bits). IP: the query turned, with its largest component as
- * 127; the mean adds the same to all products. target.constant times a distance of codes is one of vectors, but for
- * what is the same for all. */
+ * the units of the codes, finer (4 bits) or as they are (8 bits); what that gives is |q - x|^2, of which COSINE is
+ * half, but for vectors of zeros, whose distance is 1. IP: a code is of the vector's direction, less the mean direction
+ * m, so <q, x> = |x| (<q, m> + <q, code>); the query is turned, with its largest component as 127, and `shift` is <q,
+ * m> in the units of the kernel, and what centres the values of a code. target.constant times a distance of codes is
+ * one of vectors, but for what is the same for all. */
 static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *s, const uint8_t *vector, float norm) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__coder *c = s->arrays->coder;
@@ -3040,29 +3092,39 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     int8_t *q = (int8_t *)(void *)s->code_query;
     nodedb_vamana__target target;
     float most = 0, factor;
+    double along = 0, sum = 0;
     uint32_t i;
+    memset(&target, 0, sizeof target);
     target.arrays = s->arrays, target.vector = s->code_query;
     target.measure = ip ? (four ? NODEDB_VAMANA__CODE4_IP : NODEDB_VAMANA__CODE8_IP)
                         : (four ? NODEDB_VAMANA__CODE4_L2 : NODEDB_VAMANA__CODE8_L2);
     target.constant = c->step * c->step / (four ? NODEDB_VAMANA__QUERY4 / 2 : 1);
     if (index->metric == NODEDB_VAMANA_COSINE) target.constant /= 2; /* |q - x|^2 = 2 - 2 cos */
     nodedb_vamana__as_floats(index, vector, norm, s->turned);
-    for (i = 0; i < index->dim && !ip; i++) s->turned[i] -= c->mean[i];
+    for (i = 0; i < index->dim; i++) {
+        if (ip) along += (double)s->turned[i] * (double)c->mean[i];
+        else s->turned[i] -= c->mean[i];
+    }
     nodedb_vamana__turn(index, s->turned);
     if (ip) {
         for (i = 0; i < index->dim; i++) most = fabsf(s->turned[i]) > most ? fabsf(s->turned[i]) : most;
         factor = most > 0 ? 127 / most : 0;
         if (!nodedb_vamana__is_finite(factor)) factor = 0;
-        target.constant = factor > 0 ? c->step / factor : 0;
-        for (i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor);
+        for (i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor), sum += q[i];
+        target.constant = factor > 0 ? sqrtf(norm) * c->step / factor : 0;
+        target.shift = (float)(along * (double)factor / (double)c->step - sum * (four ? 7.5 : 127.5));
     } else if (four) { /* value v is at v - 7.5 */
         factor = NODEDB_VAMANA__QUERY4 / c->step;
-        for (i = 0; i < index->dim; i++)
+        for (i = 0; i < index->dim; i++) {
             q[i] = nodedb_vamana__to_i8(s->turned[i] * factor + 7.5f * NODEDB_VAMANA__QUERY4);
+            sum += (double)q[i] * q[i] / (2 * NODEDB_VAMANA__QUERY4); /* what the kernel leaves out */
+        }
     } else {
         for (i = 0; i < index->dim; i++)
             s->code_query[i] = (uint8_t)nodedb_vamana__nearest_value(s->turned[i], c->step, 8);
     }
+    target.zeros = !ip && s->arrays->norms != NULL && nodedb__load_relaxed(&s->arrays->zeros);
+    target.zero = (float)(1 / (double)target.constant - sum);
     return target;
 }
 
@@ -3187,10 +3249,9 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_SLOTS = 48,
     NODEDB_VAMANA__AT_LIVE = 52,
     NODEDB_VAMANA__AT_REMOVED = 56,
-    NODEDB_VAMANA__AT_NORM_MAX = 60,
-    NODEDB_VAMANA__AT_OFFSETS = 64, /* of the sections, and the size of the file: 13 times 8 bytes */
-    NODEDB_VAMANA__AT_PASSES = 168,
-    NODEDB_VAMANA__AT_CODE = 172,
+    NODEDB_VAMANA__AT_OFFSETS = 64, /* of the sections, and the size of the file: 14 times 8 bytes */
+    NODEDB_VAMANA__AT_PASSES = 208,
+    NODEDB_VAMANA__AT_CODE = 212,
     NODEDB_VAMANA__AT_BITS = 176,
     NODEDB_VAMANA__AT_RESIDENT = 180,
     NODEDB_VAMANA__AT_STEP = 184,
@@ -3198,7 +3259,6 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_CODE_CAME = 192,
     NODEDB_VAMANA__AT_CODE_STRANGE = 196,
     NODEDB_VAMANA__AT_CODE_DUE = 200,
-    NODEDB_VAMANA__AT_ENTRY_DUE = 208,
     NODEDB_VAMANA__AT_LAYOUT = 216,
     NODEDB_VAMANA__AT_FIRST_FREE = 220,
     NODEDB_VAMANA__AT_COLOUR = 224,
@@ -3207,7 +3267,13 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_RECODE_BITS = 236,
     NODEDB_VAMANA__AT_RECODE_STEP = 240,
     NODEDB_VAMANA__AT_RECODE_AT = 244,
+    NODEDB_VAMANA__AT_SLACK = 248,
+    NODEDB_VAMANA__AT_ZEROS = 252,
     NODEDB_VAMANA__AT_STARTS = 256,
+    NODEDB_VAMANA__AT_CODE_ASKED = 512,
+    NODEDB_VAMANA__AT_CODE_MISSED = 516,
+    NODEDB_VAMANA__AT_JUDGE_AT = 520,
+    NODEDB_VAMANA__AT_DISPLACED = 524, /* 128 times 2 bytes */
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
 };
 
@@ -3229,7 +3295,8 @@ static nodedb_vamana__layout nodedb_vamana__lay_out(const nodedb_vamana *index, 
     l.blocks_per_record = (uint32_t)nodedb_vamana__blocks(l.record_bytes);
     record_blocks = l.records_per_block > 0 ? ((uint64_t)slots + l.records_per_block - 1) / l.records_per_block
                                             : (uint64_t)slots * l.blocks_per_record;
-    l.item[NODEDB_VAMANA__IN_STATES] = 1, l.item[NODEDB_VAMANA__IN_IDS] = 8, l.item[NODEDB_VAMANA__IN_PRUNED] = 1;
+    l.item[NODEDB_VAMANA__IN_STATES] = 1, l.item[NODEDB_VAMANA__IN_IDS] = 8, l.item[NODEDB_VAMANA__IN_HEADS] = 4;
+    l.item[NODEDB_VAMANA__IN_PARENTS] = 4;
     l.item[NODEDB_VAMANA__IN_NORMS] = index->metric == NODEDB_VAMANA_L2 ? 0 : 4;
     l.item[NODEDB_VAMANA__IN_ROWS] = kind == NODEDB_VAMANA_PACKED ? 0 : index->row_words * 4;
     l.item[NODEDB_VAMANA__IN_CODES] = nodedb_vamana__code_stride(index->dim, bits);
@@ -3257,7 +3324,7 @@ static uint64_t nodedb_vamana__record_at(const nodedb_vamana__layout *l, uint32_
 }
 
 static const char *nodedb_vamana__section_name(const nodedb_vamana__layout *l, uint64_t offset) {
-    static const char *const names[] = {"states", "ids",     "norms", "rows",      "pruned",    "means",
+    static const char *const names[] = {"states", "ids",     "norms", "rows",      "heads",     "parents", "means",
                                         "codes",  "records", "table", "checksums", "checksums", "header"};
     int i = NODEDB_VAMANA__SECTIONS - 1;
     while (i > 0 && (l->at[i] > offset || l->at[i] == l->at[i + 1])) i--;
@@ -3426,6 +3493,10 @@ static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, 
         for (i = 0; i < bytes; i++)
             if (block[i] > NODEDB_VAMANA__REMOVED + 1) return false;
         break;
+    case NODEDB_VAMANA__IN_HEADS:
+        for (i = 0; i < bytes; i += 4)
+            if (block[i + 2] > index->degree || block[i + 3] > NODEDB_VAMANA__LEVELS_MAX) return false;
+        break;
     case NODEDB_VAMANA__IN_ROWS:
     case NODEDB_VAMANA__IN_TABLE:
         for (i = 0; i < bytes; i += 4) {
@@ -3457,7 +3528,9 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
     for (at = 0; at < bytes && (status == NODEDB_OK || status == NODEDB_ERR_CORRUPT); at += NODEDB_VAMANA__BLOCK) {
         nodedb_status one = NODEDB_OK;
         size_t word = section == NODEDB_VAMANA__IN_IDS                                                   ? 8
-                      : section == NODEDB_VAMANA__IN_CODES || section == NODEDB_VAMANA__IN_STATES ? 1
+                      : section == NODEDB_VAMANA__IN_CODES || section == NODEDB_VAMANA__IN_STATES ||
+                              section == NODEDB_VAMANA__IN_HEADS
+                          ? 1
                                                                                                    : 4;
         if (status == NODEDB_OK) one = nodedb_vamana__check_block(index, offset + at, to + at, err);
         if (status != NODEDB_OK || one == NODEDB_ERR_CORRUPT) { /* once more, this block alone */
@@ -3572,6 +3645,13 @@ static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32
 #define NODEDB_VAMANA__SEEN_MIN 4096u
 #define NODEDB_VAMANA__SEEN_MAX 65536u
 #define NODEDB_VAMANA__SCAN_CHUNK 64u      /* vectors that a scan measures at a time */
+#define NODEDB_VAMANA__PICK_LISTS 7u       /* of one selection */
+#define NODEDB_VAMANA__FITS_ALL 65536u    /* slots from which on all lists have their full length */
+
+/* Entries of a list of a selection: both tiers may fill a row. */
+static size_t nodedb_vamana__pick_list(const nodedb_vamana_searcher *s) {
+    return nodedb_vamana__least(2 * (size_t)s->index->degree + s->index->degree / 8, 2 * (size_t)s->fits) + 4;
+}
 
 /* One block of memory, cut into the searcher's arrays; with `at` NULL only the size is computed. */
 static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at) {
@@ -3585,34 +3665,42 @@ static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at
     NODEDB_VAMANA__CUT(query, uint8_t, index->stride);
     NODEDB_VAMANA__CUT(code_query, uint8_t, ((size_t)index->dim + 63) / 64 * 64);
     NODEDB_VAMANA__CUT(turned, float, index->dim);
-    NODEDB_VAMANA__CUT(mean, double, index->dim);
     NODEDB_VAMANA__CUT(seen, uint32_t, s->seen_size);
-    NODEDB_VAMANA__CUT(beam, nodedb_vamana__near, (size_t)s->beam_max + 1);
-    NODEDB_VAMANA__CUT(spare, nodedb_vamana__near, s->beam_max);
+    NODEDB_VAMANA__CUT(beam, nodedb_vamana__near, (size_t)s->list_max + 1);
+    NODEDB_VAMANA__CUT(spare, nodedb_vamana__near, (size_t)s->list_max + 1);
     NODEDB_VAMANA__CUT(candidates, nodedb_vamana__near, s->candidates_max);
     NODEDB_VAMANA__CUT(slots, uint32_t, s->candidates_max);
     NODEDB_VAMANA__CUT(distances, float, s->candidates_max);
-    NODEDB_VAMANA__CUT(chosen, uint32_t, (size_t)index->degree + 1);
+    NODEDB_VAMANA__CUT(chosen, uint32_t, s->prunes ? (size_t)index->degree + 1 : 0);
+    NODEDB_VAMANA__CUT(picks, uint32_t, s->prunes ? NODEDB_VAMANA__PICK_LISTS * nodedb_vamana__pick_list(s) : 0);
 #undef NODEDB_VAMANA__CUT
     return used;
 }
 
-/* The sizes of the lists for a beam. The visited table need not be exact (see walk), so it is kept within the
- * second-level cache. */
-static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t beam) {
+/* The sizes of the lists for a beam and so many slots. The visited table need not be exact (see walk), so it is kept
+ * within the second-level cache. Candidates: of a new node the beam, that of each level, and a row; of a row that is
+ * pruned, two; and what a scan takes at a time. */
+static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t beam, uint64_t slots) {
+    size_t all = 2 * (size_t)beam + 4 * (size_t)s->index->degree + 4 * NODEDB_VAMANA__SCAN_CHUNK;
     s->beam_max = beam;
-    s->candidates_max = 2 * beam + 4 * s->index->degree + 4 * NODEDB_VAMANA__SCAN_CHUNK;
+    for (s->fits = 1; s->fits < slots && s->fits < NODEDB_VAMANA__FITS_ALL;) s->fits *= 2;
+    s->list_max = s->fits == NODEDB_VAMANA__FITS_ALL || s->fits > beam ? beam : s->fits;
+    s->candidates_max = (uint32_t)nodedb_vamana__least(all, (size_t)8 * s->fits + 16);
+    if (s->fits == NODEDB_VAMANA__FITS_ALL) s->candidates_max = (uint32_t)all;
     s->seen_size = NODEDB_VAMANA__SEEN_MIN;
     while (s->seen_size < NODEDB_VAMANA__SEEN_MAX && s->seen_size / NODEDB_VAMANA__SEEN_PER_BEAM < beam)
         s->seen_size *= 2;
+    if (s->seen_size > 8 * s->fits) s->seen_size = 8 * s->fits;
     s->memory_bytes = nodedb_vamana__searcher_cut(s, NULL);
 }
 
-/* Makes the lists fit a beam (or a number of results). Changes nothing on failure. */
-static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint32_t beam, nodedb_error *err) {
+/* Makes the lists fit a beam (or a number of results) in an index of so many slots. Changes nothing on failure. */
+static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint32_t beam, uint64_t slots,
+                                                 nodedb_error *err) {
     nodedb_vamana_searcher fit = *s;
-    if (s->memory != NULL && beam <= s->beam_max) return NODEDB_OK;
-    nodedb_vamana__searcher_shape(&fit, beam);
+    if (s->memory != NULL && beam <= s->beam_max && (slots <= s->fits || s->fits == NODEDB_VAMANA__FITS_ALL))
+        return NODEDB_OK;
+    nodedb_vamana__searcher_shape(&fit, beam > s->beam_max ? beam : s->beam_max, slots > s->fits ? slots : s->fits);
     fit.memory = nodedb__alloc_zero(&s->allocator, fit.memory_bytes, NODEDB_CACHE_LINE_BYTES);
     if (fit.memory == NULL)
         return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a beam of %u", (unsigned)beam);
@@ -3625,18 +3713,19 @@ static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint
     return NODEDB_OK;
 }
 
-static nodedb_vamana_searcher *nodedb_vamana__searcher_new(const nodedb_vamana *index, uint32_t beam,
-                                                           nodedb_error *err) {
+/* `prunes`: it is for one who chooses neighbours. */
+static nodedb_vamana_searcher *nodedb_vamana__searcher_new(const nodedb_vamana *index, uint32_t beam, uint64_t slots,
+                                                           bool prunes, nodedb_error *err) {
     nodedb_vamana_searcher *s =
         (nodedb_vamana_searcher *)nodedb__alloc_zero(&index->allocator, sizeof *s, NODEDB_CACHE_LINE_BYTES);
     if (s == NULL) {
         (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a searcher");
         return NULL;
     }
-    s->index = index;
+    s->index = index, s->prunes = prunes;
     s->allocator = index->allocator;
     s->stripe = nodedb__add_relaxed(&index->readers->next_stripe, 1u) % NODEDB_VAMANA__STRIPES;
-    if (nodedb_vamana__searcher_fit(s, beam, err) == NODEDB_OK) return s;
+    if (nodedb_vamana__searcher_fit(s, beam, slots, err) == NODEDB_OK) return s;
     nodedb_vamana_searcher_destroy(s);
     return NULL;
 }
@@ -3666,10 +3755,9 @@ NODEDB_VAMANA__INLINE bool nodedb_vamana__nearer(const nodedb_vamana__near *a, f
 }
 
 /* Puts a slot into the sorted beam of at most `width` entries and returns its place, or NONE: too far, or there
- * already. The entry that falls off is kept in `spare` if it was expanded (a pruning wants all that the walk has
- * expanded). */
+ * already. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s, uint32_t width, float distance,
-                                                       uint32_t slot, bool keep_spare) {
+                                                       uint32_t slot) {
     uint32_t low = 0, left = s->beam_count;
     if (left == width && nodedb_vamana__nearer(&s->beam[width - 1], distance, slot)) return NODEDB_VAMANA__NONE;
     while (left > 0) { /* without a branch that depends on the distance: it would be mispredicted half the time */
@@ -3680,11 +3768,7 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
     while (low < s->beam_count && nodedb_vamana__nearer(&s->beam[low], distance, slot)) low++; /* equal distances */
     if (low < s->beam_count && s->beam[low].slot == slot && s->beam[low].distance == distance)
         return NODEDB_VAMANA__NONE;
-    if (s->beam_count == width) {
-        if (keep_spare && s->beam[width - 1].mark && s->spare_count < s->beam_max)
-            s->spare[s->spare_count++] = s->beam[width - 1];
-        s->beam_count--;
-    }
+    if (s->beam_count == width) s->beam_count--;
     memmove(&s->beam[low + 1], &s->beam[low], (s->beam_count - low) * sizeof s->beam[0]);
     s->beam[low].distance = distance;
     s->beam[low].slot = slot;
@@ -3693,13 +3777,97 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
     return low;
 }
 
-/* Of `count` slots in s->slots, those whose codes are in memory and well; their new number. */
+/* Of `count` slots in s->slots, those whose codes and norms are in memory and well; their new number. */
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
     uint32_t i, n = 0;
     for (i = 0; i < count; i++)
-        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->trouble))
+        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->trouble) &&
+            (s->arrays->norms == NULL ||
+             nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, s->slots[i], &s->trouble)))
             s->slots[n++] = s->slots[i];
     return n;
+}
+
+NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__seen_place(uint32_t slot) { return slot * UINT32_C(0x9E3779B1) >> 8; }
+
+/* Puts the first `most` neighbours of a row, if they have not been seen, into s->slots; returns how many. */
+NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, const uint32_t *row, uint32_t most,
+                                                     uint32_t *seen, uint32_t mask) {
+    uint32_t count = 0, i;
+    for (i = 0; i < most; i++) {
+        uint32_t slot = nodedb__load_acquire(&row[i]), *place;
+        if (slot == NODEDB_VAMANA__NONE) break;
+        place = &seen[nodedb_vamana__seen_place(slot) & mask];
+        s->slots[count] = slot; /* no branch: which ones are new cannot be predicted */
+        count += *place != slot ? 1 : 0;
+        *place = slot;
+    }
+    return count;
+}
+
+static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
+    return index->file != NULL && index->file->layout.row_at > 0;
+}
+
+/* The record of a node that is kept in memory, or NULL. */
+static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t slot) {
+    const nodedb_vamana__cache *c = &index->file->cache;
+    const uint8_t *record;
+    uint32_t at, first;
+    if (!nodedb__load_acquire(&c->ready)) return NULL;
+    at = c->places[nodedb_vamana__cache_place(c, slot)];
+    if (at == NODEDB_VAMANA__NONE) return NULL;
+    record = c->records + at * c->stride;
+    memcpy(&first, record + index->file->layout.row_at, sizeof first);
+    return first == NODEDB_VAMANA__NO_RECORD ? NULL : record;
+}
+
+/* Of `count` slots in s->slots, from an index on disk, those that there are, with their codes; their new number. That
+ * the file's checksums are right does not make it sensible. */
+static uint32_t nodedb_vamana__sensible(nodedb_vamana_searcher *s, uint32_t count) {
+    uint32_t i, n = 0;
+    for (i = 0; i < count; i++) {
+        if (s->slots[i] < s->arrays->slots) s->slots[n++] = s->slots[i];
+        else s->trouble.damaged++;
+    }
+    return nodedb_vamana__is_partial(s->index) ? nodedb_vamana__have_codes(s, n) : n;
+}
+
+/* The row of a node, if it is in memory and well; NULL: it is damaged, or on disk and not among the nodes that are
+ * kept. */
+static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
+                                               uint32_t slot) {
+    const nodedb_vamana *index = s->index;
+    if (index->file == NULL) return nodedb_vamana__row(index, a, slot);
+    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_HEADS, slot, &s->trouble)) return NULL;
+    if (nodedb_vamana__is_packed(index)) {
+        const uint8_t *record = nodedb_vamana__cached(index, slot);
+        return record == NULL ? NULL : (const uint32_t *)(const void *)(record + index->file->layout.row_at);
+    }
+    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, &s->trouble)) return NULL;
+    return nodedb_vamana__row(index, a, slot);
+}
+
+/* Goes from a start to ever nearer nodes by edges of longer range, while there are nearer ones. */
+static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
+                                   nodedb_vamana__near from) {
+    const nodedb_vamana__arrays *a = target->arrays;
+    bool nearer = true;
+    while (nearer) {
+        const uint32_t *row = nodedb_vamana__row_here(s, a, from.slot);
+        uint32_t i, count;
+        if (row == NULL) return;
+        count = nodedb_vamana__gather(s, row, nodedb__load_relaxed(&a->heads[from.slot].far), s->seen,
+                                      s->seen_size - 1);
+        if (s->index->file != NULL) count = nodedb_vamana__sensible(s, count);
+        nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
+        s->computed += count;
+        for (i = 0, nearer = false; i < count; i++) {
+            (void)nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
+            if (s->distances[i] < from.distance)
+                from.distance = s->distances[i], from.slot = s->slots[i], nearer = true;
+        }
+    }
 }
 
 /* Puts the entry into the beam, and the nearest of the starts: one of some scattered nodes is nearer than the entry,
@@ -3707,7 +3875,8 @@ static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t co
 static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
     const nodedb_vamana__arrays *a = target->arrays;
     uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0, i;
-    s->beam_count = 0, s->spare_count = 0;
+    nodedb_vamana__near nearest = {0, 0, 0};
+    s->beam_count = 0;
     memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
     if (entry == NODEDB_VAMANA__NONE) return;
     s->slots[count++] = entry;
@@ -3722,23 +3891,10 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     s->computed += count;
     for (i = 1; i < count; i++)
         if (s->distances[i] < s->distances[best]) best = i;
-    (void)nodedb_vamana__beam_add(s, width, s->distances[0], s->slots[0], false);
-    if (best != 0) (void)nodedb_vamana__beam_add(s, width, s->distances[best], s->slots[best], false);
-}
-
-/* Puts the neighbours of a row that have not been seen into s->slots; returns how many. */
-NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, const uint32_t *row, uint32_t *seen,
-                                                     uint32_t mask) {
-    uint32_t degree = s->index->degree, count = 0, i;
-    for (i = 0; i < degree; i++) {
-        uint32_t slot = nodedb__load_acquire(&row[i]), *place;
-        if (slot == NODEDB_VAMANA__NONE) break;
-        place = &seen[(slot * UINT32_C(0x9E3779B1)) >> 8 & mask];
-        s->slots[count] = slot; /* no branch: which ones are new cannot be predicted */
-        count += *place != slot ? 1 : 0;
-        *place = slot;
-    }
-    return count;
+    nearest.distance = s->distances[best], nearest.slot = s->slots[best];
+    (void)nodedb_vamana__beam_add(s, width, s->distances[0], s->slots[0]);
+    if (best != 0) (void)nodedb_vamana__beam_add(s, width, nearest.distance, nearest.slot);
+    nodedb_vamana__descend(s, target, width, nearest);
 }
 
 /* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
@@ -3759,7 +3915,7 @@ static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
  * A forgotten slot is measured again, and the beam refuses it, as it is either in it or was too far, and the
  * threshold only falls; so the result is the same as with an exact set (ParlayANN does this too). */
 NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
-                                                    uint32_t width, bool keep_spare, bool partial) {
+                                                    uint32_t width, bool partial) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = target->arrays;
     uint32_t *seen = s->seen, mask = s->seen_size - 1, next = 0;
@@ -3772,7 +3928,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
         s->beam[next].mark = 1;
         s->hops++;
         if (!partial || nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, s->beam[next].slot, &s->trouble))
-            count = nodedb_vamana__gather(s, row, seen, mask);
+            count = nodedb_vamana__gather(s, row, index->degree, seen, mask);
         if (partial) count = nodedb_vamana__have_codes(s, count);
         do next++;
         while (next < s->beam_count && s->beam[next].mark);
@@ -3782,16 +3938,15 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
         for (i = 0; i < count; i++) {
-            uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i], keep_spare);
+            uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
             if (at < next) next = at;
         }
     }
 }
 
-static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
-                                bool keep_spare) {
-    if (nodedb_vamana__is_partial(s->index)) nodedb_vamana__walk_over(s, target, width, keep_spare, true);
-    else nodedb_vamana__walk_over(s, target, width, keep_spare, false);
+static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
+    if (nodedb_vamana__is_partial(s->index)) nodedb_vamana__walk_over(s, target, width, true);
+    else nodedb_vamana__walk_over(s, target, width, false);
 }
 
 /* ===================================================================================================================
@@ -3799,8 +3954,21 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
  * ================================================================================================================ */
 #define NODEDB_VAMANA__BUILD_GAIN 2u   /* codes so much smaller than vectors make choosing neighbours faster: a million
                                           of 128 bytes are built in 114 s instead of 140, for the same recall */
-#define NODEDB_VAMANA__SLACK 8u        /* a row that overflows is cut to 7/8, so that not every insert cuts it again */
+#define NODEDB_VAMANA__SLACK 8u        /* a row that overflows is cut to 7/8, so that not every insert cuts it again, */
+#define NODEDB_VAMANA__SLACK_BATCH 16u /* or to 15/16 in a build, which cuts it once for each batch */
 #define NODEDB_VAMANA__SAME_MAX 3u     /* edges to vectors equal to the node's own that a pruning keeps */
+#define NODEDB_VAMANA__SAME_BELOW 1e-6f /* COSINE and IP: vectors nearer than this count as equal; it is rounding */
+#define NODEDB_VAMANA__LEVEL_BITS 4u   /* one node in 16 is of level 1 or more, one in 256 of 2 or more ... */
+#define NODEDB_VAMANA__LEVEL_BEAM 48u  /* entries of the beam that finds a node's neighbours of a level */
+
+/* What is known of a candidate for a row: a sum of these, or 0. */
+enum {
+    NODEDB_VAMANA__PASSED = 1, /* it has passed the relaxed rule among all PASSED ones of this row ... */
+    NODEDB_VAMANA__STRICT = 2, /* ... and the strict rule among the STRICT ones: neither has to be tried again */
+    NODEDB_VAMANA__CHILD = 4,  /* of this node in the tree: it must stay */
+    NODEDB_VAMANA__FAR = 8,    /* it is an edge of the node's levels */
+    NODEDB_VAMANA__OLD = 16    /* it is in the row already */
+};
 
 /* Sorts candidates for a node by distance (Shell's sort: the lists are short and mostly in order). Equal distances, as
  * in a crowd of equal vectors, are ordered at random: by slot, all of the crowd would point to the same few. */
@@ -3823,42 +3991,233 @@ static void nodedb_vamana__sort_candidates(nodedb_vamana__near *c, size_t n, uin
         }
 }
 
-/* Robust prune (DiskANN algorithm 2): leaves at most `keep` of s->candidates[0..n) in s->chosen, for the row of `slot`,
- * and returns how many: the nearest, then each one that no chosen one is nearer to by the factor alpha. A few equal to
- * the vector itself are kept and shut out nobody, so that a crowd of equal vectors stays connected both within and to
- * the rest. Candidates may repeat, and may hold `slot`. Marked ones are tried against the unmarked only: of a row that
- * overflows nearly all are marked, which leaves a seventh of the distances, and the same row. */
+/* The level of a new node, by its id, as good as chance: so replicas agree. See LEVELS. */
+static uint8_t nodedb_vamana__level_of(const nodedb_vamana *index, uint64_t id) {
+    uint64_t bits = nodedb__mix64(~id);
+    uint32_t most = index->degree / 4 < NODEDB_VAMANA__LEVELS_MAX ? index->degree / 4 : NODEDB_VAMANA__LEVELS_MAX;
+    uint8_t level = 0;
+    for (; level < most && (bits & ((1u << NODEDB_VAMANA__LEVEL_BITS) - 1)) == 0; level++)
+        bits >>= NODEDB_VAMANA__LEVEL_BITS;
+    return level;
+}
+
+static uint32_t nodedb_vamana__level(const nodedb_vamana__arrays *a, uint32_t slot) { return a->heads[slot].level; }
+
+static bool nodedb_vamana__is_child(const nodedb_vamana__arrays *a, uint32_t parent, uint32_t slot) {
+    return nodedb__load_relaxed(&a->parents[slot]) == parent;
+}
+
+/* ---- choosing a row ----------------------------------------------------------------------------------------------
+ * DiskANN's robust prune in two tiers. A candidate c is shut out of the row of p by a chosen one t if
+ *     alpha d(t, c) <= d(p, c)
+ * for then the detour over t is short. With alpha = 1, the strict rule, this leaves few edges in diverse directions;
+ * with the index's alpha, the relaxed rule, more and shorter walks. All that pass the strict rule come first, and
+ * those that pass the relaxed rule fill what is left of the row. By the relaxed rule alone (as in the paper) a row in
+ * high dimensions fills with the nearest, which all pass, and the diverse ones, which lead elsewhere, are cut.
+ * IP: d(u, c) is |c|^2 - <u, c>, by how much c, as a query, prefers itself to u. Among vectors of equal length
+ * that is half the squared distance, so the rule is the one of L2. Where it is not positive, u itself is a better
+ * answer than c, and no alpha applies. The relaxed rule shuts c out only if t is also so much nearer by the squared
+ * distance: where a few long vectors are a better answer than most others to nearly all queries, rows would be nearly
+ * empty. */
+typedef struct nodedb_vamana__passed { /* chosen so far, the nearest first */
+    uint32_t *slots, *strict;   /* and, at each place, 1 if it passes the strict rule, else 0 */
+    uint32_t count;
+} nodedb_vamana__passed;
+
+typedef struct nodedb_vamana__selection {
+    const nodedb_vamana *index;
+    nodedb_vamana_searcher *s;
+    uint32_t slot, keep;
+    nodedb_vamana__passed all, fresh; /* fresh: those of `all` that had not before */
+    uint32_t *same, *forced;          /* equal vectors, and children that are shut out */
+    uint32_t *others;                 /* scratch */
+    uint32_t same_count, forced_count, strict_count, relaxed_children;
+    uint32_t children;                /* among the candidates that are to come */
+} nodedb_vamana__selection;
+
+static void nodedb_vamana__pass(nodedb_vamana__passed *p, uint32_t slot, bool strict) {
+    p->slots[p->count] = slot, p->strict[p->count++] = strict;
+}
+
+/* Is a vector at this distance from the slot's own equal to it? */
+static bool nodedb_vamana__is_same(const nodedb_vamana *index, uint32_t slot, const nodedb_vamana__near *c) {
+    const float *norms = index->arrays->norms;
+    if (index->metric == NODEDB_VAMANA_L2) return c->distance <= 0;
+    if (index->metric == NODEDB_VAMANA_COSINE) return c->distance <= NODEDB_VAMANA__SAME_BELOW;
+    return norms[slot] + norms[c->slot] + 2 * c->distance <= NODEDB_VAMANA__SAME_BELOW * (norms[slot] + norms[c->slot]);
+}
+
+/* Measures a candidate against those that have passed, a few at a time, as most are shut out early. True: by the
+ * relaxed rule one of them shuts it out; or, if only the strict tier has room, by the strict rule one of that tier.
+ * *strict: it passes that. */
+static bool nodedb_vamana__is_shut_out(nodedb_vamana__selection *x, const nodedb_vamana__near *c,
+                                       const nodedb_vamana__passed *p, bool *strict, uint32_t strict_only) {
+    const nodedb_vamana *index = x->index;
+    nodedb_vamana__target target;
+    const float *norms = index->metric == NODEDB_VAMANA_IP ? index->arrays->norms : NULL;
+    float own = norms != NULL ? norms[c->slot] : 0, far = own + c->distance;
+    float apart = norms != NULL ? norms[x->slot] + far + c->distance : 0; /* squared distance */
+    float alpha = far > 0 ? index->alpha : 1;
+    const uint32_t *slots = p->slots;
+    uint32_t i, j, some, count = p->count, occluded = 0, out, shut;
+    if (count == 0) return false;
+    target = nodedb_vamana__slot_target(index, index->arrays, c->slot);
+    for (i = 0, j = 0; i < count && strict_only != 0; i++)
+        if (p->strict[i] != 0) x->others[j++] = p->slots[i];
+    if (strict_only != 0) slots = x->others, count = j;
+    for (i = 0; i < count; i += some) {
+        float distances[4];
+        some = count - i < 4 ? count - i : 4;
+        nodedb_vamana__measure_many(index, &target, slots + i, some, distances);
+        x->s->computed += some;
+        for (j = 0, out = 0; j < some; j++) { /* no branch: it could not be predicted */
+            occluded |= (own + distances[j] <= far) & (strict_only | p->strict[i + j]);
+            shut = alpha * (own + distances[j]) <= far;
+            if (norms != NULL) /* IP: and by the squared distance too */
+                shut &= index->alpha * (norms[slots[i + j]] + own + 2 * distances[j]) <= apart;
+            out |= shut;
+        }
+        if (out != 0 || (strict_only != 0 && occluded != 0)) return true;
+    }
+    *strict = *strict && occluded == 0;
+    return false;
+}
+
+/* Puts a candidate into its tier, or leaves it out. */
+static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_vamana__near *c, uint32_t mark) {
+    bool fresh = (mark & NODEDB_VAMANA__PASSED) == 0, child = (mark & NODEDB_VAMANA__CHILD) != 0;
+    bool strict = fresh || (mark & NODEDB_VAMANA__STRICT) != 0, out;
+    uint32_t certain = x->same_count + x->strict_count + x->forced_count + x->relaxed_children + x->children;
+    uint32_t relaxed = x->all.count - x->strict_count - x->relaxed_children;
+    bool full = !child && certain + relaxed >= x->keep; /* the row can only get more diverse */
+    if (!child && (certain >= x->keep || (full && !strict))) return;
+    if (nodedb_vamana__is_same(x->index, x->slot, c)) {
+        if (x->same_count < NODEDB_VAMANA__SAME_MAX || child) x->same[x->same_count++] = c->slot;
+        return;
+    }
+    out = nodedb_vamana__is_shut_out(x, c, fresh ? &x->all : &x->fresh, &strict, full);
+    if (!out && !fresh && !strict && (mark & NODEDB_VAMANA__STRICT) != 0) /* as such it was not tried against all */
+        out = nodedb_vamana__is_shut_out(x, c, &x->all, &strict, full);
+    if (out && !child) return;
+    if (out) {
+        x->forced[x->forced_count++] = c->slot;
+        return;
+    }
+    nodedb_vamana__pass(&x->all, c->slot, strict);
+    if (fresh) nodedb_vamana__pass(&x->fresh, c->slot, strict);
+    x->strict_count += strict, x->relaxed_children += child && !strict;
+}
+
+/* Goes over the sorted candidates for the edges of a level, or, of level 0, for all that are not of one; chooses at
+ * most `keep`. */
+static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vamana *index, nodedb_vamana_searcher *s,
+                                  uint32_t slot, uint32_t level, size_t n, uint32_t keep) {
+    size_t list = nodedb_vamana__pick_list(s), i;
+    const nodedb_vamana__near *c = s->candidates;
+    uint32_t known = level > 0 ? 0 : NODEDB_VAMANA__PASSED | NODEDB_VAMANA__STRICT | NODEDB_VAMANA__CHILD, mark;
+    memset(x, 0, sizeof *x);
+    x->index = index, x->s = s, x->slot = slot, x->keep = keep;
+    x->same = s->picks, x->forced = x->same + list, x->others = x->forced + list;
+    x->all.slots = x->others + list, x->all.strict = x->all.slots + list;
+    x->fresh.slots = x->all.strict + list, x->fresh.strict = x->fresh.slots + list;
+    for (i = 0; i < n && level == 0; i++)
+        x->children += (c[i].mark & (NODEDB_VAMANA__CHILD | NODEDB_VAMANA__FAR)) == NODEDB_VAMANA__CHILD &&
+                       (i == 0 || c[i].slot != c[i - 1].slot);
+    for (i = 0; i < n; i++) {
+        if (c[i].slot == slot || (i > 0 && c[i].slot == c[i - 1].slot) || (c[i].mark & NODEDB_VAMANA__FAR) != 0 ||
+            (level > 0 && nodedb_vamana__level(index->arrays, c[i].slot) < level))
+            continue;
+        mark = c[i].mark & known;
+        x->children -= (mark & NODEDB_VAMANA__CHILD) != 0;
+        nodedb_vamana__select_one(x, &c[i], mark);
+    }
+}
+
+/* Appends up to `keep` in all of a tier of those that have passed: 1 the strict one, 0 the other. */
+static uint32_t nodedb_vamana__append_tier(uint32_t *chosen, uint32_t count, const nodedb_vamana__passed *p,
+                                           uint32_t tier, uint32_t keep) {
+    uint32_t i;
+    for (i = 0; i < p->count && count < keep; i++)
+        if (p->strict[i] == tier) chosen[count++] = p->slots[i];
+    return count;
+}
+
+static uint32_t nodedb_vamana__append(uint32_t *chosen, uint32_t count, const uint32_t *more, uint32_t n) {
+    memcpy(chosen + count, more, n * sizeof *more);
+    return count + n;
+}
+
+/* Chooses the edges of a node's levels among the candidates anew, and marks them FAR. */
+static void nodedb_vamana__choose_far(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
+                                      uint32_t keep) {
+    uint32_t levels = nodedb_vamana__level(index->arrays, slot), level, count, share;
+    nodedb_vamana__selection x;
+    size_t i, j;
+    share = (uint32_t)nodedb_vamana__least(keep / 2, 255) / levels;
+    if (share == 0) share = 1;
+    for (i = 0; i < n; i++) s->candidates[i].mark &= ~(uint32_t)NODEDB_VAMANA__FAR;
+    for (level = levels; level > 0; level--) {
+        nodedb_vamana__select(&x, index, s, slot, level, n, share);
+        count = nodedb_vamana__append(s->chosen, 0, x.same, x.same_count);
+        count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, share);
+        count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, share);
+        for (i = 0; i < n; i++)
+            for (j = 0; j < count; j++)
+                if (s->candidates[i].slot == s->chosen[j]) s->candidates[i].mark |= NODEDB_VAMANA__FAR;
+    }
+}
+
+/* Puts the edges of the levels of `slot` into s->chosen and returns how many. They are those that the row has, unless a
+ * candidate for them has come. */
+static uint32_t nodedb_vamana__far_edges(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
+                                         uint32_t keep) {
+    const nodedb_vamana__near *c = s->candidates;
+    uint32_t count = 0;
+    bool come = false;
+    size_t i;
+    if (nodedb_vamana__level(index->arrays, slot) == 0) return 0;
+    for (i = 0; i < n && !come; i++)
+        come = (c[i].mark & NODEDB_VAMANA__OLD) == 0 && nodedb_vamana__level(index->arrays, c[i].slot) > 0;
+    if (come) nodedb_vamana__choose_far(index, s, slot, n, keep);
+    for (i = 0; i < n; i++)
+        if ((c[i].mark & NODEDB_VAMANA__FAR) != 0 && (i == 0 || c[i].slot != c[i - 1].slot))
+            s->chosen[count++] = c[i].slot;
+    assert(count < keep);
+    return count;
+}
+
+/* A slot that a walk has met may be in the row too: what is known of one of them is known of all. */
+static void nodedb_vamana__join_marks(nodedb_vamana__near *c, size_t n) {
+    size_t i;
+    for (i = 1; i < n; i++)
+        if (c[i].slot == c[i - 1].slot) c[i].mark |= c[i - 1].mark;
+    for (i = n; i-- > 1;)
+        if (c[i].slot == c[i - 1].slot) c[i - 1].mark |= c[i].mark;
+}
+
+/* Leaves at most `keep` of s->candidates[0..n) in s->chosen, for the row of `slot`, and returns how many; s->head is
+ * what is known of it. Children in the tree stay whatever the rules say. Candidates may repeat, and may hold `slot`.
+ * A node of a level reserves up to half of its row for others of its levels: see LEVELS. */
 static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                      uint32_t keep) {
-    const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t *chosen = s->chosen, *unmarked = s->slots, count = 0, unmarked_count = 0, same = 0;
-    float same_below = index->metric == NODEDB_VAMANA_COSINE ? NODEDB_VAMANA__COSINE_SAME : 0;
-    float alpha = index->alpha;
-    size_t i;
-    assert(keep >= 1 && keep <= index->degree && n <= s->candidates_max);
+    uint32_t count, far, i;
+    nodedb_vamana__selection x;
+    assert(keep >= 2 && keep <= index->degree && n <= s->candidates_max && s->prunes);
     nodedb_vamana__sort_candidates(s->candidates, n, nodedb__mix64(index->seed ^ slot));
-    for (i = 0; i < n && count < keep; i++) {
-        const nodedb_vamana__near *c = &s->candidates[i];
-        bool shut_out = false;
-        if (c->slot == slot || (i > 0 && c->slot == s->candidates[i - 1].slot)) continue;
-        if (c->distance <= same_below) {
-            if (same == NODEDB_VAMANA__SAME_MAX) continue;
-            same++;
-        } else {
-            nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, c->slot);
-            const uint32_t *others = c->mark ? unmarked : chosen + same;
-            size_t j, k, some, other_count = c->mark ? unmarked_count : count - same;
-            for (j = 0; j < other_count && !shut_out; j += some) { /* a few at a time: most are shut out early */
-                float distances[4];
-                some = other_count - j < 4 ? other_count - j : 4;
-                nodedb_vamana__measure_many(index, &target, others + j, some, distances);
-                s->computed += some;
-                for (k = 0; k < some; k++) shut_out = shut_out || alpha * distances[k] <= c->distance;
-            }
-            if (!shut_out && !c->mark) unmarked[unmarked_count++] = c->slot;
-        }
-        if (!shut_out) chosen[count++] = c->slot;
-    }
+    nodedb_vamana__join_marks(s->candidates, n);
+    count = far = nodedb_vamana__far_edges(index, s, slot, n, keep);
+    nodedb_vamana__select(&x, index, s, slot, 0, n, keep - far);
+    keep -= x.forced_count;
+    count = nodedb_vamana__append(s->chosen, count, x.same, x.same_count);
+    count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, keep);
+    s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__least(count - far, 255);
+    for (i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* of the others, children first */
+        if (x.all.strict[i] == 0 && nodedb_vamana__is_child(index->arrays, slot, x.all.slots[i]))
+            s->chosen[count++] = x.all.slots[i], x.all.strict[i] = 2;
+    count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, keep);
+    s->head.pruned = (uint8_t)nodedb_vamana__least(count - far, 255);
+    count = nodedb_vamana__append(s->chosen, count, x.forced, x.forced_count);
+    assert(count <= keep + x.forced_count);
     return count;
 }
 
@@ -3866,20 +4225,28 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
 static size_t nodedb_vamana__row_as_candidates(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                                size_t n) {
     const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
-    uint32_t i, count = nodedb_vamana__row_count(index, row), pruned = index->arrays->pruned[slot];
-    for (i = 0; i < count; i++, n++) s->candidates[n].slot = row[i], s->candidates[n].mark = i < pruned;
+    nodedb_vamana__head head = index->arrays->heads[slot];
+    uint32_t i, count = nodedb_vamana__row_count(index, row);
+    for (i = 0; i < count; i++, n++) {
+        uint32_t mark = NODEDB_VAMANA__OLD;
+        if (i < head.far) mark |= NODEDB_VAMANA__FAR;
+        else if (i - head.far < head.strict) mark |= NODEDB_VAMANA__STRICT | NODEDB_VAMANA__PASSED;
+        else if (i - head.far < head.pruned) mark |= NODEDB_VAMANA__PASSED;
+        if (nodedb_vamana__is_child(index->arrays, slot, row[i])) mark |= NODEDB_VAMANA__CHILD;
+        s->candidates[n].slot = row[i], s->candidates[n].mark = mark;
+    }
     return n;
 }
 
 static void nodedb_vamana__measure_candidates(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
-                                              size_t n) {
+                                              size_t from, size_t n) {
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, index->arrays, slot);
     size_t i;
     assert(n <= s->candidates_max);
-    for (i = 0; i < n; i++) s->slots[i] = s->candidates[i].slot;
-    nodedb_vamana__measure_many(index, &target, s->slots, n, s->distances);
-    s->computed += n;
-    for (i = 0; i < n; i++) s->candidates[i].distance = s->distances[i];
+    for (i = from; i < n; i++) s->slots[i] = s->candidates[i].slot;
+    nodedb_vamana__measure_many(index, &target, s->slots + from, n - from, s->distances + from);
+    s->computed += n - from;
+    for (i = from; i < n; i++) s->candidates[i].distance = s->distances[i];
 }
 
 /* Adds edges from `from` to those of `count` others that it has not got; a row that becomes too long is pruned. */
@@ -3899,111 +4266,255 @@ static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searche
                 continue;
             }
             if (n == 0) n = nodedb_vamana__row_as_candidates(index, s, from, 0);
-            s->candidates[n].slot = (uint32_t)to[i], s->candidates[n++].mark = 0;
+            s->candidates[n].slot = (uint32_t)to[i], s->candidates[n].mark = 0;
+            if (nodedb_vamana__is_child(index->arrays, from, (uint32_t)to[i]))
+                s->candidates[n].mark = NODEDB_VAMANA__CHILD;
+            n++;
         }
         if (n == 0 || (i < count && n < 2 * (size_t)index->degree)) continue;
-        nodedb_vamana__measure_candidates(index, s, from, n);
+        nodedb_vamana__measure_candidates(index, s, from, 0, n);
         used = nodedb_vamana__prune(index, s, from, n, keep);
-        nodedb_vamana__set_row(index, index->arrays, from, s->chosen, used, used);
+        nodedb_vamana__set_row(index, index->arrays, from, s->chosen, used, s->head);
         n = 0, had = used;
     }
 }
 
+static void nodedb_vamana__add_edge(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t from, uint32_t to) {
+    uint64_t one = to;
+    nodedb_vamana__add_edges(index, s, from, &one, 1, index->degree - index->degree / NODEDB_VAMANA__SLACK);
+}
+
+/* Puts a live slot of the beam or the spare list among the `n` candidates; returns their new number. */
+static size_t nodedb_vamana__add_candidate(const nodedb_vamana *index, nodedb_vamana_searcher *s,
+                                           const nodedb_vamana__near *one, size_t n) {
+    if (index->arrays->states[one->slot] != NODEDB_VAMANA__LIVE) return n;
+    s->candidates[n] = *one, s->candidates[n].mark = 0;
+    return n + 1;
+}
+
+/* ---- levels ------------------------------------------------------------------------------------------------------
+ * LEVELS. A cluster of more nodes than a row has places fills the rows of its members: no edge leads out of it, or into
+ * it. So some nodes have edges of longer range: one in 16 is of level 1 or more, one in 256 of 2 or more, as in HNSW
+ * (Malkov and Yashunin, 2016), and half of its row is for the nearest and most diverse of each of its levels. There is
+ * one graph all the same, and one walk. The starts are the nodes of the highest levels. */
+
+/* The nearest nodes of `level` and more: a walk over them and no others. Leaves them in s->beam. */
+static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
+                                      uint32_t level) {
+    const nodedb_vamana *index = s->index;
+    const nodedb_vamana__arrays *a = target->arrays;
+    uint32_t count = 0, next = 0, i;
+    s->beam_count = 0;
+    memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
+    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+        if (nodedb_vamana__level(a, a->starts[i]) >= level) s->slots[count++] = a->starts[i];
+    for (;;) {
+        nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
+        s->computed += count;
+        for (i = 0; i < count; i++) {
+            uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
+            if (at < next) next = at;
+        }
+        while (next < s->beam_count && s->beam[next].mark) next++;
+        if (next == s->beam_count) return;
+        s->beam[next].mark = 1;
+        count = nodedb_vamana__gather(s, nodedb_vamana__row(index, a, s->beam[next].slot),
+                                      a->heads[s->beam[next].slot].far, s->seen, s->seen_size - 1);
+        for (i = 0; i < count;) {
+            if (nodedb_vamana__level(a, s->slots[i]) >= level) i++;
+            else s->slots[i] = s->slots[--count];
+        }
+    }
+}
+
+/* A node has come: it is a start if there is room for one more, or one of a lower level. */
+static void nodedb_vamana__offer_start(nodedb_vamana__arrays *a, uint32_t slot) {
+    uint32_t level = nodedb_vamana__level(a, slot), want = a->slots / NODEDB_VAMANA__START_SHARE + 1;
+    uint32_t lowest = level, at = NODEDB_VAMANA__STARTS_MAX, i;
+    if (level == 0) return;
+    if (want > NODEDB_VAMANA__STARTS_MAX) want = NODEDB_VAMANA__STARTS_MAX;
+    for (i = 0; i < want && a->starts[i] != NODEDB_VAMANA__NONE; i++) {
+        uint32_t other = nodedb_vamana__level(a, a->starts[i]);
+        if (other < lowest) lowest = other, at = i;
+    }
+    if (i < want) at = i;
+    if (at < NODEDB_VAMANA__STARTS_MAX) nodedb__store_release(&a->starts[at], slot);
+}
+
+/* A removed node is no start any more: its neighbour of the highest level is, or there is one less. */
+static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
+    const uint32_t *row = nodedb_vamana__row(index, a, slot);
+    uint32_t at, last, i, j, best = NODEDB_VAMANA__NONE, highest = 0;
+    for (at = 0; at < NODEDB_VAMANA__STARTS_MAX && a->starts[at] != slot; at++) {
+    }
+    if (at == NODEDB_VAMANA__STARTS_MAX) return;
+    for (last = at; last + 1 < NODEDB_VAMANA__STARTS_MAX && a->starts[last + 1] != NODEDB_VAMANA__NONE;) last++;
+    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+        uint32_t level = nodedb_vamana__level(a, row[i]);
+        if (level <= highest || a->states[row[i]] != NODEDB_VAMANA__LIVE) continue;
+        for (j = 0; j <= last && a->starts[j] != row[i]; j++) {
+        }
+        if (j > last) best = row[i], highest = level;
+    }
+    nodedb__store_release(&a->starts[at], best != NODEDB_VAMANA__NONE ? best : a->starts[last]);
+    if (best == NODEDB_VAMANA__NONE) nodedb__store_release(&a->starts[last], NODEDB_VAMANA__NONE);
+}
+
+/* A new node has walked by code, and its `n` candidates, the nearest by code first, have exact distances: by how much
+ * do codes displace its nearest now? The slack follows, as there are more and more vectors; if it becomes too large, or
+ * falls behind, other codes are due. */
+static void nodedb_vamana__watch_codes(nodedb_vamana *index, const nodedb_vamana__near *c, uint32_t n) {
+    uint32_t *stored = &index->arrays->coder->slack, slack = *stored;
+    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, i, j;
+    if (n <= NODEDB_VAMANA__JUDGE_NEAREST + slack) return;
+    for (i = 0; i < n; i++) {
+        if (count == NODEDB_VAMANA__JUDGE_NEAREST && c[i].distance >= c[nearest[count - 1]].distance) continue;
+        if (count < NODEDB_VAMANA__JUDGE_NEAREST) count++;
+        for (j = count - 1; j > 0 && c[nearest[j - 1]].distance > c[i].distance; j--) nearest[j] = nearest[j - 1];
+        nearest[j] = i;
+    }
+    for (i = 0; i < count; i++) missed += nearest[i] >= NODEDB_VAMANA__JUDGE_NEAREST + slack;
+    index->code_asked += count, index->code_missed += missed;
+    if (index->code_asked < NODEDB_VAMANA__DRIFT_WINDOW) return;
+    if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > 2 * NODEDB_VAMANA__SLACK_GOOD)
+        index->code_strange = UINT32_MAX / 2;
+    if (index->code_missed > index->code_asked / NODEDB_VAMANA__JUDGE_MISSES && slack < NODEDB_VAMANA__SLACK_MAX)
+        nodedb__store_relaxed(stored, slack + 1 + slack / 8);
+    else if (index->code_missed < index->code_asked / NODEDB_VAMANA__JUDGE_MISSES / 4 && slack > 0)
+        nodedb__store_relaxed(stored, slack - 1);
+    index->code_asked = index->code_missed = 0;
+}
+
 /* Chooses the neighbours of a node, whose vector is in its slot: of those that a walk to it meets, on codes if there
- * are some, and of those that it has; by exact distances. Leaves them in s->chosen and returns how many. */
-static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
+ * are some, and of those that it has; by exact distances. Leaves them in s->chosen and returns how many. `watched`: the
+ * index, if what its codes do is to be counted; NULL where others count too. */
+static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
+                                                 nodedb_vamana *watched) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot), code;
-    bool by_code = a->codes != NULL && index->metric != NODEDB_VAMANA_IP && /* codes know no additional component */
-                   index->stride >= NODEDB_VAMANA__BUILD_GAIN * a->coder->stride;
+    bool by_code = a->codes != NULL && index->stride >= NODEDB_VAMANA__BUILD_GAIN * a->coder->stride;
     size_t n = 0, had;
-    uint32_t i;
+    uint32_t i, level, walked;
     s->arrays = a;
     if (by_code)
         code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, a->norms == NULL ? 0 : a->norms[slot]);
-    nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_build, true);
-    for (i = 0; i < s->beam_count; i++)
-        if (a->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE)
-            s->candidates[n] = s->beam[i], s->candidates[n++].mark = 0;
-    for (i = s->spare_count; i-- > 0;) /* the last to leave the beam are the nearest */
-        if (a->states[s->spare[i].slot] == NODEDB_VAMANA__LIVE)
-            s->candidates[n] = s->spare[i], s->candidates[n++].mark = 0;
+    nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_build);
+    for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
+    walked = (uint32_t)n;
+    for (level = nodedb_vamana__level(a, slot); level > 0; level--) {
+        nodedb_vamana__walk_level(s, by_code ? &code : &target, s->beam_max < NODEDB_VAMANA__LEVEL_BEAM
+                                      ? s->beam_max : NODEDB_VAMANA__LEVEL_BEAM, level);
+        for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
+    }
     had = by_code ? 0 : n;
     n = nodedb_vamana__row_as_candidates(index, s, slot, n);
     if (n == 0 && a->entry != NODEDB_VAMANA__NONE) /* all that it met is removed */
         s->candidates[n].slot = a->entry, s->candidates[n++].mark = 0;
-    for (i = 0; i < n - had; i++) s->slots[i] = s->candidates[had + i].slot;
-    nodedb_vamana__measure_many(index, &target, s->slots, n - had, s->distances);
-    for (i = 0; i < n - had; i++) s->candidates[had + i].distance = s->distances[i];
+    nodedb_vamana__measure_candidates(index, s, slot, had, n);
+    if (by_code && watched != NULL)
+        nodedb_vamana__watch_codes(watched, s->candidates, walked);
     return nodedb_vamana__prune(index, s, slot, n, index->degree);
 }
 
-/* Spreads the starts over the slots, which are in no order of place; a few hundred vectors need none. They are live,
- * and never NONE before the end of the list. */
-static void nodedb_vamana__choose_starts(const nodedb_vamana *index, nodedb_vamana__arrays *a) {
-    uint32_t want = a->slots / NODEDB_VAMANA__START_SHARE, n = 0, i;
-    (void)index;
-    if (want > NODEDB_VAMANA__STARTS_MAX) want = NODEDB_VAMANA__STARTS_MAX;
-    for (i = 0; i < want; i++) {
-        uint32_t slot = (uint32_t)((uint64_t)i * a->slots / want);
-        if (a->states[slot] == NODEDB_VAMANA__LIVE) nodedb__store_release(&a->starts[n++], slot);
-    }
-    for (; n < NODEDB_VAMANA__STARTS_MAX; n++) nodedb__store_release(&a->starts[n], NODEDB_VAMANA__NONE);
+/* ---- the tree ----------------------------------------------------------------------------------------------------
+ * THE TREE. Pruning keeps the edges that are good to walk on, and nothing in that keeps every node reachable: a vector
+ * that is nobody's neighbour is lost. So each live node but the entry has a parent, whose row always holds it, and
+ * whose own parents lead up to the entry: so edges lead down from the entry to every live node. A node has few
+ * children, so that they take little of its row. A removed node leaves the tree at once, and its children get other
+ * parents. */
+#define NODEDB_VAMANA__CHILDREN_SHARE 8u  /* of a row, that children may take ... */
+#define NODEDB_VAMANA__CHILDREN_MIN 2u    /* ... but so many always: see find_room */
+#define NODEDB_VAMANA__CLIMB_MAX 256u     /* steps towards the entry that are taken to see whether a parent serves */
+
+/* How many more children a node may have. */
+static uint32_t nodedb_vamana__room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
+    const uint32_t *row = nodedb_vamana__row(index, a, slot);
+    uint32_t most = index->degree / NODEDB_VAMANA__CHILDREN_SHARE, count = 0, i;
+    if (most < NODEDB_VAMANA__CHILDREN_MIN) most = NODEDB_VAMANA__CHILDREN_MIN;
+    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+        count += nodedb_vamana__is_child(a, slot, row[i]);
+    return count < most ? most - count : 0;
 }
 
-/* A removed node is no start any more: the entry is there instead, twice then. */
-static void nodedb_vamana__forget_start(nodedb_vamana__arrays *a, uint32_t slot) {
+static bool nodedb_vamana__has_room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
+    return nodedb_vamana__room(index, a, slot) > 0;
+}
+
+/* Is `slot` in the tree, and not below `below`? False also if it is too far from the entry to be sure. */
+static bool nodedb_vamana__is_in_tree(const nodedb_vamana__arrays *a, uint32_t slot, uint32_t below) {
     uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
-        if (a->starts[i] == slot) nodedb__store_release(&a->starts[i], a->entry);
+    for (i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
+        if (slot == a->entry) return true;
+        slot = a->parents[slot];
+    }
+    return false;
 }
 
-#define NODEDB_VAMANA__ENTRY_SAMPLE 1024u /* vectors among which the entry is chosen */
+/* A node that has room for one more child: `from`, or one below it. Going down ends, as a full node has children. Which
+ * way is left to chance, so that nobody's children make a long list. */
+static uint32_t nodedb_vamana__find_room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
+                                         uint64_t chance) {
+    while (!nodedb_vamana__has_room(index, a, from)) {
+        const uint32_t *row = nodedb_vamana__row(index, a, from);
+        uint32_t next = NODEDB_VAMANA__NONE, count = 0, i;
+        for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+            if (nodedb_vamana__is_child(a, from, row[i]) && (chance = nodedb__mix64(chance)) % ++count == 0)
+                next = row[i];
+        assert(next != NODEDB_VAMANA__NONE);
+        from = next;
+    }
+    return from;
+}
 
-/* Makes the entry the vector nearest to the mean of a sample that is spread over the slots (a medoid, approximately).
- * It is due again when the index has doubled: the first vectors need not lie in the middle. */
-static void nodedb_vamana__choose_entry(nodedb_vamana *index) {
-    nodedb_vamana_searcher *s = index->writer;
+static void nodedb_vamana__set_parent(const nodedb_vamana *index, uint32_t slot, uint32_t parent) {
+    nodedb_vamana__before_change(index, slot);
+    nodedb__store_relaxed(&index->arrays->parents[slot], parent);
+}
+
+/* The parent of a node that has no children yet: the nearest in `row` that has room. */
+static uint32_t nodedb_vamana__first_parent(const nodedb_vamana *index, const uint32_t *row, uint32_t count) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t i;
+    for (i = 0; i < count; i++)
+        if (nodedb_vamana__has_room(index, a, row[i])) return row[i];
+    return NODEDB_VAMANA__NONE;
+}
+
+/* Gives a node without a parent one, whatever it takes: its row is made, and others may be below it. */
+static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    const uint32_t *row = nodedb_vamana__row(index, a, slot);
+    uint32_t parent = NODEDB_VAMANA__NONE, i, j;
+    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++) {
+        const uint32_t *back = nodedb_vamana__row(index, a, row[i]); /* one who has the edge already pays nothing */
+        for (j = 0; j < index->degree && back[j] != NODEDB_VAMANA__NONE && back[j] != slot; j++) {
+        }
+        if (j < index->degree && back[j] == slot && a->states[row[i]] == NODEDB_VAMANA__LIVE &&
+            nodedb_vamana__has_room(index, a, row[i]) && nodedb_vamana__is_in_tree(a, row[i], slot))
+            parent = row[i];
+    }
+    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++)
+        if (a->states[row[i]] == NODEDB_VAMANA__LIVE && nodedb_vamana__has_room(index, a, row[i]) &&
+            nodedb_vamana__is_in_tree(a, row[i], slot))
+            parent = row[i];
+    if (parent == NODEDB_VAMANA__NONE) parent = nodedb_vamana__find_room(index, a, a->entry, slot);
+    nodedb_vamana__set_parent(index, slot, parent);
+    nodedb_vamana__add_edge(index, s, parent, slot);
+}
+
+/* Takes a removed node out of the tree. If it is the entry, one of its children becomes it. */
+static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
-    nodedb_vamana__target target;
-    uint64_t i, n = a->slots < NODEDB_VAMANA__ENTRY_SAMPLE ? a->slots : NODEDB_VAMANA__ENTRY_SAMPLE;
-    uint32_t j, sampled = 0, entry = NODEDB_VAMANA__NONE;
-    float best = 0;
-    double squares = 0;
-    index->entry_due = 2 * (uint64_t)index->live;
-    memset(s->mean, 0, index->dim * sizeof *s->mean);
-    for (i = 0; i < n; i++) {
-        uint32_t slot = (uint32_t)(i * a->slots / n);
-        const uint8_t *vector = nodedb_vamana__vector(index, a, slot);
-        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
-        for (j = 0; j < index->dim; j++) s->mean[j] += nodedb_vamana__component(index, vector, j);
-        sampled++;
+    const uint32_t *row = nodedb_vamana__row(index, a, slot);
+    uint32_t i;
+    nodedb_vamana__set_parent(index, slot, NODEDB_VAMANA__NONE); /* what is below it is not in the tree for now */
+    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+        if (!nodedb_vamana__is_child(a, slot, row[i])) continue;
+        nodedb_vamana__set_parent(index, row[i], NODEDB_VAMANA__NONE);
+        if (a->entry == slot) nodedb__store_release(&a->entry, row[i]);
+        else nodedb_vamana__find_parent(index, s, row[i]);
     }
-    memset(s->query, 0, index->stride);
-    for (j = 0; j < index->dim && sampled > 0; j++) {
-        double mean = s->mean[j] / sampled;
-        if (index->type == NODEDB_VAMANA_F32) ((float *)(void *)s->query)[j] = (float)mean;
-        else if (index->type == NODEDB_VAMANA_U8) s->query[j] = (uint8_t)(mean + 0.5);
-        else ((int8_t *)(void *)s->query)[j] = (int8_t)floor(mean + 0.5);
-        squares += mean * mean;
-    }
-    target.arrays = a;
-    target.vector = s->query;
-    target.constant = squares > 0 ? (float)(1 / sqrt(squares)) : 0;
-    target.measure = index->metric != NODEDB_VAMANA_COSINE       ? NODEDB_VAMANA__TO_L2
-                     : index->type == NODEDB_VAMANA_F32          ? NODEDB_VAMANA__TO_COSINE_F32
-                                                                 : NODEDB_VAMANA__TO_COSINE_BYTES;
-    for (i = 0; i < n; i++) {
-        uint32_t slot = (uint32_t)(i * a->slots / n);
-        float distance;
-        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
-        nodedb_vamana__measure_many(index, &target, &slot, 1, &distance);
-        if (entry == NODEDB_VAMANA__NONE || distance < best) entry = slot, best = distance;
-    }
-    for (j = 0; entry == NODEDB_VAMANA__NONE && index->live > 0; j++) /* the sample met only holes */
-        if (a->states[j] == NODEDB_VAMANA__LIVE) entry = j;
-    nodedb__store_release(&a->entry, entry);
-    nodedb_vamana__choose_starts(index, a);
+    assert(a->entry != slot);
 }
 
 /* ---- making all codes anew ---------------------------------------------------------------------------------------
@@ -4011,55 +4522,49 @@ static void nodedb_vamana__choose_entry(nodedb_vamana *index) {
  * and only if they are good enough: if they do not blur the distances between neighbours by much. Data whose neighbours
  * are very near, compared with how far they all spread, need finer codes, or none. */
 
-/* How much codes disturb distances between neighbours, relative to the nearest; the mean over some nodes, each at most
- * 1. Of a row only the nearest quarter counts: the others are long edges, by which any code would look good. */
-static double nodedb_vamana__noise(nodedb_vamana *index, const nodedb_vamana__arrays *coded,
-                                   nodedb_vamana_searcher *s) {
-    uint32_t i, j, judges = coded->slots < NODEDB_VAMANA__JUDGES ? coded->slots : NODEDB_VAMANA__JUDGES, asked = 0;
-    double noise = 0;
-    for (i = 0; i < judges; i++) {
-        uint32_t slot = (uint32_t)((uint64_t)i * coded->slots / judges);
-        const uint32_t *row = nodedb_vamana__row(index, coded, slot);
-        const uint8_t *vector = nodedb_vamana__vector(index, coded, slot);
-        uint32_t count = nodedb_vamana__row_count(index, row), near = count / 4 < 4 ? 4 : count / 4, told = 0;
-        float low = 0, high = 0, distance = 0;
-        float norm = coded->norms != NULL ? coded->norms[slot] : 0;
-        nodedb_vamana__target exact, code, build;
-        double errors = 0, squares = 0;
-        float *far = s->distances, *by_code = far + index->degree, *by_build = by_code + index->degree;
-        if (coded->states[slot] != NODEDB_VAMANA__LIVE || count < 4) continue;
-        s->arrays = coded;
-        memcpy(s->query, vector, index->stride);
-        exact = nodedb_vamana__query_target(s, norm);
-        code = nodedb_vamana__code_target(s, vector, norm);
-        build = nodedb_vamana__slot_target(index, coded, slot);
-        nodedb_vamana__measure_many(index, &exact, row, count, far);
-        nodedb_vamana__measure_many(index, &code, row, count, by_code);
-        nodedb_vamana__measure_many(index, &build, row, count, by_build);
-        for (j = 0; j < count; j++) { /* the same added to all distances of a row disturbs nothing */
-            double error = (double)code.constant * (double)by_code[j] - (double)far[j];
-            uint32_t nearer = 0, k;
-            for (k = 0; k < count; k++) nearer += by_build[k] < by_build[j] || (by_build[k] == by_build[j] && k < j);
-            if (nearer >= near) continue;
-            errors += error, squares += error * error;
-            if (by_build[j] > 0 && (distance == 0 || by_build[j] < distance)) distance = by_build[j];
-            if (told++ == 0) low = high = by_code[j];
-            low = by_code[j] < low ? by_code[j] : low, high = by_code[j] > high ? by_code[j] : high;
-        }
-        if (!(distance > 0)) continue; /* all the same */
-        if (index->metric == NODEDB_VAMANA_IP) distance /= 2; /* an inner product differs by half as much */
-        squares = squares / near - errors / near * (errors / near), asked++;
-        if (low < high && squares < (double)distance * (double)distance)
-            noise += sqrt(squares > 0 ? squares : 0) / (double)distance;
-        else noise += 1; /* among these, a walk by code is blind */
+/* By how many places the codes of `coded` displace the ten vectors nearest to a slot among all that a walk to it meets:
+ * counted in index->displaced. Ties count, as their order by code is chance. */
+static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s,
+                                 uint32_t slot) {
+    nodedb_vamana__target exact = nodedb_vamana__slot_target(index, coded, slot), code;
+    uint32_t i, j, n = 0, nearer, before;
+    float *far = s->distances, *by_code;
+    if (coded->states[slot] != NODEDB_VAMANA__LIVE) return;
+    s->arrays = coded;
+    nodedb_vamana__walk(s, &exact, s->beam_max);
+    for (i = 0; i < s->beam_count; i++)
+        if (s->beam[i].slot != slot && coded->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE)
+            s->slots[n] = s->beam[i].slot, far[n++] = s->beam[i].distance;
+    if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* nothing to be learnt */
+    code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, coded->norms != NULL ? coded->norms[slot] : 0);
+    by_code = far + n;
+    nodedb_vamana__measure_many(index, &code, s->slots, n, by_code);
+    for (i = 0; i < n; i++) {
+        for (j = 0, nearer = 0, before = 0; j < n; j++)
+            nearer += far[j] < far[i], before += by_code[j] <= by_code[i] && far[j] != far[i];
+        if (nearer >= NODEDB_VAMANA__JUDGE_NEAREST) continue;
+        before = before < NODEDB_VAMANA__JUDGE_NEAREST ? 0 : before - NODEDB_VAMANA__JUDGE_NEAREST + 1;
+        index->displaced[before < NODEDB_VAMANA__SLACK_MAX ? before : NODEDB_VAMANA__SLACK_MAX]++;
     }
-    return asked == 0 ? 1 : noise / asked; /* from vectors that are all the same nothing can be learnt */
+}
+
+/* So many more of the nearest by code have to be looked at exactly to meet all but one in `misses` of the true ones. */
+static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses) {
+    uint32_t asked = 0, missed = 0, slack, i;
+    for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++) asked += index->displaced[i];
+    for (slack = NODEDB_VAMANA__SLACK_MAX; slack > 0; slack--) {
+        missed += index->displaced[slack];
+        if (missed > asked / misses) break;
+    }
+    return asked == 0 ? NODEDB_VAMANA__SLACK_MAX : slack; /* from vectors that are all the same nothing can be learnt */
 }
 
 /* Begins to make codes of `bits`. Without memory for them the index does without, until it has grown by an eighth: a
  * sample is not to be taken with every change. */
 static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__drop_recoding(index);
+    memset(index->displaced, 0, sizeof index->displaced);
+    index->judge_at = 0;
     index->recoder = nodedb_vamana__train(index, bits);
     if (index->recoder != NULL) {
         nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
@@ -4106,6 +4611,7 @@ static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, n
 static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t came) {
     index->code_due = live > 0 ? (uint64_t)live * NODEDB_VAMANA__CODE_AGAIN : NODEDB_VAMANA__CODE_FIRST;
     index->code_live = live, index->code_came = came, index->code_strange = 0;
+    index->code_asked = index->code_missed = 0;
 }
 
 /* Is it time to make codes: for the first time, as there are many more vectors, as they may all be others than when the
@@ -4120,11 +4626,11 @@ static bool nodedb_vamana__codes_due(const nodedb_vamana *index) {
 
 /* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
 static void nodedb_vamana__end_codes(nodedb_vamana *index) {
-    nodedb_vamana__arrays trial = *index->arrays;
     uint32_t bits = index->recoder->bits;
     bool good = index->code != NODEDB_VAMANA_CODE_AUTO;
-    trial.codes = index->recodes, trial.coder = index->recoder;
-    if (!good) good = nodedb_vamana__noise(index, &trial, index->writer) <= NODEDB_VAMANA__NOISE_MAX;
+    index->recoder->slack = nodedb_vamana__slack(index, NODEDB_VAMANA__JUDGE_MISSES);
+    good = good || (index->recoder->slack <= NODEDB_VAMANA__SLACK_GOOD &&
+                    nodedb_vamana__slack(index, NODEDB_VAMANA__OFTEN_MISSES) <= NODEDB_VAMANA__OFTEN_GOOD);
     if (!good && bits == 4 && nodedb_vamana__codes_gain(index, 8)) {
         nodedb_vamana__begin_codes(index, 8);
         return;
@@ -4143,7 +4649,8 @@ static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more) {
     index->code_came = more < UINT32_MAX - index->code_came ? index->code_came + more : UINT32_MAX;
 }
 
-/* Makes up to `budget` codes, beginning anew when that is due. True: there is more to do. */
+/* Makes up to `budget` codes, beginning anew when that is due; when all are made, judges them by a few nodes. True:
+ * there is more to do. */
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (index->recoder == NULL && nodedb_vamana__codes_due(index))
@@ -4153,8 +4660,23 @@ static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
         if (a->states[index->recode_at] != NODEDB_VAMANA__FREE)
             (void)nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, index->writer->turned,
                                              index->recode_at);
-    if (index->recode_at == a->slots) nodedb_vamana__end_codes(index);
+    if (index->recode_at < a->slots) return true;
+    if (index->judge_at == NODEDB_VAMANA__JUDGES) {
+        nodedb_vamana__end_codes(index);
+    } else {
+        nodedb_vamana__arrays trial = *a;
+        uint32_t end = index->judge_at + NODEDB_VAMANA__JUDGES_PER_CHANGE;
+        trial.codes = index->recodes, trial.coder = index->recoder;
+        for (; index->judge_at < end && index->judge_at < NODEDB_VAMANA__JUDGES; index->judge_at++)
+            nodedb_vamana__judge(index, &trial, index->writer,
+                                 (uint32_t)((uint64_t)index->judge_at * a->slots / NODEDB_VAMANA__JUDGES));
+    }
     return index->recoder != NULL;
+}
+
+/* COSINE: a vector of zeros has come. */
+static void nodedb_vamana__note_zeros(const nodedb_vamana *index, nodedb_vamana__arrays *a, float norm) {
+    if (index->metric == NODEDB_VAMANA_COSINE && !(norm > 0)) nodedb__store_relaxed(&a->zeros, true);
 }
 
 /* The codes of a vector that has come to a slot: of the codes that there are, and of those that are being made. */
@@ -4184,9 +4706,10 @@ static bool nodedb_vamana__is_victim(const nodedb_vamana *index, uint32_t slot) 
     return state >= NODEDB_VAMANA__REMOVED && state != index->colour;
 }
 
-/* Adds the nearest few of a removed node's neighbours to the `n` candidates of `slot`; returns their new number. */
+/* Adds the nearest few of a removed node's neighbours, those of `level` and more, to the `n` candidates of `slot`;
+ * returns their new number. */
 static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
-                                              uint32_t removed, size_t n) {
+                                              uint32_t removed, uint32_t level, size_t n) {
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, removed);
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot);
@@ -4194,7 +4717,8 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
     uint32_t i, count = 0, found = 0;
     size_t j;
     for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
-        bool known = row[i] == slot || a->states[row[i]] != NODEDB_VAMANA__LIVE;
+        bool known = row[i] == slot || a->states[row[i]] != NODEDB_VAMANA__LIVE ||
+                     (level > 0 && nodedb_vamana__level(a, row[i]) < level);
         for (j = 0; j < n && !known; j++) known = s->candidates[j].slot == row[i];
         if (!known) s->slots[count++] = row[i];
     }
@@ -4212,29 +4736,61 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
     return n;
 }
 
+/* Replaces the edges of a node that lead to removed ones: an edge between two of a level by others of that level too.
+ * */
 static void nodedb_vamana__mend(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t *row = nodedb_vamana__row(index, a, slot), i, count = nodedb_vamana__row_count(index, row), victims = 0;
-    uint32_t pruned = 0;
-    size_t n = 0;
-    for (i = 0; i < count; i++) {
-        bool mark = i < a->pruned[slot];
-        if (nodedb_vamana__is_victim(index, row[i])) victims++;
-        else s->candidates[n].slot = row[i], s->candidates[n++].mark = mark, pruned += mark;
+    uint32_t *row = nodedb_vamana__row(index, a, slot), i, count, level = nodedb_vamana__level(a, slot);
+    size_t n = 0, had = nodedb_vamana__row_as_candidates(index, s, slot, 0);
+    memset(&s->head, 0, sizeof s->head);
+    for (i = 0, count = (uint32_t)had; i < count; i++) {
+        if (nodedb_vamana__is_victim(index, row[i])) continue;
+        s->candidates[n] = s->candidates[i];
+        s->head.strict = (uint8_t)(s->head.strict + ((s->candidates[n].mark & NODEDB_VAMANA__STRICT) != 0));
+        s->head.pruned = (uint8_t)(s->head.pruned + ((s->candidates[n].mark & NODEDB_VAMANA__PASSED) != 0));
+        s->head.far = (uint8_t)(s->head.far + ((s->candidates[n++].mark & NODEDB_VAMANA__FAR) != 0));
     }
-    if (victims == 0) return;
-    for (i = 0; i < count; i++)
-        if (nodedb_vamana__is_victim(index, row[i])) n = nodedb_vamana__add_replacements(index, s, slot, row[i], n);
+    if (n == had) return;
+    for (i = 0; i < count; i++) {
+        uint32_t other;
+        if (!nodedb_vamana__is_victim(index, row[i])) continue;
+        n = nodedb_vamana__add_replacements(index, s, slot, row[i], 0, n);
+        other = level > 0 ? nodedb_vamana__level(a, row[i]) : 0;
+        if (other > 0)
+            n = nodedb_vamana__add_replacements(index, s, slot, row[i], other < level ? other : level, n);
+    }
     if (n == 0 && a->entry != NODEDB_VAMANA__NONE && a->entry != slot) /* its mark does not matter */
         s->candidates[n++].slot = a->entry;
-    if (n <= index->degree) {
+    if (n <= index->degree && level == 0) { /* the order stays, and so what is known */
         for (i = 0; i < n; i++) s->chosen[i] = s->candidates[i].slot;
     } else {
-        nodedb_vamana__measure_candidates(index, s, slot, n);
-        n = pruned = nodedb_vamana__prune(index, s, slot, n, index->degree);
+        nodedb_vamana__measure_candidates(index, s, slot, 0, n);
+        n = nodedb_vamana__prune(index, s, slot, n, index->degree);
     }
-    nodedb_vamana__set_row(index, a, slot, s->chosen, (uint32_t)n, pruned);
+    nodedb_vamana__set_row(index, a, slot, s->chosen, (uint32_t)n, s->head);
+}
+
+/* IP: a long vector shuts many others out of the rows of those that it is in, and is the only one that leads to them.
+ * Before it goes, each of its neighbours gets an edge from the best of the others. */
+static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
+    nodedb_vamana_searcher *s = index->writer;
+    const nodedb_vamana__arrays *a = index->arrays;
+    const uint32_t *row = nodedb_vamana__row(index, a, removed);
+    uint32_t i, j, count;
+    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+        nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, row[i]);
+        uint32_t best = 0;
+        if (a->states[row[i]] != NODEDB_VAMANA__LIVE) continue;
+        for (j = 0, count = 0; j < index->degree && row[j] != NODEDB_VAMANA__NONE; j++)
+            if (j != i && a->states[row[j]] == NODEDB_VAMANA__LIVE) s->slots[count++] = row[j];
+        if (count == 0) return;
+        nodedb_vamana__measure_many(index, &target, s->slots, count, s->distances);
+        s->computed += count;
+        for (j = 1; j < count; j++)
+            if (s->distances[j] < s->distances[best]) best = j;
+        nodedb_vamana__add_edge(index, s, s->slots[best], row[i]);
+    }
 }
 
 /* One step of the sweep. */
@@ -4244,6 +4800,8 @@ static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
     if (index->sweep == NODEDB_VAMANA__MENDING) {
         uint8_t state = index->sweep_at < a->slots ? a->states[index->sweep_at] : 0;
         if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__mend(index, index->sweep_at);
+        else if (state >= NODEDB_VAMANA__REMOVED && index->metric == NODEDB_VAMANA_IP)
+            nodedb_vamana__bridge(index, index->sweep_at);
         if (++index->sweep_at < a->slots) return;
         index->sweep = NODEDB_VAMANA__WAITING; /* no row holds a victim any more, but a search under way may */
         nodedb_vamana__begin_wait(index);
@@ -4299,13 +4857,14 @@ static void nodedb_vamana__forget_all(nodedb_vamana *index) {
         nodedb__store_release(&a->starts[slot], NODEDB_VAMANA__NONE);
     nodedb_vamana__await_readers(index);
     nodedb__store_release(&a->slots, 0);
+    a->zeros = false;
     for (slot = 0; slot < slots; slot++) {
         nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
-        nodedb_vamana__set_row(index, a, slot, NULL, 0, 0);
+        nodedb_vamana__clear_row(index, a, slot);
+        a->parents[slot] = NODEDB_VAMANA__NONE;
     }
     nodedb_vamana__count_live(index, 0, 0);
     index->first_free = NODEDB_VAMANA__NONE, index->sweep = NODEDB_VAMANA__IDLE;
-    index->norm_max = 0, index->entry_due = 0;
     nodedb_vamana__codes_made(index, 0, 0);
 }
 
@@ -4320,8 +4879,8 @@ static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
         nodedb_vamana__forget_all(index);
         return;
     }
-    if (slot == a->entry) nodedb_vamana__choose_entry(index);
-    nodedb_vamana__forget_start(a, slot);
+    nodedb_vamana__forget_start(index, a, slot);
+    nodedb_vamana__leave_tree(index, index->writer, slot);
     if (removed_max < NODEDB_VAMANA__REMOVED_MIN) removed_max = NODEDB_VAMANA__REMOVED_MIN;
     if (index->sweep == NODEDB_VAMANA__IDLE && index->removed >= removed_max) nodedb_vamana__sweep_begin(index);
     for (i = 0; i < NODEDB_VAMANA__SWEEP_PER_REMOVE && index->sweep != NODEDB_VAMANA__IDLE; i++)
@@ -4353,10 +4912,17 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
     return NODEDB_OK;
 }
 
-static void nodedb_vamana__note_norm(nodedb_vamana *index, uint32_t slot, float norm) {
-    if (index->arrays->norms == NULL) return;
-    index->arrays->norms[slot] = norm;
-    if (index->metric == NODEDB_VAMANA_IP && norm > index->norm_max) index->norm_max = norm;
+/* Chooses the neighbours of a node that has come to a slot, and adds the edges back. The first node has none. */
+static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
+    nodedb_vamana__arrays *a = index->arrays;
+    const uint32_t *row = nodedb_vamana__row(index, a, slot);
+    uint32_t count, i;
+    if (a->entry == NODEDB_VAMANA__NONE) return;
+    count = nodedb_vamana__choose_neighbours(index, s, slot, index);
+    nodedb_vamana__set_row(index, a, slot, s->chosen, count, s->head);
+    nodedb_vamana__set_parent(index, slot, nodedb_vamana__first_parent(index, row, count));
+    for (i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
+    if (a->parents[slot] == NODEDB_VAMANA__NONE) nodedb_vamana__find_parent(index, s, slot);
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint64_t id, const void *vector,
@@ -4364,10 +4930,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     nodedb_status status = nodedb_vamana__check_writable(index, err);
     nodedb_vamana_searcher *s;
     nodedb_vamana__arrays *a;
-    uint32_t slot, old, i, keep, count;
-    const uint32_t *row;
+    uint32_t slot, old;
     float norm;
-    uint64_t back;
     if (status != NODEDB_OK) return status;
     if (vector == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "vector is NULL");
     s = index->writer;
@@ -4383,21 +4947,18 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     a = index->arrays;
     slot = nodedb_vamana__take_slot(index);
     memcpy(nodedb_vamana__vector(index, a, slot), s->query, index->stride);
-    nodedb_vamana__note_norm(index, slot, norm);
+    if (a->norms != NULL) a->norms[slot] = norm;
+    nodedb_vamana__note_zeros(index, a, norm);
+    a->ids[slot] = id, a->heads[slot].level = nodedb_vamana__level_of(index, id);
     nodedb_vamana__encode_new(index, s->turned, slot);
     if (old != NODEDB_VAMANA__NONE) nodedb_vamana__remove_slot(index, old);
-    count = nodedb_vamana__choose_neighbours(index, s, slot);
-    nodedb_vamana__set_row(index, a, slot, s->chosen, count, count);
-    a->ids[slot] = id;
+    nodedb_vamana__link(index, s, slot);
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__LIVE);
+    if (a->entry == NODEDB_VAMANA__NONE) nodedb__store_release(&a->entry, slot);
     nodedb_vamana__count_live(index, index->live + 1, index->removed);
     nodedb_vamana__count_came(index, 1);
     if (!nodedb_vamana__table_add(a, slot)) assert(false);
-    row = nodedb_vamana__row(index, a, slot);
-    back = slot;
-    keep = index->degree - index->degree / NODEDB_VAMANA__SLACK;
-    for (i = 0; i < count; i++) nodedb_vamana__add_edges(index, s, row[i], &back, 1, keep);
-    if (index->live >= index->entry_due) nodedb_vamana__choose_entry(index);
+    nodedb_vamana__offer_start(a, slot);
     (void)nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
     return NODEDB_OK;
 }
@@ -4410,9 +4971,15 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
  * threads.
  * ================================================================================================================ */
 #define NODEDB_VAMANA__BATCH_SHARE 50u      /* the largest batch is 1/50 of all */
+#define NODEDB_VAMANA__BATCH_SHARE_IP 200u  /* IP: 1/200, and 1/16 of the graph. Those of a batch do not meet, and a */
+#define NODEDB_VAMANA__BATCH_GROWTH_IP 16u  /* long vector that others do not meet in time is missing from their rows */
 #define NODEDB_VAMANA__ALONE_BELOW 64u      /* smaller batches are not worth starting threads */
 #define NODEDB_VAMANA__PROGRESS_CHUNK 8u    /* items that a thread takes at a time */
 #define NODEDB_VAMANA__RADIX_BITS 11u
+
+static uint64_t nodedb_vamana__largest_batch(const nodedb_vamana *index, uint64_t n) {
+    return n / (index->metric == NODEDB_VAMANA_IP ? NODEDB_VAMANA__BATCH_SHARE_IP : NODEDB_VAMANA__BATCH_SHARE) + 1;
+}
 
 typedef struct nodedb_vamana__build { /* all that a build's threads share; they write rows, `next`, and nothing else */
     nodedb_vamana *index;
@@ -4421,6 +4988,7 @@ typedef struct nodedb_vamana__build { /* all that a build's threads share; they 
     const uint32_t *slot_of;      /* by input position */
     uint64_t *pairs, *pairs_other; /* reverse edges: node that they leave << 32 | new node */
     uint32_t *rows;               /* of a second pass, put aside: degree entries for each of the batch */
+    nodedb_vamana__head *heads;   /* and what is known of them */
     size_t *groups;               /* where each node's pairs begin, and the end */
     size_t pair_count, group_count, pairs_max;
     uint32_t pass;                /* 0, 1 */
@@ -4470,13 +5038,15 @@ static void nodedb_vamana__run_phase(nodedb_vamana__build *build, size_t items,
 static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
-    uint32_t count = nodedb_vamana__choose_neighbours(index, s, slot);
+    uint32_t count = nodedb_vamana__choose_neighbours(index, s, slot, NULL);
     if (build->pass == 0) {
-        nodedb_vamana__set_row(index, index->arrays, slot, s->chosen, count, count);
+        nodedb_vamana__set_row(index, index->arrays, slot, s->chosen, count, s->head);
+        nodedb__store_relaxed(&index->arrays->parents[slot], nodedb_vamana__first_parent(index, s->chosen, count));
         return;
     }
     memcpy(aside, s->chosen, count * sizeof *aside);
     if (count < index->degree) aside[count] = NODEDB_VAMANA__NONE;
+    build->heads[item] = s->head;
 }
 
 static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
@@ -4484,13 +5054,24 @@ static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
     uint32_t count = nodedb_vamana__row_count(index, aside);
     (void)s;
-    nodedb_vamana__set_row(index, index->arrays, slot, aside, count, count);
+    nodedb_vamana__set_row(index, index->arrays, slot, aside, count, build->heads[item]);
 }
 
+/* Adds a node's reverse edges. More of the batch may have chosen it as parent than it has room for: the others are
+ * without one for now. */
 static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
-    size_t from = build->groups[item], to = build->groups[item + 1];
-    nodedb_vamana__add_edges(build->index, s, (uint32_t)(build->pairs[from] >> 32), build->pairs + from, to - from,
-                             build->index->degree);
+    nodedb_vamana__arrays *a = build->index->arrays;
+    size_t from = build->groups[item], to = build->groups[item + 1], i;
+    uint32_t node = (uint32_t)(build->pairs[from] >> 32), room = UINT32_MAX;
+    for (i = from; i < to && build->pass == 0; i++) {
+        uint32_t *parent = &a->parents[(uint32_t)build->pairs[i]];
+        if (nodedb__load_relaxed(parent) != node) continue;
+        if (room == UINT32_MAX) room = nodedb_vamana__room(build->index, a, node);
+        if (room > 0) room--;
+        else nodedb__store_relaxed(parent, NODEDB_VAMANA__NONE);
+    }
+    nodedb_vamana__add_edges(build->index, s, node, build->pairs + from, to - from,
+                             build->index->degree - build->index->degree / NODEDB_VAMANA__SLACK_BATCH);
 }
 
 /* Puts a batch's vectors into their slots. Not yet live: nobody points to them, and nobody may choose them. */
@@ -4502,6 +5083,8 @@ static void nodedb_vamana__build_store(nodedb_vamana__build *build, nodedb_vaman
                                  nodedb_vamana__vector(index, index->arrays, slot), &norm, -1,
                                  NULL); /* has passed once already */
     if (index->arrays->norms != NULL) index->arrays->norms[slot] = norm;
+    index->arrays->heads[slot].level = nodedb_vamana__level_of(index, index->arrays->ids[slot]);
+    nodedb_vamana__note_zeros(index, index->arrays, norm);
     nodedb_vamana__encode_new(index, s->turned, slot);
 }
 
@@ -4540,24 +5123,31 @@ static void nodedb_vamana__build_collect(nodedb_vamana__build *build, size_t bat
 
 /* Searches for the neighbours of all of a batch, and adds the edges back. */
 static void nodedb_vamana__build_link(nodedb_vamana__build *build, size_t batch) {
+    size_t i;
     build->rows = (uint32_t *)(void *)build->pairs_other;
+    build->heads = (nodedb_vamana__head *)(void *)(build->rows + batch * build->index->degree);
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_choose);
     if (build->pass > 0) nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_put);
     nodedb_vamana__build_collect(build, batch);
     nodedb_vamana__run_phase(build, build->group_count, nodedb_vamana__build_reverse);
+    for (i = 0; i < batch && build->pass == 0; i++) {
+        uint32_t slot = build->slot_of[build->order[build->from + i]];
+        if (build->index->arrays->parents[slot] == NODEDB_VAMANA__NONE)
+            nodedb_vamana__find_parent(build->index, build->searchers[0], slot);
+    }
 }
 
 static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch) {
     nodedb_vamana *index = build->index;
     size_t i;
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_store);
-    for (i = 0; i < batch && index->arrays->norms != NULL; i++) {
-        uint32_t slot = build->slot_of[build->order[build->from + i]];
-        nodedb_vamana__note_norm(index, slot, index->arrays->norms[slot]);
-    }
     if (index->arrays->entry != NODEDB_VAMANA__NONE) nodedb_vamana__build_link(build, batch);
     for (i = 0; i < batch; i++)
         nodedb_vamana__set_state(index->arrays, build->slot_of[build->order[build->from + i]], NODEDB_VAMANA__LIVE);
+    if (index->arrays->entry == NODEDB_VAMANA__NONE) /* alone, the first of all */
+        nodedb__store_release(&index->arrays->entry, build->slot_of[build->order[build->from]]);
+    for (i = 0; i < batch; i++)
+        nodedb_vamana__offer_start(index->arrays, build->slot_of[build->order[build->from + i]]);
     nodedb_vamana__count_live(index, index->live + (uint32_t)batch, index->removed);
     nodedb_vamana__count_came(index, (uint32_t)batch);
 }
@@ -4573,6 +5163,7 @@ static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana
 static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
     nodedb_vamana *index = build->index;
     while (nodedb_vamana__make_codes(index, 0)) {
+        if (index->recode_at == index->arrays->slots) continue;
         nodedb_vamana__run_phase(build, index->arrays->slots, nodedb_vamana__build_code);
         index->recode_at = index->arrays->slots;
     }
@@ -4586,20 +5177,23 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
     bool goes_on = true;
     for (build->pass = 0; build->pass < index->passes && goes_on; build->pass++) {
         for (done = 0; done < n && goes_on;) {
-            uint64_t batch = index->live < 1 ? 1 : index->live < batch_max ? index->live : batch_max;
+            uint64_t batch = index->live;
+            if (index->metric == NODEDB_VAMANA_IP) batch /= NODEDB_VAMANA__BATCH_GROWTH_IP;
+            if (batch < 1) batch = 1;
+            if (batch > batch_max) batch = batch_max;
             if (batch > n - done) batch = n - done;
             build->from = done;
             if (build->pass == 0) nodedb_vamana__build_batch(build, (size_t)batch);
             else nodedb_vamana__build_link(build, (size_t)batch);
             done += batch;
             if (build->pass == 0) inserted = done;
-            if (index->live >= index->entry_due || done == n) nodedb_vamana__choose_entry(index);
             nodedb_vamana__build_codes(build);
             if (progress != NULL) goes_on = progress(ctx, build->pass * n + done, index->passes * n);
             build->cancelled = !goes_on && (done < n || build->pass + 1 < index->passes);
         }
     }
-    if (index->live / 2 >= index->code_live) index->code_due = NODEDB_VAMANA__CODE_FIRST; /* by the whole graph */
+    if (index->live / 2 >= index->code_live || inserted >= index->live / 8) /* by the whole graph */
+        index->code_due = NODEDB_VAMANA__CODE_FIRST;
     nodedb_vamana__build_codes(build);
     return inserted;
 }
@@ -4666,13 +5260,14 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
                                                     void *progress_ctx, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_unsaved(index, err);
     nodedb_vamana__build build;
-    uint64_t batch_max = n / NODEDB_VAMANA__BATCH_SHARE + 1;
+    uint64_t batch_max;
     uint64_t *pairs = NULL, *pairs_other = NULL;
     size_t *groups = NULL;
     uint32_t *positions = NULL, i;
     size_t pairs_max, bytes;
     if (status != NODEDB_OK) return status;
     if (n == 0) return NODEDB_OK;
+    batch_max = nodedb_vamana__largest_batch(index, n);
     if (vectors == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "vectors is NULL");
     if (threads > NODEDB_VAMANA_MAX_THREADS)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "%u threads are over %u", (unsigned)threads,
@@ -4694,7 +5289,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
         status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the build's lists");
     build.pairs = pairs, build.pairs_other = pairs_other, build.groups = groups;
     for (i = 0; i < build.threads && status == NODEDB_OK; i++) {
-        build.searchers[i] = nodedb_vamana__searcher_new(index, index->beam_build, err);
+        build.searchers[i] = nodedb_vamana__searcher_new(index, index->beam_build, index->arrays->capacity + n, true,
+                                                         err);
         if (build.searchers[i] == NULL) status = NODEDB_ERR_NO_MEMORY;
     }
     if (status == NODEDB_OK)
@@ -4715,10 +5311,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
 #define NODEDB_VAMANA__DEFAULT_BATCH 128u      /* twice the default beam */
 #define NODEDB_VAMANA__MAX_BATCH 4096u
 #define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
-#define NODEDB_VAMANA__RERANK_PER_RESULT 3u   /* default of nodedb_vamana_query.rerank: 3 k ... */
-#define NODEDB_VAMANA__RERANK_MORE 16u        /* ... + 16 */
-#define NODEDB_VAMANA__READS_PER_RESULT 2u    /* the same on disk, where each costs a read: 2 k ... */
-#define NODEDB_VAMANA__READS_MORE 4u          /* ... + 4 */
+#define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
+#define NODEDB_VAMANA__DOUBT 3.0              /* standard deviations of the codes' error that are allowed for */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
 
 /* Is `a` a worse result than `b`? Ties are settled by the id. */
@@ -4782,11 +5376,30 @@ static bool nodedb_vamana__is_filtered(const nodedb_vamana_query *query) {
     return query->filter != NULL || query->bitmap != NULL;
 }
 
-/* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap at
- * results[0 .. *heap). A damaged one is passed over. */
+/* What a query has met of the difference between exact distances and those by code. */
+typedef struct nodedb_vamana__doubt {
+    double constant;     /* of the codes' target */
+    double sum, squares; /* of the differences */
+    uint32_t n;
+} nodedb_vamana__doubt;
+
+static void nodedb_vamana__meet(nodedb_vamana__doubt *d, float exact, float by_code) {
+    double difference = (double)exact - d->constant * (double)by_code;
+    d->sum += difference, d->squares += difference * difference, d->n++;
+}
+
+/* May a vector of this distance by code be nearer than `kth`, or any that is farther by code? */
+static bool nodedb_vamana__in_doubt(const nodedb_vamana__doubt *d, float kth, float by_code) {
+    double mean = d->sum / d->n, variance = d->squares / d->n - mean * mean;
+    double error = NODEDB_VAMANA__DOUBT * sqrt(variance > 0 ? variance : 0);
+    return d->constant * (double)by_code + mean - error <= (double)kth;
+}
+
+/* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap of
+ * the best `most` at results[0 .. *heap). A damaged one is passed over. */
 static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                  nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                 size_t *heap, nodedb_error *err) {
+                                                 size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
     const nodedb_vamana__arrays *a = s->arrays;
     size_t i;
     for (i = from; i < from + n; i++) {
@@ -4806,49 +5419,40 @@ static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, cons
         distance = 0;
         if (vector != NULL)
             distance = nodedb_vamana__exact(s->index, exact, vector, a->norms == NULL ? 0 : a->norms[slot]);
-        if (vector == NULL || !nodedb_vamana__is_finite(distance)) s->trouble.damaged++;
-        else *heap = nodedb_vamana__offer(a->ids, results, *heap, most, distance, slot);
+        if (vector == NULL || !nodedb_vamana__is_finite(distance)) {
+            s->trouble.damaged++;
+            continue;
+        }
+        if (doubt != NULL) nodedb_vamana__meet(doubt, distance, results[i].distance);
+        *heap = nodedb_vamana__offer(a->ids, results, *heap, most, distance, slot);
     }
     return NODEDB_OK;
 }
 
-/* Replaces the distances of *n results by exact ones from the disk, and makes a heap of them; *n falls by those that
- * are damaged. */
-static nodedb_status nodedb_vamana__rerank_disk(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                                nodedb_vamana__near *results, size_t *n, nodedb_error *err) {
-    size_t from, i, batch, heap = 0;
+/* The exact distances of results[from .. from + n): offers them to the heap of the best `most` at results[0 .. *heap).
+ * What is damaged on disk is passed over. */
+static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                    nodedb_vamana__near *results, size_t most, size_t from, size_t n,
+                                                    size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
+    size_t to = from + n, i, batch, batch_max = s->candidates_max;
     nodedb_status status = NODEDB_OK;
-    for (from = 0; from < *n && status == NODEDB_OK; from += batch) {
-        batch = nodedb_vamana__least(*n - from, s->fetcher.batch_max);
-        if (batch > s->candidates_max) batch = s->candidates_max;
+    if (s->index->file != NULL) batch_max = nodedb_vamana__least(batch_max, s->fetcher.batch_max);
+    for (; from < to && status == NODEDB_OK; from += batch) {
+        batch = nodedb_vamana__least(to - from, batch_max);
         for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
-        status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__take_fetched(s, exact, results, *n, from, batch, &heap, err);
-    }
-    *n = heap;
-    return status;
-}
-
-/* Replaces the distances of the *n results from codes by exact ones, and puts the results into order by them. */
-static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                           nodedb_vamana__near *results, size_t *n, nodedb_error *err) {
-    const uint64_t *ids = s->arrays->ids;
-    size_t from, i, batch, heap = 0;
-    s->computed += *n, s->exact += *n;
-    if (s->index->file != NULL) {
-        nodedb_status status = nodedb_vamana__rerank_disk(s, exact, results, n, err);
-        if (status != NODEDB_OK) return status;
-    } else {
-        for (from = 0; from < *n; from += batch) {
-            batch = *n - from < s->candidates_max ? *n - from : s->candidates_max;
-            for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
-            nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
-            for (i = 0; i < batch; i++)
-                heap = nodedb_vamana__offer(ids, results, heap, *n, s->distances[i], s->slots[i]);
+        if (s->index->file != NULL) {
+            status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
+            if (status == NODEDB_OK)
+                status = nodedb_vamana__take_fetched(s, exact, results, most, from, batch, heap, doubt, err);
+            continue;
+        }
+        nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
+        for (i = 0; i < batch; i++) {
+            if (doubt != NULL) nodedb_vamana__meet(doubt, s->distances[i], results[from + i].distance);
+            *heap = nodedb_vamana__offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
         }
     }
-    nodedb_vamana__sort_heap(ids, results, *n);
-    return NODEDB_OK;
+    return status;
 }
 
 /* Leaves the best `most` of all that pass, by exact distances, as a heap in s->spare. */
@@ -4861,13 +5465,15 @@ static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
     size_t n = 0, i, count = 0;
-    if (most > s->beam_max) most = s->beam_max; /* the lists fit what there was; a writer may have added to it since */
+    if (most > s->list_max) most = s->list_max; /* the lists fit what there was; a writer may have added to it since */
     for (slot = 0; slot < slots && status == NODEDB_OK; slot++) {
         if (nodedb_vamana__passes(s, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
         s->computed += count, s->exact += count;
         if (index->file != NULL) {
-            status = nodedb_vamana__rerank_disk(s, exact, chunk, &count, err);
+            size_t heap = 0;
+            status = nodedb_vamana__measure_results(s, exact, chunk, count, 0, count, &heap, NULL, err);
+            count = heap;
         } else {
             nodedb_vamana__measure_many(index, exact, s->slots, count, s->distances);
             for (i = 0; i < count; i++) chunk[i].distance = s->distances[i];
@@ -4910,7 +5516,9 @@ static uint32_t nodedb_vamana__at_most_live(const nodedb_vamana *index, uint32_t
 }
 
 typedef struct nodedb_vamana__plan { /* a query with its defaults filled in */
-    uint32_t k, beam, keep; /* keep: results before the rerank */
+    uint32_t k, beam;
+    uint32_t keep;   /* results before the rerank */
+    bool more;       /* and more of them, while the query is in doubt */
     bool scan, by_code;
 } nodedb_vamana__plan;
 
@@ -4918,30 +5526,30 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
                                                nodedb_vamana__plan *plan, nodedb_error *err) {
     const nodedb_vamana *index = s->index;
     uint32_t live = nodedb__load_relaxed(&index->live);
-    uint64_t keep;
     memset(plan, 0, sizeof *plan);
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
     plan->by_code = index->file != NULL || (s->arrays->codes != NULL && !query->exact_walk);
-    keep = plan->k;
+    plan->keep = plan->k;
     if (plan->by_code) {
-        uint64_t usual = index->file == NULL ? (uint64_t)plan->k * NODEDB_VAMANA__RERANK_PER_RESULT +
-                                                   NODEDB_VAMANA__RERANK_MORE
-                                             : (uint64_t)plan->k * NODEDB_VAMANA__READS_PER_RESULT +
-                                                   NODEDB_VAMANA__READS_MORE;
-        keep = query->rerank != 0 ? query->rerank : usual;
-        if (keep < plan->k) keep = plan->k;
-        if (keep > plan->beam) keep = plan->beam;
+        uint64_t tens = ((uint64_t)plan->k + NODEDB_VAMANA__JUDGE_NEAREST - 1) / NODEDB_VAMANA__JUDGE_NEAREST;
+        uint64_t slack = s->arrays->coder == NULL ? 0 : nodedb__load_relaxed(&s->arrays->coder->slack) * tens;
+        uint64_t keep = plan->k + (slack > NODEDB_VAMANA__SLACK_LEAST ? slack : NODEDB_VAMANA__SLACK_LEAST);
+        uint64_t least = plan->k + slack < NODEDB_VAMANA_MAX_BEAM ? plan->k + slack : NODEDB_VAMANA_MAX_BEAM;
+        if (plan->beam < least) plan->beam = (uint32_t)least; /* or codes would push the nearest out of it */
+        plan->more = query->rerank == 0;
+        if (query->rerank != 0) keep = query->rerank < plan->k ? plan->k : query->rerank;
+        plan->keep = keep < plan->beam ? (uint32_t)keep : plan->beam;
     }
-    plan->keep = (uint32_t)keep;
     plan->scan = plan->beam >= live; /* looking at all of them costs less than a walk, and is exact */
     if (!plan->scan && nodedb_vamana__is_filtered(query)) {
         uint32_t wide = nodedb_vamana__beam_behind_filter(s, query, plan->beam);
         if (wide == 0 || wide >= live) plan->scan = true;
         else plan->beam = wide;
     }
-    return nodedb_vamana__searcher_fit(s, plan->scan ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam, err);
+    return nodedb_vamana__searcher_fit(s, plan->scan ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam,
+                                       s->arrays->capacity, err);
 }
 
 /* The best `most` entries of the beam that pass, as a heap in s->spare. */
@@ -4955,6 +5563,36 @@ static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vam
             n = nodedb_vamana__offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
     }
     return n;
+}
+
+/* The next entries of the beam that pass, from s->collected on, behind the `n` in s->spare: until there are `most`. */
+static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, size_t n,
+                                           size_t most) {
+    for (; s->collected < s->beam_count && n < most; s->collected++)
+        if (nodedb_vamana__passes(s, query, s->beam[s->collected].slot)) s->spare[n++] = s->beam[s->collected];
+    return n;
+}
+
+/* Measures exactly the *n results by code in s->spare, the nearest first, and, if the plan wants it, more of the beam
+ * while one may be nearer than the k best by what this query has met of the codes' error. *n: the k best, a heap. */
+static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                           const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
+                                           float constant, size_t *n, nodedb_error *err) {
+    nodedb_vamana__doubt doubt;
+    nodedb_status status = NODEDB_OK;
+    size_t from = 0, heap = 0;
+    memset(&doubt, 0, sizeof doubt);
+    doubt.constant = (double)constant;
+    while (from < *n && status == NODEDB_OK) {
+        status = nodedb_vamana__measure_results(s, exact, s->spare, plan->k, from, *n - from, &heap, &doubt, err);
+        s->computed += *n - from, s->exact += *n - from, from = *n;
+        if (!plan->more || heap < plan->k || doubt.n == 0) continue;
+        *n = nodedb_vamana__collect_codes(s, query, from, from + 1);
+        if (from < *n && !nodedb_vamana__in_doubt(&doubt, s->spare[0].distance, s->spare[from].distance)) break;
+        if (from < *n) *n = nodedb_vamana__collect_codes(s, query, *n, from + NODEDB_VAMANA__RERANK_MORE);
+    }
+    *n = heap;
+    return status;
 }
 
 /* ---- the packed layout -------------------------------------------------------------------------------------------
@@ -4973,23 +5611,6 @@ typedef struct nodedb_vamana__lane { /* a question that walks so */
     uint64_t question;               /* of search_many */
     bool busy;
 } nodedb_vamana__lane;
-
-static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
-    return index->file != NULL && index->file->layout.row_at > 0;
-}
-
-/* The record of a node that is kept in memory, or NULL. */
-static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t slot) {
-    const nodedb_vamana__cache *c = &index->file->cache;
-    const uint8_t *record;
-    uint32_t at, first;
-    if (!nodedb__load_acquire(&c->ready)) return NULL;
-    at = c->places[nodedb_vamana__cache_place(c, slot)];
-    if (at == NODEDB_VAMANA__NONE) return NULL;
-    record = c->records + at * c->stride;
-    memcpy(&first, record + index->file->layout.row_at, sizeof first);
-    return first == NODEDB_VAMANA__NO_RECORD ? NULL : record;
-}
 
 static void nodedb_vamana__lane_begin(nodedb_vamana__lane *lane) {
     nodedb_vamana_searcher *s = lane->s;
@@ -5026,7 +5647,7 @@ static void nodedb_vamana__lane_expand(nodedb_vamana__lane *lane, const nodedb_v
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
     const uint32_t *row = (const uint32_t *)(const void *)(record + index->file->layout.row_at);
-    uint32_t count, i, n = 0;
+    uint32_t i, n;
     s->hops++;
     if (nodedb_vamana__passes(s, query, slot) &&
         (a->norms == NULL || nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, &s->trouble))) {
@@ -5035,16 +5656,12 @@ static void nodedb_vamana__lane_expand(nodedb_vamana__lane *lane, const nodedb_v
         if (!nodedb_vamana__is_finite(distance)) s->trouble.damaged++;
         else lane->found = nodedb_vamana__offer(a->ids, s->spare, lane->found, lane->plan.keep, distance, slot);
     }
-    count = nodedb_vamana__gather(s, row, s->seen, s->seen_size - 1);
-    for (i = 0; i < count; i++) { /* that the file's checksums are right does not make it sensible */
-        if (s->slots[i] < a->slots) s->slots[n++] = s->slots[i];
-        else s->trouble.damaged++;
-    }
-    if (nodedb_vamana__is_partial(index)) n = nodedb_vamana__have_codes(s, n);
+    n = nodedb_vamana__gather(s, row, index->degree, s->seen, s->seen_size - 1);
+    n = nodedb_vamana__sensible(s, n);
     nodedb_vamana__measure_many(index, &lane->code, s->slots, n, s->distances);
     s->computed += n;
     for (i = 0; i < n; i++) {
-        uint32_t at = nodedb_vamana__beam_add(s, lane->plan.beam, s->distances[i], s->slots[i], false);
+        uint32_t at = nodedb_vamana__beam_add(s, lane->plan.beam, s->distances[i], s->slots[i]);
         if (at < lane->next) lane->next = at;
     }
 }
@@ -5103,21 +5720,25 @@ static bool nodedb_vamana__gives_up(const nodedb_vamana_searcher *s, const noded
     return plan->scan;
 }
 
-/* The walk, and from its beam at least k results that pass, a heap in s->spare; or plan->scan, as it has met too few.
- * Walks again with twice the beam if removed ones have taken the places of results. */
+/* The walk, and from its beam at least k results that pass, in s->spare: by code in order, else a heap; or plan->scan,
+ * as it has met too few. *constant: of the codes' target. Walks again with twice the beam if removed ones have taken
+ * the places of results. */
 static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
-                                                    nodedb_error *err) {
+                                                    float *constant, nodedb_error *err) {
     for (;;) {
         nodedb_status status = NODEDB_OK;
+        s->collected = 0;
         if (nodedb_vamana__is_packed(s->index)) {
             status = nodedb_vamana__walk_packed(s, query, plan, norm, found, err);
         } else {
             nodedb_vamana__target target = plan->by_code ? nodedb_vamana__code_target(s, s->query, norm)
                                                          : nodedb_vamana__query_target(s, norm);
-            nodedb_vamana__walk(s, &target, plan->beam, false);
+            nodedb_vamana__walk(s, &target, plan->beam);
             if (!plan->by_code) s->exact = s->computed;
-            *found = nodedb_vamana__collect(s, query, plan->keep);
+            *constant = target.constant;
+            *found = plan->by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
+                                   : nodedb_vamana__collect(s, query, plan->keep);
         }
         if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
             if (err != NULL) *err = s->trouble.error;
@@ -5125,7 +5746,7 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
         }
         if (status != NODEDB_OK || *found >= plan->k) return status;
         if (nodedb_vamana__gives_up(s, query, plan)) return NODEDB_OK;
-        status = nodedb_vamana__searcher_fit(s, plan->beam, err);
+        status = nodedb_vamana__searcher_fit(s, plan->beam, s->arrays->capacity, err);
         if (status != NODEDB_OK) return status;
     }
 }
@@ -5137,14 +5758,15 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     nodedb_vamana__target exact;
     nodedb_status status = NODEDB_OK;
     bool packed = nodedb_vamana__is_packed(s->index);
+    float constant = 0;
     if (s->index->file != NULL && !packed && !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
         s->early = (uint32_t)nodedb_vamana__least(plan->keep, s->fetcher.batch_max);
-    if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, err);
+    if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &constant, err);
     s->early = 0;
     exact = nodedb_vamana__query_target(s, norm);
     if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
     else if (status == NODEDB_OK && plan->by_code && !packed)
-        return nodedb_vamana__rerank(s, &exact, s->spare, found, err);
+        status = nodedb_vamana__rerank(s, query, plan, &exact, constant, found, err);
     if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
         if (err != NULL) *err = s->trouble.error;
         status = s->trouble.failed;
@@ -5192,7 +5814,7 @@ static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, co
     if (way == NODEDB_VAMANA__SEARCH) return nodedb_vamana__plan_query(s, query, plan, err);
     memset(plan, 0, sizeof *plan);
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan->scan = true;
-    return nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan->k), err);
+    return nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan->k), s->arrays->capacity, err);
 }
 
 /* One question, by one who is counted in as a reader. */
@@ -5261,13 +5883,17 @@ typedef struct nodedb_vamana__questions {
     uint32_t count[2], group_max, keep;
 } nodedb_vamana__questions;
 
+#define NODEDB_VAMANA__ASK_AGAIN UINT32_MAX /* as a number of results: more must be read, after the others */
+
 /* A question that has walked: its results by code, whose vectors are being read. */
 typedef struct nodedb_vamana__parked {
     uint64_t question;
     uint8_t *query;               /* prepared: index->stride bytes */
     nodedb_vamana__near *results; /* n, with room for questions.keep */
     size_t n;
-    float norm;
+    float norm, constant;         /* constant: of its target by code */
+    float next;                   /* doubtful: distance by code of the next, which is not read */
+    bool doubtful;
 } nodedb_vamana__parked;
 
 /* Answers question i at once. */
@@ -5339,19 +5965,26 @@ static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint3
     for (i = 0; i < count; i++) {
         nodedb_vamana__parked *p = &q->group[group][i];
         nodedb_vamana__target exact;
+        nodedb_vamana__doubt doubt;
         size_t heap = 0;
         nodedb_status status;
+        memset(&doubt, 0, sizeof doubt);
+        doubt.constant = (double)p->constant;
         s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
         memcpy(s->query, p->query, s->index->stride);
         exact = nodedb_vamana__query_target(s, p->norm);
-        status = nodedb_vamana__take_fetched(s, &exact, p->results, p->n, 0, p->n, &heap, err);
+        status = nodedb_vamana__take_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &doubt, err);
         if (status != NODEDB_OK) {
             q->failed = p->question;
             return status;
         }
-        nodedb_vamana__sort_heap(s->arrays->ids, p->results, heap);
-        nodedb_vamana__hand_out(s, p->results, heap, q->k, q->results + (size_t)p->question * q->k,
-                                &q->found[p->question]);
+        if (p->doubtful && heap == q->k && nodedb_vamana__in_doubt(&doubt, p->results[0].distance, p->next)) {
+            q->found[p->question] = NODEDB_VAMANA__ASK_AGAIN;
+        } else {
+            nodedb_vamana__sort_heap(s->arrays->ids, p->results, heap);
+            nodedb_vamana__hand_out(s, p->results, heap, q->k, q->results + (size_t)p->question * q->k,
+                                    &q->found[p->question]);
+        }
         q->sum.distances += p->n, q->sum.exact += p->n, q->sum.damaged += s->trouble.damaged;
     }
     return NODEDB_OK;
@@ -5383,7 +6016,8 @@ static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint
     float norm;
     nodedb_status status = nodedb_vamana__begin_question(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
                                                          NODEDB_VAMANA__SEARCH, &plan, &norm, err);
-    if (status == NODEDB_OK) status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, err);
+    if (status == NODEDB_OK)
+        status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, &p->constant, err);
     if (status != NODEDB_OK) {
         q->failed = i;
         return status;
@@ -5397,6 +6031,8 @@ static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint
     memcpy(p->query, s->query, s->index->stride);
     memcpy(p->results, s->spare, found * sizeof *p->results);
     p->question = i, p->n = found, p->norm = norm;
+    p->doubtful = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
+    if (p->doubtful) p->next = s->spare[found].distance;
     q->count[*walking]++;
     return NODEDB_OK;
 }
@@ -5420,6 +6056,12 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
     if (!stuck) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (!stuck && ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (ended != NODEDB_OK && err != NULL) *err = reason;
+    for (i = 0; i < n; i++) {
+        if (q->found[i] != NODEDB_VAMANA__ASK_AGAIN) continue;
+        q->found[i] = 0;
+        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__ask_one(q, i, err);
+        else if (i < q->failed) (void)nodedb_vamana__ask_one(q, i, NULL);
+    }
     nodedb_vamana__reads_so_far(q->s, &reads_now, &retries_now);
     q->sum.reads = reads_now - reads, q->sum.retries = retries_now - retries;
     return ended != NODEDB_OK ? ended : status;
@@ -5454,7 +6096,7 @@ static bool nodedb_vamana__make_lanes(nodedb_vamana__questions *q, uint64_t n) {
                                                              NODEDB_CACHE_LINE_BYTES);
     for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) {
         nodedb_vamana__lane *lane = &s->lanes[i];
-        if (lane->s == NULL) lane->s = nodedb_vamana__searcher_new(s->index, s->beam_max, NULL);
+        if (lane->s == NULL) lane->s = nodedb_vamana__searcher_new(s->index, s->beam_max, s->fits, false, NULL);
         if (lane->s == NULL) return false;
         lane->s->arrays = s->arrays, lane->s->fetcher = s->fetcher, lane->busy = false;
     }
@@ -5623,14 +6265,19 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
                                                                         const nodedb_vamana_searcher_config *config,
                                                                         nodedb_error *err) {
     uint32_t beam = config != NULL && config->beam_max != 0 ? config->beam_max : 2 * NODEDB_VAMANA__DEFAULT_BEAM;
-    uint32_t batch;
+    uint32_t batch, parity;
+    uint64_t slots = NODEDB_VAMANA__FITS_ALL;
     nodedb_vamana_searcher *s;
     if (index == NULL || beam > NODEDB_VAMANA_MAX_BEAM) {
         (void)nodedb__fail(err, index == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_LIMIT, 0,
                            index == NULL ? "index is NULL" : "beam_max is over 1048576");
         return NULL;
     }
-    s = nodedb_vamana__searcher_new(index, beam, err);
+    if (config == NULL || config->beam_max == 0) { /* as large as the index is; it grows with it */
+        slots = nodedb_vamana__enter(index, 0, &parity)->capacity;
+        nodedb_vamana__leave(index, 0, parity);
+    }
+    s = nodedb_vamana__searcher_new(index, beam, slots, false, err);
     batch = beam < NODEDB_VAMANA__MAX_BATCH ? beam : NODEDB_VAMANA__MAX_BATCH; /* the pool is twice as large */
     if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
     if (s == NULL || index->file == NULL) return s;
@@ -5657,6 +6304,12 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
 #define NODEDB_VAMANA__DEFAULT_BEAM_BUILD 128u
 #define NODEDB_VAMANA__DEFAULT_ALPHA 1.2f
 #define NODEDB_VAMANA__DEFAULT_PASSES 1u
+
+/* The writer's scratch memory; grow keeps it fit for the arrays. */
+static nodedb_vamana_searcher *nodedb_vamana__new_writer(const nodedb_vamana *index, nodedb_error *err) {
+    uint32_t beam = index->beam_build > NODEDB_VAMANA__JUDGE_BEAM ? index->beam_build : NODEDB_VAMANA__JUDGE_BEAM;
+    return nodedb_vamana__searcher_new(index, beam, index->arrays->capacity, true, err);
+}
 
 static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *save);
 static void nodedb_vamana__free_file(nodedb_vamana *index);
@@ -5725,7 +6378,7 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_create(const nodedb_vamana_config
     if (index == NULL) return NULL;
     capacity = config->capacity == 0 ? NODEDB_VAMANA__FIRST_CAPACITY : config->capacity;
     index->arrays = nodedb_vamana__take_arrays(index, capacity, NULL, err);
-    if (index->arrays != NULL) index->writer = nodedb_vamana__searcher_new(index, index->beam_build, err);
+    if (index->arrays != NULL) index->writer = nodedb_vamana__new_writer(index, err);
     if (index->writer != NULL) return index;
     nodedb_vamana_destroy(index);
     return NULL;
@@ -5740,11 +6393,13 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
     uint64_t first, capacity, bytes, lists, sample, code4, code8, without_codes;
     if (index == NULL) return 0;
     memset(&s, 0, sizeof s);
-    s.index = index;
-    nodedb_vamana__searcher_shape(&s, index->beam_build);
+    s.index = index, s.prunes = true;
     first = capacity = config->capacity == 0 ? NODEDB_VAMANA__FIRST_CAPACITY : config->capacity;
     if (n > capacity) capacity = nodedb_vamana__next_capacity(capacity, n);
-    lists = (n / NODEDB_VAMANA__BATCH_SHARE + 1) * index->degree;
+    nodedb_vamana__searcher_shape(&s, index->beam_build > NODEDB_VAMANA__JUDGE_BEAM ? index->beam_build
+                                                                                   : NODEDB_VAMANA__JUDGE_BEAM,
+                                  capacity + n);
+    lists = nodedb_vamana__largest_batch(index, n) * index->degree;
     code8 = nodedb_vamana__padded(index->dim);
     code4 = nodedb_vamana__padded(((size_t)index->dim + 63) / 64 * 32);
     sample = index->code == NODEDB_VAMANA_CODE_NONE || n < NODEDB_VAMANA__CODE_FIRST
@@ -5754,7 +6409,7 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
     else if (index->code == NODEDB_VAMANA_CODE_8BIT) code4 = code8;
     else if (index->code == NODEDB_VAMANA_CODE_4BIT) code8 = code4;
     bytes = index->bytes + 3 * sizeof(nodedb_vamana__arrays) + 2 * (uint64_t)nodedb_vamana__coder_bytes(index) + sample;
-    without_codes = index->stride + index->row_words * 4 + 8 + 4 + 1 + 1;
+    without_codes = index->stride + index->row_words * 4 + 8 + 4 + 4 + 4 + 1;
     bytes += capacity * (without_codes + code4 + code8);
     bytes += (uint64_t)nodedb_vamana__table_size_for(capacity) * sizeof(uint32_t);
     if (capacity > first) /* while the first arrays are copied, there are two */
@@ -5801,10 +6456,11 @@ static void nodedb_vamana__move_together(const nodedb_vamana *index, const noded
         const uint32_t *from = nodedb_vamana__row(index, old, slot);
         if (at == NODEDB_VAMANA__NONE) continue;
         memcpy(nodedb_vamana__vector(index, to, at), nodedb_vamana__vector(index, old, slot), index->stride);
-        row = nodedb_vamana__row(index, to, at), to->pruned[at] = old->pruned[slot];
+        row = nodedb_vamana__row(index, to, at), to->heads[at] = old->heads[slot];
+        if (old->parents[slot] != NODEDB_VAMANA__NONE) to->parents[at] = moved_to[old->parents[slot]];
         for (i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
         to->ids[at] = old->ids[slot];
-        if (to->norms != NULL) to->norms[at] = old->norms[slot];
+        if (to->norms != NULL) to->norms[at] = old->norms[slot], nodedb_vamana__note_zeros(index, to, old->norms[slot]);
         if (to->codes != NULL)
             memcpy(to->codes + (size_t)at * to->coder->stride, old->codes + (size_t)slot * to->coder->stride,
                    to->coder->stride);
@@ -5812,6 +6468,8 @@ static void nodedb_vamana__move_together(const nodedb_vamana *index, const noded
         if (!nodedb_vamana__table_add(to, at)) assert(false);
     }
     if (old->entry != NODEDB_VAMANA__NONE) to->entry = moved_to[old->entry];
+    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && old->starts[i] != NODEDB_VAMANA__NONE; i++)
+        to->starts[i] = moved_to[old->starts[i]];
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, nodedb_error *err) {
@@ -5832,7 +6490,6 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
         err);
     if (a != NULL) {
         nodedb_vamana__move_together(index, old, a, moved_to);
-        nodedb_vamana__choose_starts(index, a);
         index->first_free = NODEDB_VAMANA__NONE;
         nodedb_vamana__publish(index, a);
         nodedb_vamana__await_readers(index);
@@ -5863,6 +6520,36 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index
                          : nodedb__load_relaxed(&index->bytes) + nodedb_vamana_searcher_memory_bytes(index->writer);
 }
 
+/* Live slots to which no edges lead from the entry, breadth first; for one who is counted in. */
+static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                                 uint32_t slots, nodedb_vamana__trouble *trouble) {
+    size_t bits = (size_t)slots / 8 + 1, bytes = bits + (size_t)slots * sizeof(uint32_t) + sizeof(uint32_t), head = 0,
+           tail = 0;
+    uint32_t *queue = (uint32_t *)nodedb__alloc_zero(&index->allocator, bytes, sizeof(void *)), slot, i;
+    uint8_t *met = (uint8_t *)(queue + slots + 1);
+    uint64_t lost = 0;
+    if (queue == NULL) return UINT64_MAX;
+    slot = nodedb__load_acquire(&a->entry);
+    if (slot < slots) queue[tail++] = slot, nodedb_vamana__set_bit(met, slot);
+    while (head < tail) {
+        const uint32_t *row = nodedb_vamana__row(index, a, queue[head]);
+        if (index->file != NULL && !nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, queue[head], trouble))
+            row = NULL;
+        for (i = 0, head++; row != NULL && i < index->degree; i++) {
+            slot = nodedb__load_acquire(&row[i]);
+            if (slot >= slots) break;
+            if (nodedb_vamana__bit(met, slot)) continue;
+            queue[tail++] = slot, nodedb_vamana__set_bit(met, slot);
+        }
+    }
+    for (slot = 0; slot < slots; slot++) {
+        if (index->file != NULL && !nodedb_vamana__knows_slot(index, slot, trouble)) continue;
+        lost += nodedb_vamana__state(a, slot) == NODEDB_VAMANA__LIVE && !nodedb_vamana__bit(met, slot);
+    }
+    nodedb__release(&index->allocator, queue, bytes);
+    return lost;
+}
+
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info) {
     const nodedb_vamana__arrays *a;
     uint32_t slot, slots, parity, entry, i;
@@ -5888,6 +6575,7 @@ NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_
         for (i = 0; i < index->degree && nodedb__load_acquire(&row[i]) != NODEDB_VAMANA__NONE; i++) info->mean_degree++;
     }
     if (info->live > 0) info->mean_degree /= (double)info->live;
+    if (a->rows != NULL) info->unreachable = nodedb_vamana__count_unreachable(index, a, slots, &trouble);
     if (entry != NODEDB_VAMANA__NONE && (index->file == NULL || nodedb_vamana__knows_slot(index, entry, &trouble)))
         info->entry_id = a->ids[entry];
     nodedb_vamana__leave(index, 0, parity);
@@ -5937,6 +6625,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
  * SAVING
  * In slices, so that whoever serves from the index can save it between requests: see nodedb_vamana__save.
  * ================================================================================================================ */
+#define NODEDB_VAMANA__SLACK_OF_FILE 12u /* of 8-bit codes that are made for a file and that no walk has judged */
 #define NODEDB_VAMANA__STREAM_BYTES (16 * NODEDB_VAMANA__BLOCK)
 #define NODEDB_VAMANA__CACHE_SHARE 32u   /* of the records, that the cache has by default */
 #define NODEDB_VAMANA__CACHE_MIN 256u    /* and at least so many nodes */
@@ -6021,7 +6710,8 @@ static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__
     if (is_free) norm = 0;
     nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_STATES, &v.state, 1);
     nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_IDS, id, 8);
-    nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_PRUNED, &v.pruned, 1);
+    nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_HEADS, &v.head, 4);
+    nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_PARENTS, &v.parent, 1);
     if (l->item[NODEDB_VAMANA__IN_NORMS] > 0)
         nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_NORMS, &norm, 1);
     if (l->item[NODEDB_VAMANA__IN_ROWS] > 0)
@@ -6091,7 +6781,6 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb__put_u32(h + NODEDB_VAMANA__AT_SLOTS, a->slots);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_LIVE, index->live);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_REMOVED, index->removed);
-    nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_NORM_MAX, index->norm_max);
     for (i = 0; i <= NODEDB_VAMANA__SECTIONS; i++)
         nodedb__put_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i, save->layout.at[i]);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_PASSES, index->passes);
@@ -6103,7 +6792,6 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE, index->code_strange);
     nodedb__put_u64(h + NODEDB_VAMANA__AT_CODE_DUE, index->code_due);
-    nodedb__put_u64(h + NODEDB_VAMANA__AT_ENTRY_DUE, index->entry_due);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_LAYOUT, (uint32_t)kind);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_FIRST_FREE, index->first_free);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_COLOUR, index->colour);
@@ -6114,6 +6802,13 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb__put_u32(h + NODEDB_VAMANA__AT_RECODE_AT, save->recoder == NULL ? 0 : index->recode_at);
     for (i = 0; i < (int)NODEDB_VAMANA__STARTS_MAX; i++)
         nodedb__put_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i, a->starts[i]);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_SLACK, save->coder == NULL ? 0 : save->coder->slack);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_ZEROS, a->zeros ? 1 : 0);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_ASKED, index->code_asked);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_MISSED, index->code_missed);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_JUDGE_AT, save->recoder == NULL ? 0 : index->judge_at);
+    for (i = 0; i <= (int)NODEDB_VAMANA__SLACK_MAX && save->recoder != NULL; i++)
+        nodedb__put_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * i, index->displaced[i]);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_HEADER_SUM, nodedb__crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM));
 }
 
@@ -6161,7 +6856,7 @@ static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *
 static nodedb_vamana__coder *nodedb_vamana__copy_coder(const nodedb_vamana *index, const nodedb_vamana__coder *coder) {
     nodedb_vamana__coder *c = coder == NULL ? NULL : nodedb_vamana__new_coder(index, coder->bits);
     if (c == NULL) return NULL;
-    c->step = coder->step;
+    c->step = coder->step, c->slack = coder->slack;
     memcpy(c->mean, coder->mean, index->dim * sizeof *c->mean);
     return c;
 }
@@ -6174,6 +6869,7 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     int i;
     save->fd = -1, save->slots = a->slots, save->make_codes = a->codes == NULL && index->live > 0;
     if (save->make_codes) save->coder = nodedb_vamana__train(index, 8);
+    if (save->make_codes && save->coder != NULL) save->coder->slack = NODEDB_VAMANA__SLACK_OF_FILE;
     else if (index->live > 0) save->coder = nodedb_vamana__copy_coder(index, a->coder);
     save->recoder = nodedb_vamana__copy_coder(index, index->recoder);
     if (index->live > 0 && save->coder == NULL) return false;
@@ -6327,7 +7023,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
 
 /* The counts of a header. */
 typedef struct nodedb_vamana__counts {
-    uint32_t slots, live, removed, entry, bits, recode_bits, recode_at;
+    uint32_t slots, live, removed, entry, bits, recode_bits, recode_at, slack;
     float step, recode_step;
     nodedb_vamana_layout layout;
     bool resident; /* the codes are the index's own, not made for disk mode only */
@@ -6407,7 +7103,6 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
              colour = nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR),
              sweep = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP),
              sweep_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
-    float norm_max = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_NORM_MAX);
     bool good;
     memset(l, 0, sizeof *l);
     n->slots = nodedb__get_u32(h + NODEDB_VAMANA__AT_SLOTS);
@@ -6419,15 +7114,18 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
     n->recode_bits = nodedb__get_u32(h + NODEDB_VAMANA__AT_RECODE_BITS);
     n->recode_step = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_RECODE_STEP);
     n->recode_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_RECODE_AT);
+    n->slack = nodedb__get_u32(h + NODEDB_VAMANA__AT_SLACK);
     n->resident = resident != 0;
     n->layout = kind == 0 ? NODEDB_VAMANA_RESIDENT : NODEDB_VAMANA_PACKED;
     good = n->slots <= NODEDB_VAMANA_MAX_VECTORS && (uint64_t)n->live + n->removed <= n->slots && kind <= 1 &&
            (n->live == 0) == (n->entry == NODEDB_VAMANA__NONE) && (n->live == 0 || n->entry < n->slots) &&
-           norm_max >= 0 && nodedb_vamana__is_finite(norm_max) && resident <= (n->bits != 0 ? 1u : 0u) &&
+           resident <= (n->bits != 0 ? 1u : 0u) &&
            nodedb_vamana__is_bits(n->bits) && nodedb_vamana__is_bits(n->recode_bits) &&
            (n->bits == 0) == (n->live == 0) && (n->bits == 0 || nodedb_vamana__is_step(n->step)) &&
            (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) && n->recode_at <= n->slots &&
            (free_at == NODEDB_VAMANA__NONE || free_at < n->slots) && sweep <= NODEDB_VAMANA__FREEING &&
+           n->slack <= NODEDB_VAMANA__SLACK_MAX && nodedb__get_u32(h + NODEDB_VAMANA__AT_ZEROS) <= 1 &&
+           nodedb__get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT) <= NODEDB_VAMANA__JUDGES &&
            (colour == NODEDB_VAMANA__REMOVED || colour == NODEDB_VAMANA__REMOVED + 1u) && sweep_at <= n->slots;
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
         uint32_t start = nodedb__get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
@@ -6448,13 +7146,17 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
 
 /* What the writer goes on with. */
 static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
+    uint32_t i;
     index->live = n->live, index->removed = n->removed;
-    index->norm_max = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_NORM_MAX);
     index->code_live = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
     index->code_came = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
     index->code_strange = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE);
     index->code_due = nodedb__get_u64(h + NODEDB_VAMANA__AT_CODE_DUE);
-    index->entry_due = nodedb__get_u64(h + NODEDB_VAMANA__AT_ENTRY_DUE);
+    index->code_asked = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_ASKED);
+    index->code_missed = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_MISSED);
+    index->judge_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT);
+    for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
+        index->displaced[i] = nodedb__get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
     index->first_free = nodedb__get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
     index->colour = (uint8_t)nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR);
     index->sweep = (int)nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP);
@@ -6471,7 +7173,8 @@ static void nodedb_vamana__free_file(nodedb_vamana *index) {
         nodedb_vamana__give(index, f->parts[i].chunks, f->parts[i].count, 1);
     }
     if (a != NULL && f->parts[NODEDB_VAMANA__IN_TABLE].memory != NULL) { /* it has borrowed them all */
-        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->codes = NULL, a->table = NULL;
+        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->heads = NULL, a->codes = NULL,
+        a->table = NULL;
     }
     if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
     nodedb_vamana__give(index, f->cache.slots, f->cache.max, sizeof *f->cache.slots);
@@ -6592,9 +7295,56 @@ static bool nodedb_vamana__is_chain(const nodedb_vamana *index, const uint32_t *
     return count == all;
 }
 
+/* What a check of the tree needs: parents as they are in the file, and bits by slot. */
+typedef struct nodedb_vamana__tree_check {
+    uint32_t *parents;
+    uint8_t *held, *good; /* its parent's row holds it; it is known to lead up to the entry */
+    size_t bytes;         /* of all three, one block of memory */
+} nodedb_vamana__tree_check;
+
+static bool nodedb_vamana__tree_check_begin(const nodedb_vamana *index, nodedb_vamana__tree_check *t) {
+    size_t slots = index->arrays->slots, bits = slots / 8 + 1;
+    t->bytes = (slots + 1) * sizeof *t->parents + 2 * bits;
+    t->parents = (uint32_t *)nodedb__alloc_zero(&index->allocator, t->bytes, sizeof(void *));
+    if (t->parents == NULL) return false;
+    t->held = (uint8_t *)(t->parents + slots + 1), t->good = t->held + bits;
+    return true;
+}
+
+static void nodedb_vamana__tree_check_row(const nodedb_vamana *index, nodedb_vamana__tree_check *t, uint32_t slot,
+                                          const uint32_t *row) {
+    uint32_t i;
+    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+        if (row[i] < index->arrays->slots && t->parents[row[i]] == slot) nodedb_vamana__set_bit(t->held, row[i]);
+}
+
+/* All rows have been looked at: is it one tree of all live slots under the entry? Names a slot that is not in it. */
+static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tree_check *t, uint32_t *bad) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t slot, at, steps;
+    for (slot = 0; slot < a->slots; slot++) {
+        uint32_t parent = t->parents[slot];
+        bool child = a->states[slot] == NODEDB_VAMANA__LIVE && slot != a->entry;
+        *bad = slot;
+        if ((parent != NODEDB_VAMANA__NONE) != child) return false;
+        if (child && (parent >= a->slots || a->states[parent] != NODEDB_VAMANA__LIVE)) return false;
+        if (child && !nodedb_vamana__bit(t->held, slot)) return false;
+    }
+    for (slot = 0; slot < a->slots; slot++) {
+        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
+        *bad = slot;
+        for (at = slot, steps = 0; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->parents[at])
+            if (++steps > index->live) return false; /* a ring */
+        for (at = slot; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->parents[at])
+            nodedb_vamana__set_bit(t->good, at);
+    }
+    return true;
+}
+
 /* Exact vectors, and in the packed layout the rows: into the index, or, if it is not to hold them, past `record` and a
- * check of the rows; the first words of these into `next`, if it is not NULL. */
-static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, uint32_t *next, bool keep) {
+ * check of the rows; the first words of these into `next`, if it is not NULL, and what they say of the tree into it. */
+static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, uint32_t *next,
+                                                 nodedb_vamana__tree_check *tree, bool keep) {
     nodedb_vamana *index = r->index;
     const nodedb_vamana__layout *l = &index->file->layout;
     uint32_t slot;
@@ -6613,6 +7363,7 @@ static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8
             if (!nodedb_vamana__is_row(index, slot, row, index->degree))
                 return nodedb_vamana__nonsense(r, "a neighbour is not a vector");
             if (next != NULL) next[slot] = row[0];
+            nodedb_vamana__tree_check_row(index, tree, slot, row);
         }
         if (l->records_per_block == 0 || (slot + 1) % l->records_per_block == 0)
             r->at = (r->at + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
@@ -6667,7 +7418,7 @@ static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const node
         nodedb_vamana__free_coder(index, *recoder);
         return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a coder");
     }
-    if (*coder != NULL) (*coder)->step = n->step;
+    if (*coder != NULL) (*coder)->step = n->step, (*coder)->slack = n->slack;
     if (*recoder != NULL) (*recoder)->step = n->recode_step;
     return NODEDB_OK;
 }
@@ -6688,6 +7439,24 @@ static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_va
     return NODEDB_OK;
 }
 
+/* The tree of an index whose rows are in memory. */
+static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, nodedb_error *err) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    nodedb_vamana__tree_check tree;
+    uint32_t slot;
+    bool whole;
+    if (!nodedb_vamana__tree_check_begin(index, &tree))
+        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to check %s", nodedb__path_end(index->file->path));
+    memcpy(tree.parents, a->parents, a->slots * sizeof *a->parents);
+    for (slot = 0; slot < a->slots; slot++)
+        if (a->states[slot] == NODEDB_VAMANA__LIVE)
+            nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
+    whole = nodedb_vamana__is_tree(index, &tree, &slot);
+    nodedb__release(&index->allocator, tree.parents, tree.bytes);
+    return whole ? NODEDB_OK
+                 : nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot, "a vector cannot be reached", err);
+}
+
 /* Reads everything behind the header into arrays of the index, checks it, and makes the index fit to change. */
 static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, nodedb_vamana__reader *r,
                                                       nodedb_vamana__coder *coder, nodedb_vamana__coder *recoder,
@@ -6700,19 +7469,23 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
         status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_NORMS, a->norms, 4);
     if (status == NODEDB_OK && index->file->layout.item[NODEDB_VAMANA__IN_ROWS] > 0)
         status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_ROWS, a->rows, 4);
-    if (status == NODEDB_OK) status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_PRUNED, a->pruned, 1);
+    if (status == NODEDB_OK) status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_HEADS, a->heads, 1);
+    if (status == NODEDB_OK) status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_PARENTS, a->parents, 4);
     nodedb_vamana__read_from(r, NODEDB_VAMANA__IN_MEANS);
     if (status == NODEDB_OK && coder != NULL) status = nodedb_vamana__read_mean(r, coder);
     if (status == NODEDB_OK && recoder != NULL) status = nodedb_vamana__read_mean(r, recoder);
     if (status == NODEDB_OK && a->codes != NULL)
         status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_CODES, a->codes, 1);
-    if (status == NODEDB_OK) status = nodedb_vamana__read_records(r, record, NULL, true);
+    if (status == NODEDB_OK) status = nodedb_vamana__read_records(r, record, NULL, NULL, true);
     if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, true, r->err);
+    if (status == NODEDB_OK) status = nodedb_vamana__check_tree(index, r->err);
     for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
         uint32_t count = nodedb_vamana__row_count(index, nodedb_vamana__row(index, a, slot));
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot))
             status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
-        if (a->pruned[slot] > count) a->pruned[slot] = 0;
+        if (a->heads[slot].pruned > count || a->heads[slot].strict > a->heads[slot].pruned ||
+            a->heads[slot].far > count || a->heads[slot].level > NODEDB_VAMANA__LEVELS_MAX)
+            memset(&a->heads[slot], 0, sizeof a->heads[slot]);
     }
     return status;
 }
@@ -6741,9 +7514,10 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
     }
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && status == NODEDB_OK; i++)
         index->arrays->starts[i] = nodedb__get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
+    if (index->arrays != NULL) index->arrays->zeros = nodedb__get_u32(header + NODEDB_VAMANA__AT_ZEROS) != 0;
     if (status == NODEDB_OK) status = nodedb_vamana__read_all_sections(index, &r, coder, recoder, record);
     if (status == NODEDB_OK) {
-        index->writer = nodedb_vamana__searcher_new(index, index->beam_build, err);
+        index->writer = nodedb_vamana__new_writer(index, err);
         if (index->writer == NULL) status = NODEDB_ERR_NO_MEMORY;
     }
     if (status == NODEDB_OK && recoder != NULL)
@@ -6845,7 +7619,8 @@ static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana
 static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vamana__coder *coder, uint32_t slots,
                                                nodedb_error *err) {
     static const int wanted[] = {NODEDB_VAMANA__IN_STATES, NODEDB_VAMANA__IN_IDS,   NODEDB_VAMANA__IN_NORMS,
-                                 NODEDB_VAMANA__IN_ROWS,   NODEDB_VAMANA__IN_CODES, NODEDB_VAMANA__IN_TABLE};
+                                 NODEDB_VAMANA__IN_ROWS,   NODEDB_VAMANA__IN_HEADS, NODEDB_VAMANA__IN_CODES,
+                                 NODEDB_VAMANA__IN_TABLE};
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__arrays *a =
         (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
@@ -6872,6 +7647,7 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
     a->ids = (uint64_t *)(void *)f->parts[NODEDB_VAMANA__IN_IDS].memory;
     a->norms = (float *)(void *)f->parts[NODEDB_VAMANA__IN_NORMS].memory;
     a->rows = (uint32_t *)(void *)f->parts[NODEDB_VAMANA__IN_ROWS].memory;
+    a->heads = (nodedb_vamana__head *)(void *)f->parts[NODEDB_VAMANA__IN_HEADS].memory;
     a->codes = f->parts[NODEDB_VAMANA__IN_CODES].memory;
     a->table = (uint32_t *)(void *)f->parts[NODEDB_VAMANA__IN_TABLE].memory;
     a->table_size = (size_t)f->layout.places;
@@ -6917,6 +7693,7 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
     index->arrays->entry = n->entry;
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
         index->arrays->starts[i] = nodedb__get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
+    if (index->arrays != NULL) index->arrays->zeros = nodedb__get_u32(header + NODEDB_VAMANA__AT_ZEROS) != 0;
     memset(&r, 0, sizeof r);
     r.index = index, r.buffer = buffer, r.err = err;
     nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_MEANS);
@@ -7184,6 +7961,7 @@ static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t
     uint32_t slot;
     nodedb_vamana__trouble trouble;
     nodedb_vamana__reader r;
+    nodedb_vamana__tree_check tree;
     uint8_t *record;
     uint32_t *next = NULL;
     size_t next_bytes = ((size_t)a->slots + 1) * sizeof *next;
@@ -7212,12 +7990,20 @@ static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t
     record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
     if (f->layout.row_at > 0)
         next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
-    if (record == NULL || (next == NULL && f->layout.row_at > 0))
+    if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
         status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
-    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, false);
+    nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
+    if (status == NODEDB_OK) status = nodedb_vamana__read(&r, tree.parents, a->slots * sizeof *tree.parents);
+    if (status == NODEDB_OK) nodedb_vamana__swap_words(tree.parents, a->slots * sizeof *tree.parents, 4);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK && a->rows != NULL; slot++)
+        nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
+    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, &tree, false);
     if (status == NODEDB_OK && next != NULL && !nodedb_vamana__is_chain(index, next, 1, &slot))
         status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
                                            f->path, "the free slots are not one chain");
+    if (status == NODEDB_OK && !nodedb_vamana__is_tree(index, &tree, &slot))
+        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot, "a vector cannot be reached", err);
+    nodedb__release(&index->allocator, tree.parents, tree.bytes);
     nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
     nodedb__release(&index->allocator, next, next_bytes);
     return status;

@@ -290,7 +290,7 @@ static void ask_how_it_is(reader *r) {
     nodedb_vamana_info info;
     nodedb_vamana_inspect(r->w->index, &info);
     CHECK(nodedb_vamana_count(r->w->index) <= r->w->ids);
-    CHECK(info.live <= r->w->ids && info.capacity >= 64 && info.entry_id < r->w->ids);
+    CHECK(info.live <= r->w->ids && info.capacity >= 1 && info.entry_id < r->w->ids);
     CHECK(info.code_bits == 0 || info.code_bits == 4 || info.code_bits == 8);
     CHECK(nodedb_vamana_memory_bytes(r->w->index) > 0);
 }

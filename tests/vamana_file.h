@@ -2,9 +2,9 @@
 #ifndef NODEDB_TEST_VAMANA_FILE_H
 #define NODEDB_TEST_VAMANA_FILE_H
 
-/* Where a section begins in a saved file: states, ids, norms, rows, pruned, means, codes, records, table, checksums,
+/* Where a section begins in a saved file: states, ids, norms, rows, heads, parents, means, codes, records, table, checksums,
  * their copy, the header's copy, the end. */
-enum { STATES, IDS, NORMS, ROWS, PRUNED, MEANS, CODES, RECORDS, TABLE, SUMS, SUMS_AGAIN, HEADER_AGAIN, END };
+enum { STATES, IDS, NORMS, ROWS, HEADS, PARENTS, MEANS, CODES, RECORDS, TABLE, SUMS, SUMS_AGAIN, HEADER_AGAIN, END };
 static inline size_t section(const uint8_t *file, int which) { return (size_t)nodedb__get_u64(file + 64 + 8 * which); }
 
 /* Makes all checksums of a file right again, so that only the checks of its meaning are left; `sums`, `end`: where the
