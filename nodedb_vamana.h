@@ -33,10 +33,14 @@
  *
  * 3. CONCEPTS
  *    Graph     Every vector is a node with at most R (`degree`) edges to others: near ones, and, because an edge is
- *              dropped only if a detour is shorter by the factor alpha, some far ones.
- *    Beam      A search starts at the entry (an approximate medoid) and holds the `beam` nearest nodes that it has met;
- *              it looks at the neighbours of the nearest that it has not yet looked at, until none is left. A wider
- *              beam finds more and costs more, about in proportion.
+ *              dropped only if a detour over another is shorter (by the factor alpha, where there is room), some far
+ *              ones. Every live node can be reached from the entry, always: each has a parent whose row keeps it.
+ *    Levels    One node in 16 is of level 1, one of 16 of these of level 2, and so on. It reserves half of its row for
+ *              edges to others of its levels. They lead from cluster to cluster, however large the clusters are.
+ *    Beam      A search begins at the entry and at the nearest of up to 64 starts, goes along edges of the levels while
+ *              they lead nearer, and then holds the `beam` nearest nodes that it has met; it looks at the neighbours of
+ *              the nearest that it has not yet looked at, until none is left. A wider beam finds more and costs more,
+ *              about in proportion. A beam as wide as the index looks at every vector, and finds everything.
  *    Slot      A node's place in the arrays. Ids are the caller's, 64 bits; slots are the index's, 32 bits, and reused.
  *    Recall    recall@10: how many of the true ten nearest are among the ten returned, divided by ten.
  *    DELETION  A removed vector is never returned again, but its node leads searches on until a sweep has mended the
@@ -44,21 +48,29 @@
  *              slot is free. A sweep starts when 1/32 of the slots (at least 32) are removed; every remove does 48
  *              nodes of it, so that no more than about 1/18 of the slots are ever waiting. `maintain` does it in
  *              idle time.
+ *    IP        The graph is built by the inner product itself, so that the longest vectors, which most queries want,
+ *              are near to all. The lengths may differ as they like, and grow.
  *    CODES     From 4,096 vectors on the walk does not read the vectors but codes of 4 bits for each component: one
- *              cache line where a vector of 128 floats has eight. The best `rerank` entries of the beam (default 3 k +
- *              16, on disk 2 k + 4, at most the beam) then get their exact distance. A code is the vector, less the
- *              mean of all, turned by a fixed rotation, and rounded. What rounding adds to the distances between near
- *              neighbours is measured when codes are made: where it is more than 0.15 of the nearest, as with near
- *              duplicates far from the rest, 8 bits are tried, then none, as where codes save no cache line (up to 64
- *              bytes of vector). They are made anew by what is there, a little with each insert, when there are 8 times
- *              as many vectors, when all have been replaced, or when 1/16 of all have come that do not fit them.
- *              config.code and query.exact_walk overrule; results are exact distances either way.
+ *              cache line where a vector of 128 floats has eight. A code is the vector (IP and COSINE: its direction),
+ *              less the mean of all, turned by a fixed rotation, and rounded. Rounding changes the order of near
+ *              neighbours, so the best of the beam get their exact distance: at first k and the `slack`, then more of
+ *              them as long as one may still belong to the k best, by nearly three standard deviations of the
+ *              difference between code and vector that this query has met so far. A beam narrower than k and the slack
+ *              is widened to that. The slack is the number of places by which codes displace a true neighbour, all but
+ *              1 in 200 of the ten nearest of 64 nodes; it is measured when codes are made, and followed with each
+ *              insert. Where 4 bits displace by more than 20 places, or one neighbour in ten by more than 8, as in
+ *              clusters that are far closer within than between, 8 bits are tried, then none; none too where codes save
+ *              no cache line (up to 64 bytes of vector). They are made anew by what is there, a little with each
+ *              insert, when there are 8 times as many vectors, when all have been replaced, when 1/16 of all have come
+ *              that do not fit them, or when they displace 1/25 of the neighbours of what comes by more than the slack.
+ *              config.code, query.rerank and query.exact_walk overrule; results are exact distances either way.
  *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
  *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
- *              rerank in one batch past the page cache. In the PACKED layout the graph stays on disk too, each row with
- *              its vector in one block, and a walk reads four nodes at a time; nodes near the places where walks begin
- *              are kept in memory. (An index without codes is saved with 8-bit ones for this.) Each block is checked
- *              when it comes in; what is damaged is passed over, counted and logged.
+ *              rerank past the page cache, in one batch and, where the query is in doubt, a few more. In the PACKED
+ *              layout the graph stays on disk too, each row with its vector in one block, and a walk reads four nodes
+ *              at a time; nodes near the places where walks begin are kept in memory. (An index without codes is saved
+ *              with 8-bit ones for this; where even those blur it, the file is searched right and slowly, by more
+ *              reads.) Each block is checked when it comes in; what is damaged is passed over, counted and logged.
  *    SNAPSHOT  `save_begin` and `save_step` write a file in slices while the index changes. The file holds the index as
  *              it was at the beginning, with all that decides what comes next (free slots and their order, the sweep,
  *              codes that are being made): a log of the changes since, applied to the opened file, gives the same
@@ -98,21 +110,23 @@
  * 6. MEMORY
  *    Per slot: its components, padded to 16 bytes (to 32 above 32 bytes, to 64 from 256 bytes on); 4 R of edges, R
  *    rounded up to 16; its code, 32 bytes for each 64 components begun with 4 bits or one for each component with 8,
- *    padded like the vector; 8 of id, 2 of states, 6 to 12 of hash table, and 4 of length unless the metric is L2. So
- *    beyond the vector itself: at most 4 R + dim / 2 + 32 + 22 with 4-bit codes and R a multiple of 16: for 128 bytes
- *    and R = 64, 342; a million of them take 338.5. On disk a slot takes its code, 9 bytes, 6 to 12 of hash table, 4 of
- *    length unless the metric is L2, 4.1 for each block of the file; its row in the resident layout; in the packed one
- *    the cache, 1/32 of the records. All of it is allocated at once and touched when it is loaded.
- *    The arrays grow by 1/16 (and 64 at least) when full, which copies them; `reserve` or config.capacity avoids it.
- *    They shrink only in `compact`, and slots are reused before they grow. While codes are made anew there are two of
- *    each. Arrays over 4 MiB ask for huge pages, which makes walks faster by a fifth and more. A searcher has about 512
- *    bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its lists; on disk also a pool of
- *    twice as many blocks as its beam (at least 256) and an io_uring, and for many questions to a packed index the
- *    lists of 32. A build needs, beside the index, 8 bytes per vector, and 24 R for each vector of a batch (2% of all),
- *    and 16 MiB: nodedb_vamana_build_bytes says how much at most. Search allocates nothing unless its beam or k is
- *    larger than any before, or removed vectors crowd so narrow a beam that it walks again with twice its width;
- *    search_many on disk also for the questions that fill the fetcher's pool twice, if they need more room than any
- *    before. Insert takes nothing within the capacity but when codes are made anew.
+ *    padded like the vector; 8 of id, 9 of state, head and parent, 6 to 12 of hash table, and 4 of length unless the
+ *    metric is L2. So beyond the vector itself: at most 4 R + dim / 2 + 32 + 29 with 4-bit codes and R a multiple of
+ *    16: for 128 bytes and R = 64, 349; a million of them take 345.5. On disk a slot takes its code, 13 bytes, 6 to 12
+ *    of hash table, 4 of length unless the metric is L2, 4.1 for each block of the file; its row in the resident
+ *    layout; in the packed one the cache, 1/32 of the records. All of it is allocated at once and touched when it is
+ *    loaded. The arrays grow by 1/16 (and 64 at least, a smaller index twofold) when full, which copies them; `reserve`
+ *    or config.capacity avoids it. They shrink only in `compact`, and slots are reused before they grow. While codes
+ *    are made anew there are two of each. Arrays over 4 MiB ask for huge pages, which makes walks faster by a fifth and
+ *    more. A searcher has about 512 bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its
+ *    lists, less where the index has fewer vectors (an index of one vector of 16 floats and a searcher take under 8 KB
+ *    together); on disk also a pool of twice as many blocks as its beam (at least 256) and an io_uring, and for many
+ *    questions to a packed index the lists of 32. A build needs, beside the index, 8 bytes per vector, and 24 R for
+ *    each vector of a batch (2% of all), and 16 MiB: nodedb_vamana_build_bytes says how much at most. Search allocates
+ *    nothing unless its beam or k is larger than any before, or the index has outgrown the searcher's lists (until it
+ *    has 65,536 slots), or removed vectors crowd so narrow a beam that it walks again with twice its width; search_many
+ *    on disk also for the questions that fill the fetcher's pool twice, if they need more room than any before. Insert
+ *    takes nothing within the capacity but when codes are made anew.
  *
  * 7. ERRORS
  *    Every call that can fail returns a nodedb_status (or NULL) and says why in the nodedb_error. Refused input changes
@@ -129,11 +143,11 @@
  *    in `get`. Floats are summed in another order by each kernel, so graphs built on different CPUs may differ; with
  *    one kernel (config.kernel) they are the same.
  *
- * 9. ON-DISK FORMAT (version 3; little-endian; blocks of 4096 bytes; earlier versions are refused)
+ * 9. ON-DISK FORMAT (version 4; little-endian; blocks of 4096 bytes; earlier versions are refused)
  *    Block 0, the header, and again in the last block:
  *        offset  bytes  what
  *             0      8  "NDBVAMAN"
- *             8      4  version, 3
+ *             8      4  version, 4
  *            12      4  dim
  *            16      4  type: 0 F32, 1 U8, 2 I8
  *            20      4  metric: 0 L2, 1 IP, 2 COSINE
@@ -145,10 +159,8 @@
  *            48      4  slots
  *            52      4  live slots
  *            56      4  removed slots
- *            60      4  greatest squared length so far, float (IP; else 0)
- *            64    104  offsets of the twelve sections below, and the file's size
- *           168      4  passes of a build
- *           172      4  codes that are wished for: 0 AUTO, 1 NONE, 2 8BIT, 3 4BIT
+ *            60      4  zeros
+ *            64    112  offsets of the thirteen sections below, and the file's size
  *           176      4  bits of the codes in this file: 4 or 8; 0: none, as there are no vectors
  *           180      4  1: the index walks on them in memory; 0: there are none, or for disk mode only
  *           184      4  their step, float
@@ -156,7 +168,8 @@
  *           192      4  vectors that have come since, at most 2^32 - 1
  *           196      4  of them, those that do not fit the codes
  *           200      8  live slots at which codes are made (again)
- *           208      8  live slots at which the entry is chosen again
+ *           208      4  passes of a build
+ *           212      4  codes that are wished for: 0 AUTO, 1 NONE, 2 8BIT, 3 4BIT
  *           216      4  layout: 0 resident, 1 packed
  *           220      4  first free slot, or 0xFFFFFFFF
  *           224      4  state that a slot gets when it is removed now: 2 or 3
@@ -165,9 +178,14 @@
  *           236      4  bits of codes that are being made; 0: none
  *           240      4  their step, float
  *           244      4  slots that have them (they are made again from the vectors)
- *           248      8  zeros
+ *           248      4  slack of the codes in this file: places by which they displace a neighbour, at most 127
+ *           252      4  1: there are or were vectors of zeros (COSINE)
  *           256    256  64 slots where walks may begin beside the entry, then 0xFFFFFFFF
- *           512   3580  zeros
+ *           512      4  nearest neighbours of new vectors that the slack was compared with ...
+ *           516      4  ... and those that codes displaced by more
+ *           520      4  nodes by which codes that are being made have been judged, at most 64 ...
+ *           524    256  ... and of their nearest, u16 each, how many were displaced by 0, 1, ... 127 or more places
+ *           780   3312  zeros
  *          4092      4  CRC-32C of the 4092 bytes before
  *    Then, each starting at a block and in this order, so that the offsets follow from the counts:
  *        states     u8 per slot: 0 free, 1 live, 2 and 3 removed but not yet mended (in two colours, see offset 224)
@@ -175,12 +193,16 @@
  *        norms      float per slot; not for L2. IP: squared length. COSINE: F32 length, else 1 / length (0 for zeros)
  *        rows       resident: u32 per slot and R rounded up to 16: the slots of its neighbours, then 0xFFFFFFFF. Of a
  *                   free slot: the next free one first
- *        pruned     u8 per slot: how many at a row's head came out of one pruning (255: or more)
+ *        heads      4 bytes per slot: of the edges that are not of a level, how many at the head passed the strict rule
+ *                   and how many either rule when the row was pruned (255: or more); how many edges, before these, are
+ *                   of the node's levels; its level, 0 to 5
+ *        parents    u32 per slot: the slot whose row holds this one for certain; 0xFFFFFFFF for the entry and for slots
+ *                   that are not live
  *        means      float per component: of the codes; then of those that are being made
  *        codes      per slot, 4 bits: ceil(dim / 64) times 32 bytes, byte b of the k-th has component 64 k + b below
  *                   and 64 k + 32 + b above; 8 bits: u8 per component; then zeros up to a multiple of 16, above 32
  *                   bytes of 32, from 256 bytes on of 64. Value v of component i stands for (v - 7.5) or (v - 127.5)
- *                   steps of component i of the vector (COSINE: of length 1) less the mean, turned: see
+ *                   steps of component i of the vector (IP and COSINE: of length 1) less the mean, turned: see
  *                   nodedb_vamana__turn
  *        records    the vector as stored (COSINE over F32: of length 1); packed: then zeros up to a multiple of 4, and
  *                   u32 and R: the row. Up to 4096 bytes long, they do not cross a block: as many as fit, then zeros.
@@ -193,7 +215,7 @@
  *        checksums  the same again
  *        header     the same again
  *    Ids, norms, codes and vectors of free slots are zeros. A reader refuses a file whose size or offsets differ from
- *    what the counts say.
+ *    what the counts say, or whose parents do not lead from every live slot to the entry.
  *
  * 10. CONFIGURATION MACROS
  *    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
@@ -204,19 +226,21 @@
  *    DiskANN = Subramanya et al., NeurIPS 2019; FreshDiskANN = Singh et al., 2021; ParlayANN = Manohar et al., PPoPP
  *    2024; IP-DiskANN = Xu et al., 2025. Figures: sift10k and sift100k (real SIFT, 128 x u8), `build.sh bench vamana`.
  *    a. One pass, with the final alpha, from an empty graph (as ParlayANN); DiskANN makes two, from a random graph.
- *    b. Prune candidates are the final beam and at most as many expanded nodes that fell out of it, not all expanded
- *       ones.
+ *    b. Prune candidates are the final beam, not all nodes that were expanded on the way, which DiskANN keeps for their
+ *       long edges. Those come from the levels here (as in HNSW, Malkov and Yashunin, 2016, but in one graph and one
+ *       row): among 20 clusters of 1,000 vectors that come one after the other, a walk with beam 64 finds 0.50 by the
+ *       final beam alone, and all but one in a thousand with levels. DiskANN's two tiers of pruning (its code, not its
+ *       paper: alpha 1 first) are kept too.
  *    c. The beam is a sorted array with binary search and memmove, not a heap: at these widths the move is one cache
  *       line or two, and the next node to expand is found by counting on.
  *    d. The visited set is a small table that forgets (as ParlayANN); see the comment at nodedb_vamana__walk. 128
  *       places for each entry of the beam, at least 4,096: with a quarter of that a query on a million vectors measured
- *       8% more distances for the same recall. A walk begins at the medoid and at the nearest of up to 64 scattered
- *       nodes, which saves two hops of 30 and 3% of the distances.
- *    e. A full row that gets one more edge is pruned to 7/8 of R, not R, so that in high dimensions, where pruning
- *       drops little, not every insert prunes each of its neighbours again. Batch builds prune to R, once per batch.
- *       Those of the row that have come out of one pruning are not tried against each other again: the same graph, for
- *       a seventh of the distances (100,000 vectors: 7,000 -> 1,000 for each) and two thirds of the time. (IP: nearly
- *       the same, as its distances change when a longer vector comes than ever before: 27 pairs of 157,610.)
+ *       8% more distances for the same recall. A walk begins at the entry, which is any node, and at the nearest of
+ *       up to 64 nodes of the highest levels, not at a medoid, which may lie in another cluster than all others.
+ *    e. A full row that gets one more edge is pruned to 7/8 of R (in a build 15/16), not R, so that in high
+ *       dimensions, where pruning drops little, not every insert prunes each of its neighbours again. Those of the row
+ *       that have come out of one pruning are not tried against each other again: the same graph, for a seventh of the
+ *       distances (100,000 vectors: 7,000 -> 1,000 for each) and two thirds of the time.
  *    f. Of vectors equal to a node's own, 3 are kept and shut nobody out; ties are broken at random. By the paper's
  *       rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six seeds, a
  *       search for each other one with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of 7.3% (COSINE).
@@ -225,16 +249,20 @@
  *       a row that overflows is pruned. IP-DiskANN finds in-neighbours by a search and misses some; the sweep meets
  *       them all. 50,000 SIFT vectors of which 5% are replaced by others fifty times over: recall@10 at beams 10, 16,
  *       32, 64 0.845, 0.955, 0.991, 0.998 (fresh build 0.849, 0.960, 0.994, 0.999), memory 1.06 of the fresh build's.
- *    h. IP: the graph is built by L2 over vectors with one more component that makes all equally long (DiskANN does
- *       this too), here against the greatest length so far, which may grow.
+ *    h. IP: DiskANN builds by L2 over vectors with one more component that makes all equally long; that crowds short
+ *       vectors together, and a walk among them finds no way out (recall@10 0.14 at beam 256 where lengths are
+ *       log-normal). Here graph and walk go by the inner product (as ip-NSW, Morozov and Babenko, NeurIPS 2018). Its
+ *       rule for a row of p is that of L2 with |c|^2 - <u, c> in place of a distance from u to c, which for vectors of
+ *       equal length is the same; and a neighbour stays unless it is shut out by the squared distance too. A removed
+ *       vector's neighbours are tied to one another before it goes, as it may have been the only way to them.
  *    i. Disk: DiskANN keeps product-quantised codes in memory and reads a node's edges and vector together at each hop:
  *       so does the packed layout, with scalar codes. The resident one keeps the edges in memory too, and a query reads
  *       once, one batch, begun before the walk ends: more memory, one round trip instead of eight. DiskANN chooses the
  *       nodes to cache by sample queries or breadth first from the medoid; here breadth first from all places where
  *       walks begin. Many questions at once walk side by side, so that the device has something to do at any time.
  *    j. Codes: RaBitQ (Gao and Long, SIGMOD 2024) has one bit per component of the turned vector and a correction for
- *       each vector; here 4 bits and no correction, so that a code of 128 components is one cache line. On a million
- *       SIFT vectors, recall@10 at beams 32 and 64 is 0.967 and 0.991 on codes, 0.969 and 0.992 on exact distances.
+ *       each vector; here 4 bits and no correction, so that a code of 128 components is one cache line; what
+ *       RaBitQ proves of its error, a query here measures.
  *       Product quantisation was measured beside it (tests/bench/codes_beside_pq.py, sift100k): of the true ten, the
  *       ten nearest by code alone have 0.879 with these 4 bits, 0.892 with as many bytes of PQ (64 parts), 0.793 with
  *       half of them, 0.430 with RaBitQ's single bits. But a distance by PQ looks into 64 tables, and PQ
@@ -965,9 +993,10 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vama
 typedef struct nodedb_vamana_query {
     const void *vector;  /* `dim` components of the index's type */
     uint32_t k;          /* results wanted, 1 .. NODEDB_VAMANA_MAX_BEAM. 0: 10 */
-    uint32_t beam;       /* width of the search: more is slower and finds more. Raised to k if it is less. 0: 64 */
-    uint32_t rerank;     /* with codes: how many of the beam get their exact distance, k .. beam. 0: 3 k + 16, where
-                            each is a read 2 k + 4. Packed: all that are read */
+    uint32_t beam;       /* width of the search: more is slower and finds more. Raised to k, with codes to k and their
+                            slack, if it is less. 0: 64 */
+    uint32_t rerank;     /* with codes: how many of the beam get their exact distance, k .. beam. 0: as many as the
+                            codes' error asks for, see CODES. Packed: all that are read */
     bool (*filter)(void *ctx, uint64_t id); /* true: this id may be returned. NULL: all may */
     void *filter_ctx;
     const uint8_t *bitmap; /* bit id % 8 of byte id / 8 is set: this id may be returned. NULL: all may */
@@ -2867,6 +2896,8 @@ typedef struct nodedb_vamana__target {
     const void *vector;
     float constant; /* COSINE_BYTES: 1 / length; CODE*: see code_target */
     float shift;    /* CODE*_IP: see code_target */
+    float offset;   /* CODE*: constant times a distance by code, and this, is what to expect of the exact one ... */
+    float spread;   /* ... give or take this, times a length: see in_doubt */
     float zero;     /* CODE*_L2, if there are vectors of zeros: their distance */
     bool zeros;
 } nodedb_vamana__target;
@@ -2988,13 +3019,14 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 #define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder is made ... */
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
 #define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... and no more floats than these, 16 MiB */
+#define NODEDB_VAMANA__ROUNDING 0.2887f        /* 1 / sqrt(12): standard deviation of what rounds to whole steps */
 #define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
 #define NODEDB_VAMANA__JUDGES 64u              /* nodes whose surroundings show how much codes displace */
 #define NODEDB_VAMANA__JUDGES_PER_CHANGE 4u    /* each costs about as much as an insert */
 #define NODEDB_VAMANA__JUDGE_BEAM 64u          /* those that a walk to it meets, or beam_build if that is more */
 #define NODEDB_VAMANA__JUDGE_NEAREST 10u       /* of these, that should come first by code too */
 #define NODEDB_VAMANA__JUDGE_MISSES 200u       /* 1/200 of them may come later than the slack says */
-#define NODEDB_VAMANA__SLACK_GOOD 32u          /* AUTO takes codes that displace by no more ... */
+#define NODEDB_VAMANA__SLACK_GOOD 20u          /* AUTO takes codes that displace by no more ... */
 #define NODEDB_VAMANA__OFTEN_GOOD 8u           /* ... and nine of ten of the nearest by no more than that: */
 #define NODEDB_VAMANA__OFTEN_MISSES 10u        /* a blurred cluster is small now, and may grow */
 #define NODEDB_VAMANA__DRIFT_WINDOW 2560u      /* nearest of new nodes, after which the codes in use are judged: ... */
@@ -3083,12 +3115,13 @@ static int8_t nodedb_vamana__to_i8(float x) {
  * the units of the codes, finer (4 bits) or as they are (8 bits); what that gives is |q - x|^2, of which COSINE is
  * half, but for vectors of zeros, whose distance is 1. IP: a code is of the vector's direction, less the mean direction
  * m, so <q, x> = |x| (<q, m> + <q, code>); the query is turned, with its largest component as 127, and `shift` is <q,
- * m> in the units of the kernel, and what centres the values of a code. target.constant times a distance of codes is
- * one of vectors, but for what is the same for all. */
+ * m> in the units of the kernel, and what centres the values of a code. A component is
+ * off by up to half a step, evenly: so a product with q is off by |q| |code| steps / sqrt(12), and |q - x|^2 by
+ * 2 |q - x| as much; a query of 8 bits adds to it. */
 static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *s, const uint8_t *vector, float norm) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__coder *c = s->arrays->coder;
-    bool ip = index->metric == NODEDB_VAMANA_IP, four = c->bits == 4;
+    bool ip = index->metric == NODEDB_VAMANA_IP, cosine = index->metric == NODEDB_VAMANA_COSINE, four = c->bits == 4;
     int8_t *q = (int8_t *)(void *)s->code_query;
     nodedb_vamana__target target;
     float most = 0, factor;
@@ -3099,7 +3132,7 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     target.measure = ip ? (four ? NODEDB_VAMANA__CODE4_IP : NODEDB_VAMANA__CODE8_IP)
                         : (four ? NODEDB_VAMANA__CODE4_L2 : NODEDB_VAMANA__CODE8_L2);
     target.constant = c->step * c->step / (four ? NODEDB_VAMANA__QUERY4 / 2 : 1);
-    if (index->metric == NODEDB_VAMANA_COSINE) target.constant /= 2; /* |q - x|^2 = 2 - 2 cos */
+    if (cosine) target.constant /= 2; /* |q - x|^2 = 2 - 2 cos */
     nodedb_vamana__as_floats(index, vector, norm, s->turned);
     for (i = 0; i < index->dim; i++) {
         if (ip) along += (double)s->turned[i] * (double)c->mean[i];
@@ -3125,6 +3158,12 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     }
     target.zeros = !ip && s->arrays->norms != NULL && nodedb__load_relaxed(&s->arrays->zeros);
     target.zero = (float)(1 / (double)target.constant - sum);
+    if (!ip) /* rounding adds to a squared distance what the errors' squares are */
+        target.offset = (float)((double)target.constant * sum - (four ? 1 : 2) * (double)index->dim * (double)c->step *
+                                                                    (double)c->step / (cosine ? 24 : 12));
+    target.spread = c->step * NODEDB_VAMANA__ROUNDING * (four ? 1 : 1.5f);
+    if (ip) target.spread *= sqrtf(norm);
+    else if (!cosine) target.spread *= 2;
     return target;
 }
 
@@ -4363,20 +4402,24 @@ static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vaman
 /* A new node has walked by code, and its `n` candidates, the nearest by code first, have exact distances: by how much
  * do codes displace its nearest now? The slack follows, as there are more and more vectors; if it becomes too large, or
  * falls behind, other codes are due. */
-static void nodedb_vamana__watch_codes(nodedb_vamana *index, const nodedb_vamana__near *c, uint32_t n) {
+static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, const nodedb_vamana__near *c, uint32_t n) {
     uint32_t *stored = &index->arrays->coder->slack, slack = *stored;
-    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, i, j;
+    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, same = 0, i, j;
     if (n <= NODEDB_VAMANA__JUDGE_NEAREST + slack) return;
     for (i = 0; i < n; i++) {
+        if (nodedb_vamana__is_same(index, slot, &c[i])) {
+            same++;
+            continue;
+        }
         if (count == NODEDB_VAMANA__JUDGE_NEAREST && c[i].distance >= c[nearest[count - 1]].distance) continue;
         if (count < NODEDB_VAMANA__JUDGE_NEAREST) count++;
         for (j = count - 1; j > 0 && c[nearest[j - 1]].distance > c[i].distance; j--) nearest[j] = nearest[j - 1];
         nearest[j] = i;
     }
-    for (i = 0; i < count; i++) missed += nearest[i] >= NODEDB_VAMANA__JUDGE_NEAREST + slack;
+    for (i = 0; i < count; i++) missed += nearest[i] >= same + NODEDB_VAMANA__JUDGE_NEAREST + slack;
     index->code_asked += count, index->code_missed += missed;
     if (index->code_asked < NODEDB_VAMANA__DRIFT_WINDOW) return;
-    if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > 2 * NODEDB_VAMANA__SLACK_GOOD)
+    if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > NODEDB_VAMANA__SLACK_GOOD + 8)
         index->code_strange = UINT32_MAX / 2;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__JUDGE_MISSES && slack < NODEDB_VAMANA__SLACK_MAX)
         nodedb__store_relaxed(stored, slack + 1 + slack / 8);
@@ -4412,7 +4455,7 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
         s->candidates[n].slot = a->entry, s->candidates[n++].mark = 0;
     nodedb_vamana__measure_candidates(index, s, slot, had, n);
     if (by_code && watched != NULL)
-        nodedb_vamana__watch_codes(watched, s->candidates, walked);
+        nodedb_vamana__watch_codes(watched, slot, s->candidates, walked);
     return nodedb_vamana__prune(index, s, slot, n, index->degree);
 }
 
@@ -4523,7 +4566,8 @@ static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_search
  * are very near, compared with how far they all spread, need finer codes, or none. */
 
 /* By how many places the codes of `coded` displace the ten vectors nearest to a slot among all that a walk to it meets:
- * counted in index->displaced. Ties count, as their order by code is chance. */
+ * counted in index->displaced. Vectors equal to its own do not count, as codes cannot displace them; ties by code do,
+ * as their order is chance. */
 static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s,
                                  uint32_t slot) {
     nodedb_vamana__target exact = nodedb_vamana__slot_target(index, coded, slot), code;
@@ -4533,7 +4577,7 @@ static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arra
     s->arrays = coded;
     nodedb_vamana__walk(s, &exact, s->beam_max);
     for (i = 0; i < s->beam_count; i++)
-        if (s->beam[i].slot != slot && coded->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE)
+        if (coded->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__is_same(index, slot, &s->beam[i]))
             s->slots[n] = s->beam[i].slot, far[n++] = s->beam[i].distance;
     if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* nothing to be learnt */
     code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, coded->norms != NULL ? coded->norms[slot] : 0);
@@ -4706,8 +4750,9 @@ static bool nodedb_vamana__is_victim(const nodedb_vamana *index, uint32_t slot) 
     return state >= NODEDB_VAMANA__REMOVED && state != index->colour;
 }
 
-/* Adds the nearest few of a removed node's neighbours, those of `level` and more, to the `n` candidates of `slot`;
- * returns their new number. */
+/* Adds the nearest few of a removed node's neighbours to the `n` candidates of `slot`; or, for the edges of a level, of
+ * those of that level the first few in its row, which are near to it: so an edge to another cluster is replaced by
+ * edges to that cluster. Returns their new number. */
 static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                               uint32_t removed, uint32_t level, size_t n) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -4724,6 +4769,7 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
     }
     nodedb_vamana__measure_many(index, &target, s->slots, count, s->distances);
     s->computed += count;
+    if (level > 0 && count > NODEDB_VAMANA__REPLACEMENTS) count = NODEDB_VAMANA__REPLACEMENTS;
     for (i = 0; i < count; i++) {
         uint32_t at = found;
         while (at > 0 && best[at - 1].distance > s->distances[i]) at--;
@@ -5311,8 +5357,11 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
 #define NODEDB_VAMANA__DEFAULT_BATCH 128u      /* twice the default beam */
 #define NODEDB_VAMANA__MAX_BATCH 4096u
 #define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
+#define NODEDB_VAMANA__WIDE_PER_K 4u          /* where so wide a beam ends in doubt, the walk is repeated on vectors */
 #define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
-#define NODEDB_VAMANA__DOUBT 3.0              /* standard deviations of the codes' error that are allowed for */
+#define NODEDB_VAMANA__DOUBT_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
+#define NODEDB_VAMANA__DOUBT_AGAIN 1.5        /* the same at the end of a beam, for walking again on vectors */
+#define NODEDB_VAMANA__DOUBT 2.7              /* standard deviations of the codes' error that are allowed for */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
 
 /* Is `a` a worse result than `b`? Ties are settled by the id. */
@@ -5378,21 +5427,34 @@ static bool nodedb_vamana__is_filtered(const nodedb_vamana_query *query) {
 
 /* What a query has met of the difference between exact distances and those by code. */
 typedef struct nodedb_vamana__doubt {
-    double constant;     /* of the codes' target */
+    nodedb_vamana__target code;
     double sum, squares; /* of the differences */
     uint32_t n;
+    float exact, by_code; /* the last that was met */
 } nodedb_vamana__doubt;
 
 static void nodedb_vamana__meet(nodedb_vamana__doubt *d, float exact, float by_code) {
-    double difference = (double)exact - d->constant * (double)by_code;
+    double difference = (double)exact - (double)d->code.constant * (double)by_code;
+    if (d->n > 0 && exact == d->exact && by_code == d->by_code) return; /* a copy of the last teaches nothing */
+    d->exact = exact, d->by_code = by_code;
     d->sum += difference, d->squares += difference * difference, d->n++;
 }
 
-/* May a vector of this distance by code be nearer than `kth`, or any that is farther by code? */
-static bool nodedb_vamana__in_doubt(const nodedb_vamana__doubt *d, float kth, float by_code) {
-    double mean = d->sum / d->n, variance = d->squares / d->n - mean * mean;
-    double error = NODEDB_VAMANA__DOUBT * sqrt(variance > 0 ? variance : 0);
-    return d->constant * (double)by_code + mean - error <= (double)kth;
+/* May a vector of this distance by code, or any that is farther by code, be nearer than `kth`? By the errors that the
+ * query has met, so many standard deviations, or by what rounding makes of a vector at that distance: those that came
+ * first by code are those that rounding has favoured, and say too little of the others. */
+static bool nodedb_vamana__in_doubt(const nodedb_vamana *index, const nodedb_vamana__doubt *d, double deviations,
+                                    float kth, const nodedb_vamana__near *one) {
+    double by_code = (double)d->code.constant * (double)one->distance, mean, variance, length;
+    if (d->n < NODEDB_VAMANA__SLACK_LEAST) return true;
+    if (index->metric == NODEDB_VAMANA_IP) deviations *= NODEDB_VAMANA__DOUBT_IP;
+    mean = d->sum / d->n, variance = d->squares / d->n - mean * mean;
+    if (by_code + mean - deviations * sqrt(variance > 0 ? variance : 0) <= (double)kth) return true;
+    length = index->metric == NODEDB_VAMANA_IP       ? (double)d->code.arrays->norms[one->slot]
+             : index->metric == NODEDB_VAMANA_COSINE ? 2 * (double)kth
+                                                     : (double)kth;
+    length = sqrt(length > 0 ? length : 0);
+    return by_code + (double)d->code.offset - deviations * (double)d->code.spread * length <= (double)kth;
 }
 
 /* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap of
@@ -5574,21 +5636,28 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
 }
 
 /* Measures exactly the *n results by code in s->spare, the nearest first, and, if the plan wants it, more of the beam
- * while one may be nearer than the k best by what this query has met of the codes' error. *n: the k best, a heap. */
+ * while one may be nearer than the k best by what this query has met of the codes' error. *n: the k best, a heap.
+ * *doubtful: the end of a full beam is in doubt, so what has fallen out of it may be too. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
-                                           float constant, size_t *n, nodedb_error *err) {
+                                           const nodedb_vamana__target *code, size_t *n, bool *doubtful,
+                                           nodedb_error *err) {
     nodedb_vamana__doubt doubt;
     nodedb_status status = NODEDB_OK;
     size_t from = 0, heap = 0;
     memset(&doubt, 0, sizeof doubt);
-    doubt.constant = (double)constant;
+    doubt.code = *code;
     while (from < *n && status == NODEDB_OK) {
         status = nodedb_vamana__measure_results(s, exact, s->spare, plan->k, from, *n - from, &heap, &doubt, err);
         s->computed += *n - from, s->exact += *n - from, from = *n;
         if (!plan->more || heap < plan->k || doubt.n == 0) continue;
         *n = nodedb_vamana__collect_codes(s, query, from, from + 1);
-        if (from < *n && !nodedb_vamana__in_doubt(&doubt, s->spare[0].distance, s->spare[from].distance)) break;
+        if (from < *n && !nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, s->spare[0].distance,
+                                                  &s->spare[from]))
+            break;
+        *doubtful = from == *n && s->beam_count == plan->beam &&
+                    nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT_AGAIN, s->spare[0].distance,
+                                            &s->beam[s->beam_count - 1]);
         if (from < *n) *n = nodedb_vamana__collect_codes(s, query, *n, from + NODEDB_VAMANA__RERANK_MORE);
     }
     *n = heap;
@@ -5721,13 +5790,14 @@ static bool nodedb_vamana__gives_up(const nodedb_vamana_searcher *s, const noded
 }
 
 /* The walk, and from its beam at least k results that pass, in s->spare: by code in order, else a heap; or plan->scan,
- * as it has met too few. *constant: of the codes' target. Walks again with twice the beam if removed ones have taken
+ * as it has met too few. *code: the target by code. Walks again with twice the beam if removed ones have taken
  * the places of results. */
 static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
-                                                    float *constant, nodedb_error *err) {
+                                                    nodedb_vamana__target *code, nodedb_error *err) {
     for (;;) {
         nodedb_status status = NODEDB_OK;
+        uint64_t computed = s->computed;
         s->collected = 0;
         if (nodedb_vamana__is_packed(s->index)) {
             status = nodedb_vamana__walk_packed(s, query, plan, norm, found, err);
@@ -5735,8 +5805,8 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
             nodedb_vamana__target target = plan->by_code ? nodedb_vamana__code_target(s, s->query, norm)
                                                          : nodedb_vamana__query_target(s, norm);
             nodedb_vamana__walk(s, &target, plan->beam);
-            if (!plan->by_code) s->exact = s->computed;
-            *constant = target.constant;
+            if (!plan->by_code) s->exact += s->computed - computed;
+            *code = target;
             *found = plan->by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
                                    : nodedb_vamana__collect(s, query, plan->keep);
         }
@@ -5758,15 +5828,23 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     nodedb_vamana__target exact;
     nodedb_status status = NODEDB_OK;
     bool packed = nodedb_vamana__is_packed(s->index);
-    float constant = 0;
+    bool doubtful = false;
+    nodedb_vamana__target code;
     if (s->index->file != NULL && !packed && !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
         s->early = (uint32_t)nodedb_vamana__least(plan->keep, s->fetcher.batch_max);
-    if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &constant, err);
+    if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
     s->early = 0;
     exact = nodedb_vamana__query_target(s, norm);
     if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
     else if (status == NODEDB_OK && plan->by_code && !packed)
-        status = nodedb_vamana__rerank(s, query, plan, &exact, constant, found, err);
+        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &doubtful, err);
+    if (status == NODEDB_OK && doubtful && s->index->file == NULL &&
+        plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k) {
+        plan->by_code = false, plan->keep = plan->k; /* codes do not serve this query: it walks on the vectors */
+        status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
+        if (status == NODEDB_OK && plan->scan)
+            status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+    }
     if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
         if (err != NULL) *err = s->trouble.error;
         status = s->trouble.failed;
@@ -5891,8 +5969,9 @@ typedef struct nodedb_vamana__parked {
     uint8_t *query;               /* prepared: index->stride bytes */
     nodedb_vamana__near *results; /* n, with room for questions.keep */
     size_t n;
-    float norm, constant;         /* constant: of its target by code */
-    float next;                   /* doubtful: distance by code of the next, which is not read */
+    float norm;
+    nodedb_vamana__target code;
+    nodedb_vamana__near next;     /* doubtful: the next by code, which is not read */
     bool doubtful;
 } nodedb_vamana__parked;
 
@@ -5969,7 +6048,7 @@ static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint3
         size_t heap = 0;
         nodedb_status status;
         memset(&doubt, 0, sizeof doubt);
-        doubt.constant = (double)p->constant;
+        doubt.code = p->code;
         s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
         memcpy(s->query, p->query, s->index->stride);
         exact = nodedb_vamana__query_target(s, p->norm);
@@ -5978,7 +6057,8 @@ static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint3
             q->failed = p->question;
             return status;
         }
-        if (p->doubtful && heap == q->k && nodedb_vamana__in_doubt(&doubt, p->results[0].distance, p->next)) {
+        if (p->doubtful && heap == q->k &&
+            nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, p->results[0].distance, &p->next)) {
             q->found[p->question] = NODEDB_VAMANA__ASK_AGAIN;
         } else {
             nodedb_vamana__sort_heap(s->arrays->ids, p->results, heap);
@@ -6017,7 +6097,7 @@ static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint
     nodedb_status status = nodedb_vamana__begin_question(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
                                                          NODEDB_VAMANA__SEARCH, &plan, &norm, err);
     if (status == NODEDB_OK)
-        status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, &p->constant, err);
+        status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, &p->code, err);
     if (status != NODEDB_OK) {
         q->failed = i;
         return status;
@@ -6032,7 +6112,7 @@ static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint
     memcpy(p->results, s->spare, found * sizeof *p->results);
     p->question = i, p->n = found, p->norm = norm;
     p->doubtful = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
-    if (p->doubtful) p->next = s->spare[found].distance;
+    if (p->doubtful) p->next = s->spare[found];
     q->count[*walking]++;
     return NODEDB_OK;
 }

@@ -4,6 +4,7 @@
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "hard_kinds.h"
+#include "refusing_allocator.h"
 #include "test.h"
 
 /* ---- data -------------------------------------------------------------------------------------------------------- */
@@ -617,7 +618,8 @@ static void try_edge_case(edge_case *e) {
     free(e->vectors.bytes), free(e->values);
 }
 
-static edge_case edge_case_of(const char *name, uint32_t n, uint32_t dim, uint32_t degree, nodedb_vamana_metric metric) {
+static edge_case edge_case_of(const char *name, uint32_t n, uint32_t dim, uint32_t degree,
+                              nodedb_vamana_metric metric) {
     edge_case e;
     memset(&e, 0, sizeof e);
     e.name = name, e.n = n;
@@ -633,7 +635,9 @@ static const char *const data_names[DATA_COUNT] = {"random", "all equal", "all z
 static void fill_whole(edge_case *e, int data, uint64_t *random) {
     size_t i;
     for (i = 0; i < (size_t)e->n * e->config.dim; i++)
-        e->values[i] = data == DATA_ZERO ? 0 : data == DATA_EQUAL ? (float)(1 + i % e->config.dim) : (float)below(random, 100);
+        e->values[i] = data == DATA_ZERO    ? 0
+                       : data == DATA_EQUAL ? (float)(1 + i % e->config.dim)
+                                            : (float)below(random, 100);
 }
 
 /* 1, 2, 3, R and R + 1 vectors of 1, 2 and 3 dimensions. */
@@ -716,10 +720,380 @@ TEST(sizes_at_the_edges) {
         try_two_groups("two groups 1e6 apart in one component", 5e5f, false, m);
         try_two_groups("two groups 1e6 apart", 5e5f, true, m);
         e = edge_case_of("subnormal components", 50, 12, 4, m), fill_gauss(&e, 1e-41), try_edge_case(&e);
-        e = edge_case_of("components that underflow when squared", 50, 12, 4, m), fill_gauss(&e, 1e-25), try_edge_case(&e);
+        e = edge_case_of("components that underflow when squared", 50, 12, 4, m), fill_gauss(&e, 1e-25);
+        try_edge_case(&e);
         e = edge_case_of("large components", 50, 12, 4, m), fill_gauss(&e, 1e17), try_edge_case(&e);
         e = edge_case_of("many components", SLOW ? 4 : 12, wide, 4, m), fill_gauss(&e, 1), try_edge_case(&e);
     }
+}
+
+/* ---- recall ------------------------------------------------------------------------------------------------------ */
+
+/* recall@10 of all queries. */
+static double recall_of(const nodedb_vamana *index, const hard_truth *truth, uint32_t beam, bool exact_walk) {
+    const hard_set *set = truth->set;
+    nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
+    nodedb_vamana_result results[HARD_K];
+    uint64_t ids[HARD_K];
+    uint32_t i, j, found = 0, hits = 0;
+    for (i = 0; i < set->query_count; i++) {
+        nodedb_vamana_query q = query_of(set->queries + (size_t)i * set->dim, HARD_K, beam);
+        q.exact_walk = exact_walk;
+        CHECK_EQ(nodedb_vamana_search(s, &q, results, &found, NULL, NULL), NODEDB_OK);
+        CHECK_EQ(found, HARD_K);
+        for (j = 0; j < found; j++) ids[j] = results[j].id;
+        hits += hard_hits(truth, i, ids, found);
+    }
+    nodedb_vamana_searcher_destroy(s);
+    return (double)hits / ((double)set->query_count * truth->k);
+}
+
+/* What may be lost, however the vectors of a kind came into the index: with few queries more by chance. */
+#define WIDER_FINDS_LESS (SLOW ? 0.02 : 0.005)
+#define CODES_LOSE (SLOW ? 0.02 : 0.01) /* 0.005, and as much by chance */
+
+/* What a beam of 256 must find. A long vector among short ones is near to most queries, and stands far from all. */
+/* duplicates: of twenty copies of each vector, a beam of 256 holds 13 different ones. */
+static double least_recall_of(const hard_kind *kind) {
+    return strcmp(kind->name, "rare-long") == 0 ? 0.94 : strcmp(kind->name, "duplicates") == 0 ? 0.97 : 0.99;
+}
+
+/* Checks the recall of an index that holds the vectors of `truth` and no others. */
+static void check_recall(const nodedb_vamana *index, const hard_truth *truth, const char *how) {
+    static const uint32_t beams[] = {16, 64, 256};
+    double codes[3], exact[3];
+    nodedb_vamana_info info;
+    char text[300];
+    int b;
+    nodedb_vamana_inspect(index, &info);
+    for (b = 0; b < 3; b++) {
+        codes[b] = exact[b] = recall_of(index, truth, beams[b], false);
+        if (b > 0 && info.code_bits != 0) exact[b] = recall_of(index, truth, beams[b], true);
+    }
+    snprintf(text, sizeof text, "%s, %s, %u-bit codes: recall@10 at beams 16, 64, 256 is %.4f, %.4f, %.4f, "
+             "exact walk %.4f, %.4f", truth->set->kind->name, how, (unsigned)info.code_bits, codes[0], codes[1],
+             codes[2], exact[1], exact[2]);
+    for (b = 1; b < 3; b++) {
+        if (codes[b] < codes[b - 1] - WIDER_FINDS_LESS) test_fail(__FILE__, __LINE__, text);
+        if (codes[b] < exact[b] - CODES_LOSE) test_fail(__FILE__, __LINE__, text);
+    }
+    if (codes[2] < least_recall_of(truth->set->kind)) test_fail(__FILE__, __LINE__, text);
+}
+
+static nodedb_vamana *empty_index_of(const hard_set *set) {
+    nodedb_vamana_config c;
+    memset(&c, 0, sizeof c);
+    c.dim = set->dim, c.metric = (nodedb_vamana_metric)set->metric, c.seed = test_seed;
+    return nodedb_vamana_create(&c, NULL);
+}
+
+/* Row i as id first_id + i. */
+static void insert_all_of(nodedb_vamana *index, const hard_set *set, uint64_t first_id) {
+    uint32_t i;
+    for (i = 0; i < set->n; i++)
+        CHECK_EQ(nodedb_vamana_insert(index, first_id + i, set->base + (size_t)i * set->dim, NULL), NODEDB_OK);
+}
+
+/* Vectors inserted one by one or built, each then replaced by another of the kind, and then the older half removed. */
+static void try_recall(const hard_set *before, const hard_set *set, bool build) {
+    nodedb_vamana *index = empty_index_of(set);
+    hard_truth then = hard_truth_of(before, 0), all = hard_truth_of(set, 0), half = hard_truth_of(set, set->n / 2);
+    uint32_t i;
+    if (!build) insert_all_of(index, before, 0);
+    else CHECK_EQ(nodedb_vamana_build(index, NULL, before->base, before->n, 1, NULL, NULL, NULL), NODEDB_OK);
+    check_recall(index, &then, build ? "built" : "inserted");
+    insert_all_of(index, set, 0);
+    check_recall(index, &all, build ? "built, replaced" : "inserted, replaced");
+    for (i = 0; i < half.first; i++) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
+    check_recall(index, &half, build ? "built, replaced, halved" : "inserted, replaced, halved");
+    hard_truth_free(&then), hard_truth_free(&all), hard_truth_free(&half);
+    nodedb_vamana_destroy(index);
+}
+
+/* In the short form two of three kinds, of which every other is built; with the next seeds the others. */
+TEST(a_wide_walk_finds_no_less_than_a_narrow_one_and_codes_cost_nothing) {
+    uint32_t n = SLOW ? 400 : test_long ? 20000 : 5000, query_count = SLOW ? 20 : 150, i, build;
+    const char *only = getenv("KIND"); /* the name of one, to try it alone */
+    for (i = 0; i < HARD_KIND_COUNT; i++) {
+        hard_set before, set;
+        if (only != NULL && strcmp(only, hard_kinds[i].name) != 0) continue;
+        if (only == NULL && !test_long && (test_seed + i) % 3 == 0) continue;
+        before = hard_make(&hard_kinds[i], n, 32, query_count, test_seed, 1);
+        set = hard_make(&hard_kinds[i], n, 32, query_count, test_seed, 0);
+        for (build = 0; build < 2; build++)
+            if (test_long || only != NULL || (test_seed + i) % 2 == build) try_recall(&before, &set, build != 0);
+        hard_free(&before), hard_free(&set);
+    }
+}
+
+/* How many of the true ten, among all that there are, the queries of a set find with the default beam. */
+static uint32_t hits_by_scan(const nodedb_vamana *index, const hard_set *set, bool exact_walk) {
+    nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
+    nodedb_vamana_result got[HARD_K], want[HARD_K];
+    uint32_t i, j, found = 0, hits = 0;
+    for (i = 0; i < set->query_count; i++) {
+        nodedb_vamana_query q = query_of(set->queries + (size_t)i * set->dim, HARD_K, 0);
+        CHECK_EQ(nodedb_vamana_scan(s, &q, want, &found, NULL, NULL), NODEDB_OK);
+        q.exact_walk = exact_walk;
+        CHECK_EQ(nodedb_vamana_search(s, &q, got, &found, NULL, NULL), NODEDB_OK);
+        for (j = 0; j < found; j++) hits += got[j].distance <= want[HARD_K - 1].distance;
+    }
+    nodedb_vamana_searcher_destroy(s);
+    return hits;
+}
+
+/* Codes made for what spreads widely blur all of what comes later, and is near together. */
+TEST(codes_follow_what_the_vectors_become) {
+    uint32_t n = SLOW ? 400 : 5000, by_code, exact, all;
+    hard_set wide = hard_make(hard_kind_named("line"), n, 32, 1, test_seed, 0);
+    hard_set tight = hard_make(hard_kind_named("many-tight"), 2 * n, 32, SLOW ? 20 : 200, test_seed, 0);
+    nodedb_vamana *index = empty_index_of(&wide);
+    nodedb_vamana_info then, now;
+    char text[200];
+    insert_all_of(index, &wide, 0);
+    nodedb_vamana_inspect(index, &then);
+    CHECK(SLOW || then.code_bits != 0); /* so few have none: the histories above have them */
+    insert_all_of(index, &tight, n);
+    nodedb_vamana_inspect(index, &now);
+    by_code = hits_by_scan(index, &tight, false), exact = hits_by_scan(index, &tight, true);
+    all = tight.query_count * HARD_K;
+    snprintf(text, sizeof text, "%u-bit codes at first, %u-bit ones now: %u of %u found, %u by exact walk",
+             (unsigned)then.code_bits, (unsigned)now.code_bits, (unsigned)by_code, (unsigned)all, (unsigned)exact);
+    if (by_code < exact - CODES_LOSE * all || exact < 0.98 * all) test_fail(__FILE__, __LINE__, text);
+    nodedb_vamana_destroy(index);
+    hard_free(&wide), hard_free(&tight);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
+
+/* An index is made, gets one vector, is searched and destroyed. Returns the bytes that it and its searcher say they
+ * have; 0: something failed. They are those that the allocator has given. */
+static uint64_t bytes_of_a_small_index(uint64_t *random) {
+    nodedb_vamana_config c;
+    nodedb_vamana_query q;
+    nodedb_vamana_result result = {0, 0};
+    nodedb_vamana *index;
+    nodedb_vamana_searcher *s;
+    refusing held;
+    float vector[16];
+    uint64_t bytes, id = test_random(random);
+    uint32_t found = 0, i;
+    bool right;
+    memset(&c, 0, sizeof c);
+    c.dim = 16, c.seed = test_seed, c.allocator = refusing_allocator(&held, -1);
+    for (i = 0; i < c.dim; i++) vector[i] = (float)below(random, 1000) / 500 - 1;
+    index = nodedb_vamana_create(&c, NULL);
+    right = nodedb_vamana_insert(index, id, vector, NULL) == NODEDB_OK;
+    s = nodedb_vamana_searcher_create(index, NULL, NULL);
+    q = query_of(vector, 1, 0);
+    right = right && nodedb_vamana_search(s, &q, &result, &found, NULL, NULL) == NODEDB_OK && found == 1 &&
+            result.id == id && result.distance <= 0;
+    bytes = nodedb_vamana_memory_bytes(index) + nodedb_vamana_searcher_memory_bytes(s);
+    right = right && bytes == (uint64_t)held.live;
+    nodedb_vamana_searcher_destroy(s);
+    nodedb_vamana_destroy(index);
+    return right && held.live == 0 ? bytes : 0;
+}
+
+TEST(an_index_of_one_vector_is_small) {
+    uint64_t random = test_seed, most = 0;
+    uint32_t i, failed = 0, times = SLOW ? 100 : 10000;
+    for (i = 0; i < times; i++) {
+        uint64_t bytes = bytes_of_a_small_index(&random);
+        failed += bytes == 0;
+        if (bytes > most) most = bytes;
+    }
+    CHECK_EQ(failed, 0);
+    if (most >= 8192) CHECK_EQ(most, 8191);
+}
+
+/* ---- filters ----------------------------------------------------------------------------------------------------- */
+
+enum { FILTER_DEFAULT_BEAM = 64, FILTER_SAMPLE = 256 }; /* of the index, as its manual and its comments say */
+
+/* An index, questions to it, and a filter. Vector i has id 3 i + 1. */
+typedef struct filter_case {
+    const char *name;
+    nodedb_vamana_config config;
+    rows base, queries;
+    uint32_t n, query_count;
+    nodedb_vamana *index;
+    nodedb_vamana_searcher *searcher;
+    uint32_t *order; /* query_count rows of n vectors, the nearest to the query first */
+    bool *passes;    /* n: the filter, as it is for the callback ... */
+    uint8_t *bitmap; /* ... and for the index */
+    uint32_t pass;   /* how many do */
+    uint32_t walks;  /* searches so far that did not look at all vectors */
+} filter_case;
+
+static uint64_t filter_id_of(uint32_t i) { return 3 * (uint64_t)i + 1; }
+
+static bool filter_callback(void *ctx, uint64_t id) { return ((const filter_case *)ctx)->passes[(id - 1) / 3]; }
+
+/* Which vectors pass, seen from the query. */
+typedef enum filter_relation { FILTER_ANY, FILTER_NEAREST, FILTER_FARTHEST, FILTER_RELATIONS } filter_relation;
+static const char *const relation_names[FILTER_RELATIONS] = {"any", "the nearest", "the farthest"};
+
+static void choose_filter(filter_case *f, filter_relation relation, uint32_t query, uint32_t per_mille) {
+    const uint32_t *order = f->order + (size_t)query * f->n;
+    uint32_t i, share = (uint32_t)((uint64_t)f->n * per_mille / 1000);
+    memset(f->passes, 0, f->n), memset(f->bitmap, 0, 3 * (size_t)f->n / 8 + 1);
+    for (i = 0; i < f->n; i++) {
+        uint64_t hash = filter_id_of(i) + test_seed;
+        if (relation == FILTER_ANY) f->passes[i] = test_random(&hash) % 1000 < per_mille;
+        else if (relation == FILTER_NEAREST) f->passes[order[i]] = i < share;
+        else f->passes[order[i]] = i >= f->n - share;
+    }
+    for (i = 0, f->pass = 0; i < f->n; i++) {
+        uint64_t id = filter_id_of(i);
+        if (f->passes[i]) f->bitmap[id / 8] |= (uint8_t)(1u << id % 8), f->pass++;
+    }
+}
+
+/* What a walk may cost behind this filter; 0: there must not be one. Beside it a search may look at all that pass.
+ *
+ * A filter is asked about a sample of 256. If a share s of them passes, a walk needs a beam of 64 / s, and it is only
+ * taken where that, at half a row of edges for an entry, is estimated not to cost more than looking at all that pass
+ * and asking the filter: s n + n / 4. So the lowest share at which there may be one gives the widest beam. What a walk
+ * really takes is at most a whole row for each entry, a fourth more for nodes that fell out of the beam, and 64 places
+ * to begin at; and hardly any vector twice. The share of a sample is off by no more than five of its deviations. */
+static double walk_at_most(const filter_case *f) {
+    double n = f->n, degree = f->config.degree == 0 ? 64 : f->config.degree, share = f->pass / n;
+    double off = 5 * sqrt(share * (1 - share) / FILTER_SAMPLE) + 1.0 / FILTER_SAMPLE, rows_cost, all_cost = 1.1 * n;
+    uint32_t i;
+    for (i = 1; i <= FILTER_SAMPLE; i++) {
+        double s = (double)i / FILTER_SAMPLE, beam = FILTER_DEFAULT_BEAM / s;
+        if (s < share - off || s > share + off || floor(beam) * degree / 2 > n * s + n / 4) continue;
+        rows_cost = 1.25 * (beam + 1) * degree;
+        return (rows_cost < all_cost ? rows_cost : all_cost) + 64;
+    }
+    return 0;
+}
+
+/* How many of the true `want_n` a search finds by callback or bitmap, at no more than it may cost. */
+static uint32_t filtered_hits(filter_case *f, nodedb_vamana_query q, bool by_bitmap, const nodedb_vamana_result *want,
+                              uint32_t want_n, double *over) {
+    nodedb_vamana_result got[HARD_K];
+    nodedb_vamana_stats stats;
+    uint32_t found = 0, i, j, hits = 0;
+    if (by_bitmap) q.bitmap = f->bitmap, q.bitmap_bits = 3 * (uint64_t)f->n;
+    else q.filter = filter_callback, q.filter_ctx = f;
+    CHECK_EQ(nodedb_vamana_search(f->searcher, &q, got, &found, &stats, NULL), NODEDB_OK);
+    CHECK_EQ(found, want_n);
+    for (i = 0; i < found; i++) {
+        for (j = 0; j < i && got[j].id != got[i].id; j++) {}
+        CHECK(j == i && got[i].id % 3 == 1 && f->passes[(got[i].id - 1) / 3]);
+        hits += i < want_n && got[i].distance <= want[want_n - 1].distance;
+    }
+    f->walks += !stats.scanned;
+    if ((double)stats.distances > *over + 1.2 * f->pass + walk_at_most(f))
+        *over = (double)stats.distances - 1.2 * f->pass - walk_at_most(f);
+    return hits;
+}
+
+static void try_filter(filter_case *f, filter_relation relation, uint32_t per_mille) {
+    uint32_t query, hits[2] = {0, 0}, all = 0, want_n = 0, by_bitmap;
+    nodedb_vamana_result want[HARD_K];
+    double over = 0;
+    char text[300];
+    for (query = 0; query < f->query_count; query++) {
+        nodedb_vamana_query q = query_of(row_at(&f->queries, query), HARD_K, 0), truth = q;
+        choose_filter(f, relation, query, per_mille);
+        truth.filter = filter_callback, truth.filter_ctx = f;
+        CHECK_EQ(nodedb_vamana_scan(f->searcher, &truth, want, &want_n, NULL, NULL), NODEDB_OK);
+        CHECK_EQ(want_n, f->pass < HARD_K ? f->pass : HARD_K);
+        all += want_n;
+        for (by_bitmap = 0; by_bitmap < 2; by_bitmap++)
+            hits[by_bitmap] += filtered_hits(f, q, by_bitmap != 0, want, want_n, &over);
+    }
+    snprintf(text, sizeof text, "%s, degree %u, %u of 1000 pass, %s: by callback %u of %u found, by bitmap %u, and at "
+             "most %.0f distances more than allowed", f->name, (unsigned)f->config.degree, (unsigned)per_mille,
+             relation_names[relation], (unsigned)hits[0], (unsigned)all, (unsigned)hits[1], over);
+    if (hits[0] < 0.95 * all || hits[1] < 0.95 * all || over > 0) test_fail(__FILE__, __LINE__, text);
+}
+
+/* All vectors in the order of their distances to each query. */
+static void sort_by_distance(filter_case *f) {
+    nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(f->index, NULL, NULL);
+    nodedb_vamana_result *results = (nodedb_vamana_result *)malloc(f->n * sizeof *results);
+    uint32_t query, found = 0, i;
+    for (query = 0; query < f->query_count; query++) {
+        nodedb_vamana_query q = query_of(row_at(&f->queries, query), f->n, 0);
+        CHECK_EQ(nodedb_vamana_scan(s, &q, results, &found, NULL, NULL), NODEDB_OK);
+        CHECK_EQ(found, f->n);
+        for (i = 0; i < found; i++) f->order[(size_t)query * f->n + i] = (uint32_t)((results[i].id - 1) / 3);
+    }
+    free(results);
+    nodedb_vamana_searcher_destroy(s);
+}
+
+static void try_filters(filter_case *f, uint32_t degree) {
+    static const uint32_t per_mille[] = {900, 500, 100, 10, 1};
+    uint64_t *ids = (uint64_t *)malloc(f->n * sizeof *ids);
+    uint32_t i, relation;
+    f->config.degree = degree, f->config.seed = test_seed, f->walks = 0;
+    f->index = nodedb_vamana_create(&f->config, NULL);
+    for (i = 0; i < f->n; i++) ids[i] = filter_id_of(i);
+    CHECK_EQ(nodedb_vamana_build(f->index, ids, f->base.bytes, f->n, 1, NULL, NULL, NULL), NODEDB_OK);
+    f->searcher = nodedb_vamana_searcher_create(f->index, NULL, NULL);
+    f->order = (uint32_t *)calloc((size_t)f->query_count * f->n, sizeof *f->order);
+    f->passes = (bool *)calloc(f->n, sizeof *f->passes), f->bitmap = (uint8_t *)calloc(3 * (size_t)f->n / 8 + 1, 1);
+    sort_by_distance(f);
+    for (relation = 0; relation < FILTER_RELATIONS; relation++)
+        for (i = 0; i < sizeof per_mille / sizeof per_mille[0]; i++)
+            try_filter(f, (filter_relation)relation, per_mille[i]);
+    CHECK(SLOW || f->walks > 0); /* or there was nothing to test */
+    nodedb_vamana_searcher_destroy(f->searcher);
+    nodedb_vamana_destroy(f->index);
+    free(ids), free(f->order), free(f->passes), free(f->bitmap);
+}
+
+/* The first rows of a file of bytes: see test_vamana.c. NULL bytes: it cannot be read. */
+static rows load_bytes(const char *path, uint32_t *n, uint32_t *dim) {
+    rows r = {NULL, 0};
+    uint8_t header[8];
+    FILE *file = fopen(path, "rb");
+    if (file != NULL && fread(header, 1, 8, file) == 8) {
+        uint32_t there = nodedb__get_u32(header);
+        *dim = nodedb__get_u32(header + 4), r.row_bytes = *dim;
+        if (there < *n) *n = there;
+        r.bytes = (uint8_t *)malloc((size_t)*n * *dim + 1);
+        if (fread(r.bytes, *dim, *n, file) != *n) free(r.bytes), r.bytes = NULL;
+    }
+    if (file != NULL) fclose(file);
+    return r;
+}
+
+static void try_filters_on_sift(uint32_t n, uint32_t query_count) {
+    filter_case f;
+    memset(&f, 0, sizeof f);
+    f.name = "sift", f.n = n, f.query_count = query_count, f.config.type = NODEDB_VAMANA_U8;
+    f.base = load_bytes("tests/data/sift10k.base.u8bin", &f.n, &f.config.dim);
+    f.queries = load_bytes("tests/data/sift10k.query.u8bin", &f.query_count, &f.config.dim);
+    REQUIRE(f.base.bytes != NULL && f.queries.bytes != NULL); /* run it in the project's folder */
+    try_filters(&f, 64);
+    try_filters(&f, 24);
+    free(f.base.bytes), free(f.queries.bytes);
+}
+
+TEST(filters_fill_k_with_recall_at_any_selectivity) {
+    static const char *const kinds[] = {"many-tight", "lengths-mix", "zeros"};
+    static const byte_scale as_they_are = {0, 1};
+    uint32_t n = SLOW ? 400 : 4000, query_count = SLOW ? 5 : test_long ? 200 : 20, i;
+    for (i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        hard_set set = hard_make(hard_kind_named(kinds[i]), n, 32, query_count, test_seed, 0);
+        filter_case f;
+        memset(&f, 0, sizeof f);
+        f.name = kinds[i], f.n = n, f.query_count = query_count;
+        f.config.dim = set.dim, f.config.metric = (nodedb_vamana_metric)set.metric;
+        f.base = rows_of(set.base, n, set.dim, NODEDB_VAMANA_F32, as_they_are);
+        f.queries = rows_of(set.queries, query_count, set.dim, NODEDB_VAMANA_F32, as_they_are);
+        try_filters(&f, 64);
+        try_filters(&f, 24);
+        free(f.base.bytes), free(f.queries.bytes);
+        hard_free(&set);
+    }
+    try_filters_on_sift(n, query_count);
 }
 
 TEST_MAIN("vamana_hard")
