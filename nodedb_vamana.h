@@ -2218,6 +2218,7 @@ struct nodedb_vamana {
     uint32_t judge_at;            /* nodes by which they have been judged: see nodedb_vamana__judge */
     uint16_t displaced[NODEDB_VAMANA__SLACK_MAX + 1]; /* and by how many places the nearest were displaced: how many */
     nodedb_vamana_searcher *writer; /* the writer's own scratch memory */
+    uint64_t writer_bytes;        /* that it takes; atomic */
 
     struct nodedb_vamana__save *save; /* that is under way; NULL: none */
     nodedb_vamana__file *file;    /* on disk: what the arrays stand for is in it, read-only. NULL: all is in memory */
@@ -2759,6 +2760,7 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     uint32_t slot;
     if (capacity <= old->capacity) return NODEDB_OK;
     if (nodedb_vamana__searcher_fit(index->writer, 0, capacity, err) != NODEDB_OK) return NODEDB_ERR_NO_MEMORY;
+    nodedb__store_relaxed(&index->writer_bytes, nodedb_vamana_searcher_memory_bytes(index->writer));
     a = nodedb_vamana__take_arrays(index, capacity, old->coder, err);
     if (a == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
     nodedb_vamana__grow_recoding(index, a->capacity);
@@ -6386,9 +6388,11 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
 #define NODEDB_VAMANA__DEFAULT_PASSES 1u
 
 /* The writer's scratch memory; grow keeps it fit for the arrays. */
-static nodedb_vamana_searcher *nodedb_vamana__new_writer(const nodedb_vamana *index, nodedb_error *err) {
+static nodedb_vamana_searcher *nodedb_vamana__new_writer(nodedb_vamana *index, nodedb_error *err) {
     uint32_t beam = index->beam_build > NODEDB_VAMANA__JUDGE_BEAM ? index->beam_build : NODEDB_VAMANA__JUDGE_BEAM;
-    return nodedb_vamana__searcher_new(index, beam, index->arrays->capacity, true, err);
+    nodedb_vamana_searcher *s = nodedb_vamana__searcher_new(index, beam, index->arrays->capacity, true, err);
+    index->writer_bytes = nodedb_vamana_searcher_memory_bytes(s);
+    return s;
 }
 
 static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *save);
@@ -6596,8 +6600,7 @@ NODEDB_VAMANA_API const char *nodedb_vamana_kernel(const nodedb_vamana *index) {
     return index == NULL ? "" : index->kernels->one.name;
 }
 NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index) {
-    return index == NULL ? 0
-                         : nodedb__load_relaxed(&index->bytes) + nodedb_vamana_searcher_memory_bytes(index->writer);
+    return index == NULL ? 0 : nodedb__load_relaxed(&index->bytes) + nodedb__load_relaxed(&index->writer_bytes);
 }
 
 /* Live slots to which no edges lead from the entry, breadth first; for one who is counted in. */
