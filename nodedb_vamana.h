@@ -3536,7 +3536,7 @@ static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, 
         break;
     case NODEDB_VAMANA__IN_HEADS:
         for (i = 0; i < bytes; i += 4)
-            if (block[i + 2] > index->degree || block[i + 3] > NODEDB_VAMANA__LEVELS_MAX) return false;
+            if (block[i + 2] > index->degree / 2 || block[i + 3] > NODEDB_VAMANA__LEVELS_MAX) return false;
         break;
     case NODEDB_VAMANA__IN_ROWS:
     case NODEDB_VAMANA__IN_TABLE:
@@ -4424,7 +4424,8 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > NODEDB_VAMANA__SLACK_GOOD + 8)
         index->code_strange = UINT32_MAX / 2;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__JUDGE_MISSES && slack < NODEDB_VAMANA__SLACK_MAX)
-        nodedb__store_relaxed(stored, slack + 1 + slack / 8);
+        nodedb__store_relaxed(stored, slack + 1 + slack / 8 < NODEDB_VAMANA__SLACK_MAX ? slack + 1 + slack / 8
+                                                                                       : NODEDB_VAMANA__SLACK_MAX);
     else if (index->code_missed < index->code_asked / NODEDB_VAMANA__JUDGE_MISSES / 4 && slack > 0)
         nodedb__store_relaxed(stored, slack - 1);
     index->code_asked = index->code_missed = 0;
@@ -4780,7 +4781,7 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
         memmove(&best[at + 1], &best[at], (found - 1 - at) * sizeof best[0]);
         best[at].distance = s->distances[i], best[at].slot = s->slots[i], best[at].mark = 0;
     }
-    for (i = 0; i < found; i++) s->candidates[n++] = best[i];
+    for (i = 0; i < found && n < s->candidates_max; i++) s->candidates[n++] = best[i];
     return n;
 }
 
@@ -6142,7 +6143,11 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
         if (q->found[i] != NODEDB_VAMANA__ASK_AGAIN) continue;
         q->found[i] = 0;
         if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__ask_one(q, i, err);
-        else if (i < q->failed) (void)nodedb_vamana__ask_one(q, i, NULL);
+        else if (i < q->failed) {
+            uint64_t failed = q->failed; /* the message is about that one */
+            (void)nodedb_vamana__ask_one(q, i, NULL);
+            q->failed = failed;
+        }
     }
     nodedb_vamana__reads_so_far(q->s, &reads_now, &retries_now);
     q->sum.reads = reads_now - reads, q->sum.retries = retries_now - retries;
@@ -6355,7 +6360,7 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
                            index == NULL ? "index is NULL" : "beam_max is over 1048576");
         return NULL;
     }
-    if (config == NULL || config->beam_max == 0) { /* as large as the index is; it grows with it */
+    if (index->file == NULL && (config == NULL || config->beam_max == 0)) { /* as large as the index; grows with it */
         slots = nodedb_vamana__enter(index, 0, &parity)->capacity;
         nodedb_vamana__leave(index, 0, parity);
     }
@@ -7181,7 +7186,7 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
                                                 uint64_t file_size, nodedb_vamana__counts *n, nodedb_vamana__layout *l,
                                                 nodedb_error *err) {
     uint32_t resident = nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
-             kind = nodedb__get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i,
+             kind = nodedb__get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i, j,
              free_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE),
              colour = nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR),
              sweep = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP),
@@ -7213,6 +7218,8 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
         uint32_t start = nodedb__get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
         good = start == NODEDB_VAMANA__NONE || (start < n->slots && n->live > 0);
+        for (j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
+            good = start != nodedb__get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* no list has room for it twice */
     }
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_SLOTS, "the counts do not fit each other");
@@ -7379,34 +7386,47 @@ static bool nodedb_vamana__is_chain(const nodedb_vamana *index, const uint32_t *
 }
 
 /* What a check of the tree needs: parents as they are in the file, and bits by slot. */
+typedef struct nodedb_vamana__tree_node {
+    uint32_t parent;
+    uint32_t last;        /* the last slot whose row was seen to hold this one */
+} nodedb_vamana__tree_node;
+
 typedef struct nodedb_vamana__tree_check {
-    uint32_t *parents;
+    nodedb_vamana__tree_node *nodes;
     uint8_t *held, *good; /* its parent's row holds it; it is known to lead up to the entry */
     size_t bytes;         /* of all three, one block of memory */
+    uint32_t twice;       /* a slot whose row holds another one twice, or NONE */
 } nodedb_vamana__tree_check;
 
 static bool nodedb_vamana__tree_check_begin(const nodedb_vamana *index, nodedb_vamana__tree_check *t) {
     size_t slots = index->arrays->slots, bits = slots / 8 + 1;
-    t->bytes = (slots + 1) * sizeof *t->parents + 2 * bits;
-    t->parents = (uint32_t *)nodedb__alloc_zero(&index->allocator, t->bytes, sizeof(void *));
-    if (t->parents == NULL) return false;
-    t->held = (uint8_t *)(t->parents + slots + 1), t->good = t->held + bits;
+    size_t slot;
+    t->bytes = (slots + 1) * sizeof *t->nodes + 2 * bits, t->twice = NODEDB_VAMANA__NONE;
+    t->nodes = (nodedb_vamana__tree_node *)nodedb__alloc_zero(&index->allocator, t->bytes, sizeof(void *));
+    if (t->nodes == NULL) return false;
+    t->held = (uint8_t *)(t->nodes + slots + 1), t->good = t->held + bits;
+    for (slot = 0; slot < slots; slot++) t->nodes[slot].last = NODEDB_VAMANA__NONE;
     return true;
 }
 
 static void nodedb_vamana__tree_check_row(const nodedb_vamana *index, nodedb_vamana__tree_check *t, uint32_t slot,
                                           const uint32_t *row) {
     uint32_t i;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
-        if (row[i] < index->arrays->slots && t->parents[row[i]] == slot) nodedb_vamana__set_bit(t->held, row[i]);
+    for (i = 0; i < index->degree && row[i] < index->arrays->slots; i++) {
+        if (t->nodes[row[i]].parent == slot) nodedb_vamana__set_bit(t->held, row[i]);
+        if (t->nodes[row[i]].last == slot) t->twice = slot;
+        t->nodes[row[i]].last = slot;
+    }
 }
 
 /* All rows have been looked at: is it one tree of all live slots under the entry? Names a slot that is not in it. */
 static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tree_check *t, uint32_t *bad) {
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot, at, steps;
+    *bad = t->twice;
+    if (t->twice != NODEDB_VAMANA__NONE) return false;
     for (slot = 0; slot < a->slots; slot++) {
-        uint32_t parent = t->parents[slot];
+        uint32_t parent = t->nodes[slot].parent;
         bool child = a->states[slot] == NODEDB_VAMANA__LIVE && slot != a->entry;
         *bad = slot;
         if ((parent != NODEDB_VAMANA__NONE) != child) return false;
@@ -7416,9 +7436,9 @@ static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tr
     for (slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
         *bad = slot;
-        for (at = slot, steps = 0; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->parents[at])
+        for (at = slot, steps = 0; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->nodes[at].parent)
             if (++steps > index->live) return false; /* a ring */
-        for (at = slot; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->parents[at])
+        for (at = slot; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->nodes[at].parent)
             nodedb_vamana__set_bit(t->good, at);
     }
     return true;
@@ -7530,14 +7550,26 @@ static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, noded
     bool whole;
     if (!nodedb_vamana__tree_check_begin(index, &tree))
         return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to check %s", nodedb__path_end(index->file->path));
-    memcpy(tree.parents, a->parents, a->slots * sizeof *a->parents);
+    for (slot = 0; slot < a->slots; slot++) tree.nodes[slot].parent = a->parents[slot];
     for (slot = 0; slot < a->slots; slot++)
-        if (a->states[slot] == NODEDB_VAMANA__LIVE)
+        if (a->states[slot] != NODEDB_VAMANA__FREE)
             nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
     whole = nodedb_vamana__is_tree(index, &tree, &slot);
-    nodedb__release(&index->allocator, tree.parents, tree.bytes);
+    nodedb__release(&index->allocator, tree.nodes, tree.bytes);
     return whole ? NODEDB_OK
-                 : nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot, "a vector cannot be reached", err);
+                 : nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot,
+                                           "a vector cannot be reached, or a row names one twice", err);
+}
+
+/* What a pruning may rely on, whatever the file says: the level is that of the id, and at most half of a row is far. */
+static void nodedb_vamana__check_head(const nodedb_vamana *index, uint32_t slot, uint32_t count) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    nodedb_vamana__head *head = &a->heads[slot];
+    head->level = a->states[slot] == NODEDB_VAMANA__FREE ? 0 : nodedb_vamana__level_of(index, a->ids[slot]);
+    if ((uint32_t)head->far + head->pruned <= count && head->strict <= head->pruned &&
+        head->far <= (head->level > 0 ? index->degree / 2 : 0))
+        return;
+    head->far = head->strict = head->pruned = 0;
 }
 
 /* Reads everything behind the header into arrays of the index, checks it, and makes the index fit to change. */
@@ -7566,9 +7598,7 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
         uint32_t count = nodedb_vamana__row_count(index, nodedb_vamana__row(index, a, slot));
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot))
             status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
-        if (a->heads[slot].pruned > count || a->heads[slot].strict > a->heads[slot].pruned ||
-            a->heads[slot].far > count || a->heads[slot].level > NODEDB_VAMANA__LEVELS_MAX)
-            memset(&a->heads[slot], 0, sizeof a->heads[slot]);
+        nodedb_vamana__check_head(index, slot, count);
     }
     return status;
 }
@@ -8076,8 +8106,10 @@ static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t
     if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
         status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
     nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
-    if (status == NODEDB_OK) status = nodedb_vamana__read(&r, tree.parents, a->slots * sizeof *tree.parents);
-    if (status == NODEDB_OK) nodedb_vamana__swap_words(tree.parents, a->slots * sizeof *tree.parents, 4);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
+        status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
+        nodedb_vamana__swap_words(&tree.nodes[slot].parent, sizeof tree.nodes[slot].parent, 4);
+    }
     for (slot = 0; slot < a->slots && status == NODEDB_OK && a->rows != NULL; slot++)
         nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
     if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, &tree, false);
@@ -8085,8 +8117,9 @@ static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t
         status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
                                            f->path, "the free slots are not one chain");
     if (status == NODEDB_OK && !nodedb_vamana__is_tree(index, &tree, &slot))
-        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot, "a vector cannot be reached", err);
-    nodedb__release(&index->allocator, tree.parents, tree.bytes);
+        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot,
+                                           "a vector cannot be reached, or a row names one twice", err);
+    nodedb__release(&index->allocator, tree.nodes, tree.bytes);
     nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
     nodedb__release(&index->allocator, next, next_bytes);
     return status;

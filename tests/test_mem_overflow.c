@@ -919,14 +919,17 @@ static void work_until_killed(killed *k, uint64_t random, uint64_t id) {
     for (;;) {
         uint64_t r = nodedb__mix64(random++);
         size_t i = (size_t)(r >> 8) % KEPT_OBJECTS;
-        kept_object o = k->objects[i];
+        kept_object o = k->objects[i], written;
         if (k->state[i] == 1) {
             nodedb__store_release(&k->state[i], 2u);
             if (nodedb_mem_overflow_free(region, o.handle, NULL) != NODEDB_OK) _exit(2);
         } else {
             nodedb__store_release(&k->state[i], 2u);
             if (!write_kept(region, &o, id++ << 32, r % (r % 5 == 0 ? 30000 : 500))) _exit(3);
-            k->objects[i] = o;
+            nodedb__store_release(&k->objects[i].handle.bits, 0u); /* a kill may come in the middle of the copy */
+            written = o, written.handle.bits = 0;
+            k->objects[i] = written;
+            nodedb__store_release(&k->objects[i].handle.bits, o.handle.bits);
             nodedb__store_release(&k->state[i], 1u);
         }
     }
