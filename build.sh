@@ -195,7 +195,7 @@ run_lane() { for name in $lane_names; do if mkdir "$OUT/lanes/$name" 2>/dev/null
 run_tests() {
     test_arguments="" lane_names="" alone=""
     while [ $# -gt 0 ]; do case $1 in --seed) test_arguments="$test_arguments $1 $2"; shift 2 ;; --*) test_arguments="$test_arguments $1"; shift ;; *) break ;; esac; done
-    for name in vamana_codes vamana_threads nodedb wal vamana "$@"; do
+    for name in vamana_hard vamana_codes vamana_threads nodedb wal vamana "$@"; do
         case " $* " in *" $name "*) ;; *) continue ;; esac
         case "$name: $lane_names $alone " in tpc:*) alone=tpc ;; *" $name "*) ;; *) lane_names="$lane_names $name" ;; esac
     done
