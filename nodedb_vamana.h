@@ -64,6 +64,8 @@
  *              insert, when there are 8 times as many vectors, when all have been replaced, when 1/16 of all have come
  *              that do not fit them, or when they displace 1/25 of the neighbours of what comes by more than the slack.
  *              config.code, query.rerank and query.exact_walk overrule; results are exact distances either way.
+ *              Where even the end of a beam of 4 k and more is in doubt, the walk is repeated on the vectors (in memory).
+ *              IP allows for nearly five standard deviations, as its queries may be of another kind than the vectors.
  *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
  *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
  *              rerank past the page cache, in one batch and, where the query is in doubt, a few more. In the PACKED
@@ -3928,7 +3930,7 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
     }
 }
 
-/* Puts the entry into the beam, and the nearest of the starts: one of some scattered nodes is nearer than the entry,
+/* Puts the entry into the beam, and the nearest of the starts: one of these is mostly nearer than the entry,
  * and measuring them all costs less than the hops that it saves. */
 static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
     const nodedb_vamana__arrays *a = target->arrays;
