@@ -64,7 +64,7 @@
  *              insert, when there are 8 times as many vectors, when all have been replaced, when 1/16 of all have come
  *              that do not fit them, or when they displace 1/25 of the neighbours of what comes by more than the slack.
  *              config.code, query.rerank and query.exact_walk overrule; results are exact distances either way.
- *              Where even the end of a beam of 4 k and more is in doubt, the walk is repeated on the vectors (in memory).
+ *              Where even the end of a beam of 4 k or more is in doubt, the walk is repeated on vectors (in memory).
  *              IP allows for nearly five standard deviations, as its queries may be of another kind than the vectors.
  *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
  *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
