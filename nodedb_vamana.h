@@ -1091,9 +1091,11 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
 /* The same in slices, by the writer, in either layout: begin, then step until *more is false or it fails. The index may
  * change between the steps (not by build or compact: NODEDB_ERR_STATE), and the file will hold it as it was at the
  * beginning: so a log of the changes since then, applied to the file once opened, gives the same index; to the bit, if
- * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors; each costs its
- * bytes, and after every 4 MiB a sync. What changes before it is written is copied, which takes memory; where there is
- * none the save fails, not the change. Errors as in save; a step that fails ends the save. */
+ * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors. A step ends early
+ * when it has waited for the disk: for a sync of 1 MiB, or for the file system to take back 4 MiB of a file that was
+ * replaced (one that somebody else has open is left to him). What changes before it is written is copied, which takes
+ * memory; where there is none the save fails, not the change. Errors as in save; a step that fails ends the save.
+ * `cancel` removes what was written, at once; once the file has its name, it stays. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
                                                          nodedb_vamana_layout layout, nodedb_error *err);
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, uint64_t budget, bool *more,
@@ -2392,7 +2394,9 @@ typedef struct nodedb_vamana__save {
     char *path, *temporary;
     size_t path_bytes;
     int fd, error;               /* error: -errno of the first failure, which sticks */
+    int old_fd;                  /* of the file that was replaced, if nobody else has it; below 0: none */
     uint64_t written;            /* since the last sync */
+    uint64_t stale;              /* bytes of the temporary file or of the old one that are still to be given back */
 } nodedb_vamana__save;
 
 static uint32_t nodedb_vamana__kept_place(const nodedb_vamana__kept *k, uint32_t slot) {
@@ -6736,15 +6740,20 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
 #define NODEDB_VAMANA__STREAM_BYTES (16 * NODEDB_VAMANA__BLOCK)
 #define NODEDB_VAMANA__CACHE_SHARE 32u   /* of the records, that the cache has by default */
 #define NODEDB_VAMANA__CACHE_MIN 256u    /* and at least so many nodes */
-#define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)4 << 20) /* written between two syncs: so the last one is short too */
+#define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)1 << 20) /* written between two syncs: a sync of more takes too long */
+#define NODEDB_VAMANA__CUT_BYTES ((uint64_t)4 << 20)  /* of a file, given back to the file system at a time */
 #define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for one slot's budget */
 
 enum { /* phases of a save */
-    NODEDB_VAMANA__SAVE_CLEARS = 0, /* the table of ids */
+    NODEDB_VAMANA__SAVE_EMPTIES = 0, /* the temporary file, if an earlier save has left one */
+    NODEDB_VAMANA__SAVE_CLEARS,      /* the table of ids */
     NODEDB_VAMANA__SAVE_SLOTS,
     NODEDB_VAMANA__SAVE_TABLE,
     NODEDB_VAMANA__SAVE_SUMS,
-    NODEDB_VAMANA__SAVE_ENDS,
+    NODEDB_VAMANA__SAVE_HEADERS,
+    NODEDB_VAMANA__SAVE_RENAMES,
+    NODEDB_VAMANA__SAVE_SYNCS_NAME,
+    NODEDB_VAMANA__SAVE_CUTS, /* the file that was replaced */
     NODEDB_VAMANA__SAVE_IS_DONE
 };
 
@@ -6757,8 +6766,6 @@ static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vaman
             nodedb__crc32c(0, s->buffer + at, NODEDB_VAMANA__BLOCK);
     if (save->error == 0) save->error = nodedb__write_all(&index->io, save->fd, s->buffer, bytes, s->offset);
     s->offset += bytes, s->used = 0, save->written += bytes;
-    if (save->written < NODEDB_VAMANA__SYNC_BYTES || save->error != 0) return;
-    save->error = index->io.sync(index->io.ctx, save->fd), save->written = 0;
 }
 
 static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
@@ -6946,6 +6953,7 @@ static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *
         (void)index->io.close(index->io.ctx, save->fd);
         (void)index->io.unlink(index->io.ctx, save->temporary);
     }
+    if (save->old_fd >= 0) (void)index->io.close(index->io.ctx, save->old_fd);
     if (save->frozen != NULL) nodedb_vamana__give(index, save->frozen, save->frozen_count, save->frozen_stride);
     nodedb_vamana__kept_free(index, &save->kept);
     nodedb_vamana__free_coder(index, save->coder);
@@ -6974,7 +6982,7 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     const nodedb_allocator *m = &index->allocator;
     const nodedb_vamana__arrays *a = index->arrays;
     int i;
-    save->fd = -1, save->slots = a->slots, save->make_codes = a->codes == NULL && index->live > 0;
+    save->fd = save->old_fd = -1, save->slots = a->slots, save->make_codes = a->codes == NULL && index->live > 0;
     if (save->make_codes) save->coder = nodedb_vamana__train(index, 8);
     if (save->make_codes && save->coder != NULL) save->coder->slack = NODEDB_VAMANA__SLACK_OF_FILE;
     else if (index->live > 0) save->coder = nodedb_vamana__copy_coder(index, a->coder);
@@ -7016,6 +7024,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, c
                                                          nodedb_vamana_layout layout, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
     nodedb_vamana__save *save;
+    int64_t size;
     if (status != NODEDB_OK) return status;
     if (path == NULL || path[0] == 0 || (layout != NODEDB_VAMANA_RESIDENT && layout != NODEDB_VAMANA_PACKED))
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or the layout is unknown");
@@ -7026,54 +7035,114 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, c
         nodedb_vamana__save_free(index, save);
         return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
     }
-    save->fd = index->io.open(index->io.ctx, save->temporary, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    if (save->fd < 0) {
-        int error = -save->fd;
-        status = nodedb_vamana__file_error(err, nodedb__io_status(error), error, 0, save->temporary, "cannot be made");
+    save->fd = index->io.open(index->io.ctx, save->temporary, O_WRONLY | O_CREAT, 0644);
+    size = save->fd < 0 ? save->fd : index->io.size(index->io.ctx, save->fd);
+    if (size < 0) {
+        status = nodedb_vamana__file_error(err, nodedb__io_status((int)-size), (int)-size, 0, save->temporary,
+                                           "cannot be made");
         nodedb_vamana__save_free(index, save);
         return status;
     }
+    save->stale = (uint64_t)size;
     index->save = save;
     return NODEDB_OK;
 }
 
-/* One step of one slot's worth. */
-static void nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save *save) {
+/* Takes up to CUT_BYTES off the end of a file; -errno. */
+static int nodedb_vamana__cut(const nodedb_io *io, int fd, uint64_t *bytes) {
+    *bytes -= *bytes < NODEDB_VAMANA__CUT_BYTES ? *bytes : NODEDB_VAMANA__CUT_BYTES;
+    return io->truncate(io->ctx, fd, *bytes);
+}
+
+/* Is this file without a name, and nobody else has it open or mapped? Only the system's own file system tells: a write
+ * lease (fcntl(2), F_SETLEASE) is granted only then. */
+static bool nodedb_vamana__is_abandoned(const nodedb_io *io, int fd) {
+    struct stat st;
+    if (io->open != nodedb__posix_open || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 0) return false;
+    if (fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return false;
+    return fcntl(fd, F_SETLEASE, F_UNLCK) == 0;
+}
+
+/* Gives the file its name. Freeing the one that had it takes a file system 200 ms for 500 MB, in the rename or in the
+ * close that lets it go; so it is held open here, and cut afterwards, a piece at a time. */
+static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana__save *save) {
+    const nodedb_io *io = &index->io;
+    int error = io->close(io->ctx, save->fd);
+    save->fd = -1;
+    if (io->open == nodedb__posix_open) save->old_fd = io->open(io->ctx, save->path, O_RDWR | O_NONBLOCK, 0);
+    if (error == 0) error = io->rename(io->ctx, save->temporary, save->path);
+    if (error != 0) (void)io->unlink(io->ctx, save->temporary);
+    return error;
+}
+
+/* The old file, as far as it is ours alone. The new one is durable by now. */
+static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vamana__save *save) {
+    const nodedb_io *io = &index->io;
+    if (save->old_fd >= 0 && save->stale == 0 && nodedb_vamana__is_abandoned(io, save->old_fd)) {
+        int64_t size = io->size(io->ctx, save->old_fd);
+        save->stale = size > 0 ? (uint64_t)size : 0;
+    }
+    if (save->stale > 0 && nodedb_vamana__cut(io, save->old_fd, &save->stale) != 0) save->stale = 0;
+    if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_IS_DONE;
+}
+
+/* One step of one slot's worth. True: it has waited for the disk. */
+static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save *save) {
     const nodedb_vamana__layout *l = &save->layout;
+    const nodedb_io *io = &index->io;
     uint64_t some = l->places - save->at;
     int copy;
+    if (save->written >= NODEDB_VAMANA__SYNC_BYTES) {
+        save->error = io->sync(io->ctx, save->fd), save->written = 0;
+        return true;
+    }
     if (some > NODEDB_VAMANA__WORDS_PER_STEP) some = NODEDB_VAMANA__WORDS_PER_STEP;
     switch (save->phase) {
+    case NODEDB_VAMANA__SAVE_EMPTIES:
+        if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_CLEARS;
+        else save->error = nodedb_vamana__cut(io, save->fd, &save->stale);
+        return save->phase == NODEDB_VAMANA__SAVE_EMPTIES;
     case NODEDB_VAMANA__SAVE_CLEARS:
         memset(save->table + save->at, 0xFF, (size_t)some * sizeof *save->table); /* NONE */
         save->at += some;
         if (save->at == l->places) save->phase = NODEDB_VAMANA__SAVE_SLOTS, save->at = 0;
-        break;
+        return false;
     case NODEDB_VAMANA__SAVE_SLOTS:
         if (save->next < save->slots) nodedb_vamana__save_slot(index, save, save->next);
-        if (save->next < save->slots) break;
+        if (save->next < save->slots) return false;
         nodedb_vamana__save_tails(index, save);
         save->phase = NODEDB_VAMANA__SAVE_TABLE;
-        break;
+        return false;
     case NODEDB_VAMANA__SAVE_TABLE:
         nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_TABLE, save->table + save->at, (size_t)some);
         save->at += some;
-        if (save->at < l->places) break;
+        if (save->at < l->places) return false;
         if (save->streams[NODEDB_VAMANA__IN_TABLE].used > 0)
             nodedb_vamana__stream_flush(index, save, NODEDB_VAMANA__IN_TABLE);
         save->phase = NODEDB_VAMANA__SAVE_SUMS, save->at = 0;
-        break;
+        return false;
     case NODEDB_VAMANA__SAVE_SUMS:
         nodedb_vamana__save_group(index, save, save->at++);
-        if (save->at * NODEDB_VAMANA__SUMS_PER_BLOCK >= l->blocks) save->phase = NODEDB_VAMANA__SAVE_ENDS;
-        break;
-    default:
+        if (save->at * NODEDB_VAMANA__SUMS_PER_BLOCK >= l->blocks) save->phase = NODEDB_VAMANA__SAVE_HEADERS;
+        return false;
+    case NODEDB_VAMANA__SAVE_HEADERS:
         for (copy = 0; copy < 2 && save->error == 0; copy++)
-            save->error = nodedb__write_all(&index->io, save->fd, save->header, NODEDB_VAMANA__BLOCK,
+            save->error = nodedb__write_all(io, save->fd, save->header, NODEDB_VAMANA__BLOCK,
                                             copy == 0 ? l->at[NODEDB_VAMANA__IN_HEADER_AGAIN] : 0);
-        if (save->error == 0) save->error = index->io.sync(index->io.ctx, save->fd);
-        save->phase = NODEDB_VAMANA__SAVE_IS_DONE;
-        break;
+        if (save->error == 0) save->error = io->sync(io->ctx, save->fd);
+        save->phase = NODEDB_VAMANA__SAVE_RENAMES, save->written = 0;
+        return true;
+    case NODEDB_VAMANA__SAVE_RENAMES:
+        save->error = nodedb_vamana__save_rename(index, save);
+        save->phase = NODEDB_VAMANA__SAVE_SYNCS_NAME;
+        return true;
+    case NODEDB_VAMANA__SAVE_SYNCS_NAME:
+        save->error = nodedb_vamana__sync_directory(io, save->path, save->temporary);
+        save->phase = NODEDB_VAMANA__SAVE_CUTS;
+        return true;
+    default:
+        nodedb_vamana__save_cut_old(index, save);
+        return true;
     }
 }
 
@@ -7081,34 +7150,27 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, ui
                                                         nodedb_error *err) {
     nodedb_vamana__save *save = index == NULL ? NULL : index->save;
     nodedb_status status = NODEDB_OK;
-    int error, closed;
+    int error;
     if (more != NULL) *more = false;
     if (index == NULL || more == NULL || budget == 0)
         return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
     if (save == NULL) return nodedb__fail(err, NODEDB_ERR_STATE, 0, "no save is under way");
     while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE && save->error == 0)
-        nodedb_vamana__save_some(index, save);
+        if (nodedb_vamana__save_some(index, save)) break;
     error = save->error;
     if (error == 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE) {
         *more = true;
         return NODEDB_OK;
     }
-    if (error == 0) {
-        closed = index->io.close(index->io.ctx, save->fd), save->fd = -1;
-        error = closed < 0 ? closed : index->io.rename(index->io.ctx, save->temporary, save->path);
-        if (error < 0) (void)index->io.unlink(index->io.ctx, save->temporary);
-    }
-    if (error < 0) {
-        status = error == -ENOMEM ? nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
-                                                 nodedb__path_end(save->path))
-                                  : nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0,
-                                                              save->temporary, "cannot be written, synced or renamed");
-    } else {
-        error = nodedb_vamana__sync_directory(&index->io, save->path, save->temporary);
-        if (error < 0)
-            status = nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0, save->path,
-                                               "its directory cannot be synced");
-    }
+    if (error == -ENOMEM)
+        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
+                              nodedb__path_end(save->path));
+    else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_CUTS)
+        status = nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0, save->path,
+                                           "its directory cannot be synced");
+    else if (error < 0)
+        status = nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0, save->temporary,
+                                           "cannot be written, synced or renamed");
     nodedb_vamana__save_free(index, save);
     return status;
 }

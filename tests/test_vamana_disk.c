@@ -6,6 +6,7 @@
 #include "test.h"
 #include "vamana_file.h"
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 enum { DIM = 24, K = 5 };
@@ -922,6 +923,122 @@ TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
         CHECK(s.bytes == 0 && access(temporary, F_OK) != 0);
     }
     CHECK(good && at > 12);
+}
+
+/* ---- slices of a save -------------------------------------------------------------------------------------------- */
+
+/* What one step of a save asked of the disk. */
+typedef struct slice_io {
+    nodedb_io real;
+    uint64_t syncs, cuts, cut_bytes, size, unsynced;
+} slice_io;
+static int64_t slice_pwrite(void *ctx, int fd, const void *buffer, size_t bytes, uint64_t offset) {
+    slice_io *s = (slice_io *)ctx;
+    s->unsynced += bytes;
+    return s->real.pwrite(s->real.ctx, fd, buffer, bytes, offset);
+}
+static int slice_sync(void *ctx, int fd) {
+    slice_io *s = (slice_io *)ctx;
+    s->syncs++, s->unsynced = 0;
+    return s->real.sync(s->real.ctx, fd);
+}
+static int slice_truncate(void *ctx, int fd, uint64_t bytes) {
+    slice_io *s = (slice_io *)ctx;
+    int64_t size = s->real.size(s->real.ctx, fd);
+    s->cuts++, s->cut_bytes += (uint64_t)size - bytes;
+    return s->real.truncate(s->real.ctx, fd, bytes);
+}
+
+/* A step waits for the disk once: for a sync of little more than a MiB, or for 4 MiB of a file to be freed. */
+TEST(a_step_of_a_save_waits_for_the_disk_once) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_F32, NODEDB_VAMANA_L2);
+    nodedb_vamana *index;
+    slice_io s;
+    char path[700], temporary[720];
+    int layout;
+    snprintf(path, sizeof path, "%s", path_of("slices")), snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    memset(&s, 0, sizeof s);
+    s.real = nodedb__io_or_posix(NULL);
+    c.io.pwrite = slice_pwrite, c.io.sync = slice_sync, c.io.truncate = slice_truncate, c.io.ctx = &s;
+    c.degree = c.beam_build = 64; /* for rows that are more than a MiB */
+    index = filled(&c, 5000, 0);
+    for (layout = 0; layout < 2; layout++) {
+        uint64_t syncs = 0, cut = 0, most = 0;
+        uint32_t steps = 0;
+        bool more = true;
+        FILE *stale = fopen(temporary, "wb");
+        CHECK(stale != NULL && ftruncate(fileno(stale), 21 << 20) == 0 && fclose(stale) == 0);
+        if (layout > 0) CHECK(truncate(path, 13 << 20) == 0); /* the file that will be replaced */
+        CHECK_EQ(nodedb_vamana_save_begin(index, path, (nodedb_vamana_layout)layout, NULL), NODEDB_OK);
+        for (; more; steps++) {
+            s.syncs = s.cuts = s.cut_bytes = 0;
+            CHECK_EQ(nodedb_vamana_save_step(index, UINT64_MAX, &more, NULL), NODEDB_OK);
+            CHECK(s.syncs + s.cuts <= 1 && s.cut_bytes <= 4 << 20);
+            if (s.unsynced > most) most = s.unsynced;
+            syncs += s.syncs, cut += s.cut_bytes;
+        }
+        CHECK(steps > 8 && syncs >= 3 && cut >= 21 << 20 && most < 3 << 20);
+        CHECK_EQ(nodedb_vamana_verify(path, NULL, NULL, NULL, NULL), NODEDB_OK);
+    }
+    nodedb_vamana_destroy(index);
+}
+
+/* Does this file system tell whether a file without a name is open elsewhere? */
+static bool tells_who_has_it(const char *path) {
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    bool tells = fd >= 0 && unlink(path) == 0 && fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
+    (void)close(fd);
+    return tells;
+}
+
+/* The file that a save replaces is cut a piece at a time, but only if nobody else has it: open, mapped, or by another
+ * name. */
+TEST(a_file_that_is_replaced_stays_whole_for_those_who_have_it) {
+    enum { NOBODY, OPEN, MAPPED, LINKED, WAYS };
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index = filled(&c, 300, 0);
+    char path[700], other[700];
+    bool tells;
+    int way;
+    snprintf(path, sizeof path, "%s", path_of("file")), snprintf(other, sizeof other, "%s", path_of("other"));
+    tells = tells_who_has_it(other);
+    for (way = NOBODY; way < WAYS; way++) {
+        uint8_t *before, *map = NULL, *after;
+        size_t bytes;
+        int watch, fd = -1;
+        struct stat st;
+        bool more = true;
+        off_t was;
+        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        CHECK(truncate(path, 14 << 20) == 0);
+        before = read_whole(path, &bytes);
+        watch = open(path, O_PATH | O_CLOEXEC); /* sees the file, and does not count as having it open */
+        if (way == OPEN || way == MAPPED) fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (way == MAPPED) map = (uint8_t *)mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0), close(fd);
+        if (way == LINKED) CHECK(link(path, other) == 0);
+        CHECK_EQ(nodedb_vamana_save_begin(index, path, NODEDB_VAMANA_PACKED, NULL), NODEDB_OK);
+        for (was = 14 << 20; more; was = st.st_size) {
+            CHECK_EQ(nodedb_vamana_save_step(index, 100, &more, NULL), NODEDB_OK);
+            REQUIRE(fstat(watch, &st) == 0);
+            CHECK(st.st_size <= was && st.st_size >= was - (4 << 20));
+        }
+        if (way == NOBODY) CHECK_EQ(st.st_size, tells ? 0 : 14 << 20);
+        else CHECK_EQ(st.st_size, 14 << 20);
+        if (way == MAPPED) CHECK(memcmp(map, before, bytes) == 0 && munmap(map, bytes) == 0);
+        if (way == OPEN) {
+            after = (uint8_t *)malloc(bytes);
+            CHECK(pread(fd, after, bytes, 0) == (ssize_t)bytes && memcmp(after, before, bytes) == 0);
+            free(after), close(fd);
+        }
+        if (way == LINKED) {
+            after = read_whole(other, &bytes);
+            CHECK(after != NULL && bytes == 14 << 20 && memcmp(after, before, bytes) == 0);
+            free(after), CHECK(unlink(other) == 0);
+        }
+        CHECK_EQ(nodedb_vamana_verify(path, NULL, NULL, NULL, NULL), NODEDB_OK);
+        free(before), close(watch);
+    }
+    nodedb_vamana_destroy(index);
 }
 
 /* ---- power cuts and kills ---------------------------------------------------------------------------------------- */
