@@ -69,8 +69,8 @@
  *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
  *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
  *              rerank past the page cache, in one batch and, where the query is in doubt, a few more. In the PACKED
- *              layout the graph stays on disk too, each row with its vector in one block, and a walk reads four nodes
- *              at a time; nodes near the places where walks begin are kept in memory. (An index without codes is saved
+ *              layout the graph stays on disk too, each row with its vector in one block, and a walk has four to
+ *              eight reads under way; nodes near the places where walks begin are kept in memory. (An index without codes is saved
  *              with 8-bit ones for this; where even those blur it, the file is searched right and slowly, by more
  *              reads.) Each block is checked when it comes in; what is damaged is passed over, counted and logged.
  *    SNAPSHOT  `save_begin` and `save_step` write a file in slices while the index changes. The file holds the index as
@@ -1091,7 +1091,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
 /* The same in slices, by the writer, in either layout: begin, then step until *more is false or it fails. The index may
  * change between the steps (not by build or compact: NODEDB_ERR_STATE), and the file will hold it as it was at the
  * beginning: so a log of the changes since then, applied to the file once opened, gives the same index; to the bit, if
- * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors. A step ends early
+ * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors. A step also ends
  * when it has waited for the disk: for a sync of 1 MiB, or for the file system to take back 4 MiB of a file that was
  * replaced (one that somebody else has open is left to him). What changes before it is written is copied, which takes
  * memory; where there is none the save fails, not the change. Errors as in save; a step that fails ends the save.
@@ -5385,6 +5385,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
 #define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
 #define NODEDB_VAMANA__WIDE_PER_K 4u          /* where so wide a beam ends in doubt, the walk is repeated on vectors */
 #define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
+#define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk they are measured so many at a time */
 #define NODEDB_VAMANA__DOUBT_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
 #define NODEDB_VAMANA__DOUBT_AGAIN 1.5        /* the same at the end of a beam, for walking again on vectors */
 #define NODEDB_VAMANA__DOUBT 2.7              /* standard deviations of the codes' error that are allowed for */
@@ -5661,30 +5662,51 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
     return n;
 }
 
+/* The same of s->spare[*from ..], a few at a time, for an index on disk. All up to `n` are announced first, as many as
+ * the fetcher keeps, so that the device has something to do meanwhile. `told`: how far they are announced. */
+static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                size_t most, size_t from, size_t n, size_t *told, size_t *few,
+                                                size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
+    size_t batch = 0, i;
+    while (*told + batch < n && *told + batch - from < nodedb_vamana__least(s->fetcher.batch_max, s->candidates_max))
+        batch++;
+    for (i = 0; i < batch; i++) s->slots[i] = s->spare[*told + i].slot;
+    if (batch > 0) {
+        nodedb_status status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
+        if (status != NODEDB_OK) return status;
+    }
+    *told += batch, *few = nodedb_vamana__least(*told - from, NODEDB_VAMANA__RERANK_FEW);
+    return nodedb_vamana__take_fetched(s, exact, s->spare, most, from, *few, heap, doubt, err);
+}
+
 /* Measures exactly the *n results by code in s->spare, the nearest first, and, if the plan wants it, more of the beam
- * while one may be nearer than the k best by what this query has met of the codes' error. *n: the k best, a heap.
- * *doubtful: the end of a full beam is in doubt, so what has fallen out of it may be too. */
+ * while one may be nearer than the k best by what this query has met of the codes' error; on disk it decides so while
+ * the last reads are under way. *n: the k best, a heap. *doubtful: the end of a full beam is in doubt, so what has
+ * fallen out of it may be too. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
                                            const nodedb_vamana__target *code, size_t *n, bool *doubtful,
                                            nodedb_error *err) {
+    bool on_disk = s->index->file != NULL;
     nodedb_vamana__doubt doubt;
     nodedb_status status = NODEDB_OK;
-    size_t from = 0, heap = 0;
+    size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results that are there, one more than *n to look at */
     memset(&doubt, 0, sizeof doubt);
     doubt.code = *code;
     while (from < *n && status == NODEDB_OK) {
-        status = nodedb_vamana__measure_results(s, exact, s->spare, plan->k, from, *n - from, &heap, &doubt, err);
-        s->computed += *n - from, s->exact += *n - from, from = *n;
-        if (!plan->more || heap < plan->k || doubt.n == 0) continue;
-        *n = nodedb_vamana__collect_codes(s, query, from, from + 1);
-        if (from < *n && !nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, s->spare[0].distance,
-                                                  &s->spare[from]))
-            break;
-        *doubtful = from == *n && s->beam_count == plan->beam &&
-                    nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT_AGAIN, s->spare[0].distance,
-                                            &s->beam[s->beam_count - 1]);
-        if (from < *n) *n = nodedb_vamana__collect_codes(s, query, *n, from + NODEDB_VAMANA__RERANK_MORE);
+        few = *n - from;
+        if (on_disk)
+            status = nodedb_vamana__measure_few(s, exact, plan->k, from, *n, &told, &few, &heap, &doubt, err);
+        else status = nodedb_vamana__measure_results(s, exact, s->spare, plan->k, from, few, &heap, &doubt, err);
+        s->computed += few, s->exact += few, from += few;
+        if (!plan->more || heap < plan->k || doubt.n == 0 || *n - from > NODEDB_VAMANA__RERANK_MORE) continue;
+        if (next == *n) next = nodedb_vamana__collect_codes(s, query, next, next + 1);
+        if (next == *n)
+            *doubtful = s->beam_count == plan->beam &&
+                        nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT_AGAIN, s->spare[0].distance,
+                                                &s->beam[s->beam_count - 1]);
+        else if (nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, s->spare[0].distance, &s->spare[*n]))
+            *n = next = nodedb_vamana__collect_codes(s, query, next, *n + NODEDB_VAMANA__RERANK_MORE);
     }
     *n = heap;
     return status;
@@ -5693,7 +5715,8 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
 /* ---- the packed layout -------------------------------------------------------------------------------------------
  * A walk by codes, as always; but the rows are on the disk, each with its vector, so it reads a few nodes together, the
  * nearest that it has not looked at, and gets their exact distances on the way (DiskANN section 3.2). */
-#define NODEDB_VAMANA__WAVE 4u /* nodes of one question that are read together */
+#define NODEDB_VAMANA__WAVE 4u   /* nodes of one question that are announced and looked at together */
+#define NODEDB_VAMANA__WINDOW 8u /* reads of one question under way: a wave is read while another is looked at */
 
 typedef struct nodedb_vamana__lane { /* a question that walks so */
     nodedb_vamana_searcher *s;       /* its lists; the results so far are a heap in `spare` */
@@ -5701,7 +5724,7 @@ typedef struct nodedb_vamana__lane { /* a question that walks so */
     nodedb_vamana__target code, exact;
     float norm;
     uint32_t next;                   /* first place of the beam that may not have been expanded */
-    uint32_t count, wave[NODEDB_VAMANA__WAVE];
+    uint32_t count, wave[NODEDB_VAMANA__WINDOW]; /* announced, the oldest first */
     size_t found;
     uint64_t question;               /* of search_many */
     bool busy;
@@ -5713,26 +5736,6 @@ static void nodedb_vamana__lane_begin(nodedb_vamana__lane *lane) {
     lane->exact = nodedb_vamana__query_target(s, lane->norm);
     lane->next = 0, lane->count = 0, lane->found = 0;
     nodedb_vamana__begin_walk(s, &lane->code, lane->plan.beam);
-}
-
-/* Chooses the next nodes to look at, and announces those that must be read. lane->count 0: the walk is at its end. */
-static nodedb_status nodedb_vamana__lane_choose(nodedb_vamana__lane *lane, nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    uint32_t i, reads = 0, slots[NODEDB_VAMANA__WAVE];
-    lane->count = 0;
-    for (i = lane->next; i < s->beam_count && lane->count < NODEDB_VAMANA__WAVE; i++) {
-        uint32_t slot = s->beam[i].slot;
-        if (s->beam[i].mark) continue;
-        s->beam[i].mark = 1;
-        lane->wave[lane->count++] = slot;
-        if (nodedb_vamana__cached(s->index, slot) == NULL) slots[reads++] = slot;
-        else if (reads == 0) { /* no need to wait for it, and it may lead past the others */
-            i++;
-            break;
-        }
-    }
-    lane->next = i;
-    return reads == 0 ? NODEDB_OK : s->fetcher.prefetch_batch(s->fetcher.ctx, slots, reads, err);
 }
 
 /* Looks at a node: its exact distance, and the distances of its neighbours by code. */
@@ -5761,17 +5764,34 @@ static void nodedb_vamana__lane_expand(nodedb_vamana__lane *lane, const nodedb_v
     }
 }
 
-/* Looks at the nodes that were chosen, waiting for those that are read. */
+/* Looks at the next nodes if they are in memory, and announces those that must be read, until the window is full.
+ * lane->count 0: the walk is at its end. */
+static nodedb_status nodedb_vamana__lane_choose(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
+                                                nodedb_error *err) {
+    nodedb_vamana_searcher *s = lane->s;
+    uint32_t had = lane->count;
+    while (lane->next < s->beam_count && lane->count < NODEDB_VAMANA__WINDOW) {
+        nodedb_vamana__near *near = &s->beam[lane->next++];
+        const uint8_t *record;
+        if (near->mark) continue;
+        near->mark = 1;
+        record = nodedb_vamana__cached(s->index, near->slot);
+        if (record == NULL) lane->wave[lane->count++] = near->slot;
+        else nodedb_vamana__lane_expand(lane, query, near->slot, record);
+    }
+    if (lane->count == had) return NODEDB_OK;
+    return s->fetcher.prefetch_batch(s->fetcher.ctx, &lane->wave[had], lane->count - had, err);
+}
+
+/* Looks at the oldest of the nodes that were announced, a wave of them. */
 static nodedb_status nodedb_vamana__lane_take(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
                                               nodedb_error *err) {
     nodedb_vamana_searcher *s = lane->s;
-    uint32_t i;
-    for (i = 0; i < lane->count; i++) {
+    uint32_t n = lane->count < NODEDB_VAMANA__WAVE ? lane->count : NODEDB_VAMANA__WAVE, i;
+    for (i = 0; i < n && s->trouble.failed == NODEDB_OK; i++) {
         uint32_t slot = lane->wave[i];
-        const uint8_t *record = nodedb_vamana__cached(s->index, slot);
         nodedb_error reason;
-        memset(&reason, 0, sizeof reason);
-        if (record == NULL) record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
+        const uint8_t *record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         if (record == NULL && reason.status == NODEDB_ERR_STATE) { /* others have announced so much since */
             reason.status = s->fetcher.prefetch_batch(s->fetcher.ctx, &slot, 1, &reason);
             if (reason.status == NODEDB_OK)
@@ -5780,11 +5800,11 @@ static nodedb_status nodedb_vamana__lane_take(nodedb_vamana__lane *lane, const n
         if (record != NULL) nodedb_vamana__lane_expand(lane, query, slot, record);
         else if (reason.status == NODEDB_ERR_CORRUPT) s->trouble.damaged++;
         else s->trouble.failed = reason.status, s->trouble.error = reason;
-        if (s->trouble.failed == NODEDB_OK) continue;
-        if (err != NULL) *err = s->trouble.error;
-        return s->trouble.failed;
     }
-    return NODEDB_OK;
+    lane->count -= n;
+    memmove(lane->wave, lane->wave + n, lane->count * sizeof *lane->wave);
+    if (s->trouble.failed != NODEDB_OK && err != NULL) *err = s->trouble.error;
+    return s->trouble.failed;
 }
 
 /* A whole walk over the packed layout; results by exact distance, a heap in s->spare. */
@@ -5796,10 +5816,11 @@ static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const
     memset(&lane, 0, sizeof lane);
     lane.s = s, lane.plan = *plan, lane.norm = norm;
     nodedb_vamana__lane_begin(&lane);
-    do {
-        status = nodedb_vamana__lane_choose(&lane, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__lane_take(&lane, query, err);
-    } while (status == NODEDB_OK && lane.count > 0);
+    status = nodedb_vamana__lane_choose(&lane, query, err);
+    while (status == NODEDB_OK && lane.count > 0) {
+        status = nodedb_vamana__lane_take(&lane, query, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(&lane, query, err);
+    }
     *found = lane.found;
     return status;
 }
@@ -6179,7 +6200,7 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
 
 /* ---- many questions to the packed layout --------------------------------------------------------------------------
  * They walk side by side, each in a lane: while the reads of one are under way, the others look at theirs. */
-#define NODEDB_VAMANA__LANES 32u
+#define NODEDB_VAMANA__LANES 16u
 
 static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s) {
     uint32_t i;
@@ -6200,7 +6221,7 @@ static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s) {
 static bool nodedb_vamana__make_lanes(nodedb_vamana__questions *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
     uint32_t i;
-    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__LANES * NODEDB_VAMANA__WAVE) return false;
+    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__LANES * NODEDB_VAMANA__WINDOW) return false;
     if (s->lanes == NULL)
         s->lanes = (nodedb_vamana__lane *)nodedb__alloc_zero(&s->allocator, NODEDB_VAMANA__LANES * sizeof *s->lanes,
                                                              NODEDB_CACHE_LINE_BYTES);
@@ -6241,7 +6262,7 @@ static nodedb_status nodedb_vamana__lane_turn(nodedb_vamana__questions *q, noded
     nodedb_status status = NODEDB_OK;
     if (lane->busy) {
         status = nodedb_vamana__lane_take(lane, q->common, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(lane, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(lane, q->common, err);
         if (status != NODEDB_OK || lane->count > 0) return status;
         status = nodedb_vamana__lane_end(q, lane, err);
     }
@@ -6254,7 +6275,7 @@ static nodedb_status nodedb_vamana__lane_turn(nodedb_vamana__questions *q, noded
         lane->busy = true;
         if (!lane->plan.scan) {
             nodedb_vamana__lane_begin(lane);
-            status = nodedb_vamana__lane_choose(lane, err);
+            status = nodedb_vamana__lane_choose(lane, q->common, err);
             if (status != NODEDB_OK || lane->count > 0) break;
         }
         status = nodedb_vamana__lane_end(q, lane, err);

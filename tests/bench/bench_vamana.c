@@ -36,7 +36,8 @@
  *                                  it, one round)
  *   disk/layout=L/fetch=uring/beam=N/many=16, /many   the same but for recall, 16 queries to a call, or all
  *   limit/random-read              reads_per_s of a bare io_uring: random blocks of the same file, 64 always in flight;
- *                                  limit/random-read/packed: of that file
+ *                                  limit/random-read/packed: of that file; limit/random-read/batch=24: 24 at a time,
+ *                                  all waited for before the next, which no question that reads one batch can pass
  *
  * --only: cases that begin so, and nothing built that they do not need. --save-index and --load-index keep ours (with
  * both types F.u8 and F.f32), --hnsw-index loads hnswlib's or, where the file is missing, builds and saves it; what was
@@ -48,7 +49,7 @@
  * inserted, and then each id again with another vector of the kind; halved, inserted, and then the older half removed.
  * A returned vector counts as found if it is as near as the tenth, as many are equally far.
  *
- *   hard/KIND/how=HOW                     seconds of the last step, code_bits, and unreachable: vectors that no walk meets
+ *   hard/KIND/how=HOW                     seconds of the last step, code_bits, unreachable: vectors that no walk meets
  *   hard/KIND/how=HOW/beam=N              recall_at_10, distances_per_query, qps (one thread)
  *   hard/KIND/how=HOW/exact-walk/beam=N   recall_at_10, distances_per_query
  *   hnswlib/hard/KIND/how=insert          seconds; hnswlib/hard/KIND/how=insert/ef=N as ours
@@ -658,10 +659,12 @@ static void memory_rows(void) {
 
 /* ---- disk mode --------------------------------------------------------------------------------------------------- */
 
-/* What the device gives: random blocks of the file, O_DIRECT, 64 always in flight, by nothing but io_uring. */
-static double random_read_row(const char *path, const char *name) {
+/* What the device gives: random blocks of the file, O_DIRECT, by nothing but io_uring: 64 always in flight, or 24 at a
+ * time. */
+static double random_read_row(const char *path, const char *name, bool in_batches) {
 #if defined(NODEDB_VAMANA__URING)
-    enum { DEPTH = 64 };
+    enum { DEPTH = 64, BATCH = 24 };
+    const uint32_t depth = in_batches ? BATCH : DEPTH;
     double rates[ROUNDS_MAX];
     uint32_t round, reads = quick ? 4096 : 65536, done, begun;
     uint64_t state = 7, blocks;
@@ -680,7 +683,7 @@ static double random_read_row(const char *path, const char *name) {
     for (round = 0; round < rounds; round++) {
         uint64_t begin = bench_now_ns();
         for (begun = 0, done = 0; done < reads;) {
-            while (begun < reads && begun - done < DEPTH) {
+            while (begun < reads && begun - done < depth) {
                 struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
                 if (sqe == NULL) break;
                 /* nobody looks at what comes, so two reads may share a buffer */
@@ -688,7 +691,8 @@ static double random_read_row(const char *path, const char *name) {
                                    nodedb__mix64(state++) % blocks * 4096);
                 begun++;
             }
-            if (io_uring_submit_and_wait(&ring, 1) < 0) die("limit/random-read:", "the ring is broken");
+            if (io_uring_submit_and_wait(&ring, in_batches ? begun - done : 1) < 0)
+                die("limit/random-read:", "the ring is broken");
             while (io_uring_peek_cqe(&ring, &cqe) == 0 && cqe != NULL) {
                 if (cqe->res != 4096) die("limit/random-read: cannot read", path);
                 io_uring_cqe_seen(&ring, cqe);
@@ -823,7 +827,8 @@ static void disk_rows(nodedb_vamana *index, const data_set *d, nodedb_vamana_typ
     (void)snprintf(path, sizeof path, "%s/bench_vamana.index", dir);
     for (layout = 0; layout < 2; layout++) {
         save_for_disk(index, path, (nodedb_vamana_layout)layout, names[layout]);
-        limit = random_read_row(path, layout == 0 ? "limit/random-read" : "limit/random-read/packed");
+        limit = random_read_row(path, layout == 0 ? "limit/random-read" : "limit/random-read/packed", false);
+        if (layout == 0) (void)random_read_row(path, "limit/random-read/batch=24", true);
         for (fetch = 0; fetch < 3; fetch++)
             fetch_rows(path, d, type, (nodedb_vamana_fetch)fetch, names[layout], limit);
     }
