@@ -69,10 +69,10 @@
  *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
  *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
  *              rerank past the page cache, in one batch and, where the query is in doubt, a few more. In the PACKED
- *              layout the graph stays on disk too, each row with its vector in one block, and a walk has four to
- *              eight reads under way; nodes near the places where walks begin are kept in memory. (An index without codes is saved
- *              with 8-bit ones for this; where even those blur it, the file is searched right and slowly, by more
- *              reads.) Each block is checked when it comes in; what is damaged is passed over, counted and logged.
+ *              layout the graph stays on disk too, each row with its vector in one block, and a walk has four to eight
+ *              reads under way; nodes near the places where walks begin are kept in memory. (An index without codes is
+ *              saved with 8-bit ones for this; where even those blur it, the file is searched right and slowly, by
+ *              more reads.) Each block is checked when it comes in; what is damaged is passed over, counted and logged.
  *    SNAPSHOT  `save_begin` and `save_step` write a file in slices while the index changes. The file holds the index as
  *              it was at the beginning, with all that decides what comes next (free slots and their order, the sweep,
  *              codes that are being made): a log of the changes since, applied to the opened file, gives the same
@@ -1091,8 +1091,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
 /* The same in slices, by the writer, in either layout: begin, then step until *more is false or it fails. The index may
  * change between the steps (not by build or compact: NODEDB_ERR_STATE), and the file will hold it as it was at the
  * beginning: so a log of the changes since then, applied to the file once opened, gives the same index; to the bit, if
- * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors. A step also ends
- * when it has waited for the disk: for a sync of 1 MiB, or for the file system to take back 4 MiB of a file that was
+ * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors. A step also
+ * ends when it has waited for the disk: for a sync of 1 MiB, or for the file system to take back 4 MiB of a file that was
  * replaced (one that somebody else has open is left to him). What changes before it is written is copied, which takes
  * memory; where there is none the save fails, not the change. Errors as in save; a step that fails ends the save.
  * `cancel` removes what was written, at once; once the file has its name, it stays. */
