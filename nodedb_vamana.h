@@ -1092,9 +1092,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
  * change between the steps (not by build or compact: NODEDB_ERR_STATE), and the file will hold it as it was at the
  * beginning: so a log of the changes since then, applied to the file once opened, gives the same index; to the bit, if
  * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors. A step also
- * ends when it has waited for the disk: for a sync of 1 MiB, or for the file system to take back 4 MiB of a file that was
- * replaced (one that somebody else has open is left to him). What changes before it is written is copied, which takes
- * memory; where there is none the save fails, not the change. Errors as in save; a step that fails ends the save.
+ * ends when it has waited for the disk: for a sync of 1 MiB, or for the file system to take back 4 MiB of a file that
+ * was replaced (one that somebody else has open is left to him). What changes before it is written is copied, which
+ * takes memory; where there is none the save fails, not the change. Errors as in save; a step that fails ends the save.
  * `cancel` removes what was written, at once; once the file has its name, it stays. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
                                                          nodedb_vamana_layout layout, nodedb_error *err);
@@ -5387,6 +5387,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
 #define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
 #define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk they are measured so many at a time */
 #define NODEDB_VAMANA__DOUBT_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
+#define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: for each of the slack, a beam on codes is wider by one of so many */
 #define NODEDB_VAMANA__DOUBT_AGAIN 1.5        /* the same at the end of a beam, for walking again on vectors */
 #define NODEDB_VAMANA__DOUBT 2.7              /* standard deviations of the codes' error that are allowed for */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
@@ -5627,6 +5628,10 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
         uint64_t keep = plan->k + (slack > NODEDB_VAMANA__SLACK_LEAST ? slack : NODEDB_VAMANA__SLACK_LEAST);
         uint64_t least = plan->k + slack < NODEDB_VAMANA_MAX_BEAM ? plan->k + slack : NODEDB_VAMANA_MAX_BEAM;
         if (plan->beam < least) plan->beam = (uint32_t)least; /* or codes would push the nearest out of it */
+        if (index->metric == NODEDB_VAMANA_IP) {
+            uint64_t wide = plan->beam + plan->beam * slack / tens / NODEDB_VAMANA__WIDEN_IP;
+            plan->beam = wide < NODEDB_VAMANA_MAX_BEAM ? (uint32_t)wide : NODEDB_VAMANA_MAX_BEAM;
+        }
         plan->more = query->rerank == 0;
         if (query->rerank != 0) keep = query->rerank < plan->k ? plan->k : query->rerank;
         plan->keep = keep < plan->beam ? (uint32_t)keep : plan->beam;
