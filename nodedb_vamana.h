@@ -35,6 +35,9 @@
  *    Graph     Every vector is a node with at most R (`degree`) edges to others: near ones, and, because an edge is
  *              dropped only if a detour over another is shorter (by the factor alpha, where there is room), some far
  *              ones. Every live node can be reached from the entry, always: each has a parent whose row keeps it.
+ *              A new node's neighbours are chosen among the `beam_build` nearest that a walk to it meets. One insert in
+ *              64 looks whether twice as wide a beam would have met nearer ones; where it would, as among many vectors
+ *              of hundreds of independent components, the beam becomes wider: unless config.beam_build says how wide.
  *    Levels    One node in 16 is of level 1, one of 16 of these of level 2, and so on. It reserves half of its row for
  *              edges to others of its levels. They lead from cluster to cluster, however large the clusters are.
  *    Beam      A search begins at the entry and at the nearest of up to 64 starts, goes along edges of the levels while
@@ -187,7 +190,10 @@
  *           516      4  ... and those that codes displaced by more
  *           520      4  nodes by which codes that are being made have been judged, at most 64 ...
  *           524    256  ... and of their nearest, u16 each, how many were displaced by 0, 1, ... 127 or more places
- *           780   3312  zeros
+ *           780      4  entries of the beam that finds neighbours, if it follows the vectors: L .. 4 L; 0: it is L
+ *           784      4  nearest neighbours that a beam of twice as many has found ...
+ *           788      4  ... and those that the narrower one has not
+ *           792   3300  zeros
  *          4092      4  CRC-32C of the 4092 bytes before
  *    Then, each starting at a block and in this order, so that the offsets follow from the counts:
  *        states     u8 per slot: 0 free, 1 live, 2 and 3 removed but not yet mended (in two colours, see offset 224)
@@ -231,8 +237,10 @@
  *    b. Prune candidates are the final beam, not all nodes that were expanded on the way, which DiskANN keeps for their
  *       long edges. Those come from the levels here (as in HNSW, Malkov and Yashunin, 2016, but in one graph and one
  *       row): among 20 clusters of 1,000 vectors that come one after the other, a walk with beam 64 finds 0.50 by the
- *       final beam alone, and all but one in a thousand with levels. DiskANN's two tiers of pruning (its code, not its
- *       paper: alpha 1 first) are kept too.
+ *       final beam alone, and all but one in a thousand with levels. How well a level is searched for a new node's
+ *       neighbours there decides whether clusters are found: 200,000 vectors of 768 floats in 1,000 clusters, beam 64,
+ *       0.970 with 48 entries for a level and 1.000 with 128. DiskANN's two tiers of pruning (its code, not its paper:
+ *       alpha 1 first) are kept too.
  *    c. The beam is a sorted array with binary search and memmove, not a heap: at these widths the move is one cache
  *       line or two, and the next node to expand is found by counting on.
  *    d. The visited set is a small table that forgets (as ParlayANN); see the comment at nodedb_vamana__walk. 128
@@ -852,7 +860,8 @@ typedef struct nodedb_vamana_config {
     nodedb_vamana_type type;      /* 0: NODEDB_VAMANA_F32 */
     nodedb_vamana_metric metric;  /* 0: NODEDB_VAMANA_L2 */
     uint32_t degree;              /* R, most neighbours of a node. 0: 64 */
-    uint32_t beam_build;          /* L, entries of the beam that finds a new node's neighbours. 0: 128 */
+    uint32_t beam_build;          /* L, entries of the beam that finds a new node's neighbours. 0: 128, and up to 512
+                                     while twice as wide a beam finds nearer ones */
     float alpha;                  /* how much longer a detour may be before an edge is kept, 1 .. 2. 0: 1.2 */
     uint32_t passes;              /* of a batch build over its vectors, 1 or 2. 0: 1 */
     nodedb_vamana_code code;      /* 0: NODEDB_VAMANA_CODE_AUTO */
@@ -937,6 +946,7 @@ typedef struct nodedb_vamana_info {
     uint64_t live, removed, free, capacity;
     uint32_t code_bits;    /* of the codes that searches walk on, for each component; 0: none */
     uint64_t code_bytes;   /* that one code takes */
+    uint32_t beam_build;   /* entries of the beam that finds a new node's neighbours now */
     double mean_degree; /* neighbours per live node; costs a look at every node. 0 if they are packed on disk */
     uint64_t entry_id;  /* id of the node where every search starts; 0 if there is none */
     uint64_t damaged_blocks; /* on disk: blocks of the file that have been found damaged so far */
@@ -2204,6 +2214,7 @@ typedef struct nodedb_vamana__readers {
  * slot's row starts with the next free slot. */
 struct nodedb_vamana {
     uint32_t dim, degree, beam_build, passes;
+    bool beam_follows;            /* the beam that finds neighbours may be wider than beam_build: see BEAM_WATCHED */
     nodedb_vamana_type type;
     nodedb_vamana_metric metric;
     nodedb_vamana_code code;      /* as asked for */
@@ -2230,6 +2241,8 @@ struct nodedb_vamana {
     uint32_t code_came;           /* vectors that have come since, at most 2^32 - 1 */
     uint32_t code_strange;        /* of them, those whose codes are cut off; atomic in a build */
     uint32_t code_asked, code_missed; /* the nearest of new nodes, and those that codes displaced by more than slack */
+    uint32_t beam_now;            /* entries of the beam that finds neighbours */
+    uint32_t beam_asked, beam_missed; /* what one of twice as many found nearest, and what this one did not */
     uint8_t colour;               /* state that a slot gets when it is removed now */
     int sweep;
     uint32_t sweep_at;
@@ -2260,7 +2273,7 @@ struct nodedb_vamana_searcher {
     uint32_t beam_max;
     uint32_t fits;                  /* slots of an index that its lists fit: a power of two, or FITS_ALL */
     uint32_t list_max;              /* beam_max or `fits`, the lesser */
-    uint32_t seen_size;             /* a power of two */
+    uint32_t seen_most, seen_size;  /* entries of `seen` that there are, and that walks use: powers of two */
     uint32_t stripe;                /* where it counts itself in as a reader */
     void *memory;                   /* one block for all that follows */
     size_t memory_bytes;
@@ -2287,6 +2300,7 @@ struct nodedb_vamana_searcher {
     uint32_t collected;             /* entries of the beam that are among the results, or do not pass */
     uint32_t early;                 /* on disk: reads that begin while the walk goes on; 0: none, or they have */
     uint64_t hops, computed, exact; /* of the query that is under way */
+    uint32_t beam_asked, beam_missed; /* in a build: as in the index */
 };
 
 static void nodedb_vamana__count_bytes(nodedb_vamana *index, size_t taken, size_t given) {
@@ -3338,6 +3352,9 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_CODE_MISSED = 516,
     NODEDB_VAMANA__AT_JUDGE_AT = 520,
     NODEDB_VAMANA__AT_DISPLACED = 524, /* 128 times 2 bytes */
+    NODEDB_VAMANA__AT_BEAM_NOW = 780,
+    NODEDB_VAMANA__AT_BEAM_ASKED = 784,
+    NODEDB_VAMANA__AT_BEAM_MISSED = 788,
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
 };
 
@@ -3708,6 +3725,7 @@ static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32
 #define NODEDB_VAMANA__SEEN_PER_BEAM 128u   /* entries of the visited table for each entry of the beam */
 #define NODEDB_VAMANA__SEEN_MIN 4096u
 #define NODEDB_VAMANA__SEEN_MAX 65536u
+#define NODEDB_VAMANA__SEEN_SHARE 4u       /* of its widest beam, that the table of one who chooses neighbours is for */
 #define NODEDB_VAMANA__SCAN_CHUNK 64u      /* vectors that a scan measures at a time */
 #define NODEDB_VAMANA__PICK_LISTS 7u       /* of one selection */
 #define NODEDB_VAMANA__FITS_ALL 65536u    /* slots from which on all lists have their full length */
@@ -3729,7 +3747,7 @@ static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at
     NODEDB_VAMANA__CUT(query, uint8_t, index->stride);
     NODEDB_VAMANA__CUT(code_query, uint8_t, ((size_t)index->dim + 63) / 64 * 64);
     NODEDB_VAMANA__CUT(turned, float, index->dim);
-    NODEDB_VAMANA__CUT(seen, uint32_t, s->seen_size);
+    NODEDB_VAMANA__CUT(seen, uint32_t, s->seen_most);
     NODEDB_VAMANA__CUT(beam, nodedb_vamana__near, (size_t)s->list_max + 1);
     NODEDB_VAMANA__CUT(spare, nodedb_vamana__near, (size_t)s->list_max + 1);
     NODEDB_VAMANA__CUT(candidates, nodedb_vamana__near, s->candidates_max);
@@ -3739,6 +3757,13 @@ static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at
     NODEDB_VAMANA__CUT(picks, uint32_t, s->prunes ? NODEDB_VAMANA__PICK_LISTS * nodedb_vamana__pick_list(s) : 0);
 #undef NODEDB_VAMANA__CUT
     return used;
+}
+
+/* How much of the visited table walks with such a beam use: it is cleared for each. */
+static void nodedb_vamana__see_for(nodedb_vamana_searcher *s, uint32_t beam) {
+    s->seen_size = NODEDB_VAMANA__SEEN_MIN;
+    while (s->seen_size < s->seen_most && s->seen_size / NODEDB_VAMANA__SEEN_PER_BEAM < beam) s->seen_size *= 2;
+    if (s->seen_size > s->seen_most) s->seen_size = s->seen_most;
 }
 
 /* The sizes of the lists for a beam and so many slots. The visited table need not be exact (see walk), so it is kept
@@ -3751,10 +3776,10 @@ static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t be
     s->list_max = s->fits == NODEDB_VAMANA__FITS_ALL || s->fits > beam ? beam : s->fits;
     s->candidates_max = (uint32_t)nodedb_vamana__least(all, (size_t)8 * s->fits + 16);
     if (s->fits == NODEDB_VAMANA__FITS_ALL) s->candidates_max = (uint32_t)all;
-    s->seen_size = NODEDB_VAMANA__SEEN_MIN;
-    while (s->seen_size < NODEDB_VAMANA__SEEN_MAX && s->seen_size / NODEDB_VAMANA__SEEN_PER_BEAM < beam)
-        s->seen_size *= 2;
+    s->seen_most = NODEDB_VAMANA__SEEN_MAX;
+    nodedb_vamana__see_for(s, s->prunes && s->index->beam_follows ? beam / NODEDB_VAMANA__SEEN_SHARE : beam);
     if (s->seen_size > 8 * s->fits) s->seen_size = 8 * s->fits;
+    s->seen_most = s->seen_size;
     s->memory_bytes = nodedb_vamana__searcher_cut(s, NULL);
 }
 
@@ -4023,7 +4048,7 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
 #define NODEDB_VAMANA__SAME_MAX 3u     /* edges to vectors equal to the node's own that a pruning keeps */
 #define NODEDB_VAMANA__SAME_BELOW 1e-6f /* COSINE and IP: vectors nearer than this count as equal; it is rounding */
 #define NODEDB_VAMANA__LEVEL_BITS 4u   /* one node in 16 is of level 1 or more, one in 256 of 2 or more ... */
-#define NODEDB_VAMANA__LEVEL_BEAM 48u  /* entries of the beam that finds a node's neighbours of a level */
+#define NODEDB_VAMANA__LEVEL_BEAM 128u /* entries of the beam that finds a node's neighbours of a level */
 
 /* What is known of a candidate for a row: a sum of these, or 0. */
 enum {
@@ -4454,6 +4479,57 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
     index->code_asked = index->code_missed = 0;
 }
 
+/* THE BEAM THAT FINDS NEIGHBOURS. Where vectors have hundreds of independent components, or are many, a beam that
+ * serves elsewhere does not meet the nearest of a new node. One in 64 walks a second time with twice the beam: while
+ * that meets more than 1 in 50 of the nearest ten anew, the beam becomes wider, up to four times; while it meets fewer
+ * than 1 in 400, narrower again. */
+#define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build, at most */
+#define NODEDB_VAMANA__BEAM_WATCHED 64u  /* one node of so many walks twice, as its id and the seed say */
+#define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes from which on: fewer are met nearly all */
+#define NODEDB_VAMANA__BEAM_WINDOW 320u  /* nearest that are counted before the beam changes */
+#define NODEDB_VAMANA__BEAM_WIDENS 50u
+#define NODEDB_VAMANA__BEAM_NARROWS 400u
+
+/* The widest beam that finds neighbours. */
+static uint32_t nodedb_vamana__beam_most(const nodedb_vamana *index) {
+    return index->beam_follows ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
+}
+
+/* A walk has been made. Walks again with twice the beam, if it is this node's turn, and counts what that meets anew. */
+static void nodedb_vamana__watch_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
+                                      const nodedb_vamana__target *target, uint32_t slot) {
+    uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, i, j;
+    if (!index->beam_follows || index->live < NODEDB_VAMANA__BEAM_FIRST || index->file != NULL ||
+        nodedb__mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_WATCHED != 0)
+        return;
+    memcpy(s->spare, s->beam, narrow * sizeof *s->spare);
+    nodedb_vamana__walk(s, target, wide < s->beam_max ? wide : s->beam_max);
+    found = s->beam_count < NODEDB_VAMANA__JUDGE_NEAREST ? s->beam_count : NODEDB_VAMANA__JUDGE_NEAREST;
+    for (i = 0; i < found; i++) {
+        for (j = 0; j < narrow && s->spare[j].slot != s->beam[i].slot; j++) {
+        }
+        s->beam_missed += j == narrow;
+    }
+    s->beam_asked += found;
+}
+
+/* Takes what a searcher has counted. */
+static void nodedb_vamana__count_beam(nodedb_vamana *index, nodedb_vamana_searcher *s) {
+    index->beam_asked += s->beam_asked, index->beam_missed += s->beam_missed;
+    s->beam_asked = s->beam_missed = 0;
+}
+
+/* The beam follows what has been counted. */
+static void nodedb_vamana__follow_beam(nodedb_vamana *index) {
+    uint32_t now = index->beam_now, most = nodedb_vamana__beam_most(index);
+    if (index->beam_asked < NODEDB_VAMANA__BEAM_WINDOW) return;
+    if (index->beam_missed > index->beam_asked / NODEDB_VAMANA__BEAM_WIDENS) now += now / 4;
+    else if (index->beam_missed < index->beam_asked / NODEDB_VAMANA__BEAM_NARROWS + 1) now -= now / 8;
+    now = now > most ? most : now < index->beam_build ? index->beam_build : now;
+    nodedb__store_relaxed(&index->beam_now, now); /* inspect looks at it */
+    index->beam_asked = index->beam_missed = 0;
+}
+
 /* Chooses the neighbours of a node, whose vector is in its slot: of those that a walk to it meets, on codes if there
  * are some, and of those that it has; by exact distances. Leaves them in s->chosen and returns how many. `watched`: the
  * index, if what its codes do is to be counted; NULL where others count too. */
@@ -4467,7 +4543,9 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
     s->arrays = a;
     if (by_code)
         code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, a->norms == NULL ? 0 : a->norms[slot]);
-    nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_build);
+    nodedb_vamana__see_for(s, index->beam_now);
+    nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_now);
+    nodedb_vamana__watch_beam(index, s, by_code ? &code : &target, slot);
     for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
     walked = (uint32_t)n;
     for (level = nodedb_vamana__level(a, slot); level > 0; level--) {
@@ -4937,6 +5015,7 @@ static void nodedb_vamana__forget_all(nodedb_vamana *index) {
     }
     nodedb_vamana__count_live(index, 0, 0);
     index->first_free = NODEDB_VAMANA__NONE, index->sweep = NODEDB_VAMANA__IDLE;
+    nodedb__store_relaxed(&index->beam_now, index->beam_build), index->beam_asked = index->beam_missed = 0;
     nodedb_vamana__codes_made(index, 0, 0);
 }
 
@@ -4991,6 +5070,7 @@ static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s,
     uint32_t count, i;
     if (a->entry == NODEDB_VAMANA__NONE) return;
     count = nodedb_vamana__choose_neighbours(index, s, slot, index);
+    nodedb_vamana__count_beam(index, s), nodedb_vamana__follow_beam(index);
     nodedb_vamana__set_row(index, a, slot, s->chosen, count, s->head);
     nodedb_vamana__set_parent(index, slot, nodedb_vamana__first_parent(index, row, count));
     for (i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
@@ -5214,6 +5294,8 @@ static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch
     size_t i;
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_store);
     if (index->arrays->entry != NODEDB_VAMANA__NONE) nodedb_vamana__build_link(build, batch);
+    for (i = 0; i < build->threads; i++) nodedb_vamana__count_beam(index, build->searchers[i]);
+    nodedb_vamana__follow_beam(index);
     for (i = 0; i < batch; i++)
         nodedb_vamana__set_state(index->arrays, build->slot_of[build->order[build->from + i]], NODEDB_VAMANA__LIVE);
     if (index->arrays->entry == NODEDB_VAMANA__NONE) /* alone, the first of all */
@@ -5361,8 +5443,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
         status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the build's lists");
     build.pairs = pairs, build.pairs_other = pairs_other, build.groups = groups;
     for (i = 0; i < build.threads && status == NODEDB_OK; i++) {
-        build.searchers[i] = nodedb_vamana__searcher_new(index, index->beam_build, index->arrays->capacity + n, true,
-                                                         err);
+        build.searchers[i] = nodedb_vamana__searcher_new(index, nodedb_vamana__beam_most(index),
+                                                         index->arrays->capacity + n, true, err);
         if (build.searchers[i] == NULL) status = NODEDB_ERR_NO_MEMORY;
     }
     if (status == NODEDB_OK)
@@ -5387,7 +5469,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
 #define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
 #define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk they are measured so many at a time */
 #define NODEDB_VAMANA__DOUBT_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
-#define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: for each of the slack, a beam on codes is wider by one of so many */
+#define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by one in so many for each of the slack */
 #define NODEDB_VAMANA__DOUBT_AGAIN 1.5        /* the same at the end of a beam, for walking again on vectors */
 #define NODEDB_VAMANA__DOUBT 2.7              /* standard deviations of the codes' error that are allowed for */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
@@ -6441,9 +6523,15 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
 #define NODEDB_VAMANA__DEFAULT_ALPHA 1.2f
 #define NODEDB_VAMANA__DEFAULT_PASSES 1u
 
+/* The widest beam of one who chooses neighbours or judges codes. */
+static uint32_t nodedb_vamana__writer_beam(const nodedb_vamana *index) {
+    uint32_t most = nodedb_vamana__beam_most(index);
+    return most > NODEDB_VAMANA__JUDGE_BEAM ? most : NODEDB_VAMANA__JUDGE_BEAM;
+}
+
 /* The writer's scratch memory; grow keeps it fit for the arrays. */
 static nodedb_vamana_searcher *nodedb_vamana__new_writer(nodedb_vamana *index, nodedb_error *err) {
-    uint32_t beam = index->beam_build > NODEDB_VAMANA__JUDGE_BEAM ? index->beam_build : NODEDB_VAMANA__JUDGE_BEAM;
+    uint32_t beam = nodedb_vamana__writer_beam(index);
     nodedb_vamana_searcher *s = nodedb_vamana__searcher_new(index, beam, index->arrays->capacity, true, err);
     index->writer_bytes = nodedb_vamana_searcher_memory_bytes(s);
     return s;
@@ -6499,6 +6587,7 @@ static nodedb_vamana *nodedb_vamana__new(const nodedb_vamana_config *c, nodedb_e
     index->no_huge_pages = c->no_huge_pages;
     index->degree = c->degree == 0 ? NODEDB_VAMANA__DEFAULT_DEGREE : c->degree;
     index->beam_build = c->beam_build == 0 ? NODEDB_VAMANA__DEFAULT_BEAM_BUILD : c->beam_build;
+    index->beam_now = index->beam_build, index->beam_follows = c->beam_build == 0;
     index->alpha = c->alpha == 0 ? NODEDB_VAMANA__DEFAULT_ALPHA : c->alpha;
     index->kernels = kernels;
     index->allocator = c->allocator, index->logger = c->logger;
@@ -6534,9 +6623,7 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
     s.index = index, s.prunes = true;
     first = capacity = config->capacity == 0 ? NODEDB_VAMANA__FIRST_CAPACITY : config->capacity;
     if (n > capacity) capacity = nodedb_vamana__next_capacity(capacity, n);
-    nodedb_vamana__searcher_shape(&s, index->beam_build > NODEDB_VAMANA__JUDGE_BEAM ? index->beam_build
-                                                                                   : NODEDB_VAMANA__JUDGE_BEAM,
-                                  capacity + n);
+    nodedb_vamana__searcher_shape(&s, nodedb_vamana__writer_beam(index), capacity + n);
     lists = nodedb_vamana__largest_batch(index, n) * index->degree;
     code8 = nodedb_vamana__padded(index->dim);
     code4 = nodedb_vamana__padded(((size_t)index->dim + 63) / 64 * 32);
@@ -6701,6 +6788,7 @@ NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_
     info->free = slots < info->live + info->removed ? 0 : slots - info->live - info->removed;
     info->code_bits = a->coder == NULL ? 0 : a->coder->bits;
     info->code_bytes = a->coder == NULL ? 0 : a->coder->stride;
+    info->beam_build = nodedb__load_relaxed(&index->beam_now);
     if (index->file != NULL) info->damaged_blocks = nodedb__load_relaxed(&index->file->damaged_blocks);
     memset(&trouble, 0, sizeof trouble);
     for (slot = 0; slot < slots && a->rows != NULL; slot++) {
@@ -6947,6 +7035,9 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_ASKED, index->code_asked);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_MISSED, index->code_missed);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_JUDGE_AT, save->recoder == NULL ? 0 : index->judge_at);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_follows ? index->beam_now : 0);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED, index->beam_asked);
+    nodedb__put_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED, index->beam_missed);
     for (i = 0; i <= (int)NODEDB_VAMANA__SLACK_MAX && save->recoder != NULL; i++)
         nodedb__put_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * i, index->displaced[i]);
     nodedb__put_u32(h + NODEDB_VAMANA__AT_HEADER_SUM, nodedb__crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM));
@@ -7293,6 +7384,7 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
                                                 uint64_t file_size, nodedb_vamana__counts *n, nodedb_vamana__layout *l,
                                                 nodedb_error *err) {
     uint32_t resident = nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
+             beam = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW),
              kind = nodedb__get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i, j,
              free_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE),
              colour = nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR),
@@ -7321,6 +7413,7 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
            (free_at == NODEDB_VAMANA__NONE || free_at < n->slots) && sweep <= NODEDB_VAMANA__FREEING &&
            n->slack <= NODEDB_VAMANA__SLACK_MAX && nodedb__get_u32(h + NODEDB_VAMANA__AT_ZEROS) <= 1 &&
            nodedb__get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT) <= NODEDB_VAMANA__JUDGES &&
+           (beam == 0 || (beam >= index->beam_build && beam / NODEDB_VAMANA__BEAM_GROWS <= index->beam_build)) &&
            (colour == NODEDB_VAMANA__REMOVED || colour == NODEDB_VAMANA__REMOVED + 1u) && sweep_at <= n->slots;
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
         uint32_t start = nodedb__get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
@@ -7354,6 +7447,11 @@ static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, co
     index->judge_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT);
     for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
         index->displaced[i] = nodedb__get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
+    index->beam_now = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW);
+    index->beam_follows = index->beam_now != 0;
+    if (!index->beam_follows) index->beam_now = index->beam_build;
+    index->beam_asked = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED);
+    index->beam_missed = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED);
     index->first_free = nodedb__get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
     index->colour = (uint8_t)nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR);
     index->sweep = (int)nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP);

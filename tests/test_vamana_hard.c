@@ -864,6 +864,88 @@ TEST(codes_follow_what_the_vectors_become) {
     hard_free(&wide), hard_free(&tight);
 }
 
+/* ---- the beam that finds neighbours ------------------------------------------------------------------------------ */
+
+/* Vectors whose components are independent: the more of them, the worse a beam serves. */
+static rows independent_rows(uint32_t n, uint32_t dim, uint64_t *random) {
+    float *values = (float *)malloc((size_t)n * dim * sizeof *values);
+    byte_scale none = {0, 1};
+    rows r;
+    size_t i;
+    for (i = 0; i < (size_t)n * dim; i++) values[i] = (float)below(random, 2001) - 1000;
+    r = rows_of(values, n, dim, NODEDB_VAMANA_F32, none);
+    free(values);
+    return r;
+}
+
+static uint32_t beam_of(const nodedb_vamana *index) {
+    nodedb_vamana_info info;
+    nodedb_vamana_inspect(index, &info);
+    return info.beam_build;
+}
+
+/* It widens where it misses neighbours, only if nobody has said how wide it is, and a file goes on with it. */
+TEST(the_beam_that_finds_neighbours_follows_the_vectors) {
+    enum { MANY = 8400, MORE = 1000, EASY_DIM = 4, HARD_DIM = 256 };
+    const uint32_t n = SLOW ? 4700 : MANY, more = SLOW ? 100 : MORE;
+    uint64_t random = test_seed;
+    rows hard = independent_rows(n + more, HARD_DIM, &random), easy = independent_rows(n, EASY_DIM, &random);
+    char path[700];
+    int way;
+    snprintf(path, sizeof path, "%s/beam", test_dir());
+    for (way = 0; way < 3; way++) {
+        const rows *r = way == 1 ? &easy : &hard;
+        nodedb_vamana_config c;
+        nodedb_vamana *index, *copy;
+        uint32_t i;
+        memset(&c, 0, sizeof c);
+        c.dim = way == 1 ? EASY_DIM : HARD_DIM, c.seed = test_seed, c.beam_build = way == 2 ? 100 : 0;
+        c.degree = 16, c.code = NODEDB_VAMANA_CODE_NONE;
+        index = nodedb_vamana_create(&c, NULL);
+        for (i = 0; i < n; i++) CHECK_EQ(nodedb_vamana_insert(index, i, row_at(r, i), NULL), NODEDB_OK);
+        if (way == 0) CHECK(beam_of(index) > 128 && beam_of(index) <= 512);
+        else CHECK_EQ(beam_of(index), way == 1 ? 128 : 100);
+        if (way == 0) {
+            CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+            copy = nodedb_vamana_open(path, NULL, NULL);
+            REQUIRE(copy != NULL);
+            CHECK_EQ(beam_of(copy), beam_of(index));
+            for (i = n; i < n + more; i++) {
+                CHECK_EQ(nodedb_vamana_insert(index, i, row_at(r, i), NULL), NODEDB_OK);
+                CHECK_EQ(nodedb_vamana_insert(copy, i, row_at(r, i), NULL), NODEDB_OK);
+            }
+            CHECK_EQ(beam_of(copy), beam_of(index));
+            CHECK(memcmp(copy->arrays->rows, index->arrays->rows, (n + more) * index->row_words * 4) == 0);
+            nodedb_vamana_destroy(copy);
+        }
+        for (i = 0; i < n + more; i++) (void)nodedb_vamana_remove(index, i, NULL);
+        CHECK_EQ(beam_of(index), way == 2 ? 100 : 128);
+        nodedb_vamana_destroy(index);
+    }
+    free(hard.bytes), free(easy.bytes);
+}
+
+/* A build widens it too, and by as much whatever the threads. */
+TEST(the_beam_of_a_build_does_not_depend_on_the_threads) {
+    enum { MANY = 8400, DIM = 256 };
+    const uint32_t n = SLOW ? 4700 : MANY;
+    uint64_t random = test_seed;
+    rows hard = independent_rows(n, DIM, &random);
+    nodedb_vamana *indexes[2];
+    nodedb_vamana_config c;
+    uint32_t i;
+    memset(&c, 0, sizeof c);
+    c.dim = DIM, c.seed = test_seed, c.degree = 16, c.code = NODEDB_VAMANA_CODE_NONE;
+    for (i = 0; i < 2; i++) {
+        indexes[i] = nodedb_vamana_create(&c, NULL);
+        CHECK_EQ(nodedb_vamana_build(indexes[i], NULL, hard.bytes, n, 1 + 2 * i, NULL, NULL, NULL), NODEDB_OK);
+    }
+    CHECK(beam_of(indexes[0]) > 128 && beam_of(indexes[0]) == beam_of(indexes[1]));
+    CHECK(memcmp(indexes[0]->arrays->rows, indexes[1]->arrays->rows, n * indexes[0]->row_words * 4) == 0);
+    nodedb_vamana_destroy(indexes[0]), nodedb_vamana_destroy(indexes[1]);
+    free(hard.bytes);
+}
+
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 /* An index is made, gets one vector, is searched and destroyed. Returns the bytes that it and its searcher say they
