@@ -335,9 +335,9 @@
  *        packed, one question               32.0           640          0.38          4.4         116
  *        packed, 16 to a call               32.0         1,570          0.92         14.2         115
  *        packed, all in one call            32.0         1,630          0.96                      111
- *    Since then, sift100k, in alternating runs: packed, one question, 1.25 times as many queries/s at beam 24, which now
- *    finds 0.986 instead of 0.981, and 1.4 times at beam 64; resident, 1.05 times. What 24 reads, all waited for before
- *    the next, give is 0.83 of the device.
+ *    Since then, sift100k, in alternating runs: packed, one question, 1.25 times as many queries/s at beam 24, which
+ *    now finds 0.986 instead of 0.981, and 1.4 times at beam 64; resident, 1.05 times. What 24 reads, all waited for
+ *    before the next, give is 0.83 of the device.
  *    Opened in 0.7 ms, loaded in 1.2 to 2 s; the floats alone are 512 MB. pread finds the same with 0.2 of the device,
  *    a mapping the same.
  *    Two threads: 2.0 times one. Distances per query on exact vectors, a million, recall 0.956: 1,325. Building the
