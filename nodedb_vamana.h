@@ -68,7 +68,8 @@
  *              that do not fit them, or when they displace 1/25 of the neighbours of what comes by more than the slack.
  *              config.code, query.rerank and query.exact_walk overrule; results are exact distances either way.
  *              Where even the end of a beam of 4 k or more is in doubt, the walk is repeated on vectors (in memory).
- *              IP allows for nearly five standard deviations, as its queries may be of another kind than the vectors.
+ *              IP allows for nearly five standard deviations, and its beam is wider by 1/192 for each of the slack, as
+ *              its queries may be of another kind than the vectors.
  *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
  *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
  *              rerank past the page cache, in one batch and, where the query is in doubt, a few more. In the PACKED
@@ -126,7 +127,7 @@
  *    more. A searcher has about 512 bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its
  *    lists, less where the index has fewer vectors (an index of one vector of 16 floats and a searcher take under 8 KB
  *    together); on disk also a pool of twice as many blocks as its beam (at least 256) and an io_uring, and for many
- *    questions to a packed index the lists of 32. A build needs, beside the index, 8 bytes per vector, and 24 R for
+ *    questions to a packed index the lists of 16. A build needs, beside the index, 8 bytes per vector, and 24 R for
  *    each vector of a batch (2% of all), and 16 MiB: nodedb_vamana_build_bytes says how much at most. Search allocates
  *    nothing unless its beam or k is larger than any before, or the index has outgrown the searcher's lists (until it
  *    has 65,536 slots), or removed vectors crowd so narrow a beam that it walks again with twice its width; search_many
@@ -283,8 +284,8 @@
  * 12. MEASURED
  *    Kinds of vectors that graph indexes stumble over (`build.sh bench vamana --hard`, which makes them): recall@10 at
  *    beams 64 and 256, inserted one by one, and after every vector was replaced once; hnswlib beside it (M 32,
- *    efConstruction 200, ef 64 and 256). On codes and on vectors it is the same within 0.006, and in all cells but one,
- *    `crowd` at beam 64, within 0.005.
+ *    efConstruction 200, ef 64 and 256). In the first table it is the same on codes and on vectors within 0.005, but
+ *    for `crowd` at beam 64: 0.0058.
  *        20,000 of 128       inserted       replaced       hnswlib
  *        lengths, IP         0.985 1.000    0.988 1.000    0.973 1.000    lengths log-normal
  *        lengths-mix, IP     1.000 1.000    1.000 1.000    1.000 1.000    the same around 100 centres
@@ -305,7 +306,7 @@
  *        crowd               0.735 0.945    0.721 0.937
  *        foreign             0.590 0.953    0.513 0.888
  *        zeros               0.376 0.799    0.369 0.773
- *    A walk measures 0.5 to 1.3 times as many distances as hnswlib's; 1.4 times where that finds 0.955 and this 0.999.
+ *    A walk measures 0.5 to 1.34 times as many distances as hnswlib's; 1.4 times where that finds 0.954 and this 0.999.
  *    Beside hnswlib and SymphonyQG (rabitqlib 0.7.1, degree 32), queries/s of one core with AVX-512, at recall 0.95 and
  *    0.99 (tests/bench/ann_peers.py; 20,000 of 768 floats are built in a batch):
  *                                              ours            SymphonyQG      hnswlib
@@ -2432,7 +2433,7 @@ typedef struct nodedb_vamana__save {
     char *path, *temporary;
     size_t path_bytes;
     int fd, error;               /* error: -errno of the first failure, which sticks */
-    int old_fd;                  /* of the file that was replaced, if nobody else has it; below 0: none */
+    int old_fd;                  /* of the file that is replaced, held so that it can be cut; below 0: none */
     uint64_t written;            /* since the last sync */
     uint64_t stale;              /* bytes of the temporary file or of the old one that are still to be given back */
 } nodedb_vamana__save;
@@ -3085,8 +3086,8 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 #define NODEDB_VAMANA__ROUNDING 0.2887f        /* 1 / sqrt(12): standard deviation of what rounds to whole steps */
 #define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
 #define NODEDB_VAMANA__JUDGES 64u              /* nodes whose surroundings show how much codes displace */
-#define NODEDB_VAMANA__JUDGES_PER_CHANGE 4u    /* each costs about as much as an insert */
-#define NODEDB_VAMANA__JUDGE_BEAM 64u          /* those that a walk to it meets, or beam_build if that is more */
+#define NODEDB_VAMANA__JUDGES_PER_CHANGE 4u    /* each costs about as much as an insert with the widest beam */
+#define NODEDB_VAMANA__JUDGE_BEAM 64u          /* those that a walk to it meets, or the widest beam if that is more */
 #define NODEDB_VAMANA__JUDGE_NEAREST 10u       /* of these, that should come first by code too */
 #define NODEDB_VAMANA__JUDGE_MISSES 200u       /* 1/200 of them may come later than the slack says */
 #define NODEDB_VAMANA__SLACK_GOOD 20u          /* AUTO takes codes that displace by no more ... */
@@ -4523,7 +4524,7 @@ static uint32_t nodedb_vamana__beam_most(const nodedb_vamana *index) {
 static void nodedb_vamana__watch_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                       const nodedb_vamana__target *target, uint32_t slot) {
     uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, i, j;
-    if (!index->beam_follows || index->live < NODEDB_VAMANA__BEAM_FIRST || index->file != NULL ||
+    if (!index->beam_follows || index->live < NODEDB_VAMANA__BEAM_FIRST ||
         nodedb__mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_WATCHED != 0)
         return;
     memcpy(s->spare, s->beam, narrow * sizeof *s->spare);
@@ -5773,8 +5774,9 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
     return n;
 }
 
-/* The same of s->spare[*from ..], a few at a time, for an index on disk. All up to `n` are announced first, as many as
- * the fetcher keeps, so that the device has something to do meanwhile. `told`: how far they are announced. */
+/* Measures the first few of the results s->spare[from .. n), for an index on disk, and says in *few how many. All up to
+ * `n` are announced before, as many as the fetcher keeps, so that the device has something to do meanwhile. *told: the
+ * first result that is not announced. */
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
                                                 size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
@@ -5889,6 +5891,10 @@ static nodedb_status nodedb_vamana__lane_choose(nodedb_vamana__lane *lane, const
         record = nodedb_vamana__cached(s->index, near->slot);
         if (record == NULL) lane->wave[lane->count++] = near->slot;
         else nodedb_vamana__lane_expand(lane, query, near->slot, record);
+    }
+    if (s->trouble.failed != NODEDB_OK) {
+        if (err != NULL) *err = s->trouble.error;
+        return s->trouble.failed;
     }
     if (lane->count == had) return NODEDB_OK;
     return s->fetcher.prefetch_batch(s->fetcher.ctx, &lane->wave[had], lane->count - had, err);
@@ -7195,7 +7201,7 @@ static int nodedb_vamana__cut(const nodedb_io *io, int fd, uint64_t *bytes) {
     return io->truncate(io->ctx, fd, *bytes);
 }
 
-/* Is this file without a name, and nobody else has it open or mapped? Only the system's own file system tells: a write
+/* Has this file no name, and nobody else it open or mapped? Only the system's own file system tells: a write
  * lease (fcntl(2), F_SETLEASE) is granted only then. */
 static bool nodedb_vamana__is_abandoned(const nodedb_io *io, int fd) {
     struct stat st;

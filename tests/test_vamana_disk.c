@@ -930,7 +930,7 @@ TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
 /* What one step of a save asked of the disk. */
 typedef struct slice_io {
     nodedb_io real;
-    uint64_t syncs, cuts, cut_bytes, size, unsynced;
+    uint64_t syncs, cuts, cut_bytes, unsynced;
 } slice_io;
 static int64_t slice_pwrite(void *ctx, int fd, const void *buffer, size_t bytes, uint64_t offset) {
     slice_io *s = (slice_io *)ctx;
