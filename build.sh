@@ -11,6 +11,7 @@ CC=${CC:-gcc}
 OUT=build                                  # `check` builds its variants in folders below it
 WARN="-Wall -Wextra -pedantic -Werror"
 STB_DIR=/usr/include/stb
+DATABASE="examples/nodedb/nodedb.c examples/nodedb/demo.c" # the other files there are rooms that nodedb.c includes
 COMMON_FLAGS="-std=c99 -g $WARN -I. -Itests -isystem $STB_DIR"
 OPT="-O2"
 
@@ -83,7 +84,8 @@ compile() {
     shift 2
     command_line="$CC $COMMON_FLAGS $OPT $FEATURES $* ${CFLAGS:-} -o $output $source $LIBS"
     if [ -x "$output" ] && [ "$source" -ot "$output" ] && [ "$(cat "$output.cmd" 2>/dev/null)" = "$command_line" ] &&
-        [ -z "$(find nodedb_*.h tests examples -name '*.h' -newer "$output")" ]; then
+        [ -z "$(find nodedb_*.h tests examples/nodedb -name '*.h' -newer "$output")" ] &&
+        { case $source in *nodedb*) false ;; *) true ;; esac || [ -z "$(find examples/nodedb -name '*.c' -newer "$output")" ]; }; then
         return 0
     fi
     rm -f "$output"
@@ -108,7 +110,7 @@ in_pairs() {
 program_of() {
     case $1 in
     examples/nodedb/nodedb.c) echo nodedb ;;
-    examples/nodedb/*.c) echo "nodedb_$(basename "$1" .c)" ;;
+    examples/nodedb/demo.c) echo nodedb_demo ;;
     examples/*.c) echo "example_$(basename "$1" .c)" ;;
     *) basename "$1" .c ;;
     esac
@@ -167,7 +169,7 @@ build() { # build [GLOB...]: the programs of these sources, all by default
     features
     mkdir -p "$OUT"
     sources=""
-    for s in ${*:-examples/*.c examples/nodedb/*.c tests/test_*.c tests/bench/bench_*.c}; do
+    for s in ${*:-examples/*.c $DATABASE tests/test_*.c tests/bench/bench_*.c}; do
         [ -f "$s" ] && sources="$sources $s"
     done
     in_pairs compile_program $sources || die "the build failed"
@@ -226,7 +228,7 @@ verb_test() {
     install_for_tests
     options=""
     while [ $# -gt 0 ]; do case $1 in --seed) options="$options $1 $2"; shift 2 ;; --*) options="$options $1"; shift ;; *) break ;; esac; done
-    if [ $# = 0 ]; then build; else build examples/*.c examples/nodedb/*.c $(for n in "$@"; do echo "tests/test_$n.c"; done); fi
+    if [ $# = 0 ]; then build; else build examples/*.c $DATABASE $(for n in "$@"; do echo "tests/test_$n.c"; done); fi
     run_tests $options ${*:-$(all_tests)}
     totals
 }
@@ -283,7 +285,7 @@ variant() {
         OUT=build/$folder OPT="$flags" PASSED=0 FAILED=0
         mkdir -p "$OUT"
         features
-        sources=$(ls examples/*.c examples/nodedb/*.c 2>/dev/null)
+        sources="$(ls examples/*.c) $DATABASE"
         for t in "$@"; do sources="$sources tests/test_$t.c"; done
         in_pairs compile_program $sources || exit 1
         run_tests "$@"
@@ -342,6 +344,7 @@ verb_check() {
             if taskset -c "$(first_cpu)" build/onecpu/test_tpc >build/onecpu/log 2>&1; then ok "tpc on a single CPU: $(tail -1 build/onecpu/log)"
             else fail "tpc on a single CPU"; grep -v '^ok' build/onecpu/log | head -40 >&2; fi ;;
     esac
+    case ${1:-all} in all | rooms) check_rooms ;; esac
     case ${1:-all} in all | amalgamate)
         if (verb_amalgamate) >"$OUT/amalgamate.log" 2>&1; then ok "amalgamate"; else fail "amalgamate"; tail -20 "$OUT/amalgamate.log" >&2; fi ;;
     esac
@@ -403,17 +406,50 @@ verb_cross() {
     totals
 }
 
+# The rooms of the database: each opens alone in an editor, none is too long to read, and all use the public API only.
+check_rooms() {
+    rooms=$(ls examples/nodedb/*.c examples/nodedb/commands/*.c | grep -v -e /nodedb.c -e /demo.c)
+    for room in $rooms; do
+        if $CC $COMMON_FLAGS -fsyntax-only "$room" >"$OUT/little.log" 2>&1; then ok "$room alone"; else fail "$room alone"; head -20 "$OUT/little.log" >&2; fi
+    done
+    long=$(awk 'FNR == 1 { if (n > limit) print last ": " n " lines"; n = 0; last = FILENAME
+                   limit = FILENAME ~ /nodedb\/nodedb.c|tiny.c/ ? 400 : 700 } { n++ }
+                /^[a-zA-Z].*\) \{( \/\*.*)?$/ && !/;/ { begin = FNR } /^\}/ && begin { if (FNR - begin + 1 > 60) print FILENAME ":" begin ": a function of " FNR - begin + 1 " lines"; begin = 0 }
+                END { if (n > limit) print last ": " n " lines" }' examples/tiny.c examples/nodedb/nodedb.c $rooms)
+    if [ -z "$long" ]; then ok "no room over 700 lines, no function over 60"; else fail "too long: $long"; fi
+    private=$(grep -n 'nodedb__\|NODEDB_[A-Z]*__' examples/tiny.c examples/nodedb/*.[ch] examples/nodedb/commands/*.c || true)
+    if [ -z "$private" ]; then ok "the database uses the public API only"; else fail "private names: $private"; fi
+    # each function and file that the README of the database names in `code` exists
+    lost=""
+    for name in $(grep -o '`[a-z_/]*\(()\|\.[ch]\)`' examples/nodedb/README.md | tr -d '`()' | sort -u); do
+        case $name in
+        *.c | *.h) [ -f "examples/nodedb/$name" ] || [ -f "examples/$name" ] || [ -f "$name" ] || lost="$lost $name" ;;
+        *) grep -q "^[a-z].*\b$name(" examples/nodedb/*.c examples/nodedb/commands/*.c nodedb_*.h || lost="$lost $name" ;;
+        esac
+    done
+    if [ -z "$lost" ]; then ok "what the database's README names is there"; else fail "the database's README names what is not there:$lost"; fi
+}
+
 # amalgamate: the database and the five headers (and stb_ds) in one .c, and the proof that it compiles.
 verb_amalgamate() {
     install
     features
     mkdir -p "$OUT"
     awk -v stb="$STB_DIR" '
-        function paste(file,    line) {
+        # where a file that `from` includes is: ours at the top, the rooms beside it or above
+        function place(name, from) {
+            if (name ~ /^nodedb_[a-z]+\.h$/) return name
+            if (name == "stb_ds.h") return stb "/" name
+            if (name == "../db.h") return "examples/nodedb/db.h"
+            return "examples/nodedb/" name
+        }
+        function paste(file,    line, part) {
+            if (file in pasted && file !~ /stb_ds/) return
+            pasted[file] = 1
             while ((getline line < file) > 0) {
-                if (match(line, /^#include "(nodedb_[a-z]+|stb_ds)\.h"/)) {
+                if (line ~ /^#include "[a-z_.\/]+"/) {
                     split(line, part, "\"")
-                    paste(part[2] == "stb_ds.h" ? stb "/" part[2] : part[2])
+                    paste(place(part[2], file))
                 } else print line
             }
             close(file)
@@ -446,7 +482,7 @@ verb_sync() {
 
 verb_run() {
     install
-    build examples/nodedb/nodedb.c examples/nodedb/demo.c
+    build $DATABASE
     exec "$OUT/nodedb_demo" --server "$OUT/nodedb" --data tests/data "$@"
 }
 
@@ -457,7 +493,7 @@ verb_help() {
   test [--long] [NAME..]  build and run the tests (all, or e.g. `wal vamana`)
   build                   build everything into build/
   bench NAME [ARGS]       build and run build/bench_NAME: wal mem tpc vamana prefetch nodedb
-  check [PART]            compilers, asan, tsan, bare (no liburing, no jemalloc), clang, fuzz, onecpu, amalgamate; default: all
+  check [PART]            compilers, asan, tsan, bare (no liburing, no jemalloc), clang, fuzz, onecpu, rooms, amalgamate; default: all
   fuzz NAME [SECONDS]     a libFuzzer target (clang)
   cross ARCH [NAME..]     build for arm, aarch64, s390x, riscv64 or i686 and run the headers' tests under qemu
   amalgamate              the whole database in one file, build/nodedb_amalgamated.c

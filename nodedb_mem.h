@@ -52,14 +52,27 @@
 
    Pressure. Used against limit, for each engine and for the ceiling: NORMAL, WARNING from 70 %, CRITICAL from 85 %,
    EMERGENCY from 95 %; a level is left only 5 points below the mark where it was entered. A level is computed when
-   somebody asks (nodedb_mem_pressure, nodedb_mem_poll); changes are then reported to a callback.
+   somebody asks (nodedb_mem_pressure, nodedb_mem_poll); changes are then reported to a callback. A question about an
+   engine that does not exist is answered EMERGENCY, never NORMAL.
+
+   NODEDB_MEM_GLOBAL names the ceiling, the sum of all engines. Every function that looks at an engine, sets its limit
+   or decides about it takes NODEDB_MEM_GLOBAL in its place. Only bytes must belong to an engine: reserve,
+   reserve_forced and release answer NODEDB_ERR_NOT_FOUND to it.
 
    Lending. nodedb_mem_rebalance moves what engines leave idle of their limits to those in need, within the sum that was
    set, and back when its owner needs it.
 
-   Spill. A controller with its own hysteresis: BEGIN at 90 %, CONTINUE until under 75 %, then RESTORE what was spilled
-   while that does not pass 75 % again, NONE otherwise; each decision says how many bytes to move. It looks at both the
-   engine and the ceiling.
+   Spill. An engine or the ceiling begins to spill when it is 90 % full, and goes on until it is under 75 %:
+
+       0 %                            75 %             90 %           100 %
+       |   bring back, or do nothing   |   as before    |   move out   |
+
+   Each core asks nodedb_mem_spill_decide in its maintenance, with a controller of its own, about one engine or about
+   NODEDB_MEM_GLOBAL. While it spills, every core is told to move bytes out: BEGIN the first time, then CONTINUE.
+   Otherwise a core that has bytes out is told to RESTORE some, as long as there is room under 75 %. All others are told
+   NONE. Each core gets a share. The shares that go out suffice together to get under 75 %; those that come back stay
+   under it together. The governor itself remembers whether it spills. So all cores agree, and none brings bytes back
+   while another still moves some out.
 
    Overflow region. A mapped file of one core, with best-fit allocation, neighbours merged. A handle names an object and
    its generation: after free it is stale, and every use of it is an error. Addresses for the maximum are taken once, so
@@ -304,9 +317,17 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #error "two nodedb_*.h of different releases are included together: take all of them from one release"
 #endif
 
+/* TOOLS. A program that writes formats or errors of its own beside ours defines NODEDB_COMMON_TOOLS before it includes
+ * a header, and may then use what has one underscore below:
+ *     nodedb_put_u16, _u32, _u64, nodedb_get_u16, _u32, _u64    little-endian, at any address
+ *     nodedb_crc32c                                             the checksum of all our formats
+ *     nodedb_mix64                                              a mixer for seeds and hashes; no secret
+ *     nodedb_now_ns                                             the clock of a config, NULL: CLOCK_MONOTONIC
+ *     nodedb_fail, nodedb_io_status, nodedb_say                 fill an error; the status of an errno; tell a logger
+ * What has two underscores is private. */
 #if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
     (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
-     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION))
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
 #define NODEDB_COMMON_INTERNALS 1
 #include <dirent.h>
 #include <errno.h>
@@ -341,12 +362,12 @@ static inline const char *nodedb_status_text(nodedb_status status) {
     __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 #define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
-/* Fills `err` (if there is one) and returns `status`, so that `return nodedb__fail(...)` reads as one step. */
+/* Fills `err` (if there is one) and returns `status`, so that `return nodedb_fail(...)` reads as one step. */
 #if defined(__GNUC__)
 __attribute__((format(printf, 4, 5)))
 #endif
 static inline nodedb_status
-nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+nodedb_fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
     if (err != NULL) {
         va_list args;
         int used;
@@ -374,7 +395,7 @@ nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char 
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-static inline void nodedb__say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+static inline void nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
     char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
     va_list args;
     if (logger == NULL || logger->write == NULL) return;
@@ -405,7 +426,7 @@ static inline void nodedb__release(const nodedb_allocator *allocator, void *memo
     else free(memory);
 }
 
-static inline uint64_t nodedb__now_ns(const nodedb_clock *clock) {
+static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
     struct timespec t;
     if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
@@ -418,32 +439,32 @@ static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
 }
 
 /* Little-endian on disk, whatever the machine. */
-static inline void nodedb__put_u16(void *at, uint16_t v) {
+static inline void nodedb_put_u16(void *at, uint16_t v) {
     unsigned char *p = (unsigned char *)at;
     p[0] = (unsigned char)v;
     p[1] = (unsigned char)(v >> 8);
 }
-static inline void nodedb__put_u32(void *at, uint32_t v) {
+static inline void nodedb_put_u32(void *at, uint32_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u16(p, (uint16_t)v);
-    nodedb__put_u16(p + 2, (uint16_t)(v >> 16));
+    nodedb_put_u16(p, (uint16_t)v);
+    nodedb_put_u16(p + 2, (uint16_t)(v >> 16));
 }
-static inline void nodedb__put_u64(void *at, uint64_t v) {
+static inline void nodedb_put_u64(void *at, uint64_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u32(p, (uint32_t)v);
-    nodedb__put_u32(p + 4, (uint32_t)(v >> 32));
+    nodedb_put_u32(p, (uint32_t)v);
+    nodedb_put_u32(p + 4, (uint32_t)(v >> 32));
 }
-static inline uint16_t nodedb__get_u16(const void *at) {
+static inline uint16_t nodedb_get_u16(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
     return (uint16_t)(p[0] | (unsigned)p[1] << 8);
 }
-static inline uint32_t nodedb__get_u32(const void *at) {
+static inline uint32_t nodedb_get_u32(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u16(p) | (uint32_t)nodedb__get_u16(p + 2) << 16;
+    return nodedb_get_u16(p) | (uint32_t)nodedb_get_u16(p + 2) << 16;
 }
-static inline uint64_t nodedb__get_u64(const void *at) {
+static inline uint64_t nodedb_get_u64(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u32(p) | (uint64_t)nodedb__get_u32(p + 4) << 32;
+    return nodedb_get_u32(p) | (uint64_t)nodedb_get_u32(p + 4) << 32;
 }
 
 /* CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, polynomial 0x82F63B78. `crc` is 0 to begin with, or the
@@ -491,7 +512,7 @@ __attribute__((target("sse4.2,pclmul"))) static inline uint32_t nodedb__crc32c_c
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
     for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint64_t word = nodedb__get_u64(p);
+        uint64_t word = nodedb_get_u64(p);
         __asm__("crc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
     }
     for (; bytes > 0; bytes--) __asm__("crc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)*p++));
@@ -502,7 +523,7 @@ static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, 
 #define nodedb__crc32c_cpu nodedb__crc32c_plain
 #define nodedb__crc32c_cpu_present() 0
 #endif
-static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t bytes) {
+static inline uint32_t nodedb_crc32c(uint32_t crc, const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
     crc = ~crc;
     crc = nodedb__crc32c_cpu_present() ? nodedb__crc32c_cpu(crc, p, bytes) : nodedb__crc32c_plain(crc, p, bytes);
@@ -510,7 +531,7 @@ static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t byt
 }
 
 /* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
-static inline uint64_t nodedb__mix64(uint64_t x) {
+static inline uint64_t nodedb_mix64(uint64_t x) {
     x += UINT64_C(0x9E3779B97F4A7C15);
     x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
     x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
@@ -645,7 +666,7 @@ static inline const char *nodedb__path_end(const char *path) {
 }
 
 /* The status that an errno means. */
-static inline nodedb_status nodedb__io_status(int error) {
+static inline nodedb_status nodedb_io_status(int error) {
     return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
            : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
                                               : NODEDB_ERR_IO;
@@ -741,7 +762,7 @@ typedef struct nodedb_mem_usage {
     uint64_t rejections;    /* reservations refused (of the engine by either limit; GLOBAL: by the ceiling) */
     uint64_t forced;        /* forced reservations */
     uint64_t forced_bytes;  /* the bytes of them that passed a limit at that moment */
-    nodedb_mem_level level; /* as last asked for */
+    nodedb_mem_level level; /* as last reported; NORMAL before the first nodedb_mem_pressure or _poll */
     uint64_t level_since_ns;
 } nodedb_mem_usage;
 
@@ -754,12 +775,13 @@ NODEDB_MEM_API nodedb_mem *nodedb_mem_create(const nodedb_mem_config *config, no
 NODEDB_MEM_API void nodedb_mem_destroy(nodedb_mem *mem);
 
 /* Adds an engine; *engine gets its id. limit_bytes may be NODEDB_MEM_NO_LIMIT_BYTES. Any thread. Errors:
- * NODEDB_ERR_INVALID (name empty or too long), NODEDB_ERR_EXISTS (*engine is set to the one that is there),
- * NODEDB_ERR_LIMIT (NODEDB_MEM_MAX_ENGINES). */
+ * NODEDB_ERR_INVALID (name empty or too long), NODEDB_ERR_EXISTS (*engine is set to the one that is there; "ceiling" is
+ * NODEDB_MEM_GLOBAL), NODEDB_ERR_LIMIT (NODEDB_MEM_MAX_ENGINES). */
 NODEDB_MEM_API nodedb_status nodedb_mem_register_engine(nodedb_mem *mem, const char *name, size_t limit_bytes,
                                                         uint32_t *engine, nodedb_error *err);
 
-/* The engine of that name. Any thread. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND. */
+/* The engine of that name; "ceiling" is NODEDB_MEM_GLOBAL. Any thread. Errors: NODEDB_ERR_INVALID,
+ * NODEDB_ERR_NOT_FOUND. */
 NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char *name, uint32_t *engine,
                                                     nodedb_error *err);
 
@@ -780,17 +802,18 @@ NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engi
 NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved, nodedb_error *err);
 
 /* May `engine` hold `bytes` more? Only the thread of `core`. 0 bytes are granted always. Errors: NODEDB_ERR_LIMIT
- * (refused: engine or ceiling, asked, left are in the sentence), NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (engine). */
+ * (refused: engine or ceiling, asked, left are in the sentence), NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such
+ * engine; NODEDB_MEM_GLOBAL is none). */
 NODEDB_MEM_API nodedb_status nodedb_mem_reserve(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                                 nodedb_error *err);
 
 /* The same for what exists already: never refused, may pass the limits, counted. Errors: NODEDB_ERR_INVALID (also where
- * the sum does not fit size_t), NODEDB_ERR_NOT_FOUND. */
+ * the sum does not fit size_t), NODEDB_ERR_NOT_FOUND (as there). */
 NODEDB_MEM_API nodedb_status nodedb_mem_reserve_forced(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                                        nodedb_error *err);
 
 /* Gives back what this core reserved for this engine, in any portions. Only the thread of `core`. Errors:
- * NODEDB_ERR_INVALID (more than is reserved there: nothing changes), NODEDB_ERR_NOT_FOUND. */
+ * NODEDB_ERR_INVALID (more than is reserved there: nothing changes), NODEDB_ERR_NOT_FOUND (as there). */
 NODEDB_MEM_API nodedb_status nodedb_mem_release(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                                 nodedb_error *err);
 
@@ -799,32 +822,45 @@ NODEDB_MEM_API nodedb_status nodedb_mem_release(nodedb_mem *mem, uint32_t core, 
 NODEDB_MEM_API nodedb_status nodedb_mem_get_usage(nodedb_mem *mem, uint32_t engine, nodedb_mem_usage *usage,
                                                   nodedb_error *err);
 
-/* The level of an engine or of NODEDB_MEM_GLOBAL now; a change calls on_pressure. Any thread, also from the callback
- * (there, and while another thread evaluates, it answers the last known level). NORMAL for an unknown engine. */
+/* The level of an engine or of NODEDB_MEM_GLOBAL now; a change calls on_pressure. Any thread, also from the callback.
+ * There, and while another thread reports, a change is answered at once and reported by the next call that may.
+ * An engine that does not exist, or `mem` NULL, is answered NODEDB_MEM_EMERGENCY. A level has no room for an error, so
+ * this takes the safe side. A caller that is told EMERGENCY sheds load for nothing, and somebody notices. One that is
+ * told NORMAL fills the memory, and nobody does. */
 NODEDB_MEM_API nodedb_mem_level nodedb_mem_pressure(nodedb_mem *mem, uint32_t engine);
 
 /* The same for all engines and the ceiling; the worst level of all. Call it in each core's maintenance. Any thread. */
 NODEDB_MEM_API nodedb_mem_level nodedb_mem_poll(nodedb_mem *mem);
 
 typedef enum nodedb_mem_spill_action {
-    NODEDB_MEM_SPILL_NONE = 0,
-    NODEDB_MEM_SPILL_BEGIN,    /* usage reached spill_begin_percent: start to move cold data out */
+    NODEDB_MEM_SPILL_NONE = 0, /* nothing to move */
+    NODEDB_MEM_SPILL_BEGIN,    /* spill_begin_percent was reached: start to move cold data out */
     NODEDB_MEM_SPILL_CONTINUE, /* go on: it is not yet under spill_restore_percent */
     NODEDB_MEM_SPILL_RESTORE   /* there is room: bring spilled data back */
 } nodedb_mem_spill_action;
 
-/* The controller of one core and one engine, owned by the caller, zeroed to begin with. Only its thread. */
+/* The controller of one core for one engine or for NODEDB_MEM_GLOBAL. The caller owns it and zeroes it to begin with.
+ * One thread at a time may use it. */
 typedef struct nodedb_mem_spill {
-    bool spilling;
+    bool spilling;                        /* the last decision was BEGIN or CONTINUE */
     uint64_t begins, continues, restores; /* decisions so far */
 } nodedb_mem_spill;
 
-/* What to do now. `core` tells whose share of the work is wanted (NODEDB_MEM_ANY_THREAD: all of it); `spilled_bytes`,
- * how much of the engine this core has out. *bytes (may be NULL) gets how many bytes this core should move: out, its
- * share, by what it has reserved, of what is above spill_restore_percent; in, at most spilled_bytes and its part (1 of
- * max_cores) of the room below; 0 for NONE. Any thread, but a `spill` has one owner. NONE for bad arguments. */
-NODEDB_MEM_API nodedb_mem_spill_action nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem_spill *spill, uint32_t core,
-                                                               uint32_t engine, size_t spilled_bytes, size_t *bytes);
+/* Says what `core` should move now: *action, and in *bytes (may be NULL) how much. Any thread; takes a lock.
+ * `engine` may be NODEDB_MEM_GLOBAL. An engine spills when its own limit or the ceiling is too full, NODEDB_MEM_GLOBAL
+ * when the ceiling is.
+ *   BEGIN, CONTINUE: *bytes is this core's share of what must go to get under spill_restore_percent. Shares are in
+ *     proportion to what the cores have reserved of `engine` (NODEDB_MEM_GLOBAL: of all engines), rounded up. So a core
+ *     that holds nothing has a share of 0. NODEDB_MEM_ANY_THREAD has none: the cores move its part, too.
+ *   RESTORE: *bytes is at most 1 of max_cores parts of the room under spill_restore_percent, and at most
+ *     `spilled_bytes`, which is what this core has out.
+ *   NONE: *bytes is 0.
+ * `core` may be NODEDB_MEM_ANY_THREAD: then one share is the whole.
+ * A decision is a proposal of this moment; it reserves nothing. Act on it at once, on all or on a batch, and ask again.
+ * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such engine). *action, *bytes and *spill are untouched then. */
+NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem_spill *spill, uint32_t core,
+                                                     uint32_t engine, size_t spilled_bytes,
+                                                     nodedb_mem_spill_action *action, size_t *bytes, nodedb_error *err);
 
 /* What the process really uses, beside what was accounted. */
 typedef struct nodedb_mem_reality {
@@ -837,7 +873,7 @@ typedef struct nodedb_mem_reality {
 } nodedb_mem_reality;
 
 /* Any thread; some microseconds. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_IO (no /proc), NODEDB_ERR_CORRUPT (it makes no
- * sense). */
+ * sense); *reality is zeroed by the last two. */
 NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_reality *reality, nodedb_error *err);
 
 /* ---- overflow region --------------------------------------------------------------------------------------------- */
@@ -1108,6 +1144,7 @@ typedef struct nodedb_mem__budget {
     uint64_t rejections, forced, forced_bytes;
     uint64_t too_small, too_small_seen; /* refused for want of the engine's own limit; by the last rebalance */
     nodedb_mem_level level;
+    bool spilling;            /* the upper mark of the spill controllers was reached, and the lower not yet */
     uint64_t level_since_ns;
 } nodedb_mem__budget;
 
@@ -1214,16 +1251,33 @@ NODEDB_MEM_API nodedb_status nodedb_mem_release(nodedb_mem *mem, uint32_t core, 
  * Room: governor, under the lock
  * ================================================================================================================ */
 
-/* Checks who asks for what, and turns NODEDB_MEM_ANY_THREAD into its row. */
-static nodedb_status nodedb_mem__check(nodedb_mem *mem, uint32_t *core, uint32_t engine, nodedb_error *err) {
-    if (mem == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory governor: NULL");
-    if (*core == NODEDB_MEM_ANY_THREAD) *core = mem->max_cores;
-    else if (*core >= mem->max_cores)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory governor: core %lu of %lu", (unsigned long)*core,
-                            (unsigned long)mem->max_cores);
-    if (engine >= nodedb__load_acquire(&mem->engines))
-        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "memory governor: no engine %lu", (unsigned long)engine);
+/* Is this a core, or NODEDB_MEM_ANY_THREAD, and an engine, or NODEDB_MEM_GLOBAL? */
+static nodedb_status nodedb_mem__check(const nodedb_mem *mem, uint32_t core, uint32_t engine, nodedb_error *err) {
+    if (mem == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory governor: NULL");
+    if (core >= mem->max_cores && core != NODEDB_MEM_ANY_THREAD)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory governor: core %lu of %lu", (unsigned long)core,
+                           (unsigned long)mem->max_cores);
+    if (engine >= nodedb__load_acquire(&mem->engines) && engine != NODEDB_MEM_GLOBAL)
+        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "memory governor: no engine %lu", (unsigned long)engine);
     return NODEDB_OK;
+}
+
+/* The same for who reserves or releases: bytes are held for an engine. */
+static nodedb_status nodedb_mem__check_holder(const nodedb_mem *mem, uint32_t core, uint32_t engine,
+                                              nodedb_error *err) {
+    nodedb_status status = nodedb_mem__check(mem, core, engine, err);
+    if (status == NODEDB_OK && engine == NODEDB_MEM_GLOBAL)
+        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "memory governor: NODEDB_MEM_GLOBAL holds no bytes itself");
+    return status;
+}
+
+/* Which row of cells a core has, and which budget an engine; both checked before. */
+static inline uint32_t nodedb_mem__row(const nodedb_mem *mem, uint32_t core) {
+    return core == NODEDB_MEM_ANY_THREAD ? mem->max_cores : core;
+}
+
+static inline uint32_t nodedb_mem__budget_of(uint32_t engine) {
+    return engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine;
 }
 
 /* The engines that a budget is about: [*first, *last). */
@@ -1321,24 +1375,24 @@ static nodedb_status nodedb_mem__refusal(const nodedb_mem__budget *own, const no
                                          nodedb_error *err) {
     const nodedb_mem__budget *budget = nodedb_mem__room(own) < bytes ? own : all;
     if (budget == own)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "engine %s: %llu bytes asked, %llu left of its limit of %llu",
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "engine %s: %llu bytes asked, %llu left of its limit of %llu",
                             own->name, (unsigned long long)bytes, (unsigned long long)nodedb_mem__room(own),
                             (unsigned long long)own->limit);
-    return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "memory ceiling: %llu bytes asked for engine %s, %llu left of %llu",
+    return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "memory ceiling: %llu bytes asked for engine %s, %llu left of %llu",
                         (unsigned long long)bytes, own->name, (unsigned long long)nodedb_mem__room(all),
                         (unsigned long long)all->limit);
 }
 
 static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                                 nodedb_mem__how how, nodedb_error *err) {
-    nodedb_status status = nodedb_mem__check(mem, &core, engine, err);
+    nodedb_status status = nodedb_mem__check_holder(mem, core, engine, err);
     nodedb_mem__budget *own, *all, own_then, all_then;
     nodedb_mem__cell *cell;
     bool forced = how == NODEDB_MEM__FORCE, granted;
     size_t used;
     if (status != NODEDB_OK || bytes == 0) return status;
     own = &mem->budgets[engine], all = &mem->budgets[NODEDB_MEM__ALL];
-    cell = nodedb_mem__cell_of(mem, core, engine);
+    cell = nodedb_mem__cell_of(mem, nodedb_mem__row(mem, core), engine);
     nodedb_mem__lock(mem);
     used = nodedb__load_relaxed(&cell->used);
     if (how == NODEDB_MEM__PENDING) { /* taken back only now: a recount that saw it left its credit here */
@@ -1347,7 +1401,7 @@ static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, 
     }
     if (forced && bytes > SIZE_MAX - all->covered) {
         nodedb_mem__unlock(mem);
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "engine %s: %llu bytes forced do not fit the address space",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "engine %s: %llu bytes forced do not fit the address space",
                             own->name, (unsigned long long)bytes);
     }
     granted = nodedb_mem__draw(mem, cell, engine, bytes, forced);
@@ -1369,35 +1423,34 @@ static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, 
 
 static nodedb_status nodedb_mem__release_slow(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                               nodedb_error *err) {
-    nodedb_status status = nodedb_mem__check(mem, &core, engine, err);
+    nodedb_status status = nodedb_mem__check_holder(mem, core, engine, err);
     nodedb_mem__cell *cell;
     size_t used;
     if (status != NODEDB_OK || bytes == 0) return status;
-    cell = nodedb_mem__cell_of(mem, core, engine);
+    cell = nodedb_mem__cell_of(mem, nodedb_mem__row(mem, core), engine);
     nodedb_mem__lock(mem);
     used = nodedb__load_relaxed(&cell->used);
     if (bytes <= used) nodedb__store_relaxed(&cell->used, used - bytes);
     nodedb_mem__unlock(mem);
     if (bytes <= used) return NODEDB_OK;
-    return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "engine %s: release of %llu bytes, but this core holds only %llu",
+    return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "engine %s: release of %llu bytes, but this core holds only %llu",
                         mem->budgets[engine].name, (unsigned long long)bytes, (unsigned long long)used);
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engine, size_t limit_bytes,
                                                   nodedb_error *err) {
-    uint32_t any = NODEDB_MEM_ANY_THREAD, budget = engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine, index, i;
-    nodedb_status status = nodedb_mem__check(mem, &any, engine == NODEDB_MEM_GLOBAL ? 0 : engine, err);
+    uint32_t budget = nodedb_mem__budget_of(engine), scope, i;
+    nodedb_status status = nodedb_mem__check(mem, NODEDB_MEM_ANY_THREAD, engine, err);
     if (status != NODEDB_OK) return status;
     if (budget == NODEDB_MEM__ALL && limit_bytes == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory ceiling: a ceiling of 0 bytes");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory ceiling: a ceiling of 0 bytes");
     nodedb_mem__lock(mem);
-    if (mem->lent && budget != NODEDB_MEM__ALL) budget = NODEDB_MEM__ALL; /* all loans end, or the sum would grow */
-    nodedb_mem__recount(mem, budget);
+    scope = mem->lent ? NODEDB_MEM__ALL : budget; /* all loans end, or the sum would grow */
+    nodedb_mem__recount(mem, scope);
     for (i = 0; i < mem->engines && mem->lent; i++) mem->budgets[i].limit = mem->budgets[i].base;
     mem->lent = false;
-    index = engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine;
-    mem->budgets[index].limit = mem->budgets[index].base = limit_bytes;
-    nodedb_mem__thaw(mem, budget);
+    mem->budgets[budget].limit = mem->budgets[budget].base = limit_bytes;
+    nodedb_mem__thaw(mem, scope);
     nodedb_mem__unlock(mem);
     return NODEDB_OK;
 }
@@ -1418,21 +1471,27 @@ static void nodedb_mem__wish(const nodedb_mem *mem, uint32_t engine, size_t *len
     }
 }
 
-/* `bytes` times given / all, rounded down. */
-static size_t nodedb_mem__share(size_t bytes, size_t given, size_t all) {
-    double ratio = all == 0 ? 1 : (double)given / (double)all;
-    size_t share;
-    if (given >= all || ratio >= 1) return bytes;
-    share = (size_t)((double)bytes * ratio);
-    return share < bytes ? share : bytes;
+/* bytes * part / whole, rounded up or down; `bytes` if part >= whole. Exact for all sizes: a long multiplication, one
+ * bit of `bytes` at a time, that keeps the product divided by `whole` as quotient and rest. */
+static size_t nodedb_mem__share(size_t bytes, size_t part, size_t whole, bool round_up) {
+    size_t quotient = 0, rest = 0, bit;
+    if (part >= whole) return bytes;
+    for (bit = ~(SIZE_MAX >> 1); bit != 0; bit >>= 1) {
+        quotient += quotient;
+        if (rest >= whole - rest) rest -= whole - rest, quotient++;
+        else rest += rest;
+        if ((bytes & bit) == 0) continue;
+        if (rest >= whole - part) rest -= whole - part, quotient++;
+        else rest += part;
+    }
+    return quotient + (round_up && rest > 0 ? 1 : 0);
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved, nodedb_error *err) {
     size_t pool = 0, wanted = 0, given, lends, needs, lent = 0, lend_of[NODEDB_MEM_MAX_ENGINES];
     size_t need_of[NODEDB_MEM_MAX_ENGINES];
     uint32_t i;
-    if (moved != NULL) *moved = 0;
-    if (mem == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "rebalance: NULL");
+    if (mem == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "rebalance: NULL");
     nodedb_mem__lock(mem);
     nodedb_mem__recount(mem, NODEDB_MEM__ALL);
     for (i = 0; i < mem->engines; i++) {
@@ -1444,14 +1503,14 @@ NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved
     given = pool < wanted ? pool : wanted;
     for (i = 0; i < mem->engines; i++) { /* first what is lent, in whole bytes: no more than that is borrowed */
         nodedb_mem__budget *budget = &mem->budgets[i];
-        size_t share = nodedb_mem__share(lend_of[i], given, pool);
+        size_t share = nodedb_mem__share(lend_of[i], given, pool, false);
         budget->limit = budget->base - share;
         if (lend_of[i] > 0) lent += share;
     }
     if (lent < given) given = lent;
     for (i = 0; i < mem->engines; i++) {
         nodedb_mem__budget *budget = &mem->budgets[i];
-        size_t share = nodedb_mem__share(need_of[i], given, wanted);
+        size_t share = nodedb_mem__share(need_of[i], given, wanted, false);
         if (share > lent) share = lent;
         if (need_of[i] > 0) budget->limit = budget->base + share, lent -= share;
         budget->too_small_seen = budget->too_small;
@@ -1467,16 +1526,21 @@ NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved
  * Room: governor, looking at it
  * ================================================================================================================ */
 
-/* What a budget has reserved, under the lock. */
-static size_t nodedb_mem__sum(const nodedb_mem *mem, uint32_t budget) {
+/* What the rows [row, row_end) have reserved of a budget. Under the lock. */
+static size_t nodedb_mem__held(const nodedb_mem *mem, uint32_t budget, uint32_t row, uint32_t row_end) {
     size_t sum = 0;
-    uint32_t core, engine, first, last;
+    uint32_t engine, first, last;
     nodedb_mem__scope(mem, budget, &first, &last);
-    for (core = 0; core <= mem->max_cores; core++)
+    for (; row < row_end; row++)
         for (engine = first; engine < last; engine++)
-            sum += nodedb_mem__reserved(nodedb_mem__cell_of(mem, core, engine));
+            sum += nodedb_mem__reserved(nodedb_mem__cell_of(mem, row, engine));
     assert(sum <= mem->budgets[budget].covered);
     return sum;
+}
+
+/* What all rows have, that of NODEDB_MEM_ANY_THREAD too. */
+static size_t nodedb_mem__sum(const nodedb_mem *mem, uint32_t budget) {
+    return nodedb_mem__held(mem, budget, 0, mem->max_cores + 1);
 }
 
 static size_t nodedb_mem__limit(const nodedb_mem *mem, uint32_t budget) {
@@ -1500,12 +1564,12 @@ static size_t nodedb_mem__peak(const nodedb_mem *mem, uint32_t budget) {
 
 NODEDB_MEM_API nodedb_status nodedb_mem_get_usage(nodedb_mem *mem, uint32_t engine, nodedb_mem_usage *usage,
                                                   nodedb_error *err) {
-    uint32_t any = NODEDB_MEM_ANY_THREAD, index = engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine;
-    nodedb_status status = nodedb_mem__check(mem, &any, engine == NODEDB_MEM_GLOBAL ? 0 : engine, err);
+    uint32_t index = nodedb_mem__budget_of(engine);
+    nodedb_status status = nodedb_mem__check(mem, NODEDB_MEM_ANY_THREAD, engine, err);
     const nodedb_mem__budget *budget;
     size_t total, own_left, all_left;
     if (status != NODEDB_OK) return status;
-    if (usage == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory usage: NULL to fill");
+    if (usage == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory usage: NULL to fill");
     memset(usage, 0, sizeof *usage);
     budget = &mem->budgets[index];
     nodedb_mem__lock(mem);
@@ -1544,10 +1608,11 @@ static nodedb_mem_level nodedb_mem__next_level(const nodedb_mem *mem, nodedb_mem
 }
 
 /* Computes the levels of those budgets of first .. last that exist, reports changes, answers the worst. Callbacks are
- * called without the lock, one evaluation at a time: whoever comes meanwhile gets the last known levels. */
+ * called without the lock, one evaluation at a time. Whoever comes meanwhile computes the levels, but keeps and reports
+ * nothing. */
 static nodedb_mem_level nodedb_mem__evaluate(nodedb_mem *mem, uint32_t first, uint32_t last) {
     nodedb_mem_level from[NODEDB_MEM_MAX_ENGINES + 1], to[NODEDB_MEM_MAX_ENGINES + 1], worst = NODEDB_MEM_NORMAL;
-    uint64_t now_ns = nodedb__now_ns(&mem->config.clock);
+    uint64_t now_ns = nodedb_now_ns(&mem->config.clock);
     uint32_t i;
     bool busy;
     nodedb_mem__lock(mem);
@@ -1556,9 +1621,9 @@ static nodedb_mem_level nodedb_mem__evaluate(nodedb_mem *mem, uint32_t first, ui
     for (i = first; i <= last; i++) {
         nodedb_mem__budget *budget = &mem->budgets[i];
         from[i] = to[i] = budget->level;
-        if (!busy && (i < mem->engines || i == NODEDB_MEM__ALL)) {
+        if (i < mem->engines || i == NODEDB_MEM__ALL) {
             to[i] = nodedb_mem__next_level(mem, from[i], nodedb_mem__sum(mem, i), nodedb_mem__limit(mem, i));
-            if (to[i] != from[i]) budget->level = to[i], budget->level_since_ns = now_ns;
+            if (!busy && to[i] != from[i]) budget->level = to[i], budget->level_since_ns = now_ns;
         }
         if (to[i] > worst) worst = to[i];
     }
@@ -1575,70 +1640,80 @@ static nodedb_mem_level nodedb_mem__evaluate(nodedb_mem *mem, uint32_t first, ui
 }
 
 NODEDB_MEM_API nodedb_mem_level nodedb_mem_pressure(nodedb_mem *mem, uint32_t engine) {
-    uint32_t budget = engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine;
-    if (mem == NULL || budget > NODEDB_MEM__ALL || engine == NODEDB_MEM__ALL) return NODEDB_MEM_NORMAL;
+    uint32_t budget = nodedb_mem__budget_of(engine);
+    if (nodedb_mem__check(mem, NODEDB_MEM_ANY_THREAD, engine, NULL) != NODEDB_OK) return NODEDB_MEM_EMERGENCY;
     return nodedb_mem__evaluate(mem, budget, budget);
 }
 
 NODEDB_MEM_API nodedb_mem_level nodedb_mem_poll(nodedb_mem *mem) {
-    return mem == NULL ? NODEDB_MEM_NORMAL : nodedb_mem__evaluate(mem, 0, NODEDB_MEM__ALL);
+    return mem == NULL ? NODEDB_MEM_EMERGENCY : nodedb_mem__evaluate(mem, 0, NODEDB_MEM__ALL);
 }
 
-/* How a budget stands to the two marks of the spill controller. */
+/* What the spill controllers want of a budget. */
 typedef struct nodedb_mem__spill_view {
-    bool begin;   /* at or above the upper mark */
-    bool under;   /* below the lower mark */
-    size_t above; /* this core's share of what is above the lower mark */
-    size_t room;  /* what is missing to it */
+    bool spilling;
+    size_t out;  /* what must go, from all cores together, to get under the lower mark; 0 if it does not spill */
+    size_t in;   /* what may come back, to all together, and still be under it */
+    size_t held; /* what those hold who share in `out` */
 } nodedb_mem__spill_view;
 
-static nodedb_mem__spill_view nodedb_mem__look_spill(const nodedb_mem *mem, uint32_t budget, size_t mine) {
-    size_t used = nodedb_mem__sum(mem, budget), limit = nodedb_mem__limit(mem, budget);
+/* Looks at a budget and brings its `spilling` up to date. Rows 0 .. rows - 1 have to share. A budget with nothing
+ * reserved is under the lower mark even where that mark is 0. Under the lock. */
+static nodedb_mem__spill_view nodedb_mem__look_spill(nodedb_mem *mem, uint32_t index, uint32_t rows) {
+    nodedb_mem__budget *budget = &mem->budgets[index];
+    size_t used = nodedb_mem__sum(mem, index), limit = nodedb_mem__limit(mem, index);
     size_t begin = nodedb_mem__part(limit, mem->config.spill_begin_percent);
     size_t restore = nodedb_mem__part(limit, mem->config.spill_restore_percent);
     nodedb_mem__spill_view view;
-    view.begin = used >= begin && used > 0;
-    view.under = used < restore;
-    view.room = view.under ? restore - used : 0;
-    view.above = 0;
-    if (used > restore) {
-        double share = (double)(used - restore) * ((double)mine / (double)used);
-        view.above = (size_t)share + 1; /* rounded up, so that the shares together suffice */
-        if (view.above > mine) view.above = mine;
-    }
+    if (used == 0 || used < restore) budget->spilling = false;
+    else if (used >= begin) budget->spilling = true;
+    view.spilling = budget->spilling;
+    view.out = !view.spilling ? 0 : restore > 0 ? used - restore + 1 : used;
+    view.in = used < restore ? restore - 1 - used : 0;
+    view.held = nodedb_mem__held(mem, index, 0, rows);
     return view;
 }
 
-NODEDB_MEM_API nodedb_mem_spill_action nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem_spill *spill, uint32_t core,
-                                                               uint32_t engine, size_t spilled_bytes, size_t *bytes) {
+/* The part of view->out of somebody who holds `mine` of view->held. Rounded up, so that all parts together suffice. */
+static size_t nodedb_mem__spill_share(const nodedb_mem__spill_view *view, size_t mine) {
+    size_t share = nodedb_mem__share(view->out, mine, view->held, true);
+    return share < mine ? share : mine;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem_spill *spill, uint32_t core,
+                                                     uint32_t engine, size_t spilled_bytes,
+                                                     nodedb_mem_spill_action *action, size_t *bytes,
+                                                     nodedb_error *err) {
+    nodedb_status status = nodedb_mem__check(mem, core, engine, err);
+    bool everyone = core == NODEDB_MEM_ANY_THREAD, was_spilling;
+    uint32_t budget = nodedb_mem__budget_of(engine), rows;
     nodedb_mem__spill_view own, all;
-    size_t move, mine, part;
-    bool everyone = core == NODEDB_MEM_ANY_THREAD;
-    if (bytes != NULL) *bytes = 0;
-    if (spill == NULL || nodedb_mem__check(mem, &core, engine, NULL) != NODEDB_OK) return NODEDB_MEM_SPILL_NONE;
+    size_t mine, move, all_share;
+    if (status != NODEDB_OK) return status;
+    if (spill == NULL || action == NULL)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "spill: no controller, or no action to fill");
+    rows = everyone ? mem->max_cores + 1 : mem->max_cores;
     nodedb_mem__lock(mem);
-    mine = everyone ? nodedb_mem__sum(mem, engine) : nodedb_mem__reserved(nodedb_mem__cell_of(mem, core, engine));
-    own = nodedb_mem__look_spill(mem, engine, mine);
-    all = nodedb_mem__look_spill(mem, NODEDB_MEM__ALL, mine);
+    mine = everyone ? nodedb_mem__sum(mem, budget) : nodedb_mem__held(mem, budget, core, core + 1);
+    own = nodedb_mem__look_spill(mem, budget, rows);
+    all = budget == NODEDB_MEM__ALL ? own : nodedb_mem__look_spill(mem, NODEDB_MEM__ALL, rows);
     nodedb_mem__unlock(mem);
-    move = own.above > all.above ? own.above : all.above;
-    if (spill->spilling && !(own.under && all.under)) {
-        spill->continues++;
-        if (bytes != NULL) *bytes = move;
-        return NODEDB_MEM_SPILL_CONTINUE;
-    }
-    spill->spilling = own.begin || all.begin;
+    was_spilling = spill->spilling;
+    spill->spilling = own.spilling || all.spilling;
     if (spill->spilling) {
-        spill->begins++;
-        if (bytes != NULL) *bytes = move;
-        return NODEDB_MEM_SPILL_BEGIN;
+        move = nodedb_mem__spill_share(&own, mine), all_share = nodedb_mem__spill_share(&all, mine);
+        if (move < all_share) move = all_share;
+        *action = was_spilling ? NODEDB_MEM_SPILL_CONTINUE : NODEDB_MEM_SPILL_BEGIN;
+    } else {
+        move = (own.in < all.in ? own.in : all.in) / (everyone ? 1 : mem->max_cores);
+        if (move > spilled_bytes) move = spilled_bytes;
+        *action = move > 0 ? NODEDB_MEM_SPILL_RESTORE : NODEDB_MEM_SPILL_NONE;
     }
-    part = (own.room < all.room ? own.room : all.room) / (everyone ? 1 : mem->max_cores);
-    if (part > spilled_bytes) part = spilled_bytes;
-    if (part == 0) return NODEDB_MEM_SPILL_NONE;
-    spill->restores++;
-    if (bytes != NULL) *bytes = part;
-    return NODEDB_MEM_SPILL_RESTORE;
+    spill->begins += *action == NODEDB_MEM_SPILL_BEGIN;
+    spill->continues += *action == NODEDB_MEM_SPILL_CONTINUE;
+    spill->restores += *action == NODEDB_MEM_SPILL_RESTORE;
+    if (bytes != NULL) *bytes = move;
+    return NODEDB_OK;
 }
 
 /* ===================================================================================================================
@@ -1740,24 +1815,24 @@ NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, co
     nodedb_io files = nodedb__io_or_posix(io);
     unsigned cpu = 0, node = 0;
     char text[256];
-    if (numa == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "NUMA: NULL to fill");
+    if (numa == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "NUMA: NULL to fill");
     memset(numa, 0, sizeof *numa);
     numa->nodes = 1;
     if (nodedb_mem__read_text(&files, "/sys/devices/system/node/online", text, sizeof text) > 0 &&
         nodedb_mem__count_list(text) > 1)
         numa->nodes = nodedb_mem__count_list(text);
     if (numa->nodes == 1) {
-        nodedb__say(logger, NODEDB_LOG_INFO,
+        nodedb_say(logger, NODEDB_LOG_INFO,
                     "NUMA: the machine has one node, all its memory is equally near, so nothing was bound");
         return NODEDB_OK;
     }
     if (syscall(SYS_getcpu, &cpu, &node, NULL) != 0 || node >= NODEDB_MEM__MAX_NODES)
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: the kernel does not say which node CPU %u is of",
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: the kernel does not say which node CPU %u is of",
                             cpu);
     memset(mask, 0, sizeof mask);
     mask[node / WORD_BITS] |= 1ul << node % WORD_BITS;
     if (syscall(SYS_set_mempolicy, preferred, mask, NODEDB_MEM__MAX_NODES + 1ul) != 0) /* it takes one off */
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: set_mempolicy for node %u is refused", node);
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: set_mempolicy for node %u is refused", node);
     numa->node = node, numa->bound = true;
     return NODEDB_OK;
 }
@@ -1782,14 +1857,14 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_
     const char *at = text;
     uint64_t pages, page = (uint64_t)sysconf(_SC_PAGESIZE);
     int used;
-    if (mem == NULL || reality == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory reality: NULL");
+    if (mem == NULL || reality == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory reality: NULL");
     memset(reality, 0, sizeof *reality);
     used = nodedb_mem__read_text(&mem->config.io, "/proc/self/statm", text, sizeof text);
-    if (used < 0) return nodedb__fail(err, NODEDB_ERR_IO, -used, "/proc/self/statm");
+    if (used < 0) return nodedb_fail(err, NODEDB_ERR_IO, -used, "/proc/self/statm");
     /* "size resident shared ...", in pages */
     if (!nodedb_mem__parse_number(&at, &pages) || *at++ != ' ' || !nodedb_mem__parse_number(&at, &pages) ||
         pages > INT64_MAX / page)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "/proc/self/statm: \"%.60s\" is no line of page counts", text);
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "/proc/self/statm: \"%.60s\" is no line of page counts", text);
     reality->rss_bytes = pages * page;
     nodedb_mem__lock(mem);
     reality->accounted_bytes = nodedb_mem__sum(mem, NODEDB_MEM__ALL);
@@ -1831,12 +1906,12 @@ static nodedb_status nodedb_mem__complete(nodedb_mem_config *c, nodedb_error *er
     nodedb_mem__default(&c->spill_restore_percent, NODEDB_MEM_DEFAULT_SPILL_RESTORE_PERCENT);
     if (c->chunk_bytes == 0) c->chunk_bytes = NODEDB_MEM_DEFAULT_CHUNK_BYTES;
     if (c->max_cores > NODEDB_MEM_MAX_CORES)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory governor: %lu cores, at most %d are possible",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory governor: %lu cores, at most %d are possible",
                             (unsigned long)c->max_cores, NODEDB_MEM_MAX_CORES);
     if (c->system_percent > 100 || c->emergency_percent > 100 || c->critical_percent > c->emergency_percent ||
         c->warning_percent > c->critical_percent || c->hysteresis_percent >= c->warning_percent ||
         c->spill_begin_percent > 100 || c->spill_restore_percent >= c->spill_begin_percent)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "memory governor: percentages above 100 or out of order");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory governor: percentages above 100 or out of order");
     c->io = nodedb__io_or_posix(&c->io);
     if (c->ceiling_bytes == 0) c->ceiling_bytes = nodedb_mem__system_ceiling(&c->io, c->system_percent);
     return NODEDB_OK;
@@ -1859,7 +1934,7 @@ NODEDB_MEM_API nodedb_mem *nodedb_mem_create(const nodedb_mem_config *config, no
     if (nodedb_mem__complete(&complete, err) != NODEDB_OK) return NULL;
     mem = (nodedb_mem *)nodedb__alloc_zero(&complete.allocator, sizeof *mem, NODEDB_CACHE_LINE_BYTES);
     if (mem == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "memory governor: the allocator refused %lu bytes",
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "memory governor: the allocator refused %lu bytes",
                            (unsigned long)sizeof *mem);
         return NULL;
     }
@@ -1868,7 +1943,7 @@ NODEDB_MEM_API nodedb_mem *nodedb_mem_create(const nodedb_mem_config *config, no
     mem->cells_bytes = ((size_t)mem->max_cores + 1) * NODEDB_MEM_MAX_ENGINES * sizeof *mem->cells; /* below 3 MiB */
     mem->cells = (nodedb_mem__cell *)nodedb__alloc_zero(&complete.allocator, mem->cells_bytes, NODEDB_CACHE_LINE_BYTES);
     if (mem->cells == NULL || pthread_mutex_init(&mem->lock, NULL) != 0) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "memory governor: the allocator refused %lu bytes",
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "memory governor: the allocator refused %lu bytes",
                            (unsigned long)mem->cells_bytes);
         nodedb__release(&complete.allocator, mem->cells, mem->cells_bytes);
         nodedb__release(&complete.allocator, mem, sizeof *mem);
@@ -1889,7 +1964,7 @@ NODEDB_MEM_API void nodedb_mem_destroy(nodedb_mem *mem) {
     for (i = 0; i < mem->engines; i++) {
         size_t left = nodedb_mem__sum(mem, i);
         if (left > 0)
-            nodedb__say(&config.logger, NODEDB_LOG_WARNING, "memory governor: engine %s ends with %llu bytes reserved",
+            nodedb_say(&config.logger, NODEDB_LOG_WARNING, "memory governor: engine %s ends with %llu bytes reserved",
                         mem->budgets[i].name, (unsigned long long)left);
     }
     (void)pthread_mutex_destroy(&mem->lock);
@@ -1897,32 +1972,34 @@ NODEDB_MEM_API void nodedb_mem_destroy(nodedb_mem *mem) {
     nodedb__release(&config.allocator, mem, sizeof *mem);
 }
 
-/* The engine of that name, or `engines`. Under the lock. */
-static uint32_t nodedb_mem__lookup(const nodedb_mem *mem, const char *name) {
+/* Is there an engine of that name, or is it the ceiling's? Under the lock. */
+static bool nodedb_mem__lookup(const nodedb_mem *mem, const char *name, uint32_t *engine) {
     uint32_t i;
     for (i = 0; i < mem->engines && strcmp(mem->budgets[i].name, name) != 0; i++) continue;
-    return i;
+    if (i == mem->engines && strcmp(mem->budgets[NODEDB_MEM__ALL].name, name) != 0) return false;
+    *engine = i < mem->engines ? i : NODEDB_MEM_GLOBAL;
+    return true;
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_register_engine(nodedb_mem *mem, const char *name, size_t limit_bytes,
                                                         uint32_t *engine, nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
-    if (mem == NULL || engine == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "register engine: NULL");
+    if (mem == NULL || engine == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "register engine: NULL");
     if (name == NULL || name[0] == 0 || strlen(name) >= NODEDB_MEM_MAX_NAME_BYTES)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "register engine: a name has 1 to %d bytes",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "register engine: a name has 1 to %d bytes",
                             NODEDB_MEM_MAX_NAME_BYTES - 1);
     nodedb_mem__lock(mem);
-    *engine = nodedb_mem__lookup(mem, name);
-    if (*engine < mem->engines) status = NODEDB_ERR_EXISTS;
-    else if (*engine == NODEDB_MEM_MAX_ENGINES) status = NODEDB_ERR_LIMIT;
+    if (nodedb_mem__lookup(mem, name, engine)) status = NODEDB_ERR_EXISTS;
+    else if (mem->engines == NODEDB_MEM_MAX_ENGINES) status = NODEDB_ERR_LIMIT;
     else {
+        *engine = mem->engines;
         nodedb_mem__name_budget(mem, *engine, name, limit_bytes);
         nodedb__store_release(&mem->engines, *engine + 1);
     }
     nodedb_mem__unlock(mem);
-    if (status == NODEDB_ERR_EXISTS) return nodedb__fail(err, status, 0, "register engine: %s is there already", name);
+    if (status == NODEDB_ERR_EXISTS) return nodedb_fail(err, status, 0, "register engine: %s is there already", name);
     if (status == NODEDB_ERR_LIMIT)
-        return nodedb__fail(err, status, 0, "register engine %s: there are %d already", name, NODEDB_MEM_MAX_ENGINES);
+        return nodedb_fail(err, status, 0, "register engine %s: there are %d already", name, NODEDB_MEM_MAX_ENGINES);
     return NODEDB_OK;
 }
 
@@ -1930,12 +2007,11 @@ NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char 
                                                     nodedb_error *err) {
     bool found;
     if (mem == NULL || name == NULL || engine == NULL)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "find engine: NULL");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "find engine: NULL");
     nodedb_mem__lock(mem);
-    *engine = nodedb_mem__lookup(mem, name);
-    found = *engine < mem->engines;
+    found = nodedb_mem__lookup(mem, name, engine);
     nodedb_mem__unlock(mem);
-    return found ? NODEDB_OK : nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "find engine: there is no %.40s", name);
+    return found ? NODEDB_OK : nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "find engine: there is no %.40s", name);
 }
 
 /* ===================================================================================================================
@@ -2071,7 +2147,7 @@ static inline bool nodedb_mem__before(const nodedb_mem__slot *a, const nodedb_me
 
 /* A treap's priority: random, but computed, so that it needs no room. */
 static inline uint64_t nodedb_mem__priority(const nodedb_mem_overflow *region, uint32_t slot) {
-    return nodedb__mix64(region->seed + slot);
+    return nodedb_mix64(region->seed + slot);
 }
 
 static void nodedb_mem__tree_insert(nodedb_mem_overflow *region, uint32_t slot) {
@@ -2248,9 +2324,9 @@ static int nodedb_mem__allocate_disk(nodedb_mem_overflow *region, uint64_t at, u
 }
 
 static nodedb_status nodedb_mem__no_blocks(nodedb_mem_overflow *region, uint64_t at, int result, nodedb_error *err) {
-    nodedb_status status = nodedb__io_status(-result);
+    nodedb_status status = nodedb_io_status(-result);
     if (status == NODEDB_ERR_DISK_FULL) nodedb_mem__count(region->count.disk_full, 1);
-    status = nodedb__fail(err, status, -result, "overflow region in %s: no disk blocks at offset %llu", region->dir,
+    status = nodedb_fail(err, status, -result, "overflow region in %s: no disk blocks at offset %llu", region->dir,
                           (unsigned long long)at);
     if (err != NULL) err->offset = at;
     return status;
@@ -2331,13 +2407,13 @@ static void nodedb_mem__put_entry(nodedb_mem_overflow *region, uint32_t slot, ui
     uint32_t *at = (uint32_t *)(void *)(region->file + nodedb_mem__entry_at(slot)), word;
     size_t i;
     entry[4] = object, entry[5] = s->generation_high, entry[6] = object ? s->slack : 0, entry[7] = 0;
-    nodedb__put_u32(entry + 8, s->generation_low);
-    nodedb__put_u32(entry + 12, object ? s->at : 0);
-    nodedb__put_u32(entry + 16, object ? s->size : 0);
-    nodedb__put_u32(entry + 20, checksum);
+    nodedb_put_u32(entry + 8, s->generation_low);
+    nodedb_put_u32(entry + 12, object ? s->at : 0);
+    nodedb_put_u32(entry + 16, object ? s->size : 0);
+    nodedb_put_u32(entry + 20, checksum);
     if (region->sequence < NODEDB_MEM__SEQUENCE_MAX) region->sequence++; /* a forged file may begin at the end */
-    nodedb__put_u64(entry + 24, region->sequence);
-    nodedb__put_u32(entry, nodedb__crc32c(slot, entry + 4, sizeof entry - 4));
+    nodedb_put_u64(entry + 24, region->sequence);
+    nodedb_put_u32(entry, nodedb_crc32c(slot, entry + 4, sizeof entry - 4));
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the order in which the kernel will find it, if the process dies */
     for (i = 0; i < NODEDB_MEM__ENTRY_BYTES / sizeof word; i++) {
         memcpy(&word, entry + i * sizeof word, sizeof word);
@@ -2352,8 +2428,8 @@ static void nodedb_mem__put_slots_in_use(nodedb_mem_overflow *region) {
     unsigned char word[8];
     uint64_t stored;
     int copy;
-    nodedb__put_u32(word, region->slots);
-    nodedb__put_u32(word + 4, nodedb__crc32c(0, word, 4));
+    nodedb_put_u32(word, region->slots);
+    nodedb_put_u32(word + 4, nodedb_crc32c(0, word, 4));
     memcpy(&stored, word, sizeof stored);
     for (copy = 0; copy < 2; copy++)
         memcpy(region->file + copy * NODEDB_MEM__HEADER_BYTES + 40, &stored, sizeof stored);
@@ -2373,12 +2449,12 @@ static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_
     if (region->spares >= wanted) return NODEDB_OK;
     if (count > region->max_slots - first) count = region->max_slots - first;
     if (region->spares + count < wanted)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: max_blocks of %lu reached", region->dir,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: max_blocks of %lu reached", region->dir,
                             (unsigned long)region->max_slots - 2);
     slab = (nodedb_mem__slot *)nodedb__alloc_zero(&region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab,
                                                   NODEDB_CACHE_LINE_BYTES);
     if (slab == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
                             region->dir, (unsigned long)(NODEDB_MEM__SLAB_SLOTS * sizeof *slab));
     if (region->data_at != 0) {
         uint64_t at = nodedb_mem__entry_at(first), bytes = (uint64_t)count * NODEDB_MEM__ENTRY_BYTES;
@@ -2393,7 +2469,7 @@ static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_
     }
     nodedb_mem__add_slab(region, slab, count);
     for (i = count; i-- > 0;) {
-        nodedb_mem__set_generation(&slab[i], nodedb__mix64(region->seed ^ (first + i)));
+        nodedb_mem__set_generation(&slab[i], nodedb_mix64(region->seed ^ (first + i)));
         if (first + i != 0) nodedb_mem__give_slot(region, first + i); /* number 0 is none */
         if (region->data_at != 0) nodedb_mem__put_entry(region, first + i, 0);
     }
@@ -2412,17 +2488,17 @@ static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t s
         size_t part = bytes < sizeof piece ? bytes : sizeof piece;
         int result = nodedb__read_all(&region->io, region->fd, piece, part, offset);
         if (result < 0) {
-            nodedb_status status = result == -ENODATA ? NODEDB_ERR_CORRUPT : nodedb__io_status(-result);
-            (void)nodedb__fail(err, status, -result, "overflow region in %s: cannot read an object at offset %llu",
+            nodedb_status status = result == -ENODATA ? NODEDB_ERR_CORRUPT : nodedb_io_status(-result);
+            (void)nodedb_fail(err, status, -result, "overflow region in %s: cannot read an object at offset %llu",
                                region->dir, (unsigned long long)offset);
             if (err != NULL) err->offset = offset;
             return status;
         }
-        checksum = nodedb__crc32c(checksum, piece, part);
+        checksum = nodedb_crc32c(checksum, piece, part);
         offset += part, bytes -= part;
     }
-    if (checksum == nodedb__get_u32(&word)) return NODEDB_OK;
-    (void)nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "overflow region in %s: the object at offset %llu is damaged",
+    if (checksum == nodedb_get_u32(&word)) return NODEDB_OK;
+    (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "overflow region in %s: the object at offset %llu is damaged",
                        region->dir, (unsigned long long)from);
     if (err != NULL) err->offset = from;
     return NODEDB_ERR_CORRUPT;
@@ -2434,7 +2510,7 @@ static nodedb_status nodedb_mem__grow(nodedb_mem_overflow *region, uint32_t size
     size_t most = region->max_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES, now = region->count.capacity_units;
     size_t missing = last->state == NODEDB_MEM__HOLE ? size - last->size : size;
     if (missing > most - now)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
                             "overflow region in %s: no hole of %llu bytes (largest %llu), at its maximum of %llu",
                             region->dir, (unsigned long long)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
                             (unsigned long long)nodedb_mem__largest_hole(region) * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
@@ -2469,7 +2545,7 @@ static int nodedb_mem__open_scratch(const nodedb_mem_overflow_config *config, co
 
 static nodedb_status nodedb_mem__fail_at(const nodedb_mem_overflow *region, nodedb_error *err, int result,
                                          const char *what) {
-    return nodedb__fail(err, nodedb__io_status(-result), -result, "overflow region: cannot %s %.80s in %s", what,
+    return nodedb_fail(err, nodedb_io_status(-result), -result, "overflow region: cannot %s %.80s in %s", what,
                         region->name, region->dir);
 }
 
@@ -2477,13 +2553,13 @@ static nodedb_status nodedb_mem__fail_at(const nodedb_mem_overflow *region, node
 static void nodedb_mem__fill_header(unsigned char *pages, uint32_t slots) {
     memset(pages, 0, 2 * NODEDB_MEM__HEADER_BYTES);
     memcpy(pages, NODEDB_MEM__FILE_MAGIC, 8);
-    nodedb__put_u32(pages + 8, NODEDB_MEM__FILE_FORMAT);
-    nodedb__put_u32(pages + 12, NODEDB_MEM_OVERFLOW_UNIT_BYTES);
-    nodedb__put_u32(pages + 16, slots);
-    nodedb__put_u32(pages + 20, NODEDB_MEM__ENTRY_BYTES);
-    nodedb__put_u64(pages + 24, nodedb_mem__data_offset(slots));
-    nodedb__put_u32(pages + 32, nodedb__crc32c(0, pages, 32));
-    nodedb__put_u32(pages + 44, nodedb__crc32c(0, pages + 40, 4)); /* no slots in use */
+    nodedb_put_u32(pages + 8, NODEDB_MEM__FILE_FORMAT);
+    nodedb_put_u32(pages + 12, NODEDB_MEM_OVERFLOW_UNIT_BYTES);
+    nodedb_put_u32(pages + 16, slots);
+    nodedb_put_u32(pages + 20, NODEDB_MEM__ENTRY_BYTES);
+    nodedb_put_u64(pages + 24, nodedb_mem__data_offset(slots));
+    nodedb_put_u32(pages + 32, nodedb_crc32c(0, pages, 32));
+    nodedb_put_u32(pages + 44, nodedb_crc32c(0, pages + 40, 4)); /* no slots in use */
     memcpy(pages + NODEDB_MEM__HEADER_BYTES, pages, NODEDB_MEM__HEADER_USED_BYTES);
 }
 
@@ -2491,15 +2567,15 @@ static void nodedb_mem__fill_header(unsigned char *pages, uint32_t slots) {
 
 /* What one copy of the header says: how many slots it has room for (0: this is no header), and how many are in use. */
 static uint32_t nodedb_mem__parse_header(const unsigned char *page, uint32_t *in_use) {
-    uint32_t slots = nodedb__get_u32(page + 16), used = nodedb__get_u32(page + 40);
+    uint32_t slots = nodedb_get_u32(page + 16), used = nodedb_get_u32(page + 40);
     *in_use = NODEDB_MEM__UNKNOWN;
-    if (memcmp(page, NODEDB_MEM__FILE_MAGIC, 8) != 0 || nodedb__get_u32(page + 8) != NODEDB_MEM__FILE_FORMAT ||
-        nodedb__get_u32(page + 32) != nodedb__crc32c(0, page, 32) ||
-        nodedb__get_u32(page + 12) != NODEDB_MEM_OVERFLOW_UNIT_BYTES ||
-        nodedb__get_u32(page + 20) != NODEDB_MEM__ENTRY_BYTES || slots < 4 || slots > NODEDB_MEM_OVERFLOW_MAX_SLOTS ||
-        nodedb__get_u64(page + 24) != nodedb_mem__data_offset(slots))
+    if (memcmp(page, NODEDB_MEM__FILE_MAGIC, 8) != 0 || nodedb_get_u32(page + 8) != NODEDB_MEM__FILE_FORMAT ||
+        nodedb_get_u32(page + 32) != nodedb_crc32c(0, page, 32) ||
+        nodedb_get_u32(page + 12) != NODEDB_MEM_OVERFLOW_UNIT_BYTES ||
+        nodedb_get_u32(page + 20) != NODEDB_MEM__ENTRY_BYTES || slots < 4 || slots > NODEDB_MEM_OVERFLOW_MAX_SLOTS ||
+        nodedb_get_u64(page + 24) != nodedb_mem__data_offset(slots))
         return 0;
-    if (nodedb__get_u32(page + 44) == nodedb__crc32c(0, page + 40, 4) &&
+    if (nodedb_get_u32(page + 44) == nodedb_crc32c(0, page + 40, 4) &&
         (used == slots || (used < slots && used % NODEDB_MEM__SLAB_SLOTS == 0)))
         *in_use = used;
     return slots;
@@ -2547,11 +2623,11 @@ static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const no
     region->fd = io->open(io->ctx, path, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600); /* not wait at a pipe */
     if (region->fd < 0) return nodedb_mem__fail_at(region, err, region->fd, "open");
     if (fstat(region->fd, &st) != 0 || !S_ISREG(st.st_mode))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s is no file", region->name,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s is no file", region->name,
                             region->dir);
     result = io->lock(io->ctx, region->fd);
     if (result == -EWOULDBLOCK)
-        return nodedb__fail(err, NODEDB_ERR_LOCKED, 0, "overflow region: %.80s in %s is open already", region->name,
+        return nodedb_fail(err, NODEDB_ERR_LOCKED, 0, "overflow region: %.80s in %s is open already", region->name,
                             region->dir);
     if (result < 0) return nodedb_mem__fail_at(region, err, result, "lock");
     size = io->size(io->ctx, region->fd);
@@ -2565,18 +2641,18 @@ static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const no
     if (used[0] == NODEDB_MEM__UNKNOWN && used[1] == NODEDB_MEM__UNKNOWN) {
         if ((uint64_t)size <= sizeof pages && nodedb_mem__is_unborn(pages, there))
             return nodedb_mem__create_kept(region, pages, err);
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                             "overflow region: %.80s in %s is no overflow file, or its headers are damaged",
                             region->name, region->dir);
     }
     whole = used[0] == NODEDB_MEM__UNKNOWN || (used[1] != NODEDB_MEM__UNKNOWN && used[1] > used[0]);
     if (config->max_blocks != 0 && config->max_blocks != slots[whole] - 2)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s was made with max_blocks of %lu",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s was made with max_blocks of %lu",
                             region->name, region->dir, (unsigned long)slots[whole] - 2);
     region->max_slots = slots[whole];
     *in_use = used[whole];
     if (slots[0] != slots[1] || used[0] != used[1])
-        nodedb__say(&region->logger, NODEDB_LOG_WARNING, "overflow region: a header of %s in %s was damaged or old",
+        nodedb_say(&region->logger, NODEDB_LOG_WARNING, "overflow region: a header of %s in %s was damaged or old",
                     region->name, region->dir); /* nodedb_mem__reopen mends it, when all else is done */
     return NODEDB_OK;
 }
@@ -2585,7 +2661,7 @@ static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const no
  * be unknown after a power cut, so counting on from what the file says could give one of them again. */
 static void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s) {
     uint64_t old = nodedb_mem__generation(s), salt = region->seed;
-    do salt = nodedb__mix64(salt ^ slot);
+    do salt = nodedb_mix64(salt ^ slot);
     while ((salt & NODEDB_MEM__GENERATION_MASK) == old);
     nodedb_mem__set_generation(s, salt);
 }
@@ -2601,18 +2677,18 @@ typedef enum nodedb_mem__entry {
 static nodedb_mem__entry nodedb_mem__take_entry(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
                                                 const unsigned char *entry, uint64_t units) {
     const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-    uint64_t sequence = nodedb__get_u64(entry + 24);
+    uint64_t sequence = nodedb_get_u64(entry + 24);
     s->state = NODEDB_MEM__SPARE;
-    if (nodedb__get_u32(entry) != nodedb__crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) ||
+    if (nodedb_get_u32(entry) != nodedb_crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) ||
         sequence > NODEDB_MEM__SEQUENCE_MAX)
         return NODEDB_MEM__LOST;
     if (sequence > region->sequence) region->sequence = sequence;
     if (entry[4] != 1) return NODEDB_MEM__NONE;
-    s->generation_low = nodedb__get_u32(entry + 8);
+    s->generation_low = nodedb_get_u32(entry + 8);
     s->generation_high = entry[5] & 0x3F;
     s->slack = entry[6];
-    s->at = nodedb__get_u32(entry + 12);
-    s->size = nodedb__get_u32(entry + 16);
+    s->at = nodedb_get_u32(entry + 12);
+    s->size = nodedb_get_u32(entry + 16);
     if (slot == 0 || s->size == 0 || s->slack > unit || (s->slack == unit && s->size > 1) ||
         s->size * unit - s->slack > UINT32_MAX - unit || (uint64_t)s->at + s->size > units)
         return NODEDB_MEM__LOST; /* the file has been cut, or is forged */
@@ -2627,7 +2703,7 @@ static nodedb_mem__entry nodedb_mem__take_entry(nodedb_mem_overflow *region, uin
 static int nodedb_mem__settle(nodedb_mem_overflow *region, const uint32_t slot[2], uint64_t *budget) {
     uint64_t sequence[2];
     int i, newer;
-    for (i = 0; i < 2; i++) sequence[i] = nodedb__get_u64(region->file + nodedb_mem__entry_at(slot[i]) + 24);
+    for (i = 0; i < 2; i++) sequence[i] = nodedb_get_u64(region->file + nodedb_mem__entry_at(slot[i]) + 24);
     newer = sequence[1] > sequence[0];
     for (i = 0; i < 2; i++) {
         int which = i == 0 ? newer : !newer;
@@ -2660,7 +2736,7 @@ static size_t nodedb_mem__blocks(const nodedb_mem_overflow *region, const uint64
     size_t blocks = 0, i;
     for (i = 0; i < objects; i++) {
         const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)order[i]);
-        if (nodedb__get_u64(region->file + nodedb_mem__entry_at((uint32_t)order[i]) + 24) > newest) continue;
+        if (nodedb_get_u64(region->file + nodedb_mem__entry_at((uint32_t)order[i]) + 24) > newest) continue;
         blocks += 1 + (s->at > end);
         end = (uint64_t)s->at + s->size;
     }
@@ -2681,7 +2757,7 @@ static size_t nodedb_mem__thin_out(nodedb_mem_overflow *region, uint64_t *order,
     }
     for (i = 0; i < objects; i++) {
         uint32_t slot = (uint32_t)order[i];
-        if (nodedb__get_u64(region->file + nodedb_mem__entry_at(slot) + 24) <= low) order[kept++] = order[i];
+        if (nodedb_get_u64(region->file + nodedb_mem__entry_at(slot) + 24) <= low) order[kept++] = order[i];
         else nodedb_mem__drop(region, slot);
     }
     return kept;
@@ -2707,7 +2783,7 @@ static nodedb_status nodedb_mem__load_slab(nodedb_mem_overflow *region, uint32_t
         case NODEDB_MEM__LOST: nodedb_mem__count(region->count.lost, 1); break;
         case NODEDB_MEM__NONE: break;
         case NODEDB_MEM__BEYOND:
-            return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+            return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
                                 "overflow region: %.80s in %s has objects beyond max_bytes of %llu", region->name,
                                 region->dir, (unsigned long long)region->max_bytes);
         }
@@ -2726,7 +2802,7 @@ static nodedb_status nodedb_mem__load_table(nodedb_mem_overflow *region, uint32_
         nodedb_mem__slot *slab = (nodedb_mem__slot *)nodedb__alloc_zero(
             &region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab, NODEDB_CACHE_LINE_BYTES);
         if (slab == NULL)
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused",
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused",
                                 region->dir);
         if (count > in_use - first) count = in_use - first;
         nodedb_mem__add_slab(region, slab, count);
@@ -2884,7 +2960,7 @@ static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in
     order_bytes = (size_t)in_use * sizeof *order;
     order = (uint64_t *)nodedb__alloc(&region->allocator, order_bytes, sizeof *order);
     if (order == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
     status = nodedb_mem__load_table(region, in_use, units, order, &objects, err);
     if (status == NODEDB_OK) {
         objects = nodedb_mem__thin_out(region, order, objects);
@@ -2901,7 +2977,7 @@ static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in
     if (status == NODEDB_OK && bytes > region->data_at) status = nodedb_mem__settle_disk(region, bytes, err);
     if (status != NODEDB_OK) return status;
     if (region->count.lost > 0)
-        nodedb__say(&region->logger, NODEDB_LOG_WARNING, "overflow region: %lu entries of %s in %s are lost",
+        nodedb_say(&region->logger, NODEDB_LOG_WARNING, "overflow region: %lu entries of %s in %s are lost",
                     (unsigned long)region->count.lost, region->name, region->dir);
     nodedb_mem__mend(region, in_use);
     return NODEDB_OK;
@@ -2911,7 +2987,7 @@ static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in
 static void nodedb_mem__warn_of_tmpfs(const nodedb_mem_overflow *region) {
     struct statfs fs;
     if (fstatfs(region->fd, &fs) == 0 && (unsigned long)fs.f_type == 0x01021994ul)
-        nodedb__say(&region->logger, NODEDB_LOG_WARNING,
+        nodedb_say(&region->logger, NODEDB_LOG_WARNING,
                     "overflow region in %s: this is tmpfs, so what is spilled stays in memory; use one on disk",
                     region->dir);
 }
@@ -2924,13 +3000,13 @@ static void nodedb_mem__warn_of_tmpfs(const nodedb_mem_overflow *region) {
 static nodedb_status nodedb_mem__complete_overflow(nodedb_mem_overflow_config *c, nodedb_error *err) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), blocks;
     if (c->dir == NULL || c->dir[0] == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region: no directory");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: no directory");
     if (c->name != NULL && (strchr(c->name, '/') != NULL || strcmp(c->name, ".") == 0 || strcmp(c->name, "..") == 0))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: %.80s is no file's name", c->dir,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: %.80s is no file's name", c->dir,
                             c->name);
     if (c->max_bytes == 0) c->max_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES;
     if (c->max_bytes > NODEDB_MEM_OVERFLOW_MAX_BYTES)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_bytes of %llu is too large", c->dir,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_bytes of %llu is too large", c->dir,
                             (unsigned long long)c->max_bytes);
     c->max_bytes = (c->max_bytes + page - 1) / page * page;
     if (c->initial_bytes == 0) {
@@ -2938,14 +3014,14 @@ static nodedb_status nodedb_mem__complete_overflow(nodedb_mem_overflow_config *c
         if (c->initial_bytes > c->max_bytes) c->initial_bytes = c->max_bytes;
     }
     if (c->initial_bytes > c->max_bytes)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: initial_bytes above max_bytes", c->dir);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: initial_bytes above max_bytes", c->dir);
     c->initial_bytes = (c->initial_bytes + page - 1) / page * page;
     blocks = c->max_bytes / 64;
     if (blocks < NODEDB_MEM__MIN_MAX_BLOCKS) blocks = NODEDB_MEM__MIN_MAX_BLOCKS;
     if (blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2) blocks = NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2;
     if (c->max_blocks == 0) c->max_blocks = (uint32_t)blocks;
     if (c->max_blocks < 2 || c->max_blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_blocks cannot be %lu", c->dir,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_blocks cannot be %lu", c->dir,
                             (unsigned long)c->max_blocks);
     c->io = nodedb__io_or_posix(&c->io);
     return NODEDB_OK;
@@ -2968,11 +3044,11 @@ static void nodedb_mem__leave(nodedb_mem_overflow *region) {
 
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err) {
     int result;
-    if (region == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow sync: NULL");
+    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow sync: NULL");
     if (region->data_at == 0)
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch is not kept", region->dir);
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch is not kept", region->dir);
     if (region->sync_failed)
-        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "overflow region: an earlier sync of %.80s in %s failed",
+        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "overflow region: an earlier sync of %.80s in %s failed",
                             region->name, region->dir);
     result = region->io.sync(region->io.ctx, region->fd);
     if (result >= 0) return NODEDB_OK;
@@ -2984,7 +3060,7 @@ NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
     nodedb_error err;
     if (region == NULL) return;
     if (region->data_at != 0 && nodedb_mem_overflow_sync(region, &err) != NODEDB_OK)
-        nodedb__say(&region->logger, NODEDB_LOG_ERROR, "%s", err.message);
+        nodedb_say(&region->logger, NODEDB_LOG_ERROR, "%s", err.message);
     nodedb_mem__leave(region);
 }
 
@@ -3003,7 +3079,7 @@ static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const noded
     } else {
         region->fd = nodedb_mem__open_scratch(c, &region->io, region->seed);
         if (region->fd < 0)
-            return nodedb__fail(err, nodedb__io_status(-region->fd), -region->fd,
+            return nodedb_fail(err, nodedb_io_status(-region->fd), -region->fd,
                                 "overflow region: no scratch file in %s", region->dir);
     }
     region->slabs_bytes = (region->max_slots / NODEDB_MEM__SLAB_SLOTS + 1) * sizeof *region->slabs;
@@ -3011,11 +3087,11 @@ static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const noded
     region->slabs = (nodedb_mem__slot **)nodedb__alloc_zero(&region->allocator, region->slabs_bytes, sizeof(void *));
     region->backed = (uint64_t *)nodedb__alloc_zero(&region->allocator, region->backed_bytes, sizeof(uint64_t));
     if (region->slabs == NULL || region->backed == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
     region->file_bytes = region->data_at + region->max_bytes;
     map = mmap(NULL, region->file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
     if (map == MAP_FAILED)
-        return nodedb__fail(err, nodedb__io_status(errno), errno, "overflow region in %s: cannot map %llu bytes",
+        return nodedb_fail(err, nodedb_io_status(errno), errno, "overflow region in %s: cannot map %llu bytes",
                             region->dir, (unsigned long long)region->file_bytes);
     region->file = (char *)map;
     region->base = region->file + region->data_at;
@@ -3032,15 +3108,15 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
     if (nodedb_mem__complete_overflow(&c, err) != NODEDB_OK) return NULL;
     region = (nodedb_mem_overflow *)nodedb__alloc_zero(&c.allocator, sizeof *region, NODEDB_CACHE_LINE_BYTES);
     if (region == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", c.dir);
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", c.dir);
         return NULL;
     }
     region->max_bytes = (size_t)c.max_bytes;
     region->max_slots = c.max_blocks + 2; /* number 0, and one that growing needs for a moment */
     c.max_blocks = config->max_blocks;
     region->users = 1;
-    region->seed = nodedb__mix64(nodedb__now_ns(NULL) ^ (uint64_t)getpid() << 40);
-    region->seed = nodedb__mix64(region->seed ^ (uint64_t)(uintptr_t)region);
+    region->seed = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 40);
+    region->seed = nodedb_mix64(region->seed ^ (uint64_t)(uintptr_t)region);
     region->fd = -1;
     region->allocator = c.allocator;
     region->logger = c.logger;
@@ -3104,10 +3180,10 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
     uint32_t slot = 0, size;
     if (handle != NULL) handle->bits = 0;
     if (region == NULL || handle == NULL || (data == NULL && bytes > 0))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow write: NULL");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow write: NULL");
     if (bytes > region->max_bytes || bytes > UINT32_MAX - unit) {
         nodedb_mem__count(region->count.refused, 1);
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: %llu bytes asked, at most %llu fit",
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: %llu bytes asked, at most %llu fit",
                             region->dir, (unsigned long long)bytes, (unsigned long long)region->max_bytes);
     }
     size = bytes == 0 ? 1 : (uint32_t)((bytes + unit - 1) / unit);
@@ -3121,7 +3197,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
     nodedb_mem__set(s->slack, (uint8_t)(size * unit - bytes));
     nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__WRITTEN);
     nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__OBJECT);
-    if (region->data_at != 0) nodedb_mem__put_entry(region, slot, nodedb__crc32c(0, data, bytes));
+    if (region->data_at != 0) nodedb_mem__put_entry(region, slot, nodedb_crc32c(0, data, bytes));
     handle->bits = (uint64_t)slot << 38 | nodedb_mem__generation(s);
     nodedb_mem__count(region->count.objects, 1);
     nodedb_mem__count(region->count.object_bytes, bytes);
@@ -3132,7 +3208,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
 }
 
 static nodedb_status nodedb_mem__stale(const nodedb_mem_overflow *region, nodedb_mem_handle handle, nodedb_error *err) {
-    return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: handle %016llx is stale or foreign",
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: handle %016llx is stale or foreign",
                         region->dir, (unsigned long long)handle.bits);
 }
 
@@ -3142,7 +3218,7 @@ static nodedb_mem__slot *nodedb_mem__resolve(const nodedb_mem_overflow *region, 
     uint64_t slot = handle.bits >> 38;
     nodedb_mem__slot *s;
     if (region == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow region: NULL");
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: NULL");
         return NULL;
     }
     if (slot != 0 && slot < region->slots) {
@@ -3181,7 +3257,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *reg
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
     if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
     if (region->data_at == 0)
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch has no checksums",
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch has no checksums",
                             region->dir);
     return nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err);
 }
@@ -3189,7 +3265,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *reg
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
                                                       nodedb_error *err) {
     uint64_t slot;
-    if (region == NULL || handle == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow next: NULL");
+    if (region == NULL || handle == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow next: NULL");
     for (slot = (handle->bits >> 38) + 1; slot < region->slots; slot++) {
         const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)slot);
         if (s->state != NODEDB_MEM__OBJECT) continue;
@@ -3197,7 +3273,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *regio
         return NODEDB_OK;
     }
     handle->bits = 0;
-    return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: no more objects", region->dir);
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: no more objects", region->dir);
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *region, nodedb_mem_handle handle,
@@ -3228,7 +3304,7 @@ static nodedb_status nodedb_mem__punch(nodedb_mem_overflow *region, size_t first
         if (!nodedb_mem__is_backed(region, first)) continue;
         nodedb__retry(result, fallocate(region->fd, how, (off_t)(region->data_at + at), (off_t)length));
         if (result != 0)
-            return nodedb__fail(err, errno == EOPNOTSUPP ? NODEDB_ERR_UNSUPPORTED : NODEDB_ERR_IO, errno,
+            return nodedb_fail(err, errno == EOPNOTSUPP ? NODEDB_ERR_UNSUPPORTED : NODEDB_ERR_IO, errno,
                                 "overflow region in %s: cannot give disk blocks back", region->dir);
         region->backed[first / 64] &= ~(UINT64_C(1) << first % 64);
         nodedb_mem__count(region->count.disk_bytes, 0 - length);
@@ -3243,7 +3319,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *regio
     nodedb_status status = NODEDB_OK;
     uint64_t given = 0;
     if (bytes != NULL) *bytes = 0;
-    if (region == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow trim: NULL");
+    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow trim: NULL");
     while (status == NODEDB_OK && (slot = nodedb_mem__tree_find(region, size, at)) != 0) {
         const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
         size_t from = s->at * unit, to = from + s->size * unit;
@@ -3260,7 +3336,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_over
     const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
     const nodedb_mem__counters *c;
     uint64_t scattered;
-    if (region == NULL || stats == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow statistics: NULL");
+    if (region == NULL || stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow statistics: NULL");
     c = &region->count;
     memset(stats, 0, sizeof *stats);
     stats->objects = nodedb__load_relaxed(&c->objects);
@@ -3322,7 +3398,7 @@ static nodedb_status nodedb_mem__look(nodedb_mem_overflow_view *view, nodedb_mem
     const nodedb_mem__slot *s;
     uint32_t size;
     uint8_t slack, state;
-    if (view == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
+    if (view == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
     s = nodedb_mem__alive(view->region, handle);
     if (s == NULL) return nodedb_mem__stale(view->region, handle, err);
     state = nodedb__load_acquire(&s->state);
@@ -3353,17 +3429,17 @@ NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_me
     nodedb_mem_overflow_view *view;
     void *map;
     if (region == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
         return NULL;
     }
     view = (nodedb_mem_overflow_view *)nodedb__alloc_zero(&region->allocator, sizeof *view, sizeof(void *));
     if (view == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow view of %s: the allocator refused", region->dir);
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow view of %s: the allocator refused", region->dir);
         return NULL;
     }
     map = mmap(NULL, region->file_bytes, PROT_READ, MAP_SHARED, region->fd, 0);
     if (map == MAP_FAILED) {
-        (void)nodedb__fail(err, nodedb__io_status(errno), errno, "overflow view of %s: cannot map %llu bytes",
+        (void)nodedb_fail(err, nodedb_io_status(errno), errno, "overflow view of %s: cannot map %llu bytes",
                            region->dir, (unsigned long long)region->file_bytes);
         nodedb__release(&region->allocator, view, sizeof *view);
         return NULL;
@@ -3405,9 +3481,9 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
     if (bytes != NULL) *bytes = status == NODEDB_OK ? seen.bytes : 0;
     if (status == NODEDB_OK) status = nodedb_mem__view_check(view, handle, &seen, err);
     if (status != NODEDB_OK) return status;
-    if (buffer == NULL && seen.bytes > 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "overflow view: no buffer");
+    if (buffer == NULL && seen.bytes > 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: no buffer");
     if (seen.bytes > capacity)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "overflow view of %s: an object of %lu bytes, a buffer of %lu",
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow view of %s: an object of %lu bytes, a buffer of %lu",
                             view->region->dir, (unsigned long)seen.bytes, (unsigned long)capacity);
     io = &view->region->io;
     result = nodedb__read_all(io, view->region->fd, buffer, seen.bytes,
@@ -3418,7 +3494,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
         return nodedb_mem__stale(view->region, handle, err);
     }
     if (result < 0)
-        return nodedb__fail(err, nodedb__io_status(-result), -result, "overflow view of %s: cannot read an object",
+        return nodedb_fail(err, nodedb_io_status(-result), -result, "overflow view of %s: cannot read an object",
                             view->region->dir);
     return NODEDB_OK;
 }
@@ -3430,7 +3506,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
 #if defined(NODEDB_NO_JEMALLOC)
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
-    return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: this program was compiled without it");
+    return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: this program was compiled without it");
 }
 
 static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
@@ -3470,15 +3546,15 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
     void *probe;
     bool moved;
     if (mallctl == NULL)
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: link this program with -ljemalloc");
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: link this program with -ljemalloc");
     if (mallctl("thread.allocatedp", &allocated, &bytes, NULL, 0) != 0 || allocated == NULL)
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc with statistics (--enable-stats)");
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc with statistics (--enable-stats)");
     before = *(volatile uint64_t *)allocated;
     probe = allocate(64);
     moved = *(volatile uint64_t *)allocated != before;
     free(probe);
     if (!moved)
-        return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
                             "arenas: jemalloc is linked, but another allocator (a sanitizer?) serves malloc");
     return NODEDB_OK;
 }
@@ -3501,10 +3577,10 @@ static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, 
     if (status != NODEDB_OK) return status;
     (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
     if (arena < automatic)
-        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "arena %lu belongs to jemalloc itself", (unsigned long)arena);
+        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "arena %lu belongs to jemalloc itself", (unsigned long)arena);
     error = nodedb_mem__arena_action(arena, action);
     if (error == 0) return NODEDB_OK;
-    return nodedb__fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s, is a thread still bound to it?",
+    return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s, is a thread still bound to it?",
                         (unsigned long)arena, action);
 }
 
@@ -3514,9 +3590,9 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_err
     size_t bytes = sizeof index;
     int error;
     if (status != NODEDB_OK) return status;
-    if (arena == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
+    if (arena == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
     error = mallctl("arenas.create", &index, &bytes, NULL, 0);
-    if (error != 0) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, error, "arena: jemalloc cannot make another");
+    if (error != 0) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, error, "arena: jemalloc cannot make another");
     *arena = index;
     return NODEDB_OK;
 }
@@ -3528,7 +3604,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb
     if (status != NODEDB_OK) return status;
     (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* or it serves some more from the old arena */
     error = mallctl("thread.arena", NULL, NULL, &index, sizeof index);
-    if (error != 0) return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, error, "no arena %lu", (unsigned long)arena);
+    if (error != 0) return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, error, "no arena %lu", (unsigned long)arena);
     return NODEDB_OK;
 }
 
@@ -3538,9 +3614,9 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_of_thread(uint32_t *arena, nodedb_
     size_t bytes = sizeof index;
     int error;
     if (status != NODEDB_OK) return status;
-    if (arena == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
+    if (arena == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
     error = mallctl("thread.arena", &index, &bytes, NULL, 0);
-    if (error != 0) return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, error, "jemalloc: thread.arena is not there");
+    if (error != 0) return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, error, "jemalloc: thread.arena is not there");
     *arena = index;
     return NODEDB_OK;
 }
@@ -3553,12 +3629,12 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
     char name[64];
     int i;
     if (status != NODEDB_OK) return status;
-    if (stats == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
+    if (stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
     nodedb_mem__jemalloc_refresh();
     for (i = 0; i < 3; i++) {
         (void)snprintf(name, sizeof name, "stats.arenas.%lu.%s", (unsigned long)arena, names[i]);
         if (!nodedb_mem__jemalloc_size(name, &values[i]))
-            return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "no arena %lu", (unsigned long)arena);
+            return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no arena %lu", (unsigned long)arena);
     }
     stats->allocated_bytes = (uint64_t)values[0] + values[1];
     stats->resident_bytes = values[2];
@@ -3590,7 +3666,7 @@ static void nodedb_mem__collection_release(void *ctx, void *memory, size_t bytes
 NODEDB_MEM_API nodedb_status nodedb_mem_collection_open(nodedb_mem_collection *collection, const char *tag,
                                                         nodedb_error *err) {
     if (collection == NULL || tag == NULL || tag[0] == 0 || strlen(tag) >= sizeof collection->tag)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL, or a tag that has not 1 to %d bytes",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL, or a tag that has not 1 to %d bytes",
                             NODEDB_MEM_MAX_NAME_BYTES - 1);
     memset(collection, 0, sizeof *collection);
     (void)snprintf(collection->tag, sizeof collection->tag, "%s", tag);
@@ -3606,18 +3682,18 @@ NODEDB_MEM_API nodedb_allocator nodedb_mem_collection_allocator(nodedb_mem_colle
 
 NODEDB_MEM_API nodedb_status nodedb_mem_collection_get_stats(const nodedb_mem_collection *collection,
                                                              nodedb_mem_arena_stats *stats, nodedb_error *err) {
-    if (collection == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
     return nodedb_mem_arena_get_stats(collection->arena, stats, err);
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_collection_reset(nodedb_mem_collection *collection, nodedb_error *err) {
-    if (collection == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
     return nodedb_mem_arena_reset(collection->arena, err);
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_collection_close(nodedb_mem_collection *collection, nodedb_error *err) {
     nodedb_status status;
-    if (collection == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
     status = nodedb_mem_arena_destroy(collection->arena, err);
     if (status == NODEDB_OK) collection->arena = UINT32_MAX; /* jemalloc will give its number to another */
     return status;

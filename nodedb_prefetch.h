@@ -225,9 +225,17 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #error "two nodedb_*.h of different releases are included together: take all of them from one release"
 #endif
 
+/* TOOLS. A program that writes formats or errors of its own beside ours defines NODEDB_COMMON_TOOLS before it includes
+ * a header, and may then use what has one underscore below:
+ *     nodedb_put_u16, _u32, _u64, nodedb_get_u16, _u32, _u64    little-endian, at any address
+ *     nodedb_crc32c                                             the checksum of all our formats
+ *     nodedb_mix64                                              a mixer for seeds and hashes; no secret
+ *     nodedb_now_ns                                             the clock of a config, NULL: CLOCK_MONOTONIC
+ *     nodedb_fail, nodedb_io_status, nodedb_say                 fill an error; the status of an errno; tell a logger
+ * What has two underscores is private. */
 #if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
     (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
-     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION))
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
 #define NODEDB_COMMON_INTERNALS 1
 #include <dirent.h>
 #include <errno.h>
@@ -262,12 +270,12 @@ static inline const char *nodedb_status_text(nodedb_status status) {
     __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 #define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
-/* Fills `err` (if there is one) and returns `status`, so that `return nodedb__fail(...)` reads as one step. */
+/* Fills `err` (if there is one) and returns `status`, so that `return nodedb_fail(...)` reads as one step. */
 #if defined(__GNUC__)
 __attribute__((format(printf, 4, 5)))
 #endif
 static inline nodedb_status
-nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+nodedb_fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
     if (err != NULL) {
         va_list args;
         int used;
@@ -295,7 +303,7 @@ nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char 
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-static inline void nodedb__say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+static inline void nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
     char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
     va_list args;
     if (logger == NULL || logger->write == NULL) return;
@@ -326,7 +334,7 @@ static inline void nodedb__release(const nodedb_allocator *allocator, void *memo
     else free(memory);
 }
 
-static inline uint64_t nodedb__now_ns(const nodedb_clock *clock) {
+static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
     struct timespec t;
     if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
@@ -339,32 +347,32 @@ static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
 }
 
 /* Little-endian on disk, whatever the machine. */
-static inline void nodedb__put_u16(void *at, uint16_t v) {
+static inline void nodedb_put_u16(void *at, uint16_t v) {
     unsigned char *p = (unsigned char *)at;
     p[0] = (unsigned char)v;
     p[1] = (unsigned char)(v >> 8);
 }
-static inline void nodedb__put_u32(void *at, uint32_t v) {
+static inline void nodedb_put_u32(void *at, uint32_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u16(p, (uint16_t)v);
-    nodedb__put_u16(p + 2, (uint16_t)(v >> 16));
+    nodedb_put_u16(p, (uint16_t)v);
+    nodedb_put_u16(p + 2, (uint16_t)(v >> 16));
 }
-static inline void nodedb__put_u64(void *at, uint64_t v) {
+static inline void nodedb_put_u64(void *at, uint64_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u32(p, (uint32_t)v);
-    nodedb__put_u32(p + 4, (uint32_t)(v >> 32));
+    nodedb_put_u32(p, (uint32_t)v);
+    nodedb_put_u32(p + 4, (uint32_t)(v >> 32));
 }
-static inline uint16_t nodedb__get_u16(const void *at) {
+static inline uint16_t nodedb_get_u16(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
     return (uint16_t)(p[0] | (unsigned)p[1] << 8);
 }
-static inline uint32_t nodedb__get_u32(const void *at) {
+static inline uint32_t nodedb_get_u32(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u16(p) | (uint32_t)nodedb__get_u16(p + 2) << 16;
+    return nodedb_get_u16(p) | (uint32_t)nodedb_get_u16(p + 2) << 16;
 }
-static inline uint64_t nodedb__get_u64(const void *at) {
+static inline uint64_t nodedb_get_u64(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u32(p) | (uint64_t)nodedb__get_u32(p + 4) << 32;
+    return nodedb_get_u32(p) | (uint64_t)nodedb_get_u32(p + 4) << 32;
 }
 
 /* CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, polynomial 0x82F63B78. `crc` is 0 to begin with, or the
@@ -412,7 +420,7 @@ __attribute__((target("sse4.2,pclmul"))) static inline uint32_t nodedb__crc32c_c
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
     for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint64_t word = nodedb__get_u64(p);
+        uint64_t word = nodedb_get_u64(p);
         __asm__("crc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
     }
     for (; bytes > 0; bytes--) __asm__("crc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)*p++));
@@ -423,7 +431,7 @@ static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, 
 #define nodedb__crc32c_cpu nodedb__crc32c_plain
 #define nodedb__crc32c_cpu_present() 0
 #endif
-static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t bytes) {
+static inline uint32_t nodedb_crc32c(uint32_t crc, const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
     crc = ~crc;
     crc = nodedb__crc32c_cpu_present() ? nodedb__crc32c_cpu(crc, p, bytes) : nodedb__crc32c_plain(crc, p, bytes);
@@ -431,7 +439,7 @@ static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t byt
 }
 
 /* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
-static inline uint64_t nodedb__mix64(uint64_t x) {
+static inline uint64_t nodedb_mix64(uint64_t x) {
     x += UINT64_C(0x9E3779B97F4A7C15);
     x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
     x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
@@ -566,7 +574,7 @@ static inline const char *nodedb__path_end(const char *path) {
 }
 
 /* The status that an errno means. */
-static inline nodedb_status nodedb__io_status(int error) {
+static inline nodedb_status nodedb_io_status(int error) {
     return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
            : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
                                               : NODEDB_ERR_IO;
@@ -862,14 +870,14 @@ static nodedb_status nodedb_prefetch__check(const nodedb_prefetch_range *ranges,
                                             nodedb_error *err) {
     const uintptr_t end_max = UINTPTR_MAX - (page_bytes - 1);
     size_t i;
-    if (ranges == NULL && n > 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "prefetch: the ranges are NULL");
+    if (ranges == NULL && n > 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: the ranges are NULL");
     for (i = 0; i < n; i++) {
         if (ranges[i].bytes == 0) continue;
         if (ranges[i].start == NULL)
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "prefetch: range %llu of %llu bytes starts at NULL",
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: range %llu of %llu bytes starts at NULL",
                                 (unsigned long long)i, (unsigned long long)ranges[i].bytes);
         if ((uintptr_t)ranges[i].start > end_max || ranges[i].bytes > end_max - (uintptr_t)ranges[i].start)
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                                 "prefetch: range %llu, %llu bytes at %p, wraps around the end of the address space",
                                 (unsigned long long)i, (unsigned long long)ranges[i].bytes, ranges[i].start);
     }
@@ -885,7 +893,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_plan(const nodedb_prefetch_ran
     size_t kept = 0, merged = 0, i;
     nodedb_status status;
     if (runs_n == NULL || (runs == NULL && n > 0) || !nodedb_prefetch__is_power_of_two(page_bytes))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                             "prefetch: plan needs room for its runs, and pages of a power of "
                             "two bytes, not %llu", (unsigned long long)page_bytes);
     *runs_n = 0;
@@ -970,7 +978,7 @@ typedef struct nodedb_prefetch__refusal {
 
 static nodedb_status nodedb_prefetch__need(const void *object, nodedb_error *err) {
     if (object != NULL) return NODEDB_OK;
-    return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "prefetch: a NULL object or result was passed");
+    return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: a NULL object or result was passed");
 }
 
 /* ==== what the kernel refused ===================================================================================== */
@@ -1012,12 +1020,12 @@ static nodedb_status nodedb_prefetch__refused(const nodedb_prefetch *p, const no
     if (refusal->sys_errno == 0) return NODEDB_OK;
     if (refusal->sys_errno == ENOMEM) {
         if (nodedb_prefetch__hole(refusal->start, refusal->bytes, p->system_page_bytes, &hole))
-            return nodedb__fail(err, NODEDB_ERR_INVALID, ENOMEM, "prefetch: %s: address 0x%llx is not mapped", name,
+            return nodedb_fail(err, NODEDB_ERR_INVALID, ENOMEM, "prefetch: %s: address 0x%llx is not mapped", name,
                                 (unsigned long long)hole);
         status = NODEDB_ERR_NO_MEMORY;
     }
     if (refusal->sys_errno == EINVAL) status = NODEDB_ERR_UNSUPPORTED; /* the advice, or locked or special memory */
-    return nodedb__fail(err, status, refusal->sys_errno, "prefetch: the kernel refused %s of %llu bytes at %p", name,
+    return nodedb_fail(err, status, refusal->sys_errno, "prefetch: the kernel refused %s of %llu bytes at %p", name,
                         (unsigned long long)refusal->bytes, refusal->start);
 }
 
@@ -1184,7 +1192,7 @@ static void nodedb_prefetch__drain(nodedb_prefetch *p) {
             if (mark != NODEDB_PREFETCH__MARK_ADVICE)
                 nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, at);
             else
-                nodedb__say(&p->config.logger, NODEDB_LOG_WARNING,
+                nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
                             "prefetch: the kernel refused MADV_WILLNEED at %p with errno %d", at, error);
         }
         if (mark == NODEDB_PREFETCH__MARK_ADVICE) p->advice_under_way--;
@@ -1211,7 +1219,7 @@ static int nodedb_prefetch__submit(nodedb_prefetch *p) {
 /* A ring that takes nothing any more: what was under way comes back as failed, and calls go to the kernel directly. */
 static void nodedb_prefetch__give_up_ring(nodedb_prefetch *p, int error) {
     unsigned slot;
-    nodedb__say(&p->config.logger, NODEDB_LOG_ERROR,
+    nodedb_say(&p->config.logger, NODEDB_LOG_ERROR,
                 "prefetch: io_uring failed with errno %d and is given up; tickets come "
                 "back at once from now on", error);
     nodedb_prefetch__drain(p);
@@ -1303,21 +1311,21 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, cons
     nodedb_status status = nodedb_prefetch__need(p, err);
     if (status != NODEDB_OK) return status;
     if (n > NODEDB_PREFETCH_GROUP_RANGES)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "prefetch: a ticket takes up to %d ranges, not %llu",
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "prefetch: a ticket takes up to %d ranges, not %llu",
                             NODEDB_PREFETCH_GROUP_RANGES, (unsigned long long)n);
     status = nodedb_prefetch_plan(ranges, n, p->config.page_bytes, NODEDB_PREFETCH_OUTWARD, p->runs, &runs_n, err);
     if (status != NODEDB_OK) return status;
     entries = 1 + nodedb_prefetch__count_pieces(nodedb_prefetch__cursor_at(p, runs_n, MADV_WILLNEED)) +
               nodedb_prefetch__count_pieces(nodedb_prefetch__cursor_at(p, runs_n, NODEDB_PREFETCH__POPULATE_READ));
     if (entries > p->config.queue_depth)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
                             "prefetch: this batch needs %llu entries of the ring, which has %u: "
                             "split it, or raise queue_depth", (unsigned long long)entries, p->config.queue_depth);
 #ifdef NODEDB_PREFETCH__URING
     if (p->has_ring) nodedb_prefetch__drain(p);
 #endif
     if (p->free_n == 0 || entries > p->config.queue_depth - p->entries_in_use)
-        return nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "prefetch: %u batches with %u entries are under way: reap first",
+        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "prefetch: %u batches with %u entries are under way: reap first",
                             NODEDB_PREFETCH_MAX_TICKETS - p->free_n, p->entries_in_use);
 
     slot = p->free_slots[--p->free_n];
@@ -1474,11 +1482,11 @@ static nodedb_status nodedb_prefetch__check_drop(nodedb_prefetch *p, const noded
                                    NULL);
         found = runs_n > 0 ? nodedb_prefetch__find_private(p->runs, runs_n, &where) : 0;
         if (found < 0)
-            return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, -found,
+            return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, -found,
                                 "prefetch: DROP needs /proc/self/maps to see that the "
                                 "memory is shared; use DROP_PRIVATE if nothing can be lost");
         if (found > 0)
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                                 "prefetch: DROP of the private memory at 0x%llx would lose what was "
                                 "written there; nothing was dropped (DROP_PRIVATE does it)", (unsigned long long)where);
     }
@@ -1492,7 +1500,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release_batch(nodedb_prefetch 
     nodedb_status status = nodedb_prefetch__need(p, err);
     if (status != NODEDB_OK) return status;
     if ((unsigned)how > NODEDB_PREFETCH_DROP_PRIVATE)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "prefetch: there is no way %d to release memory", (int)how);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: there is no way %d to release memory", (int)how);
     status = nodedb_prefetch__check(ranges, n, p->config.page_bytes, err);
     if (status == NODEDB_OK && how == NODEDB_PREFETCH_DROP) status = nodedb_prefetch__check_drop(p, ranges, n, err);
     return status != NODEDB_OK ? status : nodedb_prefetch__advise_all(p, ranges, n, advices[how], err);
@@ -1599,7 +1607,7 @@ static void nodedb_prefetch__choose(nodedb_prefetch *p, void *page) {
     if (wanted == NODEDB_PREFETCH_MADVISE) return;
     error = nodedb_prefetch__probe_process_madvise(p, page);
     if (error == 0) p->method = NODEDB_PREFETCH_PROCESS_MADVISE;
-    else nodedb__say(logger, NODEDB_LOG_INFO,
+    else nodedb_say(logger, NODEDB_LOG_INFO,
                      "prefetch: process_madvise on ourselves is refused (errno %d), so a batch takes "
                      "one madvise for each run; remedy: Linux 6.13, or a seccomp profile that allows it", error);
     if (wanted == NODEDB_PREFETCH_PROCESS_MADVISE) return;
@@ -1608,12 +1616,12 @@ static void nodedb_prefetch__choose(nodedb_prefetch *p, void *page) {
     p->has_ring = error == 0;
     if (p->has_ring && wanted == NODEDB_PREFETCH_IO_URING) p->method = NODEDB_PREFETCH_IO_URING;
     if (!p->has_ring)
-        nodedb__say(logger, NODEDB_LOG_WARNING,
+        nodedb_say(logger, NODEDB_LOG_WARNING,
                     "prefetch: io_uring with MADV_POPULATE_READ is refused (errno %d), so tickets come "
                     "back before their pages are in memory; remedy: Linux 5.14, kernel.io_uring_disabled=0, a seccomp "
                     "profile that allows io_uring", error);
 #else
-    nodedb__say(logger, NODEDB_LOG_WARNING,
+    nodedb_say(logger, NODEDB_LOG_WARNING,
                 "prefetch: built without liburing, so tickets come back before their pages are in "
                 "memory; remedy: liburing-dev, and no NODEDB_NO_LIBURING");
 #endif
@@ -1624,15 +1632,15 @@ static nodedb_status nodedb_prefetch__check_config(nodedb_prefetch_config *c, si
     if (c->page_bytes == 0) c->page_bytes = system_page_bytes;
     if (c->queue_depth == 0) c->queue_depth = NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH;
     if ((unsigned)c->method > NODEDB_PREFETCH_IO_URING)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "prefetch: there is no method %d", (int)c->method);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: there is no method %d", (int)c->method);
     if (!nodedb_prefetch__is_power_of_two(c->page_bytes) || c->page_bytes < system_page_bytes ||
         c->page_bytes > NODEDB_PREFETCH_MAX_PAGE_BYTES)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                             "prefetch: page_bytes is %llu: a power of two from the system's %llu to %llu "
                             "is needed", (unsigned long long)c->page_bytes, (unsigned long long)system_page_bytes,
                             (unsigned long long)NODEDB_PREFETCH_MAX_PAGE_BYTES);
     if (c->queue_depth < NODEDB_PREFETCH_MIN_QUEUE_DEPTH || c->queue_depth > NODEDB_PREFETCH_MAX_QUEUE_DEPTH)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "prefetch: queue_depth is %u, outside %d to %d", c->queue_depth,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: queue_depth is %u, outside %d to %d", c->queue_depth,
                             NODEDB_PREFETCH_MIN_QUEUE_DEPTH, NODEDB_PREFETCH_MAX_QUEUE_DEPTH);
     return NODEDB_OK;
 }
@@ -1649,7 +1657,7 @@ NODEDB_PREFETCH_API nodedb_prefetch *nodedb_prefetch_create(const nodedb_prefetc
     if (nodedb_prefetch__check_config(&c, (size_t)page_bytes, err) != NODEDB_OK) return NULL;
     p = (nodedb_prefetch *)nodedb__alloc_zero(&c.allocator, sizeof *p, NODEDB_CACHE_LINE_BYTES);
     if (p == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "prefetch: no memory for %llu bytes",
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "prefetch: no memory for %llu bytes",
                            (unsigned long long)sizeof *p);
         return NULL;
     }
@@ -1660,7 +1668,7 @@ NODEDB_PREFETCH_API nodedb_prefetch *nodedb_prefetch_create(const nodedb_prefetc
     p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     page = mmap(NULL, p->system_page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p->event_fd < 0 || page == MAP_FAILED) {
-        (void)nodedb__fail(err, nodedb__io_status(errno), errno,
+        (void)nodedb_fail(err, nodedb_io_status(errno), errno,
                            "prefetch: no descriptor or no page to try the kernel with");
         if (page != MAP_FAILED) (void)munmap(page, p->system_page_bytes);
         nodedb_prefetch_destroy(p);
@@ -1710,7 +1718,7 @@ NODEDB_PREFETCH_API size_t nodedb_prefetch_page_bytes(const nodedb_prefetch *p) 
 static nodedb_status nodedb_prefetch__thread_faults(uint64_t *major, uint64_t *minor, nodedb_error *err) {
     struct rusage usage;
     if (getrusage(RUSAGE_THREAD, &usage) != 0)
-        return nodedb__fail(err, NODEDB_ERR_IO, errno, "prefetch: getrusage(RUSAGE_THREAD) failed");
+        return nodedb_fail(err, NODEDB_ERR_IO, errno, "prefetch: getrusage(RUSAGE_THREAD) failed");
     *major = (uint64_t)usage.ru_majflt;
     *minor = (uint64_t)usage.ru_minflt;
     return NODEDB_OK;
@@ -1730,11 +1738,11 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
     if (c->depth_min == 0) c->depth_min = NODEDB_PREFETCH_DEFAULT_DEPTH_MIN;
     if (c->depth_max == 0) c->depth_max = NODEDB_PREFETCH_DEFAULT_DEPTH_MAX;
     if (c->depth_min > c->depth_max)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "prefetch: depth_min %u is above depth_max %u", c->depth_min,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: depth_min %u is above depth_max %u", c->depth_min,
                             c->depth_max);
     status = nodedb_prefetch__thread_faults(&fresh.begun_major, &fresh.begun_minor, err);
     if (status != NODEDB_OK) return status;
-    fresh.begun_ns = nodedb__now_ns(&c->clock);
+    fresh.begun_ns = nodedb_now_ns(&c->clock);
     fresh.depth = c->depth_min;
     fresh.owner_tid = (long)syscall(SYS_gettid);
     *f = fresh;
@@ -1752,7 +1760,7 @@ static void nodedb_prefetch__set_degraded(nodedb_prefetch_faults *f) {
     double scaled = (double)f->interval_major * (double)f->config.interval_ns / (double)f->interval_elapsed_ns;
     bool degraded = scaled > (double)f->config.major_faults_max;
     if (degraded != f->degraded)
-        nodedb__say(&f->config.logger, degraded ? NODEDB_LOG_WARNING : NODEDB_LOG_INFO,
+        nodedb_say(&f->config.logger, degraded ? NODEDB_LOG_WARNING : NODEDB_LOG_INFO,
                     "prefetch: thread %ld is %s: %.0f major faults per interval, the limit is %llu", f->owner_tid,
                     degraded ? "degraded" : "well again", scaled, (unsigned long long)f->config.major_faults_max);
     f->degraded = degraded;
@@ -1765,11 +1773,11 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
     nodedb_status status = nodedb_prefetch__need(f, err);
     if (status != NODEDB_OK) return status;
     if (f->owner_tid == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "prefetch: these fault counters were not started");
-    now = nodedb__now_ns(&f->config.clock);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: these fault counters were not started");
+    now = nodedb_now_ns(&f->config.clock);
     if (now < f->begun_ns || now - f->begun_ns < f->config.interval_ns) return NODEDB_OK;
     if ((long)syscall(SYS_gettid) != f->owner_tid)
-        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "prefetch: these fault counters belong to thread %ld",
+        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "prefetch: these fault counters belong to thread %ld",
                             f->owner_tid);
     status = nodedb_prefetch__thread_faults(&major, &minor, err);
     if (status != NODEDB_OK) return status;

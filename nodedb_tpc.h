@@ -270,9 +270,17 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #error "two nodedb_*.h of different releases are included together: take all of them from one release"
 #endif
 
+/* TOOLS. A program that writes formats or errors of its own beside ours defines NODEDB_COMMON_TOOLS before it includes
+ * a header, and may then use what has one underscore below:
+ *     nodedb_put_u16, _u32, _u64, nodedb_get_u16, _u32, _u64    little-endian, at any address
+ *     nodedb_crc32c                                             the checksum of all our formats
+ *     nodedb_mix64                                              a mixer for seeds and hashes; no secret
+ *     nodedb_now_ns                                             the clock of a config, NULL: CLOCK_MONOTONIC
+ *     nodedb_fail, nodedb_io_status, nodedb_say                 fill an error; the status of an errno; tell a logger
+ * What has two underscores is private. */
 #if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
     (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
-     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION))
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
 #define NODEDB_COMMON_INTERNALS 1
 #include <dirent.h>
 #include <errno.h>
@@ -307,12 +315,12 @@ static inline const char *nodedb_status_text(nodedb_status status) {
     __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 #define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
-/* Fills `err` (if there is one) and returns `status`, so that `return nodedb__fail(...)` reads as one step. */
+/* Fills `err` (if there is one) and returns `status`, so that `return nodedb_fail(...)` reads as one step. */
 #if defined(__GNUC__)
 __attribute__((format(printf, 4, 5)))
 #endif
 static inline nodedb_status
-nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+nodedb_fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
     if (err != NULL) {
         va_list args;
         int used;
@@ -340,7 +348,7 @@ nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char 
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-static inline void nodedb__say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+static inline void nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
     char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
     va_list args;
     if (logger == NULL || logger->write == NULL) return;
@@ -371,7 +379,7 @@ static inline void nodedb__release(const nodedb_allocator *allocator, void *memo
     else free(memory);
 }
 
-static inline uint64_t nodedb__now_ns(const nodedb_clock *clock) {
+static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
     struct timespec t;
     if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
@@ -384,32 +392,32 @@ static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
 }
 
 /* Little-endian on disk, whatever the machine. */
-static inline void nodedb__put_u16(void *at, uint16_t v) {
+static inline void nodedb_put_u16(void *at, uint16_t v) {
     unsigned char *p = (unsigned char *)at;
     p[0] = (unsigned char)v;
     p[1] = (unsigned char)(v >> 8);
 }
-static inline void nodedb__put_u32(void *at, uint32_t v) {
+static inline void nodedb_put_u32(void *at, uint32_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u16(p, (uint16_t)v);
-    nodedb__put_u16(p + 2, (uint16_t)(v >> 16));
+    nodedb_put_u16(p, (uint16_t)v);
+    nodedb_put_u16(p + 2, (uint16_t)(v >> 16));
 }
-static inline void nodedb__put_u64(void *at, uint64_t v) {
+static inline void nodedb_put_u64(void *at, uint64_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u32(p, (uint32_t)v);
-    nodedb__put_u32(p + 4, (uint32_t)(v >> 32));
+    nodedb_put_u32(p, (uint32_t)v);
+    nodedb_put_u32(p + 4, (uint32_t)(v >> 32));
 }
-static inline uint16_t nodedb__get_u16(const void *at) {
+static inline uint16_t nodedb_get_u16(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
     return (uint16_t)(p[0] | (unsigned)p[1] << 8);
 }
-static inline uint32_t nodedb__get_u32(const void *at) {
+static inline uint32_t nodedb_get_u32(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u16(p) | (uint32_t)nodedb__get_u16(p + 2) << 16;
+    return nodedb_get_u16(p) | (uint32_t)nodedb_get_u16(p + 2) << 16;
 }
-static inline uint64_t nodedb__get_u64(const void *at) {
+static inline uint64_t nodedb_get_u64(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u32(p) | (uint64_t)nodedb__get_u32(p + 4) << 32;
+    return nodedb_get_u32(p) | (uint64_t)nodedb_get_u32(p + 4) << 32;
 }
 
 /* CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, polynomial 0x82F63B78. `crc` is 0 to begin with, or the
@@ -457,7 +465,7 @@ __attribute__((target("sse4.2,pclmul"))) static inline uint32_t nodedb__crc32c_c
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
     for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint64_t word = nodedb__get_u64(p);
+        uint64_t word = nodedb_get_u64(p);
         __asm__("crc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
     }
     for (; bytes > 0; bytes--) __asm__("crc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)*p++));
@@ -468,7 +476,7 @@ static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, 
 #define nodedb__crc32c_cpu nodedb__crc32c_plain
 #define nodedb__crc32c_cpu_present() 0
 #endif
-static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t bytes) {
+static inline uint32_t nodedb_crc32c(uint32_t crc, const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
     crc = ~crc;
     crc = nodedb__crc32c_cpu_present() ? nodedb__crc32c_cpu(crc, p, bytes) : nodedb__crc32c_plain(crc, p, bytes);
@@ -476,7 +484,7 @@ static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t byt
 }
 
 /* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
-static inline uint64_t nodedb__mix64(uint64_t x) {
+static inline uint64_t nodedb_mix64(uint64_t x) {
     x += UINT64_C(0x9E3779B97F4A7C15);
     x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
     x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
@@ -611,7 +619,7 @@ static inline const char *nodedb__path_end(const char *path) {
 }
 
 /* The status that an errno means. */
-static inline nodedb_status nodedb__io_status(int error) {
+static inline nodedb_status nodedb_io_status(int error) {
     return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
            : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
                                               : NODEDB_ERR_IO;
@@ -1204,24 +1212,24 @@ NODEDB_TPC_API nodedb_tpc_ring *nodedb_tpc_ring_create(size_t messages, size_t m
     size_t slots_bytes, block_bytes;
     nodedb_tpc_ring *ring;
     if (messages < 2 || messages > NODEDB_TPC_MAX_RING_MESSAGES || (messages & (messages - 1)) != 0) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                            "a ring of %llu messages: the number must be a power of two, 2 to %u",
                         (unsigned long long)messages, (unsigned)NODEDB_TPC_MAX_RING_MESSAGES);
         return NULL;
     }
     if (message_bytes == 0 || message_bytes > NODEDB_TPC_MAX_MESSAGE_BYTES) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a ring's messages of %llu bytes: 1 to %d are possible",
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a ring's messages of %llu bytes: 1 to %d are possible",
                         (unsigned long long)message_bytes, NODEDB_TPC_MAX_MESSAGE_BYTES);
         return NULL;
     }
     if (!nodedb__mul_size(messages, message_bytes, &slots_bytes) || slots_bytes > SIZE_MAX - sizeof *ring) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a ring of this size does not fit into the address space");
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a ring of this size does not fit into the address space");
         return NULL;
     }
     block_bytes = sizeof *ring + slots_bytes;
     ring = (nodedb_tpc_ring *)nodedb__alloc(allocator, block_bytes, NODEDB_TPC__APART_BYTES);
     if (ring == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a ring of %llu bytes",
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a ring of %llu bytes",
                            (unsigned long long)block_bytes);
         return NULL;
     }
@@ -1304,11 +1312,11 @@ NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_rin
  * the later of the two in that word's modification order sees what came before the earlier: the same argument. */
 
 NODEDB_TPC_API nodedb_status nodedb_tpc_notifier_open(nodedb_tpc_notifier *notifier, nodedb_error *err) {
-    if (notifier == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a notifier must be given");
+    if (notifier == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a notifier must be given");
     notifier->parked = 0;
     notifier->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (notifier->fd >= 0) return NODEDB_OK;
-    return nodedb__fail(err, errno == EMFILE || errno == ENFILE ? NODEDB_ERR_LIMIT : NODEDB_ERR_IO, errno,
+    return nodedb_fail(err, errno == EMFILE || errno == ENFILE ? NODEDB_ERR_LIMIT : NODEDB_ERR_IO, errno,
                         "eventfd for a notifier");
 }
 
@@ -1512,7 +1520,7 @@ struct nodedb_tpc {
  * allocates. */
 static __thread nodedb_tpc_core *nodedb_tpc__current __attribute__((tls_model("initial-exec")));
 
-static inline uint64_t nodedb_tpc__now(const nodedb_tpc *runtime) { return nodedb__now_ns(&runtime->config.clock); }
+static inline uint64_t nodedb_tpc__now(const nodedb_tpc *runtime) { return nodedb_now_ns(&runtime->config.clock); }
 
 static inline bool nodedb_tpc__on_own_thread(const nodedb_tpc_core *core) {
     return pthread_equal(core->thread, pthread_self()) != 0;
@@ -1521,7 +1529,7 @@ static inline bool nodedb_tpc__on_own_thread(const nodedb_tpc_core *core) {
 /* ---- suspects: request ids that faulted -------------------------------------------------------------------------- */
 
 static nodedb_tpc__suspect *nodedb_tpc__suspect_bucket(nodedb_tpc *runtime, uint64_t id) {
-    return runtime->suspects[nodedb__mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS];
+    return runtime->suspects[nodedb_mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS];
 }
 
 static bool nodedb_tpc__suspect_refused(nodedb_tpc *runtime, uint64_t id) {
@@ -1704,7 +1712,7 @@ static void nodedb_tpc__undo_to(nodedb_tpc_core *core, uint32_t defers) {
         uint32_t before = core->defer_count;
         if (nodedb_tpc__run(core, undo.fn, undo.arg)) continue;
         core->defer_count = before; /* an undo's own defers are not undone */
-        nodedb__say(&core->runtime->config.logger, NODEDB_LOG_ERROR, "an undo function faulted and was left: %s",
+        nodedb_say(&core->runtime->config.logger, NODEDB_LOG_ERROR, "an undo function faulted and was left: %s",
                     core->fault_text);
     }
     memcpy(core->fault_text, why, sizeof why);
@@ -1716,7 +1724,7 @@ static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
     core->fault_sentence = core->fault_text;
     nodedb_tpc__count(&core->stats.faults, 1u);
     nodedb_tpc__suspect_add(core->runtime, request_id);
-    nodedb__say(logger, NODEDB_LOG_WARNING, "%s (request %llu); it was abandoned", core->fault_text,
+    nodedb_say(logger, NODEDB_LOG_WARNING, "%s (request %llu); it was abandoned", core->fault_text,
                 (unsigned long long)request_id);
     core->fault_ns[core->fault_count++ % NODEDB_TPC_FAULTS_TO_DEGRADE] = now;
     if (core->stats.degraded || core->fault_count < NODEDB_TPC_FAULTS_TO_DEGRADE ||
@@ -1724,7 +1732,7 @@ static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
     core->degraded_until_ns = now + NODEDB_TPC_DEGRADED_NS;
     nodedb__store_relaxed(&core->stats.degraded, true);
     nodedb_tpc__count(&core->stats.degradations, 1u);
-    nodedb__say(logger, NODEDB_LOG_ERROR,
+    nodedb_say(logger, NODEDB_LOG_ERROR,
                 "core %u is degraded after %d faults within 60 s: its tasks are refused for 30 s",
                 (unsigned)core->index, NODEDB_TPC_FAULTS_TO_DEGRADE);
 }
@@ -1734,7 +1742,7 @@ static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_i
     if (core->stats.degraded && nodedb_tpc__now(core->runtime) >= core->degraded_until_ns) {
         nodedb__store_relaxed(&core->stats.degraded, false);
         core->fault_count = 0;
-        nodedb__say(&core->runtime->config.logger, NODEDB_LOG_INFO, "core %u accepts tasks again",
+        nodedb_say(&core->runtime->config.logger, NODEDB_LOG_INFO, "core %u accepts tasks again",
                     (unsigned)core->index);
     }
     if (core->stats.degraded) core->fault_sentence =
@@ -1781,7 +1789,7 @@ NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, 
     va_end(args);
     if (!guarded) {
         const nodedb_logger *logger = core == NULL ? NULL : &core->runtime->config.logger;
-        nodedb__say(logger, NODEDB_LOG_ERROR, "panic outside a guard: %s", sentence);
+        nodedb_say(logger, NODEDB_LOG_ERROR, "panic outside a guard: %s", sentence);
         abort();
     }
     (void)snprintf(core->fault_text, sizeof core->fault_text, "core %u: %.200s", (unsigned)core->index, sentence);
@@ -1953,7 +1961,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_post(nodedb_tpc *runtime, uint32_t to, c
     nodedb_tpc__inbox *inbox;
     nodedb_status status = NODEDB_OK;
     if (runtime == NULL || message == NULL || to >= runtime->core_count)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                             "a post needs a runtime, a message and one of its cores, not core %u", (unsigned)to);
     nodedb_tpc__copy(copy, message, runtime->config.message_bytes); /* a bad pointer faults here, not under the lock */
     inbox = &runtime->cores[to]->inbox;
@@ -1966,9 +1974,9 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_post(nodedb_tpc *runtime, uint32_t to, c
     }
     (void)pthread_mutex_unlock(&inbox->lock);
     if (status == NODEDB_ERR_CANCELLED)
-        return nodedb__fail(err, status, 0, "the runtime is stopping: core %u accepts no posts", (unsigned)to);
+        return nodedb_fail(err, status, 0, "the runtime is stopping: core %u accepts no posts", (unsigned)to);
     if (status == NODEDB_ERR_AGAIN)
-        return nodedb__fail(err, status, 0, "the inbox of core %u is full with %u messages", (unsigned)to,
+        return nodedb_fail(err, status, 0, "the inbox of core %u is full with %u messages", (unsigned)to,
                          (unsigned)runtime->config.inbox_messages);
     if (nodedb_tpc_notifier_wake(&runtime->cores[to]->notifier)) (void)nodedb__add_relaxed(&inbox->wakes, 1u);
     else (void)nodedb__add_relaxed(&inbox->wakes_avoided, 1u);
@@ -2026,7 +2034,7 @@ static void nodedb_tpc__schedule_beat(nodedb_tpc_core *core, uint64_t now) {
     do { /* beats that a busy core missed are not made up for */
         uint64_t behind = now > runtime->epoch_ns ? (now - runtime->epoch_ns) / period : 0;
         core->beat = behind > core->beat + 1 ? behind : core->beat + 1;
-        place = nodedb__mix64(runtime->config.seed ^ nodedb__mix64(core->index ^ core->beat << 16))
+        place = nodedb_mix64(runtime->config.seed ^ nodedb_mix64(core->index ^ core->beat << 16))
             % NODEDB_TPC__BEAT_SLOTS;
         place = place * runtime->core_count + core->index;
         core->beat_due_ns = runtime->epoch_ns + core->beat * period - NODEDB_TPC_HEARTBEAT_JITTER_NS / 2 +
@@ -2055,7 +2063,7 @@ static void nodedb_tpc__watch(nodedb_tpc_core *core, uint64_t now) {
         if (other == core || !nodedb_tpc__core_stalled(other, now)) continue;
         said = nodedb__load_relaxed(&other->stall_said_turn);
         if (said == turn || !nodedb__cas(&other->stall_said_turn, &said, turn)) continue;
-        nodedb__say(&runtime->config.logger, NODEDB_LOG_ERROR,
+        nodedb_say(&runtime->config.logger, NODEDB_LOG_ERROR,
                  "core %u has not come round its loop for %llu ms (core %u noticed): a task or hook does not end",
                  (unsigned)i, (unsigned long long)((now - nodedb__load_relaxed(&other->turn_ns)) / 1000000),
                      (unsigned)core->index);
@@ -2132,7 +2140,7 @@ static void nodedb_tpc__end_core(nodedb_tpc_core *core) {
     messages += nodedb_tpc_ring_length(core->inbox.ring);
     nodedb_tpc__count(&core->stats.dropped, messages);
     if (tasks + messages > 0)
-        nodedb__say(&runtime->config.logger, NODEDB_LOG_WARNING,
+        nodedb_say(&runtime->config.logger, NODEDB_LOG_WARNING,
                  "core %u stopped with %llu tasks cancelled and %llu messages dropped: it was not drained in time",
                  (unsigned)core->index, (unsigned long long)tasks, (unsigned long long)messages);
     if (runtime->config.on_stop != NULL) runtime->config.on_stop(core, runtime->config.ctx);
@@ -2300,7 +2308,7 @@ static void nodedb_tpc__name_and_pin(nodedb_tpc_core *core) {
     CPU_SET((unsigned)core->cpu, &set);
     error = pthread_setaffinity_np(pthread_self(), sizeof set, &set);
     if (error == 0) return;
-    nodedb__say(&core->runtime->config.logger, NODEDB_LOG_WARNING,
+    nodedb_say(&core->runtime->config.logger, NODEDB_LOG_WARNING,
              "core %u is not pinned to CPU %d (errno %d): it runs where the scheduler likes; allow "
              "sched_setaffinity, or set config.unpinned", (unsigned)core->index, core->cpu, error);
     core->cpu = -1;
@@ -2347,25 +2355,25 @@ static nodedb_status nodedb_tpc__check_config(nodedb_tpc_config *c, nodedb_error
     if (c->checkpoint_ns > UINT64_MAX / 4) c->checkpoint_ns = NODEDB_TPC_OFF; /* times do not get there */
     if (c->drain_ns == 0) c->drain_ns = UINT64_C(10000000000);
     if (c->maintenance_percent > 100)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "maintenance_percent is %u", (unsigned)c->maintenance_percent);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "maintenance_percent is %u", (unsigned)c->maintenance_percent);
     if (c->cores > NODEDB_TPC_MAX_CORES)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "%u cores: at most %d are possible", (unsigned)c->cores,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "%u cores: at most %d are possible", (unsigned)c->cores,
                             NODEDB_TPC_MAX_CORES);
     if (c->message_bytes > NODEDB_TPC_MAX_MESSAGE_BYTES)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "message_bytes is %u: at most %d are possible",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "message_bytes is %u: at most %d are possible",
                             (unsigned)c->message_bytes,
                          NODEDB_TPC_MAX_MESSAGE_BYTES);
     if (!nodedb_tpc__power_of_two(c->ring_messages, NODEDB_TPC_MAX_RING_MESSAGES) ||
         !nodedb_tpc__power_of_two(c->inbox_messages, NODEDB_TPC_MAX_RING_MESSAGES) ||
         !nodedb_tpc__power_of_two(c->queue_tasks, NODEDB_TPC_MAX_QUEUE_TASKS))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                             "ring_messages (%u), inbox_messages (%u) and queue_tasks (%u) must be powers of two",
                          (unsigned)c->ring_messages, (unsigned)c->inbox_messages, (unsigned)c->queue_tasks);
     if (strlen(c->name) > NODEDB_TPC_MAX_NAME_BYTES)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the name \"%.40s\" is longer than %d bytes", c->name,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the name \"%.40s\" is longer than %d bytes", c->name,
                             NODEDB_TPC_MAX_NAME_BYTES);
     if (c->heartbeat_ns < 2 * NODEDB_TPC_HEARTBEAT_JITTER_NS)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "heartbeat_ns is %llu: at least 200 ms, because of its jitter",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "heartbeat_ns is %llu: at least 200 ms, because of its jitter",
                          (unsigned long long)c->heartbeat_ns);
     return NODEDB_OK;
 }
@@ -2413,7 +2421,7 @@ static nodedb_status nodedb_tpc__make_core(nodedb_tpc *runtime, uint32_t index, 
     size_t queue_bytes;
     nodedb_tpc_core *core =
         (nodedb_tpc_core *)nodedb__alloc_zero(&config->allocator, sizeof *core, NODEDB_TPC__APART_BYTES);
-    if (core == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for core %u", (unsigned)index);
+    if (core == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for core %u", (unsigned)index);
     runtime->cores[index] = core;
     core->runtime = runtime;
     core->index = index;
@@ -2425,11 +2433,11 @@ static nodedb_status nodedb_tpc__make_core(nodedb_tpc *runtime, uint32_t index, 
     if (nodedb__mul_size(config->queue_tasks, sizeof *core->queue, &queue_bytes))
         core->queue = (nodedb_tpc__task *)nodedb__alloc(&config->allocator, queue_bytes, NODEDB_CACHE_LINE_BYTES);
     if (core->queue == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the run queue of core %u", (unsigned)index);
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the run queue of core %u", (unsigned)index);
     if (config->catch_signals) {
         core->signal_stack = (unsigned char *)nodedb__alloc(&config->allocator, NODEDB_TPC__SIGNAL_STACK_BYTES, 4096);
         if (core->signal_stack == NULL)
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the signal stack of core %u",
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the signal stack of core %u",
                                 (unsigned)index);
     }
     core->inbox.ring = nodedb_tpc_ring_create(config->inbox_messages, config->message_bytes, &config->allocator, err);
@@ -2453,7 +2461,7 @@ static nodedb_tpc *nodedb_tpc__make(const nodedb_tpc_config *given, bool manual,
     if (nodedb_tpc__check_config(&config, err) != NODEDB_OK) return NULL;
     runtime = (nodedb_tpc *)nodedb__alloc_zero(&config.allocator, sizeof *runtime, NODEDB_CACHE_LINE_BYTES);
     if (runtime == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the runtime");
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the runtime");
         return NULL;
     }
     memcpy(runtime->name, config.name, strlen(config.name));
@@ -2473,7 +2481,7 @@ static nodedb_tpc *nodedb_tpc__make(const nodedb_tpc_config *given, bool manual,
     runtime->rings =
         (nodedb_tpc_ring **)nodedb__alloc_zero(&config.allocator, n * n * sizeof *runtime->rings, sizeof(void *));
     if (runtime->cores == NULL || runtime->rings == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tables of %u cores",
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tables of %u cores",
                            (unsigned)config.cores);
         nodedb_tpc__free(runtime);
         return NULL;
@@ -2505,7 +2513,7 @@ static nodedb_tpc_core *nodedb_tpc__failed_core(nodedb_tpc *runtime, uint32_t co
         const char *why = core->start_error.message;
         if (core->started) continue;
         if (why[0] == 0) why = nodedb_status_text(core->start_status);
-        (void)nodedb__fail(err, core->start_status, 0, "core %u did not start: %.200s", (unsigned)i, why);
+        (void)nodedb_fail(err, core->start_status, 0, "core %u did not start: %.200s", (unsigned)i, why);
         if (err != NULL) err->sys_errno = core->start_error.sys_errno;
         return core;
     }
@@ -2553,7 +2561,7 @@ NODEDB_TPC_API nodedb_tpc *nodedb_tpc_start(const nodedb_tpc_config *config, nod
     while (runtime->arrived < threads) (void)pthread_cond_wait(&runtime->gate_changed, &runtime->gate_lock);
     good = error == 0 && nodedb_tpc__failed_core(runtime, threads, err) == NULL;
     if (error != 0)
-        (void)nodedb__fail(err, error == EAGAIN ? NODEDB_ERR_LIMIT : NODEDB_ERR_IO, error, "core %u: no thread for it",
+        (void)nodedb_fail(err, error == EAGAIN ? NODEDB_ERR_LIMIT : NODEDB_ERR_IO, error, "core %u: no thread for it",
                            (unsigned)threads);
     if (good) nodedb_tpc__set_epoch(runtime);
     runtime->gate = good ? NODEDB_TPC__GATE_GO : NODEDB_TPC__GATE_ABORT;
@@ -2589,7 +2597,7 @@ NODEDB_TPC_API nodedb_tpc *nodedb_tpc_create_manual(const nodedb_tpc_config *con
 /* Turns of all manual cores until they have ended; drain_ns by the real clock as well, as a virtual one may stand
  * still. */
 static void nodedb_tpc__join_manual(nodedb_tpc *runtime) {
-    uint64_t begin = nodedb__now_ns(NULL);
+    uint64_t begin = nodedb_now_ns(NULL);
     uint32_t left = runtime->core_count, i;
     while (left > 0) {
         bool worked = false;
@@ -2598,7 +2606,7 @@ static void nodedb_tpc__join_manual(nodedb_tpc *runtime) {
             worked = worked || status == NODEDB_OK;
             left += status != NODEDB_ERR_CANCELLED;
         }
-        if (left > 0 && nodedb__now_ns(NULL) - begin >= runtime->config.drain_ns)
+        if (left > 0 && nodedb_now_ns(NULL) - begin >= runtime->config.drain_ns)
             nodedb__store_release(&runtime->phase, (uint32_t)NODEDB_TPC__DRAINED);
         if (left > 0 && !worked) (void)poll(NULL, 0, 1);
     }
@@ -2607,14 +2615,14 @@ static void nodedb_tpc__join_manual(nodedb_tpc *runtime) {
 
 NODEDB_TPC_API nodedb_status nodedb_tpc_join(nodedb_tpc *runtime, nodedb_error *err) {
     uint32_t i;
-    if (runtime == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a runtime must be given");
+    if (runtime == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a runtime must be given");
     if (nodedb_tpc__current != NULL && nodedb_tpc__current->runtime == runtime)
-        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "core %u cannot wait for its own end",
+        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "core %u cannot wait for its own end",
                             (unsigned)nodedb_tpc__current->index);
     if (runtime->joined) return NODEDB_OK;
     if (runtime->manual) {
         if (!nodedb_tpc__on_own_thread(runtime->cores[0]) || !nodedb_tpc_stopping(runtime))
-            return nodedb__fail(err, NODEDB_ERR_STATE, 0,
+            return nodedb_fail(err, NODEDB_ERR_STATE, 0,
                                 "manual cores must be stopped first, and joined on their own thread");
         nodedb_tpc__join_manual(runtime);
     } else
@@ -2755,7 +2763,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_quarantine(nodedb_tpc *runtime, const ch
     }
     (void)pthread_mutex_unlock(&runtime->quarantine_lock);
     if (status == NODEDB_OK)
-        nodedb__say(&runtime->config.logger, NODEDB_LOG_ERROR, "%s is in quarantine: %.*s", part,
+        nodedb_say(&runtime->config.logger, NODEDB_LOG_ERROR, "%s is in quarantine: %.*s", part,
                     NODEDB_TPC_MAX_REASON_BYTES - 1, reason == NULL ? "no reason was given" : reason);
     return status;
 }
@@ -2787,7 +2795,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_release_part(nodedb_tpc *runtime, const 
     }
     (void)pthread_mutex_unlock(&runtime->quarantine_lock);
     if (!found) return NODEDB_ERR_NOT_FOUND;
-    nodedb__say(&runtime->config.logger, NODEDB_LOG_INFO, "%s has left quarantine", part);
+    nodedb_say(&runtime->config.logger, NODEDB_LOG_INFO, "%s has left quarantine", part);
     return NODEDB_OK;
 }
 

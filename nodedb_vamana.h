@@ -217,7 +217,7 @@
  *                   u32 and R: the row. Up to 4096 bytes long, they do not cross a block: as many as fit, then zeros.
  *                   Longer ones begin at a block each
  *        table      u32 each, as many as the least power of two from 16 on that is at least 1.5 times the slots: live
- *                   slots by id, at the place nodedb__mix64(id) modulo their number or the next that was empty; else
+ *                   slots by id, at the place nodedb_mix64(id) modulo their number or the next that was empty; else
  *                   0xFFFFFFFF
  *        checksums  blocks of 1023 u32, CRC-32C of each block from 1 to the one before these, then zeros; and the
  *                   CRC-32C of those 4092 bytes, begun with the number of the block here, plus 1
@@ -475,9 +475,17 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #error "two nodedb_*.h of different releases are included together: take all of them from one release"
 #endif
 
+/* TOOLS. A program that writes formats or errors of its own beside ours defines NODEDB_COMMON_TOOLS before it includes
+ * a header, and may then use what has one underscore below:
+ *     nodedb_put_u16, _u32, _u64, nodedb_get_u16, _u32, _u64    little-endian, at any address
+ *     nodedb_crc32c                                             the checksum of all our formats
+ *     nodedb_mix64                                              a mixer for seeds and hashes; no secret
+ *     nodedb_now_ns                                             the clock of a config, NULL: CLOCK_MONOTONIC
+ *     nodedb_fail, nodedb_io_status, nodedb_say                 fill an error; the status of an errno; tell a logger
+ * What has two underscores is private. */
 #if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
     (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
-     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION))
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
 #define NODEDB_COMMON_INTERNALS 1
 #include <dirent.h>
 #include <errno.h>
@@ -512,12 +520,12 @@ static inline const char *nodedb_status_text(nodedb_status status) {
     __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 #define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
-/* Fills `err` (if there is one) and returns `status`, so that `return nodedb__fail(...)` reads as one step. */
+/* Fills `err` (if there is one) and returns `status`, so that `return nodedb_fail(...)` reads as one step. */
 #if defined(__GNUC__)
 __attribute__((format(printf, 4, 5)))
 #endif
 static inline nodedb_status
-nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+nodedb_fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
     if (err != NULL) {
         va_list args;
         int used;
@@ -545,7 +553,7 @@ nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char 
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-static inline void nodedb__say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+static inline void nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
     char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
     va_list args;
     if (logger == NULL || logger->write == NULL) return;
@@ -576,7 +584,7 @@ static inline void nodedb__release(const nodedb_allocator *allocator, void *memo
     else free(memory);
 }
 
-static inline uint64_t nodedb__now_ns(const nodedb_clock *clock) {
+static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
     struct timespec t;
     if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
@@ -589,32 +597,32 @@ static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
 }
 
 /* Little-endian on disk, whatever the machine. */
-static inline void nodedb__put_u16(void *at, uint16_t v) {
+static inline void nodedb_put_u16(void *at, uint16_t v) {
     unsigned char *p = (unsigned char *)at;
     p[0] = (unsigned char)v;
     p[1] = (unsigned char)(v >> 8);
 }
-static inline void nodedb__put_u32(void *at, uint32_t v) {
+static inline void nodedb_put_u32(void *at, uint32_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u16(p, (uint16_t)v);
-    nodedb__put_u16(p + 2, (uint16_t)(v >> 16));
+    nodedb_put_u16(p, (uint16_t)v);
+    nodedb_put_u16(p + 2, (uint16_t)(v >> 16));
 }
-static inline void nodedb__put_u64(void *at, uint64_t v) {
+static inline void nodedb_put_u64(void *at, uint64_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u32(p, (uint32_t)v);
-    nodedb__put_u32(p + 4, (uint32_t)(v >> 32));
+    nodedb_put_u32(p, (uint32_t)v);
+    nodedb_put_u32(p + 4, (uint32_t)(v >> 32));
 }
-static inline uint16_t nodedb__get_u16(const void *at) {
+static inline uint16_t nodedb_get_u16(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
     return (uint16_t)(p[0] | (unsigned)p[1] << 8);
 }
-static inline uint32_t nodedb__get_u32(const void *at) {
+static inline uint32_t nodedb_get_u32(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u16(p) | (uint32_t)nodedb__get_u16(p + 2) << 16;
+    return nodedb_get_u16(p) | (uint32_t)nodedb_get_u16(p + 2) << 16;
 }
-static inline uint64_t nodedb__get_u64(const void *at) {
+static inline uint64_t nodedb_get_u64(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u32(p) | (uint64_t)nodedb__get_u32(p + 4) << 32;
+    return nodedb_get_u32(p) | (uint64_t)nodedb_get_u32(p + 4) << 32;
 }
 
 /* CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, polynomial 0x82F63B78. `crc` is 0 to begin with, or the
@@ -662,7 +670,7 @@ __attribute__((target("sse4.2,pclmul"))) static inline uint32_t nodedb__crc32c_c
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
     for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint64_t word = nodedb__get_u64(p);
+        uint64_t word = nodedb_get_u64(p);
         __asm__("crc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
     }
     for (; bytes > 0; bytes--) __asm__("crc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)*p++));
@@ -673,7 +681,7 @@ static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, 
 #define nodedb__crc32c_cpu nodedb__crc32c_plain
 #define nodedb__crc32c_cpu_present() 0
 #endif
-static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t bytes) {
+static inline uint32_t nodedb_crc32c(uint32_t crc, const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
     crc = ~crc;
     crc = nodedb__crc32c_cpu_present() ? nodedb__crc32c_cpu(crc, p, bytes) : nodedb__crc32c_plain(crc, p, bytes);
@@ -681,7 +689,7 @@ static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t byt
 }
 
 /* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
-static inline uint64_t nodedb__mix64(uint64_t x) {
+static inline uint64_t nodedb_mix64(uint64_t x) {
     x += UINT64_C(0x9E3779B97F4A7C15);
     x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
     x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
@@ -816,7 +824,7 @@ static inline const char *nodedb__path_end(const char *path) {
 }
 
 /* The status that an errno means. */
-static inline nodedb_status nodedb__io_status(int error) {
+static inline nodedb_status nodedb_io_status(int error) {
     return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
            : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
                                               : NODEDB_ERR_IO;
@@ -2066,13 +2074,13 @@ static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char
         if (name != NULL && strcmp(name, set->one.name) != 0) continue;
         if (nodedb_vamana_kernels_usable(&set->one)) best = set;
         else if (name != NULL) {
-            (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "this CPU has no instructions for the kernel \"%s\"",
+            (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "this CPU has no instructions for the kernel \"%s\"",
                                name);
             return NULL;
         }
     }
     if (best == NULL && name != NULL) /* without a name, there is always the plain one */
-        (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "this build has no kernel \"%s\"", name);
+        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "this build has no kernel \"%s\"", name);
     return best;
 }
 
@@ -2439,7 +2447,7 @@ typedef struct nodedb_vamana__save {
 } nodedb_vamana__save;
 
 static uint32_t nodedb_vamana__kept_place(const nodedb_vamana__kept *k, uint32_t slot) {
-    uint32_t at = (uint32_t)nodedb__mix64(slot) & (k->table_size - 1);
+    uint32_t at = (uint32_t)nodedb_mix64(slot) & (k->table_size - 1);
     while (k->table[at] != NODEDB_VAMANA__NONE && k->slots[k->table[at]] != slot) at = (at + 1) & (k->table_size - 1);
     return at;
 }
@@ -2663,7 +2671,7 @@ static size_t nodedb_vamana__table_size_for(uint64_t capacity) { /* 0: not on th
 
 /* Where `id` is in the table, or the empty place where it belongs. */
 static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_t id) {
-    size_t mask = a->table_size - 1, at = (size_t)nodedb__mix64(id) & mask;
+    size_t mask = a->table_size - 1, at = (size_t)nodedb_mix64(id) & mask;
     uint32_t slot;
     while ((slot = nodedb__load_acquire(&a->table[at])) != NODEDB_VAMANA__NONE && a->ids[slot] != id)
         at = (at + 1) & mask;
@@ -2702,7 +2710,7 @@ static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
         size_t home;
         at = (at + 1) & mask;
         if (a->table[at] == NODEDB_VAMANA__NONE) break;
-        home = (size_t)nodedb__mix64(a->ids[a->table[at]]) & mask;
+        home = (size_t)nodedb_mix64(a->ids[a->table[at]]) & mask;
         if (((at - home) & mask) >= ((at - gap) & mask)) {
             nodedb__store_release(&a->table[gap], a->table[at]);
             gap = at;
@@ -2755,7 +2763,7 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
     const size_t line = NODEDB_CACHE_LINE_BYTES;
     nodedb_vamana__arrays *a;
     if (capacity > NODEDB_VAMANA_MAX_VECTORS || nodedb_vamana__table_size_for(capacity) == 0) {
-        (void)nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)capacity);
+        (void)nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)capacity);
         return NULL;
     }
     a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, line);
@@ -2779,7 +2787,7 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
         (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
         (a->codes == NULL && coder != NULL)) {
         nodedb_vamana__give_arrays(index, a);
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %llu vectors of %u components",
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %llu vectors of %u components",
                            (unsigned long long)capacity, (unsigned)index->dim);
         return NULL;
     }
@@ -2915,12 +2923,12 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
         float *x = (float *)(void *)to;
         for (i = 0; i < index->dim; i++) {
             if (!nodedb_vamana__is_finite(x[i]))
-                return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "component %u%s is not a finite number", (unsigned)i,
+                return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "component %u%s is not a finite number", (unsigned)i,
                                     where);
             squares += (double)x[i] * (double)x[i];
         }
         if (squares > (double)NODEDB_VAMANA_MAX_LENGTH * (double)NODEDB_VAMANA_MAX_LENGTH)
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the length%s is over %g", where,
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the length%s is over %g", where,
                                 (double)NODEDB_VAMANA_MAX_LENGTH);
         *norm = (float)squares;
         if (index->metric == NODEDB_VAMANA_COSINE) {
@@ -3103,7 +3111,7 @@ static void nodedb_vamana__turn_signs(const nodedb_vamana *index, float *x, uint
     uint64_t signs = 0;
     uint32_t i;
     for (i = 0; i < n; i++) {
-        if (i % 64 == 0) signs = nodedb__mix64(nodedb__mix64(index->dim + (round << 32)) + i);
+        if (i % 64 == 0) signs = nodedb_mix64(nodedb_mix64(index->dim + (round << 32)) + i);
         if (signs >> i % 64 & 1) x[from + i] = -x[from + i];
     }
 }
@@ -3440,11 +3448,11 @@ static const char *nodedb_vamana__section_name(const nodedb_vamana__layout *l, u
 static void nodedb_vamana__put_f32(uint8_t *at, float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
-    nodedb__put_u32(at, bits);
+    nodedb_put_u32(at, bits);
 }
 
 static float nodedb_vamana__get_f32(const uint8_t *at) {
-    uint32_t bits = nodedb__get_u32(at);
+    uint32_t bits = nodedb_get_u32(at);
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
@@ -3458,12 +3466,12 @@ static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
     for (; p < end && size == 4; p += 4) {
         uint32_t word;
         memcpy(&word, p, 4);
-        nodedb__put_u32(p, word);
+        nodedb_put_u32(p, word);
     }
     for (; p < end && size == 8; p += 8) {
         uint64_t word;
         memcpy(&word, p, 8);
-        nodedb__put_u64(p, word);
+        nodedb_put_u64(p, word);
     }
 }
 
@@ -3475,7 +3483,7 @@ static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_
 
 static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status status, int error, uint64_t offset,
                                                const char *path, const char *what) {
-    (void)nodedb__fail(err, status, error, "%s: %s at offset %llu", nodedb__path_end(path), what,
+    (void)nodedb_fail(err, status, error, "%s: %s at offset %llu", nodedb__path_end(path), what,
                        (unsigned long long)offset);
     if (err != NULL) err->offset = offset;
     return status;
@@ -3508,13 +3516,13 @@ static nodedb_status nodedb_vamana__read_at(const nodedb_vamana *index, void *to
     if (error == 0) return NODEDB_OK;
     if (error == -ENODATA)
         return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, f->path, "the file ends early");
-    return nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, offset, f->path,
+    return nodedb_vamana__file_error(err, nodedb_io_status(-error), -error, offset, f->path,
                                      "cannot be read, tried twice");
 }
 
 /* The checksum of a block of checksums, of group `group`; so that none stands for another. */
 static uint32_t nodedb_vamana__sum_of_group(const uint8_t *block, size_t group) {
-    return nodedb__crc32c((uint32_t)group + 1, block, NODEDB_VAMANA__BLOCK - 4);
+    return nodedb_crc32c((uint32_t)group + 1, block, NODEDB_VAMANA__BLOCK - 4);
 }
 
 /* Reads a group of checksums, the second copy if the first is damaged; `copies`: which are good, as bits. */
@@ -3531,11 +3539,11 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
         nodedb_status one = nodedb_vamana__read_at(index, block, NODEDB_VAMANA__BLOCK, at, err);
         if (one != NODEDB_OK && one != NODEDB_ERR_CORRUPT) status = one;
         if (one != NODEDB_OK ||
-            nodedb_vamana__sum_of_group(block, group) != nodedb__get_u32(block + NODEDB_VAMANA__BLOCK - 4))
+            nodedb_vamana__sum_of_group(block, group) != nodedb_get_u32(block + NODEDB_VAMANA__BLOCK - 4))
             continue;
         *copies |= 1 << copy;
         for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
-            f->sums[group * NODEDB_VAMANA__SUMS_PER_BLOCK + i] = nodedb__get_u32(block + 4 * i);
+            f->sums[group * NODEDB_VAMANA__SUMS_PER_BLOCK + i] = nodedb_get_u32(block + 4 * i);
     }
     if (*copies != 0) return NODEDB_OK;
     if (status != NODEDB_OK) return status;
@@ -3561,7 +3569,7 @@ static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t o
         nodedb__store_release(&f->groups[group], now);
         if (status != NODEDB_OK) return status;
     }
-    if (now == NODEDB_VAMANA__THERE && nodedb__crc32c(0, bytes, NODEDB_VAMANA__BLOCK) == f->sums[number])
+    if (now == NODEDB_VAMANA__THERE && nodedb_crc32c(0, bytes, NODEDB_VAMANA__BLOCK) == f->sums[number])
         return NODEDB_OK;
     return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, f->path,
                                      "the block does not match its checksum");
@@ -3578,7 +3586,7 @@ static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
     uint8_t bit = (uint8_t)(1u << block % 8);
     if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
     (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
-    nodedb__say(&index->logger, NODEDB_LOG_ERROR,
+    nodedb_say(&index->logger, NODEDB_LOG_ERROR,
                 "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
                 "save the index anew from its source",
                 f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
@@ -3720,7 +3728,7 @@ static bool nodedb_vamana__knows_slot(const nodedb_vamana *index, uint32_t slot,
  * damaged on the way, looks at all. */
 static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id, nodedb_vamana__trouble *trouble) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint64_t mask = index->file->layout.places - 1, at = nodedb__mix64(id) & mask, n;
+    uint64_t mask = index->file->layout.places - 1, at = nodedb_mix64(id) & mask, n;
     uint32_t slot;
     for (n = 0; n <= mask; n++, at = (at + 1) & mask) {
         if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, trouble)) break;
@@ -3739,7 +3747,7 @@ static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t
 }
 
 static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32_t slot) {
-    uint32_t mask = c->places_size - 1, at = (uint32_t)nodedb__mix64(slot) & mask;
+    uint32_t mask = c->places_size - 1, at = (uint32_t)nodedb_mix64(slot) & mask;
     while (c->places[at] != NODEDB_VAMANA__NONE && c->slots[c->places[at]] != slot) at = (at + 1) & mask;
     return at;
 }
@@ -3817,7 +3825,7 @@ static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint
     nodedb_vamana__searcher_shape(&fit, beam > s->beam_max ? beam : s->beam_max, slots > s->fits ? slots : s->fits);
     fit.memory = nodedb__alloc_zero(&s->allocator, fit.memory_bytes, NODEDB_CACHE_LINE_BYTES);
     if (fit.memory == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a beam of %u", (unsigned)beam);
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a beam of %u", (unsigned)beam);
     (void)nodedb_vamana__searcher_cut(&fit, (uint8_t *)fit.memory);
     if (s->memory != NULL) { /* what the caller has put there */
         memcpy(fit.query, s->query, s->index->stride);
@@ -3833,7 +3841,7 @@ static nodedb_vamana_searcher *nodedb_vamana__searcher_new(const nodedb_vamana *
     nodedb_vamana_searcher *s =
         (nodedb_vamana_searcher *)nodedb__alloc_zero(&index->allocator, sizeof *s, NODEDB_CACHE_LINE_BYTES);
     if (s == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a searcher");
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a searcher");
         return NULL;
     }
     s->index = index, s->prunes = prunes;
@@ -4089,7 +4097,7 @@ enum {
 static bool nodedb_vamana__candidate_before(const nodedb_vamana__near *a, const nodedb_vamana__near *b, uint64_t salt) {
     uint64_t x, y;
     if (a->distance != b->distance) return a->distance < b->distance;
-    x = nodedb__mix64(salt ^ a->slot), y = nodedb__mix64(salt ^ b->slot);
+    x = nodedb_mix64(salt ^ a->slot), y = nodedb_mix64(salt ^ b->slot);
     return x != y ? x < y : a->slot < b->slot;
 }
 
@@ -4107,7 +4115,7 @@ static void nodedb_vamana__sort_candidates(nodedb_vamana__near *c, size_t n, uin
 
 /* The level of a new node, by its id, as good as chance: so replicas agree. See LEVELS. */
 static uint8_t nodedb_vamana__level_of(const nodedb_vamana *index, uint64_t id) {
-    uint64_t bits = nodedb__mix64(~id);
+    uint64_t bits = nodedb_mix64(~id);
     uint32_t most = index->degree / 4 < NODEDB_VAMANA__LEVELS_MAX ? index->degree / 4 : NODEDB_VAMANA__LEVELS_MAX;
     uint8_t level = 0;
     for (; level < most && (bits & ((1u << NODEDB_VAMANA__LEVEL_BITS) - 1)) == 0; level++)
@@ -4317,7 +4325,7 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
     uint32_t count, far, i;
     nodedb_vamana__selection x;
     assert(keep >= 2 && keep <= index->degree && n <= s->candidates_max && s->prunes);
-    nodedb_vamana__sort_candidates(s->candidates, n, nodedb__mix64(index->seed ^ slot));
+    nodedb_vamana__sort_candidates(s->candidates, n, nodedb_mix64(index->seed ^ slot));
     nodedb_vamana__join_marks(s->candidates, n);
     count = far = nodedb_vamana__far_edges(index, s, slot, n, keep);
     nodedb_vamana__select(&x, index, s, slot, 0, n, keep - far);
@@ -4525,7 +4533,7 @@ static void nodedb_vamana__watch_beam(const nodedb_vamana *index, nodedb_vamana_
                                       const nodedb_vamana__target *target, uint32_t slot) {
     uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, i, j;
     if (!index->beam_follows || index->live < NODEDB_VAMANA__BEAM_FIRST ||
-        nodedb__mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_WATCHED != 0)
+        nodedb_mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_WATCHED != 0)
         return;
     memcpy(s->spare, s->beam, narrow * sizeof *s->spare);
     nodedb_vamana__walk(s, target, wide < s->beam_max ? wide : s->beam_max);
@@ -4630,7 +4638,7 @@ static uint32_t nodedb_vamana__find_room(const nodedb_vamana *index, const noded
         const uint32_t *row = nodedb_vamana__row(index, a, from);
         uint32_t next = NODEDB_VAMANA__NONE, count = 0, i;
         for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
-            if (nodedb_vamana__is_child(a, from, row[i]) && (chance = nodedb__mix64(chance)) % ++count == 0)
+            if (nodedb_vamana__is_child(a, from, row[i]) && (chance = nodedb_mix64(chance)) % ++count == 0)
                 next = row[i];
         assert(next != NODEDB_VAMANA__NONE);
         from = next;
@@ -5064,9 +5072,9 @@ static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
 }
 
 static nodedb_status nodedb_vamana__check_writable(const nodedb_vamana *index, nodedb_error *err) {
-    if (index == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index is NULL");
+    if (index == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index is NULL");
     if (index->file != NULL)
-        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s was opened on disk, read-only", index->file->path);
+        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s was opened on disk, read-only", index->file->path);
     return NODEDB_OK;
 }
 
@@ -5074,7 +5082,7 @@ static nodedb_status nodedb_vamana__check_writable(const nodedb_vamana *index, n
 static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
     if (status != NODEDB_OK || index->save == NULL) return status;
-    return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s is being saved: finish or cancel that first", index->save->path);
+    return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s is being saved: finish or cancel that first", index->save->path);
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint64_t id, nodedb_error *err) {
@@ -5083,7 +5091,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
     if (status != NODEDB_OK) return status;
     slot = nodedb_vamana__find(index->arrays, id);
     if (slot == NODEDB_VAMANA__NONE)
-        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
+        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
     nodedb_vamana__remove_slot(index, slot);
     return NODEDB_OK;
 }
@@ -5110,7 +5118,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     uint32_t slot, old;
     float norm;
     if (status != NODEDB_OK) return status;
-    if (vector == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "vector is NULL");
+    if (vector == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "vector is NULL");
     s = index->writer;
     status = nodedb_vamana__prepare(index, vector, s->query, &norm, -1, err);
     if (status == NODEDB_OK) status = nodedb_vamana__make_room(index, 1, err);
@@ -5400,7 +5408,7 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
     for (i = 0; i < n; i++) {
         uint64_t id = ids != NULL ? ids[i] : i;
         if (nodedb_vamana__find(index->arrays, id) != NODEDB_VAMANA__NONE) {
-            status = nodedb__fail(err, NODEDB_ERR_EXISTS, 0, "vector %llu: the id %llu is there already",
+            status = nodedb_fail(err, NODEDB_ERR_EXISTS, 0, "vector %llu: the id %llu is there already",
                                   (unsigned long long)i, (unsigned long long)id);
             break;
         }
@@ -5422,7 +5430,7 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
     if (status != NODEDB_OK) return status;
     for (i = 0; i < n; i++) order[i] = (uint32_t)i;
     for (i = n; i > 1; i--) { /* Fisher-Yates */
-        uint64_t other = nodedb__mix64(random++) % i;
+        uint64_t other = nodedb_mix64(random++) % i;
         uint32_t swap = order[i - 1];
         order[i - 1] = order[other], order[other] = swap;
     }
@@ -5430,7 +5438,7 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
     done = nodedb_vamana__build_all(build, n, progress, ctx);
     nodedb_vamana__build_withdraw(index, slot_of, order, done, n);
     if (!build->cancelled) return NODEDB_OK;
-    return nodedb__fail(err, NODEDB_ERR_CANCELLED, 0, "cancelled after %llu of %llu vectors", (unsigned long long)done,
+    return nodedb_fail(err, NODEDB_ERR_CANCELLED, 0, "cancelled after %llu of %llu vectors", (unsigned long long)done,
                         (unsigned long long)n);
 }
 
@@ -5447,14 +5455,14 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
     if (status != NODEDB_OK) return status;
     if (n == 0) return NODEDB_OK;
     batch_max = nodedb_vamana__largest_batch(index, n);
-    if (vectors == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "vectors is NULL");
+    if (vectors == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "vectors is NULL");
     if (threads > NODEDB_VAMANA_MAX_THREADS)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "%u threads are over %u", (unsigned)threads,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "%u threads are over %u", (unsigned)threads,
                             NODEDB_VAMANA_MAX_THREADS);
     if (n > NODEDB_VAMANA_MAX_VECTORS - index->live || n > SIZE_MAX / 16 ||
         !nodedb__mul_size((size_t)batch_max, index->degree, &pairs_max) || pairs_max > SIZE_MAX / 16 ||
         !nodedb__mul_size((size_t)n, index->vector_bytes, &bytes))
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)n);
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)n);
 
     memset(&build, 0, sizeof build);
     build.index = index, build.input = (const uint8_t *)vectors, build.pairs_max = pairs_max;
@@ -5465,7 +5473,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
     positions = (uint32_t *)nodedb__alloc(&index->allocator, 2 * (size_t)n * sizeof *positions,
                                           NODEDB_CACHE_LINE_BYTES);
     if (pairs == NULL || pairs_other == NULL || groups == NULL || positions == NULL)
-        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the build's lists");
+        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the build's lists");
     build.pairs = pairs, build.pairs_other = pairs_other, build.groups = groups;
     for (i = 0; i < build.threads && status == NODEDB_OK; i++) {
         build.searchers[i] = nodedb_vamana__searcher_new(index, nodedb_vamana__beam_most(index),
@@ -6022,7 +6030,7 @@ static nodedb_status nodedb_vamana__check_question(const nodedb_vamana_searcher 
                                                    uint32_t *found, nodedb_error *err) {
     if (found != NULL) *found = 0;
     if (s == NULL || query == NULL || vector == NULL || results == NULL || found == NULL)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "searcher, query, its vector, results or found is NULL");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "searcher, query, its vector, results or found is NULL");
     return NODEDB_OK;
 }
 
@@ -6047,7 +6055,7 @@ static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, co
                                                    nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
     nodedb_status status;
     if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
                             (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     s->hops = 0, s->computed = 0, s->exact = 0;
     s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
@@ -6454,7 +6462,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
     if (stats != NULL) *stats = q.sum;
     if (status != NODEDB_OK && err != NULL) {
         nodedb_error reason = *err;
-        (void)nodedb__fail(err, status, 0, "query %llu: %.200s", (unsigned long long)q.failed, reason.message);
+        (void)nodedb_fail(err, status, 0, "query %llu: %.200s", (unsigned long long)q.failed, reason.message);
         err->sys_errno = reason.sys_errno, err->offset = reason.offset;
     }
     return status;
@@ -6500,9 +6508,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searche
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     if (radius != radius || most == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the radius is not a number, or most is 0");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the radius is not a number, or most is 0");
     if (most > NODEDB_VAMANA_MAX_BEAM)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "most %u is over %u", (unsigned)most, NODEDB_VAMANA_MAX_BEAM);
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "most %u is over %u", (unsigned)most, NODEDB_VAMANA_MAX_BEAM);
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
     status = nodedb_vamana__answer_range(searcher, query, radius, most, results, found, stats, err);
     nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
@@ -6517,7 +6525,7 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
     uint64_t slots = NODEDB_VAMANA__FITS_ALL;
     nodedb_vamana_searcher *s;
     if (index == NULL || beam > NODEDB_VAMANA_MAX_BEAM) {
-        (void)nodedb__fail(err, index == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_LIMIT, 0,
+        (void)nodedb_fail(err, index == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_LIMIT, 0,
                            index == NULL ? "index is NULL" : "beam_max is over 1048576");
         return NULL;
     }
@@ -6530,13 +6538,13 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
     if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
     if (s == NULL || index->file == NULL) return s;
     if (config != NULL && config->fetcher != NULL && nodedb_vamana__is_packed(index)) {
-        (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
+        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
                            index->file->path);
     } else if (config != NULL && config->fetcher != NULL) {
         s->fetcher = *config->fetcher;
         if (s->fetcher.dim == index->dim && s->fetcher.batch_max > 0 && s->fetcher.prefetch_batch != NULL &&
             s->fetcher.fetch != NULL) return s;
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
                            (unsigned)index->dim);
     } else if (nodedb_vamana_fetcher_disk(index, batch, &s->fetcher, err) == NODEDB_OK) {
         s->own_fetcher = true;
@@ -6571,25 +6579,25 @@ static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *
 static void nodedb_vamana__free_file(nodedb_vamana *index);
 
 static nodedb_status nodedb_vamana__check_config(const nodedb_vamana_config *c, nodedb_error *err) {
-    if (c == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "config is NULL");
+    if (c == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "config is NULL");
     if (c->dim < 1 || c->dim > NODEDB_VAMANA_MAX_DIM)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "dim %u is not in 1 .. %u", (unsigned)c->dim,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "dim %u is not in 1 .. %u", (unsigned)c->dim,
                             NODEDB_VAMANA_MAX_DIM);
     if (c->type != NODEDB_VAMANA_F32 && c->type != NODEDB_VAMANA_U8 && c->type != NODEDB_VAMANA_I8)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "type %d is none of F32, U8, I8", (int)c->type);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "type %d is none of F32, U8, I8", (int)c->type);
     if ((int)c->code < (int)NODEDB_VAMANA_CODE_AUTO || (int)c->code > (int)NODEDB_VAMANA_CODE_4BIT)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "code %d is none of AUTO, NONE, 8BIT, 4BIT", (int)c->code);
-    if (c->passes > 2) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "passes %u is over 2", (unsigned)c->passes);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "code %d is none of AUTO, NONE, 8BIT, 4BIT", (int)c->code);
+    if (c->passes > 2) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "passes %u is over 2", (unsigned)c->passes);
     if (c->metric != NODEDB_VAMANA_L2 && c->metric != NODEDB_VAMANA_IP && c->metric != NODEDB_VAMANA_COSINE)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "metric %d is none of L2, IP, COSINE", (int)c->metric);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "metric %d is none of L2, IP, COSINE", (int)c->metric);
     if (c->degree != 0 && (c->degree < NODEDB_VAMANA_MIN_DEGREE || c->degree > NODEDB_VAMANA_MAX_DEGREE))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "degree %u is not in %u .. %u", (unsigned)c->degree,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "degree %u is not in %u .. %u", (unsigned)c->degree,
                             NODEDB_VAMANA_MIN_DEGREE, NODEDB_VAMANA_MAX_DEGREE);
     if (c->beam_build > NODEDB_VAMANA__MAX_BEAM_BUILD)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "beam_build %u is over %u", (unsigned)c->beam_build,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "beam_build %u is over %u", (unsigned)c->beam_build,
                             NODEDB_VAMANA__MAX_BEAM_BUILD);
     if (c->alpha != 0 && !(c->alpha >= 1 && c->alpha <= 2))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "alpha %g is not in 1 .. 2", (double)c->alpha);
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "alpha %g is not in 1 .. 2", (double)c->alpha);
     return NODEDB_OK;
 }
 
@@ -6602,14 +6610,14 @@ static nodedb_vamana *nodedb_vamana__new(const nodedb_vamana_config *c, nodedb_e
     if (kernels == NULL) return NULL;
     index = (nodedb_vamana *)nodedb__alloc_zero(&c->allocator, sizeof *index, NODEDB_CACHE_LINE_BYTES);
     if (index == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for an index");
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for an index");
         return NULL;
     }
     index->readers = (nodedb_vamana__readers *)nodedb__alloc_zero(&c->allocator, sizeof *index->readers,
                                                                   NODEDB_CACHE_LINE_BYTES);
     if (index->readers == NULL) {
         nodedb__release(&c->allocator, index, sizeof *index);
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for an index");
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for an index");
         return NULL;
     }
     index->dim = c->dim, index->type = c->type, index->metric = c->metric, index->seed = c->seed;
@@ -6673,7 +6681,7 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
     bytes += lists * 2 * sizeof(uint64_t) + (lists + 1) * sizeof(size_t) + 2 * n * sizeof(uint32_t);
     nodedb_vamana_destroy(index);
     if (capacity <= NODEDB_VAMANA_MAX_VECTORS) return bytes;
-    (void)nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)capacity);
+    (void)nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)capacity);
     return 0;
 }
 
@@ -6739,7 +6747,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
     bytes = ((size_t)old->slots + 1) * sizeof *moved_to;
     moved_to = (uint32_t *)nodedb__alloc(&index->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
     if (moved_to == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to compact %u slots", (unsigned)old->slots);
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to compact %u slots", (unsigned)old->slots);
     a = nodedb_vamana__take_arrays(
         index, index->live < NODEDB_VAMANA__FIRST_CAPACITY ? NODEDB_VAMANA__FIRST_CAPACITY : index->live, old->coder,
         err);
@@ -6907,7 +6915,7 @@ static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vaman
     memset(s->buffer + s->used, 0, bytes - s->used);
     for (at = 0; at < bytes && section <= NODEDB_VAMANA__IN_TABLE; at += NODEDB_VAMANA__BLOCK)
         save->sums[(s->offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1] =
-            nodedb__crc32c(0, s->buffer + at, NODEDB_VAMANA__BLOCK);
+            nodedb_crc32c(0, s->buffer + at, NODEDB_VAMANA__BLOCK);
     if (save->error == 0) save->error = nodedb__write_all(&index->io, save->fd, s->buffer, bytes, s->offset);
     s->offset += bytes, s->used = 0, save->written += bytes;
 }
@@ -6931,7 +6939,7 @@ static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vaman
     size_t i;
     for (i = 0; i < count && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ && words != NULL; i++) {
         uint8_t bytes[4];
-        nodedb__put_u32(bytes, words[i]);
+        nodedb_put_u32(bytes, words[i]);
         nodedb_vamana__stream_write(index, save, section, bytes, 4);
     }
     if (i == 0) nodedb_vamana__stream_write(index, save, section, words, count * 4);
@@ -6963,7 +6971,7 @@ static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__
     bool is_free;
     if (!nodedb_vamana__view_kept(index, save, slot, &v)) v = nodedb_vamana__view(index, save, slot);
     is_free = v.state == NODEDB_VAMANA__FREE;
-    nodedb__put_u64(id, is_free ? 0 : v.id);
+    nodedb_put_u64(id, is_free ? 0 : v.id);
     memcpy(&norm, &v.norm, 4);
     if (is_free) norm = 0;
     nodedb_vamana__stream_write(index, save, NODEDB_VAMANA__IN_STATES, &v.state, 1);
@@ -6984,7 +6992,7 @@ static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__
     }
     nodedb_vamana__save_record(index, save, slot, &v);
     if (v.state == NODEDB_VAMANA__LIVE) {
-        uint64_t mask = l->places - 1, at = nodedb__mix64(v.id) & mask;
+        uint64_t mask = l->places - 1, at = nodedb_mix64(v.id) & mask;
         while (save->table[at] != NODEDB_VAMANA__NONE) at = (at + 1) & mask;
         save->table[at] = slot;
     }
@@ -7013,8 +7021,8 @@ static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana_
     uint8_t *block = save->streams[NODEDB_VAMANA__IN_SUMS].buffer;
     int copy;
     for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
-        nodedb__put_u32(block + 4 * i, from + i < save->layout.blocks ? save->sums[from + i] : 0);
-    nodedb__put_u32(block + NODEDB_VAMANA__BLOCK - 4, nodedb_vamana__sum_of_group(block, (size_t)group));
+        nodedb_put_u32(block + 4 * i, from + i < save->layout.blocks ? save->sums[from + i] : 0);
+    nodedb_put_u32(block + NODEDB_VAMANA__BLOCK - 4, nodedb_vamana__sum_of_group(block, (size_t)group));
     for (copy = 0; copy < 2 && save->error == 0; copy++)
         save->error = nodedb__write_all(&index->io, save->fd, block, NODEDB_VAMANA__BLOCK,
                                         save->layout.at[NODEDB_VAMANA__IN_SUMS + copy] +
@@ -7027,50 +7035,50 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     int i;
     memset(h, 0, NODEDB_VAMANA__BLOCK);
     memcpy(h, NODEDB_VAMANA__MAGIC, 8);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_VERSION, NODEDB_VAMANA_FORMAT_VERSION);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_DIM, index->dim);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_TYPE, (uint32_t)index->type);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_METRIC, (uint32_t)index->metric);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_DEGREE, index->degree);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_BEAM_BUILD, index->beam_build);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_VERSION, NODEDB_VAMANA_FORMAT_VERSION);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_DIM, index->dim);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_TYPE, (uint32_t)index->type);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_METRIC, (uint32_t)index->metric);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_DEGREE, index->degree);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_BUILD, index->beam_build);
     nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_ALPHA, index->alpha);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_ENTRY, a->entry);
-    nodedb__put_u64(h + NODEDB_VAMANA__AT_SEED, index->seed);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_SLOTS, a->slots);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_LIVE, index->live);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_REMOVED, index->removed);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_ENTRY, a->entry);
+    nodedb_put_u64(h + NODEDB_VAMANA__AT_SEED, index->seed);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_SLOTS, a->slots);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_LIVE, index->live);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_REMOVED, index->removed);
     for (i = 0; i <= NODEDB_VAMANA__SECTIONS; i++)
-        nodedb__put_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i, save->layout.at[i]);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_PASSES, index->passes);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE, (uint32_t)index->code);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_BITS, save->coder == NULL ? 0 : save->coder->bits);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_RESIDENT, save->coder != NULL && !save->make_codes ? 1 : 0);
+        nodedb_put_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i, save->layout.at[i]);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_PASSES, index->passes);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE, (uint32_t)index->code);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_BITS, save->coder == NULL ? 0 : save->coder->bits);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_RESIDENT, save->coder != NULL && !save->make_codes ? 1 : 0);
     nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_STEP, save->coder == NULL ? 0 : save->coder->step);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_LIVE, index->code_live);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE, index->code_strange);
-    nodedb__put_u64(h + NODEDB_VAMANA__AT_CODE_DUE, index->code_due);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_LAYOUT, (uint32_t)kind);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_FIRST_FREE, index->first_free);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_COLOUR, index->colour);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_SWEEP, (uint32_t)index->sweep);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_SWEEP_AT, index->sweep == NODEDB_VAMANA__IDLE ? 0 : index->sweep_at);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_RECODE_BITS, save->recoder == NULL ? 0 : save->recoder->bits);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_LIVE, index->code_live);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE, index->code_strange);
+    nodedb_put_u64(h + NODEDB_VAMANA__AT_CODE_DUE, index->code_due);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_LAYOUT, (uint32_t)kind);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_FIRST_FREE, index->first_free);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_COLOUR, index->colour);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_SWEEP, (uint32_t)index->sweep);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_SWEEP_AT, index->sweep == NODEDB_VAMANA__IDLE ? 0 : index->sweep_at);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_RECODE_BITS, save->recoder == NULL ? 0 : save->recoder->bits);
     nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_RECODE_STEP, save->recoder == NULL ? 0 : save->recoder->step);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_RECODE_AT, save->recoder == NULL ? 0 : index->recode_at);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_RECODE_AT, save->recoder == NULL ? 0 : index->recode_at);
     for (i = 0; i < (int)NODEDB_VAMANA__STARTS_MAX; i++)
-        nodedb__put_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i, a->starts[i]);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_SLACK, save->coder == NULL ? 0 : save->coder->slack);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_ZEROS, a->zeros ? 1 : 0);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_ASKED, index->code_asked);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_CODE_MISSED, index->code_missed);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_JUDGE_AT, save->recoder == NULL ? 0 : index->judge_at);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_follows ? index->beam_now : 0);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED, index->beam_asked);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED, index->beam_missed);
+        nodedb_put_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i, a->starts[i]);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_SLACK, save->coder == NULL ? 0 : save->coder->slack);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_ZEROS, a->zeros ? 1 : 0);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_ASKED, index->code_asked);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_MISSED, index->code_missed);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_JUDGE_AT, save->recoder == NULL ? 0 : index->judge_at);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_follows ? index->beam_now : 0);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED, index->beam_asked);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED, index->beam_missed);
     for (i = 0; i <= (int)NODEDB_VAMANA__SLACK_MAX && save->recoder != NULL; i++)
-        nodedb__put_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * i, index->displaced[i]);
-    nodedb__put_u32(h + NODEDB_VAMANA__AT_HEADER_SUM, nodedb__crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM));
+        nodedb_put_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * i, index->displaced[i]);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_HEADER_SUM, nodedb_crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM));
 }
 
 /* Makes the entry `path` of its directory durable. */
@@ -7174,18 +7182,18 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, c
     int64_t size;
     if (status != NODEDB_OK) return status;
     if (path == NULL || path[0] == 0 || (layout != NODEDB_VAMANA_RESIDENT && layout != NODEDB_VAMANA_PACKED))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or the layout is unknown");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or the layout is unknown");
     if (index->save != NULL)
-        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s is being saved already", index->save->path);
+        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s is being saved already", index->save->path);
     save = (nodedb_vamana__save *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
     if (save == NULL || !nodedb_vamana__save_prepare(index, save, layout, path)) {
         nodedb_vamana__save_free(index, save);
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
     }
     save->fd = index->io.open(index->io.ctx, save->temporary, O_WRONLY | O_CREAT, 0644);
     size = save->fd < 0 ? save->fd : index->io.size(index->io.ctx, save->fd);
     if (size < 0) {
-        status = nodedb_vamana__file_error(err, nodedb__io_status((int)-size), (int)-size, 0, save->temporary,
+        status = nodedb_vamana__file_error(err, nodedb_io_status((int)-size), (int)-size, 0, save->temporary,
                                            "cannot be made");
         nodedb_vamana__save_free(index, save);
         return status;
@@ -7300,8 +7308,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, ui
     int error;
     if (more != NULL) *more = false;
     if (index == NULL || more == NULL || budget == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
-    if (save == NULL) return nodedb__fail(err, NODEDB_ERR_STATE, 0, "no save is under way");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
+    if (save == NULL) return nodedb_fail(err, NODEDB_ERR_STATE, 0, "no save is under way");
     while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE && save->error == 0)
         if (nodedb_vamana__save_some(index, save)) break;
     error = save->error;
@@ -7310,13 +7318,13 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, ui
         return NODEDB_OK;
     }
     if (error == -ENOMEM)
-        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
+        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
                               nodedb__path_end(save->path));
     else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_CUTS)
-        status = nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0, save->path,
+        status = nodedb_vamana__file_error(err, nodedb_io_status(-error), -error, 0, save->path,
                                            "its directory cannot be synced");
     else if (error < 0)
-        status = nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, 0, save->temporary,
+        status = nodedb_vamana__file_error(err, nodedb_io_status(-error), -error, 0, save->temporary,
                                            "cannot be written, synced or renamed");
     nodedb_vamana__save_free(index, save);
     return status;
@@ -7352,7 +7360,7 @@ static nodedb_status nodedb_vamana__header_error(nodedb_error *err, const char *
 
 static bool nodedb_vamana__is_header(const uint8_t *h) {
     return memcmp(h, NODEDB_VAMANA__MAGIC, 8) == 0 &&
-           nodedb__crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM) == nodedb__get_u32(h + NODEDB_VAMANA__AT_HEADER_SUM);
+           nodedb_crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM) == nodedb_get_u32(h + NODEDB_VAMANA__AT_HEADER_SUM);
 }
 
 /* Reads the header, or the copy of it at the end of the file if it is damaged; *which: the one that was taken. */
@@ -7373,7 +7381,7 @@ static nodedb_status nodedb_vamana__read_header(const nodedb_io *io, int fd, con
         if (error == 0 && nodedb_vamana__is_header(h)) return NODEDB_OK;
         if (*which == 1) break;
         if (error < 0)
-            status = nodedb_vamana__file_error(&first, nodedb__io_status(-error), -error, 0, path, "cannot be read");
+            status = nodedb_vamana__file_error(&first, nodedb_io_status(-error), -error, 0, path, "cannot be read");
         else if (memcmp(h, NODEDB_VAMANA__MAGIC, 8) != 0)
             status = nodedb_vamana__header_error(&first, path, 0, "is not a vector index: no NDBVAMAN");
         else status = nodedb_vamana__header_error(&first, path, 0, "the header does not match its checksum");
@@ -7385,17 +7393,17 @@ static nodedb_status nodedb_vamana__read_header(const nodedb_io *io, int fd, con
 /* The parameters of a header, each in its range. */
 static nodedb_status nodedb_vamana__read_parameters(const uint8_t *h, const char *path, nodedb_vamana_config *c,
                                                     nodedb_error *err) {
-    uint32_t type = nodedb__get_u32(h + NODEDB_VAMANA__AT_TYPE), code = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE),
-             metric = nodedb__get_u32(h + NODEDB_VAMANA__AT_METRIC);
+    uint32_t type = nodedb_get_u32(h + NODEDB_VAMANA__AT_TYPE), code = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE),
+             metric = nodedb_get_u32(h + NODEDB_VAMANA__AT_METRIC);
     nodedb_error reason;
-    c->dim = nodedb__get_u32(h + NODEDB_VAMANA__AT_DIM);
+    c->dim = nodedb_get_u32(h + NODEDB_VAMANA__AT_DIM);
     c->type = type == 0 ? NODEDB_VAMANA_F32 : type == 1 ? NODEDB_VAMANA_U8 : NODEDB_VAMANA_I8;
     c->metric = metric == 0 ? NODEDB_VAMANA_L2 : metric == 1 ? NODEDB_VAMANA_IP : NODEDB_VAMANA_COSINE;
-    c->degree = nodedb__get_u32(h + NODEDB_VAMANA__AT_DEGREE);
-    c->beam_build = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_BUILD);
+    c->degree = nodedb_get_u32(h + NODEDB_VAMANA__AT_DEGREE);
+    c->beam_build = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_BUILD);
     c->alpha = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_ALPHA);
-    c->seed = nodedb__get_u64(h + NODEDB_VAMANA__AT_SEED);
-    c->passes = nodedb__get_u32(h + NODEDB_VAMANA__AT_PASSES);
+    c->seed = nodedb_get_u64(h + NODEDB_VAMANA__AT_SEED);
+    c->passes = nodedb_get_u32(h + NODEDB_VAMANA__AT_PASSES);
     c->code = code == 0   ? NODEDB_VAMANA_CODE_AUTO
               : code == 1 ? NODEDB_VAMANA_CODE_NONE
               : code == 2 ? NODEDB_VAMANA_CODE_8BIT
@@ -7413,25 +7421,25 @@ static bool nodedb_vamana__is_bits(uint32_t bits) { return bits == 0 || bits == 
 static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, const uint8_t *h, const char *path,
                                                 uint64_t file_size, nodedb_vamana__counts *n, nodedb_vamana__layout *l,
                                                 nodedb_error *err) {
-    uint32_t resident = nodedb__get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
-             beam = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW),
-             kind = nodedb__get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i, j,
-             free_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE),
-             colour = nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR),
-             sweep = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP),
-             sweep_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
+    uint32_t resident = nodedb_get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
+             beam = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW),
+             kind = nodedb_get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i, j,
+             free_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE),
+             colour = nodedb_get_u32(h + NODEDB_VAMANA__AT_COLOUR),
+             sweep = nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP),
+             sweep_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
     bool good;
     memset(l, 0, sizeof *l);
-    n->slots = nodedb__get_u32(h + NODEDB_VAMANA__AT_SLOTS);
-    n->live = nodedb__get_u32(h + NODEDB_VAMANA__AT_LIVE);
-    n->removed = nodedb__get_u32(h + NODEDB_VAMANA__AT_REMOVED);
-    n->entry = nodedb__get_u32(h + NODEDB_VAMANA__AT_ENTRY);
-    n->bits = nodedb__get_u32(h + NODEDB_VAMANA__AT_BITS);
+    n->slots = nodedb_get_u32(h + NODEDB_VAMANA__AT_SLOTS);
+    n->live = nodedb_get_u32(h + NODEDB_VAMANA__AT_LIVE);
+    n->removed = nodedb_get_u32(h + NODEDB_VAMANA__AT_REMOVED);
+    n->entry = nodedb_get_u32(h + NODEDB_VAMANA__AT_ENTRY);
+    n->bits = nodedb_get_u32(h + NODEDB_VAMANA__AT_BITS);
     n->step = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_STEP);
-    n->recode_bits = nodedb__get_u32(h + NODEDB_VAMANA__AT_RECODE_BITS);
+    n->recode_bits = nodedb_get_u32(h + NODEDB_VAMANA__AT_RECODE_BITS);
     n->recode_step = nodedb_vamana__get_f32(h + NODEDB_VAMANA__AT_RECODE_STEP);
-    n->recode_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_RECODE_AT);
-    n->slack = nodedb__get_u32(h + NODEDB_VAMANA__AT_SLACK);
+    n->recode_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_RECODE_AT);
+    n->slack = nodedb_get_u32(h + NODEDB_VAMANA__AT_SLACK);
     n->resident = resident != 0;
     n->layout = kind == 0 ? NODEDB_VAMANA_RESIDENT : NODEDB_VAMANA_PACKED;
     good = n->slots <= NODEDB_VAMANA_MAX_VECTORS && (uint64_t)n->live + n->removed <= n->slots && kind <= 1 &&
@@ -7441,21 +7449,21 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
            (n->bits == 0) == (n->live == 0) && (n->bits == 0 || nodedb_vamana__is_step(n->step)) &&
            (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) && n->recode_at <= n->slots &&
            (free_at == NODEDB_VAMANA__NONE || free_at < n->slots) && sweep <= NODEDB_VAMANA__FREEING &&
-           n->slack <= NODEDB_VAMANA__SLACK_MAX && nodedb__get_u32(h + NODEDB_VAMANA__AT_ZEROS) <= 1 &&
-           nodedb__get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT) <= NODEDB_VAMANA__JUDGES &&
+           n->slack <= NODEDB_VAMANA__SLACK_MAX && nodedb_get_u32(h + NODEDB_VAMANA__AT_ZEROS) <= 1 &&
+           nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT) <= NODEDB_VAMANA__JUDGES &&
            (beam == 0 || (beam >= index->beam_build && beam / NODEDB_VAMANA__BEAM_GROWS <= index->beam_build)) &&
            (colour == NODEDB_VAMANA__REMOVED || colour == NODEDB_VAMANA__REMOVED + 1u) && sweep_at <= n->slots;
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
-        uint32_t start = nodedb__get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
+        uint32_t start = nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
         good = start == NODEDB_VAMANA__NONE || (start < n->slots && n->live > 0);
         for (j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
-            good = start != nodedb__get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* no list has room for it twice */
+            good = start != nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* no list has room for it twice */
     }
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_SLOTS, "the counts do not fit each other");
     *l = nodedb_vamana__lay_out(index, n->layout, n->bits, n->recode_bits, n->slots);
     for (i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
-        good = nodedb__get_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i) == l->at[i];
+        good = nodedb_get_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i) == l->at[i];
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_OFFSETS,
                                            "the offsets are not those of the counts");
@@ -7468,24 +7476,24 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
 static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
     uint32_t i;
     index->live = n->live, index->removed = n->removed;
-    index->code_live = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
-    index->code_came = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
-    index->code_strange = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE);
-    index->code_due = nodedb__get_u64(h + NODEDB_VAMANA__AT_CODE_DUE);
-    index->code_asked = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_ASKED);
-    index->code_missed = nodedb__get_u32(h + NODEDB_VAMANA__AT_CODE_MISSED);
-    index->judge_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT);
+    index->code_live = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
+    index->code_came = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
+    index->code_strange = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE);
+    index->code_due = nodedb_get_u64(h + NODEDB_VAMANA__AT_CODE_DUE);
+    index->code_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_ASKED);
+    index->code_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_MISSED);
+    index->judge_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT);
     for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
-        index->displaced[i] = nodedb__get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
-    index->beam_now = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW);
+        index->displaced[i] = nodedb_get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
+    index->beam_now = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW);
     index->beam_follows = index->beam_now != 0;
     if (!index->beam_follows) index->beam_now = index->beam_build;
-    index->beam_asked = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED);
-    index->beam_missed = nodedb__get_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED);
-    index->first_free = nodedb__get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
-    index->colour = (uint8_t)nodedb__get_u32(h + NODEDB_VAMANA__AT_COLOUR);
-    index->sweep = (int)nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP);
-    index->sweep_at = nodedb__get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
+    index->beam_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED);
+    index->beam_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED);
+    index->first_free = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
+    index->colour = (uint8_t)nodedb_get_u32(h + NODEDB_VAMANA__AT_COLOUR);
+    index->sweep = (int)nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP);
+    index->sweep_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
 }
 
 static void nodedb_vamana__free_file(nodedb_vamana *index) {
@@ -7754,7 +7762,7 @@ static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const node
     if ((n->bits != 0 && *coder == NULL) || (n->recode_bits != 0 && *recoder == NULL)) {
         nodedb_vamana__free_coder(index, *coder);
         nodedb_vamana__free_coder(index, *recoder);
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a coder");
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a coder");
     }
     if (*coder != NULL) (*coder)->step = n->step, (*coder)->slack = n->slack;
     if (*recoder != NULL) (*recoder)->step = n->recode_step;
@@ -7767,7 +7775,7 @@ static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_va
     uint32_t slot;
     index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, recoder->stride,
                                                     NODEDB_CACHE_LINE_BYTES);
-    if (index->recodes == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for codes");
+    if (index->recodes == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for codes");
     nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
     index->recoder = recoder, index->recode_at = at;
     for (slot = 0; slot < at; slot++)
@@ -7784,7 +7792,7 @@ static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, noded
     uint32_t slot;
     bool whole;
     if (!nodedb_vamana__tree_check_begin(index, &tree))
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to check %s", nodedb__path_end(index->file->path));
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to check %s", nodedb__path_end(index->file->path));
     for (slot = 0; slot < a->slots; slot++) tree.nodes[slot].parent = a->parents[slot];
     for (slot = 0; slot < a->slots; slot++)
         if (a->states[slot] != NODEDB_VAMANA__FREE)
@@ -7845,7 +7853,7 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
     size_t record_bytes = index->file->layout.record_bytes + (size_t)8;
     uint8_t *record = (uint8_t *)nodedb__alloc(&index->allocator, record_bytes, NODEDB_CACHE_LINE_BYTES);
     nodedb_vamana__reader r;
-    nodedb_status status = record == NULL ? nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s",
+    nodedb_status status = record == NULL ? nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s",
                                                          nodedb__path_end(index->file->path))
                                           : nodedb_vamana__make_coders(index, n, &coder, &recoder, err);
     uint32_t i;
@@ -7861,8 +7869,8 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
             nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
     }
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && status == NODEDB_OK; i++)
-        index->arrays->starts[i] = nodedb__get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
-    if (index->arrays != NULL) index->arrays->zeros = nodedb__get_u32(header + NODEDB_VAMANA__AT_ZEROS) != 0;
+        index->arrays->starts[i] = nodedb_get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
+    if (index->arrays != NULL) index->arrays->zeros = nodedb_get_u32(header + NODEDB_VAMANA__AT_ZEROS) != 0;
     if (status == NODEDB_OK) status = nodedb_vamana__read_all_sections(index, &r, coder, recoder, record);
     if (status == NODEDB_OK) {
         index->writer = nodedb_vamana__new_writer(index, err);
@@ -7890,12 +7898,12 @@ static bool nodedb_vamana__uring_works(const nodedb_vamana_open_config *config, 
         io_uring_queue_exit(&ring);
         return true;
     }
-    nodedb__say(&config->logger, NODEDB_LOG_WARNING,
+    nodedb_say(&config->logger, NODEDB_LOG_WARNING,
                 "%s: io_uring is refused (%s), so exact vectors are read one by one with pread, several times slower; "
                 "allow io_uring_setup in the container's seccomp profile and in kernel.io_uring_disabled",
                 path, strerror(-error));
 #else
-    nodedb__say(&config->logger, NODEDB_LOG_WARNING,
+    nodedb_say(&config->logger, NODEDB_LOG_WARNING,
                 "%s: built without liburing, so exact vectors are read one by one with pread, several times slower; "
                 "install liburing-dev and build without NODEDB_NO_LIBURING",
                 path);
@@ -7915,7 +7923,7 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
             fd = -EINVAL;
         }
         if (fd != -EINVAL) return fd;
-        nodedb__say(&config->logger, NODEDB_LOG_WARNING,
+        nodedb_say(&config->logger, NODEDB_LOG_WARNING,
                     "%s: this file system has no O_DIRECT, so exact vectors also fill the page cache; use ext4 or xfs",
                         path);
     }
@@ -7951,7 +7959,7 @@ static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana
         map = mmap(NULL, (size_t)(bytes + from % (uint64_t)page), PROT_READ, MAP_SHARED, f->fd,
                    (off_t)(from - from % (uint64_t)page));
     if (map == MAP_FAILED) {
-        nodedb__say(&config->logger, NODEDB_LOG_WARNING,
+        nodedb_say(&config->logger, NODEDB_LOG_WARNING,
                     "%s: cannot be mapped safely here, so exact vectors are read one by one with pread; use a local "
                     "file, Linux 5.14 and a little-endian machine, or io_uring",
                     f->path);
@@ -7975,7 +7983,7 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
     size_t i;
     if (a == NULL) {
         nodedb_vamana__free_coder(index, coder);
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
     }
     index->arrays = a, a->coder = coder;
     if (coder != NULL) nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
@@ -7987,7 +7995,7 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
         if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__take_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
         p->chunks = (uint8_t *)nodedb_vamana__take(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
         if (p->memory == NULL || p->chunks == NULL)
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
         f->chunks_left += p->count;
     }
     a->capacity = a->slots = slots;
@@ -8021,7 +8029,7 @@ static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const noded
     c->places = (uint32_t *)nodedb_vamana__take(index, c->places_size, sizeof *c->places, sizeof(void *));
     c->records = (uint8_t *)nodedb_vamana__take_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
     if (c->slots == NULL || c->places == NULL || c->records == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
     memset(c->places, 0xFF, c->places_size * sizeof *c->places); /* NONE */
     return NODEDB_OK;
 }
@@ -8040,8 +8048,8 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
     if (status != NODEDB_OK) return status;
     index->arrays->entry = n->entry;
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
-        index->arrays->starts[i] = nodedb__get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
-    if (index->arrays != NULL) index->arrays->zeros = nodedb__get_u32(header + NODEDB_VAMANA__AT_ZEROS) != 0;
+        index->arrays->starts[i] = nodedb_get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
+    if (index->arrays != NULL) index->arrays->zeros = nodedb_get_u32(header + NODEDB_VAMANA__AT_ZEROS) != 0;
     memset(&r, 0, sizeof r);
     r.index = index, r.buffer = buffer, r.err = err;
     nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_MEANS);
@@ -8062,7 +8070,7 @@ static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *
     nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__take(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
     if (f == NULL) {
         (void)index->io.close(index->io.ctx, fd);
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     }
     index->file = f;
     f->fd = fd, f->layout = *l, f->path_bytes = strlen(path) + 1;
@@ -8076,7 +8084,7 @@ static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *
         f->damaged = (uint8_t *)nodedb_vamana__take(index, (size_t)(l->blocks / 8 + 2), 1, sizeof(void *));
     }
     if (f->path == NULL || f->sums == NULL || f->groups == NULL || f->damaged == NULL)
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     return NODEDB_OK;
 }
 
@@ -8094,10 +8102,10 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
     *opened = NULL, *which = 0;
     memset(&parameters, 0, sizeof parameters);
     if (fd < 0)
-        return nodedb_vamana__file_error(err, fd == -ENOENT ? NODEDB_ERR_NOT_FOUND : nodedb__io_status(-fd), -fd, 0,
+        return nodedb_vamana__file_error(err, fd == -ENOENT ? NODEDB_ERR_NOT_FOUND : nodedb_io_status(-fd), -fd, 0,
                                          path, "cannot be opened");
     status = nodedb_vamana__read_header(&io, fd, path, h, &size, which, err);
-    if (status == NODEDB_OK && nodedb__get_u32(h + NODEDB_VAMANA__AT_VERSION) != NODEDB_VAMANA_FORMAT_VERSION)
+    if (status == NODEDB_OK && nodedb_get_u32(h + NODEDB_VAMANA__AT_VERSION) != NODEDB_VAMANA_FORMAT_VERSION)
         status = nodedb_vamana__file_error(err, NODEDB_ERR_UNSUPPORTED, 0, NODEDB_VAMANA__AT_VERSION, path,
                                            "is of another version of the format");
     if (status == NODEDB_OK) status = nodedb_vamana__read_parameters(h, path, &parameters, err);
@@ -8113,7 +8121,7 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
     if (status != NODEDB_OK) return status;
     nodedb_vamana__take_state(index, h, n);
     if (*which == 1)
-        nodedb__say(&config->logger, NODEDB_LOG_WARNING,
+        nodedb_say(&config->logger, NODEDB_LOG_WARNING,
                     "%s: the header is damaged, its copy at the end is used; save the index anew", path);
     return NODEDB_OK;
 }
@@ -8131,7 +8139,7 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     memset(&n, 0, sizeof n);
     buffer = (uint8_t *)nodedb__alloc(&config->allocator, bytes, NODEDB_VAMANA__BLOCK);
     if (buffer == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
         return NULL;
     }
     header = buffer + NODEDB_VAMANA__STREAM_BYTES;
@@ -8158,7 +8166,7 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const node
     if (path == NULL || path[0] == 0 ||
         (config->mode != NODEDB_VAMANA_IN_MEMORY && config->mode != NODEDB_VAMANA_ON_DISK) ||
         (int)config->fetch < 0 || (int)config->fetch > (int)NODEDB_VAMANA_FETCH_MAPPED) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or mode or fetch is unknown");
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or mode or fetch is unknown");
         return NULL;
     }
     index = nodedb_vamana__open(path, config, false, &reason);
@@ -8222,7 +8230,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_
     uint64_t read = 0;
     if (more != NULL) *more = false;
     if (index == NULL || more == NULL || budget == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
     if (f == NULL) return NODEDB_OK; /* it is all there */
     for (; f->load_section < NODEDB_VAMANA__SECTIONS; f->load_section++, f->load_chunk = 0) {
         nodedb_vamana__part *p = &f->parts[f->load_section];
@@ -8339,7 +8347,7 @@ static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t
     if (f->layout.row_at > 0)
         next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
     if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
-        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
+        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
     nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
     for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
         status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
@@ -8374,9 +8382,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
     if (config != NULL) reading = *config;
     reading.mode = NODEDB_VAMANA_ON_DISK, reading.fetch = NODEDB_VAMANA_FETCH_PREAD, reading.no_direct = true;
     memset(&reading.logger, 0, sizeof reading.logger); /* what is damaged is reported, not said */
-    if (path == NULL || path[0] == 0) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
+    if (path == NULL || path[0] == 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
     buffer = (uint8_t *)nodedb__alloc(&reading.allocator, NODEDB_VAMANA__STREAM_BYTES, NODEDB_VAMANA__BLOCK);
-    if (buffer == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify a file");
+    if (buffer == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify a file");
     index = nodedb_vamana__open(path, &reading, true, &reason);
     status = index == NULL ? reason.status : nodedb_vamana__verify_blocks(index, &d, buffer, &reason);
     if (index != NULL && status == NODEDB_OK) {
@@ -8407,15 +8415,15 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
  * ================================================================================================================ */
 
 static nodedb_status nodedb_vamana__slot_error(nodedb_error *err, uint32_t slot, uint32_t slots) {
-    return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot, (unsigned)slots);
+    return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "slot %u is not below %u", (unsigned)slot, (unsigned)slots);
 }
 
 static nodedb_status nodedb_vamana__check_batch(const nodedb_vamana *index, uint32_t batch_max, const uint32_t *slots,
                                                 size_t n, nodedb_error *err) {
     size_t i;
-    if (slots == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "slots is NULL");
+    if (slots == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "slots is NULL");
     if (n > batch_max)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%llu slots are over the fetcher's %u", (unsigned long long)n,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%llu slots are over the fetcher's %u", (unsigned long long)n,
                             (unsigned)batch_max);
     for (i = 0; i < n; i++)
         if (slots[i] >= index->arrays->slots) return nodedb_vamana__slot_error(err, slots[i], index->arrays->slots);
@@ -8440,9 +8448,9 @@ static const void *nodedb_vamana__memory_fetch(void *ctx, uint32_t slot, nodedb_
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana *index, nodedb_vamana_fetcher *fetcher,
                                                              nodedb_error *err) {
-    if (index == NULL || fetcher == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL");
+    if (index == NULL || fetcher == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL");
     if (index->file != NULL)
-        return nodedb__fail(err, NODEDB_ERR_STATE, 0, "%s: the exact vectors are on disk", index->file->path);
+        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s: the exact vectors are on disk", index->file->path);
     memset(fetcher, 0, sizeof *fetcher);
     fetcher->ctx = (void *)(uintptr_t)index; /* only read */
     fetcher->dim = index->dim, fetcher->batch_max = UINT32_MAX;
@@ -8567,7 +8575,7 @@ static nodedb_status nodedb_vamana__fetcher_mapped(nodedb_vamana *index, uint32_
             &index->allocator, index->file->layout.blocks_per_record * NODEDB_VAMANA__BLOCK, NODEDB_VAMANA__BLOCK);
     if (m == NULL || m->scratch == NULL) {
         nodedb__release(&index->allocator, m, sizeof *m);
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher");
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher");
     }
     m->index = index, m->allocator = index->allocator, m->batch_max = batch_max;
     fetcher->ctx = m, fetcher->dim = index->dim, fetcher->batch_max = batch_max;
@@ -8744,7 +8752,7 @@ static bool nodedb_vamana__drain(nodedb_vamana__disk *d) {
 }
 
 static uint32_t *nodedb_vamana__buffer_head(const nodedb_vamana__disk *d, uint64_t offset) {
-    return &d->heads[nodedb__mix64(offset) & (d->places - 1)];
+    return &d->heads[nodedb_mix64(offset) & (d->places - 1)];
 }
 
 /* The buffer for an offset, or NONE. */
@@ -8790,7 +8798,7 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
         }
         i = nodedb_vamana__take_buffer(d, offset);
         if (i == NODEDB_VAMANA__NONE)
-            return nodedb__fail(err, NODEDB_ERR_IO, 0, "%s: its io_uring is broken", d->index->file->path);
+            return nodedb_fail(err, NODEDB_ERR_IO, 0, "%s: its io_uring is broken", d->index->file->path);
         if (nodedb_vamana__record_in_quarantine(d->index->file, offset)) {
             d->buffers[i].state = NODEDB_VAMANA__BUFFER_FAILED;
         } else if (had != NODEDB_VAMANA__NONE && had != i && d->buffers[had].offset == offset &&
@@ -8820,7 +8828,7 @@ static const void *nodedb_vamana__disk_fetch(void *ctx, uint32_t slot, nodedb_er
     offset = nodedb_vamana__block_of(d->index, slot);
     i = nodedb_vamana__buffer_for(d, offset);
     if (i == NODEDB_VAMANA__NONE) {
-        (void)nodedb__fail(err, NODEDB_ERR_STATE, 0, "slot %u was not announced by prefetch_batch", (unsigned)slot);
+        (void)nodedb_fail(err, NODEDB_ERR_STATE, 0, "slot %u was not announced by prefetch_batch", (unsigned)slot);
         return NULL;
     }
     error = nodedb_vamana__wait_for(d, i);
@@ -8833,7 +8841,7 @@ static const void *nodedb_vamana__disk_fetch(void *ctx, uint32_t slot, nodedb_er
     else if (error == -ENODATA)
         (void)nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, path, "the file ends early");
     else
-        (void)nodedb_vamana__file_error(err, nodedb__io_status(-error), -error, offset, path,
+        (void)nodedb_vamana__file_error(err, nodedb_io_status(-error), -error, offset, path,
                                         "cannot be read, tried twice");
     return NULL;
 }
@@ -8865,7 +8873,7 @@ static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
     if (!d->index->file->uring || d->batch_max == 1) return; /* one read at a time gains nothing */
     error = io_uring_queue_init(NODEDB_VAMANA_QUEUE_DEPTH, &d->ring, 0);
     if (error < 0) {
-        nodedb__say(&d->index->logger, NODEDB_LOG_WARNING,
+        nodedb_say(&d->index->logger, NODEDB_LOG_WARNING,
                     "%s: no io_uring for this searcher (%s), it reads with pread; raise the limit of locked memory",
                     d->index->file->path, strerror(-error));
         return;
@@ -8875,7 +8883,7 @@ static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
     error = io_uring_register_buffers(&d->ring, &pool, 1);
     d->registered = error == 0;
     if (error < 0)
-        nodedb__say(&d->index->logger, NODEDB_LOG_INFO,
+        nodedb_say(&d->index->logger, NODEDB_LOG_INFO,
                     "%s: read buffers are not registered (%s), so each read maps its own; raise RLIMIT_MEMLOCK",
                     d->index->file->path, strerror(-error));
 #else
@@ -8888,14 +8896,14 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
     nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)of; /* what is found damaged is noted with its file */
     nodedb_vamana__disk *d;
     if (index == NULL || fetcher == NULL || batch_max > NODEDB_VAMANA__MAX_BATCH)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL, or batch_max is over %u",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL, or batch_max is over %u",
                             NODEDB_VAMANA__MAX_BATCH);
-    if (index->file == NULL) return nodedb__fail(err, NODEDB_ERR_STATE, 0, "the index was not opened on disk");
+    if (index->file == NULL) return nodedb_fail(err, NODEDB_ERR_STATE, 0, "the index was not opened on disk");
     memset(fetcher, 0, sizeof *fetcher);
     if (batch_max == 0) batch_max = NODEDB_VAMANA__DEFAULT_BATCH;
     if (index->file->map != NULL) return nodedb_vamana__fetcher_mapped(index, batch_max, fetcher, err);
     d = (nodedb_vamana__disk *)nodedb__alloc_zero(&index->allocator, sizeof *d, NODEDB_CACHE_LINE_BYTES);
-    if (d == NULL) return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher");
+    if (d == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher");
     d->index = index, d->allocator = index->allocator;
     d->batch_max = batch_max, d->pool = 2 * batch_max;
     d->buffer_bytes = (size_t)index->file->layout.blocks_per_record * NODEDB_VAMANA__BLOCK;
@@ -8906,7 +8914,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
     d->heads = (uint32_t *)nodedb__alloc(&d->allocator, d->places * sizeof *d->heads, sizeof(void *));
     if (d->bytes == NULL || d->buffers == NULL || d->heads == NULL) {
         nodedb_vamana__disk_destroy(d);
-        return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher's buffers");
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a fetcher's buffers");
     }
     memset(d->heads, 0xFF, d->places * sizeof *d->heads); /* NONE */
     nodedb_vamana__disk_ring(d);
@@ -8925,7 +8933,7 @@ static void nodedb_vamana__to_floats(const nodedb_vamana *index, const uint8_t *
 }
 
 static nodedb_status nodedb_vamana__no_such_id(uint64_t id, nodedb_error *err) {
-    return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
 }
 
 static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, float *out,
@@ -8948,14 +8956,14 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
         return trouble.failed;
     }
     if (slot == NODEDB_VAMANA__NONE || trouble.damaged > 0)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what is there of id %llu is damaged", index->file->path,
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what is there of id %llu is damaged", index->file->path,
                             (unsigned long long)id);
     status = nodedb_vamana_fetcher_disk(index, 1, &fetcher, err);
     if (status != NODEDB_OK) return status;
     status = fetcher.prefetch_batch(fetcher.ctx, &slot, 1, &reason);
     vector = status == NODEDB_OK ? fetcher.fetch(fetcher.ctx, slot, &reason) : NULL;
     if (vector != NULL && !nodedb_vamana__is_vector(index, (const uint8_t *)vector)) {
-        (void)nodedb__fail(&reason, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector", index->file->path,
+        (void)nodedb_fail(&reason, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector", index->file->path,
                            (unsigned long long)id);
         vector = NULL;
     }
@@ -8971,7 +8979,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, ui
                                                   nodedb_error *err) {
     const nodedb_vamana__arrays *a;
     uint32_t parity, slot;
-    if (index == NULL || out == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
+    if (index == NULL || out == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
     if (index->file != NULL) return nodedb_vamana__get_from_disk(index, id, out, err);
     a = nodedb_vamana__enter(index, 0, &parity);
     slot = nodedb_vamana__find_live(a, id);

@@ -123,10 +123,13 @@
 7. ERRORS
    After a failed write or sync nothing more is acknowledged: every waiter and every later call gets that error, until
    the log is closed and opened again (which rescans it). The kernel may have dropped the data, so a retry would lie.
-   A full disk is not such a failure: space is taken before it is needed, so nodedb_wal_append answers
-   NODEDB_ERR_DISK_FULL, the record has no LSN, and writing goes on once there is room. The same holds where the file of
-   tombstones finds no room when a segment is to be begun or truncated, and for NODEDB_ERR_KEY, when the cipher cannot
-   seal a record.
+   A full disk is not such a failure: space is taken before it is needed. Where there is no room for a whole segment, a
+   small one is begun: as large as the record needs, and at least 256 KiB. So a nearly full disk still takes records,
+   and a file of 1 MiB that the application keeps and then deletes is enough for those that free space. Whole segments
+   come back once there is room: after at most 16 small ones, or when the log is truncated. Where there is no room for
+   a small segment either, nodedb_wal_append answers NODEDB_ERR_DISK_FULL, the record has no LSN, and writing goes on
+   when there is room. The same holds where the file of tombstones finds no room when a segment is to be begun or
+   truncated, and for NODEDB_ERR_KEY, when the cipher cannot seal a record.
 
 8. ON DISK, little-endian. Segment file "<first LSN, 20 digits>.wal"; others: "LOCK", "tombstones", "spare-N.wal"
    (prepared segments), "dead-N.wal" (epoch N was used; until a segment with a higher one is there), "*.tmp" (being
@@ -189,7 +192,8 @@
 
 9. LIMITS
    Payload 64 MiB (encrypted: 16 bytes less, and 2^32 segments in the life of the log); segment at least 64 KiB (one
-   that must hold a larger record is made larger); 65,536 segments; directory name 3,800 bytes; 16 groups in flight;
+   that must hold a larger record is made larger, one on a nearly full disk smaller: section 7); 65,536 segments;
+   directory name 3,800 bytes; 16 groups in flight;
    65,536 tombstones; 65,536 records in a transaction, 64 MiB in all.
 
 10. CONFIGURATION MACROS
@@ -361,9 +365,17 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #error "two nodedb_*.h of different releases are included together: take all of them from one release"
 #endif
 
+/* TOOLS. A program that writes formats or errors of its own beside ours defines NODEDB_COMMON_TOOLS before it includes
+ * a header, and may then use what has one underscore below:
+ *     nodedb_put_u16, _u32, _u64, nodedb_get_u16, _u32, _u64    little-endian, at any address
+ *     nodedb_crc32c                                             the checksum of all our formats
+ *     nodedb_mix64                                              a mixer for seeds and hashes; no secret
+ *     nodedb_now_ns                                             the clock of a config, NULL: CLOCK_MONOTONIC
+ *     nodedb_fail, nodedb_io_status, nodedb_say                 fill an error; the status of an errno; tell a logger
+ * What has two underscores is private. */
 #if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
     (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
-     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION))
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
 #define NODEDB_COMMON_INTERNALS 1
 #include <dirent.h>
 #include <errno.h>
@@ -398,12 +410,12 @@ static inline const char *nodedb_status_text(nodedb_status status) {
     __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 #define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
-/* Fills `err` (if there is one) and returns `status`, so that `return nodedb__fail(...)` reads as one step. */
+/* Fills `err` (if there is one) and returns `status`, so that `return nodedb_fail(...)` reads as one step. */
 #if defined(__GNUC__)
 __attribute__((format(printf, 4, 5)))
 #endif
 static inline nodedb_status
-nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+nodedb_fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
     if (err != NULL) {
         va_list args;
         int used;
@@ -431,7 +443,7 @@ nodedb__fail(nodedb_error *err, nodedb_status status, int sys_errno, const char 
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-static inline void nodedb__say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+static inline void nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
     char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
     va_list args;
     if (logger == NULL || logger->write == NULL) return;
@@ -462,7 +474,7 @@ static inline void nodedb__release(const nodedb_allocator *allocator, void *memo
     else free(memory);
 }
 
-static inline uint64_t nodedb__now_ns(const nodedb_clock *clock) {
+static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
     struct timespec t;
     if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
@@ -475,32 +487,32 @@ static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
 }
 
 /* Little-endian on disk, whatever the machine. */
-static inline void nodedb__put_u16(void *at, uint16_t v) {
+static inline void nodedb_put_u16(void *at, uint16_t v) {
     unsigned char *p = (unsigned char *)at;
     p[0] = (unsigned char)v;
     p[1] = (unsigned char)(v >> 8);
 }
-static inline void nodedb__put_u32(void *at, uint32_t v) {
+static inline void nodedb_put_u32(void *at, uint32_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u16(p, (uint16_t)v);
-    nodedb__put_u16(p + 2, (uint16_t)(v >> 16));
+    nodedb_put_u16(p, (uint16_t)v);
+    nodedb_put_u16(p + 2, (uint16_t)(v >> 16));
 }
-static inline void nodedb__put_u64(void *at, uint64_t v) {
+static inline void nodedb_put_u64(void *at, uint64_t v) {
     unsigned char *p = (unsigned char *)at;
-    nodedb__put_u32(p, (uint32_t)v);
-    nodedb__put_u32(p + 4, (uint32_t)(v >> 32));
+    nodedb_put_u32(p, (uint32_t)v);
+    nodedb_put_u32(p + 4, (uint32_t)(v >> 32));
 }
-static inline uint16_t nodedb__get_u16(const void *at) {
+static inline uint16_t nodedb_get_u16(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
     return (uint16_t)(p[0] | (unsigned)p[1] << 8);
 }
-static inline uint32_t nodedb__get_u32(const void *at) {
+static inline uint32_t nodedb_get_u32(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u16(p) | (uint32_t)nodedb__get_u16(p + 2) << 16;
+    return nodedb_get_u16(p) | (uint32_t)nodedb_get_u16(p + 2) << 16;
 }
-static inline uint64_t nodedb__get_u64(const void *at) {
+static inline uint64_t nodedb_get_u64(const void *at) {
     const unsigned char *p = (const unsigned char *)at;
-    return nodedb__get_u32(p) | (uint64_t)nodedb__get_u32(p + 4) << 32;
+    return nodedb_get_u32(p) | (uint64_t)nodedb_get_u32(p + 4) << 32;
 }
 
 /* CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, polynomial 0x82F63B78. `crc` is 0 to begin with, or the
@@ -548,7 +560,7 @@ __attribute__((target("sse4.2,pclmul"))) static inline uint32_t nodedb__crc32c_c
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
     for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint64_t word = nodedb__get_u64(p);
+        uint64_t word = nodedb_get_u64(p);
         __asm__("crc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
     }
     for (; bytes > 0; bytes--) __asm__("crc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)*p++));
@@ -559,7 +571,7 @@ static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, 
 #define nodedb__crc32c_cpu nodedb__crc32c_plain
 #define nodedb__crc32c_cpu_present() 0
 #endif
-static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t bytes) {
+static inline uint32_t nodedb_crc32c(uint32_t crc, const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
     crc = ~crc;
     crc = nodedb__crc32c_cpu_present() ? nodedb__crc32c_cpu(crc, p, bytes) : nodedb__crc32c_plain(crc, p, bytes);
@@ -567,7 +579,7 @@ static inline uint32_t nodedb__crc32c(uint32_t crc, const void *data, size_t byt
 }
 
 /* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
-static inline uint64_t nodedb__mix64(uint64_t x) {
+static inline uint64_t nodedb_mix64(uint64_t x) {
     x += UINT64_C(0x9E3779B97F4A7C15);
     x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
     x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
@@ -702,7 +714,7 @@ static inline const char *nodedb__path_end(const char *path) {
 }
 
 /* The status that an errno means. */
-static inline nodedb_status nodedb__io_status(int error) {
+static inline nodedb_status nodedb_io_status(int error) {
     return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
            : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
                                               : NODEDB_ERR_IO;
@@ -1116,6 +1128,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__GATHER_BACKOFF 6                   /* after waits in vain up to 2^6 groups go without one */
 #define NODEDB_WAL__HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define NODEDB_WAL__MAX_AWAIT_NS (UINT64_C(1000000000) * 3600 * 24) /* so that no sum overflows */
+#define NODEDB_WAL__SMALL_SEGMENT_BYTES (UINT64_C(256) << 10) /* where the disk has no room for a whole one ... */
+#define NODEDB_WAL__SMALL_SEGMENTS 16 /* ... and so many follow each other before a whole one is tried again */
 #define NODEDB_WAL__MAX_SPARES 4                       /* truncated segments that are kept for use again */
 #define NODEDB_WAL__MAX_LISTED_SPARES 64
 #define NODEDB_WAL__MAX_DEAD 8 /* dead-E.wal files that go when a segment is begun; a crash leaves one at most */
@@ -1214,32 +1228,32 @@ static void nodedb_wal__dead_path(char *path, const char *dir, uint64_t epoch) {
 static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__segment *segment) {
     memset(block, 0, segment->block_bytes);
     memcpy(block, "WALP", 4);
-    nodedb__put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
-    nodedb__put_u16(block + 6, segment->recycled ? 1 : 0);
-    nodedb__put_u64(block + 8, segment->log_id);
-    nodedb__put_u64(block + 16, segment->epoch);
-    nodedb__put_u64(block + 24, segment->first_lsn);
-    nodedb__put_u64(block + 32, segment->bytes);
-    nodedb__put_u32(block + 40, segment->block_bytes);
-    nodedb__put_u32(block + 44, segment->key_id);
-    nodedb__put_u64(block + 48, segment->watermark);
-    nodedb__put_u32(block + 56, segment->tombstones);
-    nodedb__put_u32(block + 60, nodedb__crc32c(0, block, 60));
+    nodedb_put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
+    nodedb_put_u16(block + 6, segment->recycled ? 1 : 0);
+    nodedb_put_u64(block + 8, segment->log_id);
+    nodedb_put_u64(block + 16, segment->epoch);
+    nodedb_put_u64(block + 24, segment->first_lsn);
+    nodedb_put_u64(block + 32, segment->bytes);
+    nodedb_put_u32(block + 40, segment->block_bytes);
+    nodedb_put_u32(block + 44, segment->key_id);
+    nodedb_put_u64(block + 48, segment->watermark);
+    nodedb_put_u32(block + 56, segment->tombstones);
+    nodedb_put_u32(block + 60, nodedb_crc32c(0, block, 60));
 }
 
 static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__segment *segment) {
-    if (memcmp(block, "WALP", 4) != 0 || nodedb__get_u16(block + 4) != NODEDB_WAL_FORMAT_VERSION) return false;
-    if (nodedb__get_u32(block + 60) != nodedb__crc32c(0, block, 60)) return false;
-    segment->recycled = (nodedb__get_u16(block + 6) & 1) != 0;
-    segment->log_id = nodedb__get_u64(block + 8);
-    segment->epoch = nodedb__get_u64(block + 16);
-    segment->first_lsn = nodedb__get_u64(block + 24);
-    segment->bytes = nodedb__get_u64(block + 32);
-    segment->block_bytes = nodedb__get_u32(block + 40);
-    segment->key_id = nodedb__get_u32(block + 44);
-    segment->watermark = nodedb__get_u64(block + 48);
-    segment->tombstones = nodedb__get_u32(block + 56);
-    segment->seed = nodedb__crc32c(0, block + 8, 24);
+    if (memcmp(block, "WALP", 4) != 0 || nodedb_get_u16(block + 4) != NODEDB_WAL_FORMAT_VERSION) return false;
+    if (nodedb_get_u32(block + 60) != nodedb_crc32c(0, block, 60)) return false;
+    segment->recycled = (nodedb_get_u16(block + 6) & 1) != 0;
+    segment->log_id = nodedb_get_u64(block + 8);
+    segment->epoch = nodedb_get_u64(block + 16);
+    segment->first_lsn = nodedb_get_u64(block + 24);
+    segment->bytes = nodedb_get_u64(block + 32);
+    segment->block_bytes = nodedb_get_u32(block + 40);
+    segment->key_id = nodedb_get_u32(block + 44);
+    segment->watermark = nodedb_get_u64(block + 48);
+    segment->tombstones = nodedb_get_u32(block + 56);
+    segment->seed = nodedb_crc32c(0, block + 8, 24);
     return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES &&
            (segment->block_bytes & (segment->block_bytes - 1)) == 0 && segment->bytes > segment->block_bytes &&
            segment->bytes % segment->block_bytes == 0 && segment->first_lsn <= UINT64_MAX / 2 &&
@@ -1317,22 +1331,22 @@ static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *
     uint64_t named = segment->first_lsn;
     int64_t size;
     int error, fd = io->open(io->ctx, path, O_RDONLY, 0);
-    if (fd < 0) return nodedb__fail(err, nodedb__io_status(-fd), -fd, "cannot open segment %s", nodedb__path_end(path));
+    if (fd < 0) return nodedb_fail(err, nodedb_io_status(-fd), -fd, "cannot open segment %s", nodedb__path_end(path));
     error = nodedb__read_all(io, fd, head, sizeof head, 0);
     size = io->size(io->ctx, fd);
     (void)io->close(io->ctx, fd);
     if (error != 0 && error != -ENODATA)
-        return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read the preamble of %s", nodedb__path_end(path));
+        return nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot read the preamble of %s", nodedb__path_end(path));
     if (error != 0 || !nodedb_wal__decode_preamble(head, segment))
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                             "%s: the preamble at offset 0 is damaged or not of this version", nodedb__path_end(path));
     if (segment->first_lsn != named)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble says first LSN %llu, the name another",
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: the preamble says first LSN %llu, the name another",
                             nodedb__path_end(path), (unsigned long long)segment->first_lsn);
     if (size < 0)
-        return nodedb__fail(err, NODEDB_ERR_IO, (int)-size, "cannot ask the size of %s", nodedb__path_end(path));
+        return nodedb_fail(err, NODEDB_ERR_IO, (int)-size, "cannot ask the size of %s", nodedb__path_end(path));
     if ((uint64_t)size < segment->bytes)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu",
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s is %lld bytes long, its preamble says %llu",
                             nodedb__path_end(path), (long long)size, (unsigned long long)segment->bytes);
     return NODEDB_OK;
 }
@@ -1347,13 +1361,13 @@ static nodedb_status nodedb_wal__list_once(const nodedb_io *io, const nodedb_all
     list->allocator = allocator;
     error = io->list(io->ctx, dir, nodedb_wal__visit_name, list);
     if (error < 0)
-        return nodedb__fail(err, error == -ENOENT ? NODEDB_ERR_NOT_FOUND : NODEDB_ERR_IO, -error, "cannot list %s",
+        return nodedb_fail(err, error == -ENOENT ? NODEDB_ERR_NOT_FOUND : NODEDB_ERR_IO, -error, "cannot list %s",
                             dir);
     if (list->out_of_memory)
-        status = nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments in %s", dir);
+        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments in %s", dir);
     else if (list->count > NODEDB_WAL_MAX_SEGMENTS) {
         list->count = NODEDB_WAL_MAX_SEGMENTS;
-        status = nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "%s holds more than %d segments", dir, NODEDB_WAL_MAX_SEGMENTS);
+        status = nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%s holds more than %d segments", dir, NODEDB_WAL_MAX_SEGMENTS);
     }
     if (list->count > 1) qsort(list->at, list->count, sizeof *list->at, nodedb_wal__compare_segments);
     for (i = 0; status == NODEDB_OK && i < list->count; i++) {
@@ -1362,12 +1376,12 @@ static nodedb_status nodedb_wal__list_once(const nodedb_io *io, const nodedb_all
         if (status != NODEDB_OK || i == 0) continue;
         if (list->at[i].log_id != list->at[0].log_id)
             status =
-                nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments before it", path);
+                nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments before it", path);
         else if (list->at[i].epoch <= list->at[i - 1].epoch)
-            status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+            status = nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                                   "%s is out of order: its epoch is not above the one before", path);
         else if (list->at[i].key_id == 0 && list->at[i - 1].key_id != 0) /* encryption, once on, stays on */
-            status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+            status = nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                                   "%s is not encrypted, but the segment before it is: no writer does that",
                                   nodedb__path_end(path));
     }
@@ -1396,17 +1410,17 @@ static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb
 /* The payload of a transaction. */
 static void nodedb_wal__encode_parts(unsigned char *at, const nodedb_wal_record *parts, size_t count) {
     size_t i;
-    nodedb__put_u32(at, (uint32_t)count);
-    nodedb__put_u32(at + 4, 0);
+    nodedb_put_u32(at, (uint32_t)count);
+    nodedb_put_u32(at + 4, 0);
     at += NODEDB_WAL__TRANSACTION_HEADER_BYTES;
     for (i = 0; i < count; i++) {
         size_t end = (size_t)NODEDB_WAL__SUB_HEADER_BYTES + parts[i].payload_bytes, padded = (end + 7) & ~(size_t)7;
-        nodedb__put_u16(at, parts[i].type);
-        nodedb__put_u16(at + 2, 0);
-        nodedb__put_u32(at + 4, parts[i].tenant);
-        nodedb__put_u32(at + 8, parts[i].vshard);
-        nodedb__put_u32(at + 12, parts[i].payload_bytes);
-        nodedb__put_u64(at + 16, parts[i].database);
+        nodedb_put_u16(at, parts[i].type);
+        nodedb_put_u16(at + 2, 0);
+        nodedb_put_u32(at + 4, parts[i].tenant);
+        nodedb_put_u32(at + 8, parts[i].vshard);
+        nodedb_put_u32(at + 12, parts[i].payload_bytes);
+        nodedb_put_u64(at + 16, parts[i].database);
         if (parts[i].payload_bytes > 0)
             memcpy(at + NODEDB_WAL__SUB_HEADER_BYTES, parts[i].payload, parts[i].payload_bytes);
         memset(at + end, 0, padded - end);
@@ -1420,17 +1434,17 @@ static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segme
                                       uint64_t lsn, uint64_t watermark, uint32_t flags) {
     size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + record->payload_bytes;
     memset(at, 0, NODEDB_WAL_RECORD_HEADER_BYTES);
-    nodedb__put_u32(at, NODEDB_WAL_RECORD_MAGIC);
-    nodedb__put_u16(at + 4, NODEDB_WAL_FORMAT_VERSION);
-    nodedb__put_u16(at + 6, record->type);
-    nodedb__put_u64(at + 8, lsn);
-    nodedb__put_u64(at + 16, watermark);
-    nodedb__put_u32(at + 24, record->tenant);
-    nodedb__put_u32(at + 28, record->vshard);
-    nodedb__put_u32(at + 32, record->payload_bytes);
-    nodedb__put_u32(at + 36, flags);
-    nodedb__put_u64(at + 40, record->database);
-    nodedb__put_u64(at + 48, segment->epoch);
+    nodedb_put_u32(at, NODEDB_WAL_RECORD_MAGIC);
+    nodedb_put_u16(at + 4, NODEDB_WAL_FORMAT_VERSION);
+    nodedb_put_u16(at + 6, record->type);
+    nodedb_put_u64(at + 8, lsn);
+    nodedb_put_u64(at + 16, watermark);
+    nodedb_put_u32(at + 24, record->tenant);
+    nodedb_put_u32(at + 28, record->vshard);
+    nodedb_put_u32(at + 32, record->payload_bytes);
+    nodedb_put_u32(at + 36, flags);
+    nodedb_put_u64(at + 40, record->database);
+    nodedb_put_u64(at + 48, segment->epoch);
     if (count > 0) nodedb_wal__encode_parts(at + NODEDB_WAL_RECORD_HEADER_BYTES, parts, count);
     else if (record->payload_bytes > 0)
         memcpy(at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload, record->payload_bytes);
@@ -1438,21 +1452,21 @@ static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segme
 }
 
 static uint32_t nodedb_wal__sum_payload(const unsigned char *at, uint32_t seed) {
-    return nodedb__crc32c(seed, at + NODEDB_WAL_RECORD_HEADER_BYTES, nodedb__get_u32(at + 32));
+    return nodedb_crc32c(seed, at + NODEDB_WAL_RECORD_HEADER_BYTES, nodedb_get_u32(at + 32));
 }
 
 /* The two checksums of an encoded record; the payload's stands apart, so that a change of the header does not need it
  * again. */
 static void nodedb_wal__put_sums(unsigned char *at, uint32_t seed, uint32_t payload_sum) {
-    nodedb__put_u32(at + 56, nodedb__crc32c(seed, at, NODEDB_WAL__CHECKED_BYTES));
-    nodedb__put_u32(at + 60, nodedb__crc32c(payload_sum, at + 56, 4));
+    nodedb_put_u32(at + 56, nodedb_crc32c(seed, at, NODEDB_WAL__CHECKED_BYTES));
+    nodedb_put_u32(at + 60, nodedb_crc32c(payload_sum, at + 56, 4));
 }
 
 static bool nodedb_wal__good_header(const unsigned char *at, const nodedb_wal__segment *segment) {
-    return nodedb__get_u32(at) == NODEDB_WAL_RECORD_MAGIC &&
-           nodedb__get_u16(at + 4) == NODEDB_WAL_FORMAT_VERSION && nodedb__get_u64(at + 48) == segment->epoch &&
-           nodedb__get_u32(at + 32) <= NODEDB_WAL_MAX_PAYLOAD_BYTES &&
-           nodedb__get_u32(at + 56) == nodedb__crc32c(segment->seed, at, NODEDB_WAL__CHECKED_BYTES);
+    return nodedb_get_u32(at) == NODEDB_WAL_RECORD_MAGIC &&
+           nodedb_get_u16(at + 4) == NODEDB_WAL_FORMAT_VERSION && nodedb_get_u64(at + 48) == segment->epoch &&
+           nodedb_get_u32(at + 32) <= NODEDB_WAL_MAX_PAYLOAD_BYTES &&
+           nodedb_get_u32(at + 56) == nodedb_crc32c(segment->seed, at, NODEDB_WAL__CHECKED_BYTES);
 }
 
 typedef enum nodedb_wal__parsed {
@@ -1473,20 +1487,20 @@ static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t avail
     if (nodedb_wal__all_zero(p, head < to_block ? head : to_block)) return NODEDB_WAL__ZERO;
     if (available < NODEDB_WAL_RECORD_HEADER_BYTES) return NODEDB_WAL__BAD;
     if (!nodedb_wal__good_header(p, segment)) return NODEDB_WAL__BAD;
-    payload_bytes = nodedb__get_u32(p + 32);
+    payload_bytes = nodedb_get_u32(p + 32);
     *total = nodedb_wal__record_bytes(payload_bytes);
     if (*total > available) return NODEDB_WAL__MORE;
     if (!trusted &&
-        nodedb__get_u32(p + 60) != nodedb__crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4))
+        nodedb_get_u32(p + 60) != nodedb_crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4))
         return NODEDB_WAL__BAD;
-    record->type = nodedb__get_u16(p + 6);
-    record->lsn = nodedb__get_u64(p + 8);
-    record->watermark = nodedb__get_u64(p + 16);
-    record->tenant = nodedb__get_u32(p + 24);
-    record->vshard = nodedb__get_u32(p + 28);
+    record->type = nodedb_get_u16(p + 6);
+    record->lsn = nodedb_get_u64(p + 8);
+    record->watermark = nodedb_get_u64(p + 16);
+    record->tenant = nodedb_get_u32(p + 24);
+    record->vshard = nodedb_get_u32(p + 28);
     record->payload_bytes = payload_bytes;
-    *flags = nodedb__get_u32(p + 36);
-    record->database = nodedb__get_u64(p + 40);
+    *flags = nodedb_get_u32(p + 36);
+    record->database = nodedb_get_u64(p + 40);
     record->payload = p + NODEDB_WAL_RECORD_HEADER_BYTES;
     record->source = NULL;
     return NODEDB_WAL__RECORD;
@@ -1513,25 +1527,25 @@ static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment
     s->epoch = segment->epoch;
     s->header = header;
     s->header_bytes = header_bytes;
-    nodedb__put_u32(s->nonce, (uint32_t)segment->epoch);
-    nodedb__put_u64(s->nonce + 4, number);
+    nodedb_put_u32(s->nonce, (uint32_t)segment->epoch);
+    nodedb_put_u64(s->nonce + 4, number);
 }
 
 static void nodedb_wal__sealing_of_preamble(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
                                             const unsigned char *preamble) {
-    uint64_t hash = nodedb__get_u32(preamble + NODEDB_WAL__SIGNED_BYTES - 4);
+    uint64_t hash = nodedb_get_u32(preamble + NODEDB_WAL__SIGNED_BYTES - 4);
     size_t i;
-    for (i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb__mix64(hash ^ nodedb__get_u64(preamble + i));
+    for (i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
     nodedb_wal__sealing(s, segment, preamble, NODEDB_WAL__SIGNED_BYTES, hash | UINT64_C(1) << 63);
 }
 
 /* `header` holds the segment's preamble in its first half; the record's header goes into the other. */
 static void nodedb_wal__sealing_of_record(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
                                           unsigned char *header, const unsigned char *record) {
-    uint64_t lsn = nodedb__get_u64(record + 8);
+    uint64_t lsn = nodedb_get_u64(record + 8);
     memcpy(header + NODEDB_WAL__SIGNED_BYTES, record, NODEDB_WAL__SIGNED_BYTES);
-    nodedb__put_u32(header + NODEDB_WAL__SIGNED_BYTES + 36, nodedb__get_u32(record + 36) & NODEDB_WAL__FLAG_SEAL);
-    nodedb__put_u32(header + NODEDB_WAL__SIGNED_BYTES + 56, 0); /* those two are not known before the group is closed */
+    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + 36, nodedb_get_u32(record + 36) & NODEDB_WAL__FLAG_SEAL);
+    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + 56, 0); /* those two are not known before the group is closed */
     nodedb_wal__sealing(s, segment, header, 2 * NODEDB_WAL__SIGNED_BYTES, lsn);
     s->lsn = lsn;
 }
@@ -1545,7 +1559,7 @@ static nodedb_status nodedb_wal__seal_preamble(const nodedb_wal_cipher *cipher, 
     nodedb_wal__sealing_of_preamble(&s, segment, block);
     status = cipher->seal(cipher->ctx, &s, tag, 0, tag);
     if (status == NODEDB_OK) return NODEDB_OK;
-    return nodedb__fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal the preamble of %020llu.wal with key %u: %s",
+    return nodedb_fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal the preamble of %020llu.wal with key %u: %s",
                         (unsigned long long)segment->first_lsn, (unsigned)segment->key_id, nodedb_status_text(status));
 }
 
@@ -1560,7 +1574,7 @@ static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, cons
     nodedb_wal__sealing_of_preamble(&s, segment, block);
     status = cipher->open(cipher->ctx, &s, tag, 0, tag, nothing);
     if (status == NODEDB_OK) return NODEDB_OK;
-    return nodedb__fail(err, NODEDB_ERR_KEY, 0, "%s/%020llu.wal is encrypted with key %u: %s", nodedb__path_end(dir),
+    return nodedb_fail(err, NODEDB_ERR_KEY, 0, "%s/%020llu.wal is encrypted with key %u: %s", nodedb__path_end(dir),
                         (unsigned long long)segment->first_lsn, (unsigned)segment->key_id,
                         status == NODEDB_ERR_CORRUPT
                             ? "the cipher's key of that number is another, or the preamble was altered"
@@ -1570,19 +1584,19 @@ static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, cons
 /* Encrypts a record that nodedb_wal__encode_record made, where it stands. There is room for the tag. */
 static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
                                              unsigned char *header, unsigned char *at, nodedb_error *err) {
-    uint32_t bytes = nodedb__get_u32(at + 32), stored = bytes + NODEDB_WAL_TAG_BYTES;
+    uint32_t bytes = nodedb_get_u32(at + 32), stored = bytes + NODEDB_WAL_TAG_BYTES;
     size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + stored;
     unsigned char *text = at + NODEDB_WAL_RECORD_HEADER_BYTES;
     nodedb_wal_sealing s;
     nodedb_status status;
     assert(segment->key_id != 0 && stored <= NODEDB_WAL_MAX_PAYLOAD_BYTES);
-    nodedb__put_u16(at + 6, (uint16_t)(nodedb__get_u16(at + 6) | NODEDB_WAL_ENCRYPTED));
-    nodedb__put_u32(at + 32, stored);
+    nodedb_put_u16(at + 6, (uint16_t)(nodedb_get_u16(at + 6) | NODEDB_WAL_ENCRYPTED));
+    nodedb_put_u32(at + 32, stored);
     nodedb_wal__sealing_of_record(&s, segment, header, at);
     assert(s.lsn != 0 && s.lsn >> 63 == 0 && s.epoch <= UINT32_MAX); /* the nonce's fields hold them */
     status = cipher->seal(cipher->ctx, &s, text, bytes, text + bytes);
     if (status != NODEDB_OK)
-        return nodedb__fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal record %llu with key %u: %s",
+        return nodedb_fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal record %llu with key %u: %s",
                             (unsigned long long)s.lsn, (unsigned)segment->key_id, nodedb_status_text(status));
     memset(at + end, 0, nodedb_wal__record_bytes(stored) - end);
     return NODEDB_OK;
@@ -1616,13 +1630,13 @@ static bool nodedb_wal__part_type(uint16_t type) {
 static size_t nodedb_wal__decode_part(const unsigned char *p, size_t left, nodedb_wal_record *sub) {
     size_t end, padded;
     if (left < NODEDB_WAL__SUB_HEADER_BYTES) return 0;
-    sub->type = nodedb__get_u16(p);
-    sub->tenant = nodedb__get_u32(p + 4);
-    sub->vshard = nodedb__get_u32(p + 8);
-    sub->payload_bytes = nodedb__get_u32(p + 12);
-    sub->database = nodedb__get_u64(p + 16);
+    sub->type = nodedb_get_u16(p);
+    sub->tenant = nodedb_get_u32(p + 4);
+    sub->vshard = nodedb_get_u32(p + 8);
+    sub->payload_bytes = nodedb_get_u32(p + 12);
+    sub->database = nodedb_get_u64(p + 16);
     sub->payload = p + NODEDB_WAL__SUB_HEADER_BYTES;
-    if (nodedb__get_u16(p + 2) != 0 || !nodedb_wal__part_type(sub->type)) return 0;
+    if (nodedb_get_u16(p + 2) != 0 || !nodedb_wal__part_type(sub->type)) return 0;
     if (sub->payload_bytes > left - NODEDB_WAL__SUB_HEADER_BYTES) return 0;
     end = (size_t)NODEDB_WAL__SUB_HEADER_BYTES + sub->payload_bytes;
     padded = (end + 7) & ~(size_t)7;
@@ -1639,8 +1653,8 @@ static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at,
     *at = 0;
     if (unknown != NULL) *unknown = 0;
     if (bytes < NODEDB_WAL__TRANSACTION_HEADER_BYTES) return false;
-    count = nodedb__get_u32(p);
-    if (count == 0 || count > NODEDB_WAL_MAX_TRANSACTION_RECORDS || nodedb__get_u32(p + 4) != 0) return false;
+    count = nodedb_get_u32(p);
+    if (count == 0 || count > NODEDB_WAL_MAX_TRANSACTION_RECORDS || nodedb_get_u32(p + 4) != 0) return false;
     *at = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
     for (i = 0; i < count; i++) {
         size_t took = nodedb_wal__decode_part(p + *at, bytes - *at, &sub);
@@ -1659,24 +1673,24 @@ static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, si
     uint64_t bytes = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
     size_t i;
     if (parts == NULL || count == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a transaction needs a log and records");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a transaction needs a log and records");
     if (count > NODEDB_WAL_MAX_TRANSACTION_RECORDS)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %zu records passes the limit of %d", count,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %zu records passes the limit of %d", count,
                             NODEDB_WAL_MAX_TRANSACTION_RECORDS);
     for (i = 0; i < count; i++) {
         if (parts[i].payload == NULL && parts[i].payload_bytes > 0)
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "record %zu of a transaction has no payload", i);
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "record %zu of a transaction has no payload", i);
         if (!nodedb_wal__part_type(parts[i].type))
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                                 "record %zu of a transaction has the type %u: no transaction, tombstone, bit 14 there",
                                 i, (unsigned)parts[i].type);
         if (!nodedb_wal__known_type(parts[i].type))
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "record %zu of a transaction: there is no type %u", i,
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "record %zu of a transaction: there is no type %u", i,
                                 (unsigned)(parts[i].type & NODEDB_WAL_TYPE_MASK));
         bytes += NODEDB_WAL__SUB_HEADER_BYTES + (((uint64_t)parts[i].payload_bytes + 7) & ~(uint64_t)7);
     }
     if (bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %llu bytes passes the limit of %u",
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %llu bytes passes the limit of %u",
                             (unsigned long long)bytes, (unsigned)NODEDB_WAL_MAX_PAYLOAD_BYTES);
     memset(outer, 0, sizeof *outer);
     outer->type = NODEDB_WAL_TYPE_TRANSACTION;
@@ -1696,21 +1710,21 @@ NODEDB_WAL_API nodedb_status nodedb_wal_transaction_open(const nodedb_wal_record
     if (record == NULL || tx == NULL ||
         (record->type & (NODEDB_WAL_TYPE_MASK | NODEDB_WAL_ENCRYPTED)) != NODEDB_WAL_TYPE_TRANSACTION ||
         (record->payload == NULL && record->payload_bytes > 0))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_transaction_open needs a transaction's record");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_transaction_open needs a transaction's record");
     tx->record = *record;
     if (!nodedb_wal__check_parts(record, &at, &unknown))
-        status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+        status = nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                               "record %llu is no transaction: byte %zu of its payload is not as it must be",
                               (unsigned long long)record->lsn, at);
     else if (unknown != 0)
-        status = nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+        status = nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
                               "the transaction of record %llu holds the unknown required type %u",
                               (unsigned long long)record->lsn, (unsigned)(unknown & NODEDB_WAL_TYPE_MASK));
     if (status != NODEDB_OK) {
         if (err != NULL) err->lsn = record->lsn;
         return status;
     }
-    tx->count = nodedb__get_u32(record->payload);
+    tx->count = nodedb_get_u32(record->payload);
     tx->at = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
     return NODEDB_OK;
 }
@@ -1780,20 +1794,20 @@ static bool nodedb_wal__read_tombstones(const nodedb_io *io, int fd, uint32_t cr
         n = t->in_file - t->count < 128 ? t->in_file - t->count : 128;
         *error = nodedb__read_all(io, fd, chunk, n * NODEDB_WAL__TOMBSTONE_BYTES, offset);
         if (*error != 0) return false;
-        crc = nodedb__crc32c(crc, chunk, n * NODEDB_WAL__TOMBSTONE_BYTES);
+        crc = nodedb_crc32c(crc, chunk, n * NODEDB_WAL__TOMBSTONE_BYTES);
         offset += n * NODEDB_WAL__TOMBSTONE_BYTES;
         for (i = 0; i < n; i++) {
             const unsigned char *p = chunk + i * NODEDB_WAL__TOMBSTONE_BYTES;
             nodedb_wal_tombstone *to = &t->at[t->count++];
-            to->lsn = nodedb__get_u64(p);
-            to->collection = nodedb__get_u64(p + 8);
-            to->tenant = nodedb__get_u32(p + 16);
+            to->lsn = nodedb_get_u64(p);
+            to->collection = nodedb_get_u64(p + 8);
+            to->tenant = nodedb_get_u32(p + 16);
             if (to->lsn <= before || to->lsn > t->covered_lsn) return false;
             before = to->lsn;
         }
     }
     *error = nodedb__read_all(io, fd, chunk, 4, offset);
-    return *error == 0 && nodedb__get_u32(chunk) == crc;
+    return *error == 0 && nodedb_get_u32(chunk) == crc;
 }
 
 /* The file of tombstones, open as `fd`, of the log that `last` is a segment of. */
@@ -1803,10 +1817,10 @@ static nodedb_status nodedb_wal__decode_tombstones(const nodedb_io *io, const no
     unsigned char head[NODEDB_WAL__TOMBSTONES_HEADER_BYTES];
     int64_t size = io->size(io->ctx, fd);
     int error = size < 0 ? (int)size : nodedb__read_all(io, fd, head, sizeof head, 0);
-    bool good = error == 0 && memcmp(head, "WALT", 4) == 0 && nodedb__get_u16(head + 4) == NODEDB_WAL_FORMAT_VERSION;
+    bool good = error == 0 && memcmp(head, "WALT", 4) == 0 && nodedb_get_u16(head + 4) == NODEDB_WAL_FORMAT_VERSION;
     if (good) {
-        t->covered_lsn = nodedb__get_u64(head + 16);
-        t->in_file = nodedb__get_u32(head + 24);
+        t->covered_lsn = nodedb_get_u64(head + 16);
+        t->in_file = nodedb_get_u32(head + 24);
         good = t->in_file <= NODEDB_WAL_MAX_TOMBSTONES &&
                (uint64_t)size == sizeof head + 4 + (uint64_t)t->in_file * NODEDB_WAL__TOMBSTONE_BYTES;
     }
@@ -1815,19 +1829,19 @@ static nodedb_status nodedb_wal__decode_tombstones(const nodedb_io *io, const no
         t->at = (nodedb_wal_tombstone *)nodedb__alloc_zero(allocator, t->capacity * sizeof *t->at, 8);
         if (t->at == NULL) {
             t->capacity = 0;
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the %u tombstones of %s",
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the %u tombstones of %s",
                                 (unsigned)t->in_file, path);
         }
     }
-    good = good && nodedb_wal__read_tombstones(io, fd, nodedb__crc32c(0, head, sizeof head), t, &error);
+    good = good && nodedb_wal__read_tombstones(io, fd, nodedb_crc32c(0, head, sizeof head), t, &error);
     if (error != 0 && error != -ENODATA)
-        return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read %s", nodedb__path_end(path));
+        return nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot read %s", nodedb__path_end(path));
     if (!good)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                             "%s is damaged or not of this version: without it dropped collections would come back",
                             nodedb__path_end(path));
-    if (last == NULL || nodedb__get_u64(head + 8) != last->log_id)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments beside it",
+    if (last == NULL || nodedb_get_u64(head + 8) != last->log_id)
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments beside it",
                             nodedb__path_end(path));
     return NODEDB_OK;
 }
@@ -1844,11 +1858,11 @@ static nodedb_status nodedb_wal__load_tombstones(const nodedb_io *io, const node
     fd = io->open(io->ctx, path, O_RDONLY, 0);
     if (fd == -ENOENT && (last == NULL || last->tombstones == 0)) return NODEDB_OK;
     if (fd == -ENOENT)
-        return nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                             "%s is missing, and segment %020llu was begun with %u tombstones in it: without it dropped "
                             "collections would come back",
                             nodedb__path_end(path), (unsigned long long)last->first_lsn, (unsigned)last->tombstones);
-    if (fd < 0) return nodedb__fail(err, nodedb__io_status(-fd), -fd, "cannot open %s", nodedb__path_end(path));
+    if (fd < 0) return nodedb_fail(err, nodedb_io_status(-fd), -fd, "cannot open %s", nodedb__path_end(path));
     status = nodedb_wal__decode_tombstones(io, allocator, fd, path, last, t, err);
     (void)io->close(io->ctx, fd);
     if (status != NODEDB_OK) nodedb_wal__tombstones_free(t, allocator);
@@ -2461,7 +2475,7 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
     if (r->map == NULL && r->may_map && !r->may_stream && !growing) {
         r->map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
         if (r->map == NULL && error != ENOMEM)
-            return nodedb__fail(err, nodedb__io_status(error), error, "cannot map segment %s", path);
+            return nodedb_fail(err, nodedb_io_status(error), error, "cannot map segment %s", path);
         if (r->map != NULL && madvise(r->map, (size_t)segment->bytes, MADV_SEQUENTIAL) == 0)
             r->stats.hints_sequential++;
     }
@@ -2473,7 +2487,7 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
         if (r->fd < 0) r->fd = r->io.open(r->io.ctx, path, O_RDONLY, 0);
         if (r->fd < 0) {
             error = -r->fd, r->fd = -1;
-            return nodedb__fail(err, nodedb__io_status(error), error, "cannot open segment %s", path);
+            return nodedb_fail(err, nodedb_io_status(error), error, "cannot open segment %s", path);
         }
     }
     r->is_open = true;
@@ -2490,7 +2504,7 @@ static nodedb_status nodedb_wal__reader_unstream(nodedb_wal_reader *r, int error
     uint64_t position = r->position, expected = r->expected;
     bool sealed = r->sealed;
     nodedb_status status;
-    nodedb__say(&r->config.logger, NODEDB_LOG_WARNING,
+    nodedb_say(&r->config.logger, NODEDB_LOG_WARNING,
                 "log %s: it cannot be read past the page cache (%s), so it is read through it", r->dir,
                 strerror(error));
     nodedb_wal__stream_close(&r->stream);
@@ -2523,7 +2537,7 @@ static nodedb_status nodedb_wal__reader_stream(nodedb_wal_reader *r, uint64_t of
         error = r->fd < 0 ? r->fd : 1;
     }
     if (error < 0) {
-        nodedb_status status = nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read %s at offset %llu",
+        nodedb_status status = nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot read %s at offset %llu",
                                             nodedb__path_end(path), (unsigned long long)bad_offset);
         if (err != NULL) err->offset = bad_offset;
         return status;
@@ -2560,7 +2574,7 @@ static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offs
             r->buffer_capacity = r->buffer_bytes = 0;
             r->buffer = (unsigned char *)nodedb__alloc(&r->config.allocator, want, align);
             if (r->buffer == NULL)
-                return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %zu bytes of %s", want, r->dir);
+                return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %zu bytes of %s", want, r->dir);
             r->buffer_capacity = want;
         }
         want = r->buffer_capacity;
@@ -2572,7 +2586,7 @@ static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offs
             int error = nodedb__read_all(&r->io, r->fd, r->buffer, want, start);
             if (error != 0) {
                 nodedb_status status =
-                    nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot read %zu bytes at offset %llu of %s/%020llu.wal",
+                    nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot read %zu bytes at offset %llu of %s/%020llu.wal",
                                  want, (unsigned long long)start, r->dir, (unsigned long long)segment->first_lsn);
                 if (err != NULL) err->offset = start;
                 return status;
@@ -2681,16 +2695,16 @@ static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, co
     memcpy(header, p, sizeof header);
     for (bit = 0; !nodedb_wal__good_header(p, segment) && bit < NODEDB_WAL__SIGNED_BYTES * 8; bit++) {
         header[bit / 8] ^= (unsigned char)(1u << bit % 8);
-        if (nodedb_wal__good_header(header, segment) && nodedb__get_u64(header + 8) == lsn) return true;
+        if (nodedb_wal__good_header(header, segment) && nodedb_get_u64(header + 8) == lsn) return true;
         header[bit / 8] ^= (unsigned char)(1u << bit % 8);
     }
-    bits = nodedb__get_u32(p + 32) <= NODEDB_WAL__ONE_BIT_BYTES ? nodedb__get_u32(p + 32) * 8 + 32 : 0;
-    if (!nodedb_wal__good_header(p, segment) || nodedb__get_u64(p + 8) != lsn || bits == 0 ||
-        available < nodedb_wal__record_bytes(nodedb__get_u32(p + 32)))
+    bits = nodedb_get_u32(p + 32) <= NODEDB_WAL__ONE_BIT_BYTES ? nodedb_get_u32(p + 32) * 8 + 32 : 0;
+    if (!nodedb_wal__good_header(p, segment) || nodedb_get_u64(p + 8) != lsn || bits == 0 ||
+        available < nodedb_wal__record_bytes(nodedb_get_u32(p + 32)))
         return false;
-    off = nodedb__get_u32(p + 60) ^ nodedb__crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4);
+    off = nodedb_get_u32(p + 60) ^ nodedb_crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4);
     if ((off & (off - 1)) == 0) return true; /* the checksum itself */
-    at = NODEDB_WAL_RECORD_HEADER_BYTES + nodedb__get_u32(p + 32);
+    at = NODEDB_WAL_RECORD_HEADER_BYTES + nodedb_get_u32(p + 32);
     known = (size_t)(nodedb_wal__round_up(offset + NODEDB_WAL_RECORD_HEADER_BYTES, NODEDB_WAL__SECTOR_BYTES) - offset);
     if (at <= known) return true;
     for (bit = 0; bit < bits; bit++, by = by >> 1 ^ (UINT32_C(0x82F63B78) & (0 - (by & 1))))
@@ -2715,12 +2729,12 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
     if (status != NODEDB_OK) return status;
     if (r->group_bytes == 0 || r->position >= r->group_offset + r->group_bytes) { /* the first record of a group */
         if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
-        flags = nodedb__get_u32(view + 36);
+        flags = nodedb_get_u32(view + 36);
         if (!nodedb_wal__good_header(view, segment)) {
             *damaged = !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected, r->position);
             return NODEDB_OK; /* not zero any more, so it was written, and as a sector it was written whole */
         }
-        if (nodedb__get_u64(view + 8) != r->expected) return NODEDB_OK;
+        if (nodedb_get_u64(view + 8) != r->expected) return NODEDB_OK;
         nodedb_wal__note_group(r, flags);
     }
     if (segment->recycled) {
@@ -2803,7 +2817,7 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
     if (status != NODEDB_OK) return status;
     if (watermark >= missing || damaged) {
         uint64_t last = lowest > missing && lowest != UINT64_MAX ? lowest - 1 : missing;
-        status = nodedb__fail(err, NODEDB_ERR_CORRUPT, 0,
+        status = nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                               "%s/%020llu.wal: %s records %llu to %llu cannot be read at offset %llu",
                               nodedb__path_end(r->dir), (unsigned long long)segment_lsn,
                               watermark >= missing ? "acknowledged" : "wholly written",
@@ -2826,7 +2840,7 @@ static nodedb_status nodedb_wal__reader_refresh(nodedb_wal_reader *r, nodedb_err
     for (i = 0; i < fresh.count && fresh.at[i].first_lsn != here; i++) {}
     if (i == fresh.count) {
         nodedb_wal__list_free(&fresh);
-        (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s/%020llu.wal was truncated while it was being followed",
+        (void)nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s/%020llu.wal was truncated while it was being followed",
                            r->dir, (unsigned long long)here);
         if (err != NULL) err->lsn = r->expected;
         return NODEDB_ERR_NOT_FOUND;
@@ -2853,7 +2867,7 @@ static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_erro
 static nodedb_status nodedb_wal__reader_altered(nodedb_wal_reader *r, uint64_t lsn, const char *how,
                                                 nodedb_error *err) {
     nodedb_status status =
-        nodedb__fail(err, NODEDB_ERR_CORRUPT, 0, "%s/%020llu.wal: record %llu at offset %llu was altered: %s",
+        nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s/%020llu.wal: record %llu at offset %llu was altered: %s",
                      nodedb__path_end(r->dir), (unsigned long long)r->list.at[r->index].first_lsn,
                      (unsigned long long)lsn, (unsigned long long)r->position, how);
     if (err != NULL) err->lsn = lsn, err->offset = r->position;
@@ -2875,14 +2889,14 @@ static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal
         r->plain = (unsigned char *)nodedb__alloc(&r->config.allocator, capacity, NODEDB_CACHE_LINE_BYTES);
         r->plain_capacity = r->plain != NULL ? capacity : 0;
         if (r->plain == NULL)
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to decrypt %zu bytes of %s", capacity,
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to decrypt %zu bytes of %s", capacity,
                                 nodedb__path_end(r->dir));
     }
     nodedb_wal__sealing_of_record(&s, segment, r->header, text - NODEDB_WAL_RECORD_HEADER_BYTES);
     status = r->config.cipher.open(r->config.cipher.ctx, &s, text, bytes, text + bytes, r->plain);
     if (status == NODEDB_ERR_CORRUPT) return nodedb_wal__reader_altered(r, record->lsn, "its tag does not fit", err);
     if (status != NODEDB_OK) {
-        (void)nodedb__fail(err, NODEDB_ERR_KEY, 0, "the cipher could not open record %llu of %s with key %u: %s",
+        (void)nodedb_fail(err, NODEDB_ERR_KEY, 0, "the cipher could not open record %llu of %s with key %u: %s",
                            (unsigned long long)record->lsn, nodedb__path_end(r->dir), (unsigned)segment->key_id,
                            nodedb_status_text(status));
         if (err != NULL) err->lsn = record->lsn, err->offset = r->position;
@@ -2916,14 +2930,14 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_
     }
     if (*deliver && !nodedb_wal__known_type(record->type)) {
         if ((record->type & NODEDB_WAL_REQUIRED) != 0)
-            return nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s has the unknown required type %u",
+            return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s has the unknown required type %u",
                                 (unsigned long long)record->lsn, r->dir,
                                 (unsigned)(record->type & NODEDB_WAL_TYPE_MASK));
         *deliver = false;
         r->stats.skipped++;
     }
     if (*deliver && (record->type & NODEDB_WAL_ENCRYPTED) != 0 && !r->config.keep_encrypted) {
-        (void)nodedb__fail(err, NODEDB_ERR_KEY, 0, "record %llu of %s is encrypted with key %u, and there is no cipher",
+        (void)nodedb_fail(err, NODEDB_ERR_KEY, 0, "record %llu of %s is encrypted with key %u, and there is no cipher",
                            (unsigned long long)record->lsn, nodedb__path_end(r->dir),
                            (unsigned)r->list.at[r->index].key_id);
         if (err != NULL) err->lsn = record->lsn, err->offset = r->position;
@@ -3046,7 +3060,7 @@ static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
     error = nodedb_wal__stream_open(&r->stream, &r->config.allocator, r->dir, r->list.at, r->list.count);
     if (error == -ENOSYS && r->config.access == NODEDB_WAL_ACCESS_AUTO) return false; /* not in this build */
     if (error != 0)
-        nodedb__say(
+        nodedb_say(
             &r->config.logger, NODEDB_LOG_WARNING,
             "log %s: io_uring is refused (%s), so it is read through the page cache; allow the io_uring system calls "
             "(seccomp, kernel.io_uring_disabled) for speed",
@@ -3063,13 +3077,13 @@ static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config 
     size_t i = 0;
     if (config == NULL || config->dir == NULL || config->dir[0] == 0 ||
         strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) {
-        (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a log reader needs a directory of 1 to %d bytes",
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a log reader needs a directory of 1 to %d bytes",
                            NODEDB_WAL_MAX_DIR_BYTES);
         return NULL;
     }
     r = (nodedb_wal_reader *)nodedb__alloc_zero(&config->allocator, sizeof *r, NODEDB_CACHE_LINE_BYTES);
     if (r == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a reader of %s", config->dir);
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a reader of %s", config->dir);
         return NULL;
     }
     r->config = *config;
@@ -3081,14 +3095,14 @@ static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config 
                  config->io.pread == NULL && config->io.open == NULL;
     if (nodedb_wal__list_segments(&r->io, &r->config.allocator, r->dir, &r->list, err) != NODEDB_OK) goto fail;
     if (r->list.count == 0) {
-        (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no log in %s", r->dir);
+        (void)nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no log in %s", r->dir);
         goto fail;
     }
     r->deliver_from = config->from_lsn;
     if (config->until_lsn != 0 && config->until_lsn < r->list.at[0].first_lsn) gone = config->until_lsn;
     if (config->from_lsn != 0 && config->from_lsn < r->list.at[0].first_lsn) gone = config->from_lsn;
     if (gone != 0) {
-        (void)nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "record %llu of %s is not there any more: the oldest is %llu",
+        (void)nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "record %llu of %s is not there any more: the oldest is %llu",
                            (unsigned long long)gone, r->dir, (unsigned long long)r->list.at[0].first_lsn);
         if (err != NULL) err->lsn = r->list.at[0].first_lsn;
         goto fail;
@@ -3117,12 +3131,12 @@ NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *r, nodedb
                                                     nodedb_error *err) {
     nodedb_status status;
     if (r == NULL || record == NULL)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_reader_next needs a reader and a record");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_reader_next needs a reader and a record");
     if (r->failure.status == NODEDB_OK) {
         status = nodedb_wal__reader_advance(r, record, &r->failure);
         if (status == NODEDB_OK) return status;
         if (status == NODEDB_ERR_AGAIN)
-            return nodedb__fail(err, status, 0, "the end of the log in %s, after record %llu", r->dir,
+            return nodedb_fail(err, status, 0, "the end of the log in %s, after record %llu", r->dir,
                                 (unsigned long long)(r->expected - 1));
     }
     if (err != NULL) *err = r->failure;
@@ -3168,7 +3182,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
     nodedb_status status;
     bool refused = false;
     if (config == NULL || apply == NULL)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay needs a config and a callback");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay needs a config and a callback");
     own = *config;
     if (own.threads == 0) {
         long cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -3186,7 +3200,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
     while ((status = nodedb_wal_reader_next(r, &record, err)) == NODEDB_OK) {
         status = apply(ctx, &record);
         if (status != NODEDB_OK) {
-            (void)nodedb__fail(err, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn,
+            (void)nodedb_fail(err, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn,
                                r->dir);
             if (err != NULL) err->lsn = record.lsn;
             refused = true;
@@ -3198,7 +3212,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
         status = NODEDB_OK;
         if (own.from_lsn > r->expected && (own.until_lsn == 0 || r->expected <= own.until_lsn))
             status =
-                nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0,
+                nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
                              "the log in %s ends at record %llu, before record %llu from which it is to be replayed",
                              r->dir, (unsigned long long)(r->expected - 1), (unsigned long long)own.from_lsn);
     }
@@ -3217,7 +3231,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
     bool refused = false;
     size_t n = 0;
     if (config == NULL || cursor == NULL || apply == NULL || has_more == NULL || limit == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                             "nodedb_wal_replay_page needs a config, a cursor, a limit, a callback and has_more");
     *has_more = false;
     own = *config;
@@ -3238,7 +3252,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
         }
         status = apply(ctx, &record);
         if (status != NODEDB_OK) {
-            (void)nodedb__fail(&failure, status, 0, "the callback refused record %llu of %s",
+            (void)nodedb_fail(&failure, status, 0, "the callback refused record %llu of %s",
                                (unsigned long long)record.lsn, r->dir);
             refused = true;
             break;
@@ -3261,7 +3275,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *c
     nodedb_status status;
     bool found = false;
     if (config == NULL || lsn == NULL)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_lsn_at needs a config and a place for the LSN");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_lsn_at needs a config and a place for the LSN");
     memset(&failure, 0, sizeof failure);
     reading = *config;
     reading.keep_dropped = true; /* anchors are of no collection */
@@ -3271,13 +3285,13 @@ NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *c
     if (r != NULL) {
         r->only = NODEDB_WAL_TYPE_LSN_ANCHOR;
         while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK)
-            if (record.payload_bytes == 8 && nodedb__get_u64(record.payload) <= unix_ns)
+            if (record.payload_bytes == 8 && nodedb_get_u64(record.payload) <= unix_ns)
                 *lsn = record.lsn, found = true;
         nodedb_wal_reader_close(r);
     }
     if (status == NODEDB_ERR_AGAIN && found) return NODEDB_OK;
     if (status == NODEDB_ERR_AGAIN)
-        return nodedb__fail(err, NODEDB_ERR_NOT_FOUND, 0, "no anchor in %s is as old as %llu ns since 1970",
+        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no anchor in %s is as old as %llu ns since 1970",
                             config->dir, (unsigned long long)unix_ns);
     if (err != NULL) *err = failure;
     return status;
@@ -3446,6 +3460,8 @@ struct nodedb_wal {
     uint32_t dead_count;
     unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* the current segment's preamble, and a record's header */
     bool rollover; /* the next record begins a segment */
+    uint32_t small_next; /* so many of the next segments are small: the disk had no room for a whole one */
+    bool said_small;
     nodedb_wal__spare spare;
     nodedb_wal__pooled pool[NODEDB_WAL__MAX_SPARES]; /* further spare-N.wal files, of segment_bytes each */
     uint32_t pool_count;
@@ -3493,13 +3509,13 @@ static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index) {
 static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *what, uint64_t offset, nodedb_error *err) {
     uint32_t i;
     if (!w->failed) {
-        (void)nodedb__fail(&w->failure, NODEDB_ERR_IO, error,
+        (void)nodedb_fail(&w->failure, NODEDB_ERR_IO, error,
                            "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu",
                            nodedb__path_end(w->dir), what, (unsigned long long)w->files[w->current].segment.first_lsn,
                            (unsigned long long)offset);
         w->failure.offset = offset;
         nodedb__store_release(&w->failed, true);
-        nodedb__say(&w->config.logger, NODEDB_LOG_ERROR, "%s", w->failure.message);
+        nodedb_say(&w->config.logger, NODEDB_LOG_ERROR, "%s", w->failure.message);
         nodedb_wal__signal(w);
     }
     for (i = 0; i < w->config.groups; i++) nodedb_wal__wake_group(w, i);
@@ -3719,7 +3735,7 @@ static void nodedb_wal__retire_groups(nodedb_wal *w) {
         nodedb_wal__group *g = &w->group[w->tail % w->config.groups];
         if (!g->finished || w->failed) break;
         assert(g->last_lsn > w->durable_lsn);
-        nodedb_wal__count_latency(w, nodedb__now_ns(&w->config.clock) - g->submitted_ns);
+        nodedb_wal__count_latency(w, nodedb_now_ns(&w->config.clock) - g->submitted_ns);
         w->files[g->slot].in_flight--;
         nodedb__release(&w->config.allocator, g->large, g->large_bytes);
         g->large = NULL;
@@ -3807,11 +3823,11 @@ static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_w
     stone->tenant = record->tenant;
     stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
     if (stone->collection == NODEDB_WAL_NO_COLLECTION)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "a tombstone needs a collection, and %llu is none",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a tombstone needs a collection, and %llu is none",
                             (unsigned long long)NODEDB_WAL_NO_COLLECTION);
     if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES) (void)nodedb_wal__tombstones_compact(w);
     if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
                             "the log in %s has %d tombstones: nodedb_wal_forget_tombstones those that no segment needs",
                             nodedb__path_end(w->dir), NODEDB_WAL_MAX_TOMBSTONES);
     if (t->count + t->reserved >= t->capacity) {
@@ -3819,7 +3835,7 @@ static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_w
         nodedb_wal_tombstone *grown =
             (nodedb_wal_tombstone *)nodedb__alloc_zero(&w->config.allocator, capacity * sizeof *grown, 8);
         if (grown == NULL)
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tombstones of %s",
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tombstones of %s",
                                 nodedb__path_end(w->dir));
         if (t->count > 0) memcpy(grown, t->at, t->count * sizeof *grown);
         nodedb__release(&w->config.allocator, t->at, t->capacity * sizeof *grown);
@@ -3850,25 +3866,25 @@ static int nodedb_wal__encode_tombstones(nodedb_wal *w, int fd, const nodedb_wal
     int error = 0;
     memset(block, 0, used);
     memcpy(block, "WALT", 4);
-    nodedb__put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
-    nodedb__put_u64(block + 8, w->log_id);
-    nodedb__put_u64(block + 16, w->durable_lsn);
-    nodedb__put_u32(block + 24, (uint32_t)count);
+    nodedb_put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
+    nodedb_put_u64(block + 8, w->log_id);
+    nodedb_put_u64(block + 16, w->durable_lsn);
+    nodedb_put_u32(block + 24, (uint32_t)count);
     for (i = 0; i <= count && error == 0; i++) {
         if (i == count || used + NODEDB_WAL__TOMBSTONE_BYTES > w->block_bytes) {
-            crc = nodedb__crc32c(crc, block, used);
+            crc = nodedb_crc32c(crc, block, used);
             error = nodedb__write_all(&w->io, fd, block, used, offset);
             offset += used;
             used = 0;
         }
         if (i == count) break;
-        nodedb__put_u64(block + used, at[i].lsn);
-        nodedb__put_u64(block + used + 8, at[i].collection);
-        nodedb__put_u32(block + used + 16, at[i].tenant);
-        nodedb__put_u32(block + used + 20, 0);
+        nodedb_put_u64(block + used, at[i].lsn);
+        nodedb_put_u64(block + used + 8, at[i].collection);
+        nodedb_put_u32(block + used + 16, at[i].tenant);
+        nodedb_put_u32(block + used + 20, 0);
         used += NODEDB_WAL__TOMBSTONE_BYTES;
     }
-    nodedb__put_u32(block, crc);
+    nodedb_put_u32(block, crc);
     return error != 0 ? error : nodedb__write_all(&w->io, fd, block, 4, offset);
 }
 
@@ -3886,7 +3902,7 @@ static int nodedb_wal__replace_tombstones(nodedb_wal *w, const nodedb_wal_tombst
     if (error == 0) error = w->io.sync(w->io.ctx, fd);
     (void)w->io.close(w->io.ctx, fd);
     if (error == 0) error = w->io.rename(w->io.ctx, from, to);
-    *harmless = nodedb__io_status(-error) == NODEDB_ERR_DISK_FULL;
+    *harmless = nodedb_io_status(-error) == NODEDB_ERR_DISK_FULL;
     if (error == 0) return w->io.sync(w->io.ctx, w->dir_fd);
     (void)w->io.unlink(w->io.ctx, from);
     return error;
@@ -3903,12 +3919,12 @@ static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_l
     while (first < durable && t->at[first].lsn < from_lsn) first++;
     for (;;) {
         error = nodedb_wal__replace_tombstones(w, t->at + first, durable - first, &harmless);
-        if (!harmless || nodedb__io_status(-error) != NODEDB_ERR_DISK_FULL || w->pool_count == 0) break;
+        if (!harmless || nodedb_io_status(-error) != NODEDB_ERR_DISK_FULL || w->pool_count == 0) break;
         nodedb_wal__spare_path(path, w->dir, w->pool[--w->pool_count].number);
         (void)w->io.unlink(w->io.ctx, path);
     }
     if (error != 0 && harmless)
-        return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot save the tombstones of %s",
+        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot save the tombstones of %s",
                             nodedb__path_end(w->dir));
     if (error != 0) return nodedb_wal__break(w, -error, "saving the tombstones failed", 0, err);
     t->covered_lsn = w->durable_lsn;
@@ -3958,7 +3974,7 @@ static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const ch
         (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
         (void)w->io.unlink(w->io.ctx, path); /* a full disk gets its blocks back */
     }
-    return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot prepare a segment in %s: %s", w->dir, what);
+    return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot prepare a segment in %s: %s", w->dir, what);
 }
 
 /* Creates prepare.tmp with all its blocks allocated. O_DIRECT is given up here, with a note, where the first write
@@ -3977,7 +3993,7 @@ static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nod
         if (error == -EOPNOTSUPP || error == -ENOSYS) error = 0; /* filling it takes the blocks just the same */
         if (error == 0) error = nodedb__write_all(&w->io, w->spare.fd, w->zeros, w->block_bytes, 0);
         if (error != -EINVAL || w->open_flags == 0) break;
-        nodedb__say(
+        nodedb_say(
             &w->config.logger, NODEDB_LOG_WARNING,
             "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log "
             "on ext4 or xfs", w->dir);
@@ -4017,7 +4033,8 @@ static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err)
     if (w->spare.busy || w->spare.refused || w->failed || w->spare.state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
     if (w->spare.state == NODEDB_WAL__SPARE_NONE) {
         const nodedb_wal__file *f = &w->files[w->current];
-        if (w->pool_count > 0 || f->fd < 0 || w->write_offset < f->segment.bytes / 8) return NODEDB_OK;
+        if (w->pool_count > 0 || w->small_next > 0) return NODEDB_OK;
+        if (f->fd < 0 || w->write_offset < f->segment.bytes / 8) return NODEDB_OK;
         return nodedb_wal__spare_create(w, w->config.segment_bytes, err);
     }
     if (w->spare.filled == UINT64_MAX) return nodedb_wal__spare_name(w, err);
@@ -4095,17 +4112,42 @@ static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nod
     return nodedb_wal__spare_name(w, err);
 }
 
+/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one with
+ * at least `need` bytes. *bytes is then what its size must be at least. After a refusal the next few are small without
+ * being asked: each try for a whole one takes, for a moment, what other writers on this disk may need. Lets the lock
+ * go, as above. */
+static nodedb_status nodedb_wal__spare_or_small(nodedb_wal *w, uint64_t need, uint64_t *bytes, nodedb_error *err) {
+    uint64_t small = nodedb_wal__round_up(
+        need > NODEDB_WAL__SMALL_SEGMENT_BYTES ? need : NODEDB_WAL__SMALL_SEGMENT_BYTES, w->block_bytes);
+    nodedb_status status;
+    if (small >= *bytes) return nodedb_wal__spare_finish(w, *bytes, err);
+    if (w->small_next == 0 || w->spare.busy || w->spare.bytes >= *bytes) {
+        status = nodedb_wal__spare_finish(w, *bytes, err);
+        if (status != NODEDB_ERR_DISK_FULL) return status;
+        if (!w->said_small)
+            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+                       "log %s: the disk has no room for a segment of %llu KiB, so small ones are begun", w->dir,
+                       (unsigned long long)(*bytes >> 10));
+        w->said_small = true;
+        w->small_next = NODEDB_WAL__SMALL_SEGMENTS;
+    }
+    *bytes = small;
+    status = nodedb_wal__spare_finish(w, small, err);
+    if (status == NODEDB_OK && w->spare.state == NODEDB_WAL__SPARE_READY) w->small_next--;
+    return status;
+}
+
 static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__segment *segment, nodedb_error *err) {
     if (w->sealed_count == w->sealed_capacity) {
         size_t capacity = w->sealed_capacity == 0 ? 64 : w->sealed_capacity * 2;
         nodedb_wal__segment *grown;
         if (w->sealed_count >= NODEDB_WAL_MAX_SEGMENTS)
-            return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+            return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
                                 "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
                                 NODEDB_WAL_MAX_SEGMENTS);
         grown = (nodedb_wal__segment *)nodedb__alloc(&w->config.allocator, capacity * sizeof *grown, 8);
         if (grown == NULL)
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
         if (w->sealed_count > 0) memcpy(grown, w->sealed, w->sealed_count * sizeof *grown);
         nodedb__release(&w->config.allocator, w->sealed, w->sealed_capacity * sizeof *grown);
         w->sealed = grown;
@@ -4121,10 +4163,10 @@ static nodedb_status nodedb_wal__choose_key(nodedb_wal *w, uint32_t *key_id, nod
     if (w->config.cipher.seal == NULL) return NODEDB_OK;
     *key_id = w->config.cipher.key_id(w->config.cipher.ctx);
     if (*key_id == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "the cipher of the log in %s names key 0, which means no key",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the cipher of the log in %s names key 0, which means no key",
                             nodedb__path_end(w->dir));
     if (w->next_epoch > UINT32_MAX)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
                             "the log in %s has used 2^32 segments, all that there are nonces for: begin a new log",
                             nodedb__path_end(w->dir));
     return NODEDB_OK;
@@ -4151,7 +4193,7 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     assert(w->group[w->head % w->config.groups].records == 0 && previous->in_flight == 0);
     assert(w->spare.state == NODEDB_WAL__SPARE_READY);
     if (w->sealed_count + 2 > NODEDB_WAL_MAX_SEGMENTS)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0,
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
                             "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
                             NODEDB_WAL_MAX_SEGMENTS);
     status = nodedb_wal__save_tombstones(w, err);
@@ -4168,7 +4210,7 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     segment.tombstones = w->tombstones.in_file;
     segment.recycled = w->spare.recycled;
     nodedb_wal__encode_preamble(w->preamble, &segment);
-    segment.seed = nodedb__crc32c(0, w->preamble + 8, 24);
+    segment.seed = nodedb_crc32c(0, w->preamble + 8, 24);
     if (segment.key_id != 0) status = nodedb_wal__seal_preamble(&w->config.cipher, &segment, w->preamble, err);
     if (status == NODEDB_OK && old->fd >= 0) status = nodedb_wal__sealed_push(w, &old->segment, err);
     if (status != NODEDB_OK) return status;
@@ -4177,10 +4219,10 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     nodedb_wal__spare_path(from, w->dir, w->spare.number);
     nodedb_wal__segment_path(to, w->dir, segment.first_lsn);
     if (error == 0) error = w->io.rename(w->io.ctx, from, to);
-    if (nodedb__io_status(-error) == NODEDB_ERR_DISK_FULL) { /* no room for a name: nothing has changed yet */
+    if (nodedb_io_status(-error) == NODEDB_ERR_DISK_FULL) { /* no room for a name: nothing has changed yet */
         if (old->fd >= 0) w->sealed_count--;
         nodedb_wal__spare_drop(w);
-        return nodedb__fail(err, NODEDB_ERR_DISK_FULL, -error, "cannot begin the next segment in %s", w->dir);
+        return nodedb_fail(err, NODEDB_ERR_DISK_FULL, -error, "cannot begin the next segment in %s", w->dir);
     }
     if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
     if (error != 0) return nodedb_wal__break(w, -error, "beginning the next segment failed", 0, err);
@@ -4193,6 +4235,7 @@ static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err)
     w->write_offset = w->block_bytes;
     memcpy(w->header, w->preamble, NODEDB_WAL__SIGNED_BYTES);
     w->rollover = false;
+    if (segment.bytes >= w->config.segment_bytes) w->said_small = false;
     nodedb_wal__remove_dead(w);
     memset(&w->spare, 0, sizeof w->spare);
     w->stats.segments_begun++;
@@ -4235,7 +4278,7 @@ static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
     memset(first + g->used, 0, padded - g->used);
     zeros = nodedb_wal__zero_sectors(first, padded);
     if (zeros > NODEDB_WAL__GROUP_ZEROS_MAX) zeros = NODEDB_WAL__GROUP_ZEROS_MAX;
-    nodedb__put_u32(first + 36, (nodedb__get_u32(first + 36) & NODEDB_WAL__FLAG_SEAL) |
+    nodedb_put_u32(first + 36, (nodedb_get_u32(first + 36) & NODEDB_WAL__FLAG_SEAL) |
                                     blocks << NODEDB_WAL__GROUP_BLOCKS_SHIFT | zeros << NODEDB_WAL__GROUP_ZEROS_SHIFT);
     nodedb_wal__put_sums(first, w->files[w->current].segment.seed, g->first_sum);
     w->stats.padding_bytes += padded - g->used;
@@ -4244,7 +4287,7 @@ static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
     g->used = padded;
     g->tries = 0;
     g->slot = w->current;
-    g->submitted_ns = nodedb__now_ns(&w->config.clock);
+    g->submitted_ns = nodedb_now_ns(&w->config.clock);
     assert(g->offset == w->write_offset && g->offset + padded <= w->files[w->current].segment.bytes);
     w->write_offset += padded;
     w->files[w->current].in_flight++;
@@ -4256,7 +4299,7 @@ static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err)
     if (w->failed) return nodedb_wal__failed(w, err);
     if (w->group[w->head % w->config.groups].records == 0) return NODEDB_OK;
     if (w->head + 1 - w->tail >= w->config.groups)
-        return nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "all %u groups of %s are in flight", w->config.groups, w->dir);
+        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "all %u groups of %s are in flight", w->config.groups, w->dir);
     nodedb_wal__start_group(w, nodedb_wal__close_group(w));
     return NODEDB_OK;
 }
@@ -4277,10 +4320,10 @@ static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_e
             status = nodedb_wal__submit_locked(w, err);
         else if (!full) break;
         else if (w->files[1 - w->current].in_flight > 0)
-            status = nodedb__fail(err, NODEDB_ERR_AGAIN, 0, "the segment before the last of %s is still being written",
+            status = nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "the segment before the last of %s is still being written",
                                   w->dir);
         else if (w->spare.state != NODEDB_WAL__SPARE_READY || w->spare.bytes < segment_bytes)
-            status = nodedb_wal__spare_finish(w, segment_bytes, err);
+            status = nodedb_wal__spare_or_small(w, need, &segment_bytes, err);
         else status = nodedb_wal__begin_segment(w, err);
         if (status != NODEDB_OK) return status;
     }
@@ -4290,7 +4333,7 @@ static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_e
         g->large_bytes = (size_t)nodedb_wal__round_up(total, w->block_bytes);
         g->large = (unsigned char *)nodedb__alloc(&w->config.allocator, g->large_bytes, w->block_bytes);
         if (g->large == NULL)
-            return nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
     }
     return NODEDB_OK;
 }
@@ -4298,7 +4341,7 @@ static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_e
 static nodedb_status nodedb_wal__check_size(const nodedb_wal *w, uint32_t payload_bytes, nodedb_error *err) {
     uint32_t most = NODEDB_WAL_MAX_PAYLOAD_BYTES - (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0);
     if (payload_bytes <= most) return NODEDB_OK;
-    return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
+    return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
                         (unsigned)payload_bytes, (unsigned)most);
 }
 
@@ -4365,14 +4408,14 @@ static nodedb_status nodedb_wal__check_meaning(const nodedb_wal_record *record, 
     switch (record->type & NODEDB_WAL_TYPE_MASK) {
     case NODEDB_WAL_TYPE_TRANSACTION:
         if (!nodedb_wal__check_parts(record, &at, NULL))
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0,
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
                                 "byte %zu of a transaction's payload is not as it must be: use "
                                 "nodedb_wal_append_transaction",
                                 at);
         return NODEDB_OK;
     case NODEDB_WAL_TYPE_LSN_ANCHOR:
         if (record->payload_bytes != 8)
-            return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "an anchor's payload has 8 bytes, not %u",
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "an anchor's payload has 8 bytes, not %u",
                                 (unsigned)record->payload_bytes);
         return NODEDB_OK;
     default: return NODEDB_OK;
@@ -4382,11 +4425,11 @@ static nodedb_status nodedb_wal__check_meaning(const nodedb_wal_record *record, 
 static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
     nodedb_status status;
     if (w == NULL || record == NULL || (record->payload == NULL && record->payload_bytes > 0))
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "appending needs a log, and a record with its payload");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "appending needs a log, and a record with its payload");
     if ((record->type & NODEDB_WAL_ENCRYPTED) != 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
     if (!nodedb_wal__known_type(record->type)) /* a reader would skip it, or stop at it */
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "there is no record type %u: the user's begin at %d",
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "there is no record type %u: the user's begin at %d",
                             (unsigned)(record->type & NODEDB_WAL_TYPE_MASK), NODEDB_WAL_TYPE_USER);
     status = nodedb_wal__check_size(w, record->payload_bytes, err);
     return status != NODEDB_OK ? status : nodedb_wal__check_meaning(record, err);
@@ -4465,13 +4508,13 @@ static void nodedb_wal__gather(nodedb_wal *w) {
         return;
     }
     w->gathering = true;
-    start = nodedb__now_ns(NULL);
+    start = nodedb_now_ns(NULL);
     for (turns = 0; turns < NODEDB_WAL__GATHER_TURNS; turns++) {
         uint64_t waited;
         nodedb_wal__unlock(w);
         (void)sched_yield();
         (void)pthread_mutex_lock(&w->lock);
-        waited = nodedb__now_ns(NULL) - start;
+        waited = nodedb_now_ns(NULL) - start;
         if (w->failed || w->head != seq || g->committers >= target || waited > w->write_ns ||
             waited > NODEDB_WAL__GATHER_NS)
             break;
@@ -4497,9 +4540,9 @@ static void nodedb_wal__lead(nodedb_wal *w) {
     index = nodedb_wal__close_group(w);
     op = nodedb_wal__group_op(w, index);
     nodedb_wal__unlock(w);
-    start = nodedb__now_ns(NULL);
+    start = nodedb_now_ns(NULL);
     error = w->backend.write(w, &op);
-    ns = nodedb__now_ns(NULL) - start;
+    ns = nodedb_now_ns(NULL) - start;
     (void)pthread_mutex_lock(&w->lock);
     w->write_ns = w->write_ns == 0 ? ns : (7 * w->write_ns + ns) / 8;
     w->stats.syncs++;
@@ -4521,9 +4564,9 @@ static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
 /* One of those that wait looks instead of sleeping, for as long as a write takes: a processor that went to sleep meanwhile
  * needs half as long again to wake up. Gives way to any other thread. */
 static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t old, uint64_t most) {
-    uint64_t start = nodedb__now_ns(NULL);
+    uint64_t start = nodedb_now_ns(NULL);
     if (most > NODEDB_WAL__GATHER_NS) most = NODEDB_WAL__GATHER_NS;
-    while (nodedb__load_acquire(word) == old && nodedb__now_ns(NULL) - start < most) (void)sched_yield();
+    while (nodedb__load_acquire(word) == old && nodedb_now_ns(NULL) - start < most) (void)sched_yield();
     nodedb__store_release(&w->awake, false);
 }
 
@@ -4574,7 +4617,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *w, const nodedb_wal_r
 
 NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *w, nodedb_error *err) {
     nodedb_status status;
-    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_submit needs a log");
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_submit needs a log");
     (void)pthread_mutex_lock(&w->lock);
     status = nodedb_wal__submit_locked(w, err);
     nodedb_wal__unlock(w);
@@ -4583,7 +4626,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *w, nodedb_error *err)
 
 NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_lsn, nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
-    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_poll needs a log");
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_poll needs a log");
     (void)pthread_mutex_lock(&w->lock);
     {
         uint64_t drained;
@@ -4606,10 +4649,10 @@ NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_ls
 
 NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
     nodedb_status status;
-    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_wait needs a log");
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_wait needs a log");
     (void)pthread_mutex_lock(&w->lock);
     if (lsn >= w->next_lsn)
-        status = nodedb__fail(err, NODEDB_ERR_INVALID, 0, "LSN %llu has not been given out in %s",
+        status = nodedb_fail(err, NODEDB_ERR_INVALID, 0, "LSN %llu has not been given out in %s",
                               (unsigned long long)lsn, w->dir);
     else return nodedb_wal__wait_and_unlock(w, lsn, err);
     nodedb_wal__unlock(w);
@@ -4620,7 +4663,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_await(nodedb_wal *w, uint64_t lsn, uint6
     struct timespec until;
     nodedb_status status = NODEDB_OK;
     int error = 0;
-    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_await needs a log");
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_await needs a log");
     (void)clock_gettime(CLOCK_MONOTONIC, &until);
     if (timeout_ns > NODEDB_WAL__MAX_AWAIT_NS) timeout_ns = NODEDB_WAL__MAX_AWAIT_NS;
     timeout_ns += (uint64_t)until.tv_nsec;
@@ -4633,7 +4676,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_await(nodedb_wal *w, uint64_t lsn, uint6
     w->watchers--;
     if (w->durable_lsn < lsn)
         status = w->failed ? nodedb_wal__failed(w, err)
-                           : nodedb__fail(err, NODEDB_ERR_TIMEOUT, 0, "record %llu of %s is not durable yet",
+                           : nodedb_fail(err, NODEDB_ERR_TIMEOUT, 0, "record %llu of %s is not durable yet",
                                           (unsigned long long)lsn, nodedb__path_end(w->dir));
     nodedb_wal__unlock(w);
     return status;
@@ -4645,7 +4688,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
     nodedb_status status = NODEDB_OK;
     size_t i;
     if (w == NULL || records == NULL || count == 0)
-        return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
     for (i = 0; i < count; i++) {
         status = nodedb_wal__check_record(w, &records[i], err);
         if (status != NODEDB_OK) return status;
@@ -4698,7 +4741,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_forget_tombstones(nodedb_wal *w, uint64_
     nodedb_status status = NODEDB_OK;
     size_t durable, n = 0;
     if (forgotten != NULL) *forgotten = 0;
-    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_forget_tombstones needs a log");
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_forget_tombstones needs a log");
     (void)pthread_mutex_lock(&w->lock);
     t = &w->tombstones;
     durable = nodedb_wal__tombstones_compact(w);
@@ -4735,7 +4778,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_append_anchor(nodedb_wal *w, uint64_t un
         (void)clock_gettime(CLOCK_REALTIME, &now);
         unix_ns = (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
     }
-    nodedb__put_u64(payload, unix_ns);
+    nodedb_put_u64(payload, unix_ns);
     memset(&record, 0, sizeof record);
     record.type = NODEDB_WAL_TYPE_LSN_ANCHOR;
     record.payload = payload;
@@ -4780,7 +4823,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
     uint32_t n = 0;
     int error = 0;
     nodedb_status status = NODEDB_OK;
-    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_truncate_before needs a log");
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_truncate_before needs a log");
     (void)pthread_mutex_lock(&w->lock);
     if (w->failed) status = nodedb_wal__failed(w, err);
     while (status == NODEDB_OK && w->sealed_count > 0) {
@@ -4807,6 +4850,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
         status = nodedb_wal__break(w, -error, "removing a segment failed", 0,
                                    err); /* what is on the disk is not known any more */
     w->spare.refused = false; /* there may be room now */
+    w->small_next = 0;
     nodedb_wal__unlock(w);
     if (removed != NULL) *removed = n;
     return status;
@@ -4817,7 +4861,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *w, nodedb_error *er
     const nodedb_wal__file *f;
     nodedb_wal_record seal;
     nodedb_status status = NODEDB_OK;
-    if (w == NULL) return nodedb__fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_rollover needs a log");
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_rollover needs a log");
     (void)pthread_mutex_lock(&w->lock);
     cipher = &w->config.cipher;
     f = &w->files[w->current];
@@ -4898,32 +4942,32 @@ static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
     else (void)snprintf(path, sizeof path, ".");
     fd = w->io.open(w->io.ctx, path, O_RDONLY | O_DIRECTORY, 0);
     if (fd < 0)
-        return nodedb__fail(err, NODEDB_ERR_IO, -fd, "cannot open %s to make the name of %s durable", path, w->dir);
+        return nodedb_fail(err, NODEDB_ERR_IO, -fd, "cannot open %s to make the name of %s durable", path, w->dir);
     error = w->io.sync(w->io.ctx, fd);
     (void)w->io.close(w->io.ctx, fd);
-    return error == 0 ? NODEDB_OK : nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot sync %s", path);
+    return error == 0 ? NODEDB_OK : nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot sync %s", path);
 }
 
 static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
     char path[NODEDB_WAL__PATH_BYTES];
     int error = w->io.make_dir(w->io.ctx, w->dir, 0755);
     if (error != 0 && error != -EEXIST)
-        return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot make the directory %s", w->dir);
+        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot make the directory %s", w->dir);
     (void)snprintf(path, sizeof path, "%s/LOCK", w->dir);
     w->lock_fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT, 0644);
     if (w->lock_fd < 0) {
         error = w->lock_fd;
-        return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot open %s", path);
+        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot open %s", path);
     }
     error = w->io.lock(w->io.ctx, w->lock_fd);
     if (error == -EWOULDBLOCK)
-        return nodedb__fail(err, NODEDB_ERR_LOCKED, 0, "the log in %s is in use: another writer holds %s", w->dir,
+        return nodedb_fail(err, NODEDB_ERR_LOCKED, 0, "the log in %s is in use: another writer holds %s", w->dir,
                             path);
-    if (error != 0) return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot lock %s", path);
+    if (error != 0) return nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot lock %s", path);
     w->dir_fd = w->io.open(w->io.ctx, w->dir, O_RDONLY | O_DIRECTORY, 0);
     if (w->dir_fd < 0) {
         error = w->dir_fd;
-        return nodedb__fail(err, NODEDB_ERR_IO, -error, "cannot open the directory %s", w->dir);
+        return nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot open the directory %s", w->dir);
     }
     return NODEDB_OK;
 }
@@ -4952,7 +4996,7 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
             io_uring_queue_exit(&w->ring);
             w->has_ring = w->registered = w->fixed_files = false;
         }
-        nodedb__say(
+        nodedb_say(
             &w->config.logger, NODEDB_LOG_WARNING,
             "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls (seccomp, "
             "kernel.io_uring_disabled) for speed",
@@ -4960,7 +5004,7 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
     }
 #else
     if (w->config.backend == NODEDB_WAL_BACKEND_AUTO)
-        nodedb__say(&w->config.logger, NODEDB_LOG_INFO,
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
                     "log %s: built without liburing, so pwrite and fdatasync are used", w->dir);
 #endif
 }
@@ -5023,7 +5067,7 @@ static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *l
         (void)w->io.close(w->io.ctx, fd);
     }
     return error == 0 ? NODEDB_OK
-                      : nodedb__fail(err, nodedb__io_status(-error), -error, "cannot sync what is in %s", w->dir);
+                      : nodedb_fail(err, nodedb_io_status(-error), -error, "cannot sync what is in %s", w->dir);
 }
 
 /* Puts an unfinished segment away, durably: its epoch is remembered, its records are not, its room is given back. */
@@ -5060,7 +5104,7 @@ static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__
     for (i = list->count - 1; i > last && error == 0; i--) error = nodedb_wal__bury(w, &list->at[i]);
     if (status == NODEDB_OK && error != 0)
         status =
-            nodedb__fail(err, nodedb__io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
+            nodedb_fail(err, nodedb_io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
     return status;
 }
 
@@ -5068,7 +5112,7 @@ static void nodedb_wal__new_log(nodedb_wal *w) {
     w->next_lsn = w->config.first_lsn != 0 ? w->config.first_lsn : 1;
     w->log_id = w->config.log_id;
     if (w->log_id == 0 && getrandom(&w->log_id, sizeof w->log_id, 0) != (ssize_t)sizeof w->log_id)
-        w->log_id = nodedb__mix64(nodedb__now_ns(NULL) ^ (uint64_t)getpid() << 32);
+        w->log_id = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 32);
     nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
 }
 
@@ -5100,7 +5144,7 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
         while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK &&
                (status = nodedb_wal__recover_tombstone(w, &record, &failure)) == NODEDB_OK) {}
         if (status == NODEDB_ERR_AGAIN && r->expected <= w->tombstones.covered_lsn)
-            status = nodedb__fail(&failure, NODEDB_ERR_CORRUPT, 0,
+            status = nodedb_fail(&failure, NODEDB_ERR_CORRUPT, 0,
                                   "the log in %s ends at record %llu, and its file of tombstones was written when %llu "
                                   "was durable: records are missing",
                                   nodedb__path_end(w->dir), (unsigned long long)(r->expected - 1),
@@ -5116,7 +5160,7 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
     }
     if (status != NODEDB_OK) *err = failure;
     else if (w->stats.dropped_bytes > 0)
-        nodedb__say(&w->config.logger, NODEDB_LOG_INFO,
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
                     "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
                     w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->next_lsn - 1));
     return status;
@@ -5133,13 +5177,13 @@ static nodedb_status nodedb_wal__check_keys(nodedb_wal *w, const nodedb_wal__lis
         if (list->at[i].key_id == 0) continue;
         nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
         if (w->config.cipher.open == NULL)
-            return nodedb__fail(err, NODEDB_ERR_KEY, 0, "%s is encrypted with key %u, and there is no cipher",
+            return nodedb_fail(err, NODEDB_ERR_KEY, 0, "%s is encrypted with key %u, and there is no cipher",
                                 nodedb__path_end(path), (unsigned)list->at[i].key_id);
         fd = w->io.open(w->io.ctx, path, O_RDONLY, 0);
         error = fd < 0 ? fd : nodedb__read_all(&w->io, fd, head, sizeof head, 0);
         if (fd >= 0) (void)w->io.close(w->io.ctx, fd);
         if (error != 0)
-            return nodedb__fail(err, nodedb__io_status(-error), -error, "cannot read the preamble of %s",
+            return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot read the preamble of %s",
                                 nodedb__path_end(path));
         status = nodedb_wal__check_key(&w->config.cipher, w->dir, &list->at[i], head, err);
     }
@@ -5185,7 +5229,7 @@ static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_err
              (config->cipher.seal != NULL) != (config->cipher.key_id != NULL))
         wrong = "config.cipher has one of key_id, seal and open, but not all";
     if (wrong == NULL) return true;
-    (void)nodedb__fail(err, NODEDB_ERR_INVALID, 0, "cannot open a log: %s", wrong);
+    (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "cannot open a log: %s", wrong);
     return false;
 }
 
@@ -5238,7 +5282,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     if (!nodedb_wal__check_config(config, err)) return NULL;
     w = (nodedb_wal *)nodedb__alloc_zero(&config->allocator, sizeof *w, NODEDB_CACHE_LINE_BYTES);
     if (w == NULL) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the log in %s", config->dir);
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the log in %s", config->dir);
         return NULL;
     }
     memcpy(w->dir, config->dir, strlen(config->dir) + 1);
@@ -5259,7 +5303,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     w->block_bytes = nodedb_wal__block_bytes(w->dir, &direct);
     w->open_flags = direct ? O_DIRECT : 0;
     if (!direct && !config->buffered)
-        nodedb__say(
+        nodedb_say(
             &w->config.logger, NODEDB_LOG_WARNING,
             "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log "
             "on ext4 or xfs", w->dir);
@@ -5269,28 +5313,29 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     w->preamble = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
     memory = w->zeros != NULL && w->preamble != NULL && nodedb_wal__alloc_groups(w);
     if (!memory) {
-        (void)nodedb__fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
         goto fail;
     }
     w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (w->event_fd < 0) {
-        (void)nodedb__fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", config->dir);
+        (void)nodedb_fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", config->dir);
         goto fail;
     }
     if (nodedb_wal__recover(w, err) != NODEDB_OK) goto fail;
     nodedb_wal__open_backend(w);
     if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
-        (void)nodedb__fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
                            "io_uring was demanded for the log in %s and is not to be had%s", w->dir,
                            w->open_flags != 0 ? "" : ": it is for direct writes");
         goto fail;
     }
     {
         nodedb_error why;
-        nodedb_status status = nodedb_wal__spare_finish(w, w->config.segment_bytes, &why);
+        uint64_t bytes = w->config.segment_bytes;
+        nodedb_status status = nodedb_wal__spare_or_small(w, 0, &bytes, &why);
         if (status == NODEDB_OK) status = nodedb_wal__begin_segment(w, &why);
         if (status == NODEDB_ERR_DISK_FULL) /* what is there can be read; appending goes on when there is room */
-            nodedb__say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
+            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
         else if (status != NODEDB_OK) {
             *err = why;
             goto fail;

@@ -44,6 +44,7 @@ int main(void) {
     nodedb_mem_config config = {0};
     nodedb_mem_overflow_config overflow = {0};
     nodedb_mem_spill controller = {0};
+    nodedb_mem_spill_action action;
     nodedb_mem_usage usage;
     nodedb_mem_overflow_stats stats;
     nodedb_mem *mem;
@@ -64,8 +65,9 @@ int main(void) {
         v->memory = (char *)malloc(v->bytes);
         if (v->memory == NULL) return 1;
         memset(v->memory, (int)('a' + i % 26), v->bytes);
-        if (nodedb_mem_spill_decide(mem, &controller, 0, NODEDB_MEM_QUERY, 0, &bytes) != NODEDB_MEM_SPILL_NONE &&
-            spill(mem, region, bytes, &err) != NODEDB_OK) return fail(&err);
+        if (nodedb_mem_spill_decide(mem, &controller, 0, NODEDB_MEM_QUERY, 0, &action, &bytes, &err) != NODEDB_OK)
+            return fail(&err);
+        if (action != NODEDB_MEM_SPILL_NONE && spill(mem, region, bytes, &err) != NODEDB_OK) return fail(&err);
     }
     for (i = 0; i < VALUES; i++) {
         const char *at = values[i].memory;

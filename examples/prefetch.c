@@ -26,7 +26,7 @@ static char *make_table(const char *path) {
     int i, k, fd;
     if (file == NULL) return NULL;
     for (i = 0; i < RECORDS; i++) {
-        for (k = 0; k < RECORD_BYTES; k += 4) nodedb__put_u32(record + k, (uint32_t)i);
+        for (k = 0; k < RECORD_BYTES; k += 4) nodedb_put_u32(record + k, (uint32_t)i);
         fwrite(record, 1, RECORD_BYTES, file);
     }
     if (fflush(file) != 0) return NULL;
@@ -70,7 +70,7 @@ int main(int argc, char **argv) {
     while (nodedb_prefetch_reap(prefetch, &ticket, 1) == 0) (void)poll(&ready, 1, 1000);
     if (ticket.status != NODEDB_OK) return fail(nodedb_status_text(ticket.status));
     printf("ticket %d is back\n", (int)ticket.tag);
-    for (i = 0; i < WANTED; i++) sum += nodedb__get_u32((const char *)wanted[i].start + RECORD_BYTES - 4);
+    for (i = 0; i < WANTED; i++) sum += nodedb_get_u32((const char *)wanted[i].start + RECORD_BYTES - 4);
     printf("%d records add up to %llu\n", WANTED, sum);
 
     (void)nodedb_prefetch_get_stats(prefetch, &stats, NULL);
@@ -84,7 +84,7 @@ int main(int argc, char **argv) {
         nodedb_prefetch_release(prefetch, table, (size_t)RECORDS * RECORD_BYTES, NODEDB_PREFETCH_DROP,
                                 &err) != NODEDB_OK)
         return fail(err.message);
-    printf("released; record 7 still holds %u\n", (unsigned)nodedb__get_u32(table + 7 * RECORD_BYTES));
+    printf("released; record 7 still holds %u\n", (unsigned)nodedb_get_u32(table + 7 * RECORD_BYTES));
     nodedb_prefetch_destroy(prefetch);
     return 0;
 }

@@ -36,16 +36,16 @@ static void show_segment(const char *dir, const char *name) {
     if (fd < 0 || fstat(fd, &st) != 0 || pread(fd, p, sizeof p, 0) != (ssize_t)sizeof p) {
         printf("segment %s  its preamble cannot be read\n", name);
     } else {
-        bool whole = nodedb__crc32c(0, p, 60) == nodedb__get_u32(p + 60);
+        bool whole = nodedb_crc32c(0, p, 60) == nodedb_get_u32(p + 60);
         char key[40] = "";
-        if (nodedb__get_u32(p + 44) != 0)
-            (void)snprintf(key, sizeof key, "  encrypted, key %u", (unsigned)nodedb__get_u32(p + 44));
+        if (nodedb_get_u32(p + 44) != 0)
+            (void)snprintf(key, sizeof key, "  encrypted, key %u", (unsigned)nodedb_get_u32(p + 44));
         printf("segment %s  log %016llx  epoch %llu  first LSN %llu  %llu bytes  blocks of %u  watermark %llu"
-               "%s%s%s%s\n", name, (ull)nodedb__get_u64(p + 8), (ull)nodedb__get_u64(p + 16),
-               (ull)nodedb__get_u64(p + 24), (ull)nodedb__get_u64(p + 32), (unsigned)nodedb__get_u32(p + 40),
-               (ull)nodedb__get_u64(p + 48), key,
+               "%s%s%s%s\n", name, (ull)nodedb_get_u64(p + 8), (ull)nodedb_get_u64(p + 16),
+               (ull)nodedb_get_u64(p + 24), (ull)nodedb_get_u64(p + 32), (unsigned)nodedb_get_u32(p + 40),
+               (ull)nodedb_get_u64(p + 48), key,
                memcmp(p, "WALP", 4) == 0 ? "" : "  NO MAGIC", whole ? "" : "  BAD CRC",
-               whole && (uint64_t)st.st_size < nodedb__get_u64(p + 32) ? "  FILE TOO SHORT" : "");
+               whole && (uint64_t)st.st_size < nodedb_get_u64(p + 32) ? "  FILE TOO SHORT" : "");
     }
     if (fd >= 0) (void)close(fd);
 }
@@ -61,12 +61,12 @@ static void show_tombstones(const char *dir) {
     if (fd < 0) return;
     if (pread(fd, p, 32, 0) != 32 || memcmp(p, "WALT", 4) != 0) printf("tombstones  their file cannot be read\n");
     else {
-        count = nodedb__get_u32(p + 24);
-        printf("tombstones  log %016llx  %u, all up to LSN %llu\n", (ull)nodedb__get_u64(p + 8), (unsigned)count,
-               (ull)nodedb__get_u64(p + 16));
+        count = nodedb_get_u32(p + 24);
+        printf("tombstones  log %016llx  %u, all up to LSN %llu\n", (ull)nodedb_get_u64(p + 8), (unsigned)count,
+               (ull)nodedb_get_u64(p + 16));
         for (i = 0; i < count && pread(fd, p, 24, (off_t)32 + (off_t)i * 24) == 24; i++)
-            printf("    below LSN %llu  tenant %u  collection %llu\n", (ull)nodedb__get_u64(p),
-                   (unsigned)nodedb__get_u32(p + 16), (ull)nodedb__get_u64(p + 8));
+            printf("    below LSN %llu  tenant %u  collection %llu\n", (ull)nodedb_get_u64(p),
+                   (unsigned)nodedb_get_u32(p + 16), (ull)nodedb_get_u64(p + 8));
     }
     (void)close(fd);
 }

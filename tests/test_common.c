@@ -93,7 +93,7 @@ static uint32_t crc_plain(const void *data, size_t bytes) {
 }
 
 static void check_crc(const void *data, size_t bytes, uint32_t want) {
-    CHECK_EQ(nodedb__crc32c(0, data, bytes), want);
+    CHECK_EQ(nodedb_crc32c(0, data, bytes), want);
     CHECK_EQ(crc_plain(data, bytes), want);
     if (nodedb__crc32c_cpu_present()) CHECK_EQ(~nodedb__crc32c_cpu(~0u, (const unsigned char *)data, bytes), want);
 }
@@ -136,8 +136,8 @@ TEST(crc32c_is_the_same_at_any_address_of_any_length_and_in_parts) {
         uint32_t crc;
         at = test_random(&random) % 100, bytes = test_random(&random) % 2800;
         first = bytes > 0 ? test_random(&random) % bytes : 0;
-        crc = nodedb__crc32c(0, data + at, first);
-        crc = nodedb__crc32c(crc, data + at + first, bytes - first);
+        crc = nodedb_crc32c(0, data + at, first);
+        crc = nodedb_crc32c(crc, data + at + first, bytes - first);
         CHECK_EQ(crc, crc_by_bits(data + at, bytes));
     }
 }
@@ -147,15 +147,15 @@ TEST(integers_on_disk_are_little_endian_at_any_address) {
     size_t at;
     for (at = 0; at < 9; at++) {
         memset(b, 0xee, sizeof b);
-        nodedb__put_u16(b + at + 1, 0xa1b2);
+        nodedb_put_u16(b + at + 1, 0xa1b2);
         CHECK(b[at + 1] == 0xb2 && b[at + 2] == 0xa1 && b[at] == 0xee && b[at + 3] == 0xee);
-        CHECK_EQ(nodedb__get_u16(b + at + 1), 0xa1b2);
-        nodedb__put_u32(b + at + 1, 0xf1e2d3c4u);
+        CHECK_EQ(nodedb_get_u16(b + at + 1), 0xa1b2);
+        nodedb_put_u32(b + at + 1, 0xf1e2d3c4u);
         CHECK(b[at + 1] == 0xc4 && b[at + 2] == 0xd3 && b[at + 3] == 0xe2 && b[at + 4] == 0xf1 && b[at + 5] == 0xee);
-        CHECK_EQ(nodedb__get_u32(b + at + 1), 0xf1e2d3c4u);
-        nodedb__put_u64(b + at + 1, UINT64_C(0x8182838485868788));
+        CHECK_EQ(nodedb_get_u32(b + at + 1), 0xf1e2d3c4u);
+        nodedb_put_u64(b + at + 1, UINT64_C(0x8182838485868788));
         CHECK(b[at + 1] == 0x88 && b[at + 8] == 0x81 && b[at] == 0xee && b[at + 9] == 0xee);
-        CHECK(nodedb__get_u64(b + at + 1) == UINT64_C(0x8182838485868788));
+        CHECK(nodedb_get_u64(b + at + 1) == UINT64_C(0x8182838485868788));
     }
 }
 
@@ -169,8 +169,8 @@ TEST(product_of_two_sizes_that_does_not_fit_is_noticed) {
 }
 
 TEST(mixer_is_splitmix64) {
-    CHECK(nodedb__mix64(0) == UINT64_C(0xe220a8397b1dcdaf));
-    CHECK(nodedb__mix64(UINT64_C(0x9e3779b97f4a7c15)) == UINT64_C(0x6e789e6aa1b965f4)); /* its second number */
+    CHECK(nodedb_mix64(0) == UINT64_C(0xe220a8397b1dcdaf));
+    CHECK(nodedb_mix64(UINT64_C(0x9e3779b97f4a7c15)) == UINT64_C(0x6e789e6aa1b965f4)); /* its second number */
 }
 
 /* ---- errors and sentences --------------------------------------------------------------------------------------- */
@@ -178,20 +178,20 @@ TEST(mixer_is_splitmix64) {
 TEST(failure_fills_the_error_and_answers_its_status) {
     nodedb_error err;
     memset(&err, 0xee, sizeof err);
-    CHECK_EQ(nodedb__fail(&err, NODEDB_ERR_LIMIT, 0, "record %d of %s", 7, "log"), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_fail(&err, NODEDB_ERR_LIMIT, 0, "record %d of %s", 7, "log"), NODEDB_ERR_LIMIT);
     CHECK(strcmp(err.message, "record 7 of log") == 0);
     CHECK(err.status == NODEDB_ERR_LIMIT && err.sys_errno == 0 && err.offset == 0 && err.lsn == 0);
-    CHECK_EQ(nodedb__fail(NULL, NODEDB_ERR_IO, ENOENT, "nobody listens"), NODEDB_ERR_IO);
+    CHECK_EQ(nodedb_fail(NULL, NODEDB_ERR_IO, ENOENT, "nobody listens"), NODEDB_ERR_IO);
 }
 
 TEST(failure_of_a_system_call_ends_with_the_systems_reason) {
     nodedb_error err;
     char want[300];
-    CHECK_EQ(nodedb__fail(&err, NODEDB_ERR_IO, ENOENT, "cannot open %s", "log/1.seg"), NODEDB_ERR_IO);
+    CHECK_EQ(nodedb_fail(&err, NODEDB_ERR_IO, ENOENT, "cannot open %s", "log/1.seg"), NODEDB_ERR_IO);
     snprintf(want, sizeof want, "cannot open log/1.seg: %s", strerror(ENOENT));
     CHECK(strcmp(err.message, want) == 0);
     CHECK_EQ(err.sys_errno, ENOENT);
-    (void)nodedb__fail(&err, NODEDB_ERR_IO, 9999, "odd");
+    (void)nodedb_fail(&err, NODEDB_ERR_IO, 9999, "odd");
     CHECK_HAS(err.message, "9999");
 }
 
@@ -206,7 +206,7 @@ TEST(sentence_that_is_too_long_is_cut_and_never_overflows) {
         memset(text, 'a' + length % 26, (size_t)length);
         text[length] = 0;
         memset(&box, 0x5a, sizeof box);
-        (void)nodedb__fail(&box.err, NODEDB_ERR_IO, length % 2 ? EACCES : 0, "%s", text);
+        (void)nodedb_fail(&box.err, NODEDB_ERR_IO, length % 2 ? EACCES : 0, "%s", text);
         for (intact = 0; intact < 16 && box.canary[intact] == 0x5a; intact++) continue;
         CHECK_EQ(intact, 16);
         CHECK(memchr(box.err.message, 0, sizeof box.err.message) != NULL);
@@ -228,10 +228,10 @@ TEST(every_status_has_a_sentence_of_its_own) {
 }
 
 TEST(system_errors_become_the_status_that_they_mean) {
-    CHECK_EQ(nodedb__io_status(ENOSPC), NODEDB_ERR_DISK_FULL);
-    CHECK_EQ(nodedb__io_status(EDQUOT), NODEDB_ERR_DISK_FULL);
-    CHECK_EQ(nodedb__io_status(ENOMEM), NODEDB_ERR_NO_MEMORY);
-    CHECK_EQ(nodedb__io_status(EIO), NODEDB_ERR_IO);
+    CHECK_EQ(nodedb_io_status(ENOSPC), NODEDB_ERR_DISK_FULL);
+    CHECK_EQ(nodedb_io_status(EDQUOT), NODEDB_ERR_DISK_FULL);
+    CHECK_EQ(nodedb_io_status(ENOMEM), NODEDB_ERR_NO_MEMORY);
+    CHECK_EQ(nodedb_io_status(EIO), NODEDB_ERR_IO);
 }
 
 typedef struct heard {
@@ -252,13 +252,13 @@ TEST(logger_gets_whole_sentences_and_a_zeroed_one_is_silent) {
     char text[2000];
     memset(&logger, 0, sizeof logger);
     memset(&h, 0, sizeof h);
-    nodedb__say(NULL, NODEDB_LOG_ERROR, "nobody");
-    nodedb__say(&logger, NODEDB_LOG_ERROR, "nobody");
+    nodedb_say(NULL, NODEDB_LOG_ERROR, "nobody");
+    nodedb_say(&logger, NODEDB_LOG_ERROR, "nobody");
     logger.write = hear, logger.ctx = &h;
-    nodedb__say(&logger, NODEDB_LOG_WARNING, "%s %d", "fell back", 3);
+    nodedb_say(&logger, NODEDB_LOG_WARNING, "%s %d", "fell back", 3);
     CHECK(h.n == 1 && h.level == NODEDB_LOG_WARNING && strcmp(h.sentence, "fell back 3") == 0);
     memset(text, 'x', sizeof text), text[sizeof text - 1] = 0;
-    nodedb__say(&logger, NODEDB_LOG_INFO, "%s", text);
+    nodedb_say(&logger, NODEDB_LOG_INFO, "%s", text);
     CHECK(h.n == 2 && strlen(h.sentence) == 2 * NODEDB_ERROR_MESSAGE_BYTES - 1);
 }
 
@@ -302,13 +302,13 @@ TEST(memory_is_aligned_and_the_allocator_gets_back_the_bytes_that_it_gave) {
 static uint64_t fixed_ns(void *ctx) { return *(uint64_t *)ctx; }
 
 TEST(clock_is_monotonic_or_the_callers) {
-    uint64_t instant = 12345, before = nodedb__now_ns(NULL), after;
+    uint64_t instant = 12345, before = nodedb_now_ns(NULL), after;
     nodedb_clock clock;
     memset(&clock, 0, sizeof clock);
-    after = nodedb__now_ns(&clock);
+    after = nodedb_now_ns(&clock);
     CHECK(before > 0 && after >= before);
     clock.now_ns = fixed_ns, clock.ctx = &instant;
-    CHECK_EQ(nodedb__now_ns(&clock), 12345);
+    CHECK_EQ(nodedb_now_ns(&clock), 12345);
 }
 
 /* ---- the file system -------------------------------------------------------------------------------------------- */

@@ -3,6 +3,7 @@
 #include "nodedb_mem.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 
 #include "refusing_allocator.h"
@@ -23,6 +24,15 @@ static nodedb_mem_usage usage_of(nodedb_mem *mem, uint32_t engine) {
     nodedb_mem_usage usage;
     CHECK_EQ(nodedb_mem_get_usage(mem, engine, &usage, NULL), NODEDB_OK);
     return usage;
+}
+
+/* What the spill controller says, to a question that it understands. */
+static nodedb_mem_spill_action decide(nodedb_mem *mem, nodedb_mem_spill *spill, uint32_t core, uint32_t engine,
+                                      size_t spilled_bytes, size_t *bytes) {
+    nodedb_mem_spill_action action = NODEDB_MEM_SPILL_NONE;
+    nodedb_error err;
+    CHECK_EQ(nodedb_mem_spill_decide(mem, spill, core, engine, spilled_bytes, &action, bytes, &err), NODEDB_OK);
+    return action;
 }
 
 /* ---- governor ---------------------------------------------------------------------------------------------------- */
@@ -448,6 +458,7 @@ TEST(faults_of_the_caller_are_errors) {
     nodedb_mem_usage usage;
     nodedb_mem_reality reality;
     uint32_t engine;
+    size_t moved = 7;
     nodedb_mem *mem = governor(MIB, 2);
     REQUIRE(mem != NULL);
     CHECK_EQ(nodedb_mem_reserve(NULL, 0, 0, 1, &err), NODEDB_ERR_INVALID);
@@ -465,10 +476,8 @@ TEST(faults_of_the_caller_are_errors) {
     CHECK_EQ(nodedb_mem_register_engine(mem, NULL, 1, &engine, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(nodedb_mem_find_engine(mem, NULL, &engine, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(nodedb_mem_get_reality(NULL, &reality, &err), NODEDB_ERR_INVALID);
-    CHECK_EQ(nodedb_mem_pressure(NULL, 0), NODEDB_MEM_NORMAL);
-    CHECK_EQ(nodedb_mem_pressure(mem, 64), NODEDB_MEM_NORMAL);
-    CHECK_EQ(nodedb_mem_poll(NULL), NODEDB_MEM_NORMAL);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, NULL, 0, 0, 0, NULL), NODEDB_MEM_SPILL_NONE);
+    CHECK_EQ(nodedb_mem_rebalance(NULL, &moved, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(moved, 7); /* untouched */
     nodedb_mem_destroy(mem);
     nodedb_mem_destroy(NULL);
     memset(&config, 0, sizeof config);
@@ -545,6 +554,36 @@ TEST(pressure_rises_at_its_marks_falls_with_hysteresis_and_reports_each_change) 
     nodedb_mem_destroy(l.mem);
 }
 
+/* Asks for the ceiling's level while that of an engine is reported. */
+static void ask_for_ceiling(void *ctx, uint32_t engine, nodedb_mem_level from, nodedb_mem_level to) {
+    levels *l = (levels *)ctx;
+    size_t used = strlen(l->text);
+    snprintf(l->text + used, sizeof l->text - used, "%d:%d>%d ", engine == NODEDB_MEM_GLOBAL ? -1 : (int)engine,
+             (int)from, (int)to);
+    CHECK_EQ(nodedb_mem_pressure(l->mem, NODEDB_MEM_GLOBAL), NODEDB_MEM_EMERGENCY);
+}
+
+TEST(level_asked_for_within_the_callback_is_that_of_now_and_its_change_is_reported_later) {
+    nodedb_mem_config config;
+    levels l;
+    memset(&l, 0, sizeof l);
+    memset(&config, 0, sizeof config);
+    config.ceiling_bytes = 1000;
+    config.max_cores = 1;
+    config.on_pressure = ask_for_ceiling;
+    config.on_pressure_ctx = &l;
+    l.mem = nodedb_mem_create(&config, NULL);
+    REQUIRE(l.mem != NULL);
+    set_reserved(l.mem, 960);
+    CHECK_EQ(nodedb_mem_pressure(l.mem, NODEDB_MEM_QUERY), NODEDB_MEM_EMERGENCY);
+    CHECK_EQ(strcmp(l.text, "4:0>3 "), 0);
+    CHECK_EQ(usage_of(l.mem, NODEDB_MEM_GLOBAL).level, NODEDB_MEM_NORMAL);
+    CHECK_EQ(nodedb_mem_pressure(l.mem, NODEDB_MEM_GLOBAL), NODEDB_MEM_EMERGENCY);
+    CHECK_EQ(strcmp(l.text, "4:0>3 -1:0>3 "), 0);
+    CHECK_EQ(usage_of(l.mem, NODEDB_MEM_GLOBAL).level, NODEDB_MEM_EMERGENCY);
+    nodedb_mem_destroy(l.mem);
+}
+
 TEST(spill_begins_at_ninety_goes_on_to_seventy_five_and_restores_below) {
     nodedb_mem_spill spill, other;
     size_t bytes = 0;
@@ -554,35 +593,380 @@ TEST(spill_begins_at_ninety_goes_on_to_seventy_five_and_restores_below) {
     memset(&other, 0, sizeof other);
     CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 1000, NULL), NODEDB_OK);
     set_reserved(mem, 899);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_NONE);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 500, &bytes), NODEDB_MEM_SPILL_NONE);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_NONE);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 500, &bytes), NODEDB_MEM_SPILL_NONE);
     set_reserved(mem, 900);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
-    CHECK(bytes >= 150 && bytes <= 152); /* down to 750, rounded up */
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &other, 1, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK_EQ(bytes, 151); /* down to 749, which is under 75 % */
+    CHECK_EQ(decide(mem, &other, 1, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
     CHECK_EQ(bytes, 0); /* that core has nothing to move */
     set_reserved(mem, 760);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 140, &bytes), NODEDB_MEM_SPILL_CONTINUE);
-    CHECK(bytes >= 10 && bytes <= 12);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 140, &bytes), NODEDB_MEM_SPILL_CONTINUE);
+    CHECK_EQ(bytes, 11);
     set_reserved(mem, 750);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 150, &bytes), NODEDB_MEM_SPILL_CONTINUE);
-    CHECK_EQ(bytes, 0);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 150, &bytes), NODEDB_MEM_SPILL_CONTINUE);
+    CHECK_EQ(bytes, 1); /* at the mark is not under it */
     set_reserved(mem, 700);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 200, &bytes), NODEDB_MEM_SPILL_RESTORE);
-    CHECK_EQ(bytes, 25); /* its half, of two cores, of what is free below 750 */
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_QUERY, 20, &bytes),
-                 NODEDB_MEM_SPILL_RESTORE);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 200, &bytes), NODEDB_MEM_SPILL_RESTORE);
+    CHECK_EQ(bytes, 24); /* its half, of two cores, of the 49 that are free under 750 */
+    CHECK_EQ(decide(mem, &spill, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_QUERY, 20, &bytes), NODEDB_MEM_SPILL_RESTORE);
     CHECK_EQ(bytes, 20);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_NONE);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_NONE);
     set_reserved(mem, 800);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 200, &bytes), NODEDB_MEM_SPILL_NONE);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 200, &bytes), NODEDB_MEM_SPILL_NONE);
     CHECK_EQ(spill.begins, 1);
     CHECK_EQ(spill.continues, 2);
     CHECK_EQ(spill.restores, 2);
     /* a full ceiling makes an engine spill that is within its own limit */
     CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, MIB * 95 / 100, NULL), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK_EQ(decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
     CHECK(bytes > 0 && bytes <= 800);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(ceiling_spills_as_an_engine_does_and_a_core_counts_all_its_engines) {
+    nodedb_mem_spill spill[2], whole;
+    size_t bytes = 7;
+    nodedb_mem *mem = governor(1000, 2);
+    REQUIRE(mem != NULL);
+    memset(spill, 0, sizeof spill);
+    memset(&whole, 0, sizeof whole);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 300, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_VECTOR, 300, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_CRDT, 299, NULL), NODEDB_OK);
+    CHECK_EQ(decide(mem, &spill[0], 0, NODEDB_MEM_GLOBAL, 0, &bytes), NODEDB_MEM_SPILL_NONE);
+    CHECK_EQ(bytes, 0);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_CRDT, 1, NULL), NODEDB_OK);
+    CHECK_EQ(decide(mem, &spill[0], 0, NODEDB_MEM_GLOBAL, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK_EQ(bytes, 101); /* two thirds of 151 */
+    CHECK_EQ(decide(mem, &whole, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_GLOBAL, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK_EQ(bytes, 151);
+    CHECK_EQ(decide(mem, &whole, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_GLOBAL, 0, NULL), NODEDB_MEM_SPILL_CONTINUE);
+    /* core 0 is quick; core 1 has its share to move all the same, though the ceiling is no longer 90 % full */
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_VECTOR, 101, NULL), NODEDB_OK);
+    CHECK_EQ(decide(mem, &spill[1], 1, NODEDB_MEM_GLOBAL, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK_EQ(bytes, 19); /* 300 of 799 parts of 50, rounded up */
+    CHECK_EQ(decide(mem, &spill[0], 0, NODEDB_MEM_GLOBAL, 101, &bytes), NODEDB_MEM_SPILL_CONTINUE);
+    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_CRDT, 60, NULL), NODEDB_OK); /* 739 */
+    CHECK_EQ(decide(mem, &spill[0], 0, NODEDB_MEM_GLOBAL, 101, &bytes), NODEDB_MEM_SPILL_RESTORE);
+    CHECK_EQ(bytes, 5); /* half of the 10 that are free under 750 */
+    CHECK_EQ(decide(mem, &spill[1], 1, NODEDB_MEM_GLOBAL, 3, &bytes), NODEDB_MEM_SPILL_RESTORE);
+    CHECK_EQ(bytes, 3);
+    CHECK_EQ(decide(mem, &spill[1], 1, NODEDB_MEM_GLOBAL, 0, &bytes), NODEDB_MEM_SPILL_NONE);
+    /* what any thread holds is nobody's to move: the cores make up for it, as far as they hold something */
+    CHECK_EQ(nodedb_mem_reserve_forced(mem, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_WAL, 261, NULL), NODEDB_OK);
+    CHECK_EQ(decide(mem, &spill[0], 0, NODEDB_MEM_GLOBAL, 0, &bytes), NODEDB_MEM_SPILL_BEGIN);
+    CHECK_EQ(bytes, 170); /* 499 of 739 parts of 251 */
+    CHECK_EQ(nodedb_mem_reserve_forced(mem, NODEDB_MEM_ANY_THREAD, NODEDB_MEM_WAL, 1000, NULL), NODEDB_OK);
+    CHECK_EQ(decide(mem, &spill[0], 0, NODEDB_MEM_GLOBAL, 0, &bytes), NODEDB_MEM_SPILL_CONTINUE);
+    CHECK_EQ(bytes, 499);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(question_that_is_not_understood_is_never_answered_as_if_all_were_well) {
+    nodedb_mem_spill spill, zero;
+    nodedb_mem_spill_action action = NODEDB_MEM_SPILL_CONTINUE;
+    nodedb_mem_usage usage;
+    uint32_t engine = 77;
+    size_t bytes = 7;
+    nodedb_error err;
+    nodedb_mem *mem = governor(1000, 2);
+    REQUIRE(mem != NULL);
+    memset(&spill, 0, sizeof spill);
+    memset(&zero, 0, sizeof zero);
+    CHECK_EQ(nodedb_mem_spill_decide(NULL, &spill, 0, 0, 5, &action, &bytes, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, NULL, 0, 0, 5, &action, &bytes, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, 0, 5, NULL, &bytes, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 2, 0, 5, &action, &bytes, &err), NODEDB_ERR_INVALID);
+    CHECK_HAS(err.message, "core 2 of 2");
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, 7, 5, &action, &bytes, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_HAS(err.message, "no engine 7");
+    CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_MAX_ENGINES, 5, &action, &bytes, NULL),
+             NODEDB_ERR_NOT_FOUND);
+    CHECK(action == NODEDB_MEM_SPILL_CONTINUE && bytes == 7 && memcmp(&spill, &zero, sizeof spill) == 0);
+    CHECK_EQ(nodedb_mem_pressure(NULL, 0), NODEDB_MEM_EMERGENCY);
+    CHECK_EQ(nodedb_mem_pressure(NULL, NODEDB_MEM_GLOBAL), NODEDB_MEM_EMERGENCY);
+    CHECK_EQ(nodedb_mem_pressure(mem, 7), NODEDB_MEM_EMERGENCY);
+    CHECK_EQ(nodedb_mem_pressure(mem, NODEDB_MEM_MAX_ENGINES), NODEDB_MEM_EMERGENCY);
+    CHECK_EQ(nodedb_mem_pressure(mem, NODEDB_MEM_GLOBAL - 1), NODEDB_MEM_EMERGENCY);
+    CHECK_EQ(nodedb_mem_pressure(mem, 6), NODEDB_MEM_NORMAL);
+    CHECK_EQ(nodedb_mem_pressure(mem, NODEDB_MEM_GLOBAL), NODEDB_MEM_NORMAL);
+    CHECK_EQ(nodedb_mem_poll(NULL), NODEDB_MEM_EMERGENCY);
+    CHECK_EQ(nodedb_mem_poll(mem), NODEDB_MEM_NORMAL);
+    /* the ceiling holds no bytes of its own, and its name is taken */
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_GLOBAL, 1, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_HAS(err.message, "NODEDB_MEM_GLOBAL");
+    CHECK_EQ(nodedb_mem_reserve_forced(mem, 0, NODEDB_MEM_GLOBAL, 1, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_GLOBAL, 1, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_find_engine(mem, "graph", &engine, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(engine, 77); /* not the number that the next engine will have */
+    CHECK_EQ(nodedb_mem_get_usage(mem, NODEDB_MEM_GLOBAL, &usage, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_find_engine(mem, usage.name, &engine, &err), NODEDB_OK);
+    CHECK(engine == NODEDB_MEM_GLOBAL);
+    engine = 77;
+    CHECK_EQ(nodedb_mem_register_engine(mem, usage.name, 1, &engine, &err), NODEDB_ERR_EXISTS);
+    CHECK(engine == NODEDB_MEM_GLOBAL);
+    nodedb_mem_destroy(mem);
+}
+
+/* The spill controllers as a database uses them: each core asks about the ceiling and moves what it is told, or a part
+ * of it. A plain model beside it says what they must answer. */
+enum { SPILL_CORES = 8, SPILL_ENGINES = 7 };
+
+typedef struct spill_core {
+    nodedb_mem_spill spill;
+    size_t held[SPILL_ENGINES], out; /* reserved; moved out */
+    nodedb_mem_spill_action told;
+    size_t told_bytes;
+} spill_core;
+
+typedef struct spill_model {
+    nodedb_mem *mem;
+    uint32_t cores;
+    size_t ceiling, begin, restore; /* bytes */
+    size_t held_by_any_thread;
+    bool spilling;
+    uint64_t random;
+    spill_core core[SPILL_CORES];
+} spill_model;
+
+static size_t below(spill_model *m, size_t end) { return (size_t)(test_random(&m->random) % end); }
+
+static size_t held_by(const spill_core *c) {
+    size_t sum = 0;
+    int e;
+    for (e = 0; e < SPILL_ENGINES; e++) sum += c->held[e];
+    return sum;
+}
+
+static size_t held_by_cores(const spill_model *m) {
+    size_t sum = 0;
+    uint32_t i;
+    for (i = 0; i < m->cores; i++) sum += held_by(&m->core[i]);
+    return sum;
+}
+
+static size_t used_of(const spill_model *m) { return held_by_cores(m) + m->held_by_any_thread; }
+
+/* What must go, from all together. */
+static size_t needed(const spill_model *m) {
+    return m->restore > 0 ? used_of(m) - m->restore + 1 : used_of(m);
+}
+
+static void ask(spill_model *m, uint32_t i) {
+    spill_core *c = &m->core[i];
+    size_t used = used_of(m), room = used < m->restore ? (m->restore - 1 - used) / m->cores : 0;
+    bool was = c->told == NODEDB_MEM_SPILL_BEGIN || c->told == NODEDB_MEM_SPILL_CONTINUE;
+    if (used == 0 || used < m->restore) m->spilling = false;
+    else if (used >= m->begin) m->spilling = true;
+    c->told = decide(m->mem, &c->spill, i, NODEDB_MEM_GLOBAL, c->out, &c->told_bytes);
+    if (m->spilling) {
+        CHECK_EQ(c->told, was ? NODEDB_MEM_SPILL_CONTINUE : NODEDB_MEM_SPILL_BEGIN);
+        CHECK(c->told_bytes <= held_by(c) && (c->told_bytes > 0 || held_by(c) == 0));
+    } else {
+        if (room > c->out) room = c->out;
+        CHECK_EQ(c->told, room > 0 ? NODEDB_MEM_SPILL_RESTORE : NODEDB_MEM_SPILL_NONE);
+        CHECK_EQ(c->told_bytes, room);
+    }
+}
+
+/* Does what the core was told, but moves at most `most` bytes. */
+static void carry_out(spill_model *m, uint32_t i, size_t most) {
+    spill_core *c = &m->core[i];
+    size_t left = c->told_bytes < most ? c->told_bytes : most, part;
+    int e = (int)below(m, SPILL_ENGINES);
+    if (c->told == NODEDB_MEM_SPILL_RESTORE) {
+        CHECK_EQ(nodedb_mem_reserve(m->mem, i, (uint32_t)e, left, NULL), NODEDB_OK);
+        c->held[e] += left, c->out -= left;
+        return;
+    }
+    for (; left > 0; left -= part, e = (e + 1) % SPILL_ENGINES) {
+        part = left < c->held[e] ? left : c->held[e];
+        CHECK_EQ(nodedb_mem_release(m->mem, i, (uint32_t)e, part, NULL), NODEDB_OK);
+        c->held[e] -= part, c->out += part;
+    }
+}
+
+/* All cores ask before one of them has moved anything. */
+static void all_at_once(spill_model *m) {
+    size_t sum = 0, used = used_of(m), held = held_by_cores(m), need;
+    bool spilling, full = used > 0 && used >= m->begin;
+    uint32_t i, k;
+    for (i = 0; i < m->cores; i++) {
+        ask(m, i);
+        sum += m->core[i].told_bytes;
+    }
+    spilling = m->spilling;
+    CHECK(spilling || !full);
+    if (spilling) {
+        need = needed(m);
+        CHECK(sum >= (need < held ? need : held));
+        CHECK(sum <= need + m->cores); /* and no more than rounding adds */
+        for (i = 0; i < m->cores; i++)
+            for (k = 0; k < m->cores; k++)
+                if (held_by(&m->core[i]) <= held_by(&m->core[k]))
+                    CHECK(m->core[i].told_bytes <= m->core[k].told_bytes);
+    } else CHECK(sum == 0 || (used < m->restore && sum <= m->restore - 1 - used));
+    for (i = 0; i < m->cores; i++) carry_out(m, i, SIZE_MAX);
+    if (spilling) CHECK(used_of(m) == 0 || used_of(m) < m->restore || held_by_cores(m) == 0);
+    if (sum > 0 && !spilling) CHECK(used_of(m) < m->restore);
+}
+
+/* Each core asks and moves in turn, in any order. */
+static void one_by_one(spill_model *m, bool in_batches) {
+    uint32_t i, first = (uint32_t)below(m, m->cores);
+    for (i = 0; i < m->cores; i++) {
+        uint32_t core = (first + i) % m->cores;
+        ask(m, core);
+        carry_out(m, core, in_batches ? 1 + below(m, m->ceiling) / 16 : SIZE_MAX);
+    }
+}
+
+/* Without new reservations all comes to rest, and what has ended to spill does not begin again. */
+static void settle(spill_model *m) {
+    bool moved = true, ended = false;
+    uint32_t i;
+    int turn;
+    for (turn = 0; moved && turn < 600; turn++) {
+        if (below(m, 4) == 0) all_at_once(m);
+        else one_by_one(m, false);
+        CHECK(!(ended && m->spilling));
+        ended = !m->spilling;
+        for (i = 0, moved = false; i < m->cores; i++) moved = moved || m->core[i].told_bytes > 0;
+    }
+    CHECK(!moved);
+    CHECK(!m->spilling || held_by_cores(m) == 0);
+}
+
+/* A reservation that is granted, refused or, as in a recovery, forced; or a release. */
+static void change_something(spill_model *m) {
+    uint32_t i = (uint32_t)below(m, m->cores), e = (uint32_t)below(m, SPILL_ENGINES);
+    size_t bytes = 1 + below(m, below(m, 3) == 0 ? m->ceiling : m->ceiling / 8 + 1);
+    size_t *held = &m->core[i].held[e];
+    nodedb_status status;
+    if (below(m, 3) == 0) {
+        if (bytes > *held) bytes = *held;
+        CHECK_EQ(nodedb_mem_release(m->mem, i, e, bytes, NULL), NODEDB_OK);
+        *held -= bytes;
+    } else if (below(m, 10) == 0 && used_of(m) / 3 < m->ceiling) {
+        CHECK_EQ(nodedb_mem_reserve_forced(m->mem, i, e, bytes, NULL), NODEDB_OK);
+        *held += bytes;
+    } else {
+        bool fits = used_of(m) <= m->ceiling && bytes <= m->ceiling - used_of(m);
+        status = nodedb_mem_reserve(m->mem, i, e, bytes, NULL);
+        CHECK_EQ(status, fits ? NODEDB_OK : NODEDB_ERR_LIMIT);
+        if (status == NODEDB_OK) *held += bytes;
+    }
+}
+
+static void spill_campaign(uint64_t seed) {
+    static spill_model model;
+    spill_model *m = &model;
+    nodedb_mem_config config;
+    uint32_t begin, restore, i;
+    int step, e;
+    memset(m, 0, sizeof *m);
+    memset(&config, 0, sizeof config);
+    m->random = seed;
+    m->cores = 1 + (uint32_t)below(m, SPILL_CORES);
+    m->ceiling = 1 + below(m, (size_t)1 << below(m, sizeof(size_t) > 4 ? 40 : 28));
+    begin = 90, restore = 75;
+    if (below(m, 3) == 0) {
+        begin = 2 + (uint32_t)below(m, 99), restore = 1 + (uint32_t)below(m, begin - 1);
+        config.spill_begin_percent = begin, config.spill_restore_percent = restore;
+    }
+    m->begin = m->ceiling / 100 * begin + m->ceiling % 100 * begin / 100;
+    m->restore = m->ceiling / 100 * restore + m->ceiling % 100 * restore / 100;
+    config.ceiling_bytes = m->ceiling, config.max_cores = m->cores;
+    m->mem = nodedb_mem_create(&config, NULL);
+    REQUIRE(m->mem != NULL);
+    if (below(m, 4) == 0) {
+        m->held_by_any_thread = below(m, m->ceiling);
+        CHECK_EQ(nodedb_mem_reserve(m->mem, NODEDB_MEM_ANY_THREAD, 1, m->held_by_any_thread, NULL), NODEDB_OK);
+    }
+    for (step = 0; step < 100; step++) {
+        switch (below(m, 6)) {
+        case 0: all_at_once(m); break;
+        case 1: one_by_one(m, true); break;
+        case 2: if (below(m, 4) == 0) settle(m); break;
+        default: change_something(m); break;
+        }
+    }
+    settle(m);
+    CHECK_EQ(usage_of(m->mem, NODEDB_MEM_GLOBAL).reserved_bytes, used_of(m));
+    for (i = 0; i < m->cores; i++)
+        for (e = 0; e < SPILL_ENGINES; e++)
+            CHECK_EQ(nodedb_mem_release(m->mem, i, (uint32_t)e, m->core[i].held[e], NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(m->mem, NODEDB_MEM_ANY_THREAD, 1, m->held_by_any_thread, NULL), NODEDB_OK);
+    nodedb_mem_destroy(m->mem);
+}
+
+TEST(spill_controllers_of_many_cores_get_under_the_mark_and_stay_there_whatever_is_reserved) {
+    int round, rounds = test_long ? 20000 : SLOW ? 60 : 400;
+    for (round = 0; round < rounds && test_failures_here == 0; round++) {
+        spill_campaign(test_seed * 1000003 + (uint64_t)round);
+        if (test_failures_here != 0) fprintf(stderr, "in round %d\n", round);
+    }
+}
+
+/* A recovery has forced three times the ceiling. Four threads move it out, then back what fits, in batches. */
+typedef struct recovered {
+    nodedb_mem *mem;
+    uint32_t core;
+    size_t held, out;
+    nodedb_mem_spill spill;
+} recovered;
+
+enum { RECOVERED_CORES = 4, RECOVERED_CEILING = 1000000, RECOVERED_BATCH = 1000 };
+
+static void *recovered_thread(void *argument) {
+    recovered *r = (recovered *)argument;
+    int idle = 0;
+    while (idle < 3) { /* asks a little longer, as others still move */
+        size_t bytes = 0;
+        nodedb_mem_spill_action action = decide(r->mem, &r->spill, r->core, NODEDB_MEM_GLOBAL, r->out, &bytes);
+        if (bytes > RECOVERED_BATCH) bytes = RECOVERED_BATCH;
+        idle = action == NODEDB_MEM_SPILL_NONE ? idle + 1 : 0;
+        if (action == NODEDB_MEM_SPILL_RESTORE) {
+            CHECK_EQ(nodedb_mem_reserve(r->mem, r->core, NODEDB_MEM_QUERY, bytes, NULL), NODEDB_OK);
+            r->held += bytes, r->out -= bytes;
+        } else {
+            CHECK_EQ(nodedb_mem_release(r->mem, r->core, NODEDB_MEM_QUERY, bytes, NULL), NODEDB_OK);
+            r->held -= bytes, r->out += bytes;
+        }
+        if (bytes == 0) sched_yield();
+    }
+    return NULL;
+}
+
+TEST(recovery_far_over_the_ceiling_is_spilled_by_all_threads_once_and_for_all) {
+    static const size_t recovered_bytes[RECOVERED_CORES] = {0, 100000, 900000, 2000000};
+    pthread_t threads[RECOVERED_CORES];
+    recovered work[RECOVERED_CORES];
+    size_t held = 0, used;
+    int i;
+    nodedb_mem *mem = governor(RECOVERED_CEILING, RECOVERED_CORES);
+    REQUIRE(mem != NULL);
+    for (i = 0; i < RECOVERED_CORES; i++) {
+        memset(&work[i], 0, sizeof work[i]);
+        work[i].mem = mem, work[i].core = (uint32_t)i, work[i].held = recovered_bytes[i];
+        CHECK_EQ(nodedb_mem_reserve_forced(mem, (uint32_t)i, NODEDB_MEM_QUERY, recovered_bytes[i], NULL), NODEDB_OK);
+    }
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_WAL, 1, NULL), NODEDB_ERR_LIMIT);
+    for (i = 0; i < RECOVERED_CORES; i++)
+        CHECK_EQ(pthread_create(&threads[i], NULL, recovered_thread, &work[i]), 0);
+    for (i = 0; i < RECOVERED_CORES; i++) {
+        CHECK_EQ(pthread_join(threads[i], NULL), 0);
+        CHECK(work[i].spill.begins <= 1);
+        held += work[i].held;
+        CHECK_EQ(work[i].held + work[i].out, recovered_bytes[i]);
+    }
+    used = usage_of(mem, NODEDB_MEM_GLOBAL).reserved_bytes;
+    CHECK_EQ(used, held);
+    /* each thread may have one batch under way beside the others' */
+    CHECK(used < RECOVERED_CEILING * 3 / 4 + RECOVERED_CORES * RECOVERED_BATCH);
+    CHECK(used + RECOVERED_CORES * RECOVERED_BATCH >= RECOVERED_CEILING * 3 / 4);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_WAL, 1, NULL), NODEDB_OK);
     nodedb_mem_destroy(mem);
 }
 

@@ -505,7 +505,7 @@ static const char *kept_path(void) {
 
 static void fill_kept(unsigned char *at, const kept_object *o) {
     size_t i;
-    for (i = 0; i < o->bytes; i++) at[i] = (unsigned char)(nodedb__mix64(o->id + i / 8) >> i % 8 * 8);
+    for (i = 0; i < o->bytes; i++) at[i] = (unsigned char)(nodedb_mix64(o->id + i / 8) >> i % 8 * 8);
 }
 
 static bool is_kept(const unsigned char *at, size_t bytes, const kept_object *o) {
@@ -566,10 +566,10 @@ TEST(kept_objects_are_there_again_under_their_handles_and_freed_ones_are_not) {
         for (i = 0; i < count; i++) CHECK_EQ(look_at_kept(region, &live[i]), 1);
         for (i = 0; i < freed; i++) CHECK_EQ(look_at_kept(region, &gone[i]), 0);
         for (step = 0; step < 600; step++) {
-            uint64_t r = nodedb__mix64(random++);
+            uint64_t r = nodedb_mix64(random++);
             if (count < KEPT_OBJECTS && (count == 0 || r % 3 != 0)) {
                 size_t most = r % 7 == 0 ? 60000 : 300;
-                CHECK(write_kept(region, &live[count], id++ << 32, nodedb__mix64(random++) % most));
+                CHECK(write_kept(region, &live[count], id++ << 32, nodedb_mix64(random++) % most));
                 count++;
             } else {
                 i = (size_t)(r >> 8) % count;
@@ -672,7 +672,7 @@ TEST(file_that_is_not_ours_is_refused_and_left_as_it_is) {
     nodedb_mem_overflow_config config = kept_config(MIB, 0);
     nodedb_error err;
     size_t i, k, bytes;
-    for (i = 0; i < sizeof garbage; i++) garbage[i] = (unsigned char)nodedb__mix64(test_seed + i);
+    for (i = 0; i < sizeof garbage; i++) garbage[i] = (unsigned char)nodedb_mix64(test_seed + i);
     for (k = 0; k < sizeof sizes / sizeof *sizes; k++) {
         store_file(garbage, sizes[k]);
         CHECK(nodedb_mem_overflow_open(&config, &err) == NULL);
@@ -717,7 +717,7 @@ TEST(every_flipped_bit_is_an_error_or_a_lost_object_and_never_a_wrong_byte) {
     unsigned char *file = small_kept_file(objects, &bytes);
     uint64_t used = 65536 + 16 * 200; /* data begin at 64 KiB, behind header and table; the rest is hole */
     for (at = 0; at < used; at++) {
-        int bit, first = (int)(nodedb__mix64(test_seed + at) % 8);
+        int bit, first = (int)(nodedb_mix64(test_seed + at) % 8);
         if (at >= 48 && at < 4096) continue;          /* nobody reads what is behind the header */
         if (at >= 4096 + 48 && at < 8192) continue;
         if (at >= 8192 + 32 * 32 && at < 65536) continue;
@@ -800,7 +800,7 @@ TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported)
     size_t cuts = test_long ? 2000 : SLOW ? 30 : 150, cut, right = 0, reported = 0;
     for (cut = 0; cut < cuts; cut++) {
         nodedb_mem_overflow *region;
-        uint64_t random = nodedb__mix64(test_seed + cut), id = 1;
+        uint64_t random = nodedb_mix64(test_seed + cut), id = 1;
         size_t count = 0, made = 0, freed = 0, before_bytes, after_bytes, at, i;
         unsigned char *before, *after;
         bool gone[400] = {false}, fresh_gone[400] = {false};
@@ -808,8 +808,8 @@ TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported)
         region = open_kept(MIB, 1000);
         REQUIRE(region != NULL);
         for (i = 0; i < 400; i++) { /* the table has several pages */
-            CHECK(write_kept(region, &synced[count], id++ << 32, nodedb__mix64(random++) % 2500));
-            if (nodedb__mix64(random++) % 3 == 0) {
+            CHECK(write_kept(region, &synced[count], id++ << 32, nodedb_mix64(random++) % 2500));
+            if (nodedb_mix64(random++) % 3 == 0) {
                 CHECK_EQ(nodedb_mem_overflow_free(region, synced[count].handle, NULL), NODEDB_OK);
                 freed_before[freed++] = synced[count];
             } else count++;
@@ -817,10 +817,10 @@ TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported)
         CHECK_EQ(nodedb_mem_overflow_sync(region, NULL), NODEDB_OK);
         before = load_file(&before_bytes);
         for (i = 0; i < 500; i++) {
-            uint64_t r = nodedb__mix64(random++);
+            uint64_t r = nodedb_mix64(random++);
             size_t victim = (size_t)(r >> 8) % count;
             if (r % 2 == 0 && made < 400) {
-                if (write_kept(region, &fresh[made], id++ << 32, nodedb__mix64(random++) % 2500)) made++;
+                if (write_kept(region, &fresh[made], id++ << 32, nodedb_mix64(random++) % 2500)) made++;
             } else if (r % 4 == 1 && made > 0) {
                 victim = (size_t)(r >> 8) % made;
                 if (!fresh_gone[victim])
@@ -835,10 +835,10 @@ TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported)
         nodedb_mem_overflow_close(region);
         CHECK(after_bytes >= before_bytes);
         for (at = 0; at < before_bytes; at += 4096)
-            if (nodedb__mix64(random++) % 2 == 0)
+            if (nodedb_mix64(random++) % 2 == 0)
                 memcpy(after + at, before + at, before_bytes - at < 4096 ? before_bytes - at : 4096);
         for (; at < after_bytes; at += 4096)
-            if (nodedb__mix64(random++) % 2 == 0)
+            if (nodedb_mix64(random++) % 2 == 0)
                 memset(after + at, 0, after_bytes - at < 4096 ? after_bytes - at : 4096);
         store_file(after, after_bytes);
         free(before);
@@ -857,7 +857,7 @@ TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported)
             right += answer == 1, reported += answer != 1;
         }
         (void)free_all(region);
-        for (i = 0; i < 400; i++) CHECK(write_kept(region, &later[i], id++ << 32, nodedb__mix64(random++) % 1000));
+        for (i = 0; i < 400; i++) CHECK(write_kept(region, &later[i], id++ << 32, nodedb_mix64(random++) % 1000));
         for (i = 0; i < 400; i++) CHECK_EQ(look_at_kept(region, &later[i]), 1);
         for (i = 0; i < made; i++) CHECK_EQ(look_at_kept(region, &fresh[i]), 0); /* none names another object */
         for (i = 0; i < count; i++) CHECK_EQ(look_at_kept(region, &synced[i]), 0);
@@ -917,7 +917,7 @@ static void work_until_killed(killed *k, uint64_t random, uint64_t id) {
     nodedb_mem_overflow *region = open_kept(4 * MIB, 0);
     if (region == NULL) _exit(1);
     for (;;) {
-        uint64_t r = nodedb__mix64(random++);
+        uint64_t r = nodedb_mix64(random++);
         size_t i = (size_t)(r >> 8) % KEPT_OBJECTS;
         kept_object o = k->objects[i], written;
         if (k->state[i] == 1) {
@@ -945,9 +945,9 @@ TEST(process_that_is_killed_leaves_every_object_that_it_had_written) {
         nodedb_mem_overflow *region;
         int status;
         pid_t child = fork();
-        if (child == 0) work_until_killed(k, nodedb__mix64(test_seed + (uint64_t)n), (uint64_t)(n + 1) << 20);
+        if (child == 0) work_until_killed(k, nodedb_mix64(test_seed + (uint64_t)n), (uint64_t)(n + 1) << 20);
         REQUIRE(child > 0);
-        usleep((useconds_t)(2000 + nodedb__mix64(test_seed * 31 + (uint64_t)n) % 20000));
+        usleep((useconds_t)(2000 + nodedb_mix64(test_seed * 31 + (uint64_t)n) % 20000));
         CHECK_EQ(kill(child, SIGKILL), 0);
         CHECK_EQ(waitpid(child, &status, 0), child);
         CHECK(WIFSIGNALED(status));
@@ -1292,8 +1292,8 @@ TEST(forged_number_of_the_last_change_costs_no_object_that_is_written_later) {
     unsigned char *entry = file + 8192 + 32 * (size_t)slot;
     nodedb_mem_overflow *region;
     int round;
-    nodedb__put_u64(entry + 24, (UINT64_C(1) << 62) - 1);
-    nodedb__put_u32(entry, nodedb__crc32c(slot, entry + 4, 28));
+    nodedb_put_u64(entry + 24, (UINT64_C(1) << 62) - 1);
+    nodedb_put_u32(entry, nodedb_crc32c(slot, entry + 4, 28));
     store_file(file, bytes);
     free(file);
     for (round = 0; round < 2; round++) {
@@ -1576,7 +1576,7 @@ TEST(copy_through_a_view_is_whole_or_stale_while_the_owner_writes_and_frees) {
     memset(handles, 0, sizeof handles);
     for (i = 0; i < 2; i++) CHECK_EQ(pthread_create(&threads[i], NULL, view_thread, &v), 0);
     for (n = 0; n < rounds; n++) {
-        uint64_t id = nodedb__mix64(random++);
+        uint64_t id = nodedb_mix64(random++);
         size_t words = 1 + (size_t)(id % 60);
         nodedb_mem_handle old;
         i = (size_t)(id >> 32) % VIEWED;

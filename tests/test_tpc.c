@@ -443,10 +443,10 @@ static void *sleeper_thread(void *arg) {
         nodedb_tpc_notifier_prepare(&s->notifier);
         if (nodedb_tpc_ring_length(s->ring) != 0) nodedb_tpc_notifier_cancel(&s->notifier);
         else {
-            uint64_t begin = nodedb__now_ns(NULL);
+            uint64_t begin = nodedb_now_ns(NULL);
             nodedb_tpc_notifier_wait(&s->notifier, 8 * SECOND_NS);
             /* the producer never pauses so long */
-            if (nodedb__now_ns(NULL) - begin >= 8 * SECOND_NS) { s->lost = 1; break; }
+            if (nodedb_now_ns(NULL) - begin >= 8 * SECOND_NS) { s->lost = 1; break; }
         }
     }
     return NULL;
@@ -578,7 +578,7 @@ TEST(a_letter_goes_round_parked_cores_without_waiting_for_a_park_to_time_out) {
     nodedb_tpc *runtime;
     letter l = {0, 0, SANITIZED ? 2000 : 20000, {0}};
     int arrived = 0;
-    uint64_t begin = nodedb__now_ns(NULL);
+    uint64_t begin = nodedb_now_ns(NULL);
     memset(&config, 0, sizeof config);
     config.cores = 3;
     config.ctx = &arrived;
@@ -590,7 +590,7 @@ TEST(a_letter_goes_round_parked_cores_without_waiting_for_a_park_to_time_out) {
     CHECK_EQ(nodedb_tpc_post(runtime, 0, &l, NULL), NODEDB_OK);
     while (atomic_read(&arrived) == 0) usleep(1000);
     /* were one wake in a hundred lost, its park of 100 ms would make this 20 s and more */
-    CHECK(nodedb__now_ns(NULL) - begin < 15 * SECOND_NS);
+    CHECK(nodedb_now_ns(NULL) - begin < 15 * SECOND_NS);
     nodedb_tpc_destroy(runtime);
 }
 
@@ -690,7 +690,7 @@ static void world_task_end(nodedb_tpc_core *core, void *arg, nodedb_status statu
 static nodedb_status world_start(nodedb_tpc_core *core, void *ctx, nodedb_error *err) {
     world *w = ctx;
     if ((int)nodedb_tpc_core_index(core) + 1 == w->fail_core)
-        return nodedb__fail(err, NODEDB_ERR_LIMIT, 0, "no room for my arena");
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "no room for my arena");
     atomic_bump(&w->started);
     nodedb_tpc_core_set_data(core, w);
     return NODEDB_OK;
@@ -988,10 +988,10 @@ static nodedb_status server_start(nodedb_tpc_core *core, void *ctx, nodedb_error
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
     event.data.fd = nodedb_tpc_core_fd(core);
     if (s->epoll < 0 || epoll_ctl(s->epoll, EPOLL_CTL_ADD, event.data.fd, &event) != 0)
-        return nodedb__fail(err, NODEDB_ERR_IO, errno, "epoll");
+        return nodedb_fail(err, NODEDB_ERR_IO, errno, "epoll");
     event.data.fd = s->pipe[0];
     if (epoll_ctl(s->epoll, EPOLL_CTL_ADD, event.data.fd, &event) != 0)
-        return nodedb__fail(err, NODEDB_ERR_IO, errno, "epoll");
+        return nodedb_fail(err, NODEDB_ERR_IO, errno, "epoll");
     return NODEDB_OK;
 }
 static void server_stop(nodedb_tpc_core *core, void *ctx) { (void)core; close(((server *)ctx)->epoll); }

@@ -32,7 +32,7 @@ static uint8_t *load_matrix(const char *path, uint32_t *n, uint32_t *width, size
         fprintf(stderr, "cannot read %s: run the tests in the project's folder\n", path);
         exit(2);
     }
-    *n = nodedb__get_u32(header), *width = nodedb__get_u32(header + 4);
+    *n = nodedb_get_u32(header), *width = nodedb_get_u32(header + 4);
     rows = (uint8_t *)malloc((size_t)*n * *width * size);
     if (rows == NULL || fread(rows, size, (size_t)*n * *width, file) != (size_t)*n * *width) exit(2);
     fclose(file);
@@ -46,7 +46,7 @@ static const sift *sift10k(void) {
     s.base = load_matrix("tests/data/sift10k.base.u8bin", &s.n, &s.dim, 1);
     s.queries = load_matrix("tests/data/sift10k.query.u8bin", &s.query_count, &s.dim, 1);
     s.truth = (uint32_t *)(void *)load_matrix("tests/data/sift10k.gt", &n, &k, 4);
-    for (i = 0; i < n * k; i++) s.truth[i] = nodedb__get_u32(&s.truth[i]);
+    for (i = 0; i < n * k; i++) s.truth[i] = nodedb_get_u32(&s.truth[i]);
     return &s;
 }
 
@@ -898,7 +898,7 @@ static void *search_all(void *argument) {
         nodedb_vamana_query q = query_of(s->queries + (size_t)i * s->dim, 10, 40);
         nodedb_vamana_result results[10];
         CHECK_EQ(nodedb_vamana_search(searcher, &q, results, &found, NULL, NULL), NODEDB_OK);
-        for (j = 0; j < found; j++) r->sum = nodedb__mix64(r->sum ^ results[j].id);
+        for (j = 0; j < found; j++) r->sum = nodedb_mix64(r->sum ^ results[j].id);
     }
     nodedb_vamana_searcher_destroy(searcher);
     return NULL;
@@ -1175,8 +1175,8 @@ TEST(garbage_truncation_and_every_flipped_bit_are_errors_that_name_the_file) {
     write_file(other, bad, bytes);
     CHECK(nodedb_vamana_open(other, NULL, &err) == NULL && err.status == NODEDB_ERR_CORRUPT);
     memcpy(bad, good, bytes);
-    nodedb__put_u32(bad + 8, NODEDB_VAMANA_FORMAT_VERSION + 1); /* a later format, with the right checksum */
-    nodedb__put_u32(bad + 4092, nodedb__crc32c(0, bad, 4092));
+    nodedb_put_u32(bad + 8, NODEDB_VAMANA_FORMAT_VERSION + 1); /* a later format, with the right checksum */
+    nodedb_put_u32(bad + 4092, nodedb_crc32c(0, bad, 4092));
     write_file(other, bad, bytes);
     CHECK(nodedb_vamana_open(other, NULL, &err) == NULL && err.status == NODEDB_ERR_UNSUPPORTED);
     CHECK(nodedb_vamana_open(test_dir(), NULL, &err) == NULL); /* a directory */
@@ -1207,44 +1207,44 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
         memcpy(bad, good, bytes);
         switch (forgery) {
         case 0: break; /* none: the mending itself is right */
-        case 1: nodedb__put_u32(bad + rows, 200); break;                                       /* out of range */
-        case 2: nodedb__put_u32(bad + rows, 0xFFFFFFFFu); break;                               /* a gap in a row */
-        case 3: nodedb__put_u32(bad + rows, 7); break;                                         /* a free neighbour */
-        case 4: nodedb__put_u32(bad + rows, 0); break;                                         /* itself */
+        case 1: nodedb_put_u32(bad + rows, 200); break;                                       /* out of range */
+        case 2: nodedb_put_u32(bad + rows, 0xFFFFFFFFu); break;                               /* a gap in a row */
+        case 3: nodedb_put_u32(bad + rows, 7); break;                                         /* a free neighbour */
+        case 4: nodedb_put_u32(bad + rows, 0); break;                                         /* itself */
         case 5: memcpy(bad + ids, bad + ids + 8, 8); break;                                    /* two of one id */
         case 6: bad[states + 3] = 9; break;
         case 7: bad[states + 3] = 0; break;                                                    /* one live slot less */
-        case 8: nodedb__put_u32(bad + norms, 0x7FC00000u); break;                              /* NaN */
-        case 9: nodedb__put_u32(bad + vectors, 0x7F800000u); break;                            /* infinity */
-        case 10: nodedb__put_u32(bad + 36, 200); break;                                        /* entry out of range */
-        case 11: nodedb__put_u32(bad + 36, 7); break;                                          /* a free entry */
-        case 12: nodedb__put_u32(bad + 48, 4000000000u); break;                                /* slots */
-        case 13: nodedb__put_u32(bad + 12, 0); break;                                          /* dim */
-        case 14: nodedb__put_u32(bad + 16, 3); break;                                          /* type */
-        case 15: nodedb__put_u32(bad + 20, 3); break;                                          /* metric */
-        case 16: nodedb__put_u32(bad + 24, 1u << 30); break;                                   /* degree */
-        case 17: nodedb__put_u64(bad + 120, vectors + 4096); break;                            /* an offset */
-        case 18: nodedb__put_u32(bad + 32, 0x7FC00000u); break;                                /* alpha */
-        case 19: nodedb__put_u32(bad + mean + 4, 0xFF800000u); break;                          /* a mean of -infinity */
-        case 20: nodedb__put_u32(bad + 52, 197); break;                                        /* live */
-        case 21: nodedb__put_u32(bad + 168, 3); break;                                         /* passes */
-        case 22: nodedb__put_u32(bad + 172, 4); break;                                         /* code */
-        case 23: nodedb__put_u32(bad + 176, 5); break;                                         /* bits */
-        case 24: nodedb__put_u32(bad + 180, 2); break;                                         /* resident */
-        case 25: nodedb__put_u32(bad + 184, 0x7FC00000u); break;                               /* a step of NaN */
-        case 26: nodedb__put_u32(bad + 184, 0); break;                                         /* and of zero */
-        case 27: nodedb__put_u32(bad + 216, 2); break;                                         /* layout */
-        case 28: nodedb__put_u32(bad + 220, 200); break;                                       /* first free slot */
-        case 29: nodedb__put_u32(bad + 220, 3); break;                                         /* which is none */
-        case 30: nodedb__put_u32(bad + rows + 7 * 256, 7); break;                              /* a circle of them */
-        case 31: nodedb__put_u32(bad + 228, 4); break;                                         /* sweep */
-        case 32: nodedb__put_u32(bad + 256, 7); break;                                         /* a start that is free */
+        case 8: nodedb_put_u32(bad + norms, 0x7FC00000u); break;                              /* NaN */
+        case 9: nodedb_put_u32(bad + vectors, 0x7F800000u); break;                            /* infinity */
+        case 10: nodedb_put_u32(bad + 36, 200); break;                                        /* entry out of range */
+        case 11: nodedb_put_u32(bad + 36, 7); break;                                          /* a free entry */
+        case 12: nodedb_put_u32(bad + 48, 4000000000u); break;                                /* slots */
+        case 13: nodedb_put_u32(bad + 12, 0); break;                                          /* dim */
+        case 14: nodedb_put_u32(bad + 16, 3); break;                                          /* type */
+        case 15: nodedb_put_u32(bad + 20, 3); break;                                          /* metric */
+        case 16: nodedb_put_u32(bad + 24, 1u << 30); break;                                   /* degree */
+        case 17: nodedb_put_u64(bad + 120, vectors + 4096); break;                            /* an offset */
+        case 18: nodedb_put_u32(bad + 32, 0x7FC00000u); break;                                /* alpha */
+        case 19: nodedb_put_u32(bad + mean + 4, 0xFF800000u); break;                          /* a mean of -infinity */
+        case 20: nodedb_put_u32(bad + 52, 197); break;                                        /* live */
+        case 21: nodedb_put_u32(bad + 168, 3); break;                                         /* passes */
+        case 22: nodedb_put_u32(bad + 172, 4); break;                                         /* code */
+        case 23: nodedb_put_u32(bad + 176, 5); break;                                         /* bits */
+        case 24: nodedb_put_u32(bad + 180, 2); break;                                         /* resident */
+        case 25: nodedb_put_u32(bad + 184, 0x7FC00000u); break;                               /* a step of NaN */
+        case 26: nodedb_put_u32(bad + 184, 0); break;                                         /* and of zero */
+        case 27: nodedb_put_u32(bad + 216, 2); break;                                         /* layout */
+        case 28: nodedb_put_u32(bad + 220, 200); break;                                       /* first free slot */
+        case 29: nodedb_put_u32(bad + 220, 3); break;                                         /* which is none */
+        case 30: nodedb_put_u32(bad + rows + 7 * 256, 7); break;                              /* a circle of them */
+        case 31: nodedb_put_u32(bad + 228, 4); break;                                         /* sweep */
+        case 32: nodedb_put_u32(bad + 256, 7); break;                                         /* a start that is free */
         case 33: /* an id that the table does not lead to: in memory the table is made, on disk it is read */
-            for (at = table; nodedb__get_u32(bad + at) == 0xFFFFFFFFu; at += 4) {
+            for (at = table; nodedb_get_u32(bad + at) == 0xFFFFFFFFu; at += 4) {
             }
-            nodedb__put_u32(bad + at, 0xFFFFFFFFu);
+            nodedb_put_u32(bad + at, 0xFFFFFFFFu);
             break;
-        case 34: nodedb__put_u32(bad + 244, 201); break;                                       /* codes being made */
+        case 34: nodedb_put_u32(bad + 244, 201); break;                                       /* codes being made */
         }
         mend_checksums(bad, section(good, SUMS), bytes);
         write_file(other, bad, bytes);

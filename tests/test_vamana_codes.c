@@ -22,7 +22,7 @@ static uint8_t *load_matrix(const char *path, uint32_t *n, uint32_t *width) {
         fprintf(stderr, "cannot read %s: run the tests in the project's folder\n", path);
         exit(2);
     }
-    *n = nodedb__get_u32(header), *width = nodedb__get_u32(header + 4);
+    *n = nodedb_get_u32(header), *width = nodedb_get_u32(header + 4);
     rows = (uint8_t *)malloc((size_t)*n * *width);
     if (rows == NULL || fread(rows, 1, (size_t)*n * *width, file) != (size_t)*n * *width) exit(2);
     fclose(file);
@@ -1142,7 +1142,7 @@ TEST(a_bitmap_alone_or_with_a_callback_gets_right_results_at_any_selectivity) {
             uint64_t asked = 0;
             memset(bitmap, 0, (size_t)(bits + 7) / 8);
             for (i = 0; i < (bits + 7) / 8 * 8; i++)
-                if (nodedb__mix64(i) % 1000 < per_mille[at]) bitmap[i / 8] |= (uint8_t)(1u << i % 8);
+                if (nodedb_mix64(i) % 1000 < per_mille[at]) bitmap[i / 8] |= (uint8_t)(1u << i % 8);
             for (i = 0; i < bits; i++) pass += (bitmap[i / 8] >> i % 8 & 1) && (!with || i % 2 == 0);
             for (i = 0; i < 30; i++) {
                 nodedb_vamana_query q = query_of(s->queries + i * s->dim, 10, 64);

@@ -30,7 +30,7 @@ __attribute__((constructor)) static void make_vectors(void) {
     for (i = 0; i < 6000; i++) {
         uint64_t centre = i % 97 * 1000;
         for (j = 0; j < DIM; j++)
-            vectors[i][j] = (uint8_t)(20 + nodedb__mix64(centre + j) % 60 + test_random(&state) % 25);
+            vectors[i][j] = (uint8_t)(20 + nodedb_mix64(centre + j) % 60 + test_random(&state) % 25);
     }
 }
 
@@ -291,7 +291,7 @@ TEST(long_records_and_odd_rows_are_read_whole) {
     uint32_t i, j;
     int layout;
     for (i = 0; i < N * WIDE; i++) /* along a line, so that any graph leads to all of them */
-        v[i] = (float)(i / WIDE * 10 * (nodedb__mix64(i % WIDE) % 100) / 100 + test_random(&state) % 5);
+        v[i] = (float)(i / WIDE * 10 * (nodedb_mix64(i % WIDE) % 100) / 100 + test_random(&state) % 5);
     memset(&c, 0, sizeof c);
     c.dim = WIDE, c.degree = 20, c.beam_build = 30;
     index = nodedb_vamana_create(&c, NULL);
@@ -518,9 +518,9 @@ TEST(verify_reads_the_rows_of_a_packed_file_too) {
         save_as(index, path, NODEDB_VAMANA_PACKED);
         f.bytes = read_whole(path, &f.size), f.reads = 0;
         row = f.bytes + section(f.bytes, RECORDS) + DIM; /* of slot 0, which is free */
-        if (forgery == 1) nodedb__put_u32(row, 1);                /* the next free slot is one that is not */
-        if (forgery == 2) nodedb__put_u32(row + 12 * 4 + DIM, 0x12345678); /* a neighbour of slot 1 */
-        if (forgery == 3) nodedb__put_u32(f.bytes + 220, 0xFFFFFFFFu);     /* no free slot at all */
+        if (forgery == 1) nodedb_put_u32(row, 1);                /* the next free slot is one that is not */
+        if (forgery == 2) nodedb_put_u32(row + 12 * 4 + DIM, 0x12345678); /* a neighbour of slot 1 */
+        if (forgery == 3) nodedb_put_u32(f.bytes + 220, 0xFFFFFFFFu);     /* no free slot at all */
         mend_checksums(f.bytes, section(f.bytes, SUMS), f.size);
         o = memory_config(&f, NODEDB_VAMANA_IN_MEMORY);
         CHECK_EQ(nodedb_vamana_verify("file", &o, NULL, NULL, NULL), forgery == 0 ? NODEDB_OK : NODEDB_ERR_CORRUPT);

@@ -1136,8 +1136,8 @@ static rows load_bytes(const char *path, uint32_t *n, uint32_t *dim) {
     uint8_t header[8];
     FILE *file = fopen(path, "rb");
     if (file != NULL && fread(header, 1, 8, file) == 8) {
-        uint32_t there = nodedb__get_u32(header);
-        *dim = nodedb__get_u32(header + 4), r.row_bytes = *dim;
+        uint32_t there = nodedb_get_u32(header);
+        *dim = nodedb_get_u32(header + 4), r.row_bytes = *dim;
         if (there < *n) *n = there;
         r.bytes = (uint8_t *)malloc((size_t)*n * *dim + 1);
         if (fread(r.bytes, *dim, *n, file) != *n) free(r.bytes), r.bytes = NULL;

@@ -45,7 +45,7 @@ static void components_of(uint64_t id, uint32_t change, int *to) {
     uint64_t bits = 0;
     uint32_t i;
     for (i = 0; i < DIM; i++) {
-        if (i % 16 == 0) bits = nodedb__mix64(nodedb__mix64(id * 64 + i / 16) ^ nodedb__mix64(change));
+        if (i % 16 == 0) bits = nodedb_mix64(nodedb_mix64(id * 64 + i / 16) ^ nodedb_mix64(change));
         to[i] = (int)(bits >> i % 16 * 4 & 15) - 8;
     }
 }
@@ -748,7 +748,7 @@ static void model_visit(model *m, const model_state *s) {
     uint64_t words[2];
     size_t at;
     memcpy(words, s, sizeof words);
-    at = (size_t)nodedb__mix64(words[0] ^ nodedb__mix64(words[1]));
+    at = (size_t)nodedb_mix64(words[0] ^ nodedb_mix64(words[1]));
     for (;; at++) {
         model_state *place = &m->states[at & (m->size - 1)];
         if (memcmp(place, s, sizeof *s) == 0) return;

@@ -55,8 +55,8 @@ static void *commit_some(void *argument) {
         nodedb_wal_record record;
         memset(&record, 0, sizeof record);
         record.type = NODEDB_WAL_TYPE_USER;
-        nodedb__put_u64(payload, (uint64_t)c->id);
-        nodedb__put_u64(payload + 8, (uint64_t)i);
+        nodedb_put_u64(payload, (uint64_t)c->id);
+        nodedb_put_u64(payload + 8, (uint64_t)i);
         record.payload = payload, record.payload_bytes = 16;
         if (nodedb_wal_commit(c->wal, &record, 1, &c->lsns[i], NULL) != NODEDB_OK) c->failures++;
         else if (nodedb_wal_durable_lsn(c->wal) < c->lsns[i]) c->failures++;
@@ -67,8 +67,8 @@ static void *commit_some(void *argument) {
 typedef struct who { int thread[16 * 300 + 400], index[16 * 300 + 400]; uint64_t last; } who;
 static nodedb_status note_who(void *ctx, const nodedb_wal_record *record) {
     who *w = (who *)ctx;
-    w->thread[record->lsn] = (int)nodedb__get_u64(record->payload);
-    w->index[record->lsn] = (int)nodedb__get_u64((const char *)record->payload + 8);
+    w->thread[record->lsn] = (int)nodedb_get_u64(record->payload);
+    w->index[record->lsn] = (int)nodedb_get_u64((const char *)record->payload + 8);
     w->last = record->lsn;
     return NODEDB_OK;
 }
@@ -608,7 +608,7 @@ static void killed_log(sim_disk *disk, bool recycled, int *f, size_t *at) {
     *f = disk->now.name[sim_find(&disk->now, path)].file;
     *at = (size_t)wal->write_offset - 4096;
     nodedb_wal__free(wal);
-    CHECK_EQ(nodedb__get_u64(disk->file[*f].now + *at + 8), n);
+    CHECK_EQ(nodedb_get_u64(disk->file[*f].now + *at + 8), n);
 }
 
 static void flip_each_bit_of_the_last_group(bool recycled) {
@@ -621,7 +621,7 @@ static void flip_each_bit_of_the_last_group(bool recycled) {
     killed_log(disk, recycled, &f, &at);
     CHECK_EQ(sim_replay(disk, &c, 0, 2000, &err), NODEDB_OK);
     last = c.next;
-    bytes = NODEDB_WAL_RECORD_HEADER_BYTES + nodedb__get_u32(disk->file[f].now + at + 32);
+    bytes = NODEDB_WAL_RECORD_HEADER_BYTES + nodedb_get_u32(disk->file[f].now + at + 32);
     for (i = 0; i < bytes; i += STRIDE)
         for (bit = 0; bit < 8; bit++) {
             disk->file[f].now[at + i] ^= (unsigned char)(1 << bit);
@@ -870,6 +870,182 @@ TEST(on_a_full_disk_an_append_fails_without_an_lsn_and_goes_on_once_there_is_roo
     sim_free(disk);
 }
 
+/* The size of each file of the log whose name begins and ends so, oldest name first; how many there are. */
+static int files_of(const sim_disk *disk, const char *begin, const char *end, size_t *bytes, int most) {
+    const char *path[SIM_MAX_NAMES];
+    size_t size[SIM_MAX_NAMES];
+    int i, j, n = 0;
+    for (i = 0; i < disk->now.count; i++) {
+        const char *name = disk->now.name[i].path;
+        if (disk->now.name[i].file < 0 || strncmp(name, begin, strlen(begin)) != 0 || strlen(name) < strlen(end) ||
+            strcmp(name + strlen(name) - strlen(end), end) != 0)
+            continue;
+        for (j = n++; j > 0 && strcmp(path[j - 1], name) > 0; j--) path[j] = path[j - 1], size[j] = size[j - 1];
+        path[j] = name;
+        size[j] = disk->file[disk->now.name[i].file].bytes;
+    }
+    for (i = 0; i < n && i < most; i++) bytes[i] = size[i];
+    return n;
+}
+
+TEST(on_a_nearly_full_disk_segments_are_small_and_whole_ones_come_back_when_there_is_room) {
+    enum { WHOLE = 1 << 20, SMALL = 256 << 10 };
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal;
+    unsigned char buffer[9000];
+    size_t bytes[SIM_MAX_NAMES] = {0};
+    uint64_t n = 0;
+    nodedb_status status = NODEDB_OK;
+    counting c;
+    int segments, i, small;
+    config.segment_bytes = WHOLE;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    disk->room_bytes = 2 * SMALL + SMALL / 2;
+    while (status == NODEDB_OK) {
+        nodedb_wal_record record = record_of(n + 1, buffer, 9000);
+        status = nodedb_wal_commit(wal, &record, 1, NULL, &err);
+        if (status == NODEDB_OK) n++;
+        REQUIRE(n < 1000);
+    }
+    CHECK_EQ(status, NODEDB_ERR_DISK_FULL);
+    CHECK_HAS(err.message, "No space left");
+    CHECK_EQ(nodedb_wal_last_lsn(wal), n);
+    segments = files_of(disk, "d/0", ".wal", bytes, SIM_MAX_NAMES);
+    CHECK(segments == 3 && bytes[0] == WHOLE && bytes[1] == SMALL && bytes[2] == SMALL);
+    disk->room_bytes = SMALL; /* a reserve is given up: it suffices for some more */
+    CHECK(commit_range(wal, n + 1, n + 20, 9000));
+    n += 20;
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+
+    disk->room_bytes = SMALL; /* a start finds the same */
+    CHECK_EQ(sim_replay(disk, &c, 1, 9000, &err), NODEDB_OK);
+    CHECK(c.count == n && !c.wrong);
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    n = nodedb_wal_last_lsn(wal); /* the seal has a number too */
+    CHECK(commit_range(wal, n + 1, n + 20, 9000));
+    n += 20;
+    segments = files_of(disk, "d/0", ".wal", bytes, SIM_MAX_NAMES);
+    CHECK(segments == 5 && bytes[3] == SMALL && bytes[4] == SMALL);
+
+    disk->room_bytes = UINT64_MAX;
+    CHECK(commit_range(wal, n + 1, n + 1500, 9000));
+    n += 1500;
+    segments = files_of(disk, "d/0", ".wal", bytes, SIM_MAX_NAMES);
+    for (i = small = 0; i < segments; i++) small += bytes[i] < WHOLE;
+    CHECK(small >= 4 && small <= 20);
+    CHECK(bytes[segments - 1] == WHOLE && bytes[segments - 2] == WHOLE);
+
+    CHECK_EQ(nodedb_wal_truncate_before(wal, n, NULL, &err), NODEDB_OK); /* small files are of no use as spares */
+    segments = files_of(disk, "d/spare-", ".wal", bytes, SIM_MAX_NAMES);
+    CHECK(segments >= 1);
+    for (i = 0; i < segments; i++) CHECK_EQ(bytes[i], WHOLE);
+    CHECK(commit_range(wal, n + 1, n + 300, 9000));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(sim_open_files(disk), 0);
+    sim_power_cut(disk);
+    CHECK_EQ(sim_replay(disk, &c, n, 9000, &err), NODEDB_OK);
+    CHECK(c.count == 301 && !c.wrong);
+    sim_free(disk);
+}
+
+TEST(a_truncated_log_begins_whole_segments_again_at_once) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal;
+    size_t bytes[SIM_MAX_NAMES] = {0};
+    uint64_t n = 0;
+    int segments;
+    config.segment_bytes = 1 << 20;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    disk->room_bytes = 512 << 10;
+    for (segments = 0; segments < 2 && n < 1000; segments = files_of(disk, "d/0", ".wal", bytes, SIM_MAX_NAMES), n++)
+        CHECK(commit_range(wal, n + 1, n + 1, 9000));
+    CHECK_EQ(bytes[1], 256 << 10);
+    disk->room_bytes = UINT64_MAX;
+    CHECK_EQ(nodedb_wal_truncate_before(wal, n, NULL, &err), NODEDB_OK);
+    for (; segments < 3 && n < 1000; segments = files_of(disk, "d/", ".wal", bytes, SIM_MAX_NAMES), n++)
+        CHECK(commit_range(wal, n + 1, n + 1, 9000));
+    CHECK(commit_range(wal, n + 1, n + 100, 9000));
+    segments = files_of(disk, "d/0", ".wal", bytes, SIM_MAX_NAMES);
+    CHECK_EQ(bytes[segments - 1], 1 << 20);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    sim_free(disk);
+}
+
+TEST(a_small_segment_is_as_large_as_its_record_needs) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_error err;
+    nodedb_wal *wal;
+    nodedb_wal_record record;
+    size_t bytes[SIM_MAX_NAMES] = {0};
+    unsigned char *payload = (unsigned char *)calloc(1, 300 << 10);
+    uint64_t lsn = 0;
+    int segments;
+    config.segment_bytes = 1 << 20;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL && payload != NULL);
+    disk->room_bytes = 0;
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_USER, record.payload = payload, record.payload_bytes = 300 << 10;
+    while (lsn < 3) CHECK_EQ(nodedb_wal_commit(wal, &record, 1, &lsn, &err), NODEDB_OK);
+    disk->room_bytes = 300 << 10;
+    CHECK_EQ(nodedb_wal_commit(wal, &record, 1, &lsn, &err), NODEDB_ERR_DISK_FULL);
+    disk->room_bytes = 320 << 10;
+    CHECK_EQ(nodedb_wal_commit(wal, &record, 1, &lsn, &err), NODEDB_OK);
+    CHECK_EQ(lsn, 4);
+    segments = files_of(disk, "d/0", ".wal", bytes, SIM_MAX_NAMES);
+    CHECK(segments == 2 && bytes[1] == 308 << 10); /* preamble, header and payload in blocks of 4 KiB */
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    sim_free(disk);
+    free(payload);
+}
+
+TEST(every_call_may_fail_where_a_small_segment_is_begun_and_what_was_acknowledged_stays) {
+    uint64_t at;
+    bool failed = true;
+    for (at = 1; failed; at++) {
+        sim_disk *disk = sim_new(test_seed + at);
+        nodedb_wal_config config = sim_config(disk);
+        nodedb_error err;
+        nodedb_wal *wal;
+        unsigned char buffer[9000];
+        uint64_t n, good = 0, begun;
+        counting c;
+        config.segment_bytes = 1 << 20;
+        wal = nodedb_wal_open(&config, &err);
+        REQUIRE(wal != NULL);
+        CHECK(commit_range(wal, 1, 180, 9000)); /* most of the whole segment */
+        disk->room_bytes = 512 << 10;
+        begun = disk->calls;
+        disk->fail_at = begun + at, disk->fail_error = at % 3 == 0 ? EIO : ENOSPC;
+        for (n = 181; n <= 260; n++) {
+            nodedb_wal_record record = record_of(n, buffer, 9000);
+            if (nodedb_wal_commit(wal, &record, 1, NULL, &err) != NODEDB_OK) break;
+            good = n;
+        }
+        failed = disk->calls >= begun + at;
+        disk->fail_at = 0;
+        (void)nodedb_wal_close(wal, NULL);
+        sim_power_cut(disk);
+        wal = nodedb_wal_open(&config, &err);
+        REQUIRE(wal != NULL);
+        CHECK(nodedb_wal_last_lsn(wal) >= good);
+        CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+        CHECK_EQ(sim_replay(disk, &c, 1, 9000, &err), NODEDB_OK);
+        CHECK(c.count >= good && !c.wrong);
+        CHECK_EQ(sim_open_files(disk), 0);
+        sim_free(disk);
+        REQUIRE(at < 1000);
+    }
+}
+
 TEST(whatever_a_power_cut_leaves_recovery_returns_a_prefix_with_everything_acknowledged) {
     uint64_t history, histories = test_long ? 100000 : 400;
     int failures = 0;
@@ -1026,7 +1202,7 @@ TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_ca
         for (i = 0; i < pages; i++) resident += state[i] & 1;
         CHECK_EQ(resident, 0);
         for (i = 1; i <= 30; i++)
-            CHECK(nodedb__get_u64(map + i * 4096 + 8) == i); /* each commit in a block of its own */
+            CHECK(nodedb_get_u64(map + i * 4096 + 8) == i); /* each commit in a block of its own */
         munmap(map, (size_t)config.segment_bytes);
         close(fd);
         free(state);

@@ -38,18 +38,18 @@ static void stand_in_tag(const unsigned char *key, const nodedb_wal_sealing *s, 
     size_t i;
     int lane;
     for (lane = 0; lane < 2; lane++) {
-        uint64_t h = nodedb__mix64(nodedb__get_u64(key + 8 * lane) ^ s->header_bytes) ^ bytes;
-        for (i = 0; i < NODEDB_WAL_NONCE_BYTES; i++) h = nodedb__mix64(h ^ s->nonce[i]);
-        for (i = 0; i < s->header_bytes; i++) h = nodedb__mix64(h ^ s->header[i]);
+        uint64_t h = nodedb_mix64(nodedb_get_u64(key + 8 * lane) ^ s->header_bytes) ^ bytes;
+        for (i = 0; i < NODEDB_WAL_NONCE_BYTES; i++) h = nodedb_mix64(h ^ s->nonce[i]);
+        for (i = 0; i < s->header_bytes; i++) h = nodedb_mix64(h ^ s->header[i]);
         for (i = 0; i < bytes; i++) h = (h ^ text[i]) * UINT64_C(0x100000001B3);
-        sum[lane] = nodedb__mix64(h);
+        sum[lane] = nodedb_mix64(h);
     }
-    nodedb__put_u64(tag, sum[0]);
-    nodedb__put_u64(tag + 8, sum[1]);
+    nodedb_put_u64(tag, sum[0]);
+    nodedb_put_u64(tag + 8, sum[1]);
 }
 static void stand_in_stream(const unsigned char *key, const nodedb_wal_sealing *s, const unsigned char *in,
                             size_t bytes, unsigned char *out) {
-    uint64_t state = nodedb__get_u64(key) ^ nodedb__mix64(nodedb__get_u64(s->nonce + 4)) ^ nodedb__get_u32(s->nonce);
+    uint64_t state = nodedb_get_u64(key) ^ nodedb_mix64(nodedb_get_u64(s->nonce + 4)) ^ nodedb_get_u32(s->nonce);
     size_t i;
     for (i = 0; i < bytes; i++) out[i] = (unsigned char)(in[i] ^ test_random(&state));
 }
@@ -91,7 +91,7 @@ typedef struct keys {
 static void key_of(const keys *k, uint32_t id, unsigned char *key) {
     uint64_t state = k->salt * 1000 + id;
     int i;
-    for (i = 0; i < KEY_BYTES; i += 8) nodedb__put_u64(key + i, test_random(&state));
+    for (i = 0; i < KEY_BYTES; i += 8) nodedb_put_u64(key + i, test_random(&state));
 }
 
 static void enter_call(keys *k) {
@@ -101,10 +101,10 @@ static void leave_call(keys *k) { __atomic_fetch_sub(&k->inside, 1, __ATOMIC_ACQ
 
 /* Has this nonce sealed something else under this key? */
 static void watch_nonce(keys *k, const nodedb_wal_sealing *s, const unsigned char *text, size_t bytes) {
-    uint64_t sum = nodedb__crc32c(0, s->header, s->header_bytes) * UINT64_C(0x9E3779B97F4A7C15) ^ bytes, at;
+    uint64_t sum = nodedb_crc32c(0, s->header, s->header_bytes) * UINT64_C(0x9E3779B97F4A7C15) ^ bytes, at;
     size_t i;
     for (i = 0; i < bytes; i++) sum = (sum ^ text[i]) * UINT64_C(0x100000001B3);
-    at = nodedb__mix64(nodedb__get_u64(s->nonce + 4) ^ (uint64_t)nodedb__get_u32(s->nonce) << 40 ^ s->key_id);
+    at = nodedb_mix64(nodedb_get_u64(s->nonce + 4) ^ (uint64_t)nodedb_get_u32(s->nonce) << 40 ^ s->key_id);
     for (i = 0; i < NOTES; i++) {
         note *n = &k->notes[(at + i) % NOTES];
         if (!n->used) {
@@ -344,9 +344,9 @@ TEST(a_record_is_on_disk_as_the_manual_says) {
     fd = open(path, O_RDONLY);
     REQUIRE(fd >= 0 && read(fd, at, sizeof at) == (ssize_t)sizeof at);
     close(fd);
-    CHECK_EQ(nodedb__get_u32(at + 44), 1);
-    CHECK_EQ(nodedb__get_u16(at + 4096 + 6), NODEDB_WAL_TYPE_PUT | NODEDB_WAL_ENCRYPTED);
-    CHECK_EQ(nodedb__get_u32(at + 4096 + 32), 6 + 16);
+    CHECK_EQ(nodedb_get_u32(at + 44), 1);
+    CHECK_EQ(nodedb_get_u16(at + 4096 + 6), NODEDB_WAL_TYPE_PUT | NODEDB_WAL_ENCRYPTED);
+    CHECK_EQ(nodedb_get_u32(at + 4096 + 32), 6 + 16);
     memcpy(header, at, 60);
     memcpy(header + 60, at + 4096, 60);
     memset(header + 60 + 36, 0, 4); /* no seal */
@@ -358,8 +358,8 @@ TEST(a_record_is_on_disk_as_the_manual_says) {
     key_of(&k, 1, key);
     CHECK(aes_gcm(false, key, &s, at + 4096 + 64, 6, plain, at + 4096 + 64 + 6));
     CHECK(memcmp(plain, "secret", 6) == 0);
-    CHECK(nodedb__get_u64(at + 64) != 0); /* the key check */
-    CHECK_EQ(nodedb__get_u64(at + 80), 0);
+    CHECK(nodedb_get_u64(at + 64) != 0); /* the key check */
+    CHECK_EQ(nodedb_get_u64(at + 80), 0);
 }
 
 TEST(records_of_every_size_come_back_and_the_largest_leaves_room_for_the_tag) {
@@ -829,17 +829,17 @@ static nodedb_status sim_replay_with(sim_disk *disk, keys *k, uint32_t max, coun
 /* What somebody does who alters files and knows the format: all checksums fit again. */
 static void mend_record(unsigned char *record, uint32_t seed) {
     uint32_t crc;
-    nodedb__put_u32(record + 56, nodedb__crc32c(seed, record, 56));
-    crc = nodedb__crc32c(seed, record + 64, nodedb__get_u32(record + 32));
-    nodedb__put_u32(record + 60, nodedb__crc32c(crc, record + 56, 4));
+    nodedb_put_u32(record + 56, nodedb_crc32c(seed, record, 56));
+    crc = nodedb_crc32c(seed, record + 64, nodedb_get_u32(record + 32));
+    nodedb_put_u32(record + 60, nodedb_crc32c(crc, record + 56, 4));
 }
 
 static void mend_checksums(unsigned char *file, size_t used) {
-    uint32_t seed = nodedb__crc32c(0, file + 8, 24);
+    uint32_t seed = nodedb_crc32c(0, file + 8, 24);
     size_t at;
-    nodedb__put_u32(file + 60, nodedb__crc32c(0, file, 60));
+    nodedb_put_u32(file + 60, nodedb_crc32c(0, file, 60));
     for (at = 4096; at < used; at += 4096) { /* one record in each block */
-        if (nodedb__get_u32(file + at + 32) <= 4096 - 64) mend_record(file + at, seed);
+        if (nodedb_get_u32(file + at + 32) <= 4096 - 64) mend_record(file + at, seed);
     }
 }
 
@@ -863,7 +863,7 @@ TEST(any_altered_bit_is_noticed_though_every_checksum_fits) {
     good = (unsigned char *)malloc(used);
     memcpy(good, file, used);
     for (at = 0; at < used; at++) {
-        size_t in_block = at % 4096, end = at < 4096 ? 80 : 64 + nodedb__get_u32(good + at / 4096 * 4096 + 32);
+        size_t in_block = at % 4096, end = at < 4096 ? 80 : 64 + nodedb_get_u32(good + at / 4096 * 4096 + 32);
         bool group = at >= 4096 && in_block >= 36 && in_block < 40; /* what its group is like: no tag covers it */
         if (in_block >= (at < 4096 ? 60 : 56) && in_block < 64) continue; /* the checksums themselves are mended */
         if (in_block >= end) continue;
@@ -892,11 +892,11 @@ TEST(any_altered_bit_is_noticed_though_every_checksum_fits) {
     CHECK_EQ(sim_replay_with(disk, &k, 60, &c, &err), NODEDB_OK);
     /* records that change places, or lose their tags */
     memcpy(file + 4096, good + 2 * 4096, 4096);
-    nodedb__put_u64(file + 4096 + 8, 1);
+    nodedb_put_u64(file + 4096 + 8, 1);
     mend_checksums(file, used);
     CHECK_EQ(sim_replay_with(disk, &k, 60, &c, &err), NODEDB_ERR_CORRUPT);
     memcpy(file, good, used);
-    nodedb__put_u32(file + 4096 + 32, 15);
+    nodedb_put_u32(file + 4096 + 32, 15);
     mend_checksums(file, used);
     CHECK_EQ(sim_replay_with(disk, &k, 60, &c, &err), NODEDB_ERR_CORRUPT);
     CHECK_HAS(err.message, "too short for a tag");

@@ -28,7 +28,7 @@ static uint32_t checksum(const nodedb_wal_record *record) {
     head[0] = record->lsn, head[1] = record->watermark, head[2] = record->database;
     head[3] = (uint64_t)record->tenant << 32 | record->vshard;
     head[4] = (uint64_t)record->type << 32 | record->payload_bytes;
-    return nodedb__crc32c(nodedb__crc32c(0, head, sizeof head), record->payload, record->payload_bytes);
+    return nodedb_crc32c(nodedb_crc32c(0, head, sizeof head), record->payload, record->payload_bytes);
 }
 
 /* What a reader says about a log, from its opening on. */

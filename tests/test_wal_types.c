@@ -175,13 +175,13 @@ static size_t make_payload(unsigned char *to) {
 TEST(a_transaction_is_laid_out_as_the_manual_says) {
     unsigned char payload[80];
     CHECK_EQ(make_payload(payload), 80);
-    CHECK(nodedb__get_u32(payload) == 2 && nodedb__get_u32(payload + 4) == 0);
-    CHECK(nodedb__get_u16(payload + 8) == NODEDB_WAL_TYPE_PUT && nodedb__get_u16(payload + 10) == 0);
-    CHECK(nodedb__get_u32(payload + 12) == 1 && nodedb__get_u32(payload + 16) == 0);
-    CHECK(nodedb__get_u32(payload + 20) == 3);
-    CHECK(nodedb__get_u64(payload + 24) == 2 && memcmp(payload + 32, "abc\0\0\0\0\0", 8) == 0);
-    CHECK(nodedb__get_u32(payload + 44) == 3 && nodedb__get_u32(payload + 52) == 9);
-    CHECK_EQ(nodedb__get_u64(payload + 56), 4);
+    CHECK(nodedb_get_u32(payload) == 2 && nodedb_get_u32(payload + 4) == 0);
+    CHECK(nodedb_get_u16(payload + 8) == NODEDB_WAL_TYPE_PUT && nodedb_get_u16(payload + 10) == 0);
+    CHECK(nodedb_get_u32(payload + 12) == 1 && nodedb_get_u32(payload + 16) == 0);
+    CHECK(nodedb_get_u32(payload + 20) == 3);
+    CHECK(nodedb_get_u64(payload + 24) == 2 && memcmp(payload + 32, "abc\0\0\0\0\0", 8) == 0);
+    CHECK(nodedb_get_u32(payload + 44) == 3 && nodedb_get_u32(payload + 52) == 9);
+    CHECK_EQ(nodedb_get_u64(payload + 56), 4);
     CHECK(memcmp(payload + 64, "123456789\0\0\0\0\0\0\0", 16) == 0);
 }
 
@@ -204,7 +204,7 @@ TEST(what_cannot_be_a_transaction_is_refused_before_it_has_an_lsn) {
         parts[1].type = wrong[i];
         CHECK_EQ(nodedb_wal_commit_transaction(wal, parts, 3, NULL, &err), NODEDB_ERR_INVALID);
         CHECK_HAS(err.message, "record 1");
-        nodedb__put_u16(payload + 8, wrong[i]);
+        nodedb_put_u16(payload + 8, wrong[i]);
         raw = raw_transaction(payload, bytes);
         CHECK_EQ(nodedb_wal_commit(wal, &raw, 1, NULL, &err), NODEDB_ERR_INVALID);
     }
@@ -262,7 +262,7 @@ TEST(of_a_malformed_transaction_nothing_is_handed_out) {
         }
     CHECK(whole > 0);
     raw = raw_transaction(good, bytes);
-    nodedb__put_u16(good + 40, 78 | NODEDB_WAL_REQUIRED);
+    nodedb_put_u16(good + 40, 78 | NODEDB_WAL_REQUIRED);
     CHECK_EQ(nodedb_wal_transaction_open(&raw, &tx, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_HAS(err.message, "type 78");
     raw.type = NODEDB_WAL_TYPE_PUT;
@@ -359,7 +359,7 @@ TEST(the_caller_may_say_what_collection_a_record_is_of) {
 static uint32_t toy_key_id(void *ctx) { return (void)ctx, 1; }
 static void toy_tag(const nodedb_wal_sealing *s, const unsigned char *text, size_t bytes, unsigned char *tag) {
     memset(tag, 0, NODEDB_WAL_TAG_BYTES);
-    nodedb__put_u32(tag, nodedb__crc32c(nodedb__crc32c(1, s->header, s->header_bytes), text, bytes));
+    nodedb_put_u32(tag, nodedb_crc32c(nodedb_crc32c(1, s->header, s->header_bytes), text, bytes));
     memcpy(tag + 4, s->nonce, NODEDB_WAL_NONCE_BYTES);
 }
 static nodedb_status toy_seal(void *ctx, const nodedb_wal_sealing *s, unsigned char *text, size_t bytes,
@@ -551,10 +551,10 @@ TEST(a_damaged_missing_or_foreign_file_of_tombstones_is_corruption_for_writer_an
     CHECK_TOLD(&reading, "c,#5,#6,");
     bytes = disk->file[f].bytes;
     CHECK_EQ(bytes, 32 + 2 * 24 + 4);
-    CHECK(memcmp(disk->file[f].now, "WALT\1\0\0\0", 8) == 0 && nodedb__get_u64(disk->file[f].now + 8) == 99 &&
-          nodedb__get_u64(disk->file[f].now + 16) >= 5 && nodedb__get_u32(disk->file[f].now + 24) == 2 &&
-          nodedb__get_u64(disk->file[f].now + 32) == 4 && nodedb__get_u64(disk->file[f].now + 40) == 5 &&
-          nodedb__get_u32(disk->file[f].now + 48) == 1);
+    CHECK(memcmp(disk->file[f].now, "WALT\1\0\0\0", 8) == 0 && nodedb_get_u64(disk->file[f].now + 8) == 99 &&
+          nodedb_get_u64(disk->file[f].now + 16) >= 5 && nodedb_get_u32(disk->file[f].now + 24) == 2 &&
+          nodedb_get_u64(disk->file[f].now + 32) == 4 && nodedb_get_u64(disk->file[f].now + 40) == 5 &&
+          nodedb_get_u32(disk->file[f].now + 48) == 1);
     for (at = 0; at < bytes; at++)
         for (bit = 0; bit < 8; bit++) {
             disk->file[f].now[at] ^= (unsigned char)(1 << bit);

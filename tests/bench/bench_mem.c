@@ -119,7 +119,7 @@ static double refusal_ns(long refusals) {
     return bench_median(samples, ROUNDS);
 }
 
-static uint64_t next_random(uint64_t *state) { return nodedb__mix64((*state)++); }
+static uint64_t next_random(uint64_t *state) { return nodedb_mix64((*state)++); }
 
 static size_t object_bytes(uint64_t *random) { return (size_t)(next_random(random) % MAX_OBJECT_BYTES) + 1; }
 

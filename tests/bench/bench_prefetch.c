@@ -46,7 +46,7 @@ static void make_cold(uint64_t seed) {
     madvise(map, file_pages * page, MADV_RANDOM);
     for (i = 0; i < file_pages; i++) order[i] = (uint32_t)i;
     for (i = 0; i < round_pages; i++) {
-        size_t other = i + nodedb__mix64(seed * 1000003 + i) % (file_pages - i);
+        size_t other = i + nodedb_mix64(seed * 1000003 + i) % (file_pages - i);
         uint32_t swap = order[i];
         order[i] = order[other], order[other] = swap;
     }

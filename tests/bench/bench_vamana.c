@@ -151,7 +151,7 @@ static uint8_t *load(const char *path, uint32_t *n, uint32_t *width, size_t size
     uint8_t header[8], *rows;
     FILE *file = fopen(path, "rb");
     if (file == NULL || fread(header, 1, 8, file) != 8) die("cannot read", path);
-    *n = nodedb__get_u32(header), *width = nodedb__get_u32(header + 4);
+    *n = nodedb_get_u32(header), *width = nodedb_get_u32(header + 4);
     rows = (uint8_t *)malloc((size_t)*n * *width * size);
     if (rows == NULL || fread(rows, size, (size_t)*n * *width, file) != (size_t)*n * *width) die("cannot read", path);
     fclose(file);
@@ -688,7 +688,7 @@ static double random_read_row(const char *path, const char *name, bool in_batche
                 if (sqe == NULL) break;
                 /* nobody looks at what comes, so two reads may share a buffer */
                 io_uring_prep_read(sqe, fd, buffers + (size_t)(begun % DEPTH) * 4096, 4096,
-                                   nodedb__mix64(state++) % blocks * 4096);
+                                   nodedb_mix64(state++) % blocks * 4096);
                 begun++;
             }
             if (io_uring_submit_and_wait(&ring, in_batches ? begun - done : 1) < 0)

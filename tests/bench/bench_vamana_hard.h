@@ -200,7 +200,7 @@ static void write_tables(const char *prefix, const char *suffix, uint32_t n, uin
     uint8_t header[8];
     FILE *file;
     if ((size_t)snprintf(path, sizeof path, "%s%s", prefix, suffix) >= sizeof path) die("this is too long:", prefix);
-    nodedb__put_u32(header, n), nodedb__put_u32(header + 4, width);
+    nodedb_put_u32(header, n), nodedb_put_u32(header + 4, width);
     file = fopen(path, "wb");
     if (file == NULL || fwrite(header, 1, sizeof header, file) != sizeof header ||
         fwrite(first, 4, count, file) != count || (second != NULL && fwrite(second, 4, count, file) != count))

@@ -88,17 +88,17 @@ static bool lay_out(const uint8_t *data, size_t size) {
         unsigned char *header = file + copy * NODEDB_MEM__HEADER_BYTES;
         memcpy(header, at, NODEDB_MEM__HEADER_USED_BYTES);
         if (data[0] != 0xFF) {
-            nodedb__put_u64(header + 24, nodedb_mem__data_offset(nodedb__get_u32(header + 16)));
-            nodedb__put_u32(header + 32, nodedb__crc32c(0, header, 32));
-            nodedb__put_u32(header + 44, nodedb__crc32c(0, header + 40, 4));
+            nodedb_put_u64(header + 24, nodedb_mem__data_offset(nodedb_get_u32(header + 16)));
+            nodedb_put_u32(header + 32, nodedb_crc32c(0, header, 32));
+            nodedb_put_u32(header + 44, nodedb_crc32c(0, header + 40, 4));
         }
-        if (nodedb__get_u32(header + 16) > slots) slots = nodedb__get_u32(header + 16);
+        if (nodedb_get_u32(header + 16) > slots) slots = nodedb_get_u32(header + 16);
     }
     if (slots > 3 * NODEDB_MEM__SLAB_SLOTS) return false;
     memcpy(file + 8192, at, TABLE_SLOTS * NODEDB_MEM__ENTRY_BYTES);
     for (i = 0; i < TABLE_SLOTS && data[0] != 0xFF; i++) {
         unsigned char *entry = file + 8192 + i * NODEDB_MEM__ENTRY_BYTES;
-        nodedb__put_u32(entry, nodedb__crc32c(i, entry + 4, 28));
+        nodedb_put_u32(entry, nodedb_crc32c(i, entry + 4, 28));
     }
     fd = open(file_path(), O_RDWR | O_CREAT | O_TRUNC, 0600);
     if (fd < 0 || pwrite(fd, file, sizeof file, 0) != (ssize_t)sizeof file ||

@@ -107,33 +107,33 @@ static void clear_disk(void) {
 /* A preamble that passes: sizes that this file can have, and with `before`, the log's segment before it, the same log
  * and a later epoch. */
 static void repair_preamble(unsigned char *p, size_t bytes, const nodedb_wal__segment *before) {
-    uint32_t block = nodedb__get_u32(p + 40);
-    uint64_t size = nodedb__get_u64(p + 32);
+    uint32_t block = nodedb_get_u32(p + 40);
+    uint64_t size = nodedb_get_u64(p + 32);
     memcpy(p, "WALP", 4);
-    nodedb__put_u16(p + 4, NODEDB_WAL_FORMAT_VERSION);
-    if (before != NULL) nodedb__put_u64(p + 8, before->log_id);
-    if (before != NULL && nodedb__get_u64(p + 16) <= before->epoch) nodedb__put_u64(p + 16, before->epoch + 1);
+    nodedb_put_u16(p + 4, NODEDB_WAL_FORMAT_VERSION);
+    if (before != NULL) nodedb_put_u64(p + 8, before->log_id);
+    if (before != NULL && nodedb_get_u64(p + 16) <= before->epoch) nodedb_put_u64(p + 16, before->epoch + 1);
     if (block < NODEDB_WAL_PREAMBLE_BYTES || block > MAX_BLOCK_BYTES || (block & (block - 1)) != 0)
         block = NODEDB_WAL_PREAMBLE_BYTES;
     if (size < bytes) size = bytes;
     if (size > MAX_SEGMENT_BYTES) size = MAX_SEGMENT_BYTES;
     if (size <= block) size = (uint64_t)block + 1;
-    nodedb__put_u64(p + 32, nodedb_wal__round_up(size, block));
-    nodedb__put_u32(p + 40, block);
-    nodedb__put_u32(p + 60, nodedb__crc32c(0, p, 60));
+    nodedb_put_u64(p + 32, nodedb_wal__round_up(size, block));
+    nodedb_put_u32(p + 40, block);
+    nodedb_put_u32(p + 60, nodedb_crc32c(0, p, 60));
 }
 
 /* Walks over what looks like records, as a reader does. */
 static void repair_records(unsigned char *p, size_t bytes, const nodedb_wal__segment *segment, int options) {
     size_t at = segment->block_bytes;
     while (at + NODEDB_WAL_RECORD_HEADER_BYTES <= bytes) {
-        uint32_t payload = nodedb__get_u32(p + at + 32);
-        if (nodedb__get_u32(p + at) != NODEDB_WAL_RECORD_MAGIC ||
+        uint32_t payload = nodedb_get_u32(p + at + 32);
+        if (nodedb_get_u32(p + at) != NODEDB_WAL_RECORD_MAGIC ||
             payload > bytes - at - NODEDB_WAL_RECORD_HEADER_BYTES) {
             at = (size_t)nodedb_wal__round_up(at + 1, segment->block_bytes);
             continue;
         }
-        if ((options & REPAIR_EPOCHS) != 0) nodedb__put_u64(p + at + 48, segment->epoch);
+        if ((options & REPAIR_EPOCHS) != 0) nodedb_put_u64(p + at + 48, segment->epoch);
         nodedb_wal__put_sums(p + at, segment->seed, nodedb_wal__sum_payload(p + at, segment->seed));
         at += nodedb_wal__record_bytes(payload);
     }
@@ -152,7 +152,7 @@ static bool make_segment(const uint8_t *data, size_t bytes, int options, const n
     memset(segment, 0, sizeof *segment);
     decoded = nodedb_wal__decode_preamble(p, segment);
     if (decoded && (options & REPAIR_CHECKSUMS) != 0) repair_records(p, size, segment, options);
-    nodedb_wal__segment_path(path, dir, nodedb__get_u64(p + 24));
+    nodedb_wal__segment_path(path, dir, nodedb_get_u64(p + 24));
     fd = sim_open(disk, path, O_RDWR | O_CREAT | O_TRUNC, 0);
     (void)sim_pwrite(disk, fd, p, size, 0);
     if (decoded && segment->bytes <= MAX_SEGMENT_BYTES && (options & FILE_TOO_SHORT) == 0)
@@ -173,11 +173,11 @@ static void make_tombstones(const uint8_t *data, size_t bytes, int options, uint
     if ((options & REPAIR_PREAMBLES) != 0) {
         bytes = 36 + count * 24;
         memcpy(p, "WALT\1\0\0\0", 8);
-        nodedb__put_u64(p + 8, log_id);
-        nodedb__put_u32(p + 24, (uint32_t)count);
-        for (i = 0; i < count; i++) nodedb__put_u64(p + 32 + i * 24, lsn += 1 + nodedb__get_u64(p + 32 + i * 24) % 16);
-        if (nodedb__get_u64(p + 16) < lsn) nodedb__put_u64(p + 16, lsn);
-        nodedb__put_u32(p + bytes - 4, nodedb__crc32c(0, p, bytes - 4));
+        nodedb_put_u64(p + 8, log_id);
+        nodedb_put_u32(p + 24, (uint32_t)count);
+        for (i = 0; i < count; i++) nodedb_put_u64(p + 32 + i * 24, lsn += 1 + nodedb_get_u64(p + 32 + i * 24) % 16);
+        if (nodedb_get_u64(p + 16) < lsn) nodedb_put_u64(p + 16, lsn);
+        nodedb_put_u32(p + bytes - 4, nodedb_crc32c(0, p, bytes - 4));
     }
     (void)sim_pwrite(disk, fd, p, bytes, 0);
     (void)sim_sync(disk, fd);
@@ -241,9 +241,9 @@ static nodedb_status see(void *ctx, const nodedb_wal_record *record) {
     s->records++;
     s->last_lsn = record->lsn;
     s->payload_bytes += record->payload_bytes;
-    s->hash = nodedb__mix64(s->hash ^ record->lsn ^ record->database << 1) +
-              nodedb__mix64(record->watermark ^ (uint64_t)record->tenant << 32 ^ record->vshard) +
-              nodedb__crc32c(record->type, record->payload, record->payload_bytes);
+    s->hash = nodedb_mix64(s->hash ^ record->lsn ^ record->database << 1) +
+              nodedb_mix64(record->watermark ^ (uint64_t)record->tenant << 32 ^ record->vshard) +
+              nodedb_crc32c(record->type, record->payload, record->payload_bytes);
     return NODEDB_OK;
 }
 

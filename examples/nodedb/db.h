@@ -1,0 +1,820 @@
+/* db.h - what the rooms of the database share: its structs, what is true of them between calls, and who may touch them.
+ *
+ * A CORE is a pinned thread. It owns connections and one SHARD: the keys of its hash slots, their log, their memory.
+ * A command becomes a REQUEST on the core of its connection. A request starts OPERATIONS; each runs on the shard that
+ * has its key, and comes back with a RESULT. An operation that changes something carries a CHANGE: that is what is
+ * logged, and what apply() is given when the record is durable, and again when the log is replayed.
+ *
+ * Threads. A core's structs are touched by its own thread only. Operations travel between cores as pointers in rings:
+ * whoever holds one owns it. What it borrows (key, value, vector) is memory of its request, which stays until all its
+ * operations are back, and is only read. Shared by all cores are: the options and the slot map (read only while cores
+ * run), the governor, the runtime, and the logger with its lock. */
+#ifndef NODEDB_DB_H
+#define NODEDB_DB_H
+
+#define NODEDB_COMMON_TOOLS
+#include "nodedb_wal.h"
+#include "nodedb_mem.h"
+#include "nodedb_tpc.h"
+#include "nodedb_vamana.h"
+#include "nodedb_prefetch.h"
+#if !defined(typeof)
+#define typeof __typeof__ /* stb_ds says typeof, which -std=c99 does not know */
+#endif
+#include "stb_ds.h"
+
+#include <assert.h>
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- limits ------------------------------------------------------------------------------------------------------ */
+
+#define NODEDB_VERSION "0.2.0"
+#define MAX_CORES 64
+#define SLOTS 16384                    /* hash slots, as in Redis Cluster */
+#define MAX_BULK_BYTES (32u << 20)     /* one argument: a key, a value, a vector */
+#define MAX_FRAME_BYTES (48u << 20)    /* one command; its record must fit into the log's 64 MiB */
+#define MAX_KEY_BYTES (64u << 10)
+#define MAX_ARGS 65536
+#define MAX_INLINE_BYTES (64u << 10)
+#define MIN_CLIENT_BYTES ((size_t)1 << 20) /* clients may hold a quarter of --memory together, and at least this */
+#define MAX_CLIENTS 10000              /* per core; fewer where there are fewer descriptors */
+#define MAX_REQUESTS 256               /* commands of one connection that are under way */
+#define MAX_OPERATIONS 256             /* operations of one connection that are under way */
+#define WINDOW 64                      /* operations of one request that are under way */
+#define TURN_OPERATIONS 512            /* operations that the connections of a core start in one turn */
+#define TURN_COMMANDS 64               /* commands of one connection that are begun in one turn */
+#define READ_BYTES (64u << 10)         /* one read from a socket */
+#define TURN_NS UINT64_C(1000000)      /* of each kind of work in one turn: then the others have theirs */
+#define INLINE_BYTES (16u << 10)       /* of values that are answered at once, all of a connection's together */
+#define CHUNK_BYTES (64u << 10)        /* a larger value is fetched from its shard in pieces of this size */
+#define REPLY_PAUSE_BYTES (32u << 10)  /* a request with so much in its reply starts nothing more ... */
+#define CROWDED_PAUSE_BYTES (2u << 10) /* ... and with so much, while clients hold much together */
+#define OUTPUT_PAUSE_BYTES (32u << 10) /* a connection with so much unsent takes no more replies */
+#define MAX_GROUPS_IN_FLIGHT 2         /* log writes under way; what comes meanwhile forms the next group */
+#define LOG_GROUP_BYTES (256u << 10)
+#define LOG_SEGMENT_BYTES (16u << 20)
+#define LOG_LIMIT_BYTES (UINT64_C(1) << 30) /* default of --log-limit */
+#define INTERVAL_NS UINT64_C(50000000) /* --durability interval: a group is sent so often, and durable in 100 ms */
+#define RETRY_SAVE_MS 10000            /* between two checkpoints by themselves, if the first has failed */
+#define FLUSH_RESERVE_BYTES (1u << 20) /* the last of it is for FLUSHALL alone */
+#define RESERVE_BYTES (3u << 20)       /* a file of each core that is given up for what frees space on a full disk */
+#define SPILL_MIN_BYTES 256            /* smaller values are not worth a move to the overflow file */
+#define SPILL_BATCH 64                 /* values that one step spills or restores */
+#define SPILL_AHEAD_BYTES (64u << 10)  /* spilled beyond what a refused write needs */
+#define RETIRE_BATCH 512               /* things of what was dropped that one step frees */
+#define EXPIRE_BATCH 64                /* keys that one step of the sweep looks at */
+#define FLAT_ELEMENTS 16               /* a part with more of them has an index */
+#define SEARCHERS 8                    /* per shard, shared by all its parts */
+#define HOME_BUCKETS 1024
+#define DEFAULT_EF 100                 /* beam of a search in each part */
+#define MAX_EF 1000000                 /* that a client may name; a part has fewer elements mostly, and ... */
+#define MAX_BEAM 10000u                /* ... no search is wider: it holds its core for some ms */
+#define MAX_DIM 32768
+#define PATH_ROOM (PATH_MAX + 128)     /* a shard's directory, and a name in it */
+#define BASE_PROCESS_BYTES ((size_t)8 << 20) /* what the process takes beside --memory ... */
+#define BASE_CORE_BYTES ((size_t)8 << 20)    /* ... and each of its cores */
+
+typedef struct server server;
+typedef struct core core;
+typedef struct shard shard;
+typedef struct connection connection;
+typedef struct request request;
+typedef struct operation operation;
+
+/* Bytes of somebody else's; never changed through it. */
+typedef struct slice {
+    const char *p;
+    uint32_t bytes;
+} slice;
+
+/* ---- memory.c: every byte is counted ----------------------------------------------------------------------------- */
+
+/* What the governor counts apart. Data: keys, values, elements, their tables. */
+enum { MEM_DATA = NODEDB_MEM_QUERY, MEM_VECTORS = NODEDB_MEM_VECTOR, MEM_CLIENTS = NODEDB_MEM_BRIDGE };
+
+/* A growing byte buffer. `counter`, if not NULL, holds the sum of the capacities of all buffers that point to it. */
+typedef struct buffer {
+    char *p;
+    size_t len, cap;
+    size_t *counter;
+} buffer;
+
+void *must(void *memory);                            /* aborts with a sentence if it is NULL */
+char *buffer_room(buffer *b, size_t bytes);          /* where `bytes` more may be written, behind len */
+char *buffer_exact_room(buffer *b, size_t cap);       /* the capacity becomes `cap`, if it is less */
+void buffer_put(buffer *b, const void *bytes, size_t n);
+void buffer_text(buffer *b, const char *text);
+void buffer_printf(buffer *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void buffer_free(buffer *b);                         /* empty again; `counter` stays */
+void buffer_count_at(buffer *b, size_t *counter);    /* from now on it is counted there; NULL: nowhere */
+
+/* Memory of a shard's data, counted by its real size. Never NULL: admission is before, when a write is logged. */
+void *data_alloc(shard *s, size_t bytes);
+void data_free(shard *s, void *memory);
+void data_disown(shard *s, void *memory);            /* it stays, and another shard counts it ... */
+void data_adopt(shard *s, void *memory);
+void data_count(shard *s, int64_t bytes);            /* counts what is not from data_alloc; uses credit first */
+nodedb_allocator data_allocator(shard *s);           /* for what the headers allocate on behalf of the data ... */
+nodedb_allocator vector_allocator(shard *s);         /* ... and of vectors */
+bool data_reserve(shard *s, size_t bytes);           /* false: the ceiling refuses, even after making room */
+void data_release(shard *s, size_t bytes);           /* of what was reserved and not used */
+uint64_t wall_ms(void);                              /* CLOCK_REALTIME. It may step back: nothing keeps its maximum */
+uint64_t steady_ms(void);                            /* CLOCK_MONOTONIC */
+
+/* ---- dictionary.c: things by name -------------------------------------------------------------------------------- */
+
+/* An extendible hash table of pointers. A segment has at most DICTIONARY_SEGMENT places and holds all items whose hash
+ * begins with the same `depth` bits; a full one is split in two. So no call moves more than one segment's items, but
+ * for the directory, 8 bytes a segment, which is copied when it doubles. Items are met in the order of their hashes,
+ * which growing does not change: so a scan meets everything that is there from beginning to end. */
+#define DICTIONARY_SEGMENT 256
+#define DICTIONARY_END (UINT64_C(1) << 32) /* a cursor behind all items */
+typedef struct dictionary_segment dictionary_segment;
+typedef struct dictionary_kind {
+    uint32_t (*hash_of)(const void *item);
+    bool (*is)(const void *item, const void *name, size_t bytes);
+} dictionary_kind;
+typedef struct dictionary {
+    const dictionary_kind *kind;
+    shard *owner; /* whose memory it is */
+    dictionary_segment **directory; /* 1 << depth; NULL while there has been nothing */
+    uint32_t depth;
+    uint64_t count;
+} dictionary;
+void *dictionary_find(const dictionary *d, uint32_t hash, const void *name, size_t bytes); /* or NULL */
+void dictionary_add(dictionary *d, void *item);      /* no item of this name is there */
+void dictionary_remove(dictionary *d, void *item);   /* it is there. The last one frees the table */
+/* Up to `room` items (at least DICTIONARY_SEGMENT) with hashes from *cursor on, in the order of their hashes, no hash
+ * by halves; moves *cursor behind them, to DICTIONARY_END at the end. Stays within one segment, so it may find none
+ * before the end. */
+size_t dictionary_page(const dictionary *d, uint64_t *cursor, void **items, size_t room);
+void dictionary_free(dictionary *d);                 /* the table, not the items */
+uint32_t name_hash(const shard *s, const void *name, size_t bytes); /* seeded: nobody can choose what collides */
+
+/* ---- glob.c: patterns -------------------------------------------------------------------------------------------- */
+
+/* A pattern as in Redis: * ? [a-z] [^a] and \ for the next character. Matching takes time in proportion to the text
+ * (times the words of a bit set, GLOB_WORDS, where a piece has ? or classes): no pattern makes it quadratic. */
+#define GLOB_WORDS 1024 /* a piece between two stars with ? or classes has at most 64 times as many characters */
+typedef struct glob_pattern glob_pattern;
+glob_pattern *glob_compile(slice pattern); /* NULL: a piece is too long. The pattern's bytes must stay */
+uint32_t glob_words(const glob_pattern *g); /* of the longest bit set: so often each byte of a text is looked at */
+bool glob_match(const glob_pattern *g, slice text);
+void glob_free(glob_pattern *g);
+
+/* ---- record.c: what is logged ------------------------------------------------------------------------------------ */
+
+/* Numbers are on disk and keep their meaning. */
+typedef enum change_kind {
+    CHANGE_SET = 1,       /* key, u.set */
+    CHANGE_DELETE = 2,    /* key, u.del */
+    CHANGE_EXPIRE = 3,    /* key, u.expire */
+    CHANGE_INCREMENT = 4, /* key, u.increment */
+    CHANGE_FLUSH = 5,     /* all keys of the shard */
+    CHANGE_SWEEP = 6,     /* key: goes if it has expired at the record's time */
+    CHANGE_CREATE = 10,   /* key, u.create: a vector set, if there is nothing of that name */
+    CHANGE_END = 11,      /* key, u.set_id: the set has lost its last element */
+    CHANGE_ADD = 12,      /* element as key, u.add; at a part */
+    CHANGE_REMOVE = 13,   /* element as key, u.set_id; at a part */
+    CHANGE_DROP = 14,     /* u.set_id: the set is gone; at a part */
+    CHANGE_PART = 20,     /* in checkpoints only. u.part: its index is in a file beside, its elements follow */
+    CHANGE_ELEMENT = 21   /* in checkpoints only. Element as key, u.element: its id in that index */
+} change_kind;
+
+/* One change, decoded. Slices are borrowed: from the client's frame, or from the record that was read. */
+typedef struct change {
+    change_kind kind;
+    uint64_t now_ms; /* wall clock when it was logged; apply() knows no other time */
+    slice key;
+    union {
+        struct { slice value; uint64_t expires_ms; bool nx, xx, get, keep_ttl; } set; /* expires_ms 0: never */
+        struct { bool get; } del;               /* answer the old value instead of 1 or 0 */
+        struct { uint64_t expires_ms; } expire; /* 0: never */
+        struct { int64_t delta; } increment;
+        struct { uint64_t set_id; uint32_t dim, metric; } create;
+        uint64_t set_id;
+        struct { uint64_t set_id; uint32_t dim, metric; slice vector; } add; /* dim floats, little-endian, unaligned */
+        struct { uint64_t set_id, next_id; uint32_t dim, metric; } part;
+        struct { uint64_t set_id, id; } element;
+    } u;
+} change;
+
+size_t change_bytes(const change *c);                /* of its record */
+void change_encode(const change *c, void *to);
+/* False: no record that apply() may be given. What is decoded points into `from`. */
+bool change_decode(const void *from, size_t bytes, change *c);
+void floats_decode(slice vector, float *to);         /* little-endian bytes to floats ... */
+void floats_encode(const float *from, uint32_t dim, char *to); /* ... and back */
+
+/* ---- shard.c: keys and values ------------------------------------------------------------------------------------ */
+
+/* The bytes of a string: in memory behind the struct, or in the overflow file. Replaced as a whole, never changed.
+ * Who reads it in pieces holds a pin; the last pin of a value that has left its key frees it. */
+typedef struct value {
+    uint32_t bytes;
+    uint32_t pins : 29, spilled : 1, touched : 1, orphan : 1; /* orphan: its key has another value, or is gone */
+    /* char data[bytes], or a nodedb_mem_handle */
+} value;
+
+typedef struct set_home set_home;
+typedef enum entry_kind { ENTRY_STRING, ENTRY_SET } entry_kind;
+typedef struct entry {
+    uint32_t hash; /* of its key */
+    uint32_t key_bytes : 24, kind : 8;
+    uint64_t expires_ms; /* 0: never */
+    union {
+        value *string;
+        set_home *home;
+    } u;
+    char key[];
+} entry;
+
+typedef struct part part;
+typedef struct retired retired;
+typedef struct element element;
+
+/* A place in a shard's table of searchers. */
+typedef struct searcher_place {
+    part *of; /* NULL: free */
+    nodedb_vamana_searcher *searcher;
+    uint64_t used; /* the shard's count of searches when it last was */
+} searcher_place;
+
+/* One core's data. Only the core's thread touches it; before the cores start, the thread that recovers it. */
+struct shard {
+    uint32_t index; /* also the core's, for the governor */
+    server *server;
+    core *core; /* NULL while it is being recovered: then nobody is told of anything */
+    nodedb_logger logger;
+    char dir[PATH_MAX];
+    dictionary keys;       /* of entry */
+    dictionary parts;      /* of part */
+    set_home *dropping;    /* their keys are gone, their parts are not yet told */
+    retired *retired;      /* dropped as a whole, freed step by step */
+    uint64_t seed;         /* of name_hash */
+    uint64_t expiring;     /* keys with a time to live */
+    uint64_t expire_cursor, spill_cursor, part_cursor;
+    uint32_t sweeping;     /* CHANGE_SWEEPs under way: the sweep goes on when all are done */
+    size_t credit_bytes;   /* reserved by the write that is being applied, and not yet used */
+    /* spill.c */
+    nodedb_mem_spill spill;
+    nodedb_mem_overflow *overflow; /* these two are opened when they are first needed */
+    nodedb_prefetch *prefetch;
+    uint64_t spilled_bytes, spilled_count;
+    const char *mapped_low, *mapped_high; /* of the overflow file, touched since it was last unmapped from memory */
+    size_t mapped_bytes;
+    /* vectorset.c */
+    searcher_place searchers[SEARCHERS];
+    uint64_t searches;
+    /* store.c */
+    nodedb_wal *wal;
+    uint64_t applied_lsn, checkpoint_lsn, noted_lsn; /* noted: in the file "progress" */
+    uint64_t noted_checkpoint, noted_sequence;
+    uint64_t log_bytes_at_checkpoint; /* of the log's written_bytes, modulo 2^64: what was replayed counts as written */
+    uint64_t checkpoint_bytes;        /* on disk, of the newest one */
+    uint64_t records_replayed, saves;
+    int progress_fd;
+    bool log_full;     /* the last append found no room on the disk */
+    bool reserve_gone; /* the reserve was given up and is not taken again */
+    bool save_wanted;  /* something was freed on a full disk: a checkpoint lets the log go */
+};
+
+/* ---- results ----------------------------------------------------------------------------------------------------- */
+
+typedef enum result_kind {
+    RESULT_OK,
+    RESULT_NULL,
+    RESULT_INTEGER, /* number */
+    RESULT_BOOL,    /* number */
+    RESULT_BULK,    /* bytes: all of it, or the beginning of a value of `number` bytes, the rest behind `pinned` */
+    RESULT_TYPE,    /* bytes: a word */
+    RESULT_ERROR,   /* bytes: the sentence without "-" */
+    RESULT_DATA     /* bytes: what the two functions that share it have agreed on; it does not leave the process */
+} result_kind;
+typedef struct result {
+    result_kind kind;
+    int64_t number;
+    buffer bytes;
+    value *pinned; /* at the operation's shard: more of it is to be fetched */
+} result;
+void result_error(result *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
+extern const char wrong_type[], not_integer[];
+
+/* The one way in which a shard changes: live, when the record has become durable, and in a replay, for the same
+ * record. Depends on nothing but the shard and the change. `r` gets what the client is told; NULL: nobody asks. */
+void apply(shard *s, const change *c, result *r);
+
+shard *shard_new(server *srv, uint32_t index, const char *dir);
+void shard_free(shard *s);
+entry *entry_find(shard *s, slice key);
+entry *entry_live(shard *s, slice key); /* for readers: NULL too if it has expired by the clock */
+void entry_add(shard *s, entry *e);     /* one that another shard has given up (a change of cores) */
+void entry_give_up(shard *s, entry *e); /* it leaves the tables and the accounts of s; its string is in memory */
+const char *value_bytes(shard *s, value *v); /* wherever they are; valid until the next change of the shard */
+void value_unpin(shard *s, value *v);
+void read_string(shard *s, slice key, uint32_t limit, result *r); /* GET: all, or `limit` bytes and a pin */
+void read_more(shard *s, value *v, uint32_t at, uint32_t limit, result *r);
+bool parse_int64(slice text, int64_t *value); /* as Redis: no spaces, no plus, no leading zeros */
+void retire_part(shard *s, dictionary *elements, nodedb_vamana *index); /* both are its now */
+bool retire_some(shard *s, size_t things);    /* frees of what was dropped; true: there is more */
+bool sweep_some(core *c);                     /* logs the end of keys that have expired; true: there is more */
+uint32_t slot_of_key(slice key);
+uint32_t core_of_key(const server *srv, slice key);
+uint32_t core_of_element(const server *srv, uint64_t set_id, slice name);
+
+/* ---- spill.c: cold values in the overflow file ------------------------------------------------------------------- */
+
+size_t spill_some(shard *s, size_t bytes); /* moves about so much out, as far as it finds something cold: how much */
+void restore_some(shard *s, size_t bytes);
+void spill_maintain(shard *s);           /* asks the governor, and does what it says */
+void spill_trim(shard *s);               /* gives space of the file back: once a second */
+void spill_forget(shard *s, value *v);   /* a spilled value is freed */
+const char *spill_read(shard *s, const value *v);
+void spill_unmap(shard *s);              /* what was touched of the file leaves this process' memory */
+
+/* ---- vectorset.c: vector sets ------------------------------------------------------------------------------------ */
+
+/* The home of a vector set is the shard of its key. It knows what the set is and how many elements it has; the elements
+ * are spread over the parts. States and transitions stand at the top of vectorset.c. */
+typedef enum set_state { SET_ABSENT, SET_CREATING, SET_LIVE, SET_ENDING } set_state;
+struct set_home {
+    set_home *next; /* in shard.dropping */
+    uint64_t set_id, count; /* elements, by what parts have answered */
+    uint32_t dim, metric;
+    uint32_t pending; /* operations at parts that may change `count` */
+    set_state state;  /* LIVE or ENDING: the others have no home */
+};
+
+/* What OP_SET_INFO answers: RESULT_DATA with this. RESULT_NULL: no such key. */
+typedef struct set_info {
+    uint64_t set_id, count;
+    uint32_t dim, metric;
+} set_info;
+
+/* What OP_SEARCH answers for each element, nearest first; its name follows, if it is there. */
+#define NO_NAME UINT32_MAX
+typedef struct search_hit {
+    float distance;
+    uint32_t name_bytes; /* NO_NAME: to be asked for with OP_NAME, as names together would be too long */
+    uint64_t id;
+} search_hit;
+
+struct element {
+    uint32_t hash; /* of its name */
+    uint32_t name_bytes;
+    uint64_t id;   /* in the index */
+    float *vector; /* while the part has no index; then NULL */
+    char name[];
+};
+
+/* A shard's share of one vector set. */
+struct part {
+    uint64_t set_id, next_id;
+    uint32_t dim, metric;
+    nodedb_vamana *index; /* NULL: at most FLAT_ELEMENTS, which have their vectors themselves */
+    dictionary elements, by_id; /* of element; by_id only with an index */
+};
+
+set_home *home_new(shard *s, uint64_t set_id, uint32_t dim, uint32_t metric);
+void home_retire(shard *s, set_home *h); /* its key is gone: the parts are told, step by step */
+bool tell_parts_some(core *c);           /* true: there are more to be told */
+extern const dictionary_kind parts_by_set;
+part *part_find(shard *s, uint64_t set_id);
+void maintain_parts(shard *s);           /* a bit of one index' own housekeeping */
+part *part_new(shard *s, uint64_t set_id, uint32_t dim, uint32_t metric);
+void part_drop(shard *s, part *p);       /* freed step by step */
+void part_free_now(shard *s, part *p);
+element *part_element(part *p, const shard *s, slice name);
+element *element_add(shard *s, part *p, slice name, uint64_t id);
+void flat_free(shard *s, float *vector);
+bool part_vector(const part *p, const element *x, float *to);
+nodedb_status part_add(shard *s, part *p, slice name, const float *vector, bool *is_new, nodedb_error *err);
+bool part_remove(shard *s, part *p, slice name);
+void apply_add(shard *s, const change *c, result *r);
+void apply_remove(shard *s, const change *c, result *r);
+void read_search(shard *s, const operation *op, result *r);
+void read_vector(shard *s, const operation *op, result *r);
+void read_name(shard *s, const operation *op, result *r);
+void home_arrival(core *c, operation *op); /* an operation on an element comes to the set's home ... */
+void home_answer(core *c, operation *op);  /* ... and comes back there from the part */
+void home_not_ended(core *c, const operation *op); /* the log refused its CHANGE_END */
+void home_step(core *c, operation *op);    /* its turn has come: to the part, or create the set, or refuse */
+
+/* ---- store.c: checkpoints ---------------------------------------------------------------------------------------- */
+
+/* A file of frames that is being written: the state of a checkpoint, or what moves from core to core. */
+typedef struct frame_file {
+    FILE *f;
+    buffer scratch; /* one record */
+    uint64_t count, bytes;
+    int error; /* errno of the first failure; what follows is not written */
+    char path[PATH_ROOM + 64];
+} frame_file;
+nodedb_status frames_begin(frame_file *w, const char *path, uint64_t lsn, nodedb_error *err);
+bool frames_put(frame_file *w, const change *c);     /* false: it has failed, and frames_end says why */
+nodedb_status frames_end(frame_file *w, bool sync, nodedb_error *err);
+/* Applies all of dir/name; `what` is its name in what is said of the progress. */
+nodedb_status frames_load(shard *s, const char *dir, const char *name, const char *what, uint64_t *lsn,
+                          nodedb_error *err);
+
+typedef struct loading {
+    shard *s;
+    const char *what; /* "the checkpoint", "the log" */
+    uint64_t records, said_ms;
+    size_t since; /* bytes, since memory was looked at */
+} loading;
+void loaded(loading *l, size_t bytes, uint64_t done, uint64_t all); /* one record: makes room, says how far it is */
+void make_room(shard *s, size_t *since, size_t bytes); /* spills what loading or moving has brought into memory */
+
+nodedb_status shard_save(shard *s, nodedb_error *err);    /* a checkpoint; then the log behind it goes */
+nodedb_status load_checkpoint(shard *s, nodedb_error *err); /* the newest one, if there is one */
+bool checkpoint_due(shard *s);
+#define GROUPED_BYTES 32
+const char *grouped(uint64_t n, char text[GROUPED_BYTES]); /* "1,234,567" */
+const char *path_tail(const char *path);                   /* so much of its end as fits into an error */
+
+/* ---- recovery.c: one shard from its directory, and all of them --------------------------------------------------- */
+
+nodedb_status shard_make(shard *s, nodedb_error *err);    /* a new shard's directory with an empty log, durable */
+nodedb_status shard_open_log(shard *s, uint64_t first_lsn, nodedb_error *err);
+nodedb_status shard_close_log(shard *s, nodedb_error *err);
+nodedb_status shard_recover(shard *s, nodedb_error *err); /* from its directory; its log is open then */
+nodedb_status recover_shards(server *srv, shard **shards, uint32_t count, nodedb_error *err);
+typedef nodedb_status (*shard_task)(shard *s, nodedb_error *err);
+/* The task on all of them, at once in threads as far as the system gives them; the first failure. */
+nodedb_status on_shards(shard **shards, uint32_t count, shard_task task, nodedb_error *err);
+void note_progress(shard *s, bool sync);
+bool reserve_give_up(shard *s, bool all); /* all: also what is for FLUSHALL. True: some space is free now */
+void reserve_take(shard *s);                              /* again, if there is room */
+void reserve_put_back(shard *s);                          /* at once, where giving it up was of no use */
+
+/* ---- directory.c: the data directory ----------------------------------------------------------------------------- */
+
+nodedb_status open_data(server *srv, nodedb_error *err);  /* srv->shards, recovered, and srv->owner */
+nodedb_status make_shards(server *srv, shard **shards, uint32_t count, uint64_t generation, nodedb_error *err);
+int sync_path(const char *path);                          /* 0 or errno */
+void remove_tree(const char *path);
+int list_names(const char *dir, void (*visit)(void *ctx, const char *name), void *ctx); /* 0 or errno */
+
+/* ---- cores.c: another number of cores ---------------------------------------------------------------------------- */
+
+void deal_slots(uint8_t *owner, uint32_t cores);          /* changes as few owners as it can */
+/* srv->shards, `old` of them, recovered, become srv->cores shards in the directories of `generation`, each with a
+ * checkpoint and without an open log; srv->owner says the new owners. After a failure they are of no use. */
+nodedb_status change_cores(server *srv, uint32_t old, uint64_t generation, nodedb_error *err);
+
+/* ---- operation.c: one step on one shard -------------------------------------------------------------------------- */
+
+typedef enum operation_kind {
+    OP_CHANGE, /* logs `change`, and applies it when it is durable */
+    OP_GET, OP_MORE, OP_EXISTS, OP_TTL, OP_TYPE, OP_SCAN, OP_COUNT, OP_STATS, OP_SET_INFO,
+    OP_VECTOR, OP_ISMEMBER, OP_SEARCH, OP_NAME, OP_SAVE, OP_PREPARE, OP_PANIC
+} operation_kind;
+
+/* Where an operation on an element of a vector set is on its way. */
+typedef enum operation_stage { STAGE_SHARD, STAGE_HOME, STAGE_PART, STAGE_ANSWER } operation_stage;
+
+/* Made by the core of the connection (its origin), handed from core to core, owned by one at a time; it comes back to
+ * its request, or is freed where it ends if it has none. */
+struct operation {
+    operation *next;
+    request *req;          /* NULL: nobody waits for it */
+    uint16_t origin;
+    uint8_t kind, stage;
+    uint32_t number;       /* which of its request's operations it is */
+    /* what is asked */
+    slice key;             /* of a key; the home's key for what concerns an element */
+    slice element;
+    change change;         /* OP_CHANGE */
+    union {
+        struct { uint32_t limit, at; value *pinned; } get;           /* OP_GET, OP_MORE */
+        struct { uint64_t cursor; uint32_t count; slice match; bool has_match; int type; } scan; /* type -1: all */
+        struct { uint64_t set_id; uint32_t k, beam; bool truth; const float *vector; uint32_t dim; } search;
+        struct { uint64_t set_id, id; float distance; } name; /* OP_NAME: of the element that has this id in its part */
+        struct { uint64_t set_id; bool raw; } vector;                /* OP_VECTOR, OP_ISMEMBER */
+        struct { size_t bytes; bool undo; } prepare;                 /* OP_PREPARE; undo: gives them back */
+    } u;
+    bool same_metric;      /* VADD with XDISTANCE_METRIC: the set must have it */
+    /* the answer */
+    result result;
+    /* on its way through the log */
+    bool logged;           /* has a record */
+    bool creating;         /* a VADD that logs the creation of its set first (SET_CREATING) */
+    bool counted;          /* in its home's `pending` */
+    bool emptied;          /* its set has no element left: when its turn comes, the set is to end */
+    bool ending;           /* its set has lost its last element: CHANGE_END is its change (SET_ENDING) */
+    bool prepared;         /* its memory is in core.prepared_bytes ... */
+    bool promised;         /* ... and is its own now: it is not refused any more */
+    bool in_records;       /* counted in its bucket's `records` */
+    uint16_t bucket;       /* 1 + its bucket in core.buckets, 0: none */
+    uint64_t logged_ms;    /* its record's time */
+    uint64_t lsn;          /* it is applied when this is durable. Without a record: the one before it */
+    size_t reserved;       /* bytes granted by the governor before the record was logged */
+    uint64_t fault_id;     /* for the fault guard: the same question, the same id */
+    uint64_t set_id;       /* of the set that it concerns, once its home has said so */
+    char *owned_key;       /* an operation without a request keeps its own */
+};
+
+typedef struct operation_list {
+    operation *head, *tail;
+} operation_list;
+
+operation *operation_new(core *c, request *req, operation_kind kind);
+void operation_free(operation *op);
+void operation_send(core *c, operation *op, uint32_t to); /* to run there; here at once if it is this core */
+void operation_run(core *c, operation *op);               /* it has arrived */
+void operation_finish(core *c, operation *op);            /* back to its request */
+void operation_fail(core *c, operation *op, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void operation_log(core *c, operation *op);  /* into the log, or in line behind what is in it */
+size_t change_cost(const change *c);         /* memory that it may take: reserved before it is logged */
+void read_now(core *c, operation *op);       /* read.c: answers a question from the shard */
+void operation_leave(core *c, operation *op); /* to another core: what it counted for here ... */
+void operation_arrive(core *c, operation *op); /* ... counts there */
+bool home_is_quiet(const core *c, slice key); /* no record or operation of this key is under way here */
+bool home_has_waiters(const core *c, slice key); /* operations on elements of just this set stand in line */
+bool set_will_be_there(const core *c, slice key, bool is_there); /* when all that is under way is applied */
+size_t pump_log(core *c);                    /* takes what waits, applies what has become durable, sends a group */
+void outbox_send(core *c, uint32_t to, int kind, uint32_t number, void *pointer);
+size_t outbox_flush(core *c);
+void turn_begin(core *c);  /* of one kind of work ... */
+bool turn_over(const core *c);
+size_t run_slow(core *c);  /* searches, until the turn is over */
+
+/* ---- resp.c: the protocol, no sockets ---------------------------------------------------------------------------- */
+
+typedef struct argument_at {
+    uint32_t at, bytes; /* from the frame's beginning */
+} argument_at;
+
+/* One command as it comes in. It goes on where it was: each byte is looked at once. Zeroed: at the beginning. */
+typedef struct parser {
+    size_t at;         /* so much of the frame is parsed */
+    size_t needs;      /* the frame has at least so many bytes, as far as it has said */
+    int64_t wanted;    /* arguments; 0: its first line has not been read, -1: an inline command */
+    int64_t bulk;      /* bytes of the argument that is coming in; -1: its length is to be read */
+    size_t seen;       /* the end of the line that is coming in is not before this */
+    argument_at *args; /* stb_ds array */
+    char wrong_text[48];
+} parser;
+typedef enum parse_result { PARSE_MORE, PARSE_READY, PARSE_BAD } parse_result;
+/* `frame`: all of the frame that is there, from its beginning. READY: it is p->at bytes long, and p->args are its
+ * arguments (none for an empty line). BAD: *wrong says why. */
+parse_result parser_feed(parser *p, const char *frame, size_t bytes, const char **wrong);
+void parser_reset(parser *p); /* for the next frame; a large array is freed */
+void parser_free(parser *p);  /* there is no next one */
+
+void reply_integer(buffer *b, int64_t n);
+void reply_array(buffer *b, int64_t n);
+void reply_map(buffer *b, int resp, int64_t pairs);
+void reply_bulk(buffer *b, const void *bytes, size_t n);
+void reply_bulk_head(buffer *b, int64_t n);            /* "$n": the bytes and CR LF follow */
+void reply_bulk_text(buffer *b, const char *text);
+void reply_null(buffer *b, int resp);
+void reply_ok(buffer *b);
+void reply_bool(buffer *b, int resp, bool value);
+void reply_double(buffer *b, int resp, double value);
+/* One line, whatever is in the text; cut where it is too long. */
+void reply_error(buffer *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void reply_result(buffer *b, int resp, const result *r); /* the plain form of each kind; BULK: what there is of it */
+
+/* ---- request.c: a command under way ------------------------------------------------------------------------------ */
+
+enum {
+    COMMAND_READ = 1,
+    COMMAND_WRITE = 2,
+    COMMAND_ALONE = 4,   /* several steps: nothing else of its connection meanwhile */
+    COMMAND_DATA = 8,    /* refused while another database than 0 is selected */
+    COMMAND_NO_AUTH = 16, /* allowed before AUTH */
+    COMMAND_REMOVES = 32  /* may end a vector set when its answer comes: other writes wait for that */
+};
+typedef struct command {
+    const char *name;
+    int arity; /* as in Redis: with the name; negative: at least */
+    int flags;
+    void (*run)(core *c, request *req);
+} command;
+
+/* Belongs to its connection's core. Its operations are started in windows, by `more`, and their answers are handed to
+ * on_answer in the order in which they were started, whatever the order in which they come back. The reply grows as it
+ * is fetched: a request whose reply is long and not yet sent starts nothing. */
+struct request {
+    request *next;
+    connection *conn; /* lives at least as long */
+    const command *cmd;
+    buffer frame;     /* the arguments' bytes, if they are not behind this struct; freed when it is done */
+    size_t counted;   /* bytes of this struct and what belongs to it */
+    slice *argv;
+    int argc, resp;
+    int at;           /* for `more`: the next argument, or core */
+    int64_t sum;
+    int step;         /* of those that take several */
+    bool (*more)(core *c, request *req); /* starts one operation; false: there is none left. NULL: none */
+    void (*on_answer)(core *c, request *req, operation *op); /* NULL: its result is the reply. Does not free it */
+    void (*at_end)(core *c, request *req); /* all are answered: ends the reply, or begins the next step */
+    uint32_t started, answered, in_flight;
+    operation *early; /* answers that others must come before, by number */
+    operation *stream; /* a large value that is fetched in pieces into the reply; */
+    bool stream_idle;  /* no piece of it is under way */
+    bool done, running;
+    uint32_t window;  /* operations that may be under way; 0: WINDOW */
+    bool alone;       /* request_alone() was called, and not yet request_all_started() */
+    bool failed;      /* an answer was an error, and the reply is that */
+    buffer reply;
+    size_t noted;     /* bytes of it that are counted in conn->held */
+    void *state;      /* of the command; free() ends it */
+};
+
+/* With room for the arguments and `bytes` of them behind it. Last in the connection's list. */
+request *request_new(core *c, connection *conn, const command *cmd, int argc, size_t bytes);
+void request_free(core *c, request *req);
+void request_run(core *c, request *req);    /* from the command table */
+void request_pump(core *c, request *req);   /* starts what may be started, ends it when all is answered */
+void request_note(request *req);            /* its reply has grown, or was taken */
+void request_answer(core *c, operation *op); /* one of its operations is back */
+/* One operation on the shard of `key`: what most commands are. */
+operation *request_start(core *c, request *req, operation_kind kind, slice key);
+void request_send(core *c, request *req, operation *op, uint32_t to);
+void request_change(core *c, request *req, const change *ch); /* OP_CHANGE on the shard of its key */
+void request_everywhere(core *c, request *req, operation_kind kind); /* one on each core, in their order */
+/* An operation on an element, for the home of its set: made, not sent. */
+operation *request_at_home(core *c, request *req, operation_kind kind, slice key, slice element);
+void request_put_value(core *c, request *req, operation *op); /* BULK, NULL or ERROR; the rest of a large one follows */
+bool request_fail(request *req, const char *text);           /* false */
+bool is_word(slice a, const char *word);                     /* whatever the case */
+bool key_fits(request *req, slice key);                      /* or the reply says that it is too long */
+
+/* ---- commands/: what a command means ----------------------------------------------------------------------------- */
+
+/* several.c: what commands have in common */
+void read_key(core *c, request *req, operation_kind kind);    /* of argv[1]; its result is the reply */
+void write_key(core *c, request *req, const change *ch);      /* its result is the reply */
+bool keys_fit(request *req, int step);                        /* argv[1], and each `step` on */
+void *request_state(core *c, request *req, size_t bytes);     /* makes req->state: zeroed, and counted */
+void request_alone(request *req);             /* nothing else of its connection begins before request_all_started() */
+void request_all_started(core *c, request *req);
+bool answer_failed(request *req, const operation *op);        /* the first error becomes the reply */
+void answer_sum(core *c, request *req, operation *op);        /* on_answer: integers add up ... */
+void end_sum(core *c, request *req);                          /* ... at_end: and are the reply */
+void answer_ok(core *c, request *req, operation *op);         /* on_answer: errors count, nothing else ... */
+void end_ok(core *c, request *req);                           /* ... at_end: OK if there was none */
+/* All or nothing on several cores: each of those asked must grant the bytes, then `then` begins the changes. If one
+ * refuses, its error is the reply, and what the others granted is given back. */
+typedef struct preparation {
+    size_t bytes[MAX_CORES];
+    bool asked[MAX_CORES], granted[MAX_CORES];
+    uint32_t next;                            /* the core whose answer is next, or one before it */
+    void (*then)(core *c, request *req);
+} preparation;
+preparation *preparation_new(core *c, request *req);          /* it is req->state */
+void preparation_ask(core *c, request *req, void (*then)(core *c, request *req));
+
+/* keys.c. A time as text becomes milliseconds of the wall clock, at least 1; `seconds`, `absolute`: what it is in. */
+bool parse_expiry(request *req, slice number, bool seconds, bool absolute, uint64_t *at_ms);
+
+/* table.c */
+extern const char syntax_error[];
+void reply_wrong_count(request *req);                         /* of arguments */
+extern const command commands[];
+extern const size_t command_count;
+const command *command_find(slice name);
+
+/* ---- net.c: connections ------------------------------------------------------------------------------------------ */
+
+struct connection {
+    connection *next, *previous, *next_dirty;
+    core *core;
+    int fd;            /* -1: the client has gone; what it began goes on, and its replies are for nobody */
+    uint64_t id;
+    uint32_t events;   /* that epoll waits for */
+    int resp;
+    buffer in;         /* of a frame that is not whole, and what waits behind it; else freed */
+    size_t in_at;      /* where that frame begins */
+    bool framed;       /* it is whole, and parsed: it waits for its turn */
+    parser parser;
+    buffer out;
+    size_t out_at;     /* so much of it is sent */
+    request *head, *tail;
+    uint32_t requests, writes, removals; /* under way */
+    uint32_t operations; /* of all requests, whose answers are not in a reply yet */
+    size_t long_frames; /* bytes of the frames of its requests that are not done */
+    size_t held;       /* bytes of replies that are not in `out` yet */
+    bool alone;        /* a COMMAND_ALONE is under way */
+    bool dirty;        /* in core.dirty */
+    bool closing;      /* when its replies are sent; nothing is read any more */
+    bool draining;     /* they are sent: what still comes in is thrown away, so that the client reads them */
+    bool stalled;      /* a command is there and must wait */
+    bool eof;          /* the client sends nothing more; it may still want its replies */
+    bool authenticated, other_database;
+    uint64_t active_ms;
+    char name[64];
+};
+
+void connection_adopt(core *c, int fd);
+void connection_close(core *c, connection *conn);
+void connection_event(core *c, connection *conn, uint32_t events);
+void mark_dirty(core *c, connection *conn);
+size_t flush_dirty(core *c);    /* replies out, waiting commands on */
+void accept_some(core *c);
+void net_tell_memory(core *c);  /* the governor, what clients hold now */
+void net_maintain(core *c);     /* timeouts, the greediest client, accepting again */
+void net_close_all(core *c);
+bool reply_may_grow(const request *req); /* or must some of it be fetched first? */
+bool bind_is_allowed(const server *srv); /* else it says why not */
+int listen_on(server *srv);
+extern char tag_ring, tag_log, tag_listen; /* epoll data of what is no connection; only their addresses matter */
+
+/* ---- nodedb.c: the runtime --------------------------------------------------------------------------------------- */
+
+typedef struct message {
+    uint32_t kind, number;
+    void *pointer;
+} message;
+enum { MESSAGE_RUN, MESSAGE_DONE, MESSAGE_CONNECTION };
+
+/* One pinned thread's world. */
+struct core {
+    uint32_t index;
+    server *server;
+    shard *shard;
+    nodedb_tpc_core *tpc;
+    int epoll;
+    struct epoll_event events[256];
+    int ready;                  /* events that the wait hook found and poll has not handled */
+    message *outbox[MAX_CORES]; /* what did not fit into a ring; in order */
+    operation_list waiting;     /* writes that the log has not taken yet: all its groups are in flight */
+    operation_list committing;  /* in the log or behind something that is; applied in this order */
+    struct { uint32_t all, records; } buckets[HOME_BUCKETS]; /* operations in the two lists, by hash of key */
+    uint32_t all_keys;          /* of these, how many concern all keys (FLUSH) */
+    size_t prepared_bytes;      /* memory granted to changes that are still to come (OP_PREPARE) */
+    operation_list slow;        /* searches that wait for their turn */
+    connection *first, *dirty, *dirty_last;
+    bool crowded;               /* clients hold much of what they may */
+    uint64_t turn_ends_ns;      /* of the work that is being done */
+    uint32_t clients, next_core;
+    uint32_t turn_operations;   /* that may still be started in this turn */
+    bool accepting_paused;
+    uint64_t next_client_id, commands, accepted, oom_refused, clients_refused;
+    size_t client_bytes, client_bytes_told; /* of connections, requests, operations; and what the governor knows of */
+    uint64_t clients_looked_ms;
+    uint64_t next_save_ms;      /* no checkpoint by itself before */
+    uint64_t second_ms;         /* when the once-a-second work was last done */
+    uint64_t wall_seen[4];      /* the wall clock of the last four quarters of a second */
+    uint64_t quarter_ms, quarters;
+    char *scratch;              /* READ_BYTES: what sockets are read into */
+    buffer encoded;             /* a record on its way to the log */
+    nodedb_prefetch_faults faults;
+    bool faults_counted;
+};
+
+typedef struct shard_stats {
+    uint64_t keys, expiring, spilled_count, spilled_bytes, overflow_bytes, overflow_disk, clients, commands, accepted,
+        replayed, checkpoint_lsn, applied_lsn, saves, oom_refused, clients_refused, client_bytes, vectors, sets;
+    nodedb_wal_stats wal;
+    uint64_t major_faults;
+    char log[160], prefetch[32];
+} shard_stats;
+
+struct server {
+    char dir[PATH_MAX - 128];
+    char bind[64];
+    char password[256]; /* "": none */
+    int port, listen_fd;
+    uint32_t cores;
+    size_t memory_bytes, client_limit_bytes; /* clients': a part of it, for all of them */
+    uint64_t log_limit_bytes;
+    uint32_t timeout_s; /* idle clients are closed; 0: never. Set by CONFIG SET while cores run: atomic */
+    uint32_t clients, clients_max; /* sockets of all cores (atomic), and as many as there are descriptors for */
+    bool durable_always, debug, unprotected, force_empty;
+    uint64_t generation, hash_seed, started_ms; /* started: steady */
+    uint8_t owner[SLOTS]; /* which core has a slot */
+    nodedb_mem *mem;
+    nodedb_tpc *runtime;
+    nodedb_logger logger;
+    pthread_mutex_t said_lock;
+    uint64_t said[32]; /* hashes of warnings that were printed: two cores say the same */
+    uint32_t said_count;
+    bool timer_stop;   /* of the thread that sends the logs on their way in interval mode: atomic */
+    shard *shards[MAX_CORES];
+    core *core[MAX_CORES];
+};
+
+int parse_options(server *srv, int argc, char **argv); /* 0: go on; else the exit status + 1 */
+void say(void *ctx, nodedb_log_level level, const char *sentence); /* the logger: to stderr */
+
+#endif
