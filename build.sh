@@ -85,7 +85,7 @@ compile() {
     command_line="$CC $COMMON_FLAGS $OPT $FEATURES $* ${CFLAGS:-} -o $output $source $LIBS"
     if [ -x "$output" ] && [ "$source" -ot "$output" ] && [ "$(cat "$output.cmd" 2>/dev/null)" = "$command_line" ] &&
         [ -z "$(find nodedb_*.h tests examples/nodedb -name '*.h' -newer "$output")" ] &&
-        { case $source in *nodedb*) false ;; *) true ;; esac || [ -z "$(find examples/nodedb -name '*.c' -newer "$output")" ]; }; then
+        { case $source in *nodedb* | *fuzz_resp.c) false ;; *) true ;; esac || [ -z "$(find examples/nodedb -name '*.c' -newer "$output")" ]; }; then
         return 0
     fi
     rm -f "$output"
@@ -197,7 +197,7 @@ run_lane() { for name in $lane_names; do if mkdir "$OUT/lanes/$name" 2>/dev/null
 run_tests() {
     test_arguments="" lane_names="" alone=""
     while [ $# -gt 0 ]; do case $1 in --seed) test_arguments="$test_arguments $1 $2"; shift 2 ;; --*) test_arguments="$test_arguments $1"; shift ;; *) break ;; esac; done
-    for name in vamana_hard vamana_codes vamana_threads nodedb wal vamana "$@"; do
+    for name in vamana_hard nodedb_clients vamana_codes nodedb_machine vamana_threads nodedb wal vamana "$@"; do
         case " $* " in *" $name "*) ;; *) continue ;; esac
         case "$name: $lane_names $alone " in tpc:*) alone=tpc ;; *" $name "*) ;; *) lane_names="$lane_names $name" ;; esac
     done
@@ -321,17 +321,18 @@ verb_check() {
         # not those that have no threads and take long
         only_vamana_codes="whatever_the_threads an_index_of_4096" only_mem_overflow="view power_cut reopened"
         variant tsan "-O1 -fsanitize=thread" "NODEDB_NO_JEMALLOC=1" \
-            $(all_tests | grep -v -e '^wal_types$' -e '^wal_cipher$' -e '^vamana_kernels$' -e '^vamana_emulated$') ;;
+            $(all_tests | grep -v -e '^wal_types$' -e '^wal_cipher$' -e '^vamana_kernels$' -e '^vamana_emulated$' -e '^nodedb_rooms$' \
+                -e '^nodedb_resp$' -e '^nodedb_clients$' -e '^nodedb_machine$') ;;
     esac
     case ${1:-all} in all | bare)
         only_vamana_codes="" only_mem_overflow=""
         # not those that use neither
         variant bare "-O2" "NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1" \
             $(all_tests | grep -v -e '^tpc$' -e '^common$' -e '^vamana_kernels$' -e '^vamana_emulated$' -e '^vamana_codes$' \
-                -e '^vamana_hard$') ;;
+                -e '^vamana_hard$' -e '^nodedb_rooms$' -e '^nodedb_resp$' -e '^nodedb_clients$' -e '^nodedb_machine$') ;;
     esac
     # the headers; the database and the runtime mostly wait
-    case ${1:-all} in all | clang) variant clang "-O2" "CC=clang" $(all_tests | grep -v -e '^nodedb$' -e '^tpc$') ;; esac
+    case ${1:-all} in all | clang) variant clang "-O2" "CC=clang" $(all_tests | grep -v -e '^nodedb$' -e '^nodedb_[cms]' -e '^tpc$') ;; esac
     case ${1:-all} in all | fuzz)
         for f in tests/fuzz/fuzz_*.c; do
             [ -f "$f" ] || continue

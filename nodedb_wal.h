@@ -96,7 +96,7 @@
                                page cache is streamed past it, what is there is mapped; nodedb_wal_access to choose
    Replay                      nodedb_wal_replay (callback), nodedb_wal_replay_page (at most N records, with a cursor);
                                nodedb_wal_transaction_open, _next; nodedb_wal_lsn_at for a point in time
-   Space                       nodedb_wal_truncate_before, after a checkpoint
+   Space                       nodedb_wal_truncate_before, after a checkpoint; nodedb_wal_drop_spares, on a full disk
    Encrypt                     config.cipher (section 11); nodedb_wal_rollover when the key changes
    Look                        nodedb_wal_get_stats, nodedb_wal_describe, nodedb_wal_verify
 
@@ -949,6 +949,10 @@ NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *wal);
  * cannot be saved: nothing was lost), and IO, which is the log's failure from then on. */
 NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_t lsn, uint32_t *removed,
                                                         nodedb_error *err);
+
+/* Gives the disk space of truncated segments that wait for their next use back to the file system: for a disk that is
+ * needed more elsewhere. Later segments are written through anew. Returns how many there were; 0 for NULL. Any thread. */
+NODEDB_WAL_API uint32_t nodedb_wal_drop_spares(nodedb_wal *wal);
 
 /* The next record begins a new segment, so that a new key counts from there, or the files before it can be archived.
  * Does no I/O. A segment that has no record yet is not left behind; but if the cipher names another key than its own by
@@ -3908,10 +3912,16 @@ static int nodedb_wal__replace_tombstones(nodedb_wal *w, const nodedb_wal_tombst
     return error;
 }
 
+/* Unlinks one spare of the pool. */
+static void nodedb_wal__drop_pooled(nodedb_wal *w) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_wal__spare_path(path, w->dir, w->pool[--w->pool_count].number);
+    (void)w->io.unlink(w->io.ctx, path);
+}
+
 /* Writes the durable tombstones from from_lsn on into the file. Where the disk is full, spare segments give way: a
  * truncation, which waits for this, would else never get room. */
 static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_lsn, nodedb_error *err) {
-    char path[NODEDB_WAL__PATH_BYTES];
     nodedb_wal__tombstones *t = &w->tombstones;
     size_t durable = nodedb_wal__tombstones_compact(w), first = 0;
     bool harmless;
@@ -3920,8 +3930,7 @@ static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_l
     for (;;) {
         error = nodedb_wal__replace_tombstones(w, t->at + first, durable - first, &harmless);
         if (!harmless || nodedb_io_status(-error) != NODEDB_ERR_DISK_FULL || w->pool_count == 0) break;
-        nodedb_wal__spare_path(path, w->dir, w->pool[--w->pool_count].number);
-        (void)w->io.unlink(w->io.ctx, path);
+        nodedb_wal__drop_pooled(w);
     }
     if (error != 0 && harmless)
         return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot save the tombstones of %s",
@@ -4816,6 +4825,15 @@ NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats)
     stats->commit_p99_ns = nodedb_wal__latency_at(w, 0.99);
     stats->commit_p999_ns = nodedb_wal__latency_at(w, 0.999);
     nodedb_wal__unlock(w);
+}
+
+NODEDB_WAL_API uint32_t nodedb_wal_drop_spares(nodedb_wal *w) {
+    uint32_t dropped = 0;
+    if (w == NULL) return 0;
+    (void)pthread_mutex_lock(&w->lock);
+    for (; w->pool_count > 0; dropped++) nodedb_wal__drop_pooled(w);
+    (void)pthread_mutex_unlock(&w->lock);
+    return dropped;
 }
 
 NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t lsn, uint32_t *removed,

@@ -71,7 +71,7 @@
 #define LOG_SEGMENT_BYTES (16u << 20)
 #define LOG_LIMIT_BYTES (UINT64_C(1) << 30) /* default of --log-limit */
 #define INTERVAL_NS UINT64_C(50000000) /* --durability interval: a group is sent so often, and durable in 100 ms */
-#define RETRY_SAVE_MS 10000            /* between two checkpoints by themselves, if the first has failed */
+#define RETRY_SAVE_MS 2000             /* between two checkpoints by themselves, if the first has failed */
 #define FLUSH_RESERVE_BYTES (1u << 20) /* the last of it is for FLUSHALL alone */
 #define RESERVE_BYTES (3u << 20)       /* a file of each core that is given up for what frees space on a full disk */
 #define SPILL_MIN_BYTES 256            /* smaller values are not worth a move to the overflow file */
@@ -809,6 +809,7 @@ struct server {
     pthread_mutex_t said_lock;
     uint64_t said[32]; /* hashes of warnings that were printed: two cores say the same */
     uint32_t said_count;
+    int making_room;   /* cores that use what their reserve has just given back: others append nothing. Atomic */
     bool timer_stop;   /* of the thread that sends the logs on their way in interval mode: atomic */
     shard *shards[MAX_CORES];
     core *core[MAX_CORES];

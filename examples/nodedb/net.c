@@ -348,6 +348,10 @@ static void connection_read(core *c, connection *conn) {
     char *to = c->scratch;
     size_t room = READ_BYTES, done;
     ssize_t n;
+    if (conn->stalled && conn->in.len - conn->in_at > SMALL_BUFFER) { /* enough is waiting */
+        mark_dirty(c, conn);
+        return;
+    }
     if (own && !input_room(c, conn)) return;
     if (own) to = conn->in.p + conn->in.len, room = conn->in.cap - conn->in.len;
     n = read(conn->fd, to, room);

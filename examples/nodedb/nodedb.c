@@ -63,7 +63,7 @@
 
 /* jemalloc reads this: freed memory goes back to the system soon, so that what is counted is what is used. */
 extern const char *malloc_conf;
-const char *malloc_conf = "dirty_decay_ms:200,muzzy_decay_ms:0";
+const char *malloc_conf = "dirty_decay_ms:200,muzzy_decay_ms:0,oversize_threshold:262144";
 
 char tag_ring, tag_log, tag_listen;
 
@@ -136,7 +136,7 @@ static void every_second(core *c) {
         c->next_save_ms = c->second_ms + RETRY_SAVE_MS;
         nodedb_say(&s->logger, NODEDB_LOG_WARNING, "no checkpoint of core %u: %s", s->index, err.message);
     }
-    if (s->reserve_gone && !s->log_full) reserve_take(s);
+    if (s->reserve_gone) reserve_take(s);
 }
 
 /* Housekeeping: each of these does a bounded piece. */

@@ -150,7 +150,8 @@ static bool waits_at_home(const operation_list *l, slice key) {
 }
 
 bool home_has_waiters(const core *c, slice key) {
-    return c->buckets[bucket_of(key)].all > 0 && (waits_at_home(&c->committing, key) || waits_at_home(&c->waiting, key));
+    return c->buckets[bucket_of(key)].all > 0 &&
+           (waits_at_home(&c->committing, key) || waits_at_home(&c->waiting, key));
 }
 
 bool set_will_be_there(const core *c, slice key, bool is_there) {
@@ -274,7 +275,10 @@ static void operation_commit(core *c, operation *op) {
 size_t change_cost(const change *c) {
     size_t bytes = sizeof(entry) + sizeof(value) + 64 + c->key.bytes; /* 64: its place in a table, rounding */
     switch (c->kind) {
-    case CHANGE_SET: bytes += c->u.set.value.bytes + c->u.set.value.bytes / 4; break;
+    case CHANGE_SET: /* a large record is copied on its way into the log, where small ones share a buffer */
+        bytes += c->u.set.value.bytes + c->u.set.value.bytes / 4;
+        if (c->u.set.value.bytes > LOG_GROUP_BYTES / 4) bytes += 2 * (size_t)c->u.set.value.bytes;
+        break;
     case CHANGE_INCREMENT: break;
     case CHANGE_CREATE: bytes += MIN_COST_BYTES + (size_t)c->u.create.dim * 5; break; /* an element follows */
     case CHANGE_ADD: bytes += (size_t)c->u.add.dim * 5 + 320; break; /* vector and code; 320: its edges */
@@ -288,7 +292,7 @@ static bool frees_space(const operation *op) {
     switch (op->change.kind) {
     case CHANGE_DELETE: case CHANGE_EXPIRE: case CHANGE_FLUSH: case CHANGE_SWEEP: case CHANGE_END: case CHANGE_REMOVE:
     case CHANGE_DROP: return true;
-    default: return op->promised; /* its core has said that it will */
+    default: return op->prepared || op->promised; /* its core has said that it will */
     }
 }
 
@@ -308,6 +312,32 @@ static bool admit(core *c, operation *op, const change *ch) {
     return true;
 }
 
+/* Room for what frees space, on a full disk: the reserve, or a checkpoint, behind which the log can go. */
+static bool make_log_room(core *c, bool flush) {
+    shard *s = c->shard;
+    if (reserve_give_up(s, flush)) return true;
+    if (steady_ms() < c->next_save_ms) return false;
+    c->next_save_ms = steady_ms() + RETRY_SAVE_MS;
+    return shard_save(s, NULL) == NODEDB_OK;
+}
+
+/* The space that we give up is free for all. The other cores are asked to leave it, and who was under way with some of
+ * it gives it back when it is not enough for him. */
+static nodedb_status append_in_need(core *c, const nodedb_wal_record *record, uint64_t *lsn, bool flush,
+                                    nodedb_error *err) {
+    struct timespec pause = {0, 2000000};
+    nodedb_status status = NODEDB_ERR_DISK_FULL;
+    int tries;
+    (void)__atomic_add_fetch(&c->server->making_room, 1, __ATOMIC_ACQ_REL);
+    if (make_log_room(c, flush))
+        for (tries = 0; tries < 8 && status == NODEDB_ERR_DISK_FULL; tries++) {
+            if (tries > 0) (void)nanosleep(&pause, NULL);
+            status = nodedb_wal_append(c->shard->wal, record, lsn, err);
+        }
+    (void)__atomic_sub_fetch(&c->server->making_room, 1, __ATOMIC_ACQ_REL);
+    return status;
+}
+
 static nodedb_status append(core *c, operation *op, const change *ch, nodedb_error *err) {
     shard *s = c->shard;
     nodedb_wal_record record = {.type = NODEDB_WAL_TYPE_USER, .vshard = c->index};
@@ -317,8 +347,8 @@ static nodedb_status append(core *c, operation *op, const change *ch, nodedb_err
     change_encode(ch, buffer_room(&c->encoded, record.payload_bytes));
     record.payload = c->encoded.p;
     status = nodedb_wal_append(s->wal, &record, &op->lsn, err);
-    if (status == NODEDB_ERR_DISK_FULL && frees_space(op) && reserve_give_up(s, ch->kind == CHANGE_FLUSH))
-        status = nodedb_wal_append(s->wal, &record, &op->lsn, err);
+    if (status == NODEDB_ERR_DISK_FULL && frees_space(op))
+        status = append_in_need(c, &record, &op->lsn, ch->kind == CHANGE_FLUSH, err);
     if (status != NODEDB_ERR_AGAIN) s->log_full = status == NODEDB_ERR_DISK_FULL;
     if (c->encoded.cap > CHUNK_BYTES) buffer_free(&c->encoded);
     return status;
@@ -334,6 +364,7 @@ static bool log_record(core *c, operation *op) {
         create.u.create.dim = op->change.u.add.dim, create.u.create.metric = op->change.u.add.metric;
         ch = &create;
     }
+    if (!frees_space(op) && __atomic_load_n(&c->server->making_room, __ATOMIC_ACQUIRE) > 0) return false;
     if (!admit(c, op, ch)) return true;
     ch->now_ms = op->logged_ms = wall_ms();
     status = append(c, op, ch, &err);
@@ -406,13 +437,21 @@ static bool disk_has_room(const shard *s, size_t bytes) {
     return statvfs(s->dir, &st) == 0 && (uint64_t)st.f_bavail * st.f_frsize > (uint64_t)bytes * 2 + (1u << 20);
 }
 
+/* 0 bytes: changes that free space, for which the reserve is. Others may have it too, if they have promised. */
+static bool log_will_take(core *c, size_t bytes) {
+    const shard *s = c->shard;
+    if (!s->reserve_gone && bytes < RESERVE_BYTES / 4 && !(s->log_full && bytes > 0)) return true;
+    if (disk_has_room(s, bytes)) return true;
+    return bytes == 0 && (!s->log_full || make_log_room(c, true));
+}
+
 /* The promise that the changes which follow will be taken, or a refusal, before any core has changed anything. */
 static void prepare(core *c, operation *op) {
     shard *s = c->shard;
     size_t bytes = op->u.prepare.bytes;
     op->result.kind = RESULT_OK;
     if (op->u.prepare.undo) give_back_prepared(c, bytes);
-    else if (s->log_full && (bytes > 0 || s->reserve_gone) && !disk_has_room(s, bytes))
+    else if (!log_will_take(c, bytes))
         result_error(&op->result, "ERR no room on the disk for the log of core %u", c->index);
     else if (!data_reserve(s, bytes)) {
         c->oom_refused++;

@@ -120,6 +120,7 @@ bool reserve_give_up(shard *s, bool all) {
     if (bytes <= (all ? 0 : FLUSH_RESERVE_BYTES)) return false;
     if ((all ? unlink(path) : truncate(path, FLUSH_RESERVE_BYTES)) != 0) return false;
     s->reserve_gone = true;
+    (void)sync_path(all ? s->dir : path); /* a file system with a journal gives blocks back when it commits */
     return true;
 }
 
@@ -134,9 +135,16 @@ void reserve_put_back(shard *s) {
 }
 
 void reserve_take(shard *s) {
-    struct statvfs disk;
-    if (statvfs(s->dir, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize > 4 * (uint64_t)RESERVE_BYTES)
-        reserve_put_back(s);
+    char path[PATH_ROOM];
+    int tries;
+    s->reserve_gone = reserve_bytes(s, path) < RESERVE_BYTES;
+    for (tries = 0; s->reserve_gone && tries < 2; tries++) {
+        struct statvfs disk;
+        if (tries > 0 && nodedb_wal_drop_spares(s->wal) == 0) return;
+        if (statvfs(s->dir, &disk) == 0 &&
+            (uint64_t)disk.f_bavail * disk.f_frsize > RESERVE_BYTES + (UINT64_C(1) << 20))
+            reserve_put_back(s);
+    }
 }
 
 /* ---- the log ----------------------------------------------------------------------------------------------------- */
