@@ -326,7 +326,7 @@ static bool input_room(core *c, connection *conn) {
     if (conn->in_at > 0 && conn->in.cap - conn->in.len < SMALL_BUFFER) input_to_front(conn);
     whole = conn->in_at + conn->parser.needs;
     if (conn->in.cap - conn->in.len >= SMALL_BUFFER || (whole > conn->in.len && whole <= conn->in.cap)) return true;
-    if (cap > whole && whole > conn->in.len + SMALL_BUFFER) cap = whole; /* else it doubles: no copy for each read */
+    if (conn->parser.bulk > (int64_t)READ_BYTES && cap > whole) cap = whole; /* of small ones many may come: double */
     if (cap < conn->in.len + SMALL_BUFFER) cap = conn->in.len + SMALL_BUFFER;
     if (cap > 2 * READ_BYTES && !clients_may_hold(c, cap - conn->in.cap)) {
         connection *most = greediest(c);
