@@ -8,7 +8,7 @@
  * Threads. A core's structs are touched by its own thread only. Operations travel between cores as pointers in rings:
  * whoever holds one owns it. What it borrows (key, value, vector) is memory of its request, which stays until all its
  * operations are back, and is only read. Shared by all cores are: the options and the slot map (read only while cores
- * run), the governor, the runtime, and the logger with its lock. */
+ * run), the governor, the runtime, the logger with its lock, and the few numbers of struct server that say "atomic". */
 #ifndef NODEDB_DB_H
 #define NODEDB_DB_H
 
