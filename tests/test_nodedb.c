@@ -1886,7 +1886,7 @@ DB_TEST(with_io_uring_refused_everything_works_and_one_line_says_so) {
     server *s = server_start(data_dir(), "--cores 1");
     bool uring;
     REQUIRE(s != NULL);
-    uring = strstr(s->ready, "io_uring") != NULL; /* as built, and as this system allows */
+    uring = strstr(s->ready, "(log: io_uring") != NULL; /* as built, and as this system allows */
     CHECK_EQ(server_signal(s, SIGTERM), 0);
     test_remove_tree(data_dir());
     before_exec = refuse_io_uring;

@@ -194,7 +194,7 @@ static nodedb_status save_state(shard *s, const char *dir, uint64_t *bytes, node
 
 static nodedb_status write_checkpoint(shard *s, const char *final, nodedb_error *err) {
     char tmp[PATH_ROOM];
-    uint64_t bytes;
+    uint64_t bytes = 0;
     nodedb_status status;
     int error;
     (void)snprintf(tmp, sizeof tmp, "%s.tmp", final);

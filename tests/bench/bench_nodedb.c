@@ -1,5 +1,5 @@
 /* The database over its socket: durable writes, reads, vectors and recovery, beside the device's limit and Redis.
- *     bench_nodedb [--quick] [--server PATH] [--data DIR] [--dir DIR]
+ *     bench_nodedb [--quick] [--only keys|memory|sets] [--keys N] [--server PATH] [--data DIR] [--dir DIR]
  *         server build/nodedb, data tests/data, files in DIR/bench_nodedb (default build/tmp), removed at the end
  * limit/commit                 one durable 4 KiB write at a time: O_DIRECT pwrite and fdatasync in a zero-filled file
  * set/clients=N[/pipeline=P]   SET of 128-byte values, random keys; N connections, P commands in flight on each
@@ -11,13 +11,31 @@
  * recovery                     from the start of the server's process until it is ready, after SIGKILL
  * Rounds alternate between limit, server and Redis; a row is the median of its rounds. `of_limit` is the median of the
  * rounds' ratios of set/clients=1 to limit/commit. The clients are one thread with epoll, as in redis-benchmark: beside
- * a server whose cores take all CPUs it is a neighbour that they must share a CPU with. */
+ * a server whose cores take all CPUs it is a neighbour that they must share a CPU with.
+ *
+ * These run alone, with --only, once and not in rounds; --quick has what is short of them, and 200,000 keys:
+ * keys/n=N                     N keys (--keys, 10,000,000) of 16 bytes with values of 32 go into an empty server, over
+ *                              one connection with 256 in flight, --durability interval. A gap is the time between two
+ *                              reads of the client that bring replies: a stall of the server, or of the client if it
+ *                              has no CPU. bytes_per_key: VmRSS after and before, half a second after the last reply
+ * redis/keys/n=N               the same against redis-server --appendonly yes --appendfsync everysec --save ""
+ * memory/KIND                  --memory 64M --cores 2 --durability interval, a new server for each KIND:
+ *     value=B                  keys of 16 bytes with values of B, until their values are 5 x 64 MiB, or one is refused
+ *     restart                  the server of value=256B, killed and started again
+ *     vectors                  elements of 128 floats in one set, until one is refused
+ *     sets                     10,000 sets of one element of 16 floats
+ *     unread                   40 connections ask for 256 x 1 MiB each, and read nothing
+ *     unfinished               30 connections send a SET of 8 MiB without its last byte
+ *                              rss_peak_mib is VmHWM; bound_mib 1.1 x (64 + used_memory_base), of_bound their ratio;
+ *                              stored: keys, elements, sets, or connections that the server has kept
+ * sets/n=N                     sets of 3 elements of 16 floats, --cores 2: used_memory and VmRSS, after and before */
 #define _GNU_SOURCE
 #include "bench.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <inttypes.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
@@ -32,7 +50,8 @@
 enum {
     VALUE_BYTES = 128, BLOCK_BYTES = 4096, LIMIT_BYTES = 16 << 20, CLIENTS_MAX = 50, PIPELINE_MAX = 32,
     OUT_BYTES = 65536, IN_BYTES = 65536, DIM_MAX = 384, /* PIPELINE_MAX vectors fit into OUT_BYTES */
-    SAMPLES_MAX = 1 << 21, ROUNDS_MAX = 9, NEIGHBOURS = 10, PATH_BYTES = 1024, TIMEOUT_MS = 60000
+    SAMPLES_MAX = 1 << 21, ROUNDS_MAX = 9, NEIGHBOURS = 10, PATH_BYTES = 1024, TIMEOUT_MS = 60000,
+    SMALL_SETS = 5000, FLOW_BYTES = 65536, FLOW_PIPELINE = 256, SETTLE_US = 500000, MIB = 1 << 20
 };
 
 typedef struct result {
@@ -103,13 +122,16 @@ static void process_start(process *p, char *const argv[]) {
     p->out = out[0];
 }
 
-static void nodedb_start(void) {
+/* `options`: beside the port and the directory, with a NULL at the end. */
+static void nodedb_start_with(const char *const *options) {
     char data[PATH_BYTES + 16], line[1024], *port;
-    char *argv[] = {NULL, (char *)"--port", (char *)"0", (char *)"--dir", NULL, NULL};
+    char *argv[16] = {NULL, (char *)"--port", (char *)"0", (char *)"--dir", NULL, NULL};
     struct pollfd wait;
     ssize_t n;
+    int i;
     (void)snprintf(data, sizeof data, "%s/data", dir);
     argv[0] = (char *)(uintptr_t)server_path, argv[4] = data;
+    for (i = 0; options[i] != NULL; i++) argv[5 + i] = (char *)(uintptr_t)options[i];
     process_start(&nodedb, argv);
     wait.fd = nodedb.out, wait.events = POLLIN;
     if (poll(&wait, 1, TIMEOUT_MS) != 1 || (n = read(nodedb.out, line, sizeof line - 1)) <= 0)
@@ -119,6 +141,36 @@ static void nodedb_start(void) {
     port = port != NULL ? strchr(port, ':') : NULL;
     if (port == NULL) die("%s does not say on which port it is ready: %s", server_path, line);
     nodedb.port = atoi(port + 1);
+}
+
+static void nodedb_start(void) {
+    static const char *const none[] = {NULL};
+    nodedb_start_with(none);
+}
+
+/* With an empty data directory. */
+static void nodedb_start_anew(const char *const *options) {
+    char data[PATH_BYTES + 16];
+    process_kill(&nodedb);
+    (void)snprintf(data, sizeof data, "%s/data", dir);
+    (void)nftw(data, remove_visited, 16, FTW_DEPTH | FTW_PHYS);
+    nodedb_start_with(options);
+}
+
+/* A field of /proc/PID/status in bytes: VmRSS, VmHWM. */
+static double process_bytes(const process *p, const char *field) {
+    char path[64], line[256];
+    double kib = 0;
+    FILE *f;
+    (void)snprintf(path, sizeof path, "/proc/%ld/status", (long)p->pid);
+    f = fopen(path, "re");
+    if (f == NULL) die("cannot open %s: the server is gone", path);
+    while (fgets(line, sizeof line, f) != NULL)
+        if (strncmp(line, field, strlen(field)) == 0 && line[strlen(field)] == ':')
+            kib = strtod(line + strlen(field) + 1, NULL);
+    (void)fclose(f);
+    if (kib == 0) die("no %s in %s: the server is gone", field, path);
+    return kib * 1024;
 }
 
 static int connect_to(int port) {
@@ -147,18 +199,19 @@ static int free_port(void) {
     return port;
 }
 
-/* False if there is no redis-server. */
-static bool redis_start(process *p, const char *name, bool durable) {
+/* False if there is no redis-server. `fsync`: always, everysec, or NULL for no append-only file. */
+static bool redis_start(process *p, const char *name, const char *fsync) {
     char where[PATH_BYTES + 32], port[16];
     char *argv[] = {(char *)"redis-server", (char *)"--port", NULL, (char *)"--bind", (char *)"127.0.0.1",
                     (char *)"--dir", NULL, (char *)"--save", (char *)"", (char *)"--appendonly", NULL,
-                    (char *)"--appendfsync", (char *)"always", NULL};
+                    (char *)"--appendfsync", NULL, NULL};
     int tries;
     (void)snprintf(where, sizeof where, "%s/%s", dir, name);
     if (mkdir(where, 0755) != 0) die("cannot make %s: %s", where, strerror(errno));
     p->port = free_port();
     (void)snprintf(port, sizeof port, "%d", p->port);
-    argv[2] = port, argv[6] = where, argv[10] = (char *)(uintptr_t)(durable ? "yes" : "no");
+    argv[2] = port, argv[6] = where, argv[10] = (char *)(uintptr_t)(fsync != NULL ? "yes" : "no");
+    argv[12] = (char *)(uintptr_t)(fsync != NULL ? fsync : "always");
     process_start(p, argv);
     for (tries = 0; tries < 500; tries++) {
         int fd = connect_to(p->port);
@@ -490,7 +543,7 @@ static void bench_strings(int rounds) {
     n = add_cases(cases, n, "", &nodedb, true);
     n = add_cases(cases, n, "", &nodedb, false);
     (void)run(&fill, nodedb.port);
-    if (redis_start(&redis, "redis", true) && redis_start(&redis_noaof, "redis-noaof", false)) {
+    if (redis_start(&redis, "redis", "always") && redis_start(&redis_noaof, "redis-noaof", NULL)) {
         n = add_cases(cases, n, "redis/", &redis, true);
         n = add_cases(cases, n, "redis/", &redis, false);
         n = add_cases(cases, n, "redis-noaof/", &redis_noaof, false);
@@ -566,6 +619,304 @@ static void bench_recovery(int rounds) {
     bench_row("recovery", "records", (double)info_number, "1");
 }
 
+/* ---- what fills a server: one connection, as fast as it can ------------------------------------------------------ */
+
+typedef struct flow {
+    size_t (*command)(uint64_t number, char *out); /* writes the command; its reply is one line */
+    uint64_t total;                                /* commands, unless one is refused */
+    uint32_t pipeline;
+    size_t largest; /* bytes of a command, at most */
+    uint64_t stored, refused;
+    double seconds, longest_ms, p999_ms; /* gaps: see at the top */
+} flow;
+
+/* Counts the whole lines of `in`; returns their bytes. Out of memory is an answer; other errors are not. */
+static size_t flow_hear(flow *f, const char *in, size_t bytes) {
+    const char *p = in, *end;
+    while ((end = (const char *)memchr(p, '\n', bytes - (size_t)(p - in))) != NULL) {
+        if (*p != '-') f->stored++;
+        else if (strncmp(p, "-OOM ", 5) == 0) f->refused++;
+        else die("the server answers with an error: %.*s", (int)(end - p) - 1, p);
+        p = end + 1;
+    }
+    return (size_t)(p - in);
+}
+
+static void flow_run(flow *f, int port) {
+    static char in[IN_BYTES];
+    char *out = (char *)malloc(FLOW_BYTES + f->largest);
+    double *gaps = (double *)malloc(((size_t)f->total + 1) * sizeof *gaps); /* pages come when they are written to */
+    size_t out_at = 0, out_bytes = 0, in_bytes = 0, gap_count = 0, n;
+    uint64_t next = 0, start, last, now;
+    struct pollfd wait;
+    ssize_t moved;
+    if (out == NULL || gaps == NULL) die("out of memory");
+    wait.fd = connect_to(port);
+    if (wait.fd < 0) die("cannot connect to port %d: %s", port, strerror(errno));
+    f->stored = f->refused = 0;
+    start = last = bench_now_ns();
+    for (;;) {
+        if (out_at == out_bytes) out_at = out_bytes = 0;
+        while (f->refused == 0 && next < f->total && next - f->stored < f->pipeline && out_bytes < FLOW_BYTES)
+            out_bytes += f->command(next++, out + out_bytes);
+        if (f->stored + f->refused == next) break;
+        if (out_at < out_bytes) {
+            moved = send(wait.fd, out + out_at, out_bytes - out_at, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (moved < 0 && errno != EAGAIN) die("cannot send: %s", strerror(errno));
+            if (moved > 0) out_at += (size_t)moved;
+        }
+        wait.events = (short)(POLLIN | (out_at < out_bytes ? POLLOUT : 0));
+        if (poll(&wait, 1, TIMEOUT_MS) != 1) die("no reply within %d ms", TIMEOUT_MS);
+        if ((wait.revents & ~POLLOUT) == 0) continue;
+        moved = recv(wait.fd, in + in_bytes, sizeof in - in_bytes, MSG_DONTWAIT);
+        if (moved == 0 || (moved < 0 && errno != EAGAIN)) die("the server closed the connection");
+        if (moved < 0) continue;
+        now = bench_now_ns();
+        in_bytes += (size_t)moved;
+        n = flow_hear(f, in, in_bytes);
+        if (n == 0) continue;
+        memmove(in, in + n, in_bytes - n);
+        in_bytes -= n;
+        gaps[gap_count++] = (double)(now - last) / 1e6;
+        last = now;
+    }
+    (void)close(wait.fd);
+    f->seconds = (double)(last - start) / 1e9;
+    f->p999_ms = bench_percentile(gaps, gap_count, 0.999);
+    f->longest_ms = gap_count > 0 ? gaps[gap_count - 1] : 0; /* they are sorted now */
+    free(gaps);
+    free(out);
+}
+
+static size_t value_size;
+static unsigned small_elements;
+
+static size_t command_value(uint64_t number, char *out) {
+    static char value[MIB];
+    size_t n = (size_t)sprintf(out, "*3\r\n$3\r\nSET\r\n");
+    if (value[0] == 0) memset(value, 'v', sizeof value);
+    n += put_key(out + n, (uint32_t)number);
+    return n + put_argument(out + n, value, value_size);
+}
+
+/* An element of set:0 near a row of the base: more than it has rows. */
+static size_t command_element(uint64_t number, char *out) {
+    uint32_t row[DIM_MAX], i;
+    char element[24];
+    size_t n = (size_t)sprintf(out, "*5\r\n$4\r\nVADD\r\n$5\r\nset:0\r\n$4\r\nFP32\r\n");
+    for (i = 0; i < base.columns; i++) {
+        float f = (float)(base.file[8 + number % base.rows * base.columns + i] + mix(number * DIM_MAX + i) % 16);
+        memcpy(&row[i], &f, 4);
+    }
+    n += put_argument(out + n, row, (size_t)base.columns * 4);
+    return n + put_argument(out + n, element, (size_t)sprintf(element, "%" PRIu64, number));
+}
+
+/* small_elements in a set, each of 16 floats. */
+static size_t command_small_set(uint64_t number, char *out) {
+    float vector[16];
+    char set[24], element[24];
+    size_t n = (size_t)sprintf(out, "*5\r\n$4\r\nVADD\r\n"), i;
+    for (i = 0; i < 16; i++) vector[i] = (float)(mix(number * 16 + i) % 1000 + 1);
+    n += put_argument(out + n, set, (size_t)sprintf(set, "small:%" PRIu64, number / small_elements));
+    n += (size_t)sprintf(out + n, "$4\r\nFP32\r\n");
+    n += put_argument(out + n, vector, sizeof vector);
+    return n + put_argument(out + n, element, (size_t)sprintf(element, "%" PRIu64, number % small_elements));
+}
+
+static uint64_t ask_info(const char *field) {
+    load info = {command_info, reply_info, 1, 1, 1};
+    info_field = field;
+    (void)run(&info, nodedb.port);
+    return info_number;
+}
+
+/* ---- many keys --------------------------------------------------------------------------------------------------- */
+
+static void keys_into(const process *p, const char *prefix, uint64_t keys) {
+    flow f = {command_value, keys, FLOW_PIPELINE, 256, 0, 0, 0, 0, 0};
+    char name[64];
+    double before = process_bytes(p, "VmRSS");
+    value_size = 32;
+    flow_run(&f, p->port);
+    if (f.refused > 0) die("%" PRIu64 " keys do not fit into memory", keys);
+    (void)usleep(SETTLE_US);
+    (void)snprintf(name, sizeof name, "%skeys/n=%" PRIu64, prefix, keys);
+    bench_row(name, "longest_gap_ms", f.longest_ms, "ms");
+    bench_row(name, "p999_gap_ms", f.p999_ms, "ms");
+    bench_row(name, "keys_per_s", (double)keys / f.seconds, "1/s");
+    bench_row(name, "bytes_per_key", (process_bytes(p, "VmRSS") - before) / (double)keys, "B");
+}
+
+static void bench_keys(uint64_t keys) {
+    static const char *const options[] = {"--durability", "interval", NULL};
+    nodedb_start_anew(options);
+    keys_into(&nodedb, "", keys);
+    process_kill(&nodedb);
+    if (redis_start(&redis, "redis-keys", "everysec")) keys_into(&redis, "redis/", keys);
+    else fprintf(stderr, "bench_nodedb: no redis-server here, so no rows redis/keys/...\n");
+    process_kill(&redis);
+}
+
+/* ---- memory under a ceiling -------------------------------------------------------------------------------------- */
+
+enum {
+    CEILING = 64 * MIB, UNREAD_CLIENTS = 40, UNREAD_GETS = 256, UNFINISHED_CLIENTS = 30, UNFINISHED_BYTES = 8 * MIB
+};
+
+static const char *const memory_options[] = {"--memory", "64M", "--cores", "2", "--durability", "interval", NULL};
+
+static void memory_rows(const char *kind, uint64_t base_bytes, uint64_t stored) {
+    double peak = process_bytes(&nodedb, "VmHWM"), bound = 1.1 * ((double)CEILING + (double)base_bytes);
+    char name[64];
+    (void)snprintf(name, sizeof name, "memory/%s", kind);
+    bench_row(name, "rss_peak_mib", peak / MIB, "MiB");
+    bench_row(name, "rss_mib", process_bytes(&nodedb, "VmRSS") / MIB, "MiB");
+    bench_row(name, "bound_mib", bound / MIB, "MiB");
+    bench_row(name, "of_bound", peak / bound, "ratio");
+    bench_row(name, "stored", (double)stored, "1");
+}
+
+/* Until the peak of the server's memory has not risen for a second. */
+static void memory_settle(void) {
+    double peak = 0, now;
+    int still = 0, tries;
+    for (tries = 0; still < 10 && tries < 200; tries++) {
+        (void)usleep(100000);
+        now = process_bytes(&nodedb, "VmHWM");
+        still = now > peak ? 0 : still + 1;
+        peak = now;
+    }
+}
+
+static void memory_flow(const char *kind, size_t (*command)(uint64_t number, char *out), uint64_t total,
+                        size_t largest) {
+    flow f = {command, total, largest > MIB ? 4 : FLOW_PIPELINE, largest, 0, 0, 0, 0, 0};
+    uint64_t base_bytes;
+    nodedb_start_anew(memory_options);
+    base_bytes = ask_info("used_memory_base:");
+    flow_run(&f, nodedb.port);
+    memory_rows(kind, base_bytes, f.stored);
+}
+
+static void memory_values(const char *kind, size_t bytes) {
+    value_size = bytes;
+    memory_flow(kind, command_value, UINT64_C(5) * CEILING / bytes, bytes + 256);
+}
+
+/* After memory_values(). */
+static void memory_restart(void) {
+    (void)usleep(2 * 100000); /* what was answered is durable 100 ms later */
+    process_kill(&nodedb);
+    nodedb_start_with(memory_options);
+    memory_rows("restart", ask_info("used_memory_base:"), ask_info("db0:keys="));
+}
+
+/* Sends what is left of `text` until all have it or nobody has taken any for a second; closes those that the server has
+ * closed; returns how many are open. */
+static uint64_t memory_send(struct pollfd *clients, int count, const char *text, size_t bytes) {
+    static size_t sent[UNREAD_CLIENTS];
+    uint64_t open = 0;
+    int i;
+    memset(sent, 0, sizeof sent);
+    for (i = 0; i < count; i++) {
+        clients[i].fd = connect_to(nodedb.port);
+        clients[i].events = POLLOUT | POLLRDHUP;
+        if (clients[i].fd < 0) die("cannot connect to port %d: %s", nodedb.port, strerror(errno));
+    }
+    while (poll(clients, (nfds_t)count, 1000) > 0)
+        for (i = 0; i < count; i++) {
+            ssize_t n = 0;
+            if (clients[i].fd < 0 || clients[i].revents == 0) continue;
+            if ((clients[i].revents & ~POLLOUT) == 0) {
+                n = send(clients[i].fd, text + sent[i], bytes - sent[i], MSG_NOSIGNAL | MSG_DONTWAIT);
+                if (n > 0) sent[i] += (size_t)n;
+                if (sent[i] == bytes) clients[i].events = POLLRDHUP;
+            }
+            if ((clients[i].revents & ~POLLOUT) == 0 && (n >= 0 || errno == EAGAIN)) continue;
+            (void)close(clients[i].fd);
+            clients[i].fd = -1;
+        }
+    memory_settle();
+    (void)poll(clients, (nfds_t)count, 0);
+    for (i = 0; i < count; i++) open += clients[i].fd >= 0 && (clients[i].revents & ~POLLOUT) == 0;
+    return open;
+}
+
+static void memory_clients(const char *kind, int count, const char *text, size_t bytes) {
+    struct pollfd clients[UNREAD_CLIENTS];
+    flow one = {command_value, 1, 1, MIB + 256, 0, 0, 0, 0, 0};
+    uint64_t base_bytes, open;
+    int i;
+    nodedb_start_anew(memory_options);
+    base_bytes = ask_info("used_memory_base:");
+    value_size = MIB;
+    flow_run(&one, nodedb.port);
+    open = memory_send(clients, count, text, bytes);
+    memory_rows(kind, base_bytes, open);
+    for (i = 0; i < count; i++)
+        if (clients[i].fd >= 0) (void)close(clients[i].fd);
+}
+
+static void memory_unread(void) {
+    static char text[UNREAD_GETS * 64];
+    size_t n = 0;
+    int i;
+    for (i = 0; i < UNREAD_GETS; i++) {
+        n += (size_t)sprintf(text + n, "*2\r\n$3\r\nGET\r\n");
+        n += put_key(text + n, 0);
+    }
+    memory_clients("unread", UNREAD_CLIENTS, text, n);
+}
+
+static void memory_unfinished(void) {
+    char *text = (char *)malloc(UNFINISHED_BYTES + 256);
+    size_t n;
+    if (text == NULL) die("out of memory");
+    n = (size_t)sprintf(text, "*3\r\n$3\r\nSET\r\n");
+    n += put_key(text + n, 1);
+    n += (size_t)sprintf(text + n, "$%d\r\n", UNFINISHED_BYTES);
+    memset(text + n, 'v', UNFINISHED_BYTES);
+    memory_clients("unfinished", UNFINISHED_CLIENTS, text, n + UNFINISHED_BYTES - 1);
+    free(text);
+}
+
+static void bench_memory(bool quick) {
+    if (!quick) {
+        memory_values("value=16B", 16);
+        memory_values("value=256B", 256);
+        memory_restart();
+        memory_values("value=1KiB", 1024);
+    }
+    memory_values("value=1MiB", MIB);
+    small_elements = 1;
+    memory_flow("sets", command_small_set, 10000, 512);
+    if (!quick) {
+        memory_flow("vectors", command_element, UINT64_C(5) * CEILING / 512, DIM_MAX * 4 + 256);
+        memory_unread();
+        memory_unfinished();
+    }
+    process_kill(&nodedb);
+}
+
+static void bench_sets(uint64_t sets) {
+    static const char *const options[] = {"--cores", "2", "--durability", "interval", NULL};
+    flow f = {command_small_set, 3 * sets, FLOW_PIPELINE, 512, 0, 0, 0, 0, 0};
+    double used, rss;
+    char name[64];
+    nodedb_start_anew(options);
+    small_elements = 3;
+    used = (double)ask_info("used_memory:"), rss = process_bytes(&nodedb, "VmRSS");
+    flow_run(&f, nodedb.port);
+    if (f.refused > 0) die("%" PRIu64 " sets do not fit into memory", sets);
+    (void)usleep(SETTLE_US);
+    used = (double)ask_info("used_memory:") - used, rss = process_bytes(&nodedb, "VmRSS") - rss;
+    (void)snprintf(name, sizeof name, "sets/n=%" PRIu64, sets);
+    bench_row(name, "used_bytes_per_set", used / (double)sets, "B");
+    bench_row(name, "rss_bytes_per_set", rss / (double)sets, "B");
+    process_kill(&nodedb);
+}
+
 /* The servers go. The files stay, until the next run empties the directory. */
 static void on_signal(int number) {
     process_kill(&nodedb);
@@ -576,12 +927,17 @@ static void on_signal(int number) {
 
 int main(int argc, char **argv) {
     bool quick = bench_flag(argc, argv, "--quick");
+    const char *only = bench_option(argc, argv, "--only", "");
+    uint64_t keys = strtoull(bench_option(argc, argv, "--keys", quick ? "200000" : "10000000"), NULL, 10);
     bench_name = "nodedb";
     server_path = bench_option(argc, argv, "--server", "build/nodedb");
     data_dir = bench_option(argc, argv, "--data", "tests/data");
     top = bench_option(argc, argv, "--dir", "build/tmp");
     round_ns = quick ? UINT64_C(200000000) : UINT64_C(500000000);
     key_count = quick ? 10000 : 100000;
+    if (*only != 0 && strcmp(only, "keys") != 0 && strcmp(only, "memory") != 0 && strcmp(only, "sets") != 0)
+        die("--only is keys, memory or sets");
+    if (keys == 0 || keys > UINT32_MAX) die("--keys is a number from 1 to %u", (unsigned)UINT32_MAX);
     (void)mkdir(top, 0755);
     if (snprintf(dir, sizeof dir, "%s/bench_nodedb", top) >= (int)sizeof dir - 32) die("--dir is too long");
     (void)snprintf(limit_path, sizeof limit_path, "%.*s/limit", (int)sizeof limit_path - 32, dir);
@@ -596,9 +952,14 @@ int main(int argc, char **argv) {
     (void)atexit(clean_up);
     (void)signal(SIGINT, on_signal);
     (void)signal(SIGTERM, on_signal);
-    nodedb_start();
-    bench_strings(quick ? 3 : 5);
-    bench_vectors(quick ? 1 : 3);
-    bench_recovery(quick ? 1 : 3);
+    if (*only == 0) {
+        nodedb_start();
+        bench_strings(quick ? 3 : 5);
+        bench_vectors(quick ? 1 : 3);
+        bench_recovery(quick ? 1 : 3);
+    }
+    if (strcmp(only, "keys") == 0 || (*only == 0 && quick)) bench_keys(keys);
+    if (strcmp(only, "memory") == 0 || (*only == 0 && quick)) bench_memory(quick);
+    if (strcmp(only, "sets") == 0 || (*only == 0 && quick)) bench_sets(SMALL_SETS);
     return 0;
 }
