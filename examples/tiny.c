@@ -184,7 +184,7 @@ static void begin_write(shard *s, const message *line) {
         reply(s, line, "ERR out of memory");
     } else if (nodedb_wal_append(s->wal, &record, &s->writes[place].lsn, NULL) != NODEDB_OK) {
         release(s, cost_of(&record));
-        reply(s, line, "ERR the disk is full");
+        reply(s, line, "ERR the log takes nothing: the disk is full, or it has failed");
     } else s->writes[place].line = *line, s->logged++;
 }
 
@@ -213,7 +213,8 @@ static void get(shard *s, const message *line, bool is_back) {
     if (e != NULL && e->value.memory == NULL)
         range.start = nodedb_mem_overflow_read(s->overflow, e->value.cold, &range.bytes, NULL);
     if (e == NULL) reply(s, line, "(nil)");
-    else if (range.start == NULL) reply(s, line, e->value.memory);
+    else if (e->value.memory != NULL) reply(s, line, e->value.memory);
+    else if (range.start == NULL) reply(s, line, "ERR the value cannot be read");
     else if (is_back || nodedb_prefetch_begin(s->prefetch, &range, 1, place, NULL) != NODEDB_OK)
         reply(s, line, (const char *)range.start);
     else s->parked[place] = *line, s->parked_count++;

@@ -596,8 +596,8 @@ void reply_result(buffer *b, int resp, const result *r); /* the plain form of ea
 /* ---- request.c: a command under way ------------------------------------------------------------------------------ */
 
 enum {
-    COMMAND_READ = 1,
-    COMMAND_WRITE = 2,
+    COMMAND_READ = 1,    /* waits until the writes of its connection are answered */
+    COMMAND_WRITE = 2,   /* changes something, though it may answer an old value: SET ... GET is only this */
     COMMAND_ALONE = 4,   /* several steps: nothing else of its connection meanwhile */
     COMMAND_DATA = 8,    /* refused while another database than 0 is selected */
     COMMAND_NO_AUTH = 16, /* allowed before AUTH */

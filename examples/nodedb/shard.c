@@ -76,7 +76,7 @@ static void answer_value(shard *s, value *v, uint32_t limit, result *r) {
     uint32_t bytes = v->bytes < limit ? v->bytes : limit;
     const char *p = value_bytes(s, v);
     if (p == NULL) {
-        result_error(r, "ERR the value cannot be read back from the overflow file");
+        result_error(r, "ERR the value cannot be read back from the overflow file"); /* a change is made all the same */
         return;
     }
     v->touched = 1;

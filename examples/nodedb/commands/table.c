@@ -1,6 +1,7 @@
 /* table.c - all commands, one row each, and what they say about their arguments.
  *
- * A new command is a function run_name() in the room where it belongs, and a row here. */
+ * A new command is a function run_name() in the room where it belongs, its name in the list below, and a row. Names
+ * have at most 15 letters. The usual ones stand first. */
 #include "../db.h"
 
 const char syntax_error[] = "ERR syntax error";
