@@ -279,6 +279,7 @@ struct shard {
     uint64_t spilled_bytes, spilled_count;
     const char *mapped_low, *mapped_high; /* of the overflow file, touched since it was last unmapped from memory */
     size_t mapped_bytes;
+    const char *file_low, *file_high; /* the ends of what was ever used of the mapping */
     /* vectorset.c */
     searcher_place searchers[SEARCHERS];
     uint64_t searches;

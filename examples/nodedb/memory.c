@@ -145,11 +145,11 @@ static bool reserve_with_slack(shard *s, size_t bytes) {
 /* Where the ceiling refuses, room is made at once, as maintenance may not have come round yet: what was dropped goes
  * first, then cold values leave for the overflow file. */
 bool data_reserve(shard *s, size_t bytes) {
-    int tries;
+    int tries, idle = 0;
     for (tries = 0; tries < 16; tries++) {
         if (bytes == 0 || reserve_with_slack(s, bytes)) return true;
         if (s->retired != NULL) (void)retire_some(s, RETIRE_BATCH);
-        else if (spill_some(s, bytes + SPILL_AHEAD_BYTES) == 0) return false;
+        else if (spill_some(s, bytes + SPILL_AHEAD_BYTES) == 0 && ++idle == 4) return false; /* marks go first */
     }
     return false;
 }

@@ -300,12 +300,14 @@ static bool clients_may_hold(core *c, size_t more) {
            usage.reserved_bytes + more <= c->server->client_limit_bytes;
 }
 
-static size_t connection_bytes(const connection *conn) { return conn->in.cap + conn->out.cap + conn->held; }
+static size_t connection_bytes(const connection *conn) {
+    return conn->in.cap + conn->out.cap + conn->held + conn->long_frames;
+}
 
 static connection *greediest(const core *c) {
     connection *conn, *most = NULL;
     for (conn = c->first; conn != NULL; conn = conn->next)
-        if (conn->fd >= 0 && !conn->closing && (most == NULL || connection_bytes(conn) > connection_bytes(most)))
+        if (conn->fd >= 0 && (most == NULL || connection_bytes(conn) > connection_bytes(most)))
             most = conn;
     return most;
 }
@@ -330,7 +332,8 @@ static bool input_room(core *c, connection *conn) {
     if (cap < conn->in.len + SMALL_BUFFER) cap = conn->in.len + SMALL_BUFFER;
     if (cap > 2 * READ_BYTES && !clients_may_hold(c, cap - conn->in.cap)) {
         connection *most = greediest(c);
-        if (most != NULL) input_refused(c, most);
+        if (most != NULL && (most->closing || most->in.cap < most->long_frames)) connection_close(c, most);
+        else if (most != NULL) input_refused(c, most);
         if (most == conn) return false;
     }
     (void)buffer_exact_room(&conn->in, cap);
@@ -500,7 +503,8 @@ void net_maintain(core *c) {
     if (c->crowded && !clients_may_hold(c, 1) && (conn = greediest(c)) != NULL) {
         nodedb_say(&c->server->logger, NODEDB_LOG_WARNING,
                    "a client was disconnected: clients hold more than they may");
-        if (conn->parser.needs > conn->in.len - conn->in_at) input_refused(c, conn);
+        if (!conn->closing && conn->long_frames == 0 && conn->parser.needs > conn->in.len - conn->in_at)
+            input_refused(c, conn);
         else {
             c->clients_refused++;
             connection_close(c, conn);
@@ -527,7 +531,11 @@ void net_close_all(core *c) {
         if (conn->fd >= 0) (void)flush_connection(c, conn);
         connection_close(c, conn);
     }
-    while (c->dirty != NULL && flush_dirty(c) > 0) {}
+    while (c->dirty != NULL) { /* each round is a turn: else a request only asks for the next one, for ever */
+        c->turn_operations = TURN_OPERATIONS;
+        turn_begin(c);
+        (void)flush_dirty(c);
+    }
     net_tell_memory(c);
 }
 

@@ -105,6 +105,7 @@ static void core_wait(nodedb_tpc_core *tpc, void *ctx, uint64_t timeout_ns) {
     (void)ctx;
     for (i = 0; i < c->server->cores; i++) unsent_messages += arrlen(c->outbox[i]);
     if (unsent_messages > 0 && ms > 1) ms = 1; /* a full ring does not wake its producer */
+    if (c->waiting.head != NULL && ms > 1) ms = 1; /* what it waits for may come without a wake */
     if (c->dirty != NULL || c->slow.head != NULL) ms = 0;
     c->ready = epoll_wait(c->epoll, c->events, (int)(sizeof c->events / sizeof *c->events), ms);
     if (c->ready < 0) c->ready = 0;

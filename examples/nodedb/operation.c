@@ -143,8 +143,8 @@ static int last_record(const operation_list *l, slice key) {
 static bool waits_at_home(const operation_list *l, slice key) {
     const operation *op;
     for (op = l->head; op != NULL; op = op->next)
-        if (op->bucket != 0 && (op->stage == STAGE_HOME || op->creating) && op->key.bytes == key.bytes &&
-            memcmp(op->key.p, key.p, key.bytes) == 0)
+        if (op->bucket != 0 && !op->emptied && (op->stage == STAGE_HOME || op->creating) &&
+            op->key.bytes == key.bytes && memcmp(op->key.p, key.p, key.bytes) == 0)
             return true;
     return false;
 }
@@ -369,6 +369,12 @@ static bool log_record(core *c, operation *op) {
     ch->now_ms = op->logged_ms = wall_ms();
     status = append(c, op, ch, &err);
     if (status == NODEDB_ERR_AGAIN) return false;
+    if (status == NODEDB_ERR_DISK_FULL && ch->kind == CHANGE_DROP) { /* recovery drops the part as well: no record */
+        op->lsn = c->committing.head != NULL ? c->committing.tail->lsn : 0;
+        if (c->committing.head == NULL) operation_commit(c, op);
+        else list_push(&c->committing, op);
+        return true;
+    }
     if (status != NODEDB_OK) {
         operation_fail(c, op, "%s %s", status == NODEDB_ERR_DISK_FULL ? "ERR" : "MISCONF", err.message);
         return true;
@@ -469,7 +475,7 @@ static void guarded_question(nodedb_tpc_core *tpc, void *argument) {
 
 /* What a degraded core goes on to do: to count, to end what it has begun, and what nobody asked for. */
 static bool needs_no_guard(const operation *op) {
-    return op->req == NULL || op->kind == OP_STATS || op->kind == OP_COUNT || op->kind == OP_MORE ||
+    return op->req == NULL || op->prepared || op->kind == OP_STATS || op->kind == OP_COUNT || op->kind == OP_MORE ||
            op->stage == STAGE_ANSWER || (op->kind == OP_PREPARE && op->u.prepare.undo);
 }
 

@@ -184,7 +184,7 @@ static bool may_start(core *c, request *req) {
         return false;
     }
     if (req->in_flight > 0 && conn->operations >= MAX_OPERATIONS) return false;
-    if (!reply_may_grow(req)) return false;
+    if ((req->cmd->flags & COMMAND_WRITE) == 0 && !reply_may_grow(req)) return false; /* a write's reply is short */
     if (c->turn_operations == 0 || turn_over(c)) {
         mark_dirty(c, conn); /* others first; on in the next turn */
         return false;

@@ -43,6 +43,12 @@ void spill_unmap(shard *s) {
 static void note_touched(shard *s, const char *p, size_t bytes) {
     const char *from = p - (uintptr_t)p % FAULT_AROUND, *end = p + bytes;
     const char *to = end + (FAULT_AROUND - (uintptr_t)end % FAULT_AROUND) % FAULT_AROUND;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    /* not beyond what was ever used of this mapping: what lies beside it is somebody else's memory */
+    if (s->file_low == NULL || p < s->file_low) s->file_low = p - (uintptr_t)p % page;
+    if (end > s->file_high) s->file_high = end + (page - (uintptr_t)end % page) % page;
+    if (from < s->file_low) from = s->file_low;
+    if (to > s->file_high) to = s->file_high;
     if (s->mapped_bytes == 0 || from < s->mapped_low) s->mapped_low = from;
     if (s->mapped_bytes == 0 || to > s->mapped_high) s->mapped_high = to;
     s->mapped_bytes += bytes + FAULT_AROUND;
@@ -154,6 +160,7 @@ void spill_trim(shard *s) {
         spill_unmap(s);
         nodedb_mem_overflow_close(s->overflow);
         s->overflow = NULL;
+        s->file_low = s->file_high = NULL;
     } else if (st.disk_bytes > st.used_bytes + st.used_bytes / 4 + 2 * NODEDB_MEM_OVERFLOW_GRANULE_BYTES)
         (void)nodedb_mem_overflow_trim(s->overflow, NULL, NULL);
 }

@@ -415,8 +415,8 @@ static set_home *home_of(core *c, const operation *op) {
 static void end_if_empty(core *c, operation *op) {
     set_home *h = home_of(c, op);
     op->emptied = false;
-    if (h == NULL || h->count > 0 || h->pending > 0 || h->state != SET_LIVE) operation_finish(c, op);
-    else if (home_has_waiters(c, op->key)) {
+    if (h == NULL || h->count > 0 || h->pending > 0) operation_finish(c, op);
+    else if (h->state != SET_LIVE || home_has_waiters(c, op->key)) { /* ENDING: behind the END */
         op->emptied = true;
         op->stage = STAGE_HOME;
         operation_log(c, op); /* in line */

@@ -8,8 +8,12 @@
 /* ---- DEL, UNLINK, EXISTS ----------------------------------------------------------------------------------------- */
 
 static bool more_del(core *c, request *req) {
+    operation *op;
     if (req->at >= req->argc) return false;
-    request_change(c, req, &(change){.kind = CHANGE_DELETE, .key = req->argv[req->at++]});
+    op = request_start(c, req, OP_CHANGE, req->argv[req->at++]);
+    op->change = (change){.kind = CHANGE_DELETE, .key = op->key};
+    op->prepared = true;
+    request_send(c, req, op, core_of_key(c->server, op->key));
     if (req->at == req->argc) request_all_started(c, req);
     return true;
 }
@@ -207,6 +211,7 @@ static void begin_flush(core *c, request *req) {
     for (i = 0; i < c->server->cores; i++) {
         operation *op = request_start(c, req, OP_CHANGE, (slice){"", 0});
         op->change.kind = CHANGE_FLUSH;
+        op->prepared = true;
         request_send(c, req, op, i);
     }
     request_all_started(c, req);
