@@ -17,10 +17,10 @@
  * keys/n=N                     N keys (--keys, 10,000,000) of 16 bytes with values of 32 go into an empty server, over
  *                              one connection with 256 in flight, --durability interval. A gap is the time between two
  *                              reads of the client that bring replies: a stall of the server, or of the client if it
- *                              has no CPU. bytes_per_key: VmRSS after and before, half a second after the last reply
+ *                              has no CPU. bytes_per_key: VmRSS after and before, 0.3 s after the last reply
  * redis/keys/n=N               the same against redis-server --appendonly yes --appendfsync everysec --save ""
  * memory/KIND                  --memory 64M --cores 2 --durability interval, a new server for each KIND:
- *     value=B                  keys of 16 bytes with values of B, until their values are 5 x 64 MiB, or one is refused
+ *     value=B                  keys of 16 bytes, values of B, until these are 5 x 64 MiB (--quick: 2) or one is refused
  *     restart                  the server of value=256B, killed and started again
  *     vectors                  elements of 128 floats in one set, until one is refused
  *     sets                     10,000 sets of one element of 16 floats
@@ -51,7 +51,7 @@ enum {
     VALUE_BYTES = 128, BLOCK_BYTES = 4096, LIMIT_BYTES = 16 << 20, CLIENTS_MAX = 50, PIPELINE_MAX = 32,
     OUT_BYTES = 65536, IN_BYTES = 65536, DIM_MAX = 384, /* PIPELINE_MAX vectors fit into OUT_BYTES */
     SAMPLES_MAX = 1 << 21, ROUNDS_MAX = 9, NEIGHBOURS = 10, PATH_BYTES = 1024, TIMEOUT_MS = 60000,
-    SMALL_SETS = 5000, FLOW_BYTES = 65536, FLOW_PIPELINE = 256, SETTLE_US = 500000, MIB = 1 << 20
+    SMALL_SETS = 5000, FLOW_BYTES = 65536, FLOW_PIPELINE = 256, SETTLE_US = 300000, MIB = 1 << 20
 };
 
 typedef struct result {
@@ -799,9 +799,9 @@ static void memory_flow(const char *kind, size_t (*command)(uint64_t number, cha
     memory_rows(kind, base_bytes, f.stored);
 }
 
-static void memory_values(const char *kind, size_t bytes) {
+static void memory_values(const char *kind, size_t bytes, uint64_t times) {
     value_size = bytes;
-    memory_flow(kind, command_value, UINT64_C(5) * CEILING / bytes, bytes + 256);
+    memory_flow(kind, command_value, times * CEILING / bytes, bytes + 256);
 }
 
 /* After memory_values(). */
@@ -883,12 +883,12 @@ static void memory_unfinished(void) {
 
 static void bench_memory(bool quick) {
     if (!quick) {
-        memory_values("value=16B", 16);
-        memory_values("value=256B", 256);
+        memory_values("value=16B", 16, 5);
+        memory_values("value=256B", 256, 5);
         memory_restart();
-        memory_values("value=1KiB", 1024);
+        memory_values("value=1KiB", 1024, 5);
     }
-    memory_values("value=1MiB", MIB);
+    memory_values("value=1MiB", MIB, quick ? 2 : 5);
     small_elements = 1;
     memory_flow("sets", command_small_set, 10000, 512);
     if (!quick) {
@@ -933,7 +933,7 @@ int main(int argc, char **argv) {
     server_path = bench_option(argc, argv, "--server", "build/nodedb");
     data_dir = bench_option(argc, argv, "--data", "tests/data");
     top = bench_option(argc, argv, "--dir", "build/tmp");
-    round_ns = quick ? UINT64_C(200000000) : UINT64_C(500000000);
+    round_ns = quick ? UINT64_C(150000000) : UINT64_C(500000000);
     key_count = quick ? 10000 : 100000;
     if (*only != 0 && strcmp(only, "keys") != 0 && strcmp(only, "memory") != 0 && strcmp(only, "sets") != 0)
         die("--only is keys, memory or sets");
