@@ -7,6 +7,9 @@
  * multiplied there (see `slowness`), and the amount of work is divided (see `less`). */
 #include "server.h"
 
+/* TCP asks a receiver that had no room again after up to 12.8 s, each time twice as late (its persist timer). */
+#define READER_PATIENCE_MS (4 * PATIENCE_MS)
+
 #define MIB (1 << 20)
 #define LATENCY_MAX_MS 100 /* of a small command of another client, whatever goes on */
 
@@ -324,14 +327,14 @@ static bool reader_send(reader *r) {
 }
 
 static bool reader_more(int line, reader *r, const char *what) {
-    uint64_t until = clock_ms() + PATIENCE_MS;
+    uint64_t until = clock_ms() + READER_PATIENCE_MS;
     r->at = r->len = 0;
     while (!r->broken) {
         struct pollfd p = {r->fd, POLLIN, 0};
         ssize_t n;
         if (r->sent < r->request->len) p.events |= POLLOUT;
         (void)poll(&p, 1, 100);
-        if (reader_send(r)) until = clock_ms() + PATIENCE_MS;
+        if (reader_send(r)) until = clock_ms() + READER_PATIENCE_MS;
         n = recv(r->fd, reader_room, r->piece, 0);
         if (n > 0) {
             r->len = (size_t)n;

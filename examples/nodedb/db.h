@@ -54,7 +54,7 @@
 #define MAX_INLINE_BYTES (64u << 10)
 #define MIN_CLIENT_BYTES ((size_t)1 << 20) /* clients may hold a quarter of --memory together, and at least this */
 #define MAX_CLIENTS 10000              /* per core; fewer where there are fewer descriptors */
-#define MAX_REQUESTS 256               /* commands of one connection that are under way */
+#define MAX_REQUESTS 128               /* commands of one connection that are under way */
 #define MAX_OPERATIONS 256             /* operations of one connection that are under way */
 #define WINDOW 64                      /* operations of one request that are under way */
 #define TURN_OPERATIONS 512            /* operations that the connections of a core start in one turn */
