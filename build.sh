@@ -416,7 +416,7 @@ check_rooms() {
     long=$(awk 'FNR == 1 { if (n > limit) print last ": " n " lines"; n = 0; last = FILENAME
                    limit = FILENAME ~ /nodedb\/nodedb.c|tiny.c/ ? 400 : 700 } { n++ }
                 /^[a-zA-Z].*\) \{( \/\*.*)?$/ && !/;/ { begin = FNR } /^\}/ && begin { if (FNR - begin + 1 > 60) print FILENAME ":" begin ": a function of " FNR - begin + 1 " lines"; begin = 0 }
-                END { if (n > limit) print last ": " n " lines" }' examples/tiny.c examples/nodedb/nodedb.c $rooms)
+                END { if (n > limit) print last ": " n " lines" }' examples/tiny.c examples/nodedb/nodedb.c examples/nodedb/*.h $rooms)
     if [ -z "$long" ]; then ok "no room over 700 lines, no function over 60"; else fail "too long: $long"; fi
     private=$(grep -n 'nodedb__\|NODEDB_[A-Z]*__' examples/tiny.c examples/nodedb/*.[ch] examples/nodedb/commands/*.c || true)
     if [ -z "$private" ]; then ok "the database uses the public API only"; else fail "private names: $private"; fi
