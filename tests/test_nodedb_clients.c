@@ -817,6 +817,45 @@ CLIENTS_TEST(a_client_that_reads_nothing_does_no_harm_to_the_pipelines_of_twenty
     free(value);
 }
 
+/* A client that reads nothing has sent a GET of a large value, and a DEL of many keys: those go, as a write's reply is
+ * short, and others may wait for what it has under way. */
+CLIENTS_TEST(a_write_of_many_keys_goes_on_though_its_client_does_not_read_what_it_asked_for_before) {
+    enum { KEYS_OF_DEL = 5000 };
+    char *value = pattern(8 * MIB, test_seed), head[32], want[32];
+    uint64_t until = clock_ms() + PATIENCE_MS;
+    long long bound;
+    server *s = small_server("", &bound);
+    client *c, empty = {0};
+    bytes request = {0};
+    reader mute;
+    int i;
+    REQUIRE(s != NULL);
+    c = client_open(s->port);
+    put_array(c, 3), put_text(c, "SET"), put_text(c, "large"), put_arg(c, value, 8 * MIB);
+    next_is(c, "+OK\r\n");
+    says(c, "MSET a 1 b 2 c 3 last 4", "+OK\r\n");
+    put_line(&empty, "GET large");
+    put_array(&empty, KEYS_OF_DEL + 2), put_text(&empty, "DEL");
+    for (i = 0; i < KEYS_OF_DEL; i++) put_text(&empty, i % 3 == 0 ? "a" : i % 3 == 1 ? "b" : "c");
+    put_text(&empty, "last");
+    request_of(&request, &empty, 1);
+    reader_open_with(&mute, s->port, &request, 64 << 10);
+    (void)reader_send(&mute); /* in one piece: the DEL begins before the reply to the GET fills the sockets */
+    while (number(c, "EXISTS last") != 0 && clock_ms() < until) {
+        says(c, "SET other value", "+OK\r\n"); /* nor does another client's write wait */
+        sleep_ms(5);
+    }
+    CHECK_EQ(number(c, "EXISTS a b c last"), 0);
+    CHECK_EQ(mute.got, 0);
+    (void)reader_is(__LINE__, &mute, "GET of 8 MiB", head, (size_t)sprintf(head, "$%d\r\n", 8 * MIB)); /* now it reads */
+    (void)reader_is(__LINE__, &mute, "GET of 8 MiB", value, 8 * MIB);
+    (void)reader_is(__LINE__, &mute, "DEL", want, (size_t)sprintf(want, "\r\n:4\r\n"));
+    reader_close(&mute, false);
+    check_memory(__LINE__, s, "an unread reply before a DEL of 5,000 keys", bound);
+    bytes_free(&request), bytes_free(&empty.out);
+    free(value);
+}
+
 /* ---- commands of many keys ------------------------------------------------------------------------------------- */
 
 #define KEYS 10000 /* of one command */
@@ -972,6 +1011,66 @@ CLIENTS_TEST(unfinished_requests_take_bounded_memory_and_what_does_not_fit_is_re
     says(c, "DEL giant", stored > 0 ? ":1\r\n" : ":0\r\n");
     CHECK(info_reaches(c, "used_memory", false, 4 * MIB)); /* what was unfinished is no longer accounted */
     says(c, "SET small again", "+OK\r\n");
+}
+
+/* A client has a command of 6 MiB under way, whose reply it does not read. Others send SETs that do not fit beside it
+ * into what clients may hold: it is the one that has to go, and none of them. */
+CLIENTS_TEST(a_long_command_under_way_counts_when_the_client_that_holds_most_is_sought) {
+    enum { OTHERS = 8, LONG_KEYS_OF_IT = 100, KEY_BYTES = 60000, OTHER_BYTES = 3 * MIB / 2 }; /* 6 and 12 of 16 MiB */
+    char *value = pattern(8 * MIB, test_seed), key[32];
+    uint64_t until;
+    long long bound = 0;
+    server *s = server_start(data_dir(), "--cores 1 --memory 64M"); /* one core: it seeks among its own connections */
+    client *c, *all[OTHERS], empty = {0};
+    bytes request = {0};
+    reader mute;
+    int i, right = 0;
+    char gone;
+    REQUIRE(s != NULL);
+    bound = memory_bound(s, 64 * MIB, 1);
+    c = client_open(s->port);
+    put_array(c, 3), put_text(c, "SET"), put_text(c, "large"), put_arg(c, value, 8 * MIB);
+    next_is(c, "+OK\r\n");
+    put_array(&empty, LONG_KEYS_OF_IT + 2), put_text(&empty, "MGET"), put_text(&empty, "large");
+    for (i = 0; i < LONG_KEYS_OF_IT; i++) put_arg(&empty, value + i, KEY_BYTES);
+    request_of(&request, &empty, 1);
+    reader_open_with(&mute, s->port, &request, 64 << 10);
+    for (until = clock_ms() + PATIENCE_MS; mute.sent < request.len && clock_ms() < until;)
+        if (!reader_send(&mute)) sleep_ms(1);
+    CHECK_EQ(mute.sent, request.len);
+    CHECK(info_reaches(c, "used_memory_clients", true, 6 * MIB - MIB / 2));
+    for (i = 0; i < OTHERS; i++) { /* all but the last 1,000 bytes of each */
+        all[i] = client_open(s->port);
+        put_array(all[i], 3), put_text(all[i], "SET"), put_arg(all[i], key, (size_t)sprintf(key, "k%d", i)),
+            put_arg(all[i], value + i, OTHER_BYTES);
+        all[i]->out.len -= 1000;
+        client_flush(all[i]);
+    }
+    for (i = 0; i < OTHERS; i++) {
+        all[i]->out.len = 0;
+        bytes_put(&all[i]->out, value + i + OTHER_BYTES - 998, 998), bytes_put(&all[i]->out, "\r\n", 2);
+        right += strcmp(reply(all[i]), "+OK\r\n") == 0;
+    }
+    CHECK_EQ(right, OTHERS);
+    CHECK(info_reaches(c, "used_memory_clients", false, 2 * MIB)); /* what it held is free */
+    for (until = clock_ms() + PATIENCE_MS; (i = (int)recv(mute.fd, reader_room, sizeof reader_room, 0)) != 0;) {
+        if (i < 0 && errno != EAGAIN && errno != EINTR) break;
+        if (clock_ms() > until) {
+            complain(__LINE__, "the client with the long command is not closed");
+            break;
+        }
+        if (i < 0) (void)usleep(1000);
+    }
+    for (i = gone = 0; i < OTHERS; i++) {
+        putf(c, "GET k%d", i);
+        (void)reply(c);
+        gone = (char)(gone | (c->reply.len < OTHER_BYTES || memcmp(strchr(c->reply.p, '\n') + 1, value + i, OTHER_BYTES) != 0));
+    }
+    CHECK(!gone);
+    reader_close(&mute, true);
+    check_memory(__LINE__, s, "unfinished requests beside a long one under way", bound);
+    bytes_free(&request), bytes_free(&empty.out);
+    free(value);
 }
 
 /* Waits until the server's memory is at most `most`; as long as 2 s. */
@@ -1230,6 +1329,36 @@ CLIENTS_TEST(sigterm_ends_a_server_whose_clients_scan_with_long_patterns) {
     CHECK_EQ(server_signal(s, SIGTERM), 0);
     if (clock_ms() - begin > (uint64_t)(5000 * slowness()))
         complain(__LINE__, "the server took %d ms to stop", (int)(clock_ms() - begin));
+}
+
+/* Each has answers that wait behind the value which it does not read. To hand over all of them takes longer than one
+ * turn of the core, which at the end must not put it off to a next turn for ever. */
+CLIENTS_TEST(sigterm_ends_a_server_whose_clients_do_not_read_their_mgets) {
+    enum { MUTES = 200, VALUES = 128, VALUE_BYTES = 24 << 10 };
+    char *value = pattern(VALUE_BYTES, test_seed), key[32];
+    static int mutes[MUTES];
+    server *s = server_start(data_dir(), "--cores 2 --memory 256M"); /* answers of the other core come later */
+    client *c, empty = {0};
+    int i, room = 4096;
+    REQUIRE(s != NULL);
+    c = client_open(s->port);
+    for (i = 0; i < VALUES; i++)
+        put_array(c, 3), put_text(c, "SET"), put_arg(c, key, (size_t)sprintf(key, "k%d", i)),
+            put_arg(c, value, VALUE_BYTES);
+    for (i = 0; i < VALUES; i++) next_is(c, "+OK\r\n");
+    put_array(&empty, 8 * VALUES + 1), put_text(&empty, "MGET");
+    for (i = 0; i < 8 * VALUES; i++) put_arg(&empty, key, (size_t)sprintf(key, "k%d", i % VALUES));
+    for (i = 0; i < MUTES; i++) { /* 24 MiB each, of which the sockets take less than one */
+        mutes[i] = raw_connect_with(s->port, room);
+        if (mutes[i] >= 0) CHECK(send(mutes[i], empty.out.p, empty.out.len, MSG_NOSIGNAL) == (ssize_t)empty.out.len);
+    }
+    for (i = 0; i < 3; i++) says(c, "PING", "+PONG\r\n"), sleep_ms(50); /* all of them have stopped */
+    CHECK(info(c, "used_memory_clients") > MUTES * (64LL << 10));
+    CHECK_EQ(server_signal(s, SIGTERM), 0); /* it waits PATIENCE_MS at most */
+    for (i = 0; i < MUTES; i++)
+        if (mutes[i] >= 0) (void)close(mutes[i]);
+    bytes_free(&empty.out);
+    free(value);
 }
 
 /* What Redis' stringmatchlen does (util.c), as plain as can be. A class ends with ']' or the pattern, [3-1] is [1-3],
