@@ -1046,6 +1046,7 @@ CLIENTS_TEST(a_long_command_under_way_counts_when_the_client_that_holds_most_is_
         all[i]->out.len -= 1000;
         client_flush(all[i]);
     }
+    CHECK(info_reaches(c, "connected_clients", false, OTHERS + 1)); /* one had to go */
     for (i = 0; i < OTHERS; i++) {
         all[i]->out.len = 0;
         bytes_put(&all[i]->out, value + i + OTHER_BYTES - 998, 998), bytes_put(&all[i]->out, "\r\n", 2);

@@ -6,6 +6,7 @@
 #include <ftw.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/ptrace.h>
 
 #define MIB (1LL << 20)
 #define BASE_OF_A_CORE (24 * MIB) /* what a core takes beside --memory, where INFO does not say */
@@ -779,6 +780,49 @@ DB_TEST(disk_space_of_spilled_values_goes_back_after_flushall_and_after_deleting
     says(c, "SET k v", "+OK\r\n");
 }
 
+/* With the shim, and without process_madvise, which is no function of the C library. */
+static void use_shim_and_madvise(void) {
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 440, 0, 1), /* process_madvise, on all machines */
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    struct sock_fprog program_of_it;
+    program_of_it.len = 4, program_of_it.filter = filter;
+    use_shim();
+    (void)prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    (void)prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program_of_it);
+}
+
+/* The mapping of the overflow file stands between other memory of the process. Pages of it are given back 64 KiB at a
+ * time, which at its beginning would reach what lies below it. */
+DB_TEST(memory_beside_the_overflow_file_is_never_given_back_with_it) {
+    enum { BYTES = 16384, KEYS = 3000 }; /* on four cores: 47 MiB, several times what is unmapped at once */
+    server *s;
+    client *c;
+    uint64_t drops, strays;
+    without_shim();
+    if (!with_shim()) return;
+    before_exec = use_shim_and_madvise;
+    s = server_start(ram_data(), "--cores 4 --memory 16M");
+    REQUIRE(s != NULL);
+    c = client_open(s->port);
+    __atomic_store_n(&shim->watches, 1, __ATOMIC_RELAXED);
+    CHECK_EQ(store(c, "k", KEYS, 0, BYTES), KEYS);
+    CHECK(info(c, "spilled_keys") > 0);
+    CHECK_EQ(count_wrong(c, "k", 0, KEYS, 1, 0, BYTES), 0);
+    CHECK_EQ(delete_keys(c, "k", 0, KEYS / 2, 1), KEYS / 2);
+    CHECK_EQ(count_wrong(c, "k", KEYS / 2, KEYS, 1, 0, BYTES), 0);
+    says(c, "FLUSHALL", "+OK\r\n");
+    CHECK(info_reaches(c, "spilled_bytes", false, 0));
+    drops = __atomic_load_n(&shim->drops, __ATOMIC_RELAXED), strays = __atomic_load_n(&shim->strays, __ATOMIC_RELAXED);
+    if (drops == 0) fprintf(stderr, "note: %s: the program does not call madvise of the C library\n", test_name);
+    if (strays > 0)
+        complain(__LINE__, "%d of %d drops of the overflow file's pages took in what lies beside it", (int)strays,
+                 (int)drops);
+    CHECK_EQ(server_signal(s, SIGTERM), 0);
+    without_shim();
+}
+
 /* ---- full disks ------------------------------------------------------------------------------------------------ */
 
 enum { DISK_BYTES = 65536, DISK_KEYS = 12000 };
@@ -948,6 +992,63 @@ static void full_of_foreign_data(const char *disk) {
 }
 DB_TEST(on_a_disk_that_somebody_else_fills_all_that_frees_space_succeeds_and_then_writes_go_on) {
     on_small_disk(150, full_of_foreign_data);
+}
+
+/* The core of a vector set's key has room on its disk, and a core with a part of it has none. The part goes all the same:
+ * a restart finds the set gone, and drops the part without a record. */
+DB_TEST(a_vector_set_that_is_deleted_leaves_the_memory_of_a_core_whose_log_has_no_room) {
+    enum { ELEMENTS = 400, DIM = 256, BYTES = 65536, FILL = 600 };
+    static const char options[] = "--cores 2 --memory 1G";
+    server *s;
+    client *c;
+    float v[DIM];
+    char line[64], there[32] = "", *key[] = {"v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7"};
+    long long before, with;
+    int i, k, sets = 0, refused = 0, last = 0;
+    without_shim();
+    if (!with_shim()) return;
+    s = server_start(ram_data(), options);
+    REQUIRE(s != NULL);
+    if (!shim_works()) return;
+    c = client_open(s->port);
+    before = info(c, "used_memory_vectors");
+    for (k = 0; k < 8; k++) /* eight sets of 50 elements, with homes on both cores */
+        for (i = 0; i < ELEMENTS / 8; i++) {
+            char name[16];
+            make_vector((uint64_t)(k * 1000 + i), v, DIM);
+            (void)sprintf(name, "e%d", i);
+            put_vadd(c, key[k], name, v, DIM);
+        }
+    for (i = 0; i < ELEMENTS; i++) next_is(c, ":1\r\n");
+    with = info(c, "used_memory_vectors");
+    CHECK(with - before > ELEMENTS * DIM);
+    (void)sprintf(shim->full, "/core-1");
+    for (i = 0; i < FILL; i++) put_set(c, "fill", i, 0, BYTES);
+    for (i = 0; i < FILL; i++)
+        if (*reply(c) != '+') refused++, last = i;
+    CHECK(refused > 0 && refused < FILL); /* core 1 has no room for a segment of its log, and core 0 has */
+    (void)sprintf(line, "SET fill%d v", last);
+    for (i = 0; i < 200 && answers(c, line, "+OK\r\n"); i++) {} /* the end of its segment, too */
+    CHECK(i < 200 && *c->reply.p == '-');
+    for (k = 0; k < 8; k++) {
+        (void)sprintf(line, "DEL %s", key[k]);
+        if (answers(c, line, ":1\r\n")) continue;
+        CHECK(*c->reply.p == '-'); /* its home is core 1, where even the reserve is of no use */
+        sets++, (void)strcat(there, key[k]);
+    }
+    CHECK(sets > 0 && sets < 8);
+    if (!info_reaches(c, "used_memory_vectors", false, before + (with - before) * (2 * sets + 1) / 16))
+        complain(__LINE__, "%d of 8 sets are there, and %lld of %lld bytes of vectors", sets,
+                 info(c, "used_memory_vectors") - before, with - before);
+    shim->full[0] = 0;
+    s = restarted(s, options, &c, __LINE__);
+    REQUIRE(s != NULL);
+    for (k = 0; k < 8; k++) {
+        (void)sprintf(line, "VCARD %s", key[k]);
+        says(c, line, strstr(there, key[k]) != NULL ? ":50\r\n" : ":0\r\n");
+    }
+    CHECK(info_reaches(c, "used_memory_vectors", false, before + (with - before) * (2 * sets + 1) / 16));
+    without_shim();
 }
 
 /* ---- kills between any two steps of a start -------------------------------------------------------------------- */
@@ -1615,6 +1716,85 @@ DB_TEST(with_one_core_degraded_what_needs_all_cores_names_it_and_does_all_or_not
         if (core_number != 0 && core_number != 6) partly++;
     }
     if (partly > 0) complain(__LINE__, "MSETs were done in part (%d of 8 answered OK)", msets);
+}
+
+/* -- one core stands still, as its thread is stopped -- */
+
+static pid_t core_thread(const server *s, int core) {
+    char path[PATH_BYTES], want[32], *name;
+    DIR *d = opendir(format(path, "/proc/%d/task", (int)s->pid));
+    struct dirent *e;
+    pid_t found = 0;
+    (void)sprintf(want, "nodedb-%d\n", core);
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        name = file_text(format(path, "/proc/%d/task/%s/comm", (int)s->pid, e->d_name), NULL);
+        if (name != NULL && strcmp(name, want) == 0) found = (pid_t)atoi(e->d_name);
+        free(name);
+    }
+    if (d != NULL) (void)closedir(d);
+    return found;
+}
+
+/* 0, with a printed reason: it cannot be done here. */
+static pid_t core_stopped(const server *s, int core) {
+    pid_t thread = core_thread(s, core);
+    int status;
+    if (thread != 0 && ptrace(PTRACE_SEIZE, thread, NULL, NULL) == 0 &&
+        ptrace(PTRACE_INTERRUPT, thread, NULL, NULL) == 0 && waitpid(thread, &status, __WALL) == thread)
+        return thread;
+    fprintf(stderr, "skipped: %s needs to stop a thread: %s\n", test_name, strerror(errno));
+    return 0;
+}
+
+/* Core 1 degrades when it has granted what `command` needs of all cores, and before it is told to do it: core 2, which
+ * has not granted it yet, stands still meanwhile. */
+static void degrades_before(const char *command, const char *name) {
+    enum { KEYS = 60 };
+    char dir[PATH_BYTES];
+    server *s = server_start(format(dir, "%s/%s", ram_dir(), name), "--cores 3 --enable-debug-command");
+    client *a, *b, *second;
+    pid_t thread;
+    bool done, set = strcmp(name, "MSET") == 0;
+    int i, there;
+    REQUIRE(s != NULL);
+    a = client_open(s->port), b = client_open(s->port); /* on core 0 and core 1 */
+    (void)client_open(s->port), second = client_open(s->port); /* core 2, and core 0 again */
+    for (i = 0; i < KEYS && !set; i++) putf(a, "SET k%d v", i);
+    for (i = 0; i < KEYS && !set; i++) next_is(a, "+OK\r\n");
+    says(second, "PING", "+PONG\r\n"); /* all connections have come to their cores */
+    if ((thread = core_stopped(s, 2)) == 0) return;
+    put_line(a, command);
+    client_io(a, 1000);
+    for (i = 0; i < 3; i++) says(second, "PING", "+PONG\r\n"); /* behind the command on core 0 */
+    for (i = 0; i < 3; i++) begins(b, "DEBUG PANIC", "-ERR ");
+    sleep_ms(20);
+    CHECK(a->in.len == 0); /* it waits for core 2 */
+    CHECK(ptrace(PTRACE_DETACH, thread, NULL, NULL) == 0);
+    done = *reply(a) != '-';
+    CHECK_EQ(degraded_core(second), 1);
+    if (a->late || a->closed) complain(__LINE__, "%s is not answered", name);
+    CHECK_EQ(server_signal(s, SIGTERM), 0);
+    s = server_start(dir, "--cores 3");
+    REQUIRE(s != NULL);
+    there = count_existing(client_open(s->port), "k", KEYS);
+    if (there != (done == set ? KEYS : 0))
+        complain(__LINE__, "%s %s, and %d of %d keys are there", name, done ? "was done" : "was refused", there, KEYS);
+    (void)server_signal(s, SIGKILL);
+}
+
+static const char *sixty_keys(const char *command, const char *with) {
+    static char line[2048];
+    size_t at = (size_t)sprintf(line, "%s", command);
+    int i;
+    for (i = 0; i < 60; i++) at += (size_t)sprintf(line + at, " k%d%s", i, with);
+    return line;
+}
+
+DB_TEST(a_core_that_degrades_after_it_has_granted_a_command_for_all_cores_still_does_its_part_of_it) {
+    without_shim();
+    degrades_before("FLUSHALL", "FLUSHALL");
+    degrades_before(sixty_keys("DEL", ""), "DEL");
+    degrades_before(sixty_keys("MSET", " v"), "MSET");
 }
 
 static int process_limit;

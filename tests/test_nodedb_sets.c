@@ -516,6 +516,36 @@ DB_TEST(the_last_element_is_removed_while_others_add_end_and_ask) {
     CHECK(won > 0);
 }
 
+/* VREMs that come back from another core to a set which has no element left by then, while others like them stand in line
+ * at its home: each would end the set behind those before it, and none may wait for one that waits for it. The EXPIREs,
+ * each sent by itself, make a line of it. */
+DB_TEST(those_that_find_a_set_empty_do_not_wait_for_each_other) {
+    enum { ROUNDS = 700, SETS = 4, TIMES = 12, CLIENTS = 6 };
+    server *s = server_start(data_dir(), "--cores 2");
+    client *all[CLIENTS];
+    int i, k, n, removed = 0, odd = 0;
+    REQUIRE(s != NULL);
+    for (k = 0; k < CLIENTS; k++) all[k] = client_open(s->port);
+    for (i = 0; i < ROUNDS && odd == 0; i++) {
+        for (k = 0; k < SETS; k++) putf(all[0], "VADD z%d.%d VALUES 2 1 1 a", i, k);
+        for (k = 0; k < SETS; k++) odd += strcmp(reply(all[0]), ":1\r\n") != 0;
+        for (n = 0; n < TIMES; n++)
+            for (k = 0; k < SETS; k++) {
+                putf(all[n % 2], "EXPIRE z%d.%d 1000", i, k), client_flush(all[n % 2]);
+                putf(all[2 + n % 4], "VREM z%d.%d a", i, k), client_flush(all[2 + n % 4]);
+            }
+        for (n = 0; n < TIMES * SETS && !all[n % 2]->late; n++) odd += *reply(all[n % 2]) != ':';
+        for (n = 0; n < TIMES * SETS && !all[2 + n % 4]->late; n++) {
+            const char *r = reply(all[2 + n % 4]);
+            removed += strcmp(r, ":1\r\n") == 0;
+            odd += strcmp(r, ":1\r\n") != 0 && strcmp(r, ":0\r\n") != 0;
+        }
+    }
+    CHECK_EQ(odd, 0);
+    CHECK_EQ(removed, ROUNDS * SETS);
+    says(all[0], "DBSIZE", ":0\r\n");
+}
+
 int main(int argc, char **argv) {
     (void)signal(SIGPIPE, SIG_IGN);
     (void)atexit(end_shared);
