@@ -624,6 +624,29 @@ TEST(codes_are_made_anew_when_others_have_come_in_the_place_of_all_or_that_do_no
     free(v);
 }
 
+/* By hops, of which a walk makes about as many as its beam is wide. The index looks with up to four times its beam for
+ * neighbours; among so many, codes displace by more places than they do in a search. */
+TEST(codes_are_judged_with_the_beam_of_a_search_however_wide_the_beam_of_an_insert_may_become) {
+    enum { DIM = 64, N = FIRST + 300 };
+    float *v = random_vectors(N, DIM, test_seed);
+    nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_AUTO);
+    nodedb_vamana *index;
+    uint64_t judged = 0;
+    uint32_t slot;
+    c.beam_build = 0;
+    index = build_of(&c, v, N, 2);
+    CHECK(index->beam_follows && index->writer->beam_max == 512 && index->arrays->coder != NULL);
+    for (slot = 0; slot < 64; slot++) {
+        uint64_t before = index->writer->hops;
+        nodedb_vamana__judge(index, index->arrays, index->writer, slot);
+        judged = index->writer->hops - before > judged ? index->writer->hops - before : judged;
+    }
+    printf("     at most %u hops to judge by a node\n", (unsigned)judged);
+    CHECK(judged >= 128 && judged < 2 * 128);
+    nodedb_vamana_destroy(index);
+    free(v);
+}
+
 TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold) {
     enum { DIM = 24, SMALL = 300, N = 8 * (SMALL + 80) + 400 };
     float *v = random_vectors(N, DIM, test_seed);
