@@ -129,7 +129,7 @@
  *    lists, less where the index has fewer vectors (an index of one vector of 16 floats and a searcher take under 8 KB
  *    together); on disk also a pool of twice as many blocks as its beam (at least 256) and an io_uring, and for many
  *    questions to a packed index the lists of 16. A build needs, beside the index, 8 bytes per vector, and 24 R for
- *    each vector of a batch (2% of all), and 16 MiB: nodedb_vamana_build_bytes says how much at most. Search allocates
+ *    each vector of a batch (2% of all): nodedb_vamana_build_bytes says how much at most. Search allocates
  *    nothing unless its beam or k is larger than any before, or the index has outgrown the searcher's lists (until it
  *    has 65,536 slots), or removed vectors crowd so narrow a beam that it walks again with twice its width; search_many
  *    on disk also for the questions that fill the fetcher's pool twice, if they need more room than any before. Insert
@@ -183,7 +183,7 @@
  *           228      4  sweep: 0 none, 1 mending, 2 waiting for searches, 3 freeing
  *           232      4  slot that it is at
  *           236      4  bits of codes that are being made; 0: none
- *           240      4  their step, float
+ *           240      4  their step, float; 0: it is not known yet, see offset 792
  *           244      4  slots that have them (they are made again from the vectors)
  *           248      4  slack of the codes in this file: places by which they displace a neighbour, at most 127
  *           252      4  1: there are or were vectors of zeros (COSINE)
@@ -195,7 +195,12 @@
  *           780      4  entries of the beam that finds neighbours, if it follows the vectors: L .. 4 L; 0: it is L
  *           784      4  nearest neighbours that a beam of twice as many has found ...
  *           788      4  ... and those that the narrower one has not
- *           792   3300  zeros
+ *           792      4  slots over which the sample is spread from which a coder without a step learns ...
+ *           796      4  ... how many of it have been looked at ...
+ *           800      4  ... and counted in the mean, in the section of means; 4 zeros
+ *           808      8  their squared distances from it, added up, double
+ *           816     80  squared errors of ten steps, added up, doubles
+ *           896   3196  zeros; from 792 on too if no coder is learning
  *          4092      4  CRC-32C of the 4092 bytes before
  *    Then, each starting at a block and in this order, so that the offsets follow from the counts:
  *        states     u8 per slot: 0 free, 1 live, 2 and 3 removed but not yet mended (in two colours, see offset 224)
@@ -2096,6 +2101,7 @@ static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char
 #define NODEDB_VAMANA__HUGE_BYTES ((size_t)2 << 20) /* of a huge page of x86-64 and, by default, aarch64 */
 #define NODEDB_VAMANA__STARTS_MAX 64u           /* places where a walk may begin, beside the entry */
 #define NODEDB_VAMANA__START_SHARE 1024u        /* and one for so many slots */
+#define NODEDB_VAMANA__STEPS 10u               /* of codes, from which training takes the one that errs least */
 #define NODEDB_VAMANA__SLACK_MAX 127u           /* places by which codes may displace a vector; or more */
 #define NODEDB_VAMANA__SLACK_LEAST 8u            /* entries beyond k that are measured exactly at least */
 #define NODEDB_VAMANA__LEVELS_MAX 5u             /* see LEVELS */
@@ -2196,6 +2202,16 @@ typedef struct nodedb_vamana__coder {
     uint32_t slack;       /* places by which codes displace the nearest: see nodedb_vamana__slack. Atomic */
 } nodedb_vamana__coder;
 
+/* How much a coder has learnt from a sample of the vectors: at first their mean and how far they are from it, then,
+ * from fewer of them, the step. Until it knows that, the coder's step is 0. */
+typedef struct nodedb_vamana__training {
+    uint32_t slots;   /* over which the sample is spread: all that were in use when it began */
+    uint32_t at;      /* how many of the sample it has looked at, for the mean and then for the step */
+    uint32_t met;     /* of those for the mean, that were vectors */
+    double squares;   /* their squared distances from their mean, added up */
+    double errors[NODEDB_VAMANA__STEPS]; /* and the squared errors of codes with each of some steps */
+} nodedb_vamana__training;
+
 /* What is known of a row. The first `far` edges lead to nodes of this one's levels (see LEVELS); readers use them. Of
  * those that follow, the first `strict` have passed the strict rule among themselves when a pruning made the row, and
  * the first `pruned` the relaxed one. 255: or more. */
@@ -2281,6 +2297,7 @@ struct nodedb_vamana {
     int sweep;
     uint32_t sweep_at;
     nodedb_vamana__coder *recoder; /* codes that are being made; NULL: none */
+    nodedb_vamana__training training; /* of that coder, until it has a step */
     uint8_t *recodes;
     uint32_t recode_at;           /* first slot that has none of them */
     uint32_t judge_at;            /* nodes by which they have been judged: see nodedb_vamana__judge */
@@ -3089,9 +3106,12 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 #define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are made anew when there are so many times more ... */
 #define NODEDB_VAMANA__STRANGE_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
 #define NODEDB_VAMANA__CODE_PER_CHANGE 32u     /* codes that each insert makes while they are made anew */
-#define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder is made ... */
+#define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder learns their mean ... */
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
-#define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... and no more floats than these, 16 MiB */
+#define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... of no more components than these, all together */
+#define NODEDB_VAMANA__SAMPLE_STEP 512u        /* of these vectors, those by which the step is chosen */
+#define NODEDB_VAMANA__MEAN_PER_CHANGE 64u     /* vectors that each insert looks at for the mean ... */
+#define NODEDB_VAMANA__STEP_PER_CHANGE 8u      /* ... and for the step: these cost as much as four codes each */
 #define NODEDB_VAMANA__ROUNDING 0.2887f        /* 1 / sqrt(12): standard deviation of what rounds to whole steps */
 #define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
 #define NODEDB_VAMANA__JUDGES 64u              /* nodes whose surroundings show how much codes displace */
@@ -3141,12 +3161,17 @@ static void nodedb_vamana__turn(const nodedb_vamana *index, float *x) {
     }
 }
 
-/* A stored vector as floats: of length 1 but for L2 (`norm` is as in the index's norms). */
+/* What makes a stored vector one of length 1, or 1 where that is not wanted: for L2. `norm` is as in the index's
+ * norms. */
+static float nodedb_vamana__to_length_1(const nodedb_vamana *index, float norm) {
+    if (index->metric == NODEDB_VAMANA_IP) return norm > 0 ? 1 / sqrtf(norm) : 0;
+    return index->metric == NODEDB_VAMANA_COSINE && index->type != NODEDB_VAMANA_F32 ? norm : 1;
+}
+
+/* A stored vector as floats: of length 1 but for L2. */
 static void nodedb_vamana__as_floats(const nodedb_vamana *index, const uint8_t *vector, float norm, float *to) {
-    float factor = 1;
+    float factor = nodedb_vamana__to_length_1(index, norm);
     uint32_t i;
-    if (index->metric == NODEDB_VAMANA_COSINE && index->type != NODEDB_VAMANA_F32) factor = norm;
-    if (index->metric == NODEDB_VAMANA_IP) factor = norm > 0 ? 1 / sqrtf(norm) : 0;
     for (i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
@@ -3262,38 +3287,6 @@ static bool nodedb_vamana__codes_gain(const nodedb_vamana *index, uint32_t bits)
     return (bytes + line - 1) / line < (index->stride + line - 1) / line;
 }
 
-/* Finds mean and step from `n` vectors as floats, which are turned in place. Of some steps, from that which is best for
- * normally distributed components (Max 1960) upwards, the one with the least error; long-tailed data want a larger. */
-static void nodedb_vamana__fit_coder(const nodedb_vamana *index, nodedb_vamana__coder *c, float *sample, uint32_t n) {
-    static const float wider[] = {1, 1.25f, 1.6f, 2, 2.5f, 3.2f, 4, 5, 6.4f, 8};
-    float best = c->bits == 4 ? 0.335f : 0.0308f, half = c->bits == 4 ? 7.5f : 127.5f;
-    double least = 0, squares = 0, sigma;
-    uint32_t i, j;
-    size_t w, at, count = (size_t)n * index->dim;
-    for (j = 0; j < index->dim; j++) {
-        double sum = 0;
-        for (i = 0; i < n; i++) sum += (double)sample[(size_t)i * index->dim + j];
-        c->mean[j] = (float)(sum / n);
-    }
-    for (i = 0; i < n; i++) {
-        float *x = sample + (size_t)i * index->dim;
-        for (j = 0; j < index->dim; j++) x[j] -= c->mean[j], squares += (double)x[j] * (double)x[j];
-        nodedb_vamana__turn(index, x);
-    }
-    sigma = sqrt(squares / (double)count);
-    c->step = 1; /* all vectors are the same */
-    if (!(sigma > 1e-30)) return;
-    for (w = 0; w < sizeof wider / sizeof wider[0]; w++) {
-        float step = (float)(sigma * (double)(best * wider[w]));
-        double error = 0;
-        for (at = 0; at < count; at++) {
-            float value = ((float)nodedb_vamana__nearest_value(sample[at], step, c->bits) - half) * step;
-            error += (double)(sample[at] - value) * (double)(sample[at] - value);
-        }
-        if (w == 0 || error < least) least = error, c->step = step;
-    }
-}
-
 static uint32_t nodedb_vamana__sample_size(const nodedb_vamana *index, uint64_t n) {
     uint64_t most = NODEDB_VAMANA__SAMPLE_FLOATS / index->dim;
     if (most < NODEDB_VAMANA__SAMPLE_MIN) most = NODEDB_VAMANA__SAMPLE_MIN;
@@ -3301,29 +3294,113 @@ static uint32_t nodedb_vamana__sample_size(const nodedb_vamana *index, uint64_t 
     return (uint32_t)(n < most ? n : most);
 }
 
-/* A coder from a sample of the vectors in the index, spread over the slots; NULL: no memory, or no vectors. */
-static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, uint32_t bits) {
+/* And of these, those by which the step is chosen. */
+static uint32_t nodedb_vamana__step_sample_size(const nodedb_vamana *index, uint64_t n) {
+    uint32_t sample = nodedb_vamana__sample_size(index, n);
+    return sample < NODEDB_VAMANA__SAMPLE_STEP ? sample : NODEDB_VAMANA__SAMPLE_STEP;
+}
+
+static bool nodedb_vamana__is_trained(const nodedb_vamana__coder *c) { return c->step > 0; }
+
+/* Brings the mean up to date with `n` more vectors, and the squared distances from it. Only differences to the mean so
+ * far are added up, so that components that are far from zero and vary little lose no digits (Chan, Golub and LeVeque,
+ * 1979). */
+static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana__coder *c, nodedb_vamana__training *t,
+                                      const uint32_t *slots, uint32_t n) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t want = nodedb_vamana__sample_size(index, a->slots), n = 0, i;
-    size_t bytes = (size_t)want * index->dim * sizeof(float);
-    nodedb_vamana__coder *c = nodedb_vamana__new_coder(index, bits);
-    float *sample = c == NULL ? NULL : (float *)nodedb__alloc(&index->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
-    for (i = 0; i < want && sample != NULL; i++) {
-        uint32_t slot = (uint32_t)((uint64_t)i * a->slots / want);
-        if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
-        nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
-                                 sample + (size_t)n++ * index->dim);
+    const uint8_t *vectors[NODEDB_VAMANA__MEAN_PER_CHANGE];
+    float factors[NODEDB_VAMANA__MEAN_PER_CHANGE];
+    uint32_t i, j;
+    if (n == 0) return;
+    for (i = 0; i < n; i++) {
+        vectors[i] = nodedb_vamana__vector(index, a, slots[i]);
+        factors[i] = nodedb_vamana__to_length_1(index, a->norms != NULL ? a->norms[slots[i]] : 0);
     }
-    for (i = 0; n == 0 && i < a->slots && sample != NULL; i++) { /* the sample met only holes */
-        if (a->states[i] != NODEDB_VAMANA__LIVE) continue;
-        nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, i), a->norms != NULL ? a->norms[i] : 0, sample);
-        n = 1;
+    if (t->met == 0) nodedb_vamana__as_floats(index, vectors[0], a->norms != NULL ? a->norms[slots[0]] : 0, c->mean);
+    for (j = 0; j < index->dim; j++) {
+        double sum = 0, squares = 0;
+        for (i = 0; i < n; i++) {
+            float x = factors[i] * (float)nodedb_vamana__component(index, vectors[i], j);
+            double off = (double)x - (double)c->mean[j];
+            sum += off, squares += off * off;
+        }
+        c->mean[j] = (float)((double)c->mean[j] + sum / ((double)t->met + n));
+        squares -= sum * sum / ((double)t->met + n);
+        t->squares += squares > 0 ? squares : 0;
     }
-    if (n > 0) nodedb_vamana__fit_coder(index, c, sample, n);
-    nodedb__release(&index->allocator, sample, bytes);
-    if (n > 0) return c;
-    nodedb_vamana__free_coder(index, c);
-    return NULL;
+    t->met += n;
+}
+
+/* The steps that are tried: that which is best for normally distributed components (Max 1960), and wider ones, which
+ * long-tailed data want. 0: all vectors are the same. */
+static float nodedb_vamana__step_of(const nodedb_vamana *index, const nodedb_vamana__coder *c,
+                                    const nodedb_vamana__training *t, uint32_t i) {
+    static const float wider[NODEDB_VAMANA__STEPS] = {1, 1.25f, 1.6f, 2, 2.5f, 3.2f, 4, 5, 6.4f, 8};
+    double sigma = sqrt(t->squares / ((double)t->met * index->dim));
+    return sigma > 1e-30 ? (float)(sigma * (double)((c->bits == 4 ? 0.335f : 0.0308f) * wider[i])) : 0;
+}
+
+/* Adds the errors that the codes of `n` vectors have with each step. `turned` has room for one. */
+static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_vamana__coder *c,
+                                      nodedb_vamana__training *t, const uint32_t *slots, uint32_t n, float *turned) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    float half = c->bits == 4 ? 7.5f : 127.5f;
+    uint32_t i, j, w;
+    for (i = 0; i < n; i++) {
+        nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slots[i]),
+                                 a->norms != NULL ? a->norms[slots[i]] : 0, turned);
+        for (j = 0; j < index->dim; j++) turned[j] -= c->mean[j];
+        nodedb_vamana__turn(index, turned);
+        for (w = 0; w < NODEDB_VAMANA__STEPS; w++) {
+            float step = nodedb_vamana__step_of(index, c, t, w);
+            double error = 0;
+            for (j = 0; j < index->dim; j++) {
+                float value = ((float)nodedb_vamana__nearest_value(turned[j], step, c->bits) - half) * step;
+                error += (double)(turned[j] - value) * (double)(turned[j] - value);
+            }
+            t->errors[w] += error;
+        }
+    }
+}
+
+/* One slice of a coder's training, which gives it its step when it is the last. The same slices follow one another
+ * whether they are taken at once or one with each insert. There must be a live vector. */
+static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana__coder *c, nodedb_vamana__training *t,
+                                       float *turned) {
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint32_t mean_of = nodedb_vamana__sample_size(index, t->slots), n = 0, i, best = 0;
+    uint32_t step_of = nodedb_vamana__step_sample_size(index, t->slots), slots[NODEDB_VAMANA__MEAN_PER_CHANGE];
+    bool mean = t->at < mean_of;
+    uint32_t end = mean ? mean_of : mean_of + step_of;
+    uint32_t slice = mean ? NODEDB_VAMANA__MEAN_PER_CHANGE : NODEDB_VAMANA__STEP_PER_CHANGE;
+    assert(!nodedb_vamana__is_trained(c) && t->slots <= a->slots && a->entry != NODEDB_VAMANA__NONE);
+    for (i = 0; i < slice && t->at < end; i++, t->at++) {
+        uint64_t at = mean ? t->at : t->at - mean_of;
+        uint32_t slot = (uint32_t)(at * t->slots / (mean ? mean_of : step_of));
+        if (a->states[slot] == NODEDB_VAMANA__LIVE) slots[n++] = slot;
+    }
+    if (mean) nodedb_vamana__train_mean(index, c, t, slots, n);
+    else nodedb_vamana__train_step(index, c, t, slots, n, turned);
+    if (t->at < end) return;
+    if (t->met == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample met only holes */
+    if (mean && nodedb_vamana__step_of(index, c, t, 0) > 0) return;
+    for (i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
+        if (t->errors[i] < t->errors[best]) best = i;
+    c->step = mean ? 1 : nodedb_vamana__step_of(index, c, t, best);
+}
+
+static void nodedb_vamana__begin_training(const nodedb_vamana *index, nodedb_vamana__training *t) {
+    memset(t, 0, sizeof *t);
+    t->slots = index->arrays->slots;
+}
+
+/* A coder, trained at once; NULL: no memory, or no vectors. */
+static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, uint32_t bits) {
+    nodedb_vamana__coder *c = index->live == 0 ? NULL : nodedb_vamana__new_coder(index, bits);
+    nodedb_vamana__training t;
+    nodedb_vamana__begin_training(index, &t);
+    while (c != NULL && !nodedb_vamana__is_trained(c)) nodedb_vamana__train_slice(index, c, &t, index->writer->turned);
+    return c;
 }
 
 static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
@@ -3387,6 +3464,11 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_BEAM_NOW = 780,
     NODEDB_VAMANA__AT_BEAM_ASKED = 784,
     NODEDB_VAMANA__AT_BEAM_MISSED = 788,
+    NODEDB_VAMANA__AT_TRAINING_SLOTS = 792,
+    NODEDB_VAMANA__AT_TRAINING_AT = 796,
+    NODEDB_VAMANA__AT_TRAINING_MET = 800,
+    NODEDB_VAMANA__AT_TRAINING_SQUARES = 808,
+    NODEDB_VAMANA__AT_TRAINING_ERRORS = 816, /* STEPS times 8 bytes */
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
 };
 
@@ -3448,6 +3530,19 @@ static void nodedb_vamana__put_f32(uint8_t *at, float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     nodedb_put_u32(at, bits);
+}
+
+static void nodedb_vamana__put_f64(uint8_t *at, double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    nodedb_put_u64(at, bits);
+}
+
+static double nodedb_vamana__get_f64(const uint8_t *at) {
+    uint64_t bits = nodedb_get_u64(at);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
 static float nodedb_vamana__get_f32(const uint8_t *at) {
@@ -4745,13 +4840,14 @@ static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses
     return asked == 0 ? NODEDB_VAMANA__SLACK_MAX : slack; /* from vectors that are all the same nothing can be learnt */
 }
 
-/* Begins to make codes of `bits`. Without memory for them the index does without, until it has grown by an eighth: a
- * sample is not to be taken with every change. */
+/* Begins to make codes of `bits`. Without memory for them the index does without, until it has grown by an eighth: to
+ * be tried with every change costs too much. */
 static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__drop_recoding(index);
     memset(index->displaced, 0, sizeof index->displaced);
     index->judge_at = 0;
-    index->recoder = nodedb_vamana__train(index, bits);
+    nodedb_vamana__begin_training(index, &index->training);
+    index->recoder = index->live == 0 ? NULL : nodedb_vamana__new_coder(index, bits);
     if (index->recoder != NULL) {
         nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
         index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
@@ -4835,13 +4931,17 @@ static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more) {
     index->code_came = more < UINT32_MAX - index->code_came ? index->code_came + more : UINT32_MAX;
 }
 
-/* Makes up to `budget` codes, beginning anew when that is due; when all are made, judges them by a few nodes. True:
- * there is more to do. */
+/* One slice of making codes, beginning anew when that is due: first of the coder's training, then up to `budget` codes,
+ * and when all are made, a few nodes judge them. True: there is more to do. */
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (index->recoder == NULL && nodedb_vamana__codes_due(index))
         nodedb_vamana__begin_codes(index, nodedb_vamana__first_bits(index));
     if (index->recoder == NULL) return false;
+    if (!nodedb_vamana__is_trained(index->recoder)) {
+        nodedb_vamana__train_slice(index, index->recoder, &index->training, index->writer->turned);
+        return true;
+    }
     for (; budget > 0 && index->recode_at < a->slots; budget--, index->recode_at++)
         if (a->states[index->recode_at] != NODEDB_VAMANA__FREE)
             (void)nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, index->writer->turned,
@@ -5355,7 +5455,7 @@ static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana
 static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
     nodedb_vamana *index = build->index;
     while (nodedb_vamana__make_codes(index, 0)) {
-        if (index->recode_at == index->arrays->slots) continue;
+        if (!nodedb_vamana__is_trained(index->recoder) || index->recode_at == index->arrays->slots) continue;
         nodedb_vamana__run_phase(build, index->arrays->slots, nodedb_vamana__build_code);
         index->recode_at = index->arrays->slots;
     }
@@ -6660,7 +6760,7 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
                                                      nodedb_error *err) {
     nodedb_vamana *index = nodedb_vamana__new(config, err);
     nodedb_vamana_searcher s;
-    uint64_t first, capacity, bytes, lists, sample, code4, code8, without_codes;
+    uint64_t first, capacity, bytes, lists, code4, code8, without_codes;
     if (index == NULL) return 0;
     memset(&s, 0, sizeof s);
     s.index = index, s.prunes = true;
@@ -6670,13 +6770,10 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
     lists = nodedb_vamana__largest_batch(index, n) * index->degree;
     code8 = nodedb_vamana__padded(index->dim);
     code4 = nodedb_vamana__padded(((size_t)index->dim + 63) / 64 * 32);
-    sample = index->code == NODEDB_VAMANA_CODE_NONE || n < NODEDB_VAMANA__CODE_FIRST
-                 ? 0
-                 : (uint64_t)nodedb_vamana__sample_size(index, n) * index->dim * sizeof(float);
-    if (sample == 0) code4 = code8 = 0;
+    if (index->code == NODEDB_VAMANA_CODE_NONE || n < NODEDB_VAMANA__CODE_FIRST) code4 = code8 = 0;
     else if (index->code == NODEDB_VAMANA_CODE_8BIT) code4 = code8;
     else if (index->code == NODEDB_VAMANA_CODE_4BIT) code8 = code4;
-    bytes = index->bytes + 3 * sizeof(nodedb_vamana__arrays) + 2 * (uint64_t)nodedb_vamana__coder_bytes(index) + sample;
+    bytes = index->bytes + 3 * sizeof(nodedb_vamana__arrays) + 2 * (uint64_t)nodedb_vamana__coder_bytes(index);
     without_codes = index->stride + index->row_words * 4 + 8 + 4 + 4 + 4 + 1;
     bytes += capacity * (without_codes + code4 + code8);
     bytes += (uint64_t)nodedb_vamana__table_size_for(capacity) * sizeof(uint32_t);
@@ -7034,6 +7131,16 @@ static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana_
                                             group * NODEDB_VAMANA_BLOCK_BYTES);
 }
 
+static void nodedb_vamana__put_training(const nodedb_vamana__training *t, uint8_t *h) {
+    uint32_t i;
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS, t->slots);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_AT, t->at);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_MET, t->met);
+    nodedb_vamana__put_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES, t->squares);
+    for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
+        nodedb_vamana__put_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i, t->errors[i]);
+}
+
 static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__save *save,
                                        nodedb_vamana_layout kind, uint8_t *h) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -7083,6 +7190,8 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED, index->beam_missed);
     for (i = 0; i <= (int)NODEDB_VAMANA__SLACK_MAX && save->recoder != NULL; i++)
         nodedb_put_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * i, index->displaced[i]);
+    if (save->recoder != NULL && !nodedb_vamana__is_trained(save->recoder))
+        nodedb_vamana__put_training(&index->training, h);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_HEADER_SUM, nodedb_crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM));
 }
 
@@ -7420,6 +7529,31 @@ static nodedb_status nodedb_vamana__read_parameters(const uint8_t *h, const char
 }
 
 static bool nodedb_vamana__is_step(float step) { return step > 1e-35f && step < 1e20f; }
+
+static nodedb_vamana__training nodedb_vamana__get_training(const uint8_t *h) {
+    nodedb_vamana__training t;
+    uint32_t i;
+    t.slots = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS);
+    t.at = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_AT);
+    t.met = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_MET);
+    t.squares = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES);
+    for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
+        t.errors[i] = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i);
+    return t;
+}
+
+/* Can the coder that is being made, with this step, have come so far? */
+static bool nodedb_vamana__is_training(const nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
+    nodedb_vamana__training t = nodedb_vamana__get_training(h);
+    uint64_t mean_of = nodedb_vamana__sample_size(index, t.slots);
+    bool good = t.squares >= 0 && t.squares < 1e300;
+    uint32_t i;
+    if (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) return true;
+    for (i = 0; i < NODEDB_VAMANA__STEPS; i++) good = good && t.errors[i] >= 0 && t.errors[i] < 1e300;
+    return good && n->live > 0 && n->recode_step == 0 && n->recode_at == 0 && t.slots > 0 && t.slots <= n->slots &&
+           t.at < mean_of + nodedb_vamana__step_sample_size(index, t.slots) && t.met <= mean_of &&
+           (t.at < mean_of || (t.met > 0 && t.squares > 0));
+}
 static bool nodedb_vamana__is_bits(uint32_t bits) { return bits == 0 || bits == 4 || bits == 8; }
 
 /* The counts of a header, which must fit each other and the size of the file; and the layout that follows. */
@@ -7452,7 +7586,7 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
            resident <= (n->bits != 0 ? 1u : 0u) &&
            nodedb_vamana__is_bits(n->bits) && nodedb_vamana__is_bits(n->recode_bits) &&
            (n->bits == 0) == (n->live == 0) && (n->bits == 0 || nodedb_vamana__is_step(n->step)) &&
-           (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) && n->recode_at <= n->slots &&
+           nodedb_vamana__is_training(index, h, n) && n->recode_at <= n->slots &&
            (free_at == NODEDB_VAMANA__NONE || free_at < n->slots) && sweep <= NODEDB_VAMANA__FREEING &&
            n->slack <= NODEDB_VAMANA__SLACK_MAX && nodedb_get_u32(h + NODEDB_VAMANA__AT_ZEROS) <= 1 &&
            nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT) <= NODEDB_VAMANA__JUDGES &&
@@ -7488,6 +7622,7 @@ static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, co
     index->code_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_ASKED);
     index->code_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_MISSED);
     index->judge_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT);
+    index->training = nodedb_vamana__get_training(h);
     for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
         index->displaced[i] = nodedb_get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
     index->beam_now = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW);
