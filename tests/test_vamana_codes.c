@@ -219,6 +219,17 @@ static bool same_codes(const nodedb_vamana *x, const nodedb_vamana *y) {
            memcmp(a->coder->mean, b->coder->mean, x->dim * sizeof(float)) == 0 && same;
 }
 
+/* Have two indexes learnt as much for the codes that they are making? */
+static bool same_training(const nodedb_vamana *x, const nodedb_vamana *y) {
+    const nodedb_vamana__training *a = &x->training, *b = &y->training;
+    if (x->recoder == NULL || y->recoder == NULL) return x->recoder == y->recoder;
+    if (x->recoder->step != y->recoder->step || memcmp(x->recoder->mean, y->recoder->mean, x->dim * sizeof(float)) != 0)
+        return false;
+    return nodedb_vamana__is_trained(x->recoder) ||
+           (a->slots == b->slots && a->at == b->at && a->met == b->met && a->squares == b->squares &&
+            memcmp(a->errors, b->errors, sizeof a->errors) == 0);
+}
+
 static char *path_in_test_dir(const char *name) {
     static char path[700];
     snprintf(path, sizeof path, "%s/%s", test_dir(), name);
@@ -292,8 +303,9 @@ TEST(an_index_of_4096_vectors_gets_the_codes_it_was_asked_for_by_a_build_and_by_
         }
         CHECK_EQ(info_of(index).code_bits, bits);
         CHECK_EQ(info_of(index).code_bytes, bits == 4 ? 32 : bits == 8 ? 32 : 0);
-        /* 32 codes with each insert, of which one is for the vector that has come; then four judgements of 64 */
-        if (bits != 0) CHECK(at >= FIRST + 100 + 16 && at <= FIRST + FIRST / 31 + 2 + 17);
+        /* 128 slices of training; 32 codes with each insert, of which one is for the vector that has come; then four
+         * judgements of 64 */
+        if (bits != 0) CHECK(at >= FIRST + 128 + 100 + 16 && at <= FIRST + 128 + (FIRST + 128) / 31 + 2 + 17);
         CHECK_EQ(wrong_codes(index), 0);
         CHECK(recall_k(index, v, 50, 1, 32, false) >= recall_k(index, v, 50, 1, 32, true) - 0.04);
         nodedb_vamana_destroy(index);
@@ -573,7 +585,7 @@ TEST(codes_get_made_while_the_arrays_grow_and_grow) {
     }
     printf("     codes after %u inserts, %u growths meanwhile\n", (unsigned)made, (unsigned)grown);
     CHECK_EQ(info_of(index).code_bits, 8);
-    CHECK(grown > 0 && made > FIRST && made < FIRST + FIRST / 12 + 2 * 17); /* judged twice */
+    CHECK(grown > 0 && made > FIRST && made < FIRST + FIRST / 12 + 2 * (128 + 17)); /* trained and judged twice */
     CHECK_EQ(wrong_codes(index), 0);
     nodedb_vamana_destroy(index);
     free(v);
@@ -613,7 +625,7 @@ TEST(codes_are_made_anew_when_others_have_come_in_the_place_of_all_or_that_do_no
         CHECK_EQ(nodedb_vamana_insert(index, i % N, v + (size_t)(N + i % N) * DIM, NULL), NODEDB_OK);
         if (made == 0 && index->arrays->coder != coder) made = i + 1;
     }
-    CHECK(made > N / 16 && made < N / 16 + N / 32 + 64);
+    CHECK(made > N / 16 && made < N / 16 + N / 32 + 64 + 128);
     CHECK(index->arrays->coder->step > 3 * step);
     CHECK_EQ(wrong_codes(index), 0);
     code = recall(index, v + (size_t)N * DIM, ASKED, 48, false);
@@ -624,8 +636,109 @@ TEST(codes_are_made_anew_when_others_have_come_in_the_place_of_all_or_that_do_no
     free(v);
 }
 
+/* What the last change has done for codes that are being made: vectors looked at for the mean and for the step, codes,
+ * and judges. */
+typedef struct making { uint32_t mean, step, codes, judges; } making;
+
+static making making_of(const nodedb_vamana *index) {
+    uint32_t sample = nodedb_vamana__sample_size(index, index->training.slots), at = index->training.at;
+    making m;
+    m.mean = at < sample ? at : sample, m.step = at - m.mean, m.codes = index->recode_at, m.judges = index->judge_at;
+    return m;
+}
+
+TEST(no_insert_does_more_for_the_first_codes_than_two_slices_and_no_sample_is_copied) {
+    enum { DIM = 768, EARLY = 40 };
+    const uint32_t first = SLOW ? 700 : FIRST;
+    const uint32_t steps = first < 512 ? first : 512;
+    float *v = random_vectors(first + first / 4, DIM, test_seed);
+    nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_4BIT);
+    nodedb_vamana *index;
+    uint32_t i, mean = 0, step = 0;
+    making before, now;
+    uint64_t bytes;
+    c.degree = 8, c.beam_build = 12, c.capacity = first + first / 4;
+    index = build_of(&c, v, first - EARLY, 2);
+    index->code_due = first;
+    memset(&before, 0, sizeof before);
+    bytes = index->bytes;
+    for (i = first - EARLY; i < first + first / 4 && index->arrays->codes == NULL; i++, before = now) {
+        CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
+        now = making_of(index);
+        if (index->recoder == NULL) memset(&now, 0, sizeof now);
+        if (now.mean + now.step + now.codes + now.judges == 0) continue;
+        CHECK((now.mean - before.mean) / 64.0 + (now.step - before.step) / 8.0 + (now.codes - before.codes) / 32.0 +
+                  (now.judges - before.judges) / 4.0 <= 2); /* the last codes and the first judges */
+        CHECK(index->bytes <= bytes + c.capacity * (uint64_t)(DIM / 2) + 2 * nodedb_vamana__coder_bytes(index));
+        mean = now.mean, step = now.step;
+    }
+    CHECK(mean == (first < 4096 ? first : 4096) && step == steps);
+    CHECK_EQ(info_of(index).code_bits, 4);
+    nodedb_vamana_destroy(index);
+    free(v);
+}
+
+/* At every 16th insert of the training, the file opened goes on to the same codes as the index that was saved. */
+TEST(an_index_saved_while_a_coder_learns_learns_on_from_its_file) {
+    enum { DIM = 96, N = 400, MORE = 120, EVERY = 16 };
+    float *v = random_vectors(N + MORE, DIM, test_seed);
+    int metric, bits;
+    for (metric = 0; metric < 3; metric++)
+        for (bits = 4; bits <= 8; bits += 4) {
+            const char *path = path_in_test_dir("learning");
+            nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, (nodedb_vamana_metric)metric,
+                                               bits == 4 ? NODEDB_VAMANA_CODE_4BIT : NODEDB_VAMANA_CODE_8BIT);
+            nodedb_vamana *index, *opened[MORE / EVERY + 1];
+            uint32_t i, j, n = 0;
+            c.degree = 8, c.beam_build = 12;
+            index = build_of(&c, v, N, 1);
+            index->code_due = N + 1;
+            for (i = N; i < N + MORE; i++) {
+                CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
+                for (j = 0; j < n; j++) {
+                    CHECK_EQ(nodedb_vamana_insert(opened[j], i, v + (size_t)i * DIM, NULL), NODEDB_OK);
+                    CHECK(same_training(index, opened[j]));
+                }
+                if (i % EVERY != 0 || index->recoder == NULL || nodedb_vamana__is_trained(index->recoder)) continue;
+                CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+                opened[n++] = nodedb_vamana_open(path, NULL, NULL);
+                REQUIRE(opened[n - 1] != NULL);
+            }
+            CHECK(n >= 3 && index->arrays->codes != NULL);
+            for (j = 0; j < n; j++) {
+                CHECK(same_codes(index, opened[j]));
+                nodedb_vamana_destroy(opened[j]);
+            }
+            nodedb_vamana_destroy(index);
+        }
+    free(v);
+}
+
+/* By hops, of which a walk makes about as many as its beam is wide. The index looks with up to four times its beam for
+ * neighbours; among so many, codes displace by more places than they do in a search. */
+TEST(codes_are_judged_with_the_beam_of_a_search_however_wide_the_beam_of_an_insert_may_become) {
+    enum { DIM = 64, N = FIRST + 300 };
+    float *v = random_vectors(N, DIM, test_seed);
+    nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_AUTO);
+    nodedb_vamana *index;
+    uint64_t judged = 0;
+    uint32_t slot;
+    c.beam_build = 0;
+    index = build_of(&c, v, N, 2);
+    CHECK(index->beam_follows && index->writer->beam_max == 512 && index->arrays->coder != NULL);
+    for (slot = 0; slot < 64; slot++) {
+        uint64_t before = index->writer->hops;
+        nodedb_vamana__judge(index, index->arrays, index->writer, slot);
+        judged = index->writer->hops - before > judged ? index->writer->hops - before : judged;
+    }
+    printf("     at most %u hops to judge by a node\n", (unsigned)judged);
+    CHECK(judged >= 128 && judged < 2 * 128);
+    nodedb_vamana_destroy(index);
+    free(v);
+}
+
 TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold) {
-    enum { DIM = 24, SMALL = 300, N = 8 * (SMALL + 80) + 400 };
+    enum { DIM = 24, SMALL = 300, TRAINED = SMALL / 64 + 1 + SMALL / 8 + 1, N = 8 * (SMALL + TRAINED + 80) + 600 };
     float *v = random_vectors(N, DIM, test_seed);
     nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_4BIT);
     const nodedb_vamana__coder *first = NULL;
@@ -638,14 +751,14 @@ TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold)
     index = nodedb_vamana_create(&c, NULL);
     index->code_due = SMALL;
     for (i = 0; i < N; i++) {
-        bool was = index->recoder != NULL;
+        bool was = index->recoder != NULL && nodedb_vamana__is_trained(index->recoder);
         uint32_t before = index->recode_at;
         CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
         index->code_strange = 0, index->code_asked = 0; /* which would be reasons, too */
         if (was && index->recoder != NULL && index->recode_at < index->arrays->slots)
             CHECK_EQ(index->recode_at - before, NODEDB_VAMANA__CODE_PER_CHANGE);
         if (first == NULL && index->arrays->coder != NULL) {
-            CHECK(i + 1 >= SMALL && i + 1 <= SMALL + SMALL / 31 + 2 + 17);
+            CHECK(i + 1 >= SMALL && i + 1 <= SMALL + TRAINED + (SMALL + TRAINED) / 31 + 2 + 17);
             CHECK_EQ(index->code_due, 8 * (i + 1));
             first = index->arrays->coder, step = first->step;
         }
@@ -653,8 +766,8 @@ TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold)
         if (began != 0 && ended == 0 && index->recoder == NULL) ended = i + 1;
         if (i % 100 == 0 || i == ended - 1) CHECK_EQ(wrong_codes(index), 0);
     }
-    CHECK(began >= 8 * SMALL && began <= 8 * (SMALL + SMALL / 31 + 2 + 17));
-    CHECK(ended > began + 8 * SMALL / 40 && ended < began + 8 * SMALL / 20 + 2 + 17);
+    CHECK(began >= 8 * SMALL && began <= 8 * (SMALL + TRAINED + (SMALL + TRAINED) / 31 + 2 + 17));
+    CHECK(ended > began + 8 * SMALL / 40 && ended < began + 8 * SMALL / 20 + 2 + 17 + 64 + 128);
     CHECK(index->arrays->coder->step > 5 * step);
     CHECK_EQ(wrong_codes(index), 0);
     {
@@ -668,8 +781,8 @@ TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold)
 }
 
 TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
-    enum { IDS = 700, CHANGES = SLOW ? 1200 : 2200 };
-    uint32_t seen[7] = {0};
+    enum { IDS = 700, CHANGES = SLOW ? 2000 : 3000 };
+    uint32_t seen[7] = {0}, learning = 0;
     int kind;
     for (kind = 0; kind < (test_long ? 6 : 4); kind++) {
         const uint32_t dim = 20 + 30 * (uint32_t)(kind % 3);
@@ -695,7 +808,7 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
                 const bool there = nodedb_vamana_contains(index, id);
                 CHECK_EQ(nodedb_vamana_remove(index, id, NULL), there ? NODEDB_OK : NODEDB_ERR_NOT_FOUND);
                 which = 1;
-            } else if (what < 960) {
+            } else if (what < 953) {
                 uint64_t ids[30];
                 for (j = 0; j < 30; j++) ids[j] = next_id++;
                 which = 2;
@@ -704,7 +817,7 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
             } else if (what < 970) {
                 which = 3;
                 CHECK_EQ(nodedb_vamana_reserve(index, index->arrays->capacity + 10, NULL), NODEDB_OK);
-            } else if (what < 975) {
+            } else if (what < 972) {
                 which = 4;
                 CHECK_EQ(nodedb_vamana_compact(index, NULL), NODEDB_OK);
             } else if (what < 980) {
@@ -715,6 +828,8 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
                 if (opened == NULL) test_fail(__FILE__, __LINE__, err.message);
                 REQUIRE(opened != NULL);
                 CHECK(same_codes(index, opened) && wrong_codes(opened) == 0 && valid(opened));
+                CHECK(same_training(index, opened));
+                learning += index->recoder != NULL && !nodedb_vamana__is_trained(index->recoder);
                 nodedb_vamana_destroy(index);
                 index = opened;
             } else if (what < 985) {
@@ -737,6 +852,7 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
         free(v);
     }
     for (kind = 0; kind < 7; kind++) CHECK(SLOW || seen[kind] > 0);
+    CHECK(SLOW || learning > 0);
 }
 
 TEST(when_the_last_vector_goes_its_codes_go_and_others_are_found_as_well) {
@@ -1565,7 +1681,7 @@ TEST(without_memory_for_codes_there_are_none_and_they_are_not_tried_with_every_i
     c.allocator = counting_allocator(&count);
     index = nodedb_vamana_create(&c, NULL);
     index->code_due = 200;
-    count.fail_over = 40000; /* neither a sample nor the codes */
+    count.fail_over = 40000; /* no codes */
     before = count.calls;
     for (i = 0; i < 800; i++) CHECK_EQ(nodedb_vamana_insert(index, i, v + i * DIM, NULL), NODEDB_OK);
     CHECK_EQ(info_of(index).code_bits, 0);

@@ -270,6 +270,27 @@ TEST(no_kernel_touches_a_byte_beside_its_vectors) {
     for (i = 0; i < 2; i++) CHECK_EQ(munmap(pages[i] - page, 4 * page), 0);
 }
 
+TEST(every_set_turns_components_to_the_last_bit_as_plain_c_does_and_touches_none_beside_them) {
+    enum { MOST = 2048, SPARE = 9 };
+    static float given[MOST + 2 * SPARE], want[MOST + 2 * SPARE], got[MOST + 2 * SPARE];
+    uint64_t state = test_seed;
+    uint32_t n, i, at, set;
+    for (set = 0; nodedb_vamana_kernels_at(set) != NULL; set++) {
+        const nodedb_vamana__kernel_set *k =
+            (const nodedb_vamana__kernel_set *)(const void *)nodedb_vamana_kernels_at(set);
+        if (!nodedb_vamana_kernels_usable(&k->one)) continue;
+        for (n = 1; n <= MOST; n *= 2)
+            for (at = 0; at < SPARE; at++) {
+                for (i = 0; i < MOST + 2 * SPARE; i++) given[i] = (float)(int32_t)test_random(&state) * 1e-5f;
+                if (n > 3) given[at + 1] = 0, given[at + 3] = -0.0f;
+                memcpy(want, given, sizeof want), memcpy(got, given, sizeof got);
+                nodedb_vamana__plain_turn_part(want + at, n, state);
+                k->turn_part(got + at, n, state);
+                CHECK(memcmp(want, got, sizeof want) == 0);
+            }
+    }
+}
+
 TEST(the_best_usable_set_is_chosen_unless_another_is_named) {
     const kernel_set *best = NULL;
     nodedb_error err;
