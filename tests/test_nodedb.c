@@ -1323,6 +1323,39 @@ DB_TEST(memory_comes_back_when_values_replace_vector_sets_in_interval_mode) {
     CHECK(info_reaches(c, "used_memory", false, before + 8192)); /* what was dropped is freed step by step */
 }
 
+/* Large memory of an index is given back in pieces: all of it, also when the server ends meanwhile (which the sanitizers
+ * look at), and when new vectors come in between. */
+DB_TEST(the_memory_of_a_large_index_goes_back_whole) {
+    enum { DIM = 32768, VECTORS = 176 };
+    server *s = server_start(data_dir(), "--cores 1 --memory 1G");
+    float *v = calloc(DIM, sizeof *v);
+    client *c;
+    int i, round;
+    REQUIRE(s != NULL && v != NULL);
+    c = client_open(s->port);
+    for (round = 0; round < 2; round++) {
+        for (i = 0; i < VECTORS; i++) {
+            char name[32];
+            (void)sprintf(name, "e%d", i);
+            v[i] = 1, v[i + 1] = 2;
+            put_vadd(c, round == 0 ? "v" : "w", name, v, DIM, -1);
+            v[i] = 0;
+            if (i % 16 == 15) {
+                int k;
+                for (k = 0; k < 16; k++) next_is(c, ":1\r\n");
+            }
+        }
+        CHECK(info(c, "used_memory_vectors") > 20 << 20);
+        if (round > 0) break;
+        putf(c, "DEL v"), putf(c, "VADD small VALUES 1 1 e"), putf(c, "DEL small");
+        next_is(c, ":1\r\n"), next_is(c, ":1\r\n"), next_is(c, ":1\r\n");
+        CHECK(info_reaches(c, "used_memory_vectors", false, 0));
+    }
+    says(c, "DEL w", ":1\r\n");
+    (void)server_signal(s, SIGTERM);
+    free(v);
+}
+
 DB_TEST(a_vector_set_that_loses_its_last_element_is_gone) {
     client *c = shared_client();
     says(c, "VADD v VALUES 2 1 0 a", ":1\r\n");

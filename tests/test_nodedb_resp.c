@@ -310,6 +310,30 @@ TEST(mutated_commands_never_have_arguments_outside_of_the_frame) {
         buffer_free(&b);                                                                                               \
     } while (0)
 
+TEST(the_memory_of_arguments_is_counted_while_they_come_in) {
+    size_t counter = 7, most = 0, i;
+    const char *wrong;
+    parser p = {.counter = &counter};
+    text frame = {0};
+    text_printf(&frame, "*2000\r\n");
+    for (i = 0; i < 2000; i++) {
+        text_printf(&frame, "$1\r\nx\r\n");
+        CHECK_EQ(parser_feed(&p, frame.p, frame.n, &wrong), i < 1999 ? PARSE_MORE : PARSE_READY);
+        CHECK_EQ(counter, 7 + parser_bytes(&p));
+        if (counter > most) most = counter;
+    }
+    CHECK(most >= 7 + 2000 * sizeof(argument_at));
+    parser_reset(&p);
+    CHECK_EQ(counter, 7); /* a large array is freed with its frame ... */
+    CHECK_EQ(parser_feed(&p, "*1\r\n$1\r\nx\r\n", 11, &wrong), PARSE_READY);
+    CHECK_EQ(counter, 7 + parser_bytes(&p));
+    parser_reset(&p);
+    CHECK(parser_bytes(&p) > 0 && counter == 7 + parser_bytes(&p)); /* ... a small one stays, and counts */
+    parser_free(&p);
+    CHECK_EQ(counter, 7);
+    text_free(&frame);
+}
+
 TEST(replies_are_as_each_version_of_the_protocol_says) {
     REPLIES(reply_integer(&b, 0), ":0\r\n");
     REPLIES(reply_integer(&b, INT64_MIN), ":-9223372036854775808\r\n");

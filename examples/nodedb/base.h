@@ -92,6 +92,7 @@ void data_adopt(shard *s, void *memory);
 void data_count(shard *s, int64_t bytes);            /* counts what is not from data_alloc; uses credit first */
 nodedb_allocator data_allocator(shard *s);           /* for what the headers allocate on behalf of the data ... */
 nodedb_allocator vector_allocator(shard *s);         /* ... and of vectors */
+void free_large_some(shard *s);                      /* of shard.large, which is not empty */
 bool data_reserve(shard *s, size_t bytes);           /* false: the ceiling refuses, even after making room */
 void data_release(shard *s, size_t bytes);           /* of what was reserved and not used */
 uint64_t wall_ms(void);                              /* CLOCK_REALTIME. It may step back: nothing keeps its maximum */

@@ -113,6 +113,7 @@ typedef struct entry {
 
 typedef struct part part;
 typedef struct retired retired;
+typedef struct large large;
 typedef struct element element;
 
 /* A place in a shard's table of searchers. */
@@ -133,6 +134,7 @@ struct shard {
     dictionary parts;      /* of part */
     set_home *dropping;    /* their keys are gone, their parts are not yet told */
     retired *retired;      /* dropped as a whole, freed step by step */
+    large *large;          /* the same, memory of indexes */
     uint64_t seed;         /* of name_hash */
     uint64_t expiring;     /* keys with a time to live */
     uint64_t expire_cursor, spill_cursor, part_cursor;
@@ -200,6 +202,7 @@ void read_more(shard *s, value *v, uint32_t at, uint32_t limit, result *r);
 bool parse_int64(slice text, int64_t *value); /* as Redis: no spaces, no plus, no leading zeros */
 void retire_part(shard *s, dictionary *elements, nodedb_vamana *index); /* both are its now */
 bool retire_some(shard *s, size_t things);    /* frees of what was dropped; true: there is more */
+bool has_retired(const shard *s);
 bool sweep_some(core *c);                     /* logs the end of keys that have expired; true: there is more */
 uint32_t slot_of_key(slice key);
 uint32_t core_of_key(const server *srv, slice key);
@@ -437,6 +440,7 @@ typedef struct parser {
     int64_t bulk;      /* bytes of the argument that is coming in; -1: its length is to be read */
     size_t seen;       /* the end of the line that is coming in is not before this */
     argument_at *args; /* stb_ds array */
+    size_t *counter;   /* if not NULL: that array's bytes count there */
     char wrong_text[48];
 } parser;
 typedef enum parse_result { PARSE_MORE, PARSE_READY, PARSE_BAD } parse_result;
@@ -445,6 +449,7 @@ typedef enum parse_result { PARSE_MORE, PARSE_READY, PARSE_BAD } parse_result;
 parse_result parser_feed(parser *p, const char *frame, size_t bytes, const char **wrong);
 void parser_reset(parser *p); /* for the next frame; a large array is freed */
 void parser_free(parser *p);  /* there is no next one */
+size_t parser_bytes(const parser *p); /* of memory */
 
 void reply_integer(buffer *b, int64_t n);
 void reply_array(buffer *b, int64_t n);
@@ -513,6 +518,7 @@ void request_free(core *c, request *req);
 void request_run(core *c, request *req);    /* from the command table */
 void request_pump(core *c, request *req);   /* starts what may be started, ends it when all is answered */
 void request_note(request *req);            /* its reply has grown, or was taken */
+void request_count(core *c, request *req, size_t bytes); /* of memory, that are its now, modulo 2^64 */
 void request_answer(core *c, operation *op); /* one of its operations is back */
 /* One operation on the shard of `key`: what most commands are. */
 operation *request_start(core *c, request *req, operation_kind kind, slice key);
@@ -581,6 +587,7 @@ struct connection {
     uint32_t operations; /* of all requests, whose answers are not in a reply yet */
     size_t long_frames; /* bytes of the frames of its requests that are not done */
     size_t held;       /* bytes of replies that are not in `out` yet */
+    size_t kept;       /* request.counted of all its requests */
     bool alone;        /* a COMMAND_ALONE is under way */
     bool dirty;        /* in core.dirty */
     bool closing;      /* when its replies are sent; nothing is read any more */
@@ -632,6 +639,8 @@ struct core {
     operation_list slow;        /* searches that wait for their turn */
     connection *first, *dirty, *dirty_last;
     bool crowded;               /* clients hold much of what they may */
+    bool ending;                /* its connections have been closed, as the server stops */
+    size_t in_flight;           /* operations of its requests, here or at other cores */
     uint64_t turn_ends_ns;      /* of the work that is being done */
     uint32_t clients, next_core;
     uint32_t turn_operations;   /* that may still be started in this turn */

@@ -160,7 +160,7 @@ static nodedb_status manifest_read(const server *srv, manifest *m, nodedb_error 
 typedef struct generations {
     const server *srv;
     uint64_t named; /* by the manifest; 0: none */
-    char found[64]; /* one that is not */
+    char found[NAME_MAX + 1]; /* one that is not */
 } generations;
 
 /* Is `name` a generation that the manifest does not name? */

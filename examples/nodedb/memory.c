@@ -6,6 +6,10 @@
 #include "db.h"
 
 #include <malloc.h>
+#include <sys/mman.h>
+
+#define LARGE_BYTES ((size_t)16 << 20)
+#define LARGE_PIECE_BYTES ((size_t)2 << 20)
 
 void *must(void *memory) { /* the governor refuses long before malloc does; if malloc does, nothing can go on */
     if (memory == NULL) {
@@ -119,9 +123,38 @@ static void data_engine_free(void *ctx, void *memory, size_t bytes) {
 static void *vector_engine_alloc(void *ctx, size_t bytes, size_t align) {
     return engine_alloc(ctx, MEM_VECTORS, bytes, align);
 }
+
+/* What an index has given up, by its end or as it has grown. It stands in that memory itself. */
+struct large {
+    large *next;
+    size_t left; /* bytes from the beginning that the system does not have back yet */
+};
+
 static void vector_engine_free(void *ctx, void *memory, size_t bytes) {
+    shard *s = ctx;
+    large *l = memory;
     (void)bytes;
-    engine_free(ctx, MEM_VECTORS, memory);
+    if (s->core == NULL || malloc_usable_size(memory) < LARGE_BYTES) {
+        engine_free(s, MEM_VECTORS, memory);
+        return;
+    }
+    *l = (large){s->large, malloc_usable_size(memory)};
+    s->large = l;
+}
+
+/* From its end, so much at a time as takes 0.3 ms: a GiB at once takes 130. */
+void free_large_some(shard *s) {
+    large *l = s->large;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from, to;
+    if (l->left <= LARGE_PIECE_BYTES) {
+        s->large = l->next;
+        engine_free(s, MEM_VECTORS, l);
+        return;
+    }
+    to = ((uintptr_t)l + l->left) / page * page;
+    l->left -= LARGE_PIECE_BYTES;
+    from = ((uintptr_t)l + l->left + page - 1) / page * page;
+    (void)madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
 nodedb_allocator data_allocator(shard *s) {
@@ -148,7 +181,7 @@ bool data_reserve(shard *s, size_t bytes) {
     int tries, idle = 0;
     for (tries = 0; tries < 16; tries++) {
         if (bytes == 0 || reserve_with_slack(s, bytes)) return true;
-        if (s->retired != NULL) (void)retire_some(s, RETIRE_BATCH);
+        if (has_retired(s)) (void)retire_some(s, RETIRE_BATCH);
         else if (spill_some(s, bytes + SPILL_AHEAD_BYTES) == 0 && ++idle == 4) return false; /* marks go first */
     }
     return false;

@@ -85,7 +85,7 @@ void connection_adopt(core *c, int fd) {
     conn->events = EPOLLIN;
     conn->authenticated = c->server->password[0] == 0;
     conn->active_ms = steady_ms();
-    conn->in.counter = conn->out.counter = &c->client_bytes;
+    conn->in.counter = conn->out.counter = conn->parser.counter = &c->client_bytes;
     c->client_bytes += sizeof *conn;
     conn->next = c->first;
     if (c->first != NULL) c->first->previous = conn;
@@ -93,7 +93,7 @@ void connection_adopt(core *c, int fd) {
     c->clients++;
     c->accepted++;
     set_socket_options(fd);
-    if (epoll_ctl(c->epoll, EPOLL_CTL_ADD, fd, &event) != 0) connection_close(c, conn);
+    if (c->ending || epoll_ctl(c->epoll, EPOLL_CTL_ADD, fd, &event) != 0) connection_close(c, conn);
 }
 
 static void refuse_client(core *c, int fd) {
@@ -293,15 +293,20 @@ static void parse_waiting(core *c, connection *conn) {
 
 /* ---- input ------------------------------------------------------------------------------------------------------- */
 
-static bool clients_may_hold(core *c, size_t more) {
-    nodedb_mem_usage usage;
-    net_tell_memory(c);
-    return nodedb_mem_get_usage(c->server->mem, MEM_CLIENTS, &usage, NULL) != NODEDB_OK ||
-           usage.reserved_bytes + more <= c->server->client_limit_bytes;
+static size_t connection_bytes(const connection *conn) {
+    return conn->in.cap + conn->out.cap + conn->held + conn->long_frames + conn->kept + parser_bytes(&conn->parser);
 }
 
-static size_t connection_bytes(const connection *conn) {
-    return conn->in.cap + conn->out.cap + conn->held + conn->long_frames;
+/* What closed connections still hold is as good as free: nobody else has to go for it. */
+static bool clients_may_hold(core *c, size_t more) {
+    const connection *conn;
+    nodedb_mem_usage usage;
+    size_t limit = c->server->client_limit_bytes;
+    net_tell_memory(c);
+    if (nodedb_mem_get_usage(c->server->mem, MEM_CLIENTS, &usage, NULL) != NODEDB_OK) return true;
+    for (conn = c->first; conn != NULL && usage.reserved_bytes + more > limit; conn = conn->next)
+        if (conn->fd < 0) limit += connection_bytes(conn);
+    return usage.reserved_bytes + more <= limit;
 }
 
 static connection *greediest(const core *c) {
@@ -332,7 +337,7 @@ static bool input_room(core *c, connection *conn) {
     if (cap < conn->in.len + SMALL_BUFFER) cap = conn->in.len + SMALL_BUFFER;
     if (cap > 2 * READ_BYTES && !clients_may_hold(c, cap - conn->in.cap)) {
         connection *most = greediest(c);
-        if (most != NULL && (most->closing || most->in.cap < most->long_frames)) connection_close(c, most);
+        if (most != NULL && (most->closing || most->in.cap < most->long_frames + most->kept)) connection_close(c, most);
         else if (most != NULL) input_refused(c, most);
         if (most == conn) return false;
     }
@@ -522,21 +527,17 @@ void net_maintain(core *c) {
     }
 }
 
-/* The core ends: what is answered is still sent, as far as the sockets take it. */
+/* The server stops: what is answered is still sent, as far as the sockets take it. Requests go on to their end without
+ * their clients: reads start nothing more, what they hold at other cores is let go. */
 void net_close_all(core *c) {
     connection *conn;
+    c->ending = true;
     turn_begin(c);
     for (conn = c->first; conn != NULL; conn = conn->next) {
         conn->closing = true;
         if (conn->fd >= 0) (void)flush_connection(c, conn);
         connection_close(c, conn);
     }
-    while (c->dirty != NULL) { /* each round is a turn: else a request only asks for the next one, for ever */
-        c->turn_operations = TURN_OPERATIONS;
-        turn_begin(c);
-        (void)flush_dirty(c);
-    }
-    net_tell_memory(c);
 }
 
 bool bind_is_allowed(const server *srv) {

@@ -171,7 +171,10 @@ static bool core_pending(nodedb_tpc_core *tpc, void *ctx) {
     (void)ctx;
     for (i = 0; i < c->server->cores; i++)
         if (arrlen(c->outbox[i]) > 0) return true;
-    return c->waiting.head != NULL || c->committing.head != NULL || c->slow.head != NULL || c->dirty != NULL;
+    if (c->waiting.head != NULL || c->committing.head != NULL || c->slow.head != NULL || c->dirty != NULL ||
+        c->in_flight > 0) return true;
+    if (!c->ending) net_close_all(c); /* all that was under way is answered */
+    return c->first != NULL;
 }
 
 static bool watch(core *c, int fd, void *tag) {
@@ -214,6 +217,7 @@ static void core_stop(nodedb_tpc_core *tpc, void *ctx) {
     uint32_t i;
     (void)ctx;
     net_close_all(c);
+    net_tell_memory(c);
     for (i = 0; i < MAX_CORES; i++) arrfree(c->outbox[i]);
     buffer_free(&c->encoded);
     (void)close(c->epoll);

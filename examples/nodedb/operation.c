@@ -296,8 +296,18 @@ static bool frees_space(const operation *op) {
     }
 }
 
+/* What cannot be read now might be read in a replay: then it would have another outcome. */
+static bool old_value_is_lost(shard *s, const change *ch) {
+    const entry *e = ch->kind == CHANGE_INCREMENT ? entry_find(s, ch->key) : NULL;
+    return e != NULL && e->kind == ENTRY_STRING && e->u.string->spilled && value_bytes(s, e->u.string) == NULL;
+}
+
 static bool admit(core *c, operation *op, const change *ch) {
     size_t cost = change_cost(ch);
+    if (old_value_is_lost(c->shard, ch)) {
+        operation_fail(c, op, "ERR the value cannot be read back from the overflow file");
+        return false;
+    }
     if (op->reserved > 0 || cost == 0) return true;
     if (op->prepared && c->prepared_bytes >= cost) {
         c->prepared_bytes -= cost;

@@ -9,6 +9,12 @@
 
 /* ---- life -------------------------------------------------------------------------------------------------------- */
 
+void request_count(core *c, request *req, size_t bytes) {
+    req->counted += bytes;
+    req->conn->kept += bytes;
+    c->client_bytes += bytes;
+}
+
 request *request_new(core *c, connection *conn, const command *cmd, int argc, size_t bytes) {
     size_t all = sizeof(request) + (size_t)argc * sizeof(slice) + bytes;
     request *req = must(malloc(all));
@@ -19,8 +25,7 @@ request *request_new(core *c, connection *conn, const command *cmd, int argc, si
     req->argv = (slice *)(void *)(req + 1);
     req->argc = argc;
     req->reply.counter = req->frame.counter = &c->client_bytes;
-    req->counted = all;
-    c->client_bytes += all;
+    request_count(c, req, all);
     if (conn->head == NULL) conn->head = req;
     else conn->tail->next = req;
     conn->tail = req;
@@ -30,7 +35,7 @@ request *request_new(core *c, connection *conn, const command *cmd, int argc, si
 
 void request_free(core *c, request *req) {
     assert(req->early == NULL && req->stream == NULL && req->in_flight == 0);
-    c->client_bytes -= req->counted;
+    request_count(c, req, 0 - req->counted);
     buffer_free(&req->reply);
     buffer_free(&req->frame);
     free(req->state);
@@ -71,6 +76,7 @@ void request_send(core *c, request *req, operation *op, uint32_t to) {
         op->u.get.limit = limit > MIN_LIMIT_BYTES ? limit : MIN_LIMIT_BYTES;
     }
     req->in_flight++;
+    c->in_flight++;
     conn->operations++;
     if (c->turn_operations > 0) c->turn_operations--;
     operation_send(c, op, to);
@@ -137,6 +143,7 @@ static void fetch_piece(core *c, request *req) {
     operation *op = req->stream;
     op->u.get.limit = req->conn->core->crowded ? INLINE_BYTES : CHUNK_BYTES;
     req->stream_idle = false;
+    c->in_flight++;
     operation_send(c, op, core_of_key(c->server, op->key));
 }
 
@@ -164,6 +171,7 @@ static void early_insert(request *req, operation *op) {
 
 void request_answer(core *c, operation *op) {
     request *req = op->req;
+    c->in_flight--;
     if (op == req->stream) take_piece(c, req);
     else {
         assert(req->in_flight > 0);

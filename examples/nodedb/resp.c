@@ -111,8 +111,11 @@ static size_t least_bytes(const parser *p, size_t bytes) {
     return least > bytes ? least : bytes + 1;
 }
 
+size_t parser_bytes(const parser *p) { return arrcap(p->args) * sizeof *p->args; }
+
 parse_result parser_feed(parser *p, const char *frame, size_t bytes, const char **wrong) {
     parse_result result = bytes > p->at ? PARSE_READY : PARSE_MORE;
+    size_t had = parser_bytes(p);
     if (result == PARSE_READY && p->wanted == 0) {
         if (frame[0] == '*') result = parse_count(p, frame, bytes, wrong);
         else p->wanted = -1;
@@ -121,21 +124,30 @@ parse_result parser_feed(parser *p, const char *frame, size_t bytes, const char 
     while (result == PARSE_READY && (int64_t)arrlen(p->args) < p->wanted)
         result = parse_argument(p, frame, bytes, wrong);
     p->needs = result == PARSE_MORE ? least_bytes(p, bytes) : p->at;
+    if (p->counter != NULL) *p->counter += parser_bytes(p) - had;
     assert(result != PARSE_READY || p->at <= bytes);
     return result;
 }
 
-void parser_reset(parser *p) {
-    argument_at *args = p->args;
-    if (arrcap(args) > KEPT_ARGUMENTS) arrfree(args);
-    else if (args != NULL) arrsetlen(args, 0);
-    memset(p, 0, sizeof *p);
-    p->args = args;
-}
-
 void parser_free(parser *p) {
+    size_t *counter = p->counter;
+    if (counter != NULL) *counter -= parser_bytes(p);
     arrfree(p->args);
     memset(p, 0, sizeof *p);
+    p->counter = counter;
+}
+
+void parser_reset(parser *p) {
+    argument_at *args = p->args;
+    size_t *counter = p->counter;
+    if (arrcap(args) > KEPT_ARGUMENTS) {
+        parser_free(p);
+        return;
+    }
+    if (args != NULL) arrsetlen(args, 0);
+    memset(p, 0, sizeof *p);
+    p->args = args;
+    p->counter = counter;
 }
 
 /* ---- replies out ------------------------------------------------------------------------------------------------- */

@@ -202,13 +202,20 @@ static void retired_free_item(shard *s, const retired *r, void *item) {
     }
 }
 
+bool has_retired(const shard *s) { return s->retired != NULL || s->large != NULL; }
+
 bool retire_some(shard *s, size_t things) {
     size_t freed = 0;
-    while (s->retired != NULL && freed < things) {
+    while (has_retired(s) && freed < things) {
         retired *r = s->retired;
         void *items[DICTIONARY_SEGMENT];
         uint64_t cursor = 0;
         size_t n = 0, i;
+        if (s->large != NULL) {
+            free_large_some(s);
+            freed += 128;
+            continue;
+        }
         while (cursor < DICTIONARY_END && n == 0)
             n = dictionary_page(&r->items, &cursor, items, DICTIONARY_SEGMENT);
         for (i = 0; i < n; i++) {
@@ -223,7 +230,7 @@ bool retire_some(shard *s, size_t things) {
         data_free(s, r);
         freed += 64;
     }
-    return s->retired != NULL;
+    return has_retired(s);
 }
 
 /* ---- apply ------------------------------------------------------------------------------------------------------- */

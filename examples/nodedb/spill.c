@@ -175,6 +175,6 @@ void spill_maintain(shard *s) {
         return;
     }
     if (action == NODEDB_MEM_SPILL_RESTORE) restore_some(s, bytes);
-    else if (action != NODEDB_MEM_SPILL_NONE && s->retired != NULL) (void)retire_some(s, RETIRE_BATCH);
+    else if (action != NODEDB_MEM_SPILL_NONE && has_retired(s)) (void)retire_some(s, RETIRE_BATCH);
     else if (action != NODEDB_MEM_SPILL_NONE) (void)spill_some(s, bytes < CHUNK_BYTES * 16 ? bytes : CHUNK_BYTES * 16);
 }

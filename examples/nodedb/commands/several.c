@@ -30,8 +30,7 @@ bool keys_fit(request *req, int step) {
 
 /* Goes with the request, and is counted with it. */
 void *request_state(core *c, request *req, size_t bytes) {
-    req->counted += bytes;
-    c->client_bytes += bytes;
+    request_count(c, req, bytes);
     return req->state = must(calloc(1, bytes));
 }
 

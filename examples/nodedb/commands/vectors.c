@@ -337,10 +337,11 @@ static bool more_hits(core *c, request *req) {
 static void free_found(core *c, request *req) {
     search *q = req->state;
     uint32_t i;
-    (void)c;
     for (i = 0; i < q->answers; i++) {
-        buffer_free(&q->parts[i].names);
-        buffer_free(&q->parts[i].hits);
+        found *f = &q->parts[i];
+        request_count(c, req, 0 - f->names.cap - f->hits.cap);
+        buffer_free(&f->names);
+        buffer_free(&f->hits);
     }
 }
 
@@ -369,7 +370,7 @@ static void answer_search(core *c, request *req, operation *op) {
     if (answer_failed(req, op)) return;
     f->names = *from;
     from->p = NULL, from->len = from->cap = 0;
-    buffer_count_at(&f->hits, &c->client_bytes);
+    buffer_count_at(&f->names, NULL); /* from now on with the request */
     for (at = 0; at < f->names.len; f->count++) {
         search_hit from_part;
         hit h;
@@ -380,6 +381,7 @@ static void answer_search(core *c, request *req, operation *op) {
         at += h.bytes;
         buffer_put(&f->hits, &h, sizeof h);
     }
+    request_count(c, req, f->names.cap + f->hits.cap);
     if (f->count > 1) qsort(f->hits.p, f->count, sizeof(hit), compare_hits);
 }
 
@@ -413,8 +415,7 @@ static void answer_element_vector(core *c, request *req, operation *op) {
         return;
     }
     req->state = q = must(realloc(q, sizeof *q + b->len));
-    req->counted += b->len;
-    c->client_bytes += b->len;
+    request_count(c, req, b->len);
     memcpy(q->vector, b->p, b->len);
     q->dim = (uint32_t)(b->len / sizeof *q->vector);
     req->at_end = vsim_search;
