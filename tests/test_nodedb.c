@@ -2166,7 +2166,7 @@ DB_TEST(redis_cli_is_a_client) {
         {"VSIM v VALUES 2 1 0 WITHSCORES", "e\n1\n"},
         {"-3 VSIM v VALUES 2 1 0 WITHSCORES", "e 1\n"},
         {"NONSENSE", "ERR unknown command 'NONSENSE', with args beginning with: \n\n"},
-        {"--scan --pattern k*", "k\n"},
+        {"--scan --pattern 'k*'", "k\n"},
         {"DBSIZE", "2\n"},
     };
     client *c = shared_client();
