@@ -261,11 +261,16 @@ check_compilers() {
             little $compiler "" "$h, declarations" "#include \"$h\"\n#include \"$h\"\nint nothing;\n"
             little $compiler "" "$h, implementation first" "#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n#include \"$h\"\n"
             little $compiler "" "$h, declarations first" "#include \"$h\"\n#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n"
+            little $compiler "" "$h, exported" "#define $(macro_of "$h")_API __attribute__((visibility(\"default\"))) extern\n#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n"
             little $compiler "-DNODEDB_NO_LIBURING -DNODEDB_NO_JEMALLOC" "$h, without liburing and jemalloc" "#define $(macro_of "$h")_IMPLEMENTATION\n#include \"$h\"\n"
         done
         little $compiler "" "all five together" "$together"
         little $compiler "-O2 -DNDEBUG" "all five together, NDEBUG" "$together"
         little $compiler "-O2 -DNDEBUG -DNODEDB_NO_LIBURING -DNODEDB_NO_JEMALLOC" "all five together, NDEBUG, bare" "$together"
+        for h in $HEADERS; do # private functions that nobody has written
+            printf '#define %s_STATIC\n#include "%s"\n' "$(macro_of "$h")" "$h" >"$OUT/little.c"
+            if $compiler -I. -c -o "$OUT/little.o" "$OUT/little.c" >/dev/null 2>&1; then fail "$compiler: $h takes STATIC alone"; else ok "$compiler: $h refuses STATIC alone"; fi
+        done
         # STATIC twice in one program: two files with private copies of everything, and a main, linked together
         case $compiler in *++) extension=cpp; standard=-std=c++11 ;; *) extension=c; standard=-std=c99 ;; esac
         printf '%bint other(void);\nint main(void) { return other(); }\n' "$statics" >"$OUT/static_a.$extension"
@@ -462,23 +467,22 @@ verb_amalgamate() {
     say "    $CC -std=c99 -O2 -o nodedb nodedb_amalgamated.c$LIBS"
 }
 
-# sync: copies the common block from nodedb_wal.h, its master, to the other headers.
+# sync: copies the blocks that headers share from nodedb_wal.h, their master, to the headers that have them.
 verb_sync() {
-    awk '/^\/\* =+$/ { hold = $0; next } hold != "" { if ($0 ~ /BEGIN NODEDB COMMON BLOCK/) inside = 1; if (inside) print hold; hold = "" }
-         inside { print } /^\/\* END NODEDB COMMON BLOCK/ { exit }' nodedb_wal.h >"${TMPDIR:-/tmp}/nodedb_block.$$"
-    [ -s "${TMPDIR:-/tmp}/nodedb_block.$$" ] || die "nodedb_wal.h has no common block"
     for h in $HEADERS; do
-        [ "$h" = nodedb_wal.h ] && continue
-        [ -f "$h" ] || continue
-        awk -v block="${TMPDIR:-/tmp}/nodedb_block.$$" '
-            function flush_hold() { if (held) print hold; held = 0 }
-            /^\/\* =+$/ { flush_hold(); hold = $0; held = 1; next }
-            held && /BEGIN NODEDB COMMON BLOCK/ { held = 0; inside = 1; while ((getline line < block) > 0) print line; next }
-            inside { if ($0 ~ /^\/\* END NODEDB COMMON BLOCK/) inside = 0; next }
-            { flush_hold(); print } END { flush_hold() }' "$h" >"$h.new"
-        if cmp -s "$h" "$h.new"; then rm "$h.new"; else mv "$h.new" "$h"; say "$h: common block copied"; fi
+        [ "$h" != nodedb_wal.h ] && [ -f "$h" ] || continue
+        awk '# the words of each block, from the master; then the header with them in the place of its own
+            function name_of(line) { sub(/.*(BEGIN|END) NODEDB /, "", line); sub(/( BLOCK)?[:. =*].*$/, "", line); return line }
+            /BEGIN NODEDB (BASE BLOCK|STORAGE BLOCK|LICENCE)/ {
+                block = name_of($0)
+                if (NR == FNR) words[block] = ""
+                else printf "%s", words[block]
+            }
+            NR == FNR { if (block != "") words[block] = words[block] $0 "\n" }
+            NR != FNR && block == "" { print }
+            /END NODEDB (BASE BLOCK|STORAGE BLOCK|LICENCE)/ { block = "" }' nodedb_wal.h "$h" >"$h.new"
+        if cmp -s "$h" "$h.new"; then rm "$h.new"; else mv "$h.new" "$h"; say "$h: shared blocks copied"; fi
     done
-    rm -f "${TMPDIR:-/tmp}/nodedb_block.$$"
 }
 
 verb_run() {
@@ -498,7 +502,7 @@ verb_help() {
   fuzz NAME [SECONDS]     a libFuzzer target (clang)
   cross ARCH [NAME..]     build for arm, aarch64, s390x, riscv64 or i686 and run the headers' tests under qemu
   amalgamate              the whole database in one file, build/nodedb_amalgamated.c
-  sync                    copy the common block from nodedb_wal.h to the other headers
+  sync                    copy the blocks that headers share from nodedb_wal.h to the others
   clean                   remove build/
 END
 }

@@ -170,6 +170,7 @@
 10. CONFIGURATION MACROS
    NODEDB_MEM_IMPLEMENTATION   the code, in one file of the program
    NODEDB_MEM_STATIC           with it: all functions private to that file
+   NODEDB_MEM_API              what stands before each function instead of `extern`: an export attribute, say
    NODEDB_NO_JEMALLOC          never ask jemalloc; assumed where <jemalloc/jemalloc.h> is missing
 
 11. DEPARTURES
@@ -191,11 +192,12 @@
 12. LICENCE
    Public domain (Unlicense) or MIT, as you like: see the end of this file. */
 /* ===================================================================================================================
- * BEGIN NODEDB COMMON BLOCK. The same words in every nodedb_*.h, behind one guard, so that any set of them compiles
- * together. The master stands in nodedb_wal.h; `./build.sh sync` copies it to the others and a test proves them equal.
+ * BEGIN NODEDB BASE BLOCK: statuses, errors, memory, sentences, time. The same words in every nodedb_*.h, behind one
+ * guard, so that any set of them compiles together; `./build.sh sync` copies it from nodedb_wal.h.
  * ================================================================================================================ */
-#ifndef NODEDB_COMMON_BLOCK
-#define NODEDB_COMMON_BLOCK 1
+#ifndef NODEDB_VERSION
+#define NODEDB_VERSION "0.2.0"
+#define NODEDB_VERSION_NUMBER 200 /* major * 10000 + minor * 100 + patch */
 
 #if !defined(_GNU_SOURCE)
 #define _GNU_SOURCE /* O_DIRECT, CPU affinity, madvise: must be seen before the first system header */
@@ -253,7 +255,6 @@ typedef struct nodedb_allocator {
 } nodedb_allocator;
 
 typedef enum nodedb_log_level { NODEDB_LOG_INFO = 0, NODEDB_LOG_WARNING, NODEDB_LOG_ERROR } nodedb_log_level;
-
 /* Where sentences for a person go (what fell back and why, what was dropped). Zeroed: nowhere. */
 typedef struct nodedb_logger {
     void (*write)(void *ctx, nodedb_log_level level, const char *sentence);
@@ -265,6 +266,138 @@ typedef struct nodedb_clock {
     uint64_t (*now_ns)(void *ctx);
     void *ctx;
 } nodedb_clock;
+
+/* The name of a status as a sentence; never NULL. Any thread. */
+static inline const char *nodedb_status_text(nodedb_status status) {
+    static const char *const texts[] = {
+        "success", "an argument is wrong", "the object's state does not allow this call", "out of memory",
+        "a limit would be passed", "not now, try again", "not found", "exists already", "locked by another",
+        "input or output failed", "no space left on the device", "stored data is damaged", "not supported here",
+        "the task faulted and was abandoned", "refused, degraded after repeated faults", "the deadline passed",
+        "cancelled", "an encryption key is missing or does not fit"};
+    return (size_t)status < sizeof texts / sizeof texts[0] ? texts[status] : "unknown status";
+}
+#elif NODEDB_VERSION_NUMBER != 200
+#error "two nodedb_*.h of different releases are included together: take all of them from one release"
+#endif
+
+/* TOOLS. A program that defines NODEDB_COMMON_TOOLS before it includes a header may use what has one underscore here
+ * and in the storage block. What has two is private.
+ *     nodedb_fail, nodedb_io_status, nodedb_say    fill an error; the status of an errno; tell a logger
+ *     nodedb_now_ns                                the clock of a config; NULL: CLOCK_MONOTONIC
+ *     nodedb_mix64                                 a mixer for seeds and hashes; no secret */
+#if !defined(NODEDB_BASE_INTERNALS) &&                                                                               \
+    (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
+#define NODEDB_BASE_INTERNALS 1
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#if defined(__GLIBC__) && !defined(__USE_GNU)
+#error "include nodedb_*.h before any system header, or compile with -D_GNU_SOURCE"
+#endif
+
+/* ThreadSanitizer does not know fences: where an argument stands on one, another way is taken under it. */
+#if defined(__SANITIZE_THREAD__)
+#define NODEDB__TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define NODEDB__TSAN 1
+#endif
+#endif
+#define nodedb__load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define nodedb__load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define nodedb__store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define nodedb__store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define nodedb__add_relaxed(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+#define nodedb__cas(p, expected, v) \
+    __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+
+/* Fills `err` (if there is one) and returns `status`, so that `return nodedb_fail(...)` reads as one step. */
+__attribute__((format(printf, 4, 5))) static inline nodedb_status
+nodedb_fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
+    char reason[96] = "unknown error";
+    const char *why = reason;
+    va_list args;
+    int used;
+    if (err == NULL) return status;
+    memset(err, 0, sizeof *err);
+    err->status = status, err->sys_errno = sys_errno;
+    va_start(args, format);
+    used = vsnprintf(err->message, sizeof err->message, format, args);
+    va_end(args);
+    if (sys_errno == 0 || used < 0 || (size_t)used + 4 >= sizeof err->message) return status;
+#if defined(__GLIBC__)
+    why = strerror_r(sys_errno, reason, sizeof reason);
+#else
+    (void)strerror_r(sys_errno, reason, sizeof reason);
+#endif
+    (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s", why);
+    return status;
+}
+
+__attribute__((format(printf, 3, 4))) static inline void
+nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+    char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
+    va_list args;
+    if (logger == NULL || logger->write == NULL) return;
+    va_start(args, format);
+    (void)vsnprintf(sentence, sizeof sentence, format, args);
+    va_end(args);
+    logger->write(logger->ctx, level, sentence);
+}
+
+static inline void *nodedb__alloc(const nodedb_allocator *allocator, size_t bytes, size_t align) {
+    void *memory = NULL;
+    if (bytes == 0) bytes = 1;
+    if (align < sizeof(void *)) align = sizeof(void *);
+    if (allocator != NULL && allocator->alloc != NULL) return allocator->alloc(allocator->ctx, bytes, align);
+    return posix_memalign(&memory, align, bytes) == 0 ? memory : NULL;
+}
+static inline void *nodedb__alloc_zero(const nodedb_allocator *allocator, size_t bytes, size_t align) {
+    void *memory = nodedb__alloc(allocator, bytes, align);
+    return memory != NULL ? memset(memory, 0, bytes) : NULL;
+}
+static inline void nodedb__release(const nodedb_allocator *allocator, void *memory, size_t bytes) {
+    if (memory == NULL) return;
+    if (allocator == NULL || allocator->release == NULL) free(memory);
+    else allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
+}
+
+static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
+    struct timespec t;
+    if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+/* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
+static inline uint64_t nodedb_mix64(uint64_t x) {
+    x += UINT64_C(0x9E3779B97F4A7C15);
+    x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
+    return x ^ x >> 31;
+}
+
+/* A system call that a signal may cut off: again, until it was not. */
+#define nodedb__retry(result, call) do (result) = (call); while ((result) < 0 && errno == EINTR)
+/* The status that an errno means. */
+static inline nodedb_status nodedb_io_status(int error) {
+    if (error == ENOSPC || error == EDQUOT) return NODEDB_ERR_DISK_FULL;
+    return error == ENOMEM ? NODEDB_ERR_NO_MEMORY : NODEDB_ERR_IO;
+}
+#endif
+/* END NODEDB BASE BLOCK =========================================================================================== */
+
+/* ===================================================================================================================
+ * BEGIN NODEDB STORAGE BLOCK: files, checksums, byte order. The same words in the headers that store: nodedb_wal.h,
+ * which has the master, nodedb_mem.h and nodedb_vamana.h.
+ * ================================================================================================================ */
+#ifndef NODEDB_STORAGE_BLOCK
+#define NODEDB_STORAGE_BLOCK 1
 
 /* The file system. Zeroed: the system's own. Tests put a simulated disk here and fail every call in turn. Each function
  * returns a value >= 0, or -errno; a read or write may be short, as in POSIX. `flags` are those of open(2); `sync`
@@ -288,155 +421,26 @@ typedef struct nodedb_io {
     void *ctx;
 } nodedb_io;
 
-/* The name of a status as a sentence; never NULL. Any thread. */
-static inline const char *nodedb_status_text(nodedb_status status) {
-    switch (status) {
-    case NODEDB_OK: return "success";
-    case NODEDB_ERR_INVALID: return "an argument is wrong";
-    case NODEDB_ERR_STATE: return "the object's state does not allow this call";
-    case NODEDB_ERR_NO_MEMORY: return "out of memory";
-    case NODEDB_ERR_LIMIT: return "a limit would be passed";
-    case NODEDB_ERR_AGAIN: return "not now, try again";
-    case NODEDB_ERR_NOT_FOUND: return "not found";
-    case NODEDB_ERR_EXISTS: return "exists already";
-    case NODEDB_ERR_LOCKED: return "locked by another";
-    case NODEDB_ERR_IO: return "input or output failed";
-    case NODEDB_ERR_DISK_FULL: return "no space left on the device";
-    case NODEDB_ERR_CORRUPT: return "stored data is damaged";
-    case NODEDB_ERR_UNSUPPORTED: return "not supported here";
-    case NODEDB_ERR_FAULT: return "the task faulted and was abandoned";
-    case NODEDB_ERR_DEGRADED: return "refused, degraded after repeated faults";
-    case NODEDB_ERR_TIMEOUT: return "the deadline passed";
-    case NODEDB_ERR_CANCELLED: return "cancelled";
-    case NODEDB_ERR_KEY: return "an encryption key is missing or does not fit";
-    }
-    return "unknown status";
-}
-
-#elif NODEDB_COMMON_BLOCK != 1
+#elif NODEDB_STORAGE_BLOCK != 1
 #error "two nodedb_*.h of different releases are included together: take all of them from one release"
 #endif
 
-/* TOOLS. A program that writes formats or errors of its own beside ours defines NODEDB_COMMON_TOOLS before it includes
- * a header, and may then use what has one underscore below:
+/* TOOLS, with NODEDB_COMMON_TOOLS defined:
  *     nodedb_put_u16, _u32, _u64, nodedb_get_u16, _u32, _u64    little-endian, at any address
- *     nodedb_crc32c                                             the checksum of all our formats
- *     nodedb_mix64                                              a mixer for seeds and hashes; no secret
- *     nodedb_now_ns                                             the clock of a config, NULL: CLOCK_MONOTONIC
- *     nodedb_fail, nodedb_io_status, nodedb_say                 fill an error; the status of an errno; tell a logger
- * What has two underscores is private. */
-#if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
-    (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
-     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
-#define NODEDB_COMMON_INTERNALS 1
+ *     nodedb_crc32c                                             the checksum of all our formats */
+#if !defined(NODEDB_STORAGE_INTERNALS) &&                                                                              \
+    (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) ||                                       \
+     defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
+#define NODEDB_STORAGE_INTERNALS 1
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
-#if defined(__GLIBC__) && !defined(__USE_GNU)
-#error "include nodedb_*.h before any system header, or compile with -D_GNU_SOURCE"
-#endif
 
-/* ThreadSanitizer does not know fences: where an argument stands on one, another way is taken under it. */
-#if defined(__SANITIZE_THREAD__)
-#define NODEDB__TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define NODEDB__TSAN 1
-#endif
-#endif
-
-#define nodedb__load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
-#define nodedb__load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-#define nodedb__store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
-#define nodedb__store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-#define nodedb__add_relaxed(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
-#define nodedb__cas(p, expected, v) \
-    __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
-#define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-
-/* Fills `err` (if there is one) and returns `status`, so that `return nodedb_fail(...)` reads as one step. */
-#if defined(__GNUC__)
-__attribute__((format(printf, 4, 5)))
-#endif
-static inline nodedb_status
-nodedb_fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
-    if (err != NULL) {
-        va_list args;
-        int used;
-        memset(err, 0, sizeof *err);
-        err->status = status;
-        err->sys_errno = sys_errno;
-        va_start(args, format);
-        used = vsnprintf(err->message, sizeof err->message, format, args);
-        va_end(args);
-        if (sys_errno != 0 && used >= 0 && (size_t)used + 4 < sizeof err->message) {
-            char reason[96];
-            (void)snprintf(reason, sizeof reason, "errno %d", sys_errno);
-#if defined(__GLIBC__) && defined(__USE_GNU)
-            (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s",
-                           strerror_r(sys_errno, reason, sizeof reason));
-#else
-            (void)strerror_r(sys_errno, reason, sizeof reason);
-            (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s", reason);
-#endif
-        }
-    }
-    return status;
-}
-
-#if defined(__GNUC__)
-__attribute__((format(printf, 3, 4)))
-#endif
-static inline void nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
-    char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
-    va_list args;
-    if (logger == NULL || logger->write == NULL) return;
-    va_start(args, format);
-    (void)vsnprintf(sentence, sizeof sentence, format, args);
-    va_end(args);
-    logger->write(logger->ctx, level, sentence);
-}
-
-static inline void *nodedb__alloc(const nodedb_allocator *allocator, size_t bytes, size_t align) {
-    void *memory = NULL;
-    if (bytes == 0) bytes = 1;
-    if (align < sizeof(void *)) align = sizeof(void *);
-    if (allocator != NULL && allocator->alloc != NULL) return allocator->alloc(allocator->ctx, bytes, align);
-    return posix_memalign(&memory, align, bytes) == 0 ? memory : NULL;
-}
-
-static inline void *nodedb__alloc_zero(const nodedb_allocator *allocator, size_t bytes, size_t align) {
-    void *memory = nodedb__alloc(allocator, bytes, align);
-    if (memory != NULL) memset(memory, 0, bytes);
-    return memory;
-}
-
-static inline void nodedb__release(const nodedb_allocator *allocator, void *memory, size_t bytes) {
-    if (memory == NULL) return;
-    if (allocator != NULL && allocator->release != NULL)
-        allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
-    else free(memory);
-}
-
-static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
-    struct timespec t;
-    if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
-}
-
-/* a * b, or false where that does not fit. */
-static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
-    return !__builtin_mul_overflow(a, b, product);
-}
+/* A compiler that stops here had a 32-bit system's headers included before ours, without -D_FILE_OFFSET_BITS=64: files
+ * over 2 GiB would be written at wrong offsets. */
+typedef char nodedb__off_t_has_8_bytes[sizeof(off_t) == 8 ? 1 : -1];
 
 /* Little-endian on disk, whatever the machine. */
 static inline void nodedb_put_u16(void *at, uint16_t v) {
@@ -530,18 +534,7 @@ static inline uint32_t nodedb_crc32c(uint32_t crc, const void *data, size_t byte
     return ~crc;
 }
 
-/* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
-static inline uint64_t nodedb_mix64(uint64_t x) {
-    x += UINT64_C(0x9E3779B97F4A7C15);
-    x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
-    x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
-    return x ^ x >> 31;
-}
-
 /* The system's file calls behind nodedb_io: the same, with EINTR retried and -errno returned. */
-#define nodedb__retry(result, call)                                                                                    \
-    do { (result) = (call); } while ((result) < 0 && errno == EINTR)
-
 static inline int nodedb__posix_open(void *ctx, const char *path, int flags, int mode) {
     int fd;
     (void)ctx;
@@ -665,22 +658,18 @@ static inline const char *nodedb__path_end(const char *path) {
     return bytes > NODEDB_ERROR_MESSAGE_BYTES / 2 ? path + bytes - NODEDB_ERROR_MESSAGE_BYTES / 2 : path;
 }
 
-/* The status that an errno means. */
-static inline nodedb_status nodedb_io_status(int error) {
-    return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
-           : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
-                                              : NODEDB_ERR_IO;
-}
-
 #endif
-/* END NODEDB COMMON BLOCK ========================================================================================= */
+/* END NODEDB STORAGE BLOCK ======================================================================================== */
 
 #ifndef NODEDB_MEM_H
 #define NODEDB_MEM_H
 
-#if defined(NODEDB_MEM_STATIC)
+#if defined(NODEDB_MEM_STATIC) && !defined(NODEDB_MEM_IMPLEMENTATION)
+#error "NODEDB_MEM_STATIC needs NODEDB_MEM_IMPLEMENTATION in the same file: private functions have no other place"
+#endif
+#if !defined(NODEDB_MEM_API) && defined(NODEDB_MEM_STATIC)
 #define NODEDB_MEM_API static __attribute__((unused))
-#else
+#elif !defined(NODEDB_MEM_API)
 #define NODEDB_MEM_API extern
 #endif
 
@@ -3710,16 +3699,42 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_err
 #endif /* NODEDB_MEM_IMPLEMENTED */
 #endif /* NODEDB_MEM_IMPLEMENTATION */
 
-/* This software is available under two licences; choose whichever you prefer.
- * A. MIT. Copyright (c) 2026 the NodeDB authors. Permission is hereby granted, free of charge, to any person obtaining
- *    a copy of this software and associated documentation files (the "Software"), to deal in the Software without
- *    restriction, including without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense,
- *    and/or sell copies of the Software, and to permit persons to whom the Software is furnished to do so, subject to
- *    the following conditions: the above copyright notice and this permission notice shall be included in all copies or
- *    substantial portions of the Software.
- * B. Public domain (www.unlicense.org). Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
- *    software, in source code form or as a compiled binary, for any purpose, commercial or not, and by any means.
- * Either way THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
- * LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL
- * THE AUTHORS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
- * ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
+/* BEGIN NODEDB LICENCE
+ *
+ * This software is available under two licences. Choose the one that you prefer.
+ *
+ * ALTERNATIVE A: MIT License
+ *
+ * Copyright (c) 2026 the NodeDB authors
+ *
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+ * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+ * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+ * permit persons to whom the Software is furnished to do so, subject to the following conditions:
+ *
+ * The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+ * Software.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+ * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+ * OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+ * OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ *
+ * ALTERNATIVE B: Public Domain (www.unlicense.org)
+ *
+ * This is free and unencumbered software released into the public domain.
+ *
+ * Anyone is free to copy, modify, publish, use, compile, sell, or distribute this software, either in source code form
+ * or as a compiled binary, for any purpose, commercial or non-commercial, and by any means.
+ *
+ * In jurisdictions that recognize copyright laws, the author or authors of this software dedicate any and all
+ * copyright interest in the software to the public domain. We make this dedication for the benefit of the public at
+ * large and to the detriment of our heirs and successors. We intend this dedication to be an overt act of
+ * relinquishment in perpetuity of all present and future rights to this software under copyright law.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+ * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+ * BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING
+ * FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ *
+ * END NODEDB LICENCE */

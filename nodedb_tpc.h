@@ -125,6 +125,7 @@
  * 9. CONFIGURATION MACROS
  *     NODEDB_TPC_IMPLEMENTATION   in one file, before the #include: the code
  *     NODEDB_TPC_STATIC           the functions are private to this file
+ *     NODEDB_TPC_API              what stands before each function instead of extern: an export attribute, say
  *     NDEBUG                      leaves out the asserts of our own invariants
  *
  * 10. DEPARTURES
@@ -144,11 +145,12 @@
  *     Public domain (Unlicense) or MIT, as you choose: see the end of this file.
  */
 /* ===================================================================================================================
- * BEGIN NODEDB COMMON BLOCK. The same words in every nodedb_*.h, behind one guard, so that any set of them compiles
- * together. The master stands in nodedb_wal.h; `./build.sh sync` copies it to the others and a test proves them equal.
+ * BEGIN NODEDB BASE BLOCK: statuses, errors, memory, sentences, time. The same words in every nodedb_*.h, behind one
+ * guard, so that any set of them compiles together; `./build.sh sync` copies it from nodedb_wal.h.
  * ================================================================================================================ */
-#ifndef NODEDB_COMMON_BLOCK
-#define NODEDB_COMMON_BLOCK 1
+#ifndef NODEDB_VERSION
+#define NODEDB_VERSION "0.2.0"
+#define NODEDB_VERSION_NUMBER 200 /* major * 10000 + minor * 100 + patch */
 
 #if !defined(_GNU_SOURCE)
 #define _GNU_SOURCE /* O_DIRECT, CPU affinity, madvise: must be seen before the first system header */
@@ -206,7 +208,6 @@ typedef struct nodedb_allocator {
 } nodedb_allocator;
 
 typedef enum nodedb_log_level { NODEDB_LOG_INFO = 0, NODEDB_LOG_WARNING, NODEDB_LOG_ERROR } nodedb_log_level;
-
 /* Where sentences for a person go (what fell back and why, what was dropped). Zeroed: nowhere. */
 typedef struct nodedb_logger {
     void (*write)(void *ctx, nodedb_log_level level, const char *sentence);
@@ -219,80 +220,35 @@ typedef struct nodedb_clock {
     void *ctx;
 } nodedb_clock;
 
-/* The file system. Zeroed: the system's own. Tests put a simulated disk here and fail every call in turn. Each function
- * returns a value >= 0, or -errno; a read or write may be short, as in POSIX. `flags` are those of open(2); `sync`
- * makes the data of a file, or the entries of a directory, durable; `allocate` makes space exist, so that writing into
- * it cannot fail for want of room; `list` calls `visit` for each entry but "." and "..", until it returns nonzero;
- * `lock` takes an exclusive lock that dies with the descriptor, or returns -EWOULDBLOCK at once. */
-typedef struct nodedb_io {
-    int (*open)(void *ctx, const char *path, int flags, int mode);
-    int (*close)(void *ctx, int fd);
-    int64_t (*pread)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset);
-    int64_t (*pwrite)(void *ctx, int fd, const void *buffer, size_t bytes, uint64_t offset);
-    int (*sync)(void *ctx, int fd);
-    int (*allocate)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
-    int (*truncate)(void *ctx, int fd, uint64_t bytes);
-    int64_t (*size)(void *ctx, int fd);
-    int (*rename)(void *ctx, const char *from, const char *to);
-    int (*unlink)(void *ctx, const char *path);
-    int (*make_dir)(void *ctx, const char *path, int mode);
-    int (*list)(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name), void *visitor);
-    int (*lock)(void *ctx, int fd);
-    void *ctx;
-} nodedb_io;
-
 /* The name of a status as a sentence; never NULL. Any thread. */
 static inline const char *nodedb_status_text(nodedb_status status) {
-    switch (status) {
-    case NODEDB_OK: return "success";
-    case NODEDB_ERR_INVALID: return "an argument is wrong";
-    case NODEDB_ERR_STATE: return "the object's state does not allow this call";
-    case NODEDB_ERR_NO_MEMORY: return "out of memory";
-    case NODEDB_ERR_LIMIT: return "a limit would be passed";
-    case NODEDB_ERR_AGAIN: return "not now, try again";
-    case NODEDB_ERR_NOT_FOUND: return "not found";
-    case NODEDB_ERR_EXISTS: return "exists already";
-    case NODEDB_ERR_LOCKED: return "locked by another";
-    case NODEDB_ERR_IO: return "input or output failed";
-    case NODEDB_ERR_DISK_FULL: return "no space left on the device";
-    case NODEDB_ERR_CORRUPT: return "stored data is damaged";
-    case NODEDB_ERR_UNSUPPORTED: return "not supported here";
-    case NODEDB_ERR_FAULT: return "the task faulted and was abandoned";
-    case NODEDB_ERR_DEGRADED: return "refused, degraded after repeated faults";
-    case NODEDB_ERR_TIMEOUT: return "the deadline passed";
-    case NODEDB_ERR_CANCELLED: return "cancelled";
-    case NODEDB_ERR_KEY: return "an encryption key is missing or does not fit";
-    }
-    return "unknown status";
+    static const char *const texts[] = {
+        "success", "an argument is wrong", "the object's state does not allow this call", "out of memory",
+        "a limit would be passed", "not now, try again", "not found", "exists already", "locked by another",
+        "input or output failed", "no space left on the device", "stored data is damaged", "not supported here",
+        "the task faulted and was abandoned", "refused, degraded after repeated faults", "the deadline passed",
+        "cancelled", "an encryption key is missing or does not fit"};
+    return (size_t)status < sizeof texts / sizeof texts[0] ? texts[status] : "unknown status";
 }
-
-#elif NODEDB_COMMON_BLOCK != 1
+#elif NODEDB_VERSION_NUMBER != 200
 #error "two nodedb_*.h of different releases are included together: take all of them from one release"
 #endif
 
-/* TOOLS. A program that writes formats or errors of its own beside ours defines NODEDB_COMMON_TOOLS before it includes
- * a header, and may then use what has one underscore below:
- *     nodedb_put_u16, _u32, _u64, nodedb_get_u16, _u32, _u64    little-endian, at any address
- *     nodedb_crc32c                                             the checksum of all our formats
- *     nodedb_mix64                                              a mixer for seeds and hashes; no secret
- *     nodedb_now_ns                                             the clock of a config, NULL: CLOCK_MONOTONIC
- *     nodedb_fail, nodedb_io_status, nodedb_say                 fill an error; the status of an errno; tell a logger
- * What has two underscores is private. */
-#if !defined(NODEDB_COMMON_INTERNALS) &&                                                                               \
+/* TOOLS. A program that defines NODEDB_COMMON_TOOLS before it includes a header may use what has one underscore here
+ * and in the storage block. What has two is private.
+ *     nodedb_fail, nodedb_io_status, nodedb_say    fill an error; the status of an errno; tell a logger
+ *     nodedb_now_ns                                the clock of a config; NULL: CLOCK_MONOTONIC
+ *     nodedb_mix64                                 a mixer for seeds and hashes; no secret */
+#if !defined(NODEDB_BASE_INTERNALS) &&                                                                               \
     (defined(NODEDB_WAL_IMPLEMENTATION) || defined(NODEDB_MEM_IMPLEMENTATION) || defined(NODEDB_TPC_IMPLEMENTATION) || \
      defined(NODEDB_VAMANA_IMPLEMENTATION) || defined(NODEDB_PREFETCH_IMPLEMENTATION) || defined(NODEDB_COMMON_TOOLS))
-#define NODEDB_COMMON_INTERNALS 1
-#include <dirent.h>
+#define NODEDB_BASE_INTERNALS 1
 #include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
 #if defined(__GLIBC__) && !defined(__USE_GNU)
 #error "include nodedb_*.h before any system header, or compile with -D_GNU_SOURCE"
 #endif
@@ -305,7 +261,6 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #define NODEDB__TSAN 1
 #endif
 #endif
-
 #define nodedb__load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define nodedb__load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define nodedb__store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
@@ -313,42 +268,32 @@ static inline const char *nodedb_status_text(nodedb_status status) {
 #define nodedb__add_relaxed(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
 #define nodedb__cas(p, expected, v) \
     __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
-#define nodedb__fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
 /* Fills `err` (if there is one) and returns `status`, so that `return nodedb_fail(...)` reads as one step. */
-#if defined(__GNUC__)
-__attribute__((format(printf, 4, 5)))
-#endif
-static inline nodedb_status
+__attribute__((format(printf, 4, 5))) static inline nodedb_status
 nodedb_fail(nodedb_error *err, nodedb_status status, int sys_errno, const char *format, ...) {
-    if (err != NULL) {
-        va_list args;
-        int used;
-        memset(err, 0, sizeof *err);
-        err->status = status;
-        err->sys_errno = sys_errno;
-        va_start(args, format);
-        used = vsnprintf(err->message, sizeof err->message, format, args);
-        va_end(args);
-        if (sys_errno != 0 && used >= 0 && (size_t)used + 4 < sizeof err->message) {
-            char reason[96];
-            (void)snprintf(reason, sizeof reason, "errno %d", sys_errno);
-#if defined(__GLIBC__) && defined(__USE_GNU)
-            (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s",
-                           strerror_r(sys_errno, reason, sizeof reason));
+    char reason[96] = "unknown error";
+    const char *why = reason;
+    va_list args;
+    int used;
+    if (err == NULL) return status;
+    memset(err, 0, sizeof *err);
+    err->status = status, err->sys_errno = sys_errno;
+    va_start(args, format);
+    used = vsnprintf(err->message, sizeof err->message, format, args);
+    va_end(args);
+    if (sys_errno == 0 || used < 0 || (size_t)used + 4 >= sizeof err->message) return status;
+#if defined(__GLIBC__)
+    why = strerror_r(sys_errno, reason, sizeof reason);
 #else
-            (void)strerror_r(sys_errno, reason, sizeof reason);
-            (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s", reason);
+    (void)strerror_r(sys_errno, reason, sizeof reason);
 #endif
-        }
-    }
+    (void)snprintf(err->message + used, sizeof err->message - (size_t)used, ": %s", why);
     return status;
 }
 
-#if defined(__GNUC__)
-__attribute__((format(printf, 3, 4)))
-#endif
-static inline void nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
+__attribute__((format(printf, 3, 4))) static inline void
+nodedb_say(const nodedb_logger *logger, nodedb_log_level level, const char *format, ...) {
     char sentence[NODEDB_ERROR_MESSAGE_BYTES * 2];
     va_list args;
     if (logger == NULL || logger->write == NULL) return;
@@ -365,18 +310,14 @@ static inline void *nodedb__alloc(const nodedb_allocator *allocator, size_t byte
     if (allocator != NULL && allocator->alloc != NULL) return allocator->alloc(allocator->ctx, bytes, align);
     return posix_memalign(&memory, align, bytes) == 0 ? memory : NULL;
 }
-
 static inline void *nodedb__alloc_zero(const nodedb_allocator *allocator, size_t bytes, size_t align) {
     void *memory = nodedb__alloc(allocator, bytes, align);
-    if (memory != NULL) memset(memory, 0, bytes);
-    return memory;
+    return memory != NULL ? memset(memory, 0, bytes) : NULL;
 }
-
 static inline void nodedb__release(const nodedb_allocator *allocator, void *memory, size_t bytes) {
     if (memory == NULL) return;
-    if (allocator != NULL && allocator->release != NULL)
-        allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
-    else free(memory);
+    if (allocator == NULL || allocator->release == NULL) free(memory);
+    else allocator->release(allocator->ctx, memory, bytes == 0 ? 1 : bytes);
 }
 
 static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
@@ -384,103 +325,6 @@ static inline uint64_t nodedb_now_ns(const nodedb_clock *clock) {
     if (clock != NULL && clock->now_ns != NULL) return clock->now_ns(clock->ctx);
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
-}
-
-/* a * b, or false where that does not fit. */
-static inline bool nodedb__mul_size(size_t a, size_t b, size_t *product) {
-    return !__builtin_mul_overflow(a, b, product);
-}
-
-/* Little-endian on disk, whatever the machine. */
-static inline void nodedb_put_u16(void *at, uint16_t v) {
-    unsigned char *p = (unsigned char *)at;
-    p[0] = (unsigned char)v;
-    p[1] = (unsigned char)(v >> 8);
-}
-static inline void nodedb_put_u32(void *at, uint32_t v) {
-    unsigned char *p = (unsigned char *)at;
-    nodedb_put_u16(p, (uint16_t)v);
-    nodedb_put_u16(p + 2, (uint16_t)(v >> 16));
-}
-static inline void nodedb_put_u64(void *at, uint64_t v) {
-    unsigned char *p = (unsigned char *)at;
-    nodedb_put_u32(p, (uint32_t)v);
-    nodedb_put_u32(p + 4, (uint32_t)(v >> 32));
-}
-static inline uint16_t nodedb_get_u16(const void *at) {
-    const unsigned char *p = (const unsigned char *)at;
-    return (uint16_t)(p[0] | (unsigned)p[1] << 8);
-}
-static inline uint32_t nodedb_get_u32(const void *at) {
-    const unsigned char *p = (const unsigned char *)at;
-    return nodedb_get_u16(p) | (uint32_t)nodedb_get_u16(p + 2) << 16;
-}
-static inline uint64_t nodedb_get_u64(const void *at) {
-    const unsigned char *p = (const unsigned char *)at;
-    return nodedb_get_u32(p) | (uint64_t)nodedb_get_u32(p + 4) << 32;
-}
-
-/* CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, polynomial 0x82F63B78. `crc` is 0 to begin with, or the
- * value of the bytes before these. The CPU's own instruction where it has one, asked at run time; else four bits a
- * step from a table of 16. */
-static inline uint32_t nodedb__crc32c_plain(uint32_t crc, const unsigned char *p, size_t bytes) {
-    static const uint32_t step[16] = {
-        0x00000000u, 0x105EC76Fu, 0x20BD8EDEu, 0x30E349B1u, 0x417B1DBCu, 0x5125DAD3u, 0x61C69362u, 0x7198540Du,
-        0x82F63B78u, 0x92A8FC17u, 0xA24BB5A6u, 0xB21572C9u, 0xC38D26C4u, 0xD3D3E1ABu, 0xE330A81Au, 0xF36E6F75u};
-    while (bytes-- > 0) {
-        crc ^= *p++;
-        crc = crc >> 4 ^ step[crc & 15];
-        crc = crc >> 4 ^ step[crc & 15];
-    }
-    return crc;
-}
-#if defined(__x86_64__)
-/* The instruction has a latency of three cycles and can begin every cycle, so three parts are summed side by side, and
- * joined: a sum is moved over n bytes by a carry-less product with x^(8n-33) mod P and one more crc32 (Gopal et al.,
- * "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction", Intel, 2011). 7.6 GB/s become 18. */
-#define NODEDB__CRC_PART_BYTES 256
-typedef long long nodedb__crc_pair __attribute__((vector_size(16)));
-__attribute__((target("sse4.2,pclmul"))) static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p,
-                                                                                   size_t bytes) {
-    const nodedb__crc_pair over = {0xDD7E3B0C, 0xB9E02B86}; /* x^(8*512-33), x^(8*256-33) */
-    uint64_t a = crc, b, c, word;
-    size_t i;
-    for (; bytes >= 3 * NODEDB__CRC_PART_BYTES; bytes -= 3 * NODEDB__CRC_PART_BYTES) {
-        nodedb__crc_pair sums, moved;
-        for (i = 0, b = c = 0; i < NODEDB__CRC_PART_BYTES; i += 8, p += 8) {
-            memcpy(&word, p, 8), a = __builtin_ia32_crc32di(a, word);
-            memcpy(&word, p + NODEDB__CRC_PART_BYTES, 8), b = __builtin_ia32_crc32di(b, word);
-            memcpy(&word, p + 2 * NODEDB__CRC_PART_BYTES, 8), c = __builtin_ia32_crc32di(c, word);
-        }
-        p += 2 * NODEDB__CRC_PART_BYTES;
-        sums[0] = (long long)a, sums[1] = (long long)b;
-        moved = __builtin_ia32_pclmulqdq128(sums, over, 0x00) ^ __builtin_ia32_pclmulqdq128(sums, over, 0x11);
-        a = __builtin_ia32_crc32di(0, (uint64_t)moved[0]) ^ c;
-    }
-    for (; bytes >= 8; bytes -= 8, p += 8) memcpy(&word, p, 8), a = __builtin_ia32_crc32di(a, word);
-    for (crc = (uint32_t)a; bytes > 0; bytes--) crc = __builtin_ia32_crc32qi(crc, *p++);
-    return crc;
-}
-#define nodedb__crc32c_cpu_present() (__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul"))
-#elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
-static inline uint32_t nodedb__crc32c_cpu(uint32_t crc, const unsigned char *p, size_t bytes) {
-    for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint64_t word = nodedb_get_u64(p);
-        __asm__("crc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
-    }
-    for (; bytes > 0; bytes--) __asm__("crc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)*p++));
-    return crc;
-}
-#define nodedb__crc32c_cpu_present() 1
-#else
-#define nodedb__crc32c_cpu nodedb__crc32c_plain
-#define nodedb__crc32c_cpu_present() 0
-#endif
-static inline uint32_t nodedb_crc32c(uint32_t crc, const void *data, size_t bytes) {
-    const unsigned char *p = (const unsigned char *)data;
-    crc = ~crc;
-    crc = nodedb__crc32c_cpu_present() ? nodedb__crc32c_cpu(crc, p, bytes) : nodedb__crc32c_plain(crc, p, bytes);
-    return ~crc;
 }
 
 /* A small mixer for seeds and hashes: splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
@@ -491,142 +335,15 @@ static inline uint64_t nodedb_mix64(uint64_t x) {
     return x ^ x >> 31;
 }
 
-/* The system's file calls behind nodedb_io: the same, with EINTR retried and -errno returned. */
-#define nodedb__retry(result, call)                                                                                    \
-    do { (result) = (call); } while ((result) < 0 && errno == EINTR)
-
-static inline int nodedb__posix_open(void *ctx, const char *path, int flags, int mode) {
-    int fd;
-    (void)ctx;
-    nodedb__retry(fd, open(path, flags | O_CLOEXEC, mode));
-    return fd < 0 ? -errno : fd;
-}
-static inline int nodedb__posix_close(void *ctx, int fd) {
-    (void)ctx;
-    return close(fd) != 0 && errno != EINTR ? -errno : 0;
-}
-static inline int64_t nodedb__posix_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
-    ssize_t n;
-    (void)ctx;
-    nodedb__retry(n, pread(fd, buffer, bytes, (off_t)offset));
-    return n < 0 ? -errno : (int64_t)n;
-}
-static inline int64_t nodedb__posix_pwrite(void *ctx, int fd, const void *buffer, size_t bytes, uint64_t offset) {
-    ssize_t n;
-    (void)ctx;
-    nodedb__retry(n, pwrite(fd, buffer, bytes, (off_t)offset));
-    return n < 0 ? -errno : (int64_t)n;
-}
-static inline int nodedb__posix_sync(void *ctx, int fd) {
-    (void)ctx;
-    return fdatasync(fd) != 0 ? -errno : 0; /* never retried: after a failure the kernel has dropped the pages */
-}
-static inline int nodedb__posix_allocate(void *ctx, int fd, uint64_t offset, uint64_t bytes) {
-    int error;
-    (void)ctx;
-    do error = posix_fallocate(fd, (off_t)offset, (off_t)bytes);
-    while (error == EINTR);
-    return -error;
-}
-static inline int nodedb__posix_truncate(void *ctx, int fd, uint64_t bytes) {
-    int result;
-    (void)ctx;
-    nodedb__retry(result, ftruncate(fd, (off_t)bytes));
-    return result != 0 ? -errno : 0;
-}
-static inline int64_t nodedb__posix_size(void *ctx, int fd) {
-    struct stat st;
-    (void)ctx;
-    return fstat(fd, &st) != 0 ? -errno : (int64_t)st.st_size;
-}
-static inline int nodedb__posix_rename(void *ctx, const char *from, const char *to) {
-    (void)ctx;
-    return rename(from, to) != 0 ? -errno : 0;
-}
-static inline int nodedb__posix_unlink(void *ctx, const char *path) {
-    (void)ctx;
-    return unlink(path) != 0 ? -errno : 0;
-}
-static inline int nodedb__posix_make_dir(void *ctx, const char *path, int mode) {
-    (void)ctx;
-    return mkdir(path, (mode_t)mode) != 0 ? -errno : 0;
-}
-static inline int nodedb__posix_list(void *ctx, const char *dir, int (*visit)(void *visitor, const char *name),
-                                     void *visitor) {
-    DIR *stream = opendir(dir);
-    struct dirent *entry;
-    int stop = 0, error;
-    (void)ctx;
-    if (stream == NULL) return -errno;
-    for (errno = 0; stop == 0 && (entry = readdir(stream)) != NULL; errno = 0)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) stop = visit(visitor, entry->d_name);
-    error = stop == 0 ? errno : 0;
-    (void)closedir(stream);
-    return -error;
-}
-static inline int nodedb__posix_lock(void *ctx, int fd) {
-    (void)ctx;
-    return flock(fd, LOCK_EX | LOCK_NB) != 0 ? -errno : 0;
-}
-
-/* The caller's file system, with the system's own call wherever he left a NULL. */
-static inline nodedb_io nodedb__io_or_posix(const nodedb_io *io) {
-    nodedb_io full;
-    memset(&full, 0, sizeof full);
-    if (io != NULL) full = *io;
-    if (full.open == NULL) full.open = nodedb__posix_open;
-    if (full.close == NULL) full.close = nodedb__posix_close;
-    if (full.pread == NULL) full.pread = nodedb__posix_pread;
-    if (full.pwrite == NULL) full.pwrite = nodedb__posix_pwrite;
-    if (full.sync == NULL) full.sync = nodedb__posix_sync;
-    if (full.allocate == NULL) full.allocate = nodedb__posix_allocate;
-    if (full.truncate == NULL) full.truncate = nodedb__posix_truncate;
-    if (full.size == NULL) full.size = nodedb__posix_size;
-    if (full.rename == NULL) full.rename = nodedb__posix_rename;
-    if (full.unlink == NULL) full.unlink = nodedb__posix_unlink;
-    if (full.make_dir == NULL) full.make_dir = nodedb__posix_make_dir;
-    if (full.list == NULL) full.list = nodedb__posix_list;
-    if (full.lock == NULL) full.lock = nodedb__posix_lock;
-    return full;
-}
-
-/* All of `bytes`, or -errno; a write that makes no progress is -EIO, the end of the file within a read is -ENODATA. */
-static inline int nodedb__write_all(const nodedb_io *io, int fd, const void *buffer, size_t bytes, uint64_t offset) {
-    const char *p = (const char *)buffer;
-    while (bytes > 0) {
-        int64_t n = io->pwrite(io->ctx, fd, p, bytes, offset);
-        if (n == -EINTR) continue;
-        if (n <= 0) return n < 0 ? (int)n : -EIO;
-        p += n, offset += (uint64_t)n, bytes -= (size_t)n;
-    }
-    return 0;
-}
-static inline int nodedb__read_all(const nodedb_io *io, int fd, void *buffer, size_t bytes, uint64_t offset) {
-    char *p = (char *)buffer;
-    while (bytes > 0) {
-        int64_t n = io->pread(io->ctx, fd, p, bytes, offset);
-        if (n == -EINTR) continue;
-        if (n <= 0) return n < 0 ? (int)n : -ENODATA;
-        p += n, offset += (uint64_t)n, bytes -= (size_t)n;
-    }
-    return 0;
-}
-
-/* The end of a long path: so much of it as leaves room in a nodedb_error for what happened, and at which offset. */
-static inline const char *nodedb__path_end(const char *path) {
-    size_t bytes = strlen(path);
-    return bytes > NODEDB_ERROR_MESSAGE_BYTES / 2 ? path + bytes - NODEDB_ERROR_MESSAGE_BYTES / 2 : path;
-}
-
+/* A system call that a signal may cut off: again, until it was not. */
+#define nodedb__retry(result, call) do (result) = (call); while ((result) < 0 && errno == EINTR)
 /* The status that an errno means. */
 static inline nodedb_status nodedb_io_status(int error) {
-    return error == ENOSPC || error == EDQUOT ? NODEDB_ERR_DISK_FULL
-           : error == ENOMEM                  ? NODEDB_ERR_NO_MEMORY
-                                              : NODEDB_ERR_IO;
+    if (error == ENOSPC || error == EDQUOT) return NODEDB_ERR_DISK_FULL;
+    return error == ENOMEM ? NODEDB_ERR_NO_MEMORY : NODEDB_ERR_IO;
 }
-
 #endif
-/* END NODEDB COMMON BLOCK ========================================================================================= */
+/* END NODEDB BASE BLOCK =========================================================================================== */
 
 #ifndef NODEDB_TPC_H
 #define NODEDB_TPC_H
@@ -634,9 +351,12 @@ static inline nodedb_status nodedb_io_status(int error) {
 #include <assert.h>
 #include <string.h>
 
-#if defined(NODEDB_TPC_STATIC)
+#if defined(NODEDB_TPC_STATIC) && !defined(NODEDB_TPC_IMPLEMENTATION)
+#error "NODEDB_TPC_STATIC needs NODEDB_TPC_IMPLEMENTATION in the same file: private functions have no other place"
+#endif
+#if !defined(NODEDB_TPC_API) && defined(NODEDB_TPC_STATIC)
 #define NODEDB_TPC_API static __attribute__((unused))
-#else
+#elif !defined(NODEDB_TPC_API)
 #define NODEDB_TPC_API extern
 #endif
 
@@ -1177,6 +897,7 @@ NODEDB_TPC_API bool nodedb_tpc_stalled(const nodedb_tpc *runtime, uint32_t core)
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -1222,7 +943,7 @@ NODEDB_TPC_API nodedb_tpc_ring *nodedb_tpc_ring_create(size_t messages, size_t m
                         (unsigned long long)message_bytes, NODEDB_TPC_MAX_MESSAGE_BYTES);
         return NULL;
     }
-    if (!nodedb__mul_size(messages, message_bytes, &slots_bytes) || slots_bytes > SIZE_MAX - sizeof *ring) {
+    if (__builtin_mul_overflow(messages, message_bytes, &slots_bytes) || slots_bytes > SIZE_MAX - sizeof *ring) {
         (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a ring of this size does not fit into the address space");
         return NULL;
     }
@@ -1328,7 +1049,7 @@ NODEDB_TPC_API void nodedb_tpc_notifier_close(nodedb_tpc_notifier *notifier) {
 
 static inline void nodedb_tpc__notifier_fence(void) { /* P2 and C2 */
 #if !defined(NODEDB__TSAN)
-    nodedb__fence_seq_cst();
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
 #endif
 }
 
@@ -2430,7 +2151,7 @@ static nodedb_status nodedb_tpc__make_core(nodedb_tpc *runtime, uint32_t index, 
     core->spin_ns = runtime->spin_ns_max;
     core->notifier.fd = -1;
     (void)pthread_mutex_init(&core->inbox.lock, NULL);
-    if (nodedb__mul_size(config->queue_tasks, sizeof *core->queue, &queue_bytes))
+    if (!__builtin_mul_overflow(config->queue_tasks, sizeof *core->queue, &queue_bytes))
         core->queue = (nodedb_tpc__task *)nodedb__alloc(&config->allocator, queue_bytes, NODEDB_CACHE_LINE_BYTES);
     if (core->queue == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the run queue of core %u", (unsigned)index);
@@ -3039,8 +2760,42 @@ NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, nodedb_tpc_fo
 #endif
 #endif /* NODEDB_TPC_IMPLEMENTATION */
 
-/* This software is available under two licences; choose whichever you prefer: the MIT License (copyright (c) 2026 the
- * NodeDB authors; permission is granted, free of charge, to deal in the software without restriction, provided that this
- * notice is kept; it comes "as is", without warranty of any kind), or the Unlicense (public domain: anyone may copy,
- * modify, publish, use, sell or distribute it, for any purpose and by any means; without warranty of any kind). The full
- * texts stand in the file LICENSE and at opensource.org/licenses/MIT and unlicense.org. */
+/* BEGIN NODEDB LICENCE
+ *
+ * This software is available under two licences. Choose the one that you prefer.
+ *
+ * ALTERNATIVE A: MIT License
+ *
+ * Copyright (c) 2026 the NodeDB authors
+ *
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+ * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+ * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+ * permit persons to whom the Software is furnished to do so, subject to the following conditions:
+ *
+ * The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+ * Software.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+ * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+ * OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+ * OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ *
+ * ALTERNATIVE B: Public Domain (www.unlicense.org)
+ *
+ * This is free and unencumbered software released into the public domain.
+ *
+ * Anyone is free to copy, modify, publish, use, compile, sell, or distribute this software, either in source code form
+ * or as a compiled binary, for any purpose, commercial or non-commercial, and by any means.
+ *
+ * In jurisdictions that recognize copyright laws, the author or authors of this software dedicate any and all
+ * copyright interest in the software to the public domain. We make this dedication for the benefit of the public at
+ * large and to the detriment of our heirs and successors. We intend this dedication to be an overt act of
+ * relinquishment in perpetuity of all present and future rights to this software under copyright law.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+ * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+ * BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING
+ * FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ *
+ * END NODEDB LICENCE */

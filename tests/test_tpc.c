@@ -3,6 +3,7 @@
 #include "nodedb_tpc.h"
 #include "test.h"
 
+#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>

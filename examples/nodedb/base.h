@@ -4,7 +4,6 @@
 
 /* ---- limits ------------------------------------------------------------------------------------------------------ */
 
-#define NODEDB_VERSION "0.2.0"
 #define MAX_CORES 64
 #define SLOTS 16384                    /* hash slots, as in Redis Cluster */
 #define MAX_BULK_BYTES (32u << 20)     /* one argument: a key, a value, a vector */
