@@ -109,7 +109,7 @@
    nodedb_mem_reserve, _reserve_forced and _release; which one may change, if the old thread's calls happen before the
    new thread's (a join, a lock, a queue). NODEDB_MEM_ANY_THREAD instead of an index may be used by all threads at any
    time, at the price of a lock. Bytes are released through the index that reserved them: a core that hands memory to
-   another has it released by a message back, or the two account it anew. All other functions of the governor may be
+   another has it released by a message back, or the two account it again. All other functions of the governor may be
    called by any thread at any time, but create and destroy, which are alone.
    Overflow region: all calls by one thread at a time, but nodedb_mem_overflow_get_stats and _view_open by any. Pointers
    that read returned may be read by any thread until the object is freed. A view is used by one thread at a time, while
@@ -665,7 +665,7 @@ static inline const char *nodedb__path_end(const char *path) {
 #define NODEDB_MEM_H
 
 #if defined(NODEDB_MEM_STATIC) && !defined(NODEDB_MEM_IMPLEMENTATION)
-#error "NODEDB_MEM_STATIC needs NODEDB_MEM_IMPLEMENTATION in the same file: private functions have no other place"
+#error "NODEDB_MEM_STATIC needs NODEDB_MEM_IMPLEMENTATION in the same file"
 #endif
 #if !defined(NODEDB_MEM_API) && defined(NODEDB_MEM_STATIC)
 #define NODEDB_MEM_API static __attribute__((unused))
@@ -781,7 +781,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engi
                                                   nodedb_error *err);
 
 /* Lets engines that need more than their limit borrow from those that need less; the sum of all limits stays what was
- * set. Each limit is computed anew from what was set: an engine that its own limit refused since the last call, or that
+ * set. Each limit is computed from what was set: an engine that its own limit refused since the last call, or that
  * holds critical_percent of what was set for it or more, may hold half as much again as it holds (if it was refused
  * with all that was set for it, and holds little: as was set); one that is not in need keeps half as much again as it
  * holds, and at least a quarter of what was set, and lends the rest as far as it is wanted. So what was lent comes back
@@ -1112,7 +1112,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, co
  *   peak     the highest `used`, by its thread.
  *   covered  what the budgets count for this cell, used and credit. Under the lock.
  * Between calls used <= covered. Within nodedb_mem_reserve the owner writes `used` first and looks at `granted` again
- * after: if the cell was frozen meanwhile it goes to the lock with `used` still raised ("pending"), and begins anew
+ * after: if the cell was frozen meanwhile it goes to the lock with `used` still raised ("pending"), and starts over
  * there. Who recounts either sees the raised value within `covered`, and leaves that much credit there, enough for it;
  * or does not see it, and takes all credit: so a `used` above `covered` is a pending one and does not count. */
 typedef struct nodedb_mem__cell {

@@ -304,7 +304,7 @@ static inline nodedb_status nodedb_io_status(int error) {
 #define NODEDB_PREFETCH_H
 
 #if defined(NODEDB_PREFETCH_STATIC) && !defined(NODEDB_PREFETCH_IMPLEMENTATION)
-#error "NODEDB_PREFETCH_STATIC needs NODEDB_PREFETCH_IMPLEMENTATION in the same file: private functions have no other place"
+#error "NODEDB_PREFETCH_STATIC needs NODEDB_PREFETCH_IMPLEMENTATION in the same file"
 #endif
 #if !defined(NODEDB_PREFETCH_API) && defined(NODEDB_PREFETCH_STATIC)
 #define NODEDB_PREFETCH_API static __attribute__((unused))

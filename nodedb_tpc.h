@@ -352,7 +352,7 @@ static inline nodedb_status nodedb_io_status(int error) {
 #include <string.h>
 
 #if defined(NODEDB_TPC_STATIC) && !defined(NODEDB_TPC_IMPLEMENTATION)
-#error "NODEDB_TPC_STATIC needs NODEDB_TPC_IMPLEMENTATION in the same file: private functions have no other place"
+#error "NODEDB_TPC_STATIC needs NODEDB_TPC_IMPLEMENTATION in the same file"
 #endif
 #if !defined(NODEDB_TPC_API) && defined(NODEDB_TPC_STATIC)
 #define NODEDB_TPC_API static __attribute__((unused))
@@ -857,7 +857,7 @@ typedef struct nodedb_tpc_quarantined {
  * one is cut. NODEDB_ERR_EXISTS: it is there, and the first reason stays; NODEDB_ERR_LIMIT:
  * NODEDB_TPC_MAX_QUARANTINED are; NODEDB_ERR_INVALID: no name, or one too long. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_quarantine(nodedb_tpc *runtime, const char *part, const char *reason);
-/* Is it? Costs a load as long as nothing is. `what` may be NULL. */
+/* True if `name` is quarantined; one load while the list is empty. `what` may be NULL. */
 NODEDB_TPC_API bool nodedb_tpc_is_quarantined(const nodedb_tpc *runtime, const char *part,
                                               nodedb_tpc_quarantined *what);
 /* It is whole again. NODEDB_ERR_NOT_FOUND; NODEDB_ERR_INVALID. */

@@ -64,7 +64,7 @@
  *              is more) meets; it is measured when codes are made, and followed with each insert. Where 4 bits displace
  *              by more than 20 places, or one neighbour in ten by more than 8, as in clusters that are far closer
  *              within than between, 8 bits are tried, then none; none too where codes save no cache line (up to 64
- *              bytes of vector). They are made anew by what is there, a little with each insert, when there are 8 times
+ *              bytes of vector). They are remade by what is there, a little with each insert, when there are 8 times
  *              as many vectors, when all have been replaced, when 1/16 of all have come that do not fit them, or when
  *              they displace 1/25 of the neighbours of what comes by more than the slack. config.code, query.rerank and
  *              query.exact_walk overrule; results are exact distances either way.
@@ -124,7 +124,7 @@
  *    layout; in the packed one the cache, 1/32 of the records. All of it is allocated at once and touched when it is
  *    loaded. The arrays grow by 1/16 (and 64 at least, a smaller index twofold) when full, which copies them; `reserve`
  *    or config.capacity avoids it. They shrink only in `compact`, and slots are reused before they grow. While codes
- *    are made anew there are two of each. Arrays over 4 MiB ask for huge pages, which makes walks faster by a fifth and
+ *    are remade there are two of each. Arrays over 4 MiB ask for huge pages, which makes walks faster by a fifth and
  *    more. A searcher has about 512 bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its
  *    lists, less where the index has fewer vectors (an index of one vector of 16 floats and a searcher take under 8 KB
  *    together); on disk also a pool of twice as many blocks as its beam (at least 256) and an io_uring, and for many
@@ -133,7 +133,7 @@
  *    nothing unless its beam or k is larger than any before, or the index has outgrown the searcher's lists (until it
  *    has 65,536 slots), or removed vectors crowd so narrow a beam that it walks again with twice its width; search_many
  *    on disk also for the questions that fill the fetcher's pool twice, if they need more room than any before. Insert
- *    takes nothing within the capacity but when codes are made anew.
+ *    takes nothing within the capacity but when codes are remade.
  *
  * 7. ERRORS
  *    Every call that can fail returns a nodedb_status (or NULL) and says why in the nodedb_error. Refused input changes
@@ -184,7 +184,7 @@
  *           232      4  slot that it is at
  *           236      4  bits of codes that are being made; 0: none
  *           240      4  their step, float; 0: it is not known yet, see offset 792
- *           244      4  slots that have them (they are made again from the vectors)
+ *           244      4  slots that have them (they are remade from the vectors)
  *           248      4  slack of the codes in this file: places by which they displace a neighbour, at most 127
  *           252      4  1: there are or were vectors of zeros (COSINE)
  *           256    256  64 slots where walks may begin beside the entry, then 0xFFFFFFFF
@@ -834,7 +834,7 @@ static inline const char *nodedb__path_end(const char *path) {
 #define NODEDB_VAMANA_H
 
 #if defined(NODEDB_VAMANA_STATIC) && !defined(NODEDB_VAMANA_IMPLEMENTATION)
-#error "NODEDB_VAMANA_STATIC needs NODEDB_VAMANA_IMPLEMENTATION in the same file: private functions have no other place"
+#error "NODEDB_VAMANA_STATIC needs NODEDB_VAMANA_IMPLEMENTATION in the same file"
 #endif
 #if !defined(NODEDB_VAMANA_API) && defined(NODEDB_VAMANA_STATIC)
 #define NODEDB_VAMANA_API static __attribute__((unused))
@@ -2274,7 +2274,7 @@ typedef struct nodedb_vamana__head {
 } nodedb_vamana__head;
 
 /* Everything that has one entry for each slot. Readers take the pointer to it once and work on that to their end; when
- * the arrays grow or the codes are made anew, the writer makes another one of these, and frees the old after the last
+ * the arrays grow or the codes are remade, the writer makes another one of these, and frees the old after the last
  * reader that may use it. What changes in place is read and written atomically: rows, states, the table, `slots`,
  * `entry`. A vector, its code, norm and id are written before the slot's state becomes live and before any row holds
  * the slot, and not again until no reader can know the slot any more. */
@@ -2340,7 +2340,7 @@ struct nodedb_vamana {
     nodedb_vamana__arrays *arrays;
     uint32_t live, removed;
     uint32_t first_free;          /* or NONE; chained through rows */
-    uint64_t code_due;            /* number of vectors at which the codes are made anew */
+    uint64_t code_due;            /* number of vectors at which the codes are remade */
     uint32_t code_live;           /* number of vectors when they were made last; 0: never */
     uint32_t code_came;           /* vectors that have come since, at most 2^32 - 1 */
     uint32_t code_strange;        /* of them, those whose codes are cut off; atomic in a build */
@@ -3157,9 +3157,9 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
  * apart, around zero. The rotation is one of signs and Walsh-Hadamard transforms, O(dim log dim).
  * ================================================================================================================ */
 #define NODEDB_VAMANA__CODE_FIRST 4096u        /* vectors below which codes are not made: all is in the caches anyway */
-#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are made anew when there are so many times more ... */
+#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are remade when there are so many times more ... */
 #define NODEDB_VAMANA__STRANGE_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
-#define NODEDB_VAMANA__CODE_PER_CHANGE 32u     /* codes that each insert makes while they are made anew */
+#define NODEDB_VAMANA__CODE_PER_CHANGE 32u     /* codes that each insert makes while they are remade */
 #define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder learns their mean ... */
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
 #define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... of no more components than these, all together */
@@ -3177,7 +3177,7 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 #define NODEDB_VAMANA__OFTEN_GOOD 8u           /* ... and nine of ten of the nearest by no more than that: */
 #define NODEDB_VAMANA__OFTEN_MISSES 10u        /* a blurred cluster is small now, and may grow */
 #define NODEDB_VAMANA__DRIFT_WINDOW 2560u      /* nearest of new nodes, after which the codes in use are judged: ... */
-#define NODEDB_VAMANA__DRIFT_MISSES 25u        /* ... 1/25 displaced by more than the slack, and they are made anew */
+#define NODEDB_VAMANA__DRIFT_MISSES 25u        /* ... 1/25 displaced by more than the slack, and they are remade */
 
 /* Turns `dim` components. If dim is no power of two, the transform goes over the first and the last 2^n components in
  * turn, which overlap. */
@@ -4144,7 +4144,7 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
 }
 
 /* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
- * on. What fails here is met by the rerank, which announces those that are left again. */
+ * on. The rerank requests these reads again and reports the error. */
 static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
     uint32_t slots[32], i, n = 0;
     for (i = 0; i < s->early; i++) {
@@ -4393,7 +4393,7 @@ static uint32_t nodedb_vamana__append(uint32_t *chosen, uint32_t count, const ui
     return count + n;
 }
 
-/* Chooses the edges of a node's levels among the candidates anew, and marks them FAR. */
+/* Chooses the edges of a node's levels among the candidates again, and marks them FAR. */
 static void nodedb_vamana__choose_far(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                       uint32_t keep) {
     uint32_t levels = nodedb_vamana__level(index->arrays, slot), level, count, share;
@@ -4638,7 +4638,7 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
 
 /* THE BEAM THAT FINDS NEIGHBOURS. Where vectors have hundreds of independent components, or are many, a beam that
  * serves elsewhere does not meet the nearest of a new node. One in 64 walks a second time with twice the beam: while
- * that meets more than 1 in 50 of the nearest ten anew, the beam becomes wider, up to four times; while it meets fewer
+ * that meets more than 1 in 50 of the nearest ten that were missed, the beam becomes wider, up to four times; while it meets fewer
  * than 1 in 400, narrower again. */
 #define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build, at most */
 #define NODEDB_VAMANA__BEAM_WATCHED 64u  /* one node of so many walks twice, as its id and the seed say */
@@ -4652,7 +4652,7 @@ static uint32_t nodedb_vamana__beam_most(const nodedb_vamana *index) {
     return index->beam_follows ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
 }
 
-/* A walk has been made. Walks again with twice the beam, if it is this node's turn, and counts what that meets anew. */
+/* A walk has been made. Walks again with twice the beam, if it is this node's turn, and counts what only that meets. */
 static void nodedb_vamana__watch_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                       const nodedb_vamana__target *target, uint32_t slot) {
     uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, i, j;
@@ -4744,7 +4744,7 @@ static bool nodedb_vamana__has_room(const nodedb_vamana *index, const nodedb_vam
     return nodedb_vamana__room(index, a, slot) > 0;
 }
 
-/* Is `slot` in the tree, and not below `below`? False also if it is too far from the entry to be sure. */
+/* Is `slot` in the tree, and not below `below`? False also where it is too far from the entry to tell. */
 static bool nodedb_vamana__is_in_tree(const nodedb_vamana__arrays *a, uint32_t slot, uint32_t below) {
     uint32_t i;
     for (i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
@@ -4821,7 +4821,7 @@ static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_search
     assert(a->entry != slot);
 }
 
-/* ---- making all codes anew ---------------------------------------------------------------------------------------
+/* ---- making all codes again --------------------------------------------------------------------------------------
  * A little with each change, or all at once in a build. The new codes become those of the index when the last is made,
  * and only if they are good enough: if they do not blur the distances between neighbours by much. Data whose neighbours
  * are very near, compared with how far they all spread, need finer codes, or none. */
@@ -4961,7 +4961,7 @@ static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more) {
     index->code_came = more < UINT32_MAX - index->code_came ? index->code_came + more : UINT32_MAX;
 }
 
-/* One slice of making codes, beginning anew when that is due: first of the coder's training, then up to `budget` codes,
+/* One slice of making codes, which starts over when due: first of the coder's training, then up to `budget` codes,
  * and when all are made, a few nodes judge them. True: there is more to do. */
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -6087,7 +6087,7 @@ static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const
 
 /* ---- the results of one question --------------------------------------------------------------------------------- */
 
-/* A walk found fewer than k: shall it be a wider one, or a look at all? False: a wider one, and the beam is so. */
+/* Too few results: double the beam (false), or scan every vector (true). */
 static bool nodedb_vamana__gives_up(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                     nodedb_vamana__plan *plan) {
     plan->scan = nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
@@ -7770,8 +7770,8 @@ static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *
     return squares <= 1.001 * (double)NODEDB_VAMANA_MAX_LENGTH * (double)NODEDB_VAMANA_MAX_LENGTH;
 }
 
-/* Is this a row of a slot: neighbours that are not itself nor, if the slot leads anywhere, free, then NONE? Of a free
- * slot nothing but the next free one. `words`: of the row, at least the degree. */
+/* A valid row: no edge to itself, no free neighbour, padded with NONE. The row of a free slot names the next free one
+ * and nothing else. `words`: of the row, at least the degree. */
 static bool nodedb_vamana__is_row(const nodedb_vamana *index, uint32_t slot, const uint32_t *row, size_t words) {
     const nodedb_vamana__arrays *a = index->arrays;
     bool is_free = a->states[slot] == NODEDB_VAMANA__FREE,
@@ -7939,7 +7939,7 @@ static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const node
     return NODEDB_OK;
 }
 
-/* Codes that were being made: those that were ready are made again. */
+/* Codes that were being made: those that were ready are remade. */
 static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_vamana__coder *recoder, uint32_t at,
                                                  nodedb_error *err) {
     uint32_t slot;

@@ -106,8 +106,8 @@
    pwritev2(RWF_DSYNC), the others sleep until it is durable. What nodedb_wal_submit sends goes through io_uring, and
    nodedb_wal_poll hears of its end. A first committer may wait for others that have just been served, at most as long
    as a write takes, if that has paid of late; and one of those that wait looks instead of sleeping, for as long as a
-   write takes, and gives way to any other thread. Several committers call a nodedb_io of the caller's at the same time. A
-   nodedb_wal_reader belongs to one thread at a time. Replay calls back on the calling thread only.
+   write takes, and gives way to any other thread. Several committers call a nodedb_io of the caller's at the same time.
+   A nodedb_wal_reader belongs to one thread at a time. Replay calls back on the calling thread only.
 
 6. MEMORY
    A writer allocates group_bytes * groups (8 * 1 MiB) when it opens, and a record larger than group_bytes has a buffer
@@ -716,7 +716,7 @@ static inline const char *nodedb__path_end(const char *path) {
 #define NODEDB_WAL_H
 
 #if defined(NODEDB_WAL_STATIC) && !defined(NODEDB_WAL_IMPLEMENTATION)
-#error "NODEDB_WAL_STATIC needs NODEDB_WAL_IMPLEMENTATION in the same file: private functions have no other place"
+#error "NODEDB_WAL_STATIC needs NODEDB_WAL_IMPLEMENTATION in the same file"
 #endif
 #if !defined(NODEDB_WAL_API) && defined(NODEDB_WAL_STATIC)
 #define NODEDB_WAL_API static __attribute__((unused))
@@ -940,7 +940,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_
                                                         nodedb_error *err);
 
 /* Gives the disk space of truncated segments that wait for their next use back to the file system: for a disk that is
- * needed more elsewhere. Later segments are written through anew. Returns how many there were; 0 for NULL. Any thread. */
+ * needed more elsewhere. Later segments are written through again. Returns how many there were; 0 for NULL. Any
+ * thread. */
 NODEDB_WAL_API uint32_t nodedb_wal_drop_spares(nodedb_wal *wal);
 
 /* The next record begins a new segment, so that a new key counts from there, or the files before it can be archived.
@@ -1007,8 +1008,8 @@ typedef struct nodedb_wal_cursor {
 typedef struct nodedb_wal_reader nodedb_wal_reader;
 
 /* Opens a reader; takes no lock. NULL with: INVALID, NOT_FOUND (no log there, or from_lsn or until_lsn lies before the
- * oldest record: err->lsn is that one, or 0), CORRUPT (a preamble, or the file of tombstones; a clear segment behind an encrypted one), KEY (the cipher
- * has not the first segment's key), IO, NO_MEMORY, LIMIT. */
+ * oldest record: err->lsn is that one, or 0), CORRUPT (a preamble, or the file of tombstones; a clear segment behind an
+ * encrypted one), KEY (the cipher has not the first segment's key), IO, NO_MEMORY, LIMIT. */
 NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err);
 /* The next record in LSN order into *record. AGAIN at the end of the log (of a followed one: for now). CORRUPT: an
  * acknowledged record cannot be read, or was altered; err->lsn, err->offset say which and where; every later call says
@@ -2024,7 +2025,7 @@ typedef struct nodedb_wal__chunk {
 } nodedb_wal__chunk;
 
 /* Chunks [first, next) are read or being read; a sequence number modulo `chunks` is the slot, of chunk_bytes bytes, in
- * one piece of memory. Chunks that follow each other in a file follow each other there, but where the slots begin anew:
+ * one piece of memory. Chunks that follow each other in a file follow each other there, but where the slots start over:
  * a record that crosses that place has its beginning copied in front of slot 0, into the headroom. Reading goes on at
  * ahead_offset of segment `ahead`, or, with at_end, not at all. */
 typedef struct nodedb_wal__stream {
@@ -2676,8 +2677,8 @@ static nodedb_status nodedb_wal__find_group(nodedb_wal_reader *r, nodedb_error *
 
 /* In a recycled file: is this record `lsn`, for certain written and changed since, and not torn? What was in the file
  * before is not known, but a sector that holds a header of this segment is new. So it is certain of a header that one
- * changed bit explains, as so much of it is known, and of a payload that lies in the sectors of its header, or where one
- * bit does that lies there. A payload's checksum is off by what the bit contributes, which is found from its end
+ * changed bit explains, as so much of it is known, and of a payload that lies in the sectors of its header, or where
+ * one bit does that lies there. A payload's checksum is off by what the bit contributes, which is found from its end
  * backwards. Elsewhere a stale sector may be one bit off as well, so it counts as torn. */
 static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, const nodedb_wal__segment *segment,
                                     uint64_t lsn, uint64_t offset) {
@@ -2724,7 +2725,8 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
         if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
         flags = nodedb_get_u32(view + 36);
         if (!nodedb_wal__good_header(view, segment)) {
-            *damaged = !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected, r->position);
+            *damaged =
+                !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected, r->position);
             return NODEDB_OK; /* not zero any more, so it was written, and as a sector it was written whole */
         }
         if (nodedb_get_u64(view + 8) != r->expected) return NODEDB_OK;
@@ -3993,8 +3995,8 @@ static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nod
         if (error != -EINVAL || w->open_flags == 0) break;
         nodedb_say(
             &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log "
-            "on ext4 or xfs", w->dir);
+            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
+            "log on ext4 or xfs", w->dir);
         w->open_flags = 0;
         nodedb_wal__close_ring(w);
         if (w->spare.fd >= 0) (void)w->io.close(w->io.ctx, w->spare.fd);
@@ -4559,8 +4561,8 @@ static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
     return &w->group[s % w->config.groups];
 }
 
-/* One of those that wait looks instead of sleeping, for as long as a write takes: a processor that went to sleep meanwhile
- * needs half as long again to wake up. Gives way to any other thread. */
+/* One of those that wait looks instead of sleeping, for as long as a write takes: a processor that went to sleep
+ * meanwhile needs half as long again to wake up. Gives way to any other thread. */
 static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t old, uint64_t most) {
     uint64_t start = nodedb_now_ns(NULL);
     if (most > NODEDB_WAL__GATHER_NS) most = NODEDB_WAL__GATHER_NS;
@@ -5005,8 +5007,8 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
         }
         nodedb_say(
             &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls (seccomp, "
-            "kernel.io_uring_disabled) for speed",
+            "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls "
+            "(seccomp, kernel.io_uring_disabled) for speed",
             w->dir, strerror(-error));
     }
 #else
@@ -5312,8 +5314,8 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     if (!direct && !config->buffered)
         nodedb_say(
             &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the log "
-            "on ext4 or xfs", w->dir);
+            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
+            "log on ext4 or xfs", w->dir);
     w->config.segment_bytes = nodedb_wal__round_up(w->config.segment_bytes, w->block_bytes);
     w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
     w->zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
@@ -5332,7 +5334,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     nodedb_wal__open_backend(w);
     if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
         (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
-                           "io_uring was demanded for the log in %s and is not to be had%s", w->dir,
+                           "io_uring was demanded for the log in %s and is unavailable%s", w->dir,
                            w->open_flags != 0 ? "" : ": it is for direct writes");
         goto fail;
     }

@@ -214,7 +214,7 @@ int main(int argc, char **argv) {
         }
     for (k = 0; k < CASES; k++) {
         if (!works[k]) {
-            fprintf(stderr, "bench_prefetch: %s is not to be had here\n", cases[k].name);
+            fprintf(stderr, "bench_prefetch: %s is unavailable here\n", cases[k].name);
             continue;
         }
         bench_row(cases[k].name, "pages_per_s", bench_median(rate[k], rounds), "pages/s");
