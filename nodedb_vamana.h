@@ -4637,9 +4637,9 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
 }
 
 /* THE BEAM THAT FINDS NEIGHBOURS. Where vectors have hundreds of independent components, or are many, a beam that
- * serves elsewhere does not meet the nearest of a new node. One in 64 walks a second time with twice the beam: while
- * that meets more than 1 in 50 of the nearest ten that were missed, the beam becomes wider, up to four times; while it meets fewer
- * than 1 in 400, narrower again. */
+ * serves elsewhere does not meet the nearest of a new node. One node in 64 walks a second time, with twice the beam. The
+ * beam grows, up to four times, while the second walk finds more than 1 in 50 of the nearest ten that the first missed;
+ * while it finds fewer than 1 in 400, the beam shrinks again. */
 #define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build, at most */
 #define NODEDB_VAMANA__BEAM_WATCHED 64u  /* one node of so many walks twice, as its id and the seed say */
 #define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes from which on: fewer are met nearly all */
