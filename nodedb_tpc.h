@@ -81,11 +81,11 @@
  *     timeout has passed, and need not handle it. Put nodedb_tpc_core_fd(core) into the same epoll set,
  *     level-triggered, and ignore its event: the runtime sets and clears the parked flag around the hook, looks at the
  *     rings once more before it calls the hook, and empties the eventfd after it.
- *         static void wait(nodedb_tpc_core *core, void *ctx, uint64_t timeout_ns) {
+ *         static void my_wait(nodedb_tpc_core *core, void *ctx, uint64_t timeout_ns) { // config.wait
  *             struct my_core *mine = nodedb_tpc_core_data(core);       // made in on_start, epoll set included
  *             mine->ready = epoll_wait(mine->epoll, mine->events, 64, (int)((timeout_ns + 999999) / 1000000));
  *         }
- *         static size_t poll(nodedb_tpc_core *core, void *ctx) { ... handles mine->ready events; returns their number }
+ *         static size_t my_poll(nodedb_tpc_core *core, void *ctx); // config.poll: handles mine->ready events; how many
  *
  *     Stopping. nodedb_tpc_stop() refuses posts from then on and lets everything accepted before run to its end, what
  *     that sends and spawns included. A core that waits for something of its own (a log's completion) says so through

@@ -877,7 +877,8 @@ typedef enum nodedb_vamana_code {
  *   COSINE  1 - cos(q, x), from 0 to 2; the cosine with a vector of only zeros is defined as 0, its distance as 1 */
 typedef enum nodedb_vamana_metric { NODEDB_VAMANA_L2 = 0, NODEDB_VAMANA_IP, NODEDB_VAMANA_COSINE } nodedb_vamana_metric;
 
-/* An index. A writer (insert, remove, build, maintain, compact, reserve) must have it alone; see THREADS. */
+/* An index. One thread at a time changes it (insert, remove, build, maintain, compact, reserve); any number of others
+ * search it meanwhile. See section 5, THREADS. */
 typedef struct nodedb_vamana nodedb_vamana;
 
 /* What one thread needs to search: beam, visited table, buffers, and in disk mode its own reads. */
@@ -957,7 +958,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
  * has changed but the sweep), NODEDB_ERR_STATE. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, nodedb_error *err);
 
-/* ---- asking (any thread, while there is no writer) --------------------------------------------------------------- */
+/* ---- asking (any thread, also while one writes) ------------------------------------------------------------------ */
 
 NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index); /* vectors that a search can return */
 NODEDB_VAMANA_API uint32_t nodedb_vamana_dim(const nodedb_vamana *index);
@@ -4637,9 +4638,9 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
 }
 
 /* THE BEAM THAT FINDS NEIGHBOURS. Where vectors have hundreds of independent components, or are many, a beam that
- * serves elsewhere does not meet the nearest of a new node. One node in 64 walks a second time, with twice the beam. The
- * beam grows, up to four times, while the second walk finds more than 1 in 50 of the nearest ten that the first missed;
- * while it finds fewer than 1 in 400, the beam shrinks again. */
+ * serves elsewhere does not meet the nearest of a new node. One node in 64 walks a second time, with twice the beam.
+ * The beam grows, up to four times, while the second walk finds more than 1 in 50 of the nearest ten that the first
+ * missed; while it finds fewer than 1 in 400, the beam shrinks again. */
 #define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build, at most */
 #define NODEDB_VAMANA__BEAM_WATCHED 64u  /* one node of so many walks twice, as its id and the seed say */
 #define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes from which on: fewer are met nearly all */
