@@ -5,9 +5,10 @@
  *    once, instead of faulting them in one after another. With cold random pages in batches of 64, one after the other,
  *    that moves four to five times as many pages per second as faults with MADV_RANDOM (1.3 to 1.9 times as many as
  *    faults with the kernel's default read-around), and 88 to 96 per cent of what O_DIRECT reads do with 64 in flight
- *    (by process_madvise; by madvise 76 to 94, by io_uring 68 to 89 on two busy cores). One ticket at a time (section 3)
- *    makes 50 to 82 per cent, four under way make 100 (`./build.sh bench prefetch`). It also gives memory back, tells
- *    what is resident, and counts the major faults of one thread, so that a core notices when its memory is too small.
+ *    (by process_madvise; by madvise 76 to 94, by io_uring 68 to 89 on two busy cores). One ticket at a time (section
+ *    3) makes 50 to 82 per cent, four under way make 100 (`./build.sh bench prefetch`). It also gives memory back,
+ *    tells what is resident, and counts the major faults of one thread, so that a core notices when its memory is too
+ *    small.
  *    Not for: data that is not mapped (read it), sequential scans (the kernel's own read-ahead is good at those), or
  *    hiding the errors of a disk: touching a page that cannot be read still raises SIGBUS, prefetched or not.
  *
