@@ -4,7 +4,10 @@
  *     cc -o example_prefetch examples/prefetch.c -luring && ./example_prefetch [FILE] */
 #define NODEDB_PREFETCH_IMPLEMENTATION
 #include "nodedb_prefetch.h"
+#include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
+#include <sys/mman.h>
 
 enum { RECORD_BYTES = 200, RECORDS = 100000, WANTED = 48 };
 
@@ -18,15 +21,16 @@ static int fail(const char *what) {
     return 1;
 }
 
-/* Record i holds i in every fourth byte. Afterwards nothing of the file is in memory, if the file system can do that.
- * */
+/* Record i is a row of the number i. Afterwards nothing of the file is in memory, if the file system can do that. */
 static char *make_table(const char *path) {
-    char *table, record[RECORD_BYTES];
+    uint32_t record[RECORD_BYTES / sizeof(uint32_t)];
+    char *table;
     FILE *file = fopen(path, "w+b");
-    int i, k, fd;
+    uint32_t i, k;
+    int fd;
     if (file == NULL) return NULL;
     for (i = 0; i < RECORDS; i++) {
-        for (k = 0; k < RECORD_BYTES; k += 4) nodedb_put_u32(record + k, (uint32_t)i);
+        for (k = 0; k < RECORD_BYTES / sizeof(uint32_t); k++) record[k] = i;
         fwrite(record, 1, RECORD_BYTES, file);
     }
     if (fflush(file) != 0) return NULL;
@@ -52,6 +56,7 @@ int main(int argc, char **argv) {
     nodedb_error err;
     struct pollfd ready;
     unsigned long long sum = 0;
+    uint32_t seventh;
     int i;
     (void)unlink(path);
     if (table == NULL) return fail("cannot make the table");
@@ -70,7 +75,7 @@ int main(int argc, char **argv) {
     while (nodedb_prefetch_reap(prefetch, &ticket, 1) == 0) (void)poll(&ready, 1, 1000);
     if (ticket.status != NODEDB_OK) return fail(nodedb_status_text(ticket.status));
     printf("ticket %d is back\n", (int)ticket.tag);
-    for (i = 0; i < WANTED; i++) sum += nodedb_get_u32((const char *)wanted[i].start + RECORD_BYTES - 4);
+    for (i = 0; i < WANTED; i++) sum += *(const uint32_t *)wanted[i].start;
     printf("%d records add up to %llu\n", WANTED, sum);
 
     (void)nodedb_prefetch_get_stats(prefetch, &stats, NULL);
@@ -84,7 +89,8 @@ int main(int argc, char **argv) {
         nodedb_prefetch_release(prefetch, table, (size_t)RECORDS * RECORD_BYTES, NODEDB_PREFETCH_DROP,
                                 &err) != NODEDB_OK)
         return fail(err.message);
-    printf("released; record 7 still holds %u\n", (unsigned)nodedb_get_u32(table + 7 * RECORD_BYTES));
+    memcpy(&seventh, table + 7 * RECORD_BYTES, sizeof seventh);
+    printf("released; record 7 still holds %u\n", (unsigned)seventh);
     nodedb_prefetch_destroy(prefetch);
     return 0;
 }

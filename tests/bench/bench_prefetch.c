@@ -6,6 +6,7 @@
 #include "nodedb_prefetch.h"
 #include "bench.h"
 #include <poll.h>
+#include <sys/stat.h>
 
 enum { BATCH = 64, AHEAD = 4, ROUNDS_MAX = 9, CASES = 7 };
 

@@ -707,7 +707,7 @@ static double random_read_row(const char *path, const char *name, bool in_batche
     bench_row(name, "reads_per_s", bench_median(rates, rounds), "1/s");
     return bench_median(rates, rounds);
 #else
-    (void)path, (void)name;
+    (void)path, (void)name, (void)in_batches;
     return 0;
 #endif
 }
