@@ -1326,7 +1326,7 @@ DB_TEST(memory_comes_back_when_values_replace_vector_sets_in_interval_mode) {
 /* Large memory of an index is given back in pieces: all of it, also when the server ends meanwhile (which the sanitizers
  * look at), and when new vectors come in between. */
 DB_TEST(the_memory_of_a_large_index_goes_back_whole) {
-    enum { DIM = 32768, VECTORS = SLOW ? 20 : 144 };
+    enum { DIM = 32768, VECTORS = SLOW ? 32 : 144 };
     server *s = server_start(data_dir(), "--cores 1 --memory 1G");
     float *v = calloc(DIM, sizeof *v);
     client *c;
