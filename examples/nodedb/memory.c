@@ -142,7 +142,7 @@ static void vector_engine_free(void *ctx, void *memory, size_t bytes) {
     s->large = l;
 }
 
-/* From its end, so much at a time as takes 0.3 ms: a GiB at once takes 130. */
+/* Gives one piece back, from the end of the memory on. A piece takes 0.3 ms; a GiB at once would take 130 ms. */
 void free_large_some(shard *s) {
     large *l = s->large;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from, to;

@@ -213,7 +213,7 @@ bool retire_some(shard *s, size_t things) {
         size_t n = 0, i;
         if (s->large != NULL) {
             free_large_some(s);
-            freed += 128;
+            freed += RETIRE_BATCH / 4; /* it takes as long as so many things */
             continue;
         }
         while (cursor < DICTIONARY_END && n == 0)
