@@ -291,7 +291,8 @@ static nodedb_status replay_record(shard *s, const nodedb_wal_record *record, no
 static nodedb_status replay_log(shard *s, uint64_t from, nodedb_error *err) {
     char dir[PATH_ROOM];
     /* streamed: a disk that cannot read is then an error, and not a signal. What the system refuses, the writer says */
-    nodedb_wal_reader_config reading = {.dir = dir, .from_lsn = from, .access = NODEDB_WAL_ACCESS_STREAMED};
+    nodedb_wal_reader_config reading = {.dir = dir, .from_lsn = from, .access = NODEDB_WAL_ACCESS_STREAMED,
+                                        .allocator = data_allocator(s)}; /* so that values leave for its buffers */
     loading l = {.s = s, .what = "the log"};
     nodedb_wal_record record;
     nodedb_wal_cursor at = {0}, before;
