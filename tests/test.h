@@ -1,4 +1,4 @@
-/* The test harness: 100 lines, no library, so that whoever vendors a header can read and run its tests with a compiler.
+/* The test harness. It needs no library: a user who vendors a header can read and run its tests with a compiler alone.
  *
  *   #include "test.h"
  *   TEST(torn_tail_is_dropped_and_log_goes_on) {
@@ -27,7 +27,8 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-/* 1: all runs twenty times slower, under the thread sanitizer or (by -DSLOW=1) an emulator; less data has to do. */
+/* 1 where everything runs twenty times slower: under the thread sanitizer, or (by -DSLOW=1) an emulator. Tests then use
+ * less data. */
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define SLOW 1
