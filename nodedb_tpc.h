@@ -872,6 +872,10 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_get_stats(const nodedb_tpc *runtime, uin
 /* How long tasks took from spawn to end: the time within which `fraction` of them (0.5, 0.99, 1) were over, rounded up
  * by at most a quarter. 0: none yet, or an argument is wrong. Any thread. */
 NODEDB_TPC_API uint64_t nodedb_tpc_latency(const nodedb_tpc *runtime, uint32_t core, double fraction);
+/* Has this core not come round its loop for watchdog_ns? Any thread. (A core that notices it in its heartbeat also says
+ * it, once for each stall, through the logger.) */
+NODEDB_TPC_API bool nodedb_tpc_stalled(const nodedb_tpc *runtime, uint32_t core);
+#ifndef NODEDB_TPC_NO_REPORT
 typedef enum nodedb_tpc_format {
     NODEDB_TPC_TEXT = 0,   /* a few lines for each core, for a person */
     NODEDB_TPC_PROMETHEUS  /* text exposition format 0.0.4: counters, gauges and a histogram, by runtime and core */
@@ -879,9 +883,7 @@ typedef enum nodedb_tpc_format {
 /* All statistics, and what is in quarantine. Writes at most `size` bytes, the final zero included; returns the length
  * of the whole text. Any thread. */
 NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, nodedb_tpc_format format, char *buffer, size_t size);
-/* Has this core not come round its loop for watchdog_ns? Any thread. (A core that notices it in its heartbeat also says
- * it, once for each stall, through the logger.) */
-NODEDB_TPC_API bool nodedb_tpc_stalled(const nodedb_tpc *runtime, uint32_t core);
+#endif
 
 #ifdef __cplusplus
 }
@@ -923,6 +925,164 @@ static inline void nodedb_tpc__pause(void) {
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
 #endif
+}
+
+/* ---- structures -------------------------------------------------------------------------------------------------- */
+
+typedef struct nodedb_tpc__task {
+    nodedb_tpc_fn fn;
+    void *arg;
+    uint64_t deadline_ns, request_id;
+    uint64_t spawned_ns;
+} nodedb_tpc__task;
+
+/* Latencies in nanoseconds, by octave and quarter of one: exact below 4, then v with the highest bit e is counted in
+ * 4 (e - 1) + the two bits behind it. */
+#define NODEDB_TPC__LATENCIES 252u
+
+typedef struct nodedb_tpc__undo {
+    nodedb_tpc_fn fn;
+    void *arg;
+} nodedb_tpc__undo;
+
+/* A frame that a fault returns to. On the stack of nodedb_tpc__run; nothing in it changes after sigsetjmp. */
+typedef struct nodedb_tpc__guard {
+    sigjmp_buf env;
+    struct nodedb_tpc__guard *outer;
+    nodedb_tpc_core *current_outside; /* nodedb_tpc__current before: a manual core's guard may run between turns */
+    uint32_t defers;               /* how many were registered before: ours begin there */
+} nodedb_tpc__guard;
+
+/* What threads from outside share with the core. `lock` keeps the producers apart and guards `closed`; the core reads
+ * the ring without it. */
+typedef struct nodedb_tpc__inbox {
+    pthread_mutex_t lock;
+    nodedb_tpc_ring *ring;
+    bool closed; /* a stop began: nothing is accepted any more */
+    nodedb_tpc__counter posted, wakes, wakes_avoided;
+} nodedb_tpc__inbox;
+
+/* One core. Allocated by itself, on two cache lines of its own; below, by who writes. Invariants between turns: no
+ * guard is active, no defer registered; queue_tail - queue_head tasks wait; a bit in `wake` for each core that was sent
+ * something and not yet woken. */
+struct nodedb_tpc_core {
+    /* fixed before the first turn */
+    nodedb_tpc *runtime;
+    uint32_t index;
+    int cpu;
+    pthread_t thread; /* a manual core's: the creator's */
+    bool started;
+    nodedb_status start_status;
+    nodedb_error start_error;
+    nodedb_tpc__task *queue; /* config.queue_tasks */
+    unsigned char *signal_stack;
+    stack_t signal_stack_before;
+
+    /* the core's own */
+    void *data;
+    bool in_turn, last_turn_worked;
+    uint32_t queue_head, queue_tail;
+    uint32_t first_ring; /* where the next turn begins to drain, for fairness */
+    uint64_t wake[NODEDB_TPC__WAKE_WORDS];
+    bool wake_any;
+    uint64_t idle_since_ns, spin_ns; /* the adaptive spin; idle_turns 0: not idle */
+    uint32_t idle_turns;
+    uint64_t maintenance_due_ns;
+    bool maintenance_more;
+    uint64_t maintenance_free_ns; /* when a busy core may do more of it */
+    uint64_t checkpoint_due_ns;
+    uint32_t pressed;             /* rings of this core's that are under pressure */
+    uint64_t beat_due_ns, beat;
+    bool beat_owed;
+    uint32_t phase_seen;
+
+    /* faults; the guard's fields also by a signal handler on this thread */
+    nodedb_tpc__guard *volatile guard;
+    volatile int fault_signal;
+    void *volatile fault_address;
+    nodedb_tpc__undo defers[NODEDB_TPC_MAX_DEFERS];
+    uint32_t defer_count;
+    uint64_t fault_ns[NODEDB_TPC_FAULTS_TO_DEGRADE]; /* the last ones, as a circle */
+    uint32_t fault_count;                         /* since the start or the last recovery */
+    uint64_t degraded_until_ns;
+    const char *fault_sentence; /* fault_text, or a literal */
+    char fault_text[NODEDB_ERROR_MESSAGE_BYTES];
+
+    /* written by the core, read by any thread: relaxed, but for the protocol of a stop */
+    NODEDB_TPC__APART nodedb_tpc__counter turn_ns; /* when the current turn began */
+    /* units of work: messages sent and tasks spawned; handled and ended */
+    nodedb_tpc__counter issued, done;
+    uint32_t quiet;                             /* stopping: was idle and not pending, and has issued nothing since */
+    uint32_t ended;
+    nodedb_tpc_stats stats __attribute__((aligned(8)));
+    nodedb_tpc__counter latencies[NODEDB_TPC__LATENCIES];
+
+    /* written by any thread */
+    NODEDB_TPC__APART nodedb_tpc_notifier notifier;
+    NODEDB_TPC__APART nodedb_tpc__inbox inbox;
+    nodedb_tpc__counter stall_said_turn; /* the turn whose stall was logged, plus 1 */
+};
+
+typedef struct nodedb_tpc__suspect {
+    nodedb_tpc__counter id;
+    uint32_t faults;
+} nodedb_tpc__suspect;
+
+enum { NODEDB_TPC__RUNNING, NODEDB_TPC__CLOSING, NODEDB_TPC__STOPPING, NODEDB_TPC__DRAINED };
+enum { NODEDB_TPC__GATE_SHUT, NODEDB_TPC__GATE_GO, NODEDB_TPC__GATE_ABORT };
+
+/* The runtime. Cores and rings are fixed after start. */
+struct nodedb_tpc {
+    nodedb_tpc_config config; /* with the defaults filled in */
+    char name[NODEDB_TPC_MAX_NAME_BYTES + 1];
+    uint32_t core_count;
+    bool manual, joined, catching;
+    bool share_cpus;      /* fewer CPUs than cores, or one, which outside threads want too */
+    uint64_t spin_ns_max; /* config.spin_ns, or 0 where cores share CPUs */
+    uint64_t epoch_ns;    /* heartbeats count from here */
+    nodedb_tpc_core **cores;
+    nodedb_tpc_ring **rings; /* from * core_count + to */
+
+    pthread_mutex_t gate_lock; /* start: `arrived` cores have run on_start, and wait for `gate` */
+    pthread_cond_t gate_changed;
+    uint32_t arrived, gate;
+
+    uint32_t phase; /* only goes up */
+    uint64_t stop_ns;
+
+    pthread_mutex_t quarantine_lock;
+    uint32_t quarantine_count; /* also read without the lock */
+    nodedb_tpc_quarantined quarantine[NODEDB_TPC_MAX_QUARANTINED]; /* the oldest first */
+
+    pthread_mutex_t suspects_lock; /* for writers; lookups read without it */
+    uint32_t suspect_any;
+    uint32_t suspect_hand; /* next to be forgotten in a bucket full of refused ids */
+    nodedb_tpc__suspect suspects[NODEDB_TPC__SUSPECT_BUCKETS][NODEDB_TPC__SUSPECT_WAYS];
+};
+
+/* The core that runs on this thread. A signal handler has no other way to find it. Initial-exec: reading it never
+ * allocates. */
+static __thread nodedb_tpc_core *nodedb_tpc__current __attribute__((tls_model("initial-exec")));
+
+static inline uint64_t nodedb_tpc__now(const nodedb_tpc *runtime) { return nodedb_now_ns(&runtime->config.clock); }
+
+static inline bool nodedb_tpc__on_own_thread(const nodedb_tpc_core *core) {
+    return pthread_equal(core->thread, pthread_self()) != 0;
+}
+
+static inline nodedb_tpc_ring *nodedb_tpc__ring(const nodedb_tpc *runtime, uint32_t from, uint32_t to) {
+    return runtime->rings[(size_t)from * runtime->core_count + to];
+}
+
+/* Before any unit of work becomes visible: a stop must not take us for quiet, nor miss the unit. */
+static inline void nodedb_tpc__issue(nodedb_tpc_core *core) {
+    if (core->quiet != 0) nodedb__store_relaxed(&core->quiet, 0u);
+    nodedb_tpc__count(&core->issued, 1u);
+}
+
+/* After a unit has been handled, and all that it issued been counted. */
+static inline void nodedb_tpc__done(nodedb_tpc_core *core, uint64_t units) {
+    nodedb__store_release(&core->done, core->done + units);
 }
 
 /* ---- ring ------------------------------------------------------------------------------------------------------- */
@@ -1104,504 +1264,103 @@ NODEDB_TPC_API void nodedb_tpc_notifier_wait(nodedb_tpc_notifier *notifier, uint
     nodedb_tpc_notifier_cancel(notifier);
 }
 
-/* ---- structures -------------------------------------------------------------------------------------------------- */
+/* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
-typedef struct nodedb_tpc__task {
-    nodedb_tpc_fn fn;
-    void *arg;
-    uint64_t deadline_ns, request_id;
-    uint64_t spawned_ns;
-} nodedb_tpc__task;
+/* The steps of a turn, each in its room below. */
+static size_t nodedb_tpc__drain_rings(nodedb_tpc_core *core);
+static uint32_t nodedb_tpc__run_tasks(nodedb_tpc_core *core);
+static bool nodedb_tpc__maintain(nodedb_tpc_core *core, uint64_t now, bool idle);
+static void nodedb_tpc__heartbeat(nodedb_tpc_core *core, uint64_t now, bool idle);
+static void nodedb_tpc__checkpoint(nodedb_tpc_core *core, uint64_t now);
+static void nodedb_tpc__watch_pressures(nodedb_tpc_core *core);
+static bool nodedb_tpc__stop_turn(nodedb_tpc_core *core, uint64_t now, bool idle);
 
-/* Latencies in nanoseconds, by octave and quarter of one: exact below 4, then v with the highest bit e is counted in
- * 4 (e - 1) + the two bits behind it. */
-#define NODEDB_TPC__LATENCIES 252u
-
-typedef struct nodedb_tpc__undo {
-    nodedb_tpc_fn fn;
-    void *arg;
-} nodedb_tpc__undo;
-
-/* A frame that a fault returns to. On the stack of nodedb_tpc__run; nothing in it changes after sigsetjmp. */
-typedef struct nodedb_tpc__guard {
-    sigjmp_buf env;
-    struct nodedb_tpc__guard *outer;
-    nodedb_tpc_core *current_outside; /* nodedb_tpc__current before: a manual core's guard may run between turns */
-    uint32_t defers;               /* how many were registered before: ours begin there */
-} nodedb_tpc__guard;
-
-/* What threads from outside share with the core. `lock` keeps the producers apart and guards `closed`; the core reads
- * the ring without it. */
-typedef struct nodedb_tpc__inbox {
-    pthread_mutex_t lock;
-    nodedb_tpc_ring *ring;
-    bool closed; /* a stop began: nothing is accepted any more */
-    nodedb_tpc__counter posted, wakes, wakes_avoided;
-} nodedb_tpc__inbox;
-
-/* One core. Allocated by itself, on two cache lines of its own; below, by who writes. Invariants between turns: no
- * guard is active, no defer registered; queue_tail - queue_head tasks wait; a bit in `wake` for each core that was sent
- * something and not yet woken. */
-struct nodedb_tpc_core {
-    /* fixed before the first turn */
-    nodedb_tpc *runtime;
-    uint32_t index;
-    int cpu;
-    pthread_t thread; /* a manual core's: the creator's */
-    bool started;
-    nodedb_status start_status;
-    nodedb_error start_error;
-    nodedb_tpc__task *queue; /* config.queue_tasks */
-    unsigned char *signal_stack;
-    stack_t signal_stack_before;
-
-    /* the core's own */
-    void *data;
-    bool in_turn, last_turn_worked;
-    uint32_t queue_head, queue_tail;
-    uint32_t first_ring; /* where the next turn begins to drain, for fairness */
-    uint64_t wake[NODEDB_TPC__WAKE_WORDS];
-    bool wake_any;
-    uint64_t idle_since_ns, spin_ns; /* the adaptive spin; idle_turns 0: not idle */
-    uint32_t idle_turns;
-    uint64_t maintenance_due_ns;
-    bool maintenance_more;
-    uint64_t maintenance_free_ns; /* when a busy core may do more of it */
-    uint64_t checkpoint_due_ns;
-    uint32_t pressed;             /* rings of this core's that are under pressure */
-    uint64_t beat_due_ns, beat;
-    bool beat_owed;
-    uint32_t phase_seen;
-
-    /* faults; the guard's fields also by a signal handler on this thread */
-    nodedb_tpc__guard *volatile guard;
-    volatile int fault_signal;
-    void *volatile fault_address;
-    nodedb_tpc__undo defers[NODEDB_TPC_MAX_DEFERS];
-    uint32_t defer_count;
-    uint64_t fault_ns[NODEDB_TPC_FAULTS_TO_DEGRADE]; /* the last ones, as a circle */
-    uint32_t fault_count;                         /* since the start or the last recovery */
-    uint64_t degraded_until_ns;
-    const char *fault_sentence; /* fault_text, or a literal */
-    char fault_text[NODEDB_ERROR_MESSAGE_BYTES];
-
-    /* written by the core, read by any thread: relaxed, but for the protocol of a stop */
-    NODEDB_TPC__APART nodedb_tpc__counter turn_ns; /* when the current turn began */
-    /* units of work: messages sent and tasks spawned; handled and ended */
-    nodedb_tpc__counter issued, done;
-    uint32_t quiet;                             /* stopping: was idle and not pending, and has issued nothing since */
-    uint32_t ended;
-    nodedb_tpc_stats stats __attribute__((aligned(8)));
-    nodedb_tpc__counter latencies[NODEDB_TPC__LATENCIES];
-
-    /* written by any thread */
-    NODEDB_TPC__APART nodedb_tpc_notifier notifier;
-    NODEDB_TPC__APART nodedb_tpc__inbox inbox;
-    nodedb_tpc__counter stall_said_turn; /* the turn whose stall was logged, plus 1 */
-};
-
-typedef struct nodedb_tpc__suspect {
-    nodedb_tpc__counter id;
-    uint32_t faults;
-} nodedb_tpc__suspect;
-
-enum { NODEDB_TPC__RUNNING, NODEDB_TPC__CLOSING, NODEDB_TPC__STOPPING, NODEDB_TPC__DRAINED };
-enum { NODEDB_TPC__GATE_SHUT, NODEDB_TPC__GATE_GO, NODEDB_TPC__GATE_ABORT };
-
-/* The runtime. Cores and rings are fixed after start. */
-struct nodedb_tpc {
-    nodedb_tpc_config config; /* with the defaults filled in */
-    char name[NODEDB_TPC_MAX_NAME_BYTES + 1];
-    uint32_t core_count;
-    bool manual, joined, catching;
-    bool share_cpus;      /* fewer CPUs than cores, or one, which outside threads want too */
-    uint64_t spin_ns_max; /* config.spin_ns, or 0 where cores share CPUs */
-    uint64_t epoch_ns;    /* heartbeats count from here */
-    nodedb_tpc_core **cores;
-    nodedb_tpc_ring **rings; /* from * core_count + to */
-
-    pthread_mutex_t gate_lock; /* start: `arrived` cores have run on_start, and wait for `gate` */
-    pthread_cond_t gate_changed;
-    uint32_t arrived, gate;
-
-    uint32_t phase; /* only goes up */
-    uint64_t stop_ns;
-
-    pthread_mutex_t quarantine_lock;
-    uint32_t quarantine_count; /* also read without the lock */
-    nodedb_tpc_quarantined quarantine[NODEDB_TPC_MAX_QUARANTINED]; /* the oldest first */
-
-    pthread_mutex_t suspects_lock; /* for writers; lookups read without it */
-    uint32_t suspect_any;
-    uint32_t suspect_hand; /* next to be forgotten in a bucket full of refused ids */
-    nodedb_tpc__suspect suspects[NODEDB_TPC__SUSPECT_BUCKETS][NODEDB_TPC__SUSPECT_WAYS];
-};
-
-/* The core that runs on this thread. A signal handler has no other way to find it. Initial-exec: reading it never
- * allocates. */
-static __thread nodedb_tpc_core *nodedb_tpc__current __attribute__((tls_model("initial-exec")));
-
-static inline uint64_t nodedb_tpc__now(const nodedb_tpc *runtime) { return nodedb_now_ns(&runtime->config.clock); }
-
-static inline bool nodedb_tpc__on_own_thread(const nodedb_tpc_core *core) {
-    return pthread_equal(core->thread, pthread_self()) != 0;
+static bool nodedb_tpc__work_waits(const nodedb_tpc_core *core) {
+    const nodedb_tpc *runtime = core->runtime;
+    uint32_t from;
+    for (from = 0; from < runtime->core_count; from++)
+        if (nodedb_tpc_ring_length(nodedb_tpc__ring(runtime, from, core->index)) != 0) return true;
+    return nodedb_tpc_ring_length(core->inbox.ring) != 0 || core->queue_head != core->queue_tail ||
+           nodedb__load_acquire(&runtime->phase) != core->phase_seen;
 }
 
-/* ---- suspects: request ids that faulted -------------------------------------------------------------------------- */
-
-static nodedb_tpc__suspect *nodedb_tpc__suspect_bucket(nodedb_tpc *runtime, uint64_t id) {
-    return runtime->suspects[nodedb_mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS];
-}
-
-static bool nodedb_tpc__suspect_refused(nodedb_tpc *runtime, uint64_t id) {
-    nodedb_tpc__suspect *bucket;
-    int way;
-    if (id == 0 || nodedb__load_relaxed(&runtime->suspect_any) == 0) return false;
-    bucket = nodedb_tpc__suspect_bucket(runtime, id);
-    for (way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++)
-        if (nodedb__load_acquire(&bucket[way].id) == id)
-            return nodedb__load_relaxed(&bucket[way].faults) >= NODEDB_TPC_FAULTS_TO_REFUSE;
-    return false;
-}
-
-/* Counts a fault of this id. A new id takes a free place, else that of an id with one fault, else that of a refused
- * one. */
-static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id) {
-    nodedb_tpc__suspect *bucket = nodedb_tpc__suspect_bucket(runtime, id), *place = NULL;
-    int way;
-    if (id == 0) return;
-    (void)pthread_mutex_lock(&runtime->suspects_lock);
-    for (way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) {
-        nodedb_tpc__suspect *s = &bucket[way];
-        if (s->id == id) { place = s; break; }
-        if (s->faults < NODEDB_TPC_FAULTS_TO_REFUSE && (place == NULL || s->faults < place->faults)) place = s;
-    }
-    if (place == NULL) place = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
-    if (place->id != id) { /* in this order, so that no reader takes the old id's faults for the new one's */
-        nodedb__store_relaxed(&place->faults, 0u);
-        nodedb__store_release(&place->id, id);
-    }
-    nodedb__store_relaxed(&place->faults, place->faults + 1);
-    nodedb__store_relaxed(&runtime->suspect_any, 1u);
-    (void)pthread_mutex_unlock(&runtime->suspects_lock);
-}
-
-/* ---- signals ----------------------------------------------------------------------------------------------------- */
-
-static const int nodedb_tpc__caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
-#define NODEDB_TPC__CAUGHT_COUNT (sizeof nodedb_tpc__caught / sizeof nodedb_tpc__caught[0])
-
-/* Dispositions are the process's, so what they were before is as well: set by the first runtime that catches signals,
- * put back by the last. */
-static struct sigaction nodedb_tpc__signals_before[sizeof nodedb_tpc__caught / sizeof nodedb_tpc__caught[0]];
-static uint32_t nodedb_tpc__signals_users;
-static pthread_mutex_t nodedb_tpc__signals_lock = PTHREAD_MUTEX_INITIALIZER;
-
-/* Not ours: what would have happened without us. */
-static void nodedb_tpc__signal_before(int signal_number, siginfo_t *info, void *context) {
-    const struct sigaction *before = NULL;
-    struct sigaction standard;
-    size_t i;
-    for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++)
-        if (nodedb_tpc__caught[i] == signal_number) before = &nodedb_tpc__signals_before[i];
-    if (before == NULL) return;
-    if ((before->sa_flags & SA_SIGINFO) != 0) {
-        before->sa_sigaction(signal_number, info, context);
-        return;
-    }
-    if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN) {
-        before->sa_handler(signal_number);
-        return;
-    }
-    if (before->sa_handler == SIG_IGN && info->si_code <= 0) return;
-    memset(&standard, 0, sizeof standard);
-    standard.sa_handler = SIG_DFL;
-    (void)sigaction(signal_number, &standard, NULL);
-    /* sent, not raised by the CPU: it would not come again by itself */
-    if (info->si_code <= 0) (void)raise(signal_number);
-}
-
-static void nodedb_tpc__on_signal(int signal_number, siginfo_t *info, void *context) {
-    nodedb_tpc_core *core = nodedb_tpc__current;
-    int saved_errno = errno;
-    if (core != NULL && core->guard != NULL && core->runtime->catching && info->si_code > 0) {
-        core->fault_signal = signal_number;
-        core->fault_address = info->si_addr;
-        siglongjmp(core->guard->env, 1);
-    }
-    nodedb_tpc__signal_before(signal_number, info, context);
-    errno = saved_errno;
-}
-
-static void nodedb_tpc__signals_catch(void) {
-    struct sigaction action;
-    size_t i;
-    memset(&action, 0, sizeof action);
-    action.sa_sigaction = nodedb_tpc__on_signal;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    (void)sigemptyset(&action.sa_mask);
-    (void)pthread_mutex_lock(&nodedb_tpc__signals_lock);
-    if (nodedb_tpc__signals_users++ == 0)
-        for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++) {
-            (void)sigaction(nodedb_tpc__caught[i], NULL, &nodedb_tpc__signals_before[i]); /* before ours can run */
-            (void)sigaction(nodedb_tpc__caught[i], &action, NULL);
-        }
-    (void)pthread_mutex_unlock(&nodedb_tpc__signals_lock);
-}
-
-static void nodedb_tpc__signals_leave(void) {
-    struct sigaction now;
-    size_t i;
-    (void)pthread_mutex_lock(&nodedb_tpc__signals_lock);
-    assert(nodedb_tpc__signals_users > 0);
-    if (--nodedb_tpc__signals_users == 0)
-        for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++)
-            if (sigaction(nodedb_tpc__caught[i], NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) != 0 &&
-                now.sa_sigaction == nodedb_tpc__on_signal) /* somebody who came later keeps his */
-                (void)sigaction(nodedb_tpc__caught[i], &nodedb_tpc__signals_before[i], NULL);
-    (void)pthread_mutex_unlock(&nodedb_tpc__signals_lock);
-}
-
-/* The handler's stack: without it a stack overflow could not be caught. This thread. */
-static void nodedb_tpc__signal_stack_set(nodedb_tpc_core *core) {
-    stack_t stack;
-    if (core->signal_stack == NULL) return;
-    memset(&stack, 0, sizeof stack);
-    stack.ss_sp = core->signal_stack;
-    stack.ss_size = NODEDB_TPC__SIGNAL_STACK_BYTES;
-    (void)sigaltstack(&stack, &core->signal_stack_before);
-}
-
-static void nodedb_tpc__signal_stack_reset(nodedb_tpc_core *core) {
-    if (core->signal_stack != NULL) (void)sigaltstack(&core->signal_stack_before, NULL);
-}
-
-/* ---- the fault guard --------------------------------------------------------------------------------------------- */
-
-/* After a jump out of a signal handler: the mask was not saved (that would be a system call for each guard), so the
- * signal is still blocked. All four are unblocked, as ThreadSanitizer's own handler, which stands before ours, blocks
- * every signal. */
-static void nodedb_tpc__signal_landed(nodedb_tpc_core *core) {
-    sigset_t set;
-    int signal_number = core->fault_signal;
-    size_t i;
-    if (signal_number == 0) return;
-    core->fault_signal = 0;
-    (void)sigemptyset(&set);
-    for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++) (void)sigaddset(&set, nodedb_tpc__caught[i]);
-    (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    (void)snprintf(core->fault_text, sizeof core->fault_text, "core %u: %s at address %p in a guarded task",
-                   (unsigned)core->index,
-                   signal_number == SIGSEGV  ? "SIGSEGV"
-                   : signal_number == SIGBUS ? "SIGBUS"
-                   : signal_number == SIGFPE ? "SIGFPE"
-                                             : "SIGILL",
-                   core->fault_address);
-}
-
-/* The bare guard: runs fn, and answers whether it came back by itself. */
-static __attribute__((noinline)) bool nodedb_tpc__run(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg) {
-    nodedb_tpc__guard guard;
-    bool came_back;
-    guard.outer = core->guard;
-    guard.current_outside = nodedb_tpc__current;
-    guard.defers = core->defer_count;
-    if (sigsetjmp(guard.env, 0) == 0) {
-        nodedb_tpc__current = core;
-        core->guard = &guard;
-        fn(core, arg);
-        assert(core->guard == &guard);
-        came_back = true;
-    } else {
-        nodedb_tpc__signal_landed(core);
-        came_back = false;
-    }
-    core->guard = guard.outer;
-    nodedb_tpc__current = guard.current_outside;
-    if (came_back) core->defer_count = guard.defers; /* else the caller undoes them */
-    return came_back;
-}
-
-/* Undoes what was registered since `defers`, last first, each in a guard of its own: one that faults does not keep the
- * others from running. */
-static void nodedb_tpc__undo_to(nodedb_tpc_core *core, uint32_t defers) {
-    char why[NODEDB_ERROR_MESSAGE_BYTES];
-    assert(core->defer_count >= defers);
-    memcpy(why, core->fault_text, sizeof why); /* the first fault is the one to tell of */
-    while (core->defer_count > defers) {
-        nodedb_tpc__undo undo = core->defers[--core->defer_count];
-        uint32_t before = core->defer_count;
-        if (nodedb_tpc__run(core, undo.fn, undo.arg)) continue;
-        core->defer_count = before; /* an undo's own defers are not undone */
-        nodedb_say(&core->runtime->config.logger, NODEDB_LOG_ERROR, "an undo function faulted and was left: %s",
-                    core->fault_text);
-    }
-    memcpy(core->fault_text, why, sizeof why);
-}
-
-static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
-    uint64_t now = nodedb_tpc__now(core->runtime);
-    const nodedb_logger *logger = &core->runtime->config.logger;
-    core->fault_sentence = core->fault_text;
-    nodedb_tpc__count(&core->stats.faults, 1u);
-    nodedb_tpc__suspect_add(core->runtime, request_id);
-    nodedb_say(logger, NODEDB_LOG_WARNING, "%s (request %llu); it was abandoned", core->fault_text,
-                (unsigned long long)request_id);
-    core->fault_ns[core->fault_count++ % NODEDB_TPC_FAULTS_TO_DEGRADE] = now;
-    if (core->stats.degraded || core->fault_count < NODEDB_TPC_FAULTS_TO_DEGRADE ||
-        now - core->fault_ns[core->fault_count % NODEDB_TPC_FAULTS_TO_DEGRADE] > NODEDB_TPC_FAULT_WINDOW_NS) return;
-    core->degraded_until_ns = now + NODEDB_TPC_DEGRADED_NS;
-    nodedb__store_relaxed(&core->stats.degraded, true);
-    nodedb_tpc__count(&core->stats.degradations, 1u);
-    nodedb_say(logger, NODEDB_LOG_ERROR,
-                "core %u is degraded after %d faults within 60 s: its tasks are refused for 30 s",
-                (unsigned)core->index, NODEDB_TPC_FAULTS_TO_DEGRADE);
-}
-
-/* May this work begin? NODEDB_OK, or NODEDB_ERR_DEGRADED with the sentence. */
-static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_id) {
-    if (core->stats.degraded && nodedb_tpc__now(core->runtime) >= core->degraded_until_ns) {
-        nodedb__store_relaxed(&core->stats.degraded, false);
-        core->fault_count = 0;
-        nodedb_say(&core->runtime->config.logger, NODEDB_LOG_INFO, "core %u accepts tasks again",
-                    (unsigned)core->index);
-    }
-    if (core->stats.degraded) core->fault_sentence =
-        "the core is degraded after repeated faults; it tries again within 30 s";
-    else if (nodedb_tpc__suspect_refused(core->runtime, request_id))
-        core->fault_sentence = "this request has faulted twice and is refused for good";
-    else return NODEDB_OK;
-    nodedb_tpc__count(&core->stats.refused, 1u);
-    return NODEDB_ERR_DEGRADED;
-}
-
-static nodedb_status nodedb_tpc__guarded(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id) {
-    uint32_t defers = core->defer_count;
-    if (nodedb_tpc__run(core, fn, arg)) return NODEDB_OK;
-    nodedb_tpc__undo_to(core, defers);
-    nodedb_tpc__fault(core, request_id);
-    return NODEDB_ERR_FAULT;
-}
-
-NODEDB_TPC_API nodedb_status nodedb_tpc_guard(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id) {
-    nodedb_status status;
-    if (core == NULL || fn == NULL) return NODEDB_ERR_INVALID;
-    if (!nodedb_tpc__on_own_thread(core)) return NODEDB_ERR_STATE;
-    status = nodedb_tpc__admit(core, request_id);
-    return status != NODEDB_OK ? status : nodedb_tpc__guarded(core, fn, arg, request_id);
-}
-
-NODEDB_TPC_API nodedb_status nodedb_tpc_defer(nodedb_tpc_core *core, nodedb_tpc_fn undo, void *arg) {
-    if (core == NULL || undo == NULL) return NODEDB_ERR_INVALID;
-    if (!nodedb_tpc__on_own_thread(core) || core->guard == NULL) return NODEDB_ERR_STATE;
-    if (core->defer_count == NODEDB_TPC_MAX_DEFERS) return NODEDB_ERR_LIMIT;
-    core->defers[core->defer_count].fn = undo;
-    core->defers[core->defer_count].arg = arg;
-    core->defer_count++; /* last: a fault in between must not undo half an entry */
-    return NODEDB_OK;
-}
-
-NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, ...) {
-    va_list args;
-    bool guarded = core != NULL && nodedb_tpc__on_own_thread(core) && core->guard != NULL;
-    char sentence[NODEDB_ERROR_MESSAGE_BYTES];
-    va_start(args, format);
-    (void)vsnprintf(sentence, sizeof sentence, format, args);
-    va_end(args);
-    if (!guarded) {
-        const nodedb_logger *logger = core == NULL ? NULL : &core->runtime->config.logger;
-        nodedb_say(logger, NODEDB_LOG_ERROR, "panic outside a guard: %s", sentence);
-        abort();
-    }
-    (void)snprintf(core->fault_text, sizeof core->fault_text, "core %u: %.200s", (unsigned)core->index, sentence);
-    siglongjmp(core->guard->env, 1);
-}
-
-NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core) {
-    return core == NULL || core->fault_sentence == NULL ? "" : core->fault_sentence;
-}
-
-/* ---- tasks ------------------------------------------------------------------------------------------------------- */
-
-/* Before any unit of work becomes visible: a stop must not take us for quiet, nor miss the unit. */
-static inline void nodedb_tpc__issue(nodedb_tpc_core *core) {
-    if (core->quiet != 0) nodedb__store_relaxed(&core->quiet, 0u);
-    nodedb_tpc__count(&core->issued, 1u);
-}
-
-/* After a unit has been handled, and all that it issued been counted. */
-static inline void nodedb_tpc__done(nodedb_tpc_core *core, uint64_t units) {
-    nodedb__store_release(&core->done, core->done + units);
-}
-
-NODEDB_TPC_API nodedb_status nodedb_tpc_spawn(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t deadline_ns,
-                                        uint64_t request_id) {
-    uint32_t length;
-    nodedb_tpc__task *task;
-    nodedb_status status;
-    if (core == NULL || fn == NULL) return NODEDB_ERR_INVALID;
-    if (!nodedb_tpc__on_own_thread(core)) return NODEDB_ERR_STATE;
-    if (nodedb__load_relaxed(&core->runtime->phase) == NODEDB_TPC__DRAINED) return NODEDB_ERR_CANCELLED;
-    status = nodedb_tpc__admit(core, request_id);
-    if (status != NODEDB_OK) return status;
-    length = core->queue_tail - core->queue_head;
-    assert(length <= core->runtime->config.queue_tasks);
-    if (length == core->runtime->config.queue_tasks) return NODEDB_ERR_AGAIN;
-    task = &core->queue[core->queue_tail & (core->runtime->config.queue_tasks - 1)];
-    task->fn = fn;
-    task->arg = arg;
-    task->deadline_ns = deadline_ns;
-    task->request_id = request_id;
-    task->spawned_ns = nodedb_tpc__now(core->runtime);
-    nodedb_tpc__issue(core);
-    core->queue_tail++;
-    if (length + 1 > core->stats.tasks_high_water)
-        nodedb__store_relaxed(&core->stats.tasks_high_water, (uint64_t)length + 1);
-    return NODEDB_OK;
-}
-
-static uint32_t nodedb_tpc__latency_place(uint64_t ns) {
-    uint32_t high = 63 - (uint32_t)__builtin_clzll(ns | 1);
-    return ns < 4 ? (uint32_t)ns : 4 * (high - 1) + (uint32_t)(ns >> (high - 2) & 3);
-}
-
-/* The longest latency that is counted in a place. */
-static uint64_t nodedb_tpc__latency_most(uint32_t place) {
-    return place < 4 ? place : ((UINT64_C(5) + place % 4) << (place / 4 - 1)) - 1;
-}
-
-static void nodedb_tpc__end_task(nodedb_tpc_core *core, const nodedb_tpc__task *task, nodedb_status status,
-                                 const char *sentence) {
+/* Sleeps until a wake or the timeout; adapts the spin to how long it was. */
+static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeout_ns) {
     const nodedb_tpc_config *config = &core->runtime->config;
-    uint64_t now = nodedb_tpc__now(core->runtime), took = now > task->spawned_ns ? now - task->spawned_ns : 0;
-    nodedb_tpc__count(&core->stats.tasks, 1u);
-    nodedb_tpc__count(&core->stats.latency_ns, took);
-    nodedb_tpc__count(&core->latencies[nodedb_tpc__latency_place(took)], 1u);
-    if (config->on_task_end != NULL) config->on_task_end(core, task->arg, status, sentence, config->ctx);
-    nodedb_tpc__done(core, 1);
+    uint64_t spin_max = core->runtime->spin_ns_max, slept_ns;
+    if (timeout_ns > NODEDB_TPC_PARK_NS_MAX) timeout_ns = NODEDB_TPC_PARK_NS_MAX;
+    if (core->phase_seen != NODEDB_TPC__RUNNING && timeout_ns > NODEDB_TPC__STOPPING_PARK_NS_MAX)
+        timeout_ns = NODEDB_TPC__STOPPING_PARK_NS_MAX;
+    if (core->beat_due_ns - now < timeout_ns) timeout_ns = core->beat_due_ns - now;
+    if (core->checkpoint_due_ns - now < timeout_ns) timeout_ns = core->checkpoint_due_ns - now;
+    if (core->pressed > 0 && timeout_ns > NODEDB_TPC__PRESSED_PARK_NS_MAX) timeout_ns = NODEDB_TPC__PRESSED_PARK_NS_MAX;
+    nodedb_tpc_notifier_prepare(&core->notifier);
+    if (nodedb_tpc__work_waits(core)) {
+        nodedb_tpc_notifier_cancel(&core->notifier);
+        return;
+    }
+    nodedb_tpc__count(&core->stats.parks, 1u);
+    if (config->wait == NULL) nodedb_tpc_notifier_wait(&core->notifier, timeout_ns);
+    else {
+        config->wait(core, config->ctx, timeout_ns);
+        nodedb_tpc_notifier_cancel(&core->notifier);
+    }
+    slept_ns = nodedb_tpc__now(core->runtime) - now;
+    core->spin_ns = slept_ns < 2 * spin_max ? spin_max : core->spin_ns / 2;
+    core->idle_turns = 0;
 }
 
-static uint32_t nodedb_tpc__run_tasks(nodedb_tpc_core *core) {
-    uint32_t ran = 0;
-    for (; ran < NODEDB_TPC_TASKS_PER_TURN && core->queue_head != core->queue_tail; ran++) {
-        nodedb_tpc__task task = core->queue[core->queue_head++ & (core->runtime->config.queue_tasks - 1)];
-        nodedb_status status = nodedb_tpc__admit(core, task.request_id);
-        if (status == NODEDB_OK && task.deadline_ns != 0 && nodedb_tpc__now(core->runtime) > task.deadline_ns) {
-            status = NODEDB_ERR_TIMEOUT;
-            core->fault_sentence = "the task's deadline passed before it began";
-            nodedb_tpc__count(&core->stats.timeouts, 1u);
-        }
-        if (status == NODEDB_OK) status = nodedb_tpc__guarded(core, task.fn, task.arg, task.request_id);
-        nodedb_tpc__end_task(core, &task, status, status == NODEDB_OK ? "" : core->fault_sentence);
+static nodedb_status nodedb_tpc__turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    uint64_t now = nodedb_tpc__now(core->runtime), last = core->turn_ns, refused = core->stats.send_refused;
+    size_t work = 0;
+    assert(core->guard == NULL && core->defer_count == 0);
+    if (now > last) nodedb_tpc__count(core->last_turn_worked ? &core->stats.busy_ns : &core->stats.idle_ns, now - last);
+    nodedb__store_relaxed(&core->turn_ns, now);
+    nodedb_tpc__count(&core->stats.turns, 1u);
+
+    if (config->poll != NULL) work += config->poll(core, config->ctx);
+    work += nodedb_tpc__drain_rings(core);
+    work += nodedb_tpc__run_tasks(core);
+    nodedb_tpc_flush(core);
+    if (nodedb_tpc__maintain(core, now, work == 0)) work++;
+    nodedb_tpc__heartbeat(core, now, work == 0);
+    nodedb_tpc__checkpoint(core, now);
+    if (core->pressed > 0) nodedb_tpc__watch_pressures(core);
+    nodedb_tpc_flush(core); /* what the last two sent */
+    core->last_turn_worked = work != 0;
+    if (nodedb_tpc__stop_turn(core, now, work == 0)) return NODEDB_ERR_CANCELLED;
+    if (work != 0) {
+        core->idle_turns = 0;
+        if (core->runtime->share_cpus && core->stats.send_refused != refused)
+            (void)sched_yield(); /* to the core that is to empty the ring */
+        return NODEDB_OK;
     }
-    return ran;
+    if (max_wait_ns == 0) return NODEDB_ERR_AGAIN;
+    if (core->idle_turns++ == 0) core->idle_since_ns = now;
+    if (now - core->idle_since_ns < core->spin_ns && core->idle_turns < NODEDB_TPC__SPIN_TURNS_MAX) {
+        nodedb_tpc__count(&core->stats.spins, 1u);
+        nodedb_tpc__pause();
+    } else nodedb_tpc__park(core, now, max_wait_ns);
+    return NODEDB_ERR_AGAIN;
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
+    nodedb_tpc_core *before = nodedb_tpc__current;
+    nodedb_status status;
+    if (core == NULL) return NODEDB_ERR_INVALID;
+    if (!core->runtime->manual || !nodedb_tpc__on_own_thread(core) || core->in_turn || core->guard != NULL)
+        return NODEDB_ERR_STATE;
+    if (core->ended != 0) return NODEDB_ERR_CANCELLED;
+    core->in_turn = true;
+    nodedb_tpc__current = core;
+    status = nodedb_tpc__turn(core, max_wait_ns);
+    nodedb_tpc__current = before;
+    core->in_turn = false;
+    return status;
 }
 
 /* ---- messages ---------------------------------------------------------------------------------------------------- */
-
-static inline nodedb_tpc_ring *nodedb_tpc__ring(const nodedb_tpc *runtime, uint32_t from, uint32_t to) {
-    return runtime->rings[(size_t)from * runtime->core_count + to];
-}
 
 /* Looks at the pressure of a ring, and tells of a change. */
 static void nodedb_tpc__watch_pressure(nodedb_tpc_core *core, uint32_t to) {
@@ -1739,6 +1498,352 @@ static size_t nodedb_tpc__drain_rings(nodedb_tpc_core *core) {
     return total;
 }
 
+/* ---- tasks ------------------------------------------------------------------------------------------------------- */
+
+/* Below in this room. */
+static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_id);
+static nodedb_status nodedb_tpc__guarded(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id);
+static void nodedb_tpc__signal_landed(nodedb_tpc_core *core);
+static bool nodedb_tpc__suspect_refused(nodedb_tpc *runtime, uint64_t id);
+static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id);
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_spawn(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t deadline_ns,
+                                        uint64_t request_id) {
+    uint32_t length;
+    nodedb_tpc__task *task;
+    nodedb_status status;
+    if (core == NULL || fn == NULL) return NODEDB_ERR_INVALID;
+    if (!nodedb_tpc__on_own_thread(core)) return NODEDB_ERR_STATE;
+    if (nodedb__load_relaxed(&core->runtime->phase) == NODEDB_TPC__DRAINED) return NODEDB_ERR_CANCELLED;
+    status = nodedb_tpc__admit(core, request_id);
+    if (status != NODEDB_OK) return status;
+    length = core->queue_tail - core->queue_head;
+    assert(length <= core->runtime->config.queue_tasks);
+    if (length == core->runtime->config.queue_tasks) return NODEDB_ERR_AGAIN;
+    task = &core->queue[core->queue_tail & (core->runtime->config.queue_tasks - 1)];
+    task->fn = fn;
+    task->arg = arg;
+    task->deadline_ns = deadline_ns;
+    task->request_id = request_id;
+    task->spawned_ns = nodedb_tpc__now(core->runtime);
+    nodedb_tpc__issue(core);
+    core->queue_tail++;
+    if (length + 1 > core->stats.tasks_high_water)
+        nodedb__store_relaxed(&core->stats.tasks_high_water, (uint64_t)length + 1);
+    return NODEDB_OK;
+}
+
+static uint32_t nodedb_tpc__latency_place(uint64_t ns) {
+    uint32_t high = 63 - (uint32_t)__builtin_clzll(ns | 1);
+    return ns < 4 ? (uint32_t)ns : 4 * (high - 1) + (uint32_t)(ns >> (high - 2) & 3);
+}
+
+/* The longest latency that is counted in a place. */
+static uint64_t nodedb_tpc__latency_most(uint32_t place) {
+    return place < 4 ? place : ((UINT64_C(5) + place % 4) << (place / 4 - 1)) - 1;
+}
+
+static void nodedb_tpc__end_task(nodedb_tpc_core *core, const nodedb_tpc__task *task, nodedb_status status,
+                                 const char *sentence) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    uint64_t now = nodedb_tpc__now(core->runtime), took = now > task->spawned_ns ? now - task->spawned_ns : 0;
+    nodedb_tpc__count(&core->stats.tasks, 1u);
+    nodedb_tpc__count(&core->stats.latency_ns, took);
+    nodedb_tpc__count(&core->latencies[nodedb_tpc__latency_place(took)], 1u);
+    if (config->on_task_end != NULL) config->on_task_end(core, task->arg, status, sentence, config->ctx);
+    nodedb_tpc__done(core, 1);
+}
+
+static uint32_t nodedb_tpc__run_tasks(nodedb_tpc_core *core) {
+    uint32_t ran = 0;
+    for (; ran < NODEDB_TPC_TASKS_PER_TURN && core->queue_head != core->queue_tail; ran++) {
+        nodedb_tpc__task task = core->queue[core->queue_head++ & (core->runtime->config.queue_tasks - 1)];
+        nodedb_status status = nodedb_tpc__admit(core, task.request_id);
+        if (status == NODEDB_OK && task.deadline_ns != 0 && nodedb_tpc__now(core->runtime) > task.deadline_ns) {
+            status = NODEDB_ERR_TIMEOUT;
+            core->fault_sentence = "the task's deadline passed before it began";
+            nodedb_tpc__count(&core->stats.timeouts, 1u);
+        }
+        if (status == NODEDB_OK) status = nodedb_tpc__guarded(core, task.fn, task.arg, task.request_id);
+        nodedb_tpc__end_task(core, &task, status, status == NODEDB_OK ? "" : core->fault_sentence);
+    }
+    return ran;
+}
+
+/* ---- the fault guard --------------------------------------------------------------------------------------------- */
+
+/* The bare guard: runs fn, and answers whether it came back by itself. */
+static __attribute__((noinline)) bool nodedb_tpc__run(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg) {
+    nodedb_tpc__guard guard;
+    bool came_back;
+    guard.outer = core->guard;
+    guard.current_outside = nodedb_tpc__current;
+    guard.defers = core->defer_count;
+    if (sigsetjmp(guard.env, 0) == 0) {
+        nodedb_tpc__current = core;
+        core->guard = &guard;
+        fn(core, arg);
+        assert(core->guard == &guard);
+        came_back = true;
+    } else {
+        nodedb_tpc__signal_landed(core);
+        came_back = false;
+    }
+    core->guard = guard.outer;
+    nodedb_tpc__current = guard.current_outside;
+    if (came_back) core->defer_count = guard.defers; /* else the caller undoes them */
+    return came_back;
+}
+
+/* Undoes what was registered since `defers`, last first, each in a guard of its own: one that faults does not keep the
+ * others from running. */
+static void nodedb_tpc__undo_to(nodedb_tpc_core *core, uint32_t defers) {
+    char why[NODEDB_ERROR_MESSAGE_BYTES];
+    assert(core->defer_count >= defers);
+    memcpy(why, core->fault_text, sizeof why); /* the first fault is the one to tell of */
+    while (core->defer_count > defers) {
+        nodedb_tpc__undo undo = core->defers[--core->defer_count];
+        uint32_t before = core->defer_count;
+        if (nodedb_tpc__run(core, undo.fn, undo.arg)) continue;
+        core->defer_count = before; /* an undo's own defers are not undone */
+        nodedb_say(&core->runtime->config.logger, NODEDB_LOG_ERROR, "an undo function faulted and was left: %s",
+                    core->fault_text);
+    }
+    memcpy(core->fault_text, why, sizeof why);
+}
+
+static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
+    uint64_t now = nodedb_tpc__now(core->runtime);
+    const nodedb_logger *logger = &core->runtime->config.logger;
+    core->fault_sentence = core->fault_text;
+    nodedb_tpc__count(&core->stats.faults, 1u);
+    nodedb_tpc__suspect_add(core->runtime, request_id);
+    nodedb_say(logger, NODEDB_LOG_WARNING, "%s (request %llu); it was abandoned", core->fault_text,
+                (unsigned long long)request_id);
+    core->fault_ns[core->fault_count++ % NODEDB_TPC_FAULTS_TO_DEGRADE] = now;
+    if (core->stats.degraded || core->fault_count < NODEDB_TPC_FAULTS_TO_DEGRADE ||
+        now - core->fault_ns[core->fault_count % NODEDB_TPC_FAULTS_TO_DEGRADE] > NODEDB_TPC_FAULT_WINDOW_NS) return;
+    core->degraded_until_ns = now + NODEDB_TPC_DEGRADED_NS;
+    nodedb__store_relaxed(&core->stats.degraded, true);
+    nodedb_tpc__count(&core->stats.degradations, 1u);
+    nodedb_say(logger, NODEDB_LOG_ERROR,
+                "core %u is degraded after %d faults within 60 s: its tasks are refused for 30 s",
+                (unsigned)core->index, NODEDB_TPC_FAULTS_TO_DEGRADE);
+}
+
+/* May this work begin? NODEDB_OK, or NODEDB_ERR_DEGRADED with the sentence. */
+static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_id) {
+    if (core->stats.degraded && nodedb_tpc__now(core->runtime) >= core->degraded_until_ns) {
+        nodedb__store_relaxed(&core->stats.degraded, false);
+        core->fault_count = 0;
+        nodedb_say(&core->runtime->config.logger, NODEDB_LOG_INFO, "core %u accepts tasks again",
+                    (unsigned)core->index);
+    }
+    if (core->stats.degraded) core->fault_sentence =
+        "the core is degraded after repeated faults; it tries again within 30 s";
+    else if (nodedb_tpc__suspect_refused(core->runtime, request_id))
+        core->fault_sentence = "this request has faulted twice and is refused for good";
+    else return NODEDB_OK;
+    nodedb_tpc__count(&core->stats.refused, 1u);
+    return NODEDB_ERR_DEGRADED;
+}
+
+static nodedb_status nodedb_tpc__guarded(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id) {
+    uint32_t defers = core->defer_count;
+    if (nodedb_tpc__run(core, fn, arg)) return NODEDB_OK;
+    nodedb_tpc__undo_to(core, defers);
+    nodedb_tpc__fault(core, request_id);
+    return NODEDB_ERR_FAULT;
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_guard(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id) {
+    nodedb_status status;
+    if (core == NULL || fn == NULL) return NODEDB_ERR_INVALID;
+    if (!nodedb_tpc__on_own_thread(core)) return NODEDB_ERR_STATE;
+    status = nodedb_tpc__admit(core, request_id);
+    return status != NODEDB_OK ? status : nodedb_tpc__guarded(core, fn, arg, request_id);
+}
+
+NODEDB_TPC_API nodedb_status nodedb_tpc_defer(nodedb_tpc_core *core, nodedb_tpc_fn undo, void *arg) {
+    if (core == NULL || undo == NULL) return NODEDB_ERR_INVALID;
+    if (!nodedb_tpc__on_own_thread(core) || core->guard == NULL) return NODEDB_ERR_STATE;
+    if (core->defer_count == NODEDB_TPC_MAX_DEFERS) return NODEDB_ERR_LIMIT;
+    core->defers[core->defer_count].fn = undo;
+    core->defers[core->defer_count].arg = arg;
+    core->defer_count++; /* last: a fault in between must not undo half an entry */
+    return NODEDB_OK;
+}
+
+NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, ...) {
+    va_list args;
+    bool guarded = core != NULL && nodedb_tpc__on_own_thread(core) && core->guard != NULL;
+    char sentence[NODEDB_ERROR_MESSAGE_BYTES];
+    va_start(args, format);
+    (void)vsnprintf(sentence, sizeof sentence, format, args);
+    va_end(args);
+    if (!guarded) {
+        const nodedb_logger *logger = core == NULL ? NULL : &core->runtime->config.logger;
+        nodedb_say(logger, NODEDB_LOG_ERROR, "panic outside a guard: %s", sentence);
+        abort();
+    }
+    (void)snprintf(core->fault_text, sizeof core->fault_text, "core %u: %.200s", (unsigned)core->index, sentence);
+    siglongjmp(core->guard->env, 1);
+}
+
+NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core) {
+    return core == NULL || core->fault_sentence == NULL ? "" : core->fault_sentence;
+}
+
+/* ---- signals ----------------------------------------------------------------------------------------------------- */
+
+static const int nodedb_tpc__caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+#define NODEDB_TPC__CAUGHT_COUNT (sizeof nodedb_tpc__caught / sizeof nodedb_tpc__caught[0])
+
+/* Dispositions are the process's, so what they were before is as well: set by the first runtime that catches signals,
+ * put back by the last. */
+static struct sigaction nodedb_tpc__signals_before[sizeof nodedb_tpc__caught / sizeof nodedb_tpc__caught[0]];
+static uint32_t nodedb_tpc__signals_users;
+static pthread_mutex_t nodedb_tpc__signals_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Not ours: what would have happened without us. */
+static void nodedb_tpc__signal_before(int signal_number, siginfo_t *info, void *context) {
+    const struct sigaction *before = NULL;
+    struct sigaction standard;
+    size_t i;
+    for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++)
+        if (nodedb_tpc__caught[i] == signal_number) before = &nodedb_tpc__signals_before[i];
+    if (before == NULL) return;
+    if ((before->sa_flags & SA_SIGINFO) != 0) {
+        before->sa_sigaction(signal_number, info, context);
+        return;
+    }
+    if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN) {
+        before->sa_handler(signal_number);
+        return;
+    }
+    if (before->sa_handler == SIG_IGN && info->si_code <= 0) return;
+    memset(&standard, 0, sizeof standard);
+    standard.sa_handler = SIG_DFL;
+    (void)sigaction(signal_number, &standard, NULL);
+    /* sent, not raised by the CPU: it would not come again by itself */
+    if (info->si_code <= 0) (void)raise(signal_number);
+}
+
+static void nodedb_tpc__on_signal(int signal_number, siginfo_t *info, void *context) {
+    nodedb_tpc_core *core = nodedb_tpc__current;
+    int saved_errno = errno;
+    if (core != NULL && core->guard != NULL && core->runtime->catching && info->si_code > 0) {
+        core->fault_signal = signal_number;
+        core->fault_address = info->si_addr;
+        siglongjmp(core->guard->env, 1);
+    }
+    nodedb_tpc__signal_before(signal_number, info, context);
+    errno = saved_errno;
+}
+
+static void nodedb_tpc__signals_catch(void) {
+    struct sigaction action;
+    size_t i;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = nodedb_tpc__on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    (void)sigemptyset(&action.sa_mask);
+    (void)pthread_mutex_lock(&nodedb_tpc__signals_lock);
+    if (nodedb_tpc__signals_users++ == 0)
+        for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++) {
+            (void)sigaction(nodedb_tpc__caught[i], NULL, &nodedb_tpc__signals_before[i]); /* before ours can run */
+            (void)sigaction(nodedb_tpc__caught[i], &action, NULL);
+        }
+    (void)pthread_mutex_unlock(&nodedb_tpc__signals_lock);
+}
+
+static void nodedb_tpc__signals_leave(void) {
+    struct sigaction now;
+    size_t i;
+    (void)pthread_mutex_lock(&nodedb_tpc__signals_lock);
+    assert(nodedb_tpc__signals_users > 0);
+    if (--nodedb_tpc__signals_users == 0)
+        for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++)
+            if (sigaction(nodedb_tpc__caught[i], NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) != 0 &&
+                now.sa_sigaction == nodedb_tpc__on_signal) /* somebody who came later keeps his */
+                (void)sigaction(nodedb_tpc__caught[i], &nodedb_tpc__signals_before[i], NULL);
+    (void)pthread_mutex_unlock(&nodedb_tpc__signals_lock);
+}
+
+/* The handler's stack: without it a stack overflow could not be caught. This thread. */
+static void nodedb_tpc__signal_stack_set(nodedb_tpc_core *core) {
+    stack_t stack;
+    if (core->signal_stack == NULL) return;
+    memset(&stack, 0, sizeof stack);
+    stack.ss_sp = core->signal_stack;
+    stack.ss_size = NODEDB_TPC__SIGNAL_STACK_BYTES;
+    (void)sigaltstack(&stack, &core->signal_stack_before);
+}
+
+static void nodedb_tpc__signal_stack_reset(nodedb_tpc_core *core) {
+    if (core->signal_stack != NULL) (void)sigaltstack(&core->signal_stack_before, NULL);
+}
+
+/* After a jump out of a signal handler: the mask was not saved (that would be a system call for each guard), so the
+ * signal is still blocked. All four are unblocked, as ThreadSanitizer's own handler, which stands before ours, blocks
+ * every signal. */
+static void nodedb_tpc__signal_landed(nodedb_tpc_core *core) {
+    sigset_t set;
+    int signal_number = core->fault_signal;
+    size_t i;
+    if (signal_number == 0) return;
+    core->fault_signal = 0;
+    (void)sigemptyset(&set);
+    for (i = 0; i < NODEDB_TPC__CAUGHT_COUNT; i++) (void)sigaddset(&set, nodedb_tpc__caught[i]);
+    (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    (void)snprintf(core->fault_text, sizeof core->fault_text, "core %u: %s at address %p in a guarded task",
+                   (unsigned)core->index,
+                   signal_number == SIGSEGV  ? "SIGSEGV"
+                   : signal_number == SIGBUS ? "SIGBUS"
+                   : signal_number == SIGFPE ? "SIGFPE"
+                                             : "SIGILL",
+                   core->fault_address);
+}
+
+/* ---- suspects: request ids that faulted -------------------------------------------------------------------------- */
+
+static nodedb_tpc__suspect *nodedb_tpc__suspect_bucket(nodedb_tpc *runtime, uint64_t id) {
+    return runtime->suspects[nodedb_mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS];
+}
+
+static bool nodedb_tpc__suspect_refused(nodedb_tpc *runtime, uint64_t id) {
+    nodedb_tpc__suspect *bucket;
+    int way;
+    if (id == 0 || nodedb__load_relaxed(&runtime->suspect_any) == 0) return false;
+    bucket = nodedb_tpc__suspect_bucket(runtime, id);
+    for (way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++)
+        if (nodedb__load_acquire(&bucket[way].id) == id)
+            return nodedb__load_relaxed(&bucket[way].faults) >= NODEDB_TPC_FAULTS_TO_REFUSE;
+    return false;
+}
+
+/* Counts a fault of this id. A new id takes a free place, else that of an id with one fault, else that of a refused
+ * one. */
+static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id) {
+    nodedb_tpc__suspect *bucket = nodedb_tpc__suspect_bucket(runtime, id), *place = NULL;
+    int way;
+    if (id == 0) return;
+    (void)pthread_mutex_lock(&runtime->suspects_lock);
+    for (way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) {
+        nodedb_tpc__suspect *s = &bucket[way];
+        if (s->id == id) { place = s; break; }
+        if (s->faults < NODEDB_TPC_FAULTS_TO_REFUSE && (place == NULL || s->faults < place->faults)) place = s;
+    }
+    if (place == NULL) place = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
+    if (place->id != id) { /* in this order, so that no reader takes the old id's faults for the new one's */
+        nodedb__store_relaxed(&place->faults, 0u);
+        nodedb__store_release(&place->id, id);
+    }
+    nodedb__store_relaxed(&place->faults, place->faults + 1);
+    nodedb__store_relaxed(&runtime->suspect_any, 1u);
+    (void)pthread_mutex_unlock(&runtime->suspects_lock);
+}
+
 /* ---- watchdog and heartbeat -------------------------------------------------------------------------------------- */
 
 /* Beat k of core i is due at epoch + k * period + jitter. The jitter is one of 4096 places within 100 ms for each core,
@@ -1802,6 +1907,40 @@ static void nodedb_tpc__heartbeat(nodedb_tpc_core *core, uint64_t now, bool idle
     core->beat_owed = false;
     nodedb_tpc__count(&core->stats.heartbeats, 1u);
     if (config->on_heartbeat != NULL) config->on_heartbeat(core, config->ctx);
+}
+
+/* A slice of maintenance that took T is followed, on a core that is busy, by T (100 - p) / p without. */
+static bool nodedb_tpc__maintain(nodedb_tpc_core *core, uint64_t now, bool idle) {
+    const nodedb_tpc_config *config = &core->runtime->config;
+    uint64_t begin, end, took;
+    if (config->maintain == NULL || (!core->maintenance_more && now < core->maintenance_due_ns)) return false;
+    if (!idle && now < core->maintenance_free_ns) return false;
+    begin = nodedb_tpc__now(core->runtime);
+    core->maintenance_more = config->maintain(core, config->ctx, config->maintenance_budget_ns);
+    end = nodedb_tpc__now(core->runtime), took = end > begin ? end - begin : 0;
+    core->maintenance_due_ns = end + config->maintenance_interval_ns;
+    core->maintenance_free_ns = end + took * (100 - config->maintenance_percent) / config->maintenance_percent;
+    nodedb_tpc__count(&core->stats.maintenance_ns, took);
+    return core->maintenance_more;
+}
+
+/* Core i of n is i / n of the time behind the first, so that they never all write at once; what a busy core has missed
+ * is not made up for. */
+static void nodedb_tpc__schedule_checkpoint(nodedb_tpc_core *core, uint64_t now) {
+    const nodedb_tpc *runtime = core->runtime;
+    uint64_t period = runtime->config.checkpoint_ns, first, passed;
+    core->checkpoint_due_ns = UINT64_MAX;
+    if (period == NODEDB_TPC_OFF || runtime->config.on_checkpoint == NULL) return;
+    first = runtime->epoch_ns + period + period / runtime->core_count * core->index;
+    passed = now < first ? 0 : (now - first) / period + 1;
+    core->checkpoint_due_ns = first + passed * period;
+}
+
+static void nodedb_tpc__checkpoint(nodedb_tpc_core *core, uint64_t now) {
+    if (now < core->checkpoint_due_ns) return;
+    nodedb_tpc__schedule_checkpoint(core, now);
+    nodedb_tpc__count(&core->stats.checkpoints, 1u);
+    core->runtime->config.on_checkpoint(core, core->runtime->config.ctx);
 }
 
 /* ---- stop -------------------------------------------------------------------------------------------------------- */
@@ -1887,127 +2026,6 @@ static bool nodedb_tpc__stop_turn(nodedb_tpc_core *core, uint64_t now, bool idle
     }
     nodedb_tpc__end_core(core);
     return true;
-}
-
-/* ---- the loop ---------------------------------------------------------------------------------------------------- */
-
-static bool nodedb_tpc__work_waits(const nodedb_tpc_core *core) {
-    const nodedb_tpc *runtime = core->runtime;
-    uint32_t from;
-    for (from = 0; from < runtime->core_count; from++)
-        if (nodedb_tpc_ring_length(nodedb_tpc__ring(runtime, from, core->index)) != 0) return true;
-    return nodedb_tpc_ring_length(core->inbox.ring) != 0 || core->queue_head != core->queue_tail ||
-           nodedb__load_acquire(&runtime->phase) != core->phase_seen;
-}
-
-/* Sleeps until a wake or the timeout; adapts the spin to how long it was. */
-static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeout_ns) {
-    const nodedb_tpc_config *config = &core->runtime->config;
-    uint64_t spin_max = core->runtime->spin_ns_max, slept_ns;
-    if (timeout_ns > NODEDB_TPC_PARK_NS_MAX) timeout_ns = NODEDB_TPC_PARK_NS_MAX;
-    if (core->phase_seen != NODEDB_TPC__RUNNING && timeout_ns > NODEDB_TPC__STOPPING_PARK_NS_MAX)
-        timeout_ns = NODEDB_TPC__STOPPING_PARK_NS_MAX;
-    if (core->beat_due_ns - now < timeout_ns) timeout_ns = core->beat_due_ns - now;
-    if (core->checkpoint_due_ns - now < timeout_ns) timeout_ns = core->checkpoint_due_ns - now;
-    if (core->pressed > 0 && timeout_ns > NODEDB_TPC__PRESSED_PARK_NS_MAX) timeout_ns = NODEDB_TPC__PRESSED_PARK_NS_MAX;
-    nodedb_tpc_notifier_prepare(&core->notifier);
-    if (nodedb_tpc__work_waits(core)) {
-        nodedb_tpc_notifier_cancel(&core->notifier);
-        return;
-    }
-    nodedb_tpc__count(&core->stats.parks, 1u);
-    if (config->wait == NULL) nodedb_tpc_notifier_wait(&core->notifier, timeout_ns);
-    else {
-        config->wait(core, config->ctx, timeout_ns);
-        nodedb_tpc_notifier_cancel(&core->notifier);
-    }
-    slept_ns = nodedb_tpc__now(core->runtime) - now;
-    core->spin_ns = slept_ns < 2 * spin_max ? spin_max : core->spin_ns / 2;
-    core->idle_turns = 0;
-}
-
-/* A slice of maintenance that took T is followed, on a core that is busy, by T (100 - p) / p without. */
-static bool nodedb_tpc__maintain(nodedb_tpc_core *core, uint64_t now, bool idle) {
-    const nodedb_tpc_config *config = &core->runtime->config;
-    uint64_t begin, end, took;
-    if (config->maintain == NULL || (!core->maintenance_more && now < core->maintenance_due_ns)) return false;
-    if (!idle && now < core->maintenance_free_ns) return false;
-    begin = nodedb_tpc__now(core->runtime);
-    core->maintenance_more = config->maintain(core, config->ctx, config->maintenance_budget_ns);
-    end = nodedb_tpc__now(core->runtime), took = end > begin ? end - begin : 0;
-    core->maintenance_due_ns = end + config->maintenance_interval_ns;
-    core->maintenance_free_ns = end + took * (100 - config->maintenance_percent) / config->maintenance_percent;
-    nodedb_tpc__count(&core->stats.maintenance_ns, took);
-    return core->maintenance_more;
-}
-
-/* Core i of n is i / n of the time behind the first, so that they never all write at once; what a busy core has missed
- * is not made up for. */
-static void nodedb_tpc__schedule_checkpoint(nodedb_tpc_core *core, uint64_t now) {
-    const nodedb_tpc *runtime = core->runtime;
-    uint64_t period = runtime->config.checkpoint_ns, first, passed;
-    core->checkpoint_due_ns = UINT64_MAX;
-    if (period == NODEDB_TPC_OFF || runtime->config.on_checkpoint == NULL) return;
-    first = runtime->epoch_ns + period + period / runtime->core_count * core->index;
-    passed = now < first ? 0 : (now - first) / period + 1;
-    core->checkpoint_due_ns = first + passed * period;
-}
-
-static void nodedb_tpc__checkpoint(nodedb_tpc_core *core, uint64_t now) {
-    if (now < core->checkpoint_due_ns) return;
-    nodedb_tpc__schedule_checkpoint(core, now);
-    nodedb_tpc__count(&core->stats.checkpoints, 1u);
-    core->runtime->config.on_checkpoint(core, core->runtime->config.ctx);
-}
-
-static nodedb_status nodedb_tpc__turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
-    const nodedb_tpc_config *config = &core->runtime->config;
-    uint64_t now = nodedb_tpc__now(core->runtime), last = core->turn_ns, refused = core->stats.send_refused;
-    size_t work = 0;
-    assert(core->guard == NULL && core->defer_count == 0);
-    if (now > last) nodedb_tpc__count(core->last_turn_worked ? &core->stats.busy_ns : &core->stats.idle_ns, now - last);
-    nodedb__store_relaxed(&core->turn_ns, now);
-    nodedb_tpc__count(&core->stats.turns, 1u);
-
-    if (config->poll != NULL) work += config->poll(core, config->ctx);
-    work += nodedb_tpc__drain_rings(core);
-    work += nodedb_tpc__run_tasks(core);
-    nodedb_tpc_flush(core);
-    if (nodedb_tpc__maintain(core, now, work == 0)) work++;
-    nodedb_tpc__heartbeat(core, now, work == 0);
-    nodedb_tpc__checkpoint(core, now);
-    if (core->pressed > 0) nodedb_tpc__watch_pressures(core);
-    nodedb_tpc_flush(core); /* what the last two sent */
-    core->last_turn_worked = work != 0;
-    if (nodedb_tpc__stop_turn(core, now, work == 0)) return NODEDB_ERR_CANCELLED;
-    if (work != 0) {
-        core->idle_turns = 0;
-        if (core->runtime->share_cpus && core->stats.send_refused != refused)
-            (void)sched_yield(); /* to the core that is to empty the ring */
-        return NODEDB_OK;
-    }
-    if (max_wait_ns == 0) return NODEDB_ERR_AGAIN;
-    if (core->idle_turns++ == 0) core->idle_since_ns = now;
-    if (now - core->idle_since_ns < core->spin_ns && core->idle_turns < NODEDB_TPC__SPIN_TURNS_MAX) {
-        nodedb_tpc__count(&core->stats.spins, 1u);
-        nodedb_tpc__pause();
-    } else nodedb_tpc__park(core, now, max_wait_ns);
-    return NODEDB_ERR_AGAIN;
-}
-
-NODEDB_TPC_API nodedb_status nodedb_tpc_turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
-    nodedb_tpc_core *before = nodedb_tpc__current;
-    nodedb_status status;
-    if (core == NULL) return NODEDB_ERR_INVALID;
-    if (!core->runtime->manual || !nodedb_tpc__on_own_thread(core) || core->in_turn || core->guard != NULL)
-        return NODEDB_ERR_STATE;
-    if (core->ended != 0) return NODEDB_ERR_CANCELLED;
-    core->in_turn = true;
-    nodedb_tpc__current = core;
-    status = nodedb_tpc__turn(core, max_wait_ns);
-    nodedb_tpc__current = before;
-    core->in_turn = false;
-    return status;
 }
 
 /* ---- start and end ----------------------------------------------------------------------------------------------- */
@@ -2404,6 +2422,20 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_get_stats(const nodedb_tpc *runtime, uin
     return NODEDB_OK;
 }
 
+NODEDB_TPC_API uint64_t nodedb_tpc_latency(const nodedb_tpc *runtime, uint32_t core, double fraction) {
+    uint64_t counts[NODEDB_TPC__LATENCIES], all = 0, wanted, seen = 0;
+    uint32_t i;
+    if (runtime == NULL || core >= runtime->core_count || !(fraction > 0 && fraction <= 1)) return 0;
+    for (i = 0; i < NODEDB_TPC__LATENCIES; i++)
+        all += counts[i] = nodedb__load_relaxed(&runtime->cores[core]->latencies[i]);
+    if (all == 0) return 0;
+    wanted = (uint64_t)(fraction * (double)all);
+    if ((double)wanted < fraction * (double)all || wanted == 0) wanted++;
+    for (i = 0; i < NODEDB_TPC__LATENCIES - 1 && (seen += counts[i]) < wanted; i++) {
+    }
+    return nodedb_tpc__latency_most(i);
+}
+
 /* ---- quiescence -------------------------------------------------------------------------------------------------- */
 
 NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate) {
@@ -2531,21 +2563,8 @@ NODEDB_TPC_API size_t nodedb_tpc_quarantine_list(const nodedb_tpc *runtime, node
     return count;
 }
 
+#ifndef NODEDB_TPC_NO_REPORT
 /* ---- reports ----------------------------------------------------------------------------------------------------- */
-
-NODEDB_TPC_API uint64_t nodedb_tpc_latency(const nodedb_tpc *runtime, uint32_t core, double fraction) {
-    uint64_t counts[NODEDB_TPC__LATENCIES], all = 0, wanted, seen = 0;
-    uint32_t i;
-    if (runtime == NULL || core >= runtime->core_count || !(fraction > 0 && fraction <= 1)) return 0;
-    for (i = 0; i < NODEDB_TPC__LATENCIES; i++)
-        all += counts[i] = nodedb__load_relaxed(&runtime->cores[core]->latencies[i]);
-    if (all == 0) return 0;
-    wanted = (uint64_t)(fraction * (double)all);
-    if ((double)wanted < fraction * (double)all || wanted == 0) wanted++;
-    for (i = 0; i < NODEDB_TPC__LATENCIES - 1 && (seen += counts[i]) < wanted; i++) {
-    }
-    return nodedb_tpc__latency_most(i);
-}
 
 /* A text that grows beyond its buffer without harm. */
 typedef struct nodedb_tpc__text {
@@ -2754,6 +2773,7 @@ NODEDB_TPC_API size_t nodedb_tpc_report(const nodedb_tpc *runtime, nodedb_tpc_fo
     else nodedb_tpc__report_text(&t, runtime);
     return t.used;
 }
+#endif /* NODEDB_TPC_NO_REPORT */
 
 #ifdef __cplusplus
 }
