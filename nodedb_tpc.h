@@ -831,7 +831,7 @@ struct nodedb_tpc_call {
 
     /* private: see the room of messages */
     nodedb_tpc_call *next, *previous;
-    nodedb_tpc_core *caller;
+    nodedb_tpc_core *caller, *holder;
     uint32_t state;
 };
 
@@ -1394,7 +1394,7 @@ NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_rin
  *
  * Nor is a wake swallowed. C6 may empty an eventfd that was written for this very park, but C7 reads the ring after it,
  * and the message was there before the write. A P5 that comes after C6 leaves the eventfd readable: the next C4 returns
- * at once, one turn for nothing. The tests visit every interleaving of these steps, and of five wrong protocols.
+ * at once, one turn for nothing. The tests visit every interleaving of these steps, and of four wrong protocols.
  *
  * ThreadSanitizer does not understand fences. Under it P2 and P3 are one read-modify-write of `parked`, and so is C1:
  * the later of the two in that word's order sees what stood before the earlier one, which is the same argument.
@@ -1838,6 +1838,7 @@ static void nodedb_tpc__return_call(nodedb_tpc_core *core, nodedb_tpc_call *call
 
 static void nodedb_tpc__hold(nodedb_tpc_core *core, nodedb_tpc_call *call) {
     nodedb__store_relaxed(&call->state, (uint32_t)NODEDB_TPC__CALL_HELD);
+    call->holder = core;
     call->previous = NULL;
     call->next = core->held_calls;
     if (call->next != NULL) call->next->previous = call;
@@ -1959,8 +1960,8 @@ NODEDB_TPC_API nodedb_tpc_call *nodedb_tpc_call_hold(nodedb_tpc_core *core) {
 NODEDB_TPC_API nodedb_status nodedb_tpc_call_answer(nodedb_tpc_core *core, nodedb_tpc_call *call,
                                                     nodedb_status status) {
     if (core == NULL || call == NULL) return NODEDB_ERR_INVALID;
-    if (!nodedb_tpc__on_own_thread(core) || nodedb__load_relaxed(&call->state) != NODEDB_TPC__CALL_HELD)
-        return NODEDB_ERR_STATE;
+    if (!nodedb_tpc__on_own_thread(core) || nodedb__load_relaxed(&call->state) != NODEDB_TPC__CALL_HELD ||
+        call->holder != core) return NODEDB_ERR_STATE;
     if (core->running_call == call) core->running_call = NULL;
     nodedb_tpc__let_go(core, call);
     nodedb_tpc__return_call(core, call, status);
