@@ -283,13 +283,17 @@ static void add_up(nodedb_tpc_core *core, void *arg) {
     (void)core;
     q->sum = q->a + q->b;
 }
+static void never_adds_up(nodedb_tpc_core *core, void *arg) {
+    question *q = arg;
+    nodedb_tpc_panic(core, "%d and %d do not add up", q->a, q->b);
+}
 static nodedb_tpc_call *held_from_outside[2];
 static void hold_question(nodedb_tpc_core *core, void *arg) {
     add_up(core, arg);
-    held_from_outside[nodedb_tpc_core_index(core)] = nodedb_tpc_call_hold(core);
+    held_from_outside[nodedb_tpc_core_index(core) % 2] = nodedb_tpc_call_hold(core);
 }
 static size_t answer_held(nodedb_tpc_core *core, void *ctx) {
-    nodedb_tpc_call **held = &held_from_outside[nodedb_tpc_core_index(core)], *call = *held;
+    nodedb_tpc_call **held = &held_from_outside[nodedb_tpc_core_index(core) % 2], *call = *held;
     (void)ctx;
     *held = NULL;
     if (call != NULL) CHECK_EQ(nodedb_tpc_call_answer(core, call, NODEDB_OK), NODEDB_OK);
@@ -331,6 +335,8 @@ TEST(threads_outside_ask_and_get_their_answers_also_such_as_come_later) {
         pthread_join(threads[i], NULL);
         CHECK(askers[i].last == NODEDB_OK && askers[i].right == askers[i].count);
     }
+    CHECK_EQ(nodedb_tpc_call_wait(runtime, 1, never_adds_up, &q, 0, &err), NODEDB_ERR_FAULT);
+    CHECK_HAS(err.message, "core 1: 1 and 2 do not add up");
     CHECK_EQ(nodedb_tpc_call_wait(runtime, 2, add_up, &q, 0, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(nodedb_tpc_call_wait(runtime, 0, NULL, &q, 0, &err), NODEDB_ERR_INVALID);
     nodedb_tpc_stop(runtime);
