@@ -127,10 +127,8 @@
             wake.data.fd = nodedb_tpc_core_fd(core), byte.data.fd = ends[0];
             epoll_fd = epoll_create1(EPOLL_CLOEXEC);
             if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, wake.data.fd, &wake) != 0 ||
-                epoll_ctl(epoll_fd, EPOLL_CTL_ADD, ends[0], &byte) != 0) {
-                snprintf(err->message, sizeof err->message, "no epoll set");
-                return NODEDB_ERR_IO;
-            }
+                epoll_ctl(epoll_fd, EPOLL_CTL_ADD, ends[0], &byte) != 0)
+                return nodedb_fail(err, NODEDB_ERR_IO, errno, "the epoll set of core 0"); // the status, err filled
             return NODEDB_OK;
         }
         static void my_wait(nodedb_tpc_core *core, void *ctx, uint64_t timeout_ns) { // config.wait
@@ -189,9 +187,10 @@
    "Own thread" means the core's thread; for a manual core, the thread that made the runtime. A call from another
    thread, where the own one is asked for, answers NODEDB_ERR_STATE. "Any thread" includes the cores. A ring has one
    producer thread and one consumer thread at a time. All hooks and callbacks of a core run on its own thread. The
-   allocator is called in start, create_manual and destroy only. The logger and the clock are called by all cores, also
-   at the same time, so both must be thread-safe. Cores block all signals but SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP,
-   SIGSYS, SIGABRT and SIGPROF. Manual runtimes with catch_signals that share a thread are destroyed in reverse order.
+   allocator is called in start, create_manual and destroy only. nodedb_tpc_call_wait() blocks its thread until the core
+   has answered. The logger and the clock are called by all cores, also at the same time, so both must be thread-safe.
+   Cores block all signals but SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT and SIGPROF. Manual runtimes
+   with catch_signals that share a thread are destroyed in reverse order.
 
 6. MEMORY
    Everything is allocated in start. A ring takes ring_messages * message_bytes + 384 bytes, and there are cores *
@@ -203,6 +202,8 @@
    Each function lists its statuses. A full ring or queue is NODEDB_ERR_AGAIN: keep the message, go on, and try again in
    a later turn. Never wait for it inside a handler, because the other core may be waiting for you;
    nodedb_tpc_keep_message() leaves what you are handling where it is. What falls back (pinning refused) is logged once.
+   An on_start that fails fills its `err` by nodedb_fail(), which is there where the implementation is, or after
+   NODEDB_COMMON_TOOLS.
 
 8. LIMITS
    The constants of the first part of the declarations bound cores, messages, tasks, timers, defers and ids. Request ids
@@ -913,8 +914,8 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to,
 /* Issues the wakes for what was sent now, instead of at the end of the turn. Own thread. */
 NODEDB_TPC_API void nodedb_tpc_flush(nodedb_tpc_core *core);
 /* Back pressure. Called by on_message: the message stays in its ring, and comes again in a later turn (after at most
- * 1 ms); no later message of that sender comes before it. The sender is refused when the ring is full. What the handler
- * did with the message before this call is its own affair. NODEDB_ERR_STATE: not inside on_message, or not the own
+ * 1 ms); no later message of that sender comes before it. The sender is refused when the ring is full. What the
+ * handler has written into the message stays there. NODEDB_ERR_STATE: not inside on_message, or not the own
  * thread; NODEDB_ERR_INVALID. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_keep_message(nodedb_tpc_core *core);
 /* The pressure of the ring to core `to`, with hysteresis. Own thread. SUSPENDED where an argument is wrong. */
@@ -1479,29 +1480,37 @@ NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_rin
 /* =====================================================================================================================
  * NOTIFIER: park and wake, and why no wake-up is lost
  *
- * Two cursors and one flag. The producer moves `tail`, the sleeper moves `head`: there is work while they differ. The
- * sleeper alone sets `parked`, before it sleeps. The eventfd is its bed: a write wakes it, now or when it lies down.
+ * Two cursors and one flag. There is work while the cursors differ. The flag says that the sleeper sleeps, or is about
+ * to. The eventfd remembers a wake until the sleeper has seen it.
  *
- *     producer                                                sleeper
+ *             head                  tail               parked                 eventfd
+ *              v                     v                 +-----+                +-----+
+ *     |   |   | m | m | m | m | m |   |   |   |        | 0/1 |                | 0/n |
+ *              ^                     ^                 +-----+                +-----+
+ *          moved by the          moved by the        set by the sleeper,    written by the producer that took
+ *          sleeper (C7)          producer (P1)       taken by a producer    the flag, emptied by the sleeper
  *
- *     P1  write the message, tail = tail + 1                  C1  parked = 1
- *     P2  ---- full fence ----                                C2  ---- full fence ----
- *     P3  parked == 0?  then the sleeper is awake: done       C3  tail == head?  no: go to C5
- *     P4  take parked from 1 to 0                             C4  sleep until the eventfd is readable
- *     P5  whoever took it writes the eventfd                  C5  parked = 0
- *                                                             C6  empty the eventfd
- *     ring     | head ........ tail |     parked  |0/1|       C7  read the ring: head = tail; then C1 again
+ *     producer                                          sleeper
+ *     P1  write the message, move tail                  C1  parked = 1
+ *     P2  ----------- full fence -----------            C2  ----------- full fence -----------
+ *     P3  parked is 0: the sleeper is awake, done       C3  head is not tail: there is work, go to C5
+ *     P4  take parked from 1 to 0                       C4  sleep until the eventfd is readable
+ *     P5  if P4 took it: write the eventfd              C5  parked = 0
+ *                                                       C6  empty the eventfd
+ *                                                       C7  read all messages: head = tail; then C1 again
  *
- * Each side writes its own word, passes a full fence, and then reads the word of the other. Of two such fences one is
- * first, and what stands before the first fence is visible after the second. So it cannot be that both sides miss:
+ * Each side writes its own word (P1, C1), passes a full fence, and only then reads the other's word (P3, C3). One of
+ * the two fences comes first, and what was written before the first fence is visible after the second. So at least one
+ * side sees the other:
  *
  *     P2 first:  C3 sees the new tail, and the sleeper does not sleep.
- *     C2 first:  P3 sees parked == 1, and the producer wakes it; or P3 sees 0 because another producer took the flag
- *                after C1, and wakes it; or because the sleeper passed C5 after this C1, and so is awake.
+ *     C2 first:  P3 sees parked == 1, and this producer wakes the sleeper. Or it sees 0: then another producer has
+ *                taken the flag since C1, and wakes it; or the sleeper has passed C5 since, and is awake.
  *
- * Nor is a wake swallowed. C6 may empty an eventfd that was written for this very park, but C7 reads the ring after it,
- * and the message was there before the write. A P5 that comes after C6 leaves the eventfd readable: the next C4 returns
- * at once, one turn for nothing. The tests visit every interleaving of these steps, and of four wrong protocols.
+ * A wake is not swallowed either. C6 may empty an eventfd that was written for this park, but C7 reads the ring after
+ * it, and the message was in the ring before the write. A P5 that comes after C6 leaves the eventfd readable: the next
+ * C4 returns at once, which costs a turn and loses nothing. A core with several rings does the same with all of them in
+ * C3 and C7. The tests visit every interleaving of these steps, and of four protocols that are wrong.
  *
  * ThreadSanitizer does not understand fences. Under it P2 and P3 are one read-modify-write of `parked`, and so is C1:
  * the later of the two in that word's order sees what stood before the earlier one, which is the same argument.
@@ -1961,7 +1970,7 @@ static void nodedb_tpc__let_go(nodedb_tpc_core *core, nodedb_tpc_call *call) {
     else core->held_calls = call->next;
 }
 
-/* The caller's own again: it may start it anew in `answered`. */
+/* The caller's own again: `answered` may start it once more. */
 static void nodedb_tpc__end_call(nodedb_tpc_core *core, nodedb_tpc_call *call) {
     nodedb__store_relaxed(&call->state, (uint32_t)NODEDB_TPC__CALL_IDLE);
     if (call->answered != NULL) call->answered(core, call);
