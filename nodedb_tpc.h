@@ -1596,13 +1596,14 @@ NODEDB_TPC_API void nodedb_tpc_notifier_wait(nodedb_tpc_notifier *notifier, uint
 /* =====================================================================================================================
  * LOOP: a core's turn, its spin and its park
  *
- *     turn:  poll hook -> rings -> calls -> timers -> tasks -> wakes -> maintenance, heartbeat, checkpoint -> wakes
- *              |                                                                                               |
- *              +<---------- there was work ----------------------------------------------------------------- stop?
- *              +<---------- none: spin, as long as the adaptive spin lasts                                     |
- *              +<---------- none for longer: park until a wake, or the next thing that is due             the core ends
+ *     poll -> rings -> calls -> timers -> tasks -> wakes -> maintenance -> heartbeat -> checkpoint -> wakes -> stopped?
+ *      ^                                                                                                      |    |
+ *      +--- at once, if any of it was work <------------------------------------------------------------------+    |
+ *      +--- after a pause, while the spin lasts <-------------------------------------------------------------+    |
+ *      +--- after a park, until a wake or the next thing that is due <----------------------------------------+    v
+ *                                                                                                              ended
  *
- * Every step is bounded, so a turn is: that is what keeps senders from starving each other, and the clock watched.
+ * Every step is bounded, so a turn is: no sender starves another, and the clock is looked at often.
  * ================================================================================================================== */
 
 /* The steps of a turn, each in its room below. */

@@ -627,6 +627,35 @@ TEST(a_core_parks_beside_a_message_that_is_kept_and_looks_again_after_a_millisec
     nodedb_tpc_destroy(s.w.runtime);
 }
 
+static void send_from_core_1(world *w) {
+    letter l = {0, 9, 0, {0}};
+    w->in_maintain = NULL;
+    CHECK_EQ(nodedb_tpc_send(nodedb_tpc_core_at(w->runtime, 1), 0, &l), NODEDB_OK);
+}
+
+TEST(a_ring_whose_message_was_kept_and_then_taken_keeps_the_core_awake_again) {
+    shelf s;
+    nodedb_tpc_config config;
+    nodedb_tpc_core *core = shelf_create(&s, &config);
+    letter l = {0, 3, 0, {0}};
+    REQUIRE(core != NULL);
+    core->runtime->config.wait = shelf_wait, core->runtime->config.maintain = world_maintain;
+    shelf_waits = 0;
+    CHECK_EQ(nodedb_tpc_send(nodedb_tpc_core_at(s.w.runtime, 1), 0, &l), NODEDB_OK);
+    CHECK_EQ(nodedb_tpc_turn(core, SECOND_NS), NODEDB_ERR_AGAIN);
+    CHECK_EQ(shelf_waits, 1);
+    s.keep_at = -1;
+    CHECK_EQ(nodedb_tpc_turn(core, SECOND_NS), NODEDB_OK);
+    CHECK_EQ(s.count, 1);
+    s.w.clock.now += 5 * MILLISECOND_NS;
+    s.w.in_maintain = send_from_core_1; /* between the turn's look at the rings and its park */
+    CHECK_EQ(nodedb_tpc_turn(core, SECOND_NS), NODEDB_ERR_AGAIN);
+    CHECK_EQ(shelf_waits, 1);
+    CHECK_EQ(nodedb_tpc_turn(core, SECOND_NS), NODEDB_OK);
+    CHECK_EQ(s.count, 2);
+    nodedb_tpc_destroy(s.w.runtime);
+}
+
 /* ---- cores without sockets --------------------------------------------------------------------------------------- */
 
 static int default_waits;
