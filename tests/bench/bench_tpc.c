@@ -6,6 +6,7 @@
  *   wake-awake                 the price of waking a core that is awake
  *   idle                       CPU time of a runtime with nothing to do, as a share of one CPU
  *   core/roundtrip             a message there and back between two cores of a runtime, on_message to on_message
+ *   core/call                  a call from one core to another, and its answer
  *   guard                      the price of nodedb_tpc_guard with a fixed function
  *   boost/..., rigtorp/...     single and roundtrip of their queues, in the same rounds, if installed */
 #define NODEDB_TPC_IMPLEMENTATION
@@ -16,7 +17,7 @@
 #define ROUNDS_MAX 9
 #define BATCH 256
 
-static int cpus[2];   /* the two that the threads are pinned to; the same one if there is only one */
+static int cpus[2];   /* where the two threads are pinned; twice the same if there is only one */
 static bool two_cpus;
 static int rounds = 7;
 static double scale = 1;
@@ -27,7 +28,7 @@ static void spin(void) {
     else (void)sched_yield();
 }
 
-/* ---- throughput --------------------------------------------------------------------------------------------- */
+/* ---- throughput -------------------------------------------------------------------------------------------------- */
 
 typedef struct flow {
     nodedb_tpc_ring *ring;
@@ -88,7 +89,7 @@ static double flow_once(bool batch) {
     return (double)f.count / seconds;
 }
 
-/* ---- there and back ------------------------------------------------------------------------------------------ */
+/* ---- there and back ---------------------------------------------------------------------------------------------- */
 
 typedef struct pair {
     nodedb_tpc_ring *there, *back;
@@ -202,7 +203,7 @@ static double eventfd_roundtrip(void) { return roundtrip_once(&eventfd_side, 600
 static double ring_single(void) { return flow_once(false); }
 static double ring_batch(void) { return flow_once(true); }
 
-/* ---- the runtime --------------------------------------------------------------------------------------------- */
+/* ---- the runtime ------------------------------------------------------------------------------------------------- */
 
 static double wake_awake(void) {
     nodedb_tpc_notifier notifier;
@@ -264,6 +265,41 @@ static double core_roundtrip(void) {
     return (double)begin / (double)count;
 }
 
+typedef struct calls { nodedb_tpc_call call; uint64_t left, ran, done; } calls;
+
+static void called_again(nodedb_tpc_core *core, nodedb_tpc_call *call) {
+    calls *c = (calls *)(void *)call;
+    if (c->left-- == 0) __atomic_store_n(&c->done, 1, __ATOMIC_RELEASE);
+    else (void)nodedb_tpc_call_start(core, 1, call);
+}
+
+static void first_call(nodedb_tpc_core *core, uint32_t from, void *message, void *ctx) {
+    (void)from, (void)message;
+    (void)nodedb_tpc_call_start(core, 1, &((calls *)ctx)->call);
+}
+
+static double core_call(void) {
+    static calls c;
+    nodedb_tpc_config config;
+    nodedb_tpc *runtime;
+    char message[64] = {0};
+    uint64_t count = (uint64_t)(100000 * scale), begin;
+    memset(&config, 0, sizeof config);
+    memset(&c, 0, sizeof c);
+    c.call.fn = nothing, c.call.arg = &c.ran, c.call.answered = called_again, c.left = count;
+    config.cores = 2;
+    config.ctx = &c;
+    config.on_message = first_call;
+    runtime = nodedb_tpc_start(&config, NULL);
+    if (runtime == NULL) exit(1);
+    begin = bench_now_ns();
+    (void)nodedb_tpc_post(runtime, 0, message, NULL);
+    while (__atomic_load_n(&c.done, __ATOMIC_ACQUIRE) == 0) (void)usleep(200);
+    begin = bench_now_ns() - begin;
+    nodedb_tpc_destroy(runtime);
+    return (double)begin / (double)count;
+}
+
 static double idle_share(void) {
     nodedb_tpc_config config;
     nodedb_tpc *runtime;
@@ -285,7 +321,7 @@ static double idle_share(void) {
     return (double)used / (double)begin / 2; /* of one core */
 }
 
-/* ---- main ---------------------------------------------------------------------------------------------------- */
+/* ---- main -------------------------------------------------------------------------------------------------------- */
 
 typedef struct bench_case {
     const char *name, *metric, *unit;
@@ -301,6 +337,7 @@ static const bench_case cases[] = {
     {"park/roundtrip", "ns", "ns", park_roundtrip, 0},
     {"limit/eventfd-roundtrip", "ns", "ns", eventfd_roundtrip, 0},
     {"core/roundtrip", "ns", "ns", core_roundtrip, 0},
+    {"core/call", "ns", "ns", core_call, 0},
     {"wake-awake", "ns", "ns", wake_awake, 0},
     {"guard", "ns", "ns", guard, 0},
     {"idle", "cpu_share", "1", idle_share, 1},
@@ -324,7 +361,7 @@ int main(int argc, char **argv) {
         cpus[1] = cpus[0];
         fprintf(stderr, "bench_tpc: only one CPU, so these are no figures of two\n");
     }
-    for (round = 0; round < rounds; round++) { /* case by case in each round, so that noise meets all of them */
+    for (round = 0; round < rounds; round++) { /* case by case in each round, so that noise affects all of them */
         for (i = 0; i < CASES; i++)
             if (strstr(cases[i].name, only) != NULL && (cases[i].rounds == 0 || round < cases[i].rounds)) {
                 (void)sched_setaffinity(0, sizeof allowed, &allowed);
