@@ -956,43 +956,11 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *regio
  * a granule or more). Errors: NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (the file system cannot), NODEDB_ERR_IO. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err);
 
-/* Makes a kept file durable as it is: an object written before, and not freed since, survives a power cut (and what was
- * freed since may be there again). A process that dies loses nothing, synced or not. Blocks for the device. Errors:
- * NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (scratch), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, and NODEDB_ERR_STATE ever
- * after one of these two: what is durable is known only when the file is opened again. */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err);
-
 /* Steps through all objects: {0} becomes the first handle, each handle the next, in no order that means something. What
  * the caller frees or writes meanwhile may be met or not; all others are met once. O(objects + holes) for all together.
  * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (that was the last; *handle is {0} again). */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
                                                       nodedb_error *err);
-
-/* Reads an object of a kept region from the file and compares it with its checksum, be it the first time or not.
- * Errors: as read, and NODEDB_ERR_UNSUPPORTED (scratch). */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
-                                                        nodedb_error *err);
-
-/* A view: how another core reads a region, while its owner goes on. A mapping of its own, that cannot be written
- * through. Any thread, while the region is open; each view is used by one thread at a time. NULL: NODEDB_ERR_INVALID,
- * NODEDB_ERR_NO_MEMORY (also: no address space), NODEDB_ERR_IO. */
-NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err);
-
-/* Closes a view, before or after its region. NULL is allowed. */
-NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view);
-
-/* As nodedb_mem_overflow_read, for an object that the owner will not free before the reader is done: the pointer is
- * valid so long. An object that a kept file brought is checked each time, until its owner has read it. Errors: as
- * there. */
-NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
-                                                         size_t *bytes, nodedb_error *err);
-
-/* Copies an object into `buffer` of `capacity` bytes; the owner may free it at any moment: then this answers
- * NODEDB_ERR_NOT_FOUND, and never another object's bytes. *bytes (may be NULL) gets its length. By pread(2).
- * Errors: as read, and NODEDB_ERR_LIMIT (the buffer is too small; *bytes is set). */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
-                                                           void *buffer, size_t capacity, size_t *bytes,
-                                                           nodedb_error *err);
 
 /* Any thread. Figures may be of slightly different moments where another thread is writing. NODEDB_ERR_INVALID. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_overflow *region,
@@ -1066,6 +1034,43 @@ typedef struct nodedb_mem_numa {
  * kernel or a sandbox refuses the policy). */
 NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, const nodedb_logger *logger,
                                                          nodedb_mem_numa *numa, nodedb_error *err);
+
+#if !defined(NODEDB_MEM_NO_KEPT)
+/* ---- kept regions and views ------------------------------------------------------------------------------------- */
+
+/* Makes a kept file durable as it is: an object written before, and not freed since, survives a power cut (and what was
+ * freed since may be there again). A process that dies loses nothing, synced or not. Blocks for the device. Errors:
+ * NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (scratch), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, and NODEDB_ERR_STATE ever
+ * after one of these two: what is durable is known only when the file is opened again. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err);
+
+/* Reads an object of a kept region from the file and compares it with its checksum, be it the first time or not.
+ * Errors: as read, and NODEDB_ERR_UNSUPPORTED (scratch). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                        nodedb_error *err);
+
+/* A view: how another core reads a region, while its owner goes on. A mapping of its own, that cannot be written
+ * through. Any thread, while the region is open; each view is used by one thread at a time. NULL: NODEDB_ERR_INVALID,
+ * NODEDB_ERR_NO_MEMORY (also: no address space), NODEDB_ERR_IO. */
+NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err);
+
+/* Closes a view, before or after its region. NULL is allowed. */
+NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view);
+
+/* As nodedb_mem_overflow_read, for an object that the owner will not free before the reader is done: the pointer is
+ * valid so long. An object that a kept file brought is checked each time, until its owner has read it. Errors: as
+ * there. */
+NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                         size_t *bytes, nodedb_error *err);
+
+/* Copies an object into `buffer` of `capacity` bytes; the owner may free it at any moment: then this answers
+ * NODEDB_ERR_NOT_FOUND, and never another object's bytes. *bytes (may be NULL) gets its length. By pread(2).
+ * Errors: as read, and NODEDB_ERR_LIMIT (the buffer is too small; *bytes is set). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                           void *buffer, size_t capacity, size_t *bytes,
+                                                           nodedb_error *err);
+
+#endif /* NODEDB_MEM_NO_KEPT */
 
 #ifdef __cplusplus
 }
@@ -1426,6 +1431,10 @@ static nodedb_status nodedb_mem__release_slow(nodedb_mem *mem, uint32_t core, ui
                         mem->budgets[engine].name, (unsigned long long)bytes, (unsigned long long)used);
 }
 
+/* ===================================================================================================================
+ * LIMITS: set by the caller, lent between engines
+ * ================================================================================================================ */
+
 NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engine, size_t limit_bytes,
                                                   nodedb_error *err) {
     uint32_t budget = nodedb_mem__budget_of(engine), scope, i;
@@ -1706,7 +1715,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem
 }
 
 /* ===================================================================================================================
- * Room: what the system says
+ * SYSTEM: what it says: cgroups, /proc
  * ================================================================================================================ */
 
 /* The beginning of a small file, as a string; its length, or -errno. */
@@ -1778,52 +1787,6 @@ static size_t nodedb_mem__system_ceiling(const nodedb_io *io, uint32_t percent) 
     if (limit > SIZE_MAX / 2) limit = SIZE_MAX / 2; /* 32 bits: the other half is code, stacks and maps */
     limit = nodedb_mem__part((size_t)limit, percent);
     return limit > 0 ? (size_t)limit : 1;
-}
-
-#define NODEDB_MEM__MAX_NODES 1024u /* of a NUMA machine, as in the kernel */
-
-/* "0-3,8": how many numbers a list of the kernel has; 0: it is none. */
-static uint32_t nodedb_mem__count_list(const char *text) {
-    uint32_t count = 0;
-    uint64_t first, last;
-    for (;; text++) {
-        if (!nodedb_mem__parse_number(&text, &first)) return 0;
-        last = first;
-        if (*text == '-' && (text++, !nodedb_mem__parse_number(&text, &last))) return 0;
-        if (last < first || last >= NODEDB_MEM__MAX_NODES) return 0;
-        count += (uint32_t)(last - first + 1);
-        if (*text != ',') return count;
-    }
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, const nodedb_logger *logger,
-                                                         nodedb_mem_numa *numa, nodedb_error *err) {
-    enum { WORD_BITS = 8 * (int)sizeof(unsigned long) };
-    const int preferred = 1; /* MPOL_PREFERRED, linux/mempolicy.h: that node first, another when it is full */
-    unsigned long mask[NODEDB_MEM__MAX_NODES / WORD_BITS];
-    nodedb_io files = nodedb__io_or_posix(io);
-    unsigned cpu = 0, node = 0;
-    char text[256];
-    if (numa == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "NUMA: NULL to fill");
-    memset(numa, 0, sizeof *numa);
-    numa->nodes = 1;
-    if (nodedb_mem__read_text(&files, "/sys/devices/system/node/online", text, sizeof text) > 0 &&
-        nodedb_mem__count_list(text) > 1)
-        numa->nodes = nodedb_mem__count_list(text);
-    if (numa->nodes == 1) {
-        nodedb_say(logger, NODEDB_LOG_INFO,
-                    "NUMA: the machine has one node, all its memory is equally near, so nothing was bound");
-        return NODEDB_OK;
-    }
-    if (syscall(SYS_getcpu, &cpu, &node, NULL) != 0 || node >= NODEDB_MEM__MAX_NODES)
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: the kernel does not say which node CPU %u is of",
-                            cpu);
-    memset(mask, 0, sizeof mask);
-    mask[node / WORD_BITS] |= 1ul << node % WORD_BITS;
-    if (syscall(SYS_set_mempolicy, preferred, mask, NODEDB_MEM__MAX_NODES + 1ul) != 0) /* it takes one off */
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: set_mempolicy for node %u is refused", node);
-    numa->node = node, numa->bound = true;
-    return NODEDB_OK;
 }
 
 #if !defined(NODEDB_NO_JEMALLOC)
@@ -2002,7 +1965,6 @@ NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char 
     nodedb_mem__unlock(mem);
     return found ? NODEDB_OK : nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "find engine: there is no %.40s", name);
 }
-
 /* ===================================================================================================================
  * Room: overflow region, blocks. The data are a row of blocks without gaps, each an object or a hole, and no two holes
  * side by side. What is known of a block stands in its slot, in ordinary memory. A kept file has a table besides, with
@@ -2287,6 +2249,45 @@ static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
     nodedb_mem__add_hole(region, slot);
 }
 
+/* ---- what a kept file adds --------------------------------------------------------------------------------------- */
+
+#if defined(NODEDB_MEM_NO_KEPT)
+#define nodedb_mem__is_kept_region(region) ((void)(region), false)
+static inline void nodedb_mem__put_entry(nodedb_mem_overflow *region, uint32_t slot, uint32_t checksum) {
+    (void)region, (void)slot, (void)checksum;
+}
+static inline nodedb_status nodedb_mem__extend_table(nodedb_mem_overflow *region, uint32_t first, uint32_t count,
+                                                     nodedb_error *err) {
+    (void)region, (void)first, (void)count, (void)err;
+    return NODEDB_OK;
+}
+static inline void nodedb_mem__put_slots_in_use(nodedb_mem_overflow *region) { (void)region; }
+static inline nodedb_status nodedb_mem__check_bytes(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
+                                                    nodedb_error *err) {
+    (void)region, (void)slot, (void)s, (void)err;
+    return NODEDB_OK;
+}
+static inline void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s) {
+    (void)region, (void)slot, (void)s;
+}
+#else
+#define nodedb_mem__is_kept_region(region) ((region)->data_at != 0)
+static void nodedb_mem__put_entry(nodedb_mem_overflow *region, uint32_t slot, uint32_t checksum);
+static nodedb_status nodedb_mem__extend_table(nodedb_mem_overflow *region, uint32_t first, uint32_t count,
+                                              nodedb_error *err);
+static void nodedb_mem__put_slots_in_use(nodedb_mem_overflow *region);
+static nodedb_status nodedb_mem__check_bytes(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
+                                             nodedb_error *err);
+static void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s);
+static nodedb_status nodedb_mem__set_up_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *c,
+                                             uint32_t *in_use, nodedb_error *err);
+static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in_use, nodedb_error *err);
+#endif
+
+static inline size_t nodedb_mem__length(const nodedb_mem__slot *s) {
+    return (size_t)s->size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - s->slack;
+}
+
 /* ===================================================================================================================
  * Room: overflow region, the file
  * ================================================================================================================ */
@@ -2357,7 +2358,699 @@ static void nodedb_mem__extend(nodedb_mem_overflow *region, size_t units) {
     nodedb__store_relaxed(&region->count.capacity_units, units);
     nodedb_mem__merge(region, slot);
 }
+/* Takes a slab of slots over, with `count` numbers. */
+static void nodedb_mem__add_slab(nodedb_mem_overflow *region, nodedb_mem__slot *slab, uint32_t count) {
+    nodedb__store_release(&region->slabs[region->slots / NODEDB_MEM__SLAB_SLOTS], slab);
+    nodedb__store_release(&region->slots, region->slots + count);
+    nodedb_mem__count(region->count.slabs, 1);
+}
 
+/* Makes sure of `wanted` spare slots, before anything is changed. */
+static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_t wanted, nodedb_error *err) {
+    nodedb_mem__slot *slab;
+    uint32_t i, first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
+    if (region->spares >= wanted) return NODEDB_OK;
+    if (count > region->max_slots - first) count = region->max_slots - first;
+    if (region->spares + count < wanted)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: max_blocks of %lu reached", region->dir,
+                            (unsigned long)region->max_slots - 2);
+    slab = (nodedb_mem__slot *)nodedb__alloc_zero(&region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab,
+                                                  NODEDB_CACHE_LINE_BYTES);
+    if (slab == NULL)
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
+                            region->dir, (unsigned long)(NODEDB_MEM__SLAB_SLOTS * sizeof *slab));
+    if (nodedb_mem__is_kept_region(region)) {
+        nodedb_status status = nodedb_mem__extend_table(region, first, count, err);
+        if (status != NODEDB_OK) {
+            nodedb__release(&region->allocator, slab, NODEDB_MEM__SLAB_SLOTS * sizeof *slab);
+            return status;
+        }
+    }
+    nodedb_mem__add_slab(region, slab, count);
+    for (i = count; i-- > 0;) {
+        nodedb_mem__set_generation(&slab[i], nodedb_mix64(region->seed ^ (first + i)));
+        if (first + i != 0) nodedb_mem__give_slot(region, first + i); /* number 0 is none */
+        if (nodedb_mem__is_kept_region(region)) nodedb_mem__put_entry(region, first + i, 0);
+    }
+    if (nodedb_mem__is_kept_region(region)) nodedb_mem__put_slots_in_use(region);
+    return NODEDB_OK;
+}
+
+/* Grows until a hole of `size` units exists: to twice the capacity, or what is needed, or exactly the maximum. */
+static nodedb_status nodedb_mem__grow(nodedb_mem_overflow *region, uint32_t size, nodedb_error *err) {
+    const nodedb_mem__slot *last = nodedb_mem__slot_of(region, region->last);
+    size_t most = region->max_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES, now = region->count.capacity_units;
+    size_t missing = last->state == NODEDB_MEM__HOLE ? size - last->size : size;
+    if (missing > most - now)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
+                            "overflow region in %s: no hole of %llu bytes (largest %llu), at its maximum of %llu",
+                            region->dir, (unsigned long long)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
+                            (unsigned long long)nodedb_mem__largest_hole(region) * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
+                            (unsigned long long)region->max_bytes);
+    nodedb_mem__extend(region, missing > now ? now + missing : most - now < now ? most : now * 2);
+    nodedb_mem__count(region->count.grows, 1);
+    return NODEDB_OK;
+}
+
+/* A nameless file; where the file system has none, a name that is gone at once. */
+static int nodedb_mem__open_scratch(const nodedb_mem_overflow_config *config, const nodedb_io *io, uint64_t seed) {
+    char path[NODEDB_MEM__MAX_PATH_BYTES];
+    int used, fd, result;
+#if defined(O_TMPFILE)
+    fd = io->open(io->ctx, config->dir, O_TMPFILE | O_RDWR | O_EXCL, 0600);
+    if (fd >= 0) return fd;
+#endif
+    used = snprintf(path, sizeof path, "%s/.nodedb-overflow-%ld-%016llx", config->dir, (long)getpid(),
+                    (unsigned long long)seed);
+    if (used < 0 || (size_t)used >= sizeof path) return -ENAMETOOLONG;
+    fd = io->open(io->ctx, path, O_CREAT | O_EXCL | O_RDWR, 0600);
+    if (fd < 0) return fd;
+    result = io->unlink(io->ctx, path);
+    if (result == 0) return fd;
+    (void)io->close(io->ctx, fd);
+    return result;
+}
+
+/* A region on tmpfs moves data from memory to memory; that deserves a word. */
+static void nodedb_mem__warn_of_tmpfs(const nodedb_mem_overflow *region) {
+    struct statfs fs;
+    if (fstatfs(region->fd, &fs) == 0 && (unsigned long)fs.f_type == 0x01021994ul)
+        nodedb_say(&region->logger, NODEDB_LOG_WARNING,
+                    "overflow region in %s: this is tmpfs, so what is spilled stays in memory; use one on disk",
+                    region->dir);
+}
+
+/* ===================================================================================================================
+ * Room: overflow region, API
+ * ================================================================================================================ */
+
+/* Sizes that make sense, with defaults. */
+static nodedb_status nodedb_mem__complete_overflow(nodedb_mem_overflow_config *c, nodedb_error *err) {
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), blocks;
+    if (c->dir == NULL || c->dir[0] == 0)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: no directory");
+    if (c->name != NULL && (strchr(c->name, '/') != NULL || strcmp(c->name, ".") == 0 || strcmp(c->name, "..") == 0))
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: %.80s is no file's name", c->dir,
+                            c->name);
+    if (c->max_bytes == 0) c->max_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES;
+    if (c->max_bytes > NODEDB_MEM_OVERFLOW_MAX_BYTES)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_bytes of %llu is too large", c->dir,
+                            (unsigned long long)c->max_bytes);
+    c->max_bytes = (c->max_bytes + page - 1) / page * page;
+    if (c->initial_bytes == 0) {
+        c->initial_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_INITIAL_BYTES;
+        if (c->initial_bytes > c->max_bytes) c->initial_bytes = c->max_bytes;
+    }
+    if (c->initial_bytes > c->max_bytes)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: initial_bytes above max_bytes", c->dir);
+    c->initial_bytes = (c->initial_bytes + page - 1) / page * page;
+    blocks = c->max_bytes / 64;
+    if (blocks < NODEDB_MEM__MIN_MAX_BLOCKS) blocks = NODEDB_MEM__MIN_MAX_BLOCKS;
+    if (blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2) blocks = NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2;
+    if (c->max_blocks == 0) c->max_blocks = (uint32_t)blocks;
+    if (c->max_blocks < 2 || c->max_blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_blocks cannot be %lu", c->dir,
+                            (unsigned long)c->max_blocks);
+    c->io = nodedb__io_or_posix(&c->io);
+    return NODEDB_OK;
+}
+
+/* The region, or one of its views, is done with it. */
+static void nodedb_mem__leave(nodedb_mem_overflow *region) {
+    nodedb_allocator allocator = region->allocator;
+    size_t i;
+    if (__atomic_sub_fetch(&region->users, 1, __ATOMIC_ACQ_REL) > 0) return;
+    if (region->file != NULL) (void)munmap(region->file, region->file_bytes);
+    if (region->sync_failed) (void)posix_fadvise(region->fd, 0, 0, POSIX_FADV_DONTNEED); /* reopening sees the disk */
+    if (region->fd >= 0) (void)region->io.close(region->io.ctx, region->fd);
+    for (i = 0; i < region->count.slabs; i++)
+        nodedb__release(&allocator, region->slabs[i], NODEDB_MEM__SLAB_SLOTS * sizeof **region->slabs);
+    nodedb__release(&allocator, region->slabs, region->slabs_bytes);
+    nodedb__release(&allocator, region->backed, region->backed_bytes);
+    nodedb__release(&allocator, region, sizeof *region);
+}
+
+#if defined(NODEDB_MEM_NO_KEPT)
+NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
+    if (region != NULL) nodedb_mem__leave(region);
+}
+#else
+NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
+    nodedb_error err;
+    if (region == NULL) return;
+    if (nodedb_mem__is_kept_region(region) && nodedb_mem_overflow_sync(region, &err) != NODEDB_OK)
+        nodedb_say(&region->logger, NODEDB_LOG_ERROR, "%s", err.message);
+    nodedb_mem__leave(region);
+}
+#endif
+
+/* The memory, file and map of a region. On failure the caller closes what is there. */
+static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *c,
+                                        nodedb_error *err) {
+    uint32_t in_use = 0;
+    void *map;
+#if defined(NODEDB_MEM_NO_KEPT)
+    if (region->name[0] != 0)
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                           "overflow region: config.name needs a build without NODEDB_MEM_NO_KEPT");
+#else
+    if (region->name[0] != 0) {
+        nodedb_status status = nodedb_mem__set_up_kept(region, c, &in_use, err);
+        if (status != NODEDB_OK) return status;
+    } else
+#endif
+    {
+        region->fd = nodedb_mem__open_scratch(c, &region->io, region->seed);
+        if (region->fd < 0)
+            return nodedb_fail(err, nodedb_io_status(-region->fd), -region->fd,
+                                "overflow region: no scratch file in %s", region->dir);
+    }
+    region->slabs_bytes = (region->max_slots / NODEDB_MEM__SLAB_SLOTS + 1) * sizeof *region->slabs;
+    region->backed_bytes = (region->max_bytes / NODEDB_MEM_OVERFLOW_GRANULE_BYTES / 64 + 1) * sizeof *region->backed;
+    region->slabs = (nodedb_mem__slot **)nodedb__alloc_zero(&region->allocator, region->slabs_bytes, sizeof(void *));
+    region->backed = (uint64_t *)nodedb__alloc_zero(&region->allocator, region->backed_bytes, sizeof(uint64_t));
+    if (region->slabs == NULL || region->backed == NULL)
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
+    region->file_bytes = region->data_at + region->max_bytes;
+    map = mmap(NULL, region->file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
+    if (map == MAP_FAILED)
+        return nodedb_fail(err, nodedb_io_status(errno), errno, "overflow region in %s: cannot map %llu bytes",
+                            region->dir, (unsigned long long)region->file_bytes);
+    region->file = (char *)map;
+    region->base = region->file + region->data_at;
+#if !defined(NODEDB_MEM_NO_KEPT)
+    if (nodedb_mem__is_kept_region(region)) return nodedb_mem__reopen(region, in_use, err);
+#endif
+    (void)in_use;
+    return nodedb_mem__need_slots(region, 1, err);
+}
+
+NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
+                                                             nodedb_error *err) {
+    nodedb_mem_overflow_config c;
+    nodedb_mem_overflow *region;
+    size_t initial;
+    memset(&c, 0, sizeof c);
+    if (config != NULL) c = *config;
+    if (nodedb_mem__complete_overflow(&c, err) != NODEDB_OK) return NULL;
+    region = (nodedb_mem_overflow *)nodedb__alloc_zero(&c.allocator, sizeof *region, NODEDB_CACHE_LINE_BYTES);
+    if (region == NULL) {
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", c.dir);
+        return NULL;
+    }
+    region->max_bytes = (size_t)c.max_bytes;
+    region->max_slots = c.max_blocks + 2; /* number 0, and one that growing needs for a moment */
+    c.max_blocks = config->max_blocks;
+    region->users = 1;
+    region->seed = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 40);
+    region->seed = nodedb_mix64(region->seed ^ (uint64_t)(uintptr_t)region);
+    region->fd = -1;
+    region->allocator = c.allocator;
+    region->logger = c.logger;
+    region->io = c.io;
+    (void)snprintf(region->dir, sizeof region->dir, "%.*s", (int)sizeof region->dir - 1, c.dir);
+    if (c.name != NULL) (void)snprintf(region->name, sizeof region->name, "%.*s", (int)sizeof region->name - 1, c.name);
+    if (nodedb_mem__set_up(region, &c, err) != NODEDB_OK) {
+        nodedb_mem__leave(region);
+        return NULL;
+    }
+    nodedb_mem__warn_of_tmpfs(region);
+    initial = (size_t)c.initial_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    if (initial > region->count.capacity_units && nodedb_mem__need_slots(region, 1, NULL) == NODEDB_OK)
+        nodedb_mem__extend(region, initial); /* else it is a reopened one with a full table, and grows later */
+    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
+    return region;
+}
+
+/* Turns the beginning of a hole into an object of `size` units; the rest stays a hole. */
+static void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
+    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+    nodedb_mem__remove_hole(region, slot);
+    if (s->size > size) {
+        uint32_t rest = nodedb_mem__take_slot(region);
+        nodedb_mem__slot *r = nodedb_mem__slot_of(region, rest);
+        nodedb_mem__set(r->at, s->at + size);
+        nodedb_mem__set(r->size, s->size - size);
+        r->before = slot;
+        r->after = s->after;
+        if (r->after != 0) nodedb_mem__slot_of(region, r->after)->before = rest;
+        else region->last = rest;
+        nodedb_mem__set(s->size, size);
+        s->after = rest;
+        nodedb_mem__add_hole(region, rest);
+    }
+}
+
+/* Finds room for `size` units and carves it; growing and disk blocks come first, as they may fail. */
+static nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot, nodedb_error *err) {
+    nodedb_status status = nodedb_mem__need_slots(region, 2, err); /* one to grow, one for the rest of a hole */
+    size_t at;
+    if (status != NODEDB_OK) return status;
+    *slot = nodedb_mem__best_fit(region, size);
+    if (*slot == 0) {
+        status = nodedb_mem__grow(region, size, err);
+        if (status != NODEDB_OK) return status;
+        *slot = nodedb_mem__best_fit(region, size);
+        assert(*slot != 0);
+    }
+    at = (size_t)nodedb_mem__slot_of(region, *slot)->at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    status = nodedb_mem__back(region, at, at + (size_t)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES, err);
+    if (status == NODEDB_OK) nodedb_mem__carve(region, *slot, size);
+    return status;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *region, const void *data, size_t bytes,
+                                                       nodedb_mem_handle *handle, nodedb_error *err) {
+    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    nodedb_status status;
+    nodedb_mem__slot *s;
+    uint32_t slot = 0, size;
+    if (handle != NULL) handle->bits = 0;
+    if (region == NULL || handle == NULL || (data == NULL && bytes > 0))
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow write: NULL");
+    if (bytes > region->max_bytes || bytes > UINT32_MAX - unit) {
+        nodedb_mem__count(region->count.refused, 1);
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: %llu bytes asked, at most %llu fit",
+                            region->dir, (unsigned long long)bytes, (unsigned long long)region->max_bytes);
+    }
+    size = bytes == 0 ? 1 : (uint32_t)((bytes + unit - 1) / unit);
+    status = nodedb_mem__place(region, size, &slot, err);
+    if (status != NODEDB_OK) {
+        nodedb_mem__count(region->count.refused, 1);
+        return status;
+    }
+    s = nodedb_mem__slot_of(region, slot);
+    if (bytes > 0) memcpy(region->base + (size_t)s->at * unit, data, bytes);
+    nodedb_mem__set(s->slack, (uint8_t)(size * unit - bytes));
+    nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__WRITTEN);
+    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__OBJECT);
+    if (nodedb_mem__is_kept_region(region)) nodedb_mem__put_entry(region, slot, nodedb_crc32c(0, data, bytes));
+    handle->bits = (uint64_t)slot << 38 | nodedb_mem__generation(s);
+    nodedb_mem__count(region->count.objects, 1);
+    nodedb_mem__count(region->count.object_bytes, bytes);
+    nodedb_mem__count(region->count.used_units, size);
+    nodedb_mem__count(region->count.writes, 1);
+    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_mem__stale(const nodedb_mem_overflow *region, nodedb_mem_handle handle, nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: handle %016llx is stale or foreign",
+                        region->dir, (unsigned long long)handle.bits);
+}
+
+/* The slot of a living object, or NULL and the reason. */
+static nodedb_mem__slot *nodedb_mem__resolve(const nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                             nodedb_error *err) {
+    uint64_t slot = handle.bits >> 38;
+    nodedb_mem__slot *s;
+    if (region == NULL) {
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: NULL");
+        return NULL;
+    }
+    if (slot != 0 && slot < region->slots) {
+        s = nodedb_mem__slot_of(region, (uint32_t)slot);
+        if (s->state == NODEDB_MEM__OBJECT && nodedb_mem__generation(s) == (handle.bits & NODEDB_MEM__GENERATION_MASK))
+            return s;
+    }
+    (void)nodedb_mem__stale(region, handle, err);
+    return NULL;
+}
+
+NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                    size_t *bytes, nodedb_error *err) {
+    nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
+    if (s != NULL && s->checked == NODEDB_MEM__UNCHECKED &&
+        nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err) != NODEDB_OK)
+        s = NULL;
+    if (bytes != NULL) *bytes = s != NULL ? nodedb_mem__length(s) : 0;
+    if (s == NULL) return NULL;
+    nodedb_mem__count(region->count.reads, 1);
+    return region->base + (size_t)s->at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                      nodedb_error *err) {
+    nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
+    if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
+    nodedb_mem__count(region->count.objects, -1);
+    nodedb_mem__count(region->count.object_bytes, 0 - nodedb_mem__length(s));
+    nodedb_mem__count(region->count.used_units, 0 - (size_t)s->size);
+    nodedb_mem__count(region->count.frees, 1);
+    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__HOLE);
+    if (s->checked != NODEDB_MEM__WRITTEN) nodedb_mem__new_generation(region, (uint32_t)(handle.bits >> 38), s);
+    else nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
+    nodedb_mem__fence_release(); /* before other bytes come into its place, and another entry */
+    if (nodedb_mem__is_kept_region(region)) nodedb_mem__put_entry(region, (uint32_t)(handle.bits >> 38), 0);
+    nodedb_mem__merge(region, (uint32_t)(handle.bits >> 38));
+    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
+    return NODEDB_OK;
+}
+
+/* Punches the backed granules among [first, last); adds to *bytes what they held. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
+                                                      nodedb_error *err) {
+    uint64_t slot;
+    if (region == NULL || handle == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow next: NULL");
+    for (slot = (handle->bits >> 38) + 1; slot < region->slots; slot++) {
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)slot);
+        if (s->state != NODEDB_MEM__OBJECT) continue;
+        handle->bits = slot << 38 | nodedb_mem__generation(s);
+        return NODEDB_OK;
+    }
+    handle->bits = 0;
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: no more objects", region->dir);
+}
+
+/* Punches the backed granules among [first, last); adds to *bytes what they held. */
+static nodedb_status nodedb_mem__punch(nodedb_mem_overflow *region, size_t first, size_t last, uint64_t *bytes,
+                                       nodedb_error *err) {
+    const int how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    for (; first < last; first++) {
+        size_t at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, length = nodedb_mem__granule_end(region, first) - at;
+        int result;
+        if (!nodedb_mem__is_backed(region, first)) continue;
+        nodedb__retry(result, fallocate(region->fd, how, (off_t)(region->data_at + at), (off_t)length));
+        if (result != 0)
+            return nodedb_fail(err, errno == EOPNOTSUPP ? NODEDB_ERR_UNSUPPORTED : NODEDB_ERR_IO, errno,
+                                "overflow region in %s: cannot give disk blocks back", region->dir);
+        region->backed[first / 64] &= ~(UINT64_C(1) << first % 64);
+        nodedb_mem__count(region->count.disk_bytes, 0 - length);
+        *bytes += length;
+    }
+    return NODEDB_OK;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err) {
+    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES, granule = NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
+    uint32_t slot, size = NODEDB_MEM_OVERFLOW_GRANULE_BYTES / NODEDB_MEM_OVERFLOW_UNIT_BYTES, at = 0;
+    nodedb_status status = NODEDB_OK;
+    uint64_t given = 0;
+    if (bytes != NULL) *bytes = 0;
+    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow trim: NULL");
+    while (status == NODEDB_OK && (slot = nodedb_mem__tree_find(region, size, at)) != 0) {
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+        size_t from = s->at * unit, to = from + s->size * unit;
+        status = nodedb_mem__punch(region, (from + granule - 1) / granule,
+                                   to == region->max_bytes ? (to + granule - 1) / granule : to / granule, &given, err);
+        size = s->size, at = s->at + 1;
+    }
+    if (bytes != NULL) *bytes = given;
+    return status;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_overflow *region,
+                                                           nodedb_mem_overflow_stats *stats, nodedb_error *err) {
+    const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    const nodedb_mem__counters *c;
+    uint64_t scattered;
+    if (region == NULL || stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow statistics: NULL");
+    c = &region->count;
+    memset(stats, 0, sizeof *stats);
+    stats->objects = nodedb__load_relaxed(&c->objects);
+    stats->object_bytes = nodedb__load_relaxed(&c->object_bytes);
+    stats->used_bytes = nodedb__load_relaxed(&c->used_units) * unit;
+    stats->capacity_bytes = nodedb__load_relaxed(&c->capacity_units) * unit;
+    stats->free_bytes = stats->capacity_bytes > stats->used_bytes ? stats->capacity_bytes - stats->used_bytes : 0;
+    stats->holes = nodedb__load_relaxed(&c->holes);
+    stats->largest_hole_bytes = nodedb__load_relaxed(&c->largest_units) * unit;
+    scattered = stats->free_bytes > stats->largest_hole_bytes ? stats->free_bytes - stats->largest_hole_bytes : 0;
+    if (scattered > 0) stats->fragmentation_percent = (uint32_t)(scattered * 100 / stats->free_bytes);
+    stats->max_bytes = region->max_bytes;
+    stats->disk_bytes = nodedb__load_relaxed(&c->disk_bytes);
+    stats->metadata_bytes = sizeof *region + region->slabs_bytes + region->backed_bytes +
+                            nodedb__load_relaxed(&c->slabs) * NODEDB_MEM__SLAB_SLOTS * sizeof(nodedb_mem__slot);
+    stats->writes = nodedb__load_relaxed(&c->writes);
+    stats->reads = nodedb__load_relaxed(&c->reads);
+    stats->frees = nodedb__load_relaxed(&c->frees);
+    stats->grows = nodedb__load_relaxed(&c->grows);
+    stats->refused = nodedb__load_relaxed(&c->refused);
+    stats->disk_full = nodedb__load_relaxed(&c->disk_full);
+    stats->reopened = nodedb__load_relaxed(&c->reopened);
+    stats->lost = nodedb__load_relaxed(&c->lost);
+    stats->damaged = nodedb__load_relaxed(&c->damaged);
+    return NODEDB_OK;
+}
+
+/* ===================================================================================================================
+ * Room: arenas
+ * ================================================================================================================ */
+
+#if defined(NODEDB_NO_JEMALLOC)
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: this program was compiled without it");
+}
+
+static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
+    (void)arena, (void)action;
+    return nodedb_mem_arena_available(err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_error *err) {
+    (void)arena;
+    return nodedb_mem_arena_available(err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb_error *err) {
+    (void)arena;
+    return nodedb_mem_arena_available(err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_of_thread(uint32_t *arena, nodedb_error *err) {
+    (void)arena;
+    return nodedb_mem_arena_available(err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_mem_arena_stats *stats,
+                                                        nodedb_error *err) {
+    (void)arena, (void)stats;
+    return nodedb_mem_arena_available(err);
+}
+
+#else
+
+/* jemalloc may be linked and yet not serve malloc (a sanitizer or a preloaded allocator in front of it): so we look
+ * whether its count of this thread's allocations moves when we allocate. */
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
+    void *(*volatile allocate)(size_t) = malloc; /* volatile: a malloc that is only freed may be optimised away */
+    uint64_t *allocated = NULL, before;
+    size_t bytes = sizeof allocated;
+    void *probe;
+    bool moved;
+    if (mallctl == NULL)
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: link this program with -ljemalloc");
+    if (mallctl("thread.allocatedp", &allocated, &bytes, NULL, 0) != 0 || allocated == NULL)
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc with statistics (--enable-stats)");
+    before = *(volatile uint64_t *)allocated;
+    probe = allocate(64);
+    moved = *(volatile uint64_t *)allocated != before;
+    free(probe);
+    if (!moved)
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                            "arenas: jemalloc is linked, but another allocator (a sanitizer?) serves malloc");
+    return NODEDB_OK;
+}
+
+/* Runs "arena.<index>.<action>"; jemalloc's errno, or 0. */
+static int nodedb_mem__arena_action(uint32_t arena, const char *action) {
+    char name[64];
+    (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* what this thread caches of it must not come back */
+    (void)snprintf(name, sizeof name, "arena.%lu.%s", (unsigned long)arena, action);
+    return mallctl(name, NULL, NULL, NULL, 0);
+}
+
+/* Reset or destroy. jemalloc answers EFAULT for its own arenas, and where a bound thread is in the way. */
+static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
+    nodedb_mem_arena_stats stats;
+    nodedb_status status = nodedb_mem_arena_get_stats(arena, &stats, err);
+    unsigned automatic = 0;
+    size_t bytes = sizeof automatic;
+    int error;
+    if (status != NODEDB_OK) return status;
+    (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
+    if (arena < automatic)
+        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "arena %lu belongs to jemalloc itself", (unsigned long)arena);
+    error = nodedb_mem__arena_action(arena, action);
+    if (error == 0) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s, is a thread still bound to it?",
+                        (unsigned long)arena, action);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_error *err) {
+    nodedb_status status = nodedb_mem_arena_available(err);
+    unsigned index = 0;
+    size_t bytes = sizeof index;
+    int error;
+    if (status != NODEDB_OK) return status;
+    if (arena == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
+    error = mallctl("arenas.create", &index, &bytes, NULL, 0);
+    if (error != 0) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, error, "arena: jemalloc cannot make another");
+    *arena = index;
+    return NODEDB_OK;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb_error *err) {
+    nodedb_status status = nodedb_mem_arena_available(err);
+    unsigned index = arena;
+    int error;
+    if (status != NODEDB_OK) return status;
+    (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* or it serves some more from the old arena */
+    error = mallctl("thread.arena", NULL, NULL, &index, sizeof index);
+    if (error != 0) return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, error, "no arena %lu", (unsigned long)arena);
+    return NODEDB_OK;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_of_thread(uint32_t *arena, nodedb_error *err) {
+    nodedb_status status = nodedb_mem_arena_available(err);
+    unsigned index = 0;
+    size_t bytes = sizeof index;
+    int error;
+    if (status != NODEDB_OK) return status;
+    if (arena == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
+    error = mallctl("thread.arena", &index, &bytes, NULL, 0);
+    if (error != 0) return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, error, "jemalloc: thread.arena is not there");
+    *arena = index;
+    return NODEDB_OK;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_mem_arena_stats *stats,
+                                                        nodedb_error *err) {
+    static const char *const names[3] = {"small.allocated", "large.allocated", "resident"};
+    nodedb_status status = nodedb_mem_arena_available(err);
+    size_t values[3];
+    char name[64];
+    int i;
+    if (status != NODEDB_OK) return status;
+    if (stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
+    nodedb_mem__jemalloc_refresh();
+    for (i = 0; i < 3; i++) {
+        (void)snprintf(name, sizeof name, "stats.arenas.%lu.%s", (unsigned long)arena, names[i]);
+        if (!nodedb_mem__jemalloc_size(name, &values[i]))
+            return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no arena %lu", (unsigned long)arena);
+    }
+    stats->allocated_bytes = (uint64_t)values[0] + values[1];
+    stats->resident_bytes = values[2];
+    return NODEDB_OK;
+}
+
+#endif
+
+static void *nodedb_mem__collection_alloc(void *ctx, size_t bytes, size_t align) {
+#if defined(NODEDB_NO_JEMALLOC)
+    (void)ctx, (void)bytes, (void)align;
+    return NULL;
+#else
+    const nodedb_mem_collection *c = (const nodedb_mem_collection *)ctx;
+    if (mallocx == NULL || bytes == 0 || align == 0) return NULL;
+    return mallocx(bytes, MALLOCX_ARENA(c->arena) | MALLOCX_TCACHE_NONE | MALLOCX_ALIGN(align));
+#endif
+}
+
+static void nodedb_mem__collection_release(void *ctx, void *memory, size_t bytes) {
+    (void)ctx, (void)bytes;
+#if defined(NODEDB_NO_JEMALLOC)
+    (void)memory;
+#else
+    if (memory != NULL) dallocx(memory, MALLOCX_TCACHE_NONE);
+#endif
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_open(nodedb_mem_collection *collection, const char *tag,
+                                                        nodedb_error *err) {
+    if (collection == NULL || tag == NULL || tag[0] == 0 || strlen(tag) >= sizeof collection->tag)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL, or a tag that has not 1 to %d bytes",
+                            NODEDB_MEM_MAX_NAME_BYTES - 1);
+    memset(collection, 0, sizeof *collection);
+    (void)snprintf(collection->tag, sizeof collection->tag, "%s", tag);
+    return nodedb_mem_arena_create(&collection->arena, err);
+}
+
+NODEDB_MEM_API nodedb_allocator nodedb_mem_collection_allocator(nodedb_mem_collection *collection) {
+    nodedb_allocator allocator;
+    allocator.alloc = nodedb_mem__collection_alloc, allocator.release = nodedb_mem__collection_release;
+    allocator.ctx = collection;
+    return allocator;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_get_stats(const nodedb_mem_collection *collection,
+                                                             nodedb_mem_arena_stats *stats, nodedb_error *err) {
+    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    return nodedb_mem_arena_get_stats(collection->arena, stats, err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_reset(nodedb_mem_collection *collection, nodedb_error *err) {
+    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    return nodedb_mem_arena_reset(collection->arena, err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_collection_close(nodedb_mem_collection *collection, nodedb_error *err) {
+    nodedb_status status;
+    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
+    status = nodedb_mem_arena_destroy(collection->arena, err);
+    if (status == NODEDB_OK) collection->arena = UINT32_MAX; /* jemalloc will give its number to another */
+    return status;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error *err) {
+    return nodedb_mem__arena_call(arena, "reset", err);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_error *err) {
+    return nodedb_mem__arena_call(arena, "destroy", err);
+}
+
+/* ===================================================================================================================
+ * NUMA: memory of the node that a thread runs on
+ * ================================================================================================================ */
+
+#define NODEDB_MEM__MAX_NODES 1024u /* of a NUMA machine, as in the kernel */
+
+/* "0-3,8": how many numbers a list of the kernel has; 0: it is none. */
+static uint32_t nodedb_mem__count_list(const char *text) {
+    uint32_t count = 0;
+    uint64_t first, last;
+    for (;; text++) {
+        if (!nodedb_mem__parse_number(&text, &first)) return 0;
+        last = first;
+        if (*text == '-' && (text++, !nodedb_mem__parse_number(&text, &last))) return 0;
+        if (last < first || last >= NODEDB_MEM__MAX_NODES) return 0;
+        count += (uint32_t)(last - first + 1);
+        if (*text != ',') return count;
+    }
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, const nodedb_logger *logger,
+                                                         nodedb_mem_numa *numa, nodedb_error *err) {
+    enum { WORD_BITS = 8 * (int)sizeof(unsigned long) };
+    const int preferred = 1; /* MPOL_PREFERRED, linux/mempolicy.h: that node first, another when it is full */
+    unsigned long mask[NODEDB_MEM__MAX_NODES / WORD_BITS];
+    nodedb_io files = nodedb__io_or_posix(io);
+    unsigned cpu = 0, node = 0;
+    char text[256];
+    if (numa == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "NUMA: NULL to fill");
+    memset(numa, 0, sizeof *numa);
+    numa->nodes = 1;
+    if (nodedb_mem__read_text(&files, "/sys/devices/system/node/online", text, sizeof text) > 0 &&
+        nodedb_mem__count_list(text) > 1)
+        numa->nodes = nodedb_mem__count_list(text);
+    if (numa->nodes == 1) {
+        nodedb_say(logger, NODEDB_LOG_INFO,
+                    "NUMA: the machine has one node, all its memory is equally near, so nothing was bound");
+        return NODEDB_OK;
+    }
+    if (syscall(SYS_getcpu, &cpu, &node, NULL) != 0 || node >= NODEDB_MEM__MAX_NODES)
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: the kernel does not say which node CPU %u is of",
+                            cpu);
+    memset(mask, 0, sizeof mask);
+    mask[node / WORD_BITS] |= 1ul << node % WORD_BITS;
+    if (syscall(SYS_set_mempolicy, preferred, mask, NODEDB_MEM__MAX_NODES + 1ul) != 0) /* it takes one off */
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: set_mempolicy for node %u is refused", node);
+    numa->node = node, numa->bound = true;
+    return NODEDB_OK;
+}
+
+#if !defined(NODEDB_MEM_NO_KEPT)
 /* ===================================================================================================================
  * Room: overflow region, the table of a kept file. Entries are stored into the mapping when an object appears or goes,
  * in this order: its bytes, its entry; and: its entry, then other bytes in its place. So whatever kills the process, an
@@ -2382,10 +3075,6 @@ static inline uint64_t nodedb_mem__entry_at(uint32_t slot) {
 static inline uint64_t nodedb_mem__data_offset(uint32_t slots) {
     return (nodedb_mem__entry_at(slots) + NODEDB_MEM__DATA_ALIGN_BYTES - 1) / NODEDB_MEM__DATA_ALIGN_BYTES *
            NODEDB_MEM__DATA_ALIGN_BYTES;
-}
-
-static inline size_t nodedb_mem__length(const nodedb_mem__slot *s) {
-    return (size_t)s->size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - s->slack;
 }
 
 /* Stores the entry of `slot` as its slot says; `checksum` is that of the object's bytes, 0 where there is none. */
@@ -2424,46 +3113,15 @@ static void nodedb_mem__put_slots_in_use(nodedb_mem_overflow *region) {
         memcpy(region->file + copy * NODEDB_MEM__HEADER_BYTES + 40, &stored, sizeof stored);
 }
 
-/* Takes a slab of slots over, with `count` numbers. */
-static void nodedb_mem__add_slab(nodedb_mem_overflow *region, nodedb_mem__slot *slab, uint32_t count) {
-    nodedb__store_release(&region->slabs[region->slots / NODEDB_MEM__SLAB_SLOTS], slab);
-    nodedb__store_release(&region->slots, region->slots + count);
-    nodedb_mem__count(region->count.slabs, 1);
-}
-
-/* Makes sure of `wanted` spare slots, before anything is changed. */
-static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_t wanted, nodedb_error *err) {
-    nodedb_mem__slot *slab;
-    uint32_t i, first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
-    if (region->spares >= wanted) return NODEDB_OK;
-    if (count > region->max_slots - first) count = region->max_slots - first;
-    if (region->spares + count < wanted)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: max_blocks of %lu reached", region->dir,
-                            (unsigned long)region->max_slots - 2);
-    slab = (nodedb_mem__slot *)nodedb__alloc_zero(&region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab,
-                                                  NODEDB_CACHE_LINE_BYTES);
-    if (slab == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
-                            region->dir, (unsigned long)(NODEDB_MEM__SLAB_SLOTS * sizeof *slab));
-    if (region->data_at != 0) {
-        uint64_t at = nodedb_mem__entry_at(first), bytes = (uint64_t)count * NODEDB_MEM__ENTRY_BYTES;
-        const uint64_t page = NODEDB_MEM__DATA_ALIGN_BYTES; /* whole ones, however large they are */
-        uint64_t from = at / page * page, to = (at + bytes + page - 1) / page * page;
-        int result = region->io.allocate(region->io.ctx, region->fd, from, to - from);
-        if (result == -EOPNOTSUPP || result == -ENOSYS) result = nodedb_mem__allocate_disk(region, at, bytes);
-        if (result < 0) {
-            nodedb__release(&region->allocator, slab, NODEDB_MEM__SLAB_SLOTS * sizeof *slab);
-            return nodedb_mem__no_blocks(region, at, result, err);
-        }
-    }
-    nodedb_mem__add_slab(region, slab, count);
-    for (i = count; i-- > 0;) {
-        nodedb_mem__set_generation(&slab[i], nodedb_mix64(region->seed ^ (first + i)));
-        if (first + i != 0) nodedb_mem__give_slot(region, first + i); /* number 0 is none */
-        if (region->data_at != 0) nodedb_mem__put_entry(region, first + i, 0);
-    }
-    if (region->data_at != 0) nodedb_mem__put_slots_in_use(region);
-    return NODEDB_OK;
+/* Disk blocks for the entries of `count` more slots. */
+static nodedb_status nodedb_mem__extend_table(nodedb_mem_overflow *region, uint32_t first, uint32_t count,
+                                              nodedb_error *err) {
+    uint64_t at = nodedb_mem__entry_at(first), bytes = (uint64_t)count * NODEDB_MEM__ENTRY_BYTES;
+    const uint64_t page = NODEDB_MEM__DATA_ALIGN_BYTES; /* whole ones, however large they are */
+    uint64_t from = at / page * page, to = (at + bytes + page - 1) / page * page;
+    int result = region->io.allocate(region->io.ctx, region->fd, from, to - from);
+    if (result == -EOPNOTSUPP || result == -ENOSYS) result = nodedb_mem__allocate_disk(region, at, bytes);
+    return result < 0 ? nodedb_mem__no_blocks(region, at, result, err) : NODEDB_OK;
 }
 
 /* Reads an object's bytes from the file and compares them with the checksum in its entry. */
@@ -2493,39 +3151,14 @@ static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t s
     return NODEDB_ERR_CORRUPT;
 }
 
-/* Grows until a hole of `size` units exists: to twice the capacity, or what is needed, or exactly the maximum. */
-static nodedb_status nodedb_mem__grow(nodedb_mem_overflow *region, uint32_t size, nodedb_error *err) {
-    const nodedb_mem__slot *last = nodedb_mem__slot_of(region, region->last);
-    size_t most = region->max_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES, now = region->count.capacity_units;
-    size_t missing = last->state == NODEDB_MEM__HOLE ? size - last->size : size;
-    if (missing > most - now)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                            "overflow region in %s: no hole of %llu bytes (largest %llu), at its maximum of %llu",
-                            region->dir, (unsigned long long)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
-                            (unsigned long long)nodedb_mem__largest_hole(region) * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
-                            (unsigned long long)region->max_bytes);
-    nodedb_mem__extend(region, missing > now ? now + missing : most - now < now ? most : now * 2);
-    nodedb_mem__count(region->count.grows, 1);
-    return NODEDB_OK;
-}
-
-/* A nameless file; where the file system has none, a name that is gone at once. */
-static int nodedb_mem__open_scratch(const nodedb_mem_overflow_config *config, const nodedb_io *io, uint64_t seed) {
-    char path[NODEDB_MEM__MAX_PATH_BYTES];
-    int used, fd, result;
-#if defined(O_TMPFILE)
-    fd = io->open(io->ctx, config->dir, O_TMPFILE | O_RDWR | O_EXCL, 0600);
-    if (fd >= 0) return fd;
-#endif
-    used = snprintf(path, sizeof path, "%s/.nodedb-overflow-%ld-%016llx", config->dir, (long)getpid(),
-                    (unsigned long long)seed);
-    if (used < 0 || (size_t)used >= sizeof path) return -ENAMETOOLONG;
-    fd = io->open(io->ctx, path, O_CREAT | O_EXCL | O_RDWR, 0600);
-    if (fd < 0) return fd;
-    result = io->unlink(io->ctx, path);
-    if (result == 0) return fd;
-    (void)io->close(io->ctx, fd);
-    return result;
+/* Compares an object with its checksum, and notes what came of it. */
+static nodedb_status nodedb_mem__check_bytes(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
+                                       nodedb_error *err) {
+    nodedb_status status = nodedb_mem__compare(region, slot, s->at, nodedb_mem__length(s), err);
+    if (status == NODEDB_OK && s->checked == NODEDB_MEM__UNCHECKED)
+        nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__CHECKED);
+    if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1); /* views count, too */
+    return status;
 }
 
 /* ===================================================================================================================
@@ -2972,63 +3605,13 @@ static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in
     return NODEDB_OK;
 }
 
-/* A region on tmpfs moves data from memory to memory; that deserves a word. */
-static void nodedb_mem__warn_of_tmpfs(const nodedb_mem_overflow *region) {
-    struct statfs fs;
-    if (fstatfs(region->fd, &fs) == 0 && (unsigned long)fs.f_type == 0x01021994ul)
-        nodedb_say(&region->logger, NODEDB_LOG_WARNING,
-                    "overflow region in %s: this is tmpfs, so what is spilled stays in memory; use one on disk",
-                    region->dir);
-}
-
-/* ===================================================================================================================
- * Room: overflow region, API
- * ================================================================================================================ */
-
-/* Sizes that make sense, with defaults. */
-static nodedb_status nodedb_mem__complete_overflow(nodedb_mem_overflow_config *c, nodedb_error *err) {
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), blocks;
-    if (c->dir == NULL || c->dir[0] == 0)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: no directory");
-    if (c->name != NULL && (strchr(c->name, '/') != NULL || strcmp(c->name, ".") == 0 || strcmp(c->name, "..") == 0))
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: %.80s is no file's name", c->dir,
-                            c->name);
-    if (c->max_bytes == 0) c->max_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES;
-    if (c->max_bytes > NODEDB_MEM_OVERFLOW_MAX_BYTES)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_bytes of %llu is too large", c->dir,
-                            (unsigned long long)c->max_bytes);
-    c->max_bytes = (c->max_bytes + page - 1) / page * page;
-    if (c->initial_bytes == 0) {
-        c->initial_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_INITIAL_BYTES;
-        if (c->initial_bytes > c->max_bytes) c->initial_bytes = c->max_bytes;
-    }
-    if (c->initial_bytes > c->max_bytes)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: initial_bytes above max_bytes", c->dir);
-    c->initial_bytes = (c->initial_bytes + page - 1) / page * page;
-    blocks = c->max_bytes / 64;
-    if (blocks < NODEDB_MEM__MIN_MAX_BLOCKS) blocks = NODEDB_MEM__MIN_MAX_BLOCKS;
-    if (blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2) blocks = NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2;
-    if (c->max_blocks == 0) c->max_blocks = (uint32_t)blocks;
-    if (c->max_blocks < 2 || c->max_blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_blocks cannot be %lu", c->dir,
-                            (unsigned long)c->max_blocks);
-    c->io = nodedb__io_or_posix(&c->io);
-    return NODEDB_OK;
-}
-
-/* The region, or one of its views, is done with it. */
-static void nodedb_mem__leave(nodedb_mem_overflow *region) {
-    nodedb_allocator allocator = region->allocator;
-    size_t i;
-    if (__atomic_sub_fetch(&region->users, 1, __ATOMIC_ACQ_REL) > 0) return;
-    if (region->file != NULL) (void)munmap(region->file, region->file_bytes);
-    if (region->sync_failed) (void)posix_fadvise(region->fd, 0, 0, POSIX_FADV_DONTNEED); /* reopening sees the disk */
-    if (region->fd >= 0) (void)region->io.close(region->io.ctx, region->fd);
-    for (i = 0; i < region->count.slabs; i++)
-        nodedb__release(&allocator, region->slabs[i], NODEDB_MEM__SLAB_SLOTS * sizeof **region->slabs);
-    nodedb__release(&allocator, region->slabs, region->slabs_bytes);
-    nodedb__release(&allocator, region->backed, region->backed_bytes);
-    nodedb__release(&allocator, region, sizeof *region);
+/* Opens the file that the configuration names. */
+static nodedb_status nodedb_mem__set_up_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *c,
+                                             uint32_t *in_use, nodedb_error *err) {
+    nodedb_status status = nodedb_mem__open_kept(region, c, in_use, err);
+    if (status != NODEDB_OK) return status;
+    region->data_at = (size_t)nodedb_mem__data_offset(region->max_slots);
+    return *in_use == 0 ? nodedb_mem__sync_name(region, c->dir, err) : NODEDB_OK; /* new, or its maker died early */
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err) {
@@ -3045,202 +3628,6 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *regio
     return nodedb_mem__fail_at(region, err, result, "sync");
 }
 
-NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
-    nodedb_error err;
-    if (region == NULL) return;
-    if (region->data_at != 0 && nodedb_mem_overflow_sync(region, &err) != NODEDB_OK)
-        nodedb_say(&region->logger, NODEDB_LOG_ERROR, "%s", err.message);
-    nodedb_mem__leave(region);
-}
-
-/* The memory, file and map of a region. On failure the caller closes what is there. */
-static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *c,
-                                        nodedb_error *err) {
-    nodedb_status status;
-    uint32_t in_use = 0;
-    void *map;
-    if (region->name[0] != 0) {
-        status = nodedb_mem__open_kept(region, c, &in_use, err);
-        if (status != NODEDB_OK) return status;
-        region->data_at = (size_t)nodedb_mem__data_offset(region->max_slots);
-        if (in_use == 0) status = nodedb_mem__sync_name(region, c->dir, err); /* it is new, or its maker died early */
-        if (status != NODEDB_OK) return status;
-    } else {
-        region->fd = nodedb_mem__open_scratch(c, &region->io, region->seed);
-        if (region->fd < 0)
-            return nodedb_fail(err, nodedb_io_status(-region->fd), -region->fd,
-                                "overflow region: no scratch file in %s", region->dir);
-    }
-    region->slabs_bytes = (region->max_slots / NODEDB_MEM__SLAB_SLOTS + 1) * sizeof *region->slabs;
-    region->backed_bytes = (region->max_bytes / NODEDB_MEM_OVERFLOW_GRANULE_BYTES / 64 + 1) * sizeof *region->backed;
-    region->slabs = (nodedb_mem__slot **)nodedb__alloc_zero(&region->allocator, region->slabs_bytes, sizeof(void *));
-    region->backed = (uint64_t *)nodedb__alloc_zero(&region->allocator, region->backed_bytes, sizeof(uint64_t));
-    if (region->slabs == NULL || region->backed == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
-    region->file_bytes = region->data_at + region->max_bytes;
-    map = mmap(NULL, region->file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
-    if (map == MAP_FAILED)
-        return nodedb_fail(err, nodedb_io_status(errno), errno, "overflow region in %s: cannot map %llu bytes",
-                            region->dir, (unsigned long long)region->file_bytes);
-    region->file = (char *)map;
-    region->base = region->file + region->data_at;
-    return region->data_at != 0 ? nodedb_mem__reopen(region, in_use, err) : nodedb_mem__need_slots(region, 1, err);
-}
-
-NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
-                                                             nodedb_error *err) {
-    nodedb_mem_overflow_config c;
-    nodedb_mem_overflow *region;
-    size_t initial;
-    memset(&c, 0, sizeof c);
-    if (config != NULL) c = *config;
-    if (nodedb_mem__complete_overflow(&c, err) != NODEDB_OK) return NULL;
-    region = (nodedb_mem_overflow *)nodedb__alloc_zero(&c.allocator, sizeof *region, NODEDB_CACHE_LINE_BYTES);
-    if (region == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", c.dir);
-        return NULL;
-    }
-    region->max_bytes = (size_t)c.max_bytes;
-    region->max_slots = c.max_blocks + 2; /* number 0, and one that growing needs for a moment */
-    c.max_blocks = config->max_blocks;
-    region->users = 1;
-    region->seed = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 40);
-    region->seed = nodedb_mix64(region->seed ^ (uint64_t)(uintptr_t)region);
-    region->fd = -1;
-    region->allocator = c.allocator;
-    region->logger = c.logger;
-    region->io = c.io;
-    (void)snprintf(region->dir, sizeof region->dir, "%.*s", (int)sizeof region->dir - 1, c.dir);
-    if (c.name != NULL) (void)snprintf(region->name, sizeof region->name, "%.*s", (int)sizeof region->name - 1, c.name);
-    if (nodedb_mem__set_up(region, &c, err) != NODEDB_OK) {
-        nodedb_mem__leave(region);
-        return NULL;
-    }
-    nodedb_mem__warn_of_tmpfs(region);
-    initial = (size_t)c.initial_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-    if (initial > region->count.capacity_units && nodedb_mem__need_slots(region, 1, NULL) == NODEDB_OK)
-        nodedb_mem__extend(region, initial); /* else it is a reopened one with a full table, and grows later */
-    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
-    return region;
-}
-
-/* Turns the beginning of a hole into an object of `size` units; the rest stays a hole. */
-static void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
-    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-    nodedb_mem__remove_hole(region, slot);
-    if (s->size > size) {
-        uint32_t rest = nodedb_mem__take_slot(region);
-        nodedb_mem__slot *r = nodedb_mem__slot_of(region, rest);
-        nodedb_mem__set(r->at, s->at + size);
-        nodedb_mem__set(r->size, s->size - size);
-        r->before = slot;
-        r->after = s->after;
-        if (r->after != 0) nodedb_mem__slot_of(region, r->after)->before = rest;
-        else region->last = rest;
-        nodedb_mem__set(s->size, size);
-        s->after = rest;
-        nodedb_mem__add_hole(region, rest);
-    }
-}
-
-/* Finds room for `size` units and carves it; growing and disk blocks come first, as they may fail. */
-static nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot, nodedb_error *err) {
-    nodedb_status status = nodedb_mem__need_slots(region, 2, err); /* one to grow, one for the rest of a hole */
-    size_t at;
-    if (status != NODEDB_OK) return status;
-    *slot = nodedb_mem__best_fit(region, size);
-    if (*slot == 0) {
-        status = nodedb_mem__grow(region, size, err);
-        if (status != NODEDB_OK) return status;
-        *slot = nodedb_mem__best_fit(region, size);
-        assert(*slot != 0);
-    }
-    at = (size_t)nodedb_mem__slot_of(region, *slot)->at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-    status = nodedb_mem__back(region, at, at + (size_t)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES, err);
-    if (status == NODEDB_OK) nodedb_mem__carve(region, *slot, size);
-    return status;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *region, const void *data, size_t bytes,
-                                                       nodedb_mem_handle *handle, nodedb_error *err) {
-    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-    nodedb_status status;
-    nodedb_mem__slot *s;
-    uint32_t slot = 0, size;
-    if (handle != NULL) handle->bits = 0;
-    if (region == NULL || handle == NULL || (data == NULL && bytes > 0))
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow write: NULL");
-    if (bytes > region->max_bytes || bytes > UINT32_MAX - unit) {
-        nodedb_mem__count(region->count.refused, 1);
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: %llu bytes asked, at most %llu fit",
-                            region->dir, (unsigned long long)bytes, (unsigned long long)region->max_bytes);
-    }
-    size = bytes == 0 ? 1 : (uint32_t)((bytes + unit - 1) / unit);
-    status = nodedb_mem__place(region, size, &slot, err);
-    if (status != NODEDB_OK) {
-        nodedb_mem__count(region->count.refused, 1);
-        return status;
-    }
-    s = nodedb_mem__slot_of(region, slot);
-    if (bytes > 0) memcpy(region->base + (size_t)s->at * unit, data, bytes);
-    nodedb_mem__set(s->slack, (uint8_t)(size * unit - bytes));
-    nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__WRITTEN);
-    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__OBJECT);
-    if (region->data_at != 0) nodedb_mem__put_entry(region, slot, nodedb_crc32c(0, data, bytes));
-    handle->bits = (uint64_t)slot << 38 | nodedb_mem__generation(s);
-    nodedb_mem__count(region->count.objects, 1);
-    nodedb_mem__count(region->count.object_bytes, bytes);
-    nodedb_mem__count(region->count.used_units, size);
-    nodedb_mem__count(region->count.writes, 1);
-    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
-    return NODEDB_OK;
-}
-
-static nodedb_status nodedb_mem__stale(const nodedb_mem_overflow *region, nodedb_mem_handle handle, nodedb_error *err) {
-    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: handle %016llx is stale or foreign",
-                        region->dir, (unsigned long long)handle.bits);
-}
-
-/* The slot of a living object, or NULL and the reason. */
-static nodedb_mem__slot *nodedb_mem__resolve(const nodedb_mem_overflow *region, nodedb_mem_handle handle,
-                                             nodedb_error *err) {
-    uint64_t slot = handle.bits >> 38;
-    nodedb_mem__slot *s;
-    if (region == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: NULL");
-        return NULL;
-    }
-    if (slot != 0 && slot < region->slots) {
-        s = nodedb_mem__slot_of(region, (uint32_t)slot);
-        if (s->state == NODEDB_MEM__OBJECT && nodedb_mem__generation(s) == (handle.bits & NODEDB_MEM__GENERATION_MASK))
-            return s;
-    }
-    (void)nodedb_mem__stale(region, handle, err);
-    return NULL;
-}
-
-/* Compares an object with its checksum, and notes what came of it. */
-static nodedb_status nodedb_mem__check_bytes(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
-                                       nodedb_error *err) {
-    nodedb_status status = nodedb_mem__compare(region, slot, s->at, nodedb_mem__length(s), err);
-    if (status == NODEDB_OK && s->checked == NODEDB_MEM__UNCHECKED)
-        nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__CHECKED);
-    if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1); /* views count, too */
-    return status;
-}
-
-NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region, nodedb_mem_handle handle,
-                                                    size_t *bytes, nodedb_error *err) {
-    nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
-    if (s != NULL && s->checked == NODEDB_MEM__UNCHECKED &&
-        nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err) != NODEDB_OK)
-        s = NULL;
-    if (bytes != NULL) *bytes = s != NULL ? nodedb_mem__length(s) : 0;
-    if (s == NULL) return NULL;
-    nodedb_mem__count(region->count.reads, 1);
-    return region->base + (size_t)s->at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-}
-
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                         nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
@@ -3249,108 +3636,6 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *reg
         return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch has no checksums",
                             region->dir);
     return nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
-                                                      nodedb_error *err) {
-    uint64_t slot;
-    if (region == NULL || handle == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow next: NULL");
-    for (slot = (handle->bits >> 38) + 1; slot < region->slots; slot++) {
-        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)slot);
-        if (s->state != NODEDB_MEM__OBJECT) continue;
-        handle->bits = slot << 38 | nodedb_mem__generation(s);
-        return NODEDB_OK;
-    }
-    handle->bits = 0;
-    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: no more objects", region->dir);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *region, nodedb_mem_handle handle,
-                                                      nodedb_error *err) {
-    nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
-    if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
-    nodedb_mem__count(region->count.objects, -1);
-    nodedb_mem__count(region->count.object_bytes, 0 - nodedb_mem__length(s));
-    nodedb_mem__count(region->count.used_units, 0 - (size_t)s->size);
-    nodedb_mem__count(region->count.frees, 1);
-    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__HOLE);
-    if (s->checked != NODEDB_MEM__WRITTEN) nodedb_mem__new_generation(region, (uint32_t)(handle.bits >> 38), s);
-    else nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
-    nodedb_mem__fence_release(); /* before other bytes come into its place, and another entry */
-    if (region->data_at != 0) nodedb_mem__put_entry(region, (uint32_t)(handle.bits >> 38), 0);
-    nodedb_mem__merge(region, (uint32_t)(handle.bits >> 38));
-    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
-    return NODEDB_OK;
-}
-
-/* Punches the backed granules among [first, last); adds to *bytes what they held. */
-static nodedb_status nodedb_mem__punch(nodedb_mem_overflow *region, size_t first, size_t last, uint64_t *bytes,
-                                       nodedb_error *err) {
-    const int how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    for (; first < last; first++) {
-        size_t at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, length = nodedb_mem__granule_end(region, first) - at;
-        int result;
-        if (!nodedb_mem__is_backed(region, first)) continue;
-        nodedb__retry(result, fallocate(region->fd, how, (off_t)(region->data_at + at), (off_t)length));
-        if (result != 0)
-            return nodedb_fail(err, errno == EOPNOTSUPP ? NODEDB_ERR_UNSUPPORTED : NODEDB_ERR_IO, errno,
-                                "overflow region in %s: cannot give disk blocks back", region->dir);
-        region->backed[first / 64] &= ~(UINT64_C(1) << first % 64);
-        nodedb_mem__count(region->count.disk_bytes, 0 - length);
-        *bytes += length;
-    }
-    return NODEDB_OK;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err) {
-    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES, granule = NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
-    uint32_t slot, size = NODEDB_MEM_OVERFLOW_GRANULE_BYTES / NODEDB_MEM_OVERFLOW_UNIT_BYTES, at = 0;
-    nodedb_status status = NODEDB_OK;
-    uint64_t given = 0;
-    if (bytes != NULL) *bytes = 0;
-    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow trim: NULL");
-    while (status == NODEDB_OK && (slot = nodedb_mem__tree_find(region, size, at)) != 0) {
-        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-        size_t from = s->at * unit, to = from + s->size * unit;
-        status = nodedb_mem__punch(region, (from + granule - 1) / granule,
-                                   to == region->max_bytes ? (to + granule - 1) / granule : to / granule, &given, err);
-        size = s->size, at = s->at + 1;
-    }
-    if (bytes != NULL) *bytes = given;
-    return status;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_overflow *region,
-                                                           nodedb_mem_overflow_stats *stats, nodedb_error *err) {
-    const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-    const nodedb_mem__counters *c;
-    uint64_t scattered;
-    if (region == NULL || stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow statistics: NULL");
-    c = &region->count;
-    memset(stats, 0, sizeof *stats);
-    stats->objects = nodedb__load_relaxed(&c->objects);
-    stats->object_bytes = nodedb__load_relaxed(&c->object_bytes);
-    stats->used_bytes = nodedb__load_relaxed(&c->used_units) * unit;
-    stats->capacity_bytes = nodedb__load_relaxed(&c->capacity_units) * unit;
-    stats->free_bytes = stats->capacity_bytes > stats->used_bytes ? stats->capacity_bytes - stats->used_bytes : 0;
-    stats->holes = nodedb__load_relaxed(&c->holes);
-    stats->largest_hole_bytes = nodedb__load_relaxed(&c->largest_units) * unit;
-    scattered = stats->free_bytes > stats->largest_hole_bytes ? stats->free_bytes - stats->largest_hole_bytes : 0;
-    if (scattered > 0) stats->fragmentation_percent = (uint32_t)(scattered * 100 / stats->free_bytes);
-    stats->max_bytes = region->max_bytes;
-    stats->disk_bytes = nodedb__load_relaxed(&c->disk_bytes);
-    stats->metadata_bytes = sizeof *region + region->slabs_bytes + region->backed_bytes +
-                            nodedb__load_relaxed(&c->slabs) * NODEDB_MEM__SLAB_SLOTS * sizeof(nodedb_mem__slot);
-    stats->writes = nodedb__load_relaxed(&c->writes);
-    stats->reads = nodedb__load_relaxed(&c->reads);
-    stats->frees = nodedb__load_relaxed(&c->frees);
-    stats->grows = nodedb__load_relaxed(&c->grows);
-    stats->refused = nodedb__load_relaxed(&c->refused);
-    stats->disk_full = nodedb__load_relaxed(&c->disk_full);
-    stats->reopened = nodedb__load_relaxed(&c->reopened);
-    stats->lost = nodedb__load_relaxed(&c->lost);
-    stats->damaged = nodedb__load_relaxed(&c->damaged);
-    return NODEDB_OK;
 }
 
 /* ===================================================================================================================
@@ -3488,213 +3773,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
     return NODEDB_OK;
 }
 
-/* ===================================================================================================================
- * Room: arenas
- * ================================================================================================================ */
-
-#if defined(NODEDB_NO_JEMALLOC)
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
-    return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: this program was compiled without it");
-}
-
-static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
-    (void)arena, (void)action;
-    return nodedb_mem_arena_available(err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_error *err) {
-    (void)arena;
-    return nodedb_mem_arena_available(err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb_error *err) {
-    (void)arena;
-    return nodedb_mem_arena_available(err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_of_thread(uint32_t *arena, nodedb_error *err) {
-    (void)arena;
-    return nodedb_mem_arena_available(err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_mem_arena_stats *stats,
-                                                        nodedb_error *err) {
-    (void)arena, (void)stats;
-    return nodedb_mem_arena_available(err);
-}
-
-#else
-
-/* jemalloc may be linked and yet not serve malloc (a sanitizer or a preloaded allocator in front of it): so we look
- * whether its count of this thread's allocations moves when we allocate. */
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
-    void *(*volatile allocate)(size_t) = malloc; /* volatile: a malloc that is only freed may be optimised away */
-    uint64_t *allocated = NULL, before;
-    size_t bytes = sizeof allocated;
-    void *probe;
-    bool moved;
-    if (mallctl == NULL)
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: link this program with -ljemalloc");
-    if (mallctl("thread.allocatedp", &allocated, &bytes, NULL, 0) != 0 || allocated == NULL)
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc with statistics (--enable-stats)");
-    before = *(volatile uint64_t *)allocated;
-    probe = allocate(64);
-    moved = *(volatile uint64_t *)allocated != before;
-    free(probe);
-    if (!moved)
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
-                            "arenas: jemalloc is linked, but another allocator (a sanitizer?) serves malloc");
-    return NODEDB_OK;
-}
-
-/* Runs "arena.<index>.<action>"; jemalloc's errno, or 0. */
-static int nodedb_mem__arena_action(uint32_t arena, const char *action) {
-    char name[64];
-    (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* what this thread caches of it must not come back */
-    (void)snprintf(name, sizeof name, "arena.%lu.%s", (unsigned long)arena, action);
-    return mallctl(name, NULL, NULL, NULL, 0);
-}
-
-/* Reset or destroy. jemalloc answers EFAULT for its own arenas, and where a bound thread is in the way. */
-static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
-    nodedb_mem_arena_stats stats;
-    nodedb_status status = nodedb_mem_arena_get_stats(arena, &stats, err);
-    unsigned automatic = 0;
-    size_t bytes = sizeof automatic;
-    int error;
-    if (status != NODEDB_OK) return status;
-    (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
-    if (arena < automatic)
-        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "arena %lu belongs to jemalloc itself", (unsigned long)arena);
-    error = nodedb_mem__arena_action(arena, action);
-    if (error == 0) return NODEDB_OK;
-    return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s, is a thread still bound to it?",
-                        (unsigned long)arena, action);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_error *err) {
-    nodedb_status status = nodedb_mem_arena_available(err);
-    unsigned index = 0;
-    size_t bytes = sizeof index;
-    int error;
-    if (status != NODEDB_OK) return status;
-    if (arena == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
-    error = mallctl("arenas.create", &index, &bytes, NULL, 0);
-    if (error != 0) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, error, "arena: jemalloc cannot make another");
-    *arena = index;
-    return NODEDB_OK;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb_error *err) {
-    nodedb_status status = nodedb_mem_arena_available(err);
-    unsigned index = arena;
-    int error;
-    if (status != NODEDB_OK) return status;
-    (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* or it serves some more from the old arena */
-    error = mallctl("thread.arena", NULL, NULL, &index, sizeof index);
-    if (error != 0) return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, error, "no arena %lu", (unsigned long)arena);
-    return NODEDB_OK;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_of_thread(uint32_t *arena, nodedb_error *err) {
-    nodedb_status status = nodedb_mem_arena_available(err);
-    unsigned index = 0;
-    size_t bytes = sizeof index;
-    int error;
-    if (status != NODEDB_OK) return status;
-    if (arena == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
-    error = mallctl("thread.arena", &index, &bytes, NULL, 0);
-    if (error != 0) return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, error, "jemalloc: thread.arena is not there");
-    *arena = index;
-    return NODEDB_OK;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_mem_arena_stats *stats,
-                                                        nodedb_error *err) {
-    static const char *const names[3] = {"small.allocated", "large.allocated", "resident"};
-    nodedb_status status = nodedb_mem_arena_available(err);
-    size_t values[3];
-    char name[64];
-    int i;
-    if (status != NODEDB_OK) return status;
-    if (stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
-    nodedb_mem__jemalloc_refresh();
-    for (i = 0; i < 3; i++) {
-        (void)snprintf(name, sizeof name, "stats.arenas.%lu.%s", (unsigned long)arena, names[i]);
-        if (!nodedb_mem__jemalloc_size(name, &values[i]))
-            return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no arena %lu", (unsigned long)arena);
-    }
-    stats->allocated_bytes = (uint64_t)values[0] + values[1];
-    stats->resident_bytes = values[2];
-    return NODEDB_OK;
-}
-
-#endif
-
-static void *nodedb_mem__collection_alloc(void *ctx, size_t bytes, size_t align) {
-#if defined(NODEDB_NO_JEMALLOC)
-    (void)ctx, (void)bytes, (void)align;
-    return NULL;
-#else
-    const nodedb_mem_collection *c = (const nodedb_mem_collection *)ctx;
-    if (mallocx == NULL || bytes == 0 || align == 0) return NULL;
-    return mallocx(bytes, MALLOCX_ARENA(c->arena) | MALLOCX_TCACHE_NONE | MALLOCX_ALIGN(align));
-#endif
-}
-
-static void nodedb_mem__collection_release(void *ctx, void *memory, size_t bytes) {
-    (void)ctx, (void)bytes;
-#if defined(NODEDB_NO_JEMALLOC)
-    (void)memory;
-#else
-    if (memory != NULL) dallocx(memory, MALLOCX_TCACHE_NONE);
-#endif
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_open(nodedb_mem_collection *collection, const char *tag,
-                                                        nodedb_error *err) {
-    if (collection == NULL || tag == NULL || tag[0] == 0 || strlen(tag) >= sizeof collection->tag)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL, or a tag that has not 1 to %d bytes",
-                            NODEDB_MEM_MAX_NAME_BYTES - 1);
-    memset(collection, 0, sizeof *collection);
-    (void)snprintf(collection->tag, sizeof collection->tag, "%s", tag);
-    return nodedb_mem_arena_create(&collection->arena, err);
-}
-
-NODEDB_MEM_API nodedb_allocator nodedb_mem_collection_allocator(nodedb_mem_collection *collection) {
-    nodedb_allocator allocator;
-    allocator.alloc = nodedb_mem__collection_alloc, allocator.release = nodedb_mem__collection_release;
-    allocator.ctx = collection;
-    return allocator;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_get_stats(const nodedb_mem_collection *collection,
-                                                             nodedb_mem_arena_stats *stats, nodedb_error *err) {
-    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
-    return nodedb_mem_arena_get_stats(collection->arena, stats, err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_reset(nodedb_mem_collection *collection, nodedb_error *err) {
-    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
-    return nodedb_mem_arena_reset(collection->arena, err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_close(nodedb_mem_collection *collection, nodedb_error *err) {
-    nodedb_status status;
-    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
-    status = nodedb_mem_arena_destroy(collection->arena, err);
-    if (status == NODEDB_OK) collection->arena = UINT32_MAX; /* jemalloc will give its number to another */
-    return status;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error *err) {
-    return nodedb_mem__arena_call(arena, "reset", err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_error *err) {
-    return nodedb_mem__arena_call(arena, "destroy", err);
-}
+#endif /* NODEDB_MEM_NO_KEPT */
 
 #endif /* NODEDB_MEM_IMPLEMENTED */
 #endif /* NODEDB_MEM_IMPLEMENTATION */
