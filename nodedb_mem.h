@@ -677,26 +677,28 @@ static inline const char *nodedb__path_end(const char *path) {
 extern "C" {
 #endif
 
+/* ---- limits and defaults ----------------------------------------------------------------------------------------- */
+
 #define NODEDB_MEM_MAX_ENGINES 64
 #define NODEDB_MEM_MAX_CORES 1024
 #define NODEDB_MEM_MAX_NAME_BYTES 32                 /* of an engine's name, its final zero included */
 #define NODEDB_MEM_NO_LIMIT_BYTES SIZE_MAX           /* an engine bounded by the ceiling alone */
-#define NODEDB_MEM_DEFAULT_CHUNK_BYTES (256u << 10)  /* most credit drawn beyond what is needed */
+#define NODEDB_MEM_DEFAULT_CHUNK_BYTES (256u << 10)  /* most credit that a core draws ahead */
 #define NODEDB_MEM_DEFAULT_SYSTEM_PERCENT 75         /* of the cgroup's limit or the RAM, for a ceiling of 0 */
 #define NODEDB_MEM_DEFAULT_WARNING_PERCENT 70
 #define NODEDB_MEM_DEFAULT_CRITICAL_PERCENT 85
 #define NODEDB_MEM_DEFAULT_EMERGENCY_PERCENT 95
-#define NODEDB_MEM_DEFAULT_HYSTERESIS_PERCENT 5      /* a level is left that far below where it was entered */
+#define NODEDB_MEM_DEFAULT_HYSTERESIS_PERCENT 5      /* a level is left that far below the mark where it was entered */
 #define NODEDB_MEM_DEFAULT_SPILL_BEGIN_PERCENT 90
 #define NODEDB_MEM_DEFAULT_SPILL_RESTORE_PERCENT 75
 #define NODEDB_MEM_GLOBAL UINT32_MAX                 /* in place of an engine: the ceiling, the sum of all engines */
-#define NODEDB_MEM_ANY_THREAD UINT32_MAX             /* in place of a core: any thread, under a lock */
+#define NODEDB_MEM_ANY_THREAD UINT32_MAX             /* in place of a core: any thread, at the price of a lock */
 
-/* ---- governor ---------------------------------------------------------------------------------------------------- */
+/* ---- governor: set up -------------------------------------------------------------------------------------------- */
 
 typedef struct nodedb_mem nodedb_mem;
 
-/* The engines that are there from the start. Their names are the words in lower case: "vector", "sparse" ... */
+/* The engines that exist from the start. Their names are the words in lower case: "vector", "sparse" ... */
 typedef enum nodedb_mem_engine {
     NODEDB_MEM_VECTOR = 0,
     NODEDB_MEM_SPARSE,
@@ -708,6 +710,7 @@ typedef enum nodedb_mem_engine {
     NODEDB_MEM_PREDEFINED_ENGINES
 } nodedb_mem_engine;
 
+/* How full an engine or the ceiling is. Greater is worse. */
 typedef enum nodedb_mem_level {
     NODEDB_MEM_NORMAL = 0,
     NODEDB_MEM_WARNING,
@@ -715,89 +718,60 @@ typedef enum nodedb_mem_level {
     NODEDB_MEM_EMERGENCY
 } nodedb_mem_level;
 
-/* Told of each change of a level, by the thread that asked for it, no lock held, never two at a time. It must return.
- * `engine` may be NODEDB_MEM_GLOBAL. */
+/* Is told each change of a level, on the thread that asked, without a lock held, never two at a time. It may call the
+ * governor and must return. `engine` may be NODEDB_MEM_GLOBAL. */
 typedef void nodedb_mem_on_pressure(void *ctx, uint32_t engine, nodedb_mem_level from, nodedb_mem_level to);
 
-/* Zeroed: everything as said. Strings and pointers are copied or used only by create, but the callbacks' contexts. */
+/* Zeroed: the defaults. The governor copies it; the contexts of callbacks must outlive the governor. */
 typedef struct nodedb_mem_config {
-    size_t ceiling_bytes;          /* 0: system_percent of the least of the RAM and the cgroup limits (v2, v1) */
-    uint32_t max_cores;            /* indexes 0 .. max_cores - 1; 0: the processors of the machine */
-    size_t chunk_bytes;            /* 0: NODEDB_MEM_DEFAULT_CHUNK_BYTES */
-    uint32_t system_percent;       /* 1 .. 100, like all below; 0: the default */
-    uint32_t warning_percent;      /* warning <= critical <= emergency */
+    size_t ceiling_bytes;           /* 0: system_percent of the least of the RAM and the cgroup limits (v2, v1) */
+    uint32_t max_cores;             /* indexes 0 .. max_cores - 1; 0: the processors of the machine */
+    size_t chunk_bytes;             /* 0: NODEDB_MEM_DEFAULT_CHUNK_BYTES */
+    uint32_t system_percent;        /* 1 .. 100, like all below; 0: the default */
+    uint32_t warning_percent;       /* warning <= critical <= emergency */
     uint32_t critical_percent;
     uint32_t emergency_percent;
-    uint32_t hysteresis_percent;   /* below warning_percent */
+    uint32_t hysteresis_percent;    /* below warning_percent */
     uint32_t spill_begin_percent;
     uint32_t spill_restore_percent; /* below spill_begin_percent */
-    nodedb_mem_on_pressure *on_pressure;
+    nodedb_mem_on_pressure *on_pressure; /* NULL: nobody is told */
     void *on_pressure_ctx;
     nodedb_clock clock;
     nodedb_logger logger;
     nodedb_allocator allocator;
-    nodedb_io io;                  /* reads /proc and /sys/fs/cgroup */
+    nodedb_io io;                   /* reads /proc and /sys/fs/cgroup */
 } nodedb_mem_config;
 
-/* One engine, or all together, at one moment. */
-typedef struct nodedb_mem_usage {
-    char name[NODEDB_MEM_MAX_NAME_BYTES]; /* "ceiling" for NODEDB_MEM_GLOBAL */
-    size_t limit_bytes;     /* the engine's own or the ceiling, whichever is less */
-    size_t base_bytes;      /* what was set; a rebalance makes the limit more or less than that */
-    size_t reserved_bytes;  /* granted and not released */
-    size_t credit_bytes;    /* idle at cores; can be taken back, counts as available */
-    size_t available_bytes; /* the largest reservation that would be granted; 0 while a limit is passed */
-    size_t peak_bytes;      /* most ever reserved; exact for an engine on one core, else an upper bound */
-    uint64_t rejections;    /* reservations refused (of the engine by either limit; GLOBAL: by the ceiling) */
-    uint64_t forced;        /* forced reservations */
-    uint64_t forced_bytes;  /* the bytes of them that passed a limit at that moment */
-    nodedb_mem_level level; /* as last reported; NORMAL before the first nodedb_mem_pressure or _poll */
-    uint64_t level_since_ns;
-} nodedb_mem_usage;
-
-/* Creates a governor. config NULL: all defaults. The caller owns it and ends it with nodedb_mem_destroy. NULL:
+/* Creates a governor; `config` NULL: all defaults. The caller owns it and ends it with nodedb_mem_destroy. NULL:
  * NODEDB_ERR_INVALID (percentages out of order, too many cores), NODEDB_ERR_NO_MEMORY. */
 NODEDB_MEM_API nodedb_mem *nodedb_mem_create(const nodedb_mem_config *config, nodedb_error *err);
 
-/* Ends it; NULL is allowed. Nobody may be in a call. What is still reserved is a leak of the caller's: a warning is
- * logged for each engine. */
+/* Ends a governor; NULL is allowed. No thread may be in a call. What is still reserved is a leak of the caller's: a
+ * warning is logged for each engine. */
 NODEDB_MEM_API void nodedb_mem_destroy(nodedb_mem *mem);
 
 /* Adds an engine; *engine gets its id. limit_bytes may be NODEDB_MEM_NO_LIMIT_BYTES. Any thread. Errors:
- * NODEDB_ERR_INVALID (name empty or too long), NODEDB_ERR_EXISTS (*engine is set to the one that is there; "ceiling" is
- * NODEDB_MEM_GLOBAL), NODEDB_ERR_LIMIT (NODEDB_MEM_MAX_ENGINES). */
+ * NODEDB_ERR_INVALID (name empty or too long), NODEDB_ERR_EXISTS (*engine is set to the one that has the name;
+ * "ceiling" is NODEDB_MEM_GLOBAL), NODEDB_ERR_LIMIT (NODEDB_MEM_MAX_ENGINES). */
 NODEDB_MEM_API nodedb_status nodedb_mem_register_engine(nodedb_mem *mem, const char *name, size_t limit_bytes,
                                                         uint32_t *engine, nodedb_error *err);
 
-/* The engine of that name; "ceiling" is NODEDB_MEM_GLOBAL. Any thread. Errors: NODEDB_ERR_INVALID,
- * NODEDB_ERR_NOT_FOUND. */
-NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char *name, uint32_t *engine,
-                                                    nodedb_error *err);
-
-/* Sets an engine's limit, or with NODEDB_MEM_GLOBAL the ceiling (which may not be 0). May be below what is reserved:
- * nothing is taken away, but nothing more is granted until enough is released. Any thread. Errors: NODEDB_ERR_INVALID,
- * NODEDB_ERR_NOT_FOUND (no such engine). */
+/* Sets an engine's limit, or with NODEDB_MEM_GLOBAL the ceiling (which may not be 0), and ends all loans. The limit may
+ * be below what is reserved: nothing is taken away, and nothing more is granted until enough is released. Any thread.
+ * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such engine). */
 NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engine, size_t limit_bytes,
                                                   nodedb_error *err);
 
-/* Lets engines that need more than their limit borrow from those that need less; the sum of all limits stays what was
- * set. Each limit is computed from what was set: an engine that its own limit refused since the last call, or that
- * holds critical_percent of what was set for it or more, may hold half as much again as it holds (if it was refused
- * with all that was set for it, and holds little: as was set); one that is not in need keeps half as much again as it
- * holds, and at least a quarter of what was set, and lends the rest as far as it is wanted. So what was lent comes back
- * with the call that finds its owner in need (what the borrower holds stays, but it gets no more); set_limit ends all
- * loans. Engines without a limit take no part. *moved (may be NULL): bytes that are lent now. Any thread; call it in
- * maintenance. Errors: NODEDB_ERR_INVALID. */
-NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved, nodedb_error *err);
+/* ---- governor: account ------------------------------------------------------------------------------------------- */
 
-/* May `engine` hold `bytes` more? Only the thread of `core`. 0 bytes are granted always. Errors: NODEDB_ERR_LIMIT
- * (refused: engine or ceiling, asked, left are in the sentence), NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such
- * engine; NODEDB_MEM_GLOBAL is none). */
+/* Asks whether `engine` may hold `bytes` more; 0 bytes are always granted. Only the thread of `core`. Errors:
+ * NODEDB_ERR_LIMIT (refused: the sentence says whether by the engine or the ceiling, what was asked and what is left),
+ * NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such engine; NODEDB_MEM_GLOBAL is none). */
 NODEDB_MEM_API nodedb_status nodedb_mem_reserve(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                                 nodedb_error *err);
 
-/* The same for what exists already: never refused, may pass the limits, counted. Errors: NODEDB_ERR_INVALID (also where
- * the sum does not fit size_t), NODEDB_ERR_NOT_FOUND (as there). */
+/* The same for what exists already: never refused, may pass the limits, counted apart. Errors: NODEDB_ERR_INVALID (also
+ * where the sum does not fit size_t), NODEDB_ERR_NOT_FOUND (as there). */
 NODEDB_MEM_API nodedb_status nodedb_mem_reserve_forced(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                                        nodedb_error *err);
 
@@ -806,50 +780,40 @@ NODEDB_MEM_API nodedb_status nodedb_mem_reserve_forced(nodedb_mem *mem, uint32_t
 NODEDB_MEM_API nodedb_status nodedb_mem_release(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                                 nodedb_error *err);
 
+/* Lets engines that need more than their limit borrow from those that need less; the sum of all limits stays what was
+ * set. Call it in maintenance, on any thread.
+ *   In need: its own limit refused it since the last call, or it holds critical_percent of what was set for it. It may
+ *     hold half as much again as it holds. If it was refused with all that was set for it, and holds little: half as
+ *     much again as was set.
+ *   Not in need: it keeps half as much again as it holds, and at least a quarter of what was set. It lends the rest, as
+ *     far as that is wanted.
+ * Each call computes from what was set, so a loan ends with the call that finds the owner in need: what the borrower
+ * holds stays, but it gets no more. Engines without a limit take no part. *moved (may be NULL): bytes lent now. Errors:
+ * NODEDB_ERR_INVALID. */
+NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved, nodedb_error *err);
+
+/* ---- governor: look ---------------------------------------------------------------------------------------------- */
+
+/* One engine, or all together, at one moment. */
+typedef struct nodedb_mem_usage {
+    char name[NODEDB_MEM_MAX_NAME_BYTES]; /* "ceiling" for NODEDB_MEM_GLOBAL */
+    size_t limit_bytes;     /* the engine's own or the ceiling, whichever is less */
+    size_t base_bytes;      /* what was set; a rebalance makes the limit more or less than that */
+    size_t reserved_bytes;  /* granted and not released */
+    size_t credit_bytes;    /* drawn ahead by cores; can be reclaimed, counts as available */
+    size_t available_bytes; /* the largest reservation that would be granted; 0 while a limit is passed */
+    size_t peak_bytes;      /* most ever reserved; exact for an engine on one core, else an upper bound */
+    uint64_t rejections;    /* reservations refused (of the engine by either limit; GLOBAL: by the ceiling) */
+    uint64_t forced;        /* forced reservations */
+    uint64_t forced_bytes;  /* those of their bytes that passed a limit at that moment */
+    nodedb_mem_level level; /* as last reported; NORMAL before the first nodedb_mem_pressure or _poll */
+    uint64_t level_since_ns;
+} nodedb_mem_usage;
+
 /* Fills *usage for an engine or NODEDB_MEM_GLOBAL. Any thread; takes a lock. Errors: NODEDB_ERR_INVALID,
  * NODEDB_ERR_NOT_FOUND. */
 NODEDB_MEM_API nodedb_status nodedb_mem_get_usage(nodedb_mem *mem, uint32_t engine, nodedb_mem_usage *usage,
                                                   nodedb_error *err);
-
-/* The level of an engine or of NODEDB_MEM_GLOBAL now; a change calls on_pressure. Any thread, also from the callback.
- * There, and while another thread reports, a change is answered at once and reported by the next call that may.
- * An engine that does not exist, or `mem` NULL, is answered NODEDB_MEM_EMERGENCY. A level has no room for an error, so
- * this takes the safe side. A caller that is told EMERGENCY sheds load for nothing, and somebody notices. One that is
- * told NORMAL fills the memory, and nobody does. */
-NODEDB_MEM_API nodedb_mem_level nodedb_mem_pressure(nodedb_mem *mem, uint32_t engine);
-
-/* The same for all engines and the ceiling; the worst level of all. Call it in each core's maintenance. Any thread. */
-NODEDB_MEM_API nodedb_mem_level nodedb_mem_poll(nodedb_mem *mem);
-
-typedef enum nodedb_mem_spill_action {
-    NODEDB_MEM_SPILL_NONE = 0, /* nothing to move */
-    NODEDB_MEM_SPILL_BEGIN,    /* spill_begin_percent was reached: start to move cold data out */
-    NODEDB_MEM_SPILL_CONTINUE, /* go on: it is not yet under spill_restore_percent */
-    NODEDB_MEM_SPILL_RESTORE   /* there is room: bring spilled data back */
-} nodedb_mem_spill_action;
-
-/* The controller of one core for one engine or for NODEDB_MEM_GLOBAL. The caller owns it and zeroes it to begin with.
- * One thread at a time may use it. */
-typedef struct nodedb_mem_spill {
-    bool spilling;                        /* the last decision was BEGIN or CONTINUE */
-    uint64_t begins, continues, restores; /* decisions so far */
-} nodedb_mem_spill;
-
-/* Says what `core` should move now: *action, and in *bytes (may be NULL) how much. Any thread; takes a lock.
- * `engine` may be NODEDB_MEM_GLOBAL. An engine spills when its own limit or the ceiling is too full, NODEDB_MEM_GLOBAL
- * when the ceiling is.
- *   BEGIN, CONTINUE: *bytes is this core's share of what must go to get under spill_restore_percent. Shares are in
- *     proportion to what the cores have reserved of `engine` (NODEDB_MEM_GLOBAL: of all engines), rounded up. So a core
- *     that holds nothing has a share of 0. NODEDB_MEM_ANY_THREAD has none: the cores move its part, too.
- *   RESTORE: *bytes is at most 1 of max_cores parts of the room under spill_restore_percent, and at most
- *     `spilled_bytes`, which is what this core has out.
- *   NONE: *bytes is 0.
- * `core` may be NODEDB_MEM_ANY_THREAD: then one share is the whole.
- * A decision is a proposal of this moment; it reserves nothing. Act on it at once, on all or on a batch, and ask again.
- * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such engine). *action, *bytes and *spill are untouched then. */
-NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem_spill *spill, uint32_t core,
-                                                     uint32_t engine, size_t spilled_bytes,
-                                                     nodedb_mem_spill_action *action, size_t *bytes, nodedb_error *err);
 
 /* What the process really uses, beside what was accounted. */
 typedef struct nodedb_mem_reality {
@@ -861,16 +825,65 @@ typedef struct nodedb_mem_reality {
     uint64_t allocator_allocated_bytes;
 } nodedb_mem_reality;
 
-/* Any thread; some microseconds. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_IO (no /proc), NODEDB_ERR_CORRUPT (it makes no
- * sense); *reality is zeroed by the last two. */
+/* Fills *reality. Any thread; some microseconds. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_IO (no /proc),
+ * NODEDB_ERR_CORRUPT (it makes no sense); *reality is zeroed by the last two. */
 NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_reality *reality, nodedb_error *err);
 
-/* ---- overflow region --------------------------------------------------------------------------------------------- */
+/* ---- governor: react --------------------------------------------------------------------------------------------- */
+
+/* The level of an engine or of NODEDB_MEM_GLOBAL now; a change calls on_pressure. Any thread, also from the callback.
+ * There, and while another thread reports, a change is answered at once and reported by the next call that may.
+ * For an engine that does not exist, and for `mem` NULL, the answer is NODEDB_MEM_EMERGENCY: a level has no room for an
+ * error, so this takes the safe side. A caller that is told EMERGENCY sheds load for nothing, and somebody notices. One
+ * that is told NORMAL fills the memory, and nobody does. */
+NODEDB_MEM_API nodedb_mem_level nodedb_mem_pressure(nodedb_mem *mem, uint32_t engine);
+
+/* The same for all engines and the ceiling; answers the worst level of all. Call it in each core's maintenance. Any
+ * thread. */
+NODEDB_MEM_API nodedb_mem_level nodedb_mem_poll(nodedb_mem *mem);
+
+/* What a core is to do. Zero is no decision, so that an action nobody filled in is never taken for "nothing to move".
+ *  */
+typedef enum nodedb_mem_spill_action {
+    NODEDB_MEM_SPILL_INVALID = 0, /* the call failed: see its status */
+    NODEDB_MEM_SPILL_NONE,        /* nothing to move */
+    NODEDB_MEM_SPILL_BEGIN,       /* spill_begin_percent was reached: start to move cold data out */
+    NODEDB_MEM_SPILL_CONTINUE,    /* go on: it is not yet under spill_restore_percent */
+    NODEDB_MEM_SPILL_RESTORE      /* there is room: bring spilled data back */
+} nodedb_mem_spill_action;
+
+/* The controller of one core for one engine or for NODEDB_MEM_GLOBAL. The caller owns it and zeroes it before the first
+ * use. One thread at a time may use it. */
+typedef struct nodedb_mem_spill {
+    bool spilling;                        /* the last decision was BEGIN or CONTINUE */
+    uint64_t begins, continues, restores; /* decisions so far */
+} nodedb_mem_spill;
+
+/* Decides what `core` should move now: *action, and in *bytes (may be NULL) how much. Any thread; takes a lock.
+ * `engine` may be NODEDB_MEM_GLOBAL. An engine spills when its own limit or the ceiling is too full, NODEDB_MEM_GLOBAL
+ * when the ceiling is.
+ *   BEGIN, CONTINUE: *bytes is this core's share of what must go to get under spill_restore_percent. Shares are in
+ *     proportion to what the cores have reserved of `engine` (NODEDB_MEM_GLOBAL: of all engines), rounded up. So a core
+ *     that holds nothing has a share of 0. NODEDB_MEM_ANY_THREAD has none: the cores move its part, too.
+ *   RESTORE: *bytes is at most 1 of max_cores parts of the room under spill_restore_percent, and at most
+ *     `spilled_bytes`, which is what this core has out.
+ *   NONE: *bytes is 0.
+ * `core` may be NODEDB_MEM_ANY_THREAD: then one share is the whole.
+ * A decision is a proposal of this moment; it reserves nothing. Act on it at once, on all or on a batch, and ask again.
+ * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such engine). Then *action is NODEDB_MEM_SPILL_INVALID, *bytes
+ * is 0 and *spill is as before. */
+NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem_spill *spill, uint32_t core,
+                                                     uint32_t engine, size_t spilled_bytes,
+                                                     nodedb_mem_spill_action *action, size_t *bytes, nodedb_error *err);
+
+/* ---- overflow region: spill -------------------------------------------------------------------------------------- */
 
 #define NODEDB_MEM_OVERFLOW_UNIT_BYTES 16                   /* what sizes in the file are rounded up to */
 #define NODEDB_MEM_OVERFLOW_GRANULE_BYTES (UINT32_C(1) << 20) /* disk blocks are allocated and given back by this */
 #define NODEDB_MEM_OVERFLOW_MAX_SLOTS (UINT32_C(1) << 26)
 #define NODEDB_MEM_OVERFLOW_DEFAULT_INITIAL_BYTES (UINT64_C(64) << 20)
+#define NODEDB_MEM_OVERFLOW_DEFAULT_COMPACT_BYTES (UINT64_C(1) << 20)
+#define NODEDB_MEM_OVERFLOW_COMPACT_BLOCKS 4096             /* most that one compaction looks at */
 #if SIZE_MAX > 0xFFFFFFFFu
 #define NODEDB_MEM_OVERFLOW_MAX_BYTES (UINT64_C(32) << 30)
 #define NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES (UINT64_C(1) << 30)
@@ -880,16 +893,16 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_
 #endif
 
 typedef struct nodedb_mem_overflow nodedb_mem_overflow;
-typedef struct nodedb_mem_overflow_view nodedb_mem_overflow_view;
 
-/* Names one object and its generation. {0} names nothing. Valid until freed, in its own region only; of a kept region
- * also when it is reopened, by another process or on another machine. */
+/* Names one object and its generation. {0} names nothing. Valid until the object is freed, in its own region only; of a
+ * kept region also when it is reopened, by another process or on another machine. */
 typedef struct nodedb_mem_handle {
     uint64_t bits;
 } nodedb_mem_handle;
 
+/* Zeroed but for `dir`: scratch, with the defaults. Strings are copied. */
 typedef struct nodedb_mem_overflow_config {
-    const char *dir;        /* where the file is; must exist; not tmpfs, which is memory. Required */
+    const char *dir;        /* where the file is; must exist. Not tmpfs, which is memory. Required */
     const char *name;       /* of a file in `dir` that is made, or reopened, and kept; NULL or "": scratch */
     uint64_t initial_bytes; /* 0: 64 MiB, or max_bytes if that is less; rounded up to the page, like max_bytes */
     uint64_t max_bytes;     /* 0: 1 GiB (256 MiB on 32 bits) */
@@ -899,6 +912,76 @@ typedef struct nodedb_mem_overflow_config {
     nodedb_logger logger;
     nodedb_io io;           /* open must return a descriptor that can be mapped */
 } nodedb_mem_overflow_config;
+
+/* Opens a region: without config->name an empty one, in a nameless file in config->dir (O_TMPFILE; else created and
+ * unlinked at once). With a name the file is made, durably, or reopened: its table is read, not yet its objects; see
+ * stats.reopened and .lost. On tmpfs or ramfs it opens, with a warning to the logger and stats.in_memory set. The
+ * caller owns the region and closes it. NULL: NODEDB_ERR_INVALID (also: other max_blocks than the file has),
+ * NODEDB_ERR_NO_MEMORY (also: no address space), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, NODEDB_ERR_LOCKED (open
+ * elsewhere), NODEDB_ERR_CORRUPT (no overflow file, or both headers are damaged), NODEDB_ERR_LIMIT (objects beyond
+ * max_bytes), NODEDB_ERR_UNSUPPORTED (a name, with NODEDB_MEM_NO_KEPT). A file that cannot be opened loses nothing. */
+NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
+                                                             nodedb_error *err);
+
+/* Unmaps and forgets everything; all pointers die, and the handles of a scratch region. A kept file is made durable
+ * first; an error of that goes to the logger only, so call nodedb_mem_overflow_sync to get it. Open views go on
+ * reading, and the last one to close frees everything (a kept file stays locked until then). NULL is allowed. */
+NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region);
+
+/* Copies `bytes` bytes (0 is allowed) into the region; *handle names them. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_LIMIT
+ * (max_bytes reached and no hole is large enough; max_blocks), NODEDB_ERR_DISK_FULL, NODEDB_ERR_NO_MEMORY,
+ * NODEDB_ERR_IO. On failure nothing changed and *handle is {0}. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *region, const void *data, size_t bytes,
+                                                       nodedb_mem_handle *handle, nodedb_error *err);
+
+/* Where the object is, aligned to 16, and its exact length in *bytes (may be NULL). The region owns the bytes; any
+ * thread may read them until the object is freed, updated or moved by a compaction, also while the region grows. An
+ * object that a kept file brought is read and checked once, the first time. NULL: NODEDB_ERR_INVALID,
+ * NODEDB_ERR_NOT_FOUND (stale, foreign, never given); kept: NODEDB_ERR_CORRUPT (not what was written; offset says where
+ * in the file), NODEDB_ERR_IO. */
+NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                    size_t *bytes, nodedb_error *err);
+
+/* Replaces the object's bytes, and its length; the handle stays. If it takes as many units of 16 bytes as before, a
+ * scratch region writes in place. Otherwise, and always in a kept region, the new bytes go to another place first, so
+ * there must be room for both. `data` may lie in the object itself. A process that dies meanwhile leaves the old bytes
+ * or the new. After a power cut an object that was updated since the last sync has the old bytes or the new, or it is
+ * lost or NODEDB_ERR_CORRUPT. Errors: as write, and NODEDB_ERR_NOT_FOUND; on failure the object is as it was. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_update(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                        const void *data, size_t bytes, nodedb_error *err);
+
+/* Frees the object; its space is merged with free neighbours. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (also:
+ * it is freed already). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                      nodedb_error *err);
+
+/* Steps through all objects: {0} becomes the first handle, each handle the next, in no order that means something. What
+ * the caller frees or writes meanwhile may be met or not; all others are met once. O(objects + holes) for all together.
+ * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (that was the last; *handle is {0} again). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
+                                                      nodedb_error *err);
+
+/* ---- overflow region: tidy up, look ------------------------------------------------------------------------------ */
+
+/* Answers whether an object may move now; false for one whose pointer is in use. It must not call the region. */
+typedef bool nodedb_mem_may_move(void *ctx, nodedb_mem_handle handle);
+
+/* Moves objects from the end of the region into holes further down, so that free space gathers at the end and
+ * nodedb_mem_overflow_trim can give it back. Handles stay valid. Pointers to the objects that move die, those of views
+ * too: `may_move` (NULL: all may) answers false for objects that must stay. Copies through views are never wrong.
+ * One call moves at most max_bytes of objects (0: 1 MiB), and looks at no more than NODEDB_MEM_OVERFLOW_COMPACT_BLOCKS
+ * blocks; an object above max_bytes stays. *complete (may be NULL): the pass has reached its end; the next call begins
+ * another. In a kept region a call that moves something syncs twice, and a power cut or a kill finds each object at its
+ * old place or at its new one. No disk blocks are allocated. Errors: NODEDB_ERR_INVALID; kept: NODEDB_ERR_IO,
+ * NODEDB_ERR_DISK_FULL, NODEDB_ERR_STATE (as sync). Objects and handles are intact after any of them. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *region, uint64_t max_bytes,
+                                                         nodedb_mem_may_move *may_move, void *ctx, bool *complete,
+                                                         nodedb_error *err);
+
+/* Gives the disk blocks of whole free granules back to the file system; *bytes (may be NULL) gets how many. What shares
+ * a granule with an object stays. O(holes of a granule or more). Errors: NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED
+ * (the file system cannot), NODEDB_ERR_IO. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err);
 
 typedef struct nodedb_mem_overflow_stats {
     uint64_t objects;            /* alive */
@@ -911,90 +994,19 @@ typedef struct nodedb_mem_overflow_stats {
     uint64_t capacity_bytes;     /* grows up to max_bytes */
     uint64_t max_bytes;
     uint64_t disk_bytes;         /* allocated on disk */
+    bool in_memory;              /* the file system is tmpfs or ramfs: "disk" is memory, and nothing is durable */
     uint64_t metadata_bytes;     /* of ordinary memory */
-    uint64_t writes, reads, frees, grows; /* since opening */
-    uint64_t refused;            /* writes, for any reason */
+    uint64_t writes, updates, reads, frees, grows; /* since opening */
+    uint64_t moves, moved_bytes; /* by compactions */
+    uint64_t refused;            /* writes and updates, for any reason */
     uint64_t disk_full;          /* of these, for want of disk blocks */
     uint64_t reopened;           /* kept: objects that were found in the file */
     uint64_t lost;               /* kept: entries of its table that could not be used: at most so many objects */
     uint64_t damaged;            /* kept: reads and verifications that found other bytes than were written */
 } nodedb_mem_overflow_stats;
 
-/* Opens a region: without config->name an empty one, in a nameless file in config->dir (O_TMPFILE; else created and
- * unlinked at once). With a name the file is made, durably, or reopened: its table is read, not yet its objects; see
- * stats.reopened and .lost. NULL: NODEDB_ERR_INVALID (also: other max_blocks than the file has), NODEDB_ERR_NO_MEMORY
- * (also: no address space), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, NODEDB_ERR_LOCKED (open elsewhere), NODEDB_ERR_CORRUPT
- * (no overflow file, or both headers are damaged), NODEDB_ERR_LIMIT (objects beyond max_bytes). A file that cannot be
- * opened loses nothing. */
-NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
-                                                             nodedb_error *err);
-
-/* Unmaps and forgets everything; all pointers die, and the handles of a scratch region. A kept file is made durable
- * first; an error of that is logged only, so call nodedb_mem_overflow_sync to have it. While views are open, they read
- * on, and the last to close ends it all (a kept file stays locked so long). NULL is allowed. */
-NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region);
-
-/* Copies `bytes` bytes (0 is allowed) into the region. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_LIMIT (max_bytes reached
- * and no hole is large enough; max_blocks), NODEDB_ERR_DISK_FULL, NODEDB_ERR_NO_MEMORY, NODEDB_ERR_IO. On failure
- * nothing changed and *handle is {0}. */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *region, const void *data, size_t bytes,
-                                                       nodedb_mem_handle *handle, nodedb_error *err);
-
-/* Where the object is, aligned to 16, and its exact length in *bytes (may be NULL). Valid until it is freed, also while
- * the region grows. An object that a kept file brought is read and checked once, the first time. NULL:
- * NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (stale, foreign, never given); kept: NODEDB_ERR_CORRUPT (not what was
- * written; offset says where in the file), NODEDB_ERR_IO. */
-NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region, nodedb_mem_handle handle,
-                                                    size_t *bytes, nodedb_error *err);
-
-/* Frees the object; its space is merged with free neighbours. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (also:
- * it is freed already). */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *region, nodedb_mem_handle handle,
-                                                      nodedb_error *err);
-
-/* Gives the disk blocks of whole free granules back to the file system; *bytes (may be NULL) gets how many. O(holes of
- * a granule or more). Errors: NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (the file system cannot), NODEDB_ERR_IO. */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err);
-
-/* Makes a kept file durable as it is: an object written before, and not freed since, survives a power cut (and what was
- * freed since may be there again). A process that dies loses nothing, synced or not. Blocks for the device. Errors:
- * NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (scratch), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, and NODEDB_ERR_STATE ever
- * after one of these two: what is durable is known only when the file is opened again. */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err);
-
-/* Steps through all objects: {0} becomes the first handle, each handle the next, in no order that means something. What
- * the caller frees or writes meanwhile may be met or not; all others are met once. O(objects + holes) for all together.
- * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (that was the last; *handle is {0} again). */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
-                                                      nodedb_error *err);
-
-/* Reads an object of a kept region from the file and compares it with its checksum, be it the first time or not.
- * Errors: as read, and NODEDB_ERR_UNSUPPORTED (scratch). */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
-                                                        nodedb_error *err);
-
-/* A view: how another core reads a region, while its owner goes on. A mapping of its own, that cannot be written
- * through. Any thread, while the region is open; each view is used by one thread at a time. NULL: NODEDB_ERR_INVALID,
- * NODEDB_ERR_NO_MEMORY (also: no address space), NODEDB_ERR_IO. */
-NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err);
-
-/* Closes a view, before or after its region. NULL is allowed. */
-NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view);
-
-/* As nodedb_mem_overflow_read, for an object that the owner will not free before the reader is done: the pointer is
- * valid so long. An object that a kept file brought is checked each time, until its owner has read it. Errors: as
- * there. */
-NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
-                                                         size_t *bytes, nodedb_error *err);
-
-/* Copies an object into `buffer` of `capacity` bytes; the owner may free it at any moment: then this answers
- * NODEDB_ERR_NOT_FOUND, and never another object's bytes. *bytes (may be NULL) gets its length. By pread(2).
- * Errors: as read, and NODEDB_ERR_LIMIT (the buffer is too small; *bytes is set). */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
-                                                           void *buffer, size_t capacity, size_t *bytes,
-                                                           nodedb_error *err);
-
-/* Any thread. Figures may be of slightly different moments where another thread is writing. NODEDB_ERR_INVALID. */
+/* Fills *stats. Any thread. Figures may be of slightly different moments where another thread is writing. Errors:
+ * NODEDB_ERR_INVALID. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_overflow *region,
                                                            nodedb_mem_overflow_stats *stats, nodedb_error *err);
 
@@ -1009,16 +1021,19 @@ typedef struct nodedb_mem_arena_stats {
  * what is missing; all calls below then answer the same. Any thread. */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err);
 
-/* A new arena; *arena gets its index. Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID, NODEDB_ERR_NO_MEMORY. */
+/* Creates an arena; *arena gets its index. The caller owns it. Any thread. Errors: NODEDB_ERR_UNSUPPORTED,
+ * NODEDB_ERR_INVALID, NODEDB_ERR_NO_MEMORY. */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_error *err);
 
-/* From now on `arena` serves the calling thread's malloc. Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_NOT_FOUND. */
+/* From now on `arena` serves the calling thread's malloc; arena 0 is jemalloc's own. Errors: NODEDB_ERR_UNSUPPORTED,
+ * NODEDB_ERR_NOT_FOUND. */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb_error *err);
 
-/* Which arena serves the calling thread. Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID. */
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_of_thread(uint32_t *arena, nodedb_error *err);
+/* An allocator over an arena, for any config: a set of data has its memory for itself and can be dropped at once. Any
+ * thread; each of its calls takes the arena's lock. Without jemalloc it allocates nothing: it answers NULL. */
+NODEDB_MEM_API nodedb_allocator nodedb_mem_arena_allocator(uint32_t arena);
 
-/* Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND. */
+/* Any thread. Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND. */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_mem_arena_stats *stats,
                                                         nodedb_error *err);
 
@@ -1027,30 +1042,9 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
  * NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_NOT_FOUND (also for arenas that jemalloc made itself). */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error *err);
 
-/* The same, and the arena is gone. Errors: those, and NODEDB_ERR_STATE (a thread is still bound to it). */
+/* The same, and the arena is gone; jemalloc may give its index to the next one. Errors: those, and NODEDB_ERR_STATE (a
+ * thread is still bound to it). */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_error *err);
-
-/* An arena of one collection, with a tag: all that its allocator hands out, to any thread, comes from there, and
- * goes at once when the collection is dropped. */
-typedef struct nodedb_mem_collection {
-    uint32_t arena;
-    char tag[NODEDB_MEM_MAX_NAME_BYTES];
-} nodedb_mem_collection;
-
-/* Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID (no tag, or one too long), NODEDB_ERR_NO_MEMORY. */
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_open(nodedb_mem_collection *collection, const char *tag,
-                                                        nodedb_error *err);
-
-/* An allocator over it, for any config; it holds a pointer to the collection. No thread caches anything of it, so each
- * call takes the arena's lock. */
-NODEDB_MEM_API nodedb_allocator nodedb_mem_collection_allocator(nodedb_mem_collection *collection);
-
-/* What it holds now: nodedb_mem_arena_get_stats of its arena. reset: frees all of it. close: and the arena is gone.
- * Nobody may use or free a pointer into it after these. Errors as for arenas. */
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_get_stats(const nodedb_mem_collection *collection,
-                                                             nodedb_mem_arena_stats *stats, nodedb_error *err);
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_reset(nodedb_mem_collection *collection, nodedb_error *err);
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_close(nodedb_mem_collection *collection, nodedb_error *err);
 
 /* ---- NUMA: set_mempolicy(2), getcpu(2), sysfs -------------------------------------------------------------------- */
 
@@ -1061,11 +1055,54 @@ typedef struct nodedb_mem_numa {
 } nodedb_mem_numa;
 
 /* From now on new pages of the calling thread come from the node of the CPU that it runs on, as long as that has any:
- * so pin the thread first. On a machine with one node it does nothing, and says so to the logger (NULL: to nobody).
- * io NULL: the system's; reads /sys/devices/system/node/online. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (the
- * kernel or a sandbox refuses the policy). */
+ * so pin the thread first. On a machine with one node, and on a kernel without NUMA, it does nothing, and says so to
+ * the logger (NULL: to nobody). `io` NULL: the system's; reads /sys/devices/system/node/online. Errors:
+ * NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (the kernel or a sandbox refuses the policy), NODEDB_ERR_IO,
+ * NODEDB_ERR_CORRUPT (the list of nodes cannot be read, or makes no sense). */
 NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, const nodedb_logger *logger,
                                                          nodedb_mem_numa *numa, nodedb_error *err);
+
+#if !defined(NODEDB_MEM_NO_KEPT)
+/* ---- kept regions: keep ------------------------------------------------------------------------------------------ */
+
+/* Makes a kept file durable as it is: an object written before, and not freed or updated since, survives a power cut
+ * (and what was freed since may be there again). A process that dies loses nothing, synced or not. The region's thread;
+ * blocks for the device. Errors: NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED (scratch; or a file on tmpfs, where nothing
+ * is durable), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL, and NODEDB_ERR_STATE ever after one of these two: what is durable
+ * is known only when the file is opened again. */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err);
+
+/* Reads an object of a kept region from the file and compares it with its checksum, whether or not that was done
+ * before. Errors: as read, and NODEDB_ERR_UNSUPPORTED (scratch). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                        nodedb_error *err);
+
+/* ---- views: share reads ------------------------------------------------------------------------------------------ */
+
+/* How another thread reads a region while its owner goes on: a mapping of its own, that cannot be written through. */
+typedef struct nodedb_mem_overflow_view nodedb_mem_overflow_view;
+
+/* Opens a view, on any thread, while the region is open; one thread at a time uses it. The caller owns it. NULL:
+ * NODEDB_ERR_INVALID, NODEDB_ERR_NO_MEMORY (also: no address space), NODEDB_ERR_IO. */
+NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err);
+
+/* Closes a view, before or after its region. NULL is allowed. */
+NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view);
+
+/* As nodedb_mem_overflow_read, for an object that the owner will not free, update or move before the reader is done:
+ * the pointer is valid until then. An object that a kept file brought is checked each time, until its owner has read
+ * it. Errors: as there, and NODEDB_ERR_AGAIN (the owner was changing it all the time). */
+NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                         size_t *bytes, nodedb_error *err);
+
+/* Copies an object into `buffer` of `capacity` bytes, by pread(2). The owner may free, update or move it at any moment:
+ * then this answers NODEDB_ERR_NOT_FOUND or copies again, and never returns a mixture or another object's bytes. *bytes
+ * (may be NULL) gets its length. Errors: as read, NODEDB_ERR_LIMIT (the buffer is too small; *bytes is set), and
+ * NODEDB_ERR_AGAIN (the owner was changing it all the time). */
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                           void *buffer, size_t capacity, size_t *bytes,
+                                                           nodedb_error *err);
+#endif /* NODEDB_MEM_NO_KEPT */
 
 #ifdef __cplusplus
 }
@@ -1079,6 +1116,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, co
 
 #include <assert.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -1097,24 +1135,64 @@ NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, co
 #endif
 
 /* ===================================================================================================================
- * Room: governor, data structures
+ * IMPLEMENTATION
+ *
+ *   GOVERNOR             cells, credit, reserve and release: why the ceiling holds exactly
+ *   LIMITS               set by the caller, and lent between engines
+ *   PRESSURE AND SPILL   usage, levels, and what a core is to move
+ *   LIFE CYCLE           creation, the system's ceiling, engines by name, the process's real use
+ *   OVERFLOW REGION      blocks, slots, handles, and holes by size
+ *   DISK BLOCKS          allocated before use, given back by granules: why no neighbour's bytes are dropped
+ *   OBJECTS              open, write, read, update, free
+ *   COMPACTION           objects move down into holes
+ *   ARENAS               jemalloc's
+ *   NUMA                 a thread's own node
+ *   KEPT REGIONS         the table in the file, sync, reopening after a kill or a power cut
+ *   VIEWS                other threads read
  * ================================================================================================================ */
 
-#define NODEDB_MEM__ALL NODEDB_MEM_MAX_ENGINES /* the budget of all engines together stands behind theirs */
-#define NODEDB_MEM__LEVELS 4
-#define NODEDB_MEM__EXTRA_PART 4               /* a draw takes at most this part of a core's fair share of the room */
+/* ===================================================================================================================
+ * GOVERNOR: reserve and release, exactly, on lines that no other core writes
+ *
+ * One cell for each pair of core and engine holds two numbers. `used` is what the core has reserved. `covered` is what
+ * the limits already count for the cell; the difference is its credit, drawn ahead.
+ *
+ *     |<------------------------------ limit of the ceiling ------------------------------>|
+ *     |#### used ####|.. credit ..|## used ##|... credit ...|                              |
+ *     |<---- core 0, covered ---->|<---- core 1, covered -->|<---- free, nobody's yet ---->|
+ *
+ * The ceiling holds exactly because of two rules:
+ *   1. The sum of all `covered` never passes a limit. Only a thread with the lock changes `covered`.
+ *   2. A core reserves without the lock only as far as its own `covered`. So the sum of all `used` is at most the sum
+ * of
+ *      all `covered`, whatever the cores do at the same time.
+ * No line is hot: a reservation that its credit covers, and every release, write the core's own cell and nothing else.
+ * A core takes the lock when its credit is used up, which a chunk of credit makes rare.
+ *
+ * Nothing is refused that would have fitted, either. Before a refusal all credit is reclaimed, under the lock, while
+ * owners go on without it. Each cell has a third number for that: `granted` is `covered`, or 0 while the cell is
+ * frozen.
+ *
+ *     owner of the cell             reclaiming thread, with the lock
+ *     used := used + bytes          granted := 0
+ *     read granted                  read used
+ *
+ * All four are sequentially consistent, so at least one of the two reads sees the other's write (Dekker's rule). If the
+ * owner sees 0, it goes to the lock, its raise pending. If it does not, the reclaiming thread has seen the raised
+ * `used` and leaves that much covered.
+ * ================================================================================================================ */
+
+#define NODEDB_MEM__ALL NODEDB_MEM_MAX_ENGINES /* index of the ceiling's budget: behind the engines' */
 #define NODEDB_MEM__MAX_PATH_BYTES 4096
 
 /* What one core holds of one engine. Two fit a cache line, and a core's lines are its own.
- *   used     reserved by this core. Written only by its thread (the row of NODEDB_MEM_ANY_THREAD: under the lock).
- *   granted  up to where `used` may rise without asking. Written under the lock: `covered`, or 0 while the cell is
- *            frozen (being recounted, or a limit is passed), which sends the owner to the lock.
- *   peak     the highest `used`, by its thread.
- *   covered  what the budgets count for this cell, used and credit. Under the lock.
- * Between calls used <= covered. Within nodedb_mem_reserve the owner writes `used` first and looks at `granted` again
- * after: if the cell was frozen meanwhile it goes to the lock with `used` still raised ("pending"), and starts over
- * there. Who recounts either sees the raised value within `covered`, and leaves that much credit there, enough for it;
- * or does not see it, and takes all credit: so a `used` above `covered` is a pending one and does not count. */
+ *   used     reserved by this core. Its thread writes it (in the row of NODEDB_MEM_ANY_THREAD: whoever has the lock).
+ *   granted  how far `used` may rise without the lock: `covered`, or 0 while frozen. Written under the lock.
+ *   peak     the highest `used`. Written like `used`.
+ *   covered  what the budgets count for this cell. Under the lock.
+ * Between calls used <= covered. During a call of its owner `used` may be above `covered`: a pending raise, which does
+ * not count. Either the reclaiming thread saw it within `covered` and left it that credit, or it took all credit and
+ * the owner starts over under the lock. */
 typedef struct nodedb_mem__cell {
     size_t used;
     size_t granted;
@@ -1122,82 +1200,53 @@ typedef struct nodedb_mem__cell {
     size_t covered;
 } nodedb_mem__cell;
 
-/* An engine, or all together. Under the lock. covered is the sum over its cells; it passes limit only by forced
- * reservations and by set_limit, and its cells are frozen as long as it does. */
+/* An engine's account, or the ceiling's. Everything in it is read and written under the lock. Between calls `covered`
+ * is the sum over its cells. It passes `limit` only by a forced reservation or a lower limit; then the cells are frozen
+ * until it no longer does, so that what is released does not become credit again. */
 typedef struct nodedb_mem__budget {
     char name[NODEDB_MEM_MAX_NAME_BYTES];
     size_t limit;
-    size_t base;              /* the limit as it was set */
+    size_t base;                    /* the limit that was set; `limit` differs from it while something is lent */
     size_t covered;
     size_t covered_peak;
     uint64_t rejections, forced, forced_bytes;
-    uint64_t too_small, too_small_seen; /* refused for want of the engine's own limit; by the last rebalance */
+    uint64_t too_small;             /* refused for want of the engine's own limit */
+    uint64_t too_small_at_rebalance; /* the same at the last rebalance: a difference means need */
     nodedb_mem_level level;
-    bool spilling;            /* the upper mark of the spill controllers was reached, and the lower not yet */
+    bool spilling;                  /* from the upper mark of the spill controllers down to the lower one */
     uint64_t level_since_ns;
 } nodedb_mem__budget;
 
 struct nodedb_mem {
-    /* Fixed at creation, read by every call. */
+    /* Fixed at creation and read by every call. */
     nodedb_mem__cell *cells; /* [max_cores + 1][NODEDB_MEM_MAX_ENGINES]; the last row is NODEDB_MEM_ANY_THREAD's */
     size_t cells_bytes;
     uint32_t max_cores;
     nodedb_mem_config config;
-    /* Everything below is written, under the lock; kept off the lines above. */
+    /* Written under the lock, and therefore on other lines. */
     char apart[NODEDB_CACHE_LINE_BYTES];
     pthread_mutex_t lock;
-    uint32_t engines; /* only grows */
-    bool evaluating;  /* somebody computes levels and calls back */
+    uint32_t engines; /* only grows; also read without the lock */
+    bool evaluating;  /* a thread computes levels and calls back */
     bool lent;        /* some limits are not what was set */
     nodedb_mem__budget budgets[NODEDB_MEM_MAX_ENGINES + 1];
 };
-
-typedef enum nodedb_mem__how { NODEDB_MEM__ASK, NODEDB_MEM__PENDING, NODEDB_MEM__FORCE } nodedb_mem__how;
 
 static inline nodedb_mem__cell *nodedb_mem__cell_of(const nodedb_mem *mem, uint32_t core, uint32_t engine) {
     return &mem->cells[(size_t)core * NODEDB_MEM_MAX_ENGINES + engine];
 }
 
-static void nodedb_mem__lock(nodedb_mem *mem) {
-    int error = pthread_mutex_lock(&mem->lock);
-    assert(error == 0);
-    (void)error;
-}
+/* ---- without the lock -------------------------------------------------------------------------------------------- */
 
-static void nodedb_mem__unlock(nodedb_mem *mem) {
-    int error = pthread_mutex_unlock(&mem->lock);
-    assert(error == 0);
-    (void)error;
-}
-
-/* What a cell holds for sure: a pending reservation above `covered` does not count. Under the lock. */
-static inline size_t nodedb_mem__reserved(const nodedb_mem__cell *cell) {
-    size_t used = nodedb__load_relaxed(&cell->used);
-    return used < cell->covered ? used : cell->covered;
-}
-
-static inline size_t nodedb_mem__room(const nodedb_mem__budget *budget) {
-    return budget->limit > budget->covered ? budget->limit - budget->covered : 0;
-}
-
-static inline bool nodedb_mem__is_over(const nodedb_mem__budget *budget) { return budget->covered > budget->limit; }
-
-/* `percent` of `bytes`, rounded down, without overflow. */
-static inline size_t nodedb_mem__part(size_t bytes, uint32_t percent) {
-    return bytes / 100 * percent + bytes % 100 * percent / 100;
-}
-
-/* ===================================================================================================================
- * Room: governor, the fast path. Nothing here is written by another core but `granted`, and that rarely.
- * ================================================================================================================ */
+/* How a call comes to the lock: an ordinary reservation, one whose raise of `used` is pending, or a forced one. */
+typedef enum nodedb_mem__request { NODEDB_MEM__ASK, NODEDB_MEM__PENDING, NODEDB_MEM__FORCE } nodedb_mem__request;
 
 static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
-                                                nodedb_mem__how how, nodedb_error *err);
-static nodedb_status nodedb_mem__release_slow(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
-                                              nodedb_error *err);
+                                                nodedb_mem__request request, nodedb_error *err);
+static nodedb_status nodedb_mem__release_locked(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
+                                                nodedb_error *err);
 
-/* Raises `used`, then tells how far it may go. A recount does it the other way round: it freezes `granted`, then reads
- * `used`. As all four are sequentially consistent, one of the two sees the other: Dekker's rule. */
+/* The owner's half of Dekker's rule. */
 static inline size_t nodedb_mem__raise(nodedb_mem__cell *cell, size_t used) {
     __atomic_store_n(&cell->used, used, __ATOMIC_SEQ_CST);
     return __atomic_load_n(&cell->granted, __ATOMIC_SEQ_CST);
@@ -1233,14 +1282,24 @@ NODEDB_MEM_API nodedb_status nodedb_mem_release(nodedb_mem *mem, uint32_t core, 
             return NODEDB_OK;
         }
     }
-    return nodedb_mem__release_slow(mem, core, engine, bytes, err);
+    return nodedb_mem__release_locked(mem, core, engine, bytes, err);
 }
 
-/* ===================================================================================================================
- * Room: governor, under the lock
- * ================================================================================================================ */
+/* ---- arguments, rows and budgets --------------------------------------------------------------------------------- */
 
-/* Is this a core, or NODEDB_MEM_ANY_THREAD, and an engine, or NODEDB_MEM_GLOBAL? */
+static void nodedb_mem__lock(nodedb_mem *mem) {
+    int error = pthread_mutex_lock(&mem->lock);
+    assert(error == 0);
+    (void)error;
+}
+
+static void nodedb_mem__unlock(nodedb_mem *mem) {
+    int error = pthread_mutex_unlock(&mem->lock);
+    assert(error == 0);
+    (void)error;
+}
+
+/* OK if `core` is a core or NODEDB_MEM_ANY_THREAD, and `engine` an engine or NODEDB_MEM_GLOBAL. */
 static nodedb_status nodedb_mem__check(const nodedb_mem *mem, uint32_t core, uint32_t engine, nodedb_error *err) {
     if (mem == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory governor: NULL");
     if (core >= mem->max_cores && core != NODEDB_MEM_ANY_THREAD)
@@ -1251,7 +1310,7 @@ static nodedb_status nodedb_mem__check(const nodedb_mem *mem, uint32_t core, uin
     return NODEDB_OK;
 }
 
-/* The same for who reserves or releases: bytes are held for an engine. */
+/* The same for a reservation or a release: only an engine holds bytes. */
 static nodedb_status nodedb_mem__check_holder(const nodedb_mem *mem, uint32_t core, uint32_t engine,
                                               nodedb_error *err) {
     nodedb_status status = nodedb_mem__check(mem, core, engine, err);
@@ -1260,32 +1319,41 @@ static nodedb_status nodedb_mem__check_holder(const nodedb_mem *mem, uint32_t co
     return status;
 }
 
-/* Which row of cells a core has, and which budget an engine; both checked before. */
+/* The row of cells of a core and the index of an engine's budget; both arguments are checked before. */
 static inline uint32_t nodedb_mem__row(const nodedb_mem *mem, uint32_t core) {
     return core == NODEDB_MEM_ANY_THREAD ? mem->max_cores : core;
 }
 
-static inline uint32_t nodedb_mem__budget_of(uint32_t engine) {
+static inline uint32_t nodedb_mem__budget_index(uint32_t engine) {
     return engine == NODEDB_MEM_GLOBAL ? NODEDB_MEM__ALL : engine;
 }
 
-/* The engines that a budget is about: [*first, *last). */
-static void nodedb_mem__scope(const nodedb_mem *mem, uint32_t budget, uint32_t *first, uint32_t *last) {
+/* The engines that a budget is the sum of: [*first, *last). */
+static void nodedb_mem__engines_of(const nodedb_mem *mem, uint32_t budget, uint32_t *first, uint32_t *last) {
     *first = budget == NODEDB_MEM__ALL ? 0 : budget;
     *last = budget == NODEDB_MEM__ALL ? mem->engines : budget + 1;
 }
 
-/* Freezes the cells of a budget and takes all their credit back. Until nodedb_mem__thaw nobody reserves there without
- * the lock, and releases only lower `used`: so the sum that we read was reached or passed at the moment we began to
- * read, and a refusal that is based on it is just. */
-static void nodedb_mem__recount(nodedb_mem *mem, uint32_t budget) {
-    uint32_t core, engine, first, last;
-    nodedb_mem__scope(mem, budget, &first, &last);
-    for (core = 0; core <= mem->max_cores; core++)
-        for (engine = first; engine < last; engine++)
+/* What a budget still has to give. */
+static inline size_t nodedb_mem__left(const nodedb_mem__budget *budget) {
+    return budget->limit > budget->covered ? budget->limit - budget->covered : 0;
+}
+
+static inline bool nodedb_mem__is_exceeded(const nodedb_mem__budget *budget) { return budget->covered > budget->limit; }
+
+/* ---- with the lock ----------------------------------------------------------------------------------------------- */
+
+/* Freezes the cells of a budget and takes all their credit back: the reclaiming half of Dekker's rule. Until
+ * nodedb_mem__unfreeze nobody reserves there without the lock, and releases only lower `used`. So the sum that is left
+ * covered was really reserved when the reading began, and a refusal based on it is just. */
+static void nodedb_mem__freeze_and_reclaim(nodedb_mem *mem, uint32_t budget) {
+    uint32_t first, last;
+    nodedb_mem__engines_of(mem, budget, &first, &last);
+    for (uint32_t core = 0; core <= mem->max_cores; core++)
+        for (uint32_t engine = first; engine < last; engine++)
             __atomic_store_n(&nodedb_mem__cell_of(mem, core, engine)->granted, 0, __ATOMIC_SEQ_CST);
-    for (core = 0; core <= mem->max_cores; core++)
-        for (engine = first; engine < last; engine++) {
+    for (uint32_t core = 0; core <= mem->max_cores; core++)
+        for (uint32_t engine = first; engine < last; engine++) {
             nodedb_mem__cell *cell = nodedb_mem__cell_of(mem, core, engine);
             size_t used = __atomic_load_n(&cell->used, __ATOMIC_SEQ_CST), credit;
             if (used >= cell->covered) continue;
@@ -1297,24 +1365,24 @@ static void nodedb_mem__recount(nodedb_mem *mem, uint32_t budget) {
         }
 }
 
-/* Lets the owners go on alone, but where a limit is passed: what they release there must not become credit again. */
-static void nodedb_mem__thaw(nodedb_mem *mem, uint32_t budget) {
-    bool over = nodedb_mem__is_over(&mem->budgets[NODEDB_MEM__ALL]);
-    uint32_t core, engine, first, last;
-    nodedb_mem__scope(mem, budget, &first, &last);
-    for (engine = first; engine < last; engine++) {
-        bool frozen = over || nodedb_mem__is_over(&mem->budgets[engine]);
-        for (core = 0; core <= mem->max_cores; core++) {
+/* Lets the owners go on without the lock, except where a limit is exceeded. */
+static void nodedb_mem__unfreeze(nodedb_mem *mem, uint32_t budget) {
+    bool all_exceeded = nodedb_mem__is_exceeded(&mem->budgets[NODEDB_MEM__ALL]);
+    uint32_t first, last;
+    nodedb_mem__engines_of(mem, budget, &first, &last);
+    for (uint32_t engine = first; engine < last; engine++) {
+        bool frozen = all_exceeded || nodedb_mem__is_exceeded(&mem->budgets[engine]);
+        for (uint32_t core = 0; core <= mem->max_cores; core++) {
             nodedb_mem__cell *cell = nodedb_mem__cell_of(mem, core, engine);
             nodedb__store_relaxed(&cell->granted, frozen ? 0 : cell->covered);
         }
     }
 }
 
+/* Counts `bytes` more as covered: in the cell, its engine and the ceiling. */
 static void nodedb_mem__cover(nodedb_mem *mem, nodedb_mem__cell *cell, uint32_t engine, size_t bytes) {
-    uint32_t both[2], i;
-    both[0] = engine, both[1] = NODEDB_MEM__ALL;
-    for (i = 0; i < 2; i++) {
+    const uint32_t both[2] = {engine, NODEDB_MEM__ALL};
+    for (int i = 0; i < 2; i++) {
         nodedb_mem__budget *budget = &mem->budgets[both[i]];
         budget->covered += bytes;
         if (budget->covered > budget->covered_peak) budget->covered_peak = budget->covered;
@@ -1322,76 +1390,72 @@ static void nodedb_mem__cover(nodedb_mem *mem, nodedb_mem__cell *cell, uint32_t 
     cell->covered += bytes;
 }
 
-/* How much more than needed a draw takes, so that the next ones need not ask: little when there is little left, as
- * others would have to take it back. */
-static size_t nodedb_mem__extra(const nodedb_mem *mem, size_t left) {
-    size_t share = left / NODEDB_MEM__EXTRA_PART / mem->max_cores;
+/* How much credit a core draws ahead when `left` bytes are free: a quarter of its fair share, at most a chunk. Little
+ * is drawn where little is left, because others would have to reclaim it. */
+static size_t nodedb_mem__credit_ahead(const nodedb_mem *mem, size_t left) {
+    size_t share = left / 4 / mem->max_cores;
     return share < mem->config.chunk_bytes ? share : mem->config.chunk_bytes;
 }
 
-/* Covers `bytes` more for a cell, or answers false. First from what is free; then all credit is taken back; then, if
- * forced, beyond the limit. */
+/* Covers `bytes` more than are used of a cell; false: they do not fit. First from what is free. If that does not
+ * suffice, all idle credit is reclaimed. If that does not suffice, `forced` passes the limit. */
 static bool nodedb_mem__draw(nodedb_mem *mem, nodedb_mem__cell *cell, uint32_t engine, size_t bytes, bool forced) {
     nodedb_mem__budget *own = &mem->budgets[engine], *all = &mem->budgets[NODEDB_MEM__ALL];
-    size_t used = nodedb__load_relaxed(&cell->used);
-    size_t need = bytes > cell->covered - used ? bytes - (cell->covered - used) : 0, left, extra;
+    size_t used = nodedb__load_relaxed(&cell->used), credit = cell->covered - used;
+    size_t need = bytes > credit ? bytes - credit : 0, left;
     uint32_t scope;
     bool fits;
     assert(used <= cell->covered);
-    left = nodedb_mem__room(own) < nodedb_mem__room(all) ? nodedb_mem__room(own) : nodedb_mem__room(all);
-    if (!nodedb_mem__is_over(own) && !nodedb_mem__is_over(all) && need <= left) {
-        extra = nodedb_mem__extra(mem, left - need);
-        nodedb_mem__cover(mem, cell, engine, need + extra);
+    left = nodedb_mem__left(own) < nodedb_mem__left(all) ? nodedb_mem__left(own) : nodedb_mem__left(all);
+    if (!nodedb_mem__is_exceeded(own) && !nodedb_mem__is_exceeded(all) && need <= left) {
+        nodedb_mem__cover(mem, cell, engine, need + nodedb_mem__credit_ahead(mem, left - need));
         nodedb__store_relaxed(&cell->granted, cell->covered);
         return true;
     }
-    scope = nodedb_mem__is_over(all) || need > nodedb_mem__room(all) ? NODEDB_MEM__ALL : engine;
-    nodedb_mem__recount(mem, scope);
+    scope = nodedb_mem__is_exceeded(all) || need > nodedb_mem__left(all) ? NODEDB_MEM__ALL : engine;
+    nodedb_mem__freeze_and_reclaim(mem, scope);
     assert(cell->covered == used);
-    left = nodedb_mem__room(own) < nodedb_mem__room(all) ? nodedb_mem__room(own) : nodedb_mem__room(all);
+    left = nodedb_mem__left(own) < nodedb_mem__left(all) ? nodedb_mem__left(own) : nodedb_mem__left(all);
     fits = bytes <= left;
-    if (fits || forced) {
-        extra = fits ? nodedb_mem__extra(mem, left - bytes) : 0;
-        nodedb_mem__cover(mem, cell, engine, bytes + extra);
-    }
+    if (fits || forced)
+        nodedb_mem__cover(mem, cell, engine, bytes + (fits ? nodedb_mem__credit_ahead(mem, left - bytes) : 0));
     if (forced && !fits) own->forced_bytes += bytes - left, all->forced_bytes += bytes - left;
-    nodedb_mem__thaw(mem, scope);
+    nodedb_mem__unfreeze(mem, scope);
     return fits || forced;
 }
 
-/* The sentence of a refusal; `own` and `all` are copies from the moment of it. */
+/* The sentence of a refusal; `own` and `all` are copies that were made under the lock. */
 static nodedb_status nodedb_mem__refusal(const nodedb_mem__budget *own, const nodedb_mem__budget *all, size_t bytes,
                                          nodedb_error *err) {
-    const nodedb_mem__budget *budget = nodedb_mem__room(own) < bytes ? own : all;
-    if (budget == own)
+    if (nodedb_mem__left(own) < bytes)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "engine %s: %llu bytes asked, %llu left of its limit of %llu",
-                            own->name, (unsigned long long)bytes, (unsigned long long)nodedb_mem__room(own),
-                            (unsigned long long)own->limit);
+                           own->name, (unsigned long long)bytes, (unsigned long long)nodedb_mem__left(own),
+                           (unsigned long long)own->limit);
     return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "memory ceiling: %llu bytes asked for engine %s, %llu left of %llu",
-                        (unsigned long long)bytes, own->name, (unsigned long long)nodedb_mem__room(all),
-                        (unsigned long long)all->limit);
+                       (unsigned long long)bytes, own->name, (unsigned long long)nodedb_mem__left(all),
+                       (unsigned long long)all->limit);
 }
 
 static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
-                                                nodedb_mem__how how, nodedb_error *err) {
+                                                nodedb_mem__request request, nodedb_error *err) {
     nodedb_status status = nodedb_mem__check_holder(mem, core, engine, err);
     nodedb_mem__budget *own, *all, own_then, all_then;
     nodedb_mem__cell *cell;
-    bool forced = how == NODEDB_MEM__FORCE, granted;
+    bool forced = request == NODEDB_MEM__FORCE, granted;
     size_t used;
     if (status != NODEDB_OK || bytes == 0) return status;
     own = &mem->budgets[engine], all = &mem->budgets[NODEDB_MEM__ALL];
     cell = nodedb_mem__cell_of(mem, nodedb_mem__row(mem, core), engine);
     nodedb_mem__lock(mem);
     used = nodedb__load_relaxed(&cell->used);
-    if (how == NODEDB_MEM__PENDING) { /* taken back only now: a recount that saw it left its credit here */
+    if (request == NODEDB_MEM__PENDING) { /* undone only here: a reclaiming thread that saw it left its credit */
         used -= bytes;
         nodedb__store_relaxed(&cell->used, used);
     }
     if (forced && bytes > SIZE_MAX - all->covered) {
         nodedb_mem__unlock(mem);
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "engine %s: %llu bytes forced do not fit the address space",
-                            own->name, (unsigned long long)bytes);
+                           own->name, (unsigned long long)bytes);
     }
     granted = nodedb_mem__draw(mem, cell, engine, bytes, forced);
     if (granted) {
@@ -1401,7 +1465,7 @@ static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, 
         if (forced) own->forced++, all->forced++;
     } else {
         own->rejections++;
-        if (nodedb_mem__room(own) >= bytes) all->rejections++;
+        if (nodedb_mem__left(own) >= bytes) all->rejections++;
         else own->too_small++;
     }
     if (!granted && err != NULL) own_then = *own, all_then = *all;
@@ -1410,8 +1474,8 @@ static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, 
     return err != NULL ? nodedb_mem__refusal(&own_then, &all_then, bytes, err) : NODEDB_ERR_LIMIT;
 }
 
-static nodedb_status nodedb_mem__release_slow(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
-                                              nodedb_error *err) {
+static nodedb_status nodedb_mem__release_locked(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
+                                                nodedb_error *err) {
     nodedb_status status = nodedb_mem__check_holder(mem, core, engine, err);
     nodedb_mem__cell *cell;
     size_t used;
@@ -1423,127 +1487,151 @@ static nodedb_status nodedb_mem__release_slow(nodedb_mem *mem, uint32_t core, ui
     nodedb_mem__unlock(mem);
     if (bytes <= used) return NODEDB_OK;
     return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "engine %s: release of %llu bytes, but this core holds only %llu",
-                        mem->budgets[engine].name, (unsigned long long)bytes, (unsigned long long)used);
+                       mem->budgets[engine].name, (unsigned long long)bytes, (unsigned long long)used);
+}
+
+/* ===================================================================================================================
+ * LIMITS: set by the caller, and lent between engines
+ *
+ * Every change of a limit is made while all credit is reclaimed, so that what is covered is what is used.
+ * ================================================================================================================ */
+
+/* `percent` of `bytes`, rounded down, without overflow. */
+static inline size_t nodedb_mem__percent_of(size_t bytes, uint32_t percent) {
+    return bytes / 100 * percent + bytes % 100 * percent / 100;
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engine, size_t limit_bytes,
                                                   nodedb_error *err) {
-    uint32_t budget = nodedb_mem__budget_of(engine), scope, i;
+    uint32_t budget = nodedb_mem__budget_index(engine), scope;
     nodedb_status status = nodedb_mem__check(mem, NODEDB_MEM_ANY_THREAD, engine, err);
     if (status != NODEDB_OK) return status;
     if (budget == NODEDB_MEM__ALL && limit_bytes == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory ceiling: a ceiling of 0 bytes");
     nodedb_mem__lock(mem);
-    scope = mem->lent ? NODEDB_MEM__ALL : budget; /* all loans end, or the sum would grow */
-    nodedb_mem__recount(mem, scope);
-    for (i = 0; i < mem->engines && mem->lent; i++) mem->budgets[i].limit = mem->budgets[i].base;
+    scope = mem->lent ? NODEDB_MEM__ALL : budget; /* all loans end, or the sum of the limits would grow */
+    nodedb_mem__freeze_and_reclaim(mem, scope);
+    for (uint32_t i = 0; i < mem->engines && mem->lent; i++) mem->budgets[i].limit = mem->budgets[i].base;
     mem->lent = false;
     mem->budgets[budget].limit = mem->budgets[budget].base = limit_bytes;
-    nodedb_mem__thaw(mem, scope);
+    nodedb_mem__unfreeze(mem, scope);
     nodedb_mem__unlock(mem);
     return NODEDB_OK;
 }
 
-/* What an engine may lend, or how much more it needs, of what was set for it. Under the lock; no credit is out. */
-static void nodedb_mem__wish(const nodedb_mem *mem, uint32_t engine, size_t *lends, size_t *needs) {
+/* What an engine can lend of the limit that was set for it, or what it needs beyond that; never both. Under the lock,
+ * while no credit is out. The rule is told at nodedb_mem_rebalance. */
+static void nodedb_mem__lend_or_need(const nodedb_mem *mem, uint32_t engine, size_t *lends, size_t *needs) {
     const nodedb_mem__budget *budget = &mem->budgets[engine];
     size_t used = budget->covered, base = budget->base, keep = used < SIZE_MAX / 2 ? used + used / 2 : used;
-    bool refused = budget->too_small != budget->too_small_seen;
+    bool refused = budget->too_small != budget->too_small_at_rebalance;
     *lends = 0, *needs = 0;
     if (base == NODEDB_MEM_NO_LIMIT_BYTES) return;
-    if (refused || used >= nodedb_mem__part(base, mem->config.critical_percent)) {
+    if (refused || used >= nodedb_mem__percent_of(base, mem->config.critical_percent)) {
         if (keep > base) *needs = keep - base;
-        else if (refused && budget->limit >= base) *needs = base / 2; /* it asked for more at once than all of it */
+        else if (refused && budget->limit >= base) *needs = base / 2; /* one request was larger than all of it */
     } else {
         if (keep < base / 4) keep = base / 4;
         if (keep < base) *lends = base - keep;
     }
 }
 
-/* bytes * part / whole, rounded up or down; `bytes` if part >= whole. Exact for all sizes: a long multiplication, one
- * bit of `bytes` at a time, that keeps the product divided by `whole` as quotient and rest. */
+/* bytes * part / whole, rounded down or up; `bytes` if part >= whole. Exact for all sizes, without a wider type: a long
+ * multiplication, one bit of `bytes` at a time, whose product is kept as quotient and remainder of `whole`. */
 static size_t nodedb_mem__share(size_t bytes, size_t part, size_t whole, bool round_up) {
-    size_t quotient = 0, rest = 0, bit;
+    size_t quotient = 0, remainder = 0;
     if (part >= whole) return bytes;
-    for (bit = ~(SIZE_MAX >> 1); bit != 0; bit >>= 1) {
+    for (size_t bit = ~(SIZE_MAX >> 1); bit != 0; bit >>= 1) {
         quotient += quotient;
-        if (rest >= whole - rest) rest -= whole - rest, quotient++;
-        else rest += rest;
+        if (remainder >= whole - remainder) remainder -= whole - remainder, quotient++;
+        else remainder += remainder;
         if ((bytes & bit) == 0) continue;
-        if (rest >= whole - part) rest -= whole - part, quotient++;
-        else rest += part;
+        if (remainder >= whole - part) remainder -= whole - part, quotient++;
+        else remainder += part;
     }
-    return quotient + (round_up && rest > 0 ? 1 : 0);
+    return quotient + (round_up && remainder > 0 ? 1 : 0);
 }
 
+static inline size_t nodedb_mem__add_capped(size_t a, size_t b) { return b > SIZE_MAX - a ? SIZE_MAX : a + b; }
+
 NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved, nodedb_error *err) {
-    size_t pool = 0, wanted = 0, given, lends, needs, lent = 0, lend_of[NODEDB_MEM_MAX_ENGINES];
-    size_t need_of[NODEDB_MEM_MAX_ENGINES];
-    uint32_t i;
+    size_t lends[NODEDB_MEM_MAX_ENGINES], needs[NODEDB_MEM_MAX_ENGINES];
+    size_t offered = 0, wanted = 0, given, lent = 0;
     if (mem == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "rebalance: NULL");
     nodedb_mem__lock(mem);
-    nodedb_mem__recount(mem, NODEDB_MEM__ALL);
-    for (i = 0; i < mem->engines; i++) {
-        nodedb_mem__wish(mem, i, &lends, &needs);
-        lend_of[i] = lends, need_of[i] = needs;
-        pool = lends > SIZE_MAX - pool ? SIZE_MAX : pool + lends;
-        wanted = needs > SIZE_MAX - wanted ? SIZE_MAX : wanted + needs;
+    nodedb_mem__freeze_and_reclaim(mem, NODEDB_MEM__ALL);
+    for (uint32_t i = 0; i < mem->engines; i++) {
+        nodedb_mem__lend_or_need(mem, i, &lends[i], &needs[i]);
+        offered = nodedb_mem__add_capped(offered, lends[i]);
+        wanted = nodedb_mem__add_capped(wanted, needs[i]);
     }
-    given = pool < wanted ? pool : wanted;
-    for (i = 0; i < mem->engines; i++) { /* first what is lent, in whole bytes: no more than that is borrowed */
+    given = offered < wanted ? offered : wanted;
+    for (uint32_t i = 0; i < mem->engines; i++) { /* lenders first, rounded down: no more than that is borrowed */
         nodedb_mem__budget *budget = &mem->budgets[i];
-        size_t share = nodedb_mem__share(lend_of[i], given, pool, false);
+        size_t share = nodedb_mem__share(lends[i], given, offered, false);
         budget->limit = budget->base - share;
-        if (lend_of[i] > 0) lent += share;
+        if (lends[i] > 0) lent += share;
     }
     if (lent < given) given = lent;
-    for (i = 0; i < mem->engines; i++) {
+    for (uint32_t i = 0; i < mem->engines; i++) {
         nodedb_mem__budget *budget = &mem->budgets[i];
-        size_t share = nodedb_mem__share(need_of[i], given, wanted, false);
+        size_t share = nodedb_mem__share(needs[i], given, wanted, false);
         if (share > lent) share = lent;
-        if (need_of[i] > 0) budget->limit = budget->base + share, lent -= share;
-        budget->too_small_seen = budget->too_small;
+        if (needs[i] > 0) budget->limit = budget->base + share, lent -= share;
+        budget->too_small_at_rebalance = budget->too_small;
     }
     mem->lent = given > 0;
-    nodedb_mem__thaw(mem, NODEDB_MEM__ALL);
+    nodedb_mem__unfreeze(mem, NODEDB_MEM__ALL);
     nodedb_mem__unlock(mem);
     if (moved != NULL) *moved = given;
     return NODEDB_OK;
 }
 
 /* ===================================================================================================================
- * Room: governor, looking at it
+ * PRESSURE AND SPILL: what the accounts say, and what to do about it
+ *
+ * Two controllers with hysteresis read the same sums. A level tells how full a budget is; a spill controller tells a
+ * core how much to move out, or back. Both compare a sum over cells with a limit, under the lock.
  * ================================================================================================================ */
 
+/* ---- usage ------------------------------------------------------------------------------------------------------- */
+
+/* What a cell holds for sure: a pending raise above `covered` does not count. Under the lock. */
+static inline size_t nodedb_mem__reserved_of(const nodedb_mem__cell *cell) {
+    size_t used = nodedb__load_relaxed(&cell->used);
+    return used < cell->covered ? used : cell->covered;
+}
+
 /* What the rows [row, row_end) have reserved of a budget. Under the lock. */
-static size_t nodedb_mem__held(const nodedb_mem *mem, uint32_t budget, uint32_t row, uint32_t row_end) {
+static size_t nodedb_mem__reserved_by(const nodedb_mem *mem, uint32_t budget, uint32_t row, uint32_t row_end) {
     size_t sum = 0;
-    uint32_t engine, first, last;
-    nodedb_mem__scope(mem, budget, &first, &last);
+    uint32_t first, last;
+    nodedb_mem__engines_of(mem, budget, &first, &last);
     for (; row < row_end; row++)
-        for (engine = first; engine < last; engine++)
-            sum += nodedb_mem__reserved(nodedb_mem__cell_of(mem, row, engine));
+        for (uint32_t engine = first; engine < last; engine++)
+            sum += nodedb_mem__reserved_of(nodedb_mem__cell_of(mem, row, engine));
     assert(sum <= mem->budgets[budget].covered);
     return sum;
 }
 
-/* What all rows have, that of NODEDB_MEM_ANY_THREAD too. */
-static size_t nodedb_mem__sum(const nodedb_mem *mem, uint32_t budget) {
-    return nodedb_mem__held(mem, budget, 0, mem->max_cores + 1);
+/* What all rows have reserved, that of NODEDB_MEM_ANY_THREAD too. Under the lock. */
+static size_t nodedb_mem__reserved(const nodedb_mem *mem, uint32_t budget) {
+    return nodedb_mem__reserved_by(mem, budget, 0, mem->max_cores + 1);
 }
 
+/* The limit that counts: the engine's own or the ceiling. Under the lock. */
 static size_t nodedb_mem__limit(const nodedb_mem *mem, uint32_t budget) {
     size_t ceiling = mem->budgets[NODEDB_MEM__ALL].limit, own = mem->budgets[budget].limit;
     return own < ceiling ? own : ceiling;
 }
 
-/* The sum of the cores' peaks, which were perhaps not at one time; but never were more covered than covered_peak. */
+/* The sum of the cells' peaks, which need not have been at one moment; never more than was ever covered. */
 static size_t nodedb_mem__peak(const nodedb_mem *mem, uint32_t budget) {
     size_t sum = 0, most = mem->budgets[budget].covered_peak;
-    uint32_t core, engine, first, last;
-    nodedb_mem__scope(mem, budget, &first, &last);
-    for (core = 0; core <= mem->max_cores; core++)
-        for (engine = first; engine < last; engine++) {
+    uint32_t first, last;
+    nodedb_mem__engines_of(mem, budget, &first, &last);
+    for (uint32_t core = 0; core <= mem->max_cores; core++)
+        for (uint32_t engine = first; engine < last; engine++) {
             size_t peak = nodedb__load_relaxed(&nodedb_mem__cell_of(mem, core, engine)->peak);
             if (peak > most - sum) return most;
             sum += peak;
@@ -1553,7 +1641,7 @@ static size_t nodedb_mem__peak(const nodedb_mem *mem, uint32_t budget) {
 
 NODEDB_MEM_API nodedb_status nodedb_mem_get_usage(nodedb_mem *mem, uint32_t engine, nodedb_mem_usage *usage,
                                                   nodedb_error *err) {
-    uint32_t index = nodedb_mem__budget_of(engine);
+    uint32_t index = nodedb_mem__budget_index(engine);
     nodedb_status status = nodedb_mem__check(mem, NODEDB_MEM_ANY_THREAD, engine, err);
     const nodedb_mem__budget *budget;
     size_t total, own_left, all_left;
@@ -1562,11 +1650,11 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_usage(nodedb_mem *mem, uint32_t engi
     memset(usage, 0, sizeof *usage);
     budget = &mem->budgets[index];
     nodedb_mem__lock(mem);
-    total = nodedb_mem__sum(mem, NODEDB_MEM__ALL);
+    total = nodedb_mem__reserved(mem, NODEDB_MEM__ALL);
     memcpy(usage->name, budget->name, sizeof usage->name);
     usage->limit_bytes = nodedb_mem__limit(mem, index);
     usage->base_bytes = budget->base;
-    usage->reserved_bytes = index == NODEDB_MEM__ALL ? total : nodedb_mem__sum(mem, index);
+    usage->reserved_bytes = index == NODEDB_MEM__ALL ? total : nodedb_mem__reserved(mem, index);
     usage->credit_bytes = budget->covered - usage->reserved_bytes;
     own_left = budget->limit > usage->reserved_bytes ? budget->limit - usage->reserved_bytes : 0;
     all_left = mem->budgets[NODEDB_MEM__ALL].limit > total ? mem->budgets[NODEDB_MEM__ALL].limit - total : 0;
@@ -1581,44 +1669,43 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_usage(nodedb_mem *mem, uint32_t engi
     return NODEDB_OK;
 }
 
-/* Up at once to the highest level whose mark is reached; down only from levels that are left by the hysteresis. */
+/* ---- pressure ---------------------------------------------------------------------------------------------------- */
+
+/* Rises at once to the highest level whose mark is reached. Falls only out of levels whose mark, less the hysteresis,
+ * is no longer reached. */
 static nodedb_mem_level nodedb_mem__next_level(const nodedb_mem *mem, nodedb_mem_level now, size_t used, size_t limit) {
-    uint32_t marks[NODEDB_MEM__LEVELS];
-    int level = NODEDB_MEM__LEVELS - 1;
-    marks[0] = 0;
-    marks[1] = mem->config.warning_percent;
-    marks[2] = mem->config.critical_percent;
-    marks[3] = mem->config.emergency_percent;
+    const uint32_t marks[] = {0, mem->config.warning_percent, mem->config.critical_percent,
+                              mem->config.emergency_percent};
+    int reached = NODEDB_MEM_EMERGENCY;
     if (used == 0) return NODEDB_MEM_NORMAL;
-    while (used < nodedb_mem__part(limit, marks[level])) level--;
-    while ((int)now > level && used < nodedb_mem__part(limit, marks[now] - mem->config.hysteresis_percent))
+    while (used < nodedb_mem__percent_of(limit, marks[reached])) reached--;
+    while ((int)now > reached &&
+           used < nodedb_mem__percent_of(limit, marks[now] - mem->config.hysteresis_percent))
         now = (nodedb_mem_level)((int)now - 1);
-    return (int)now > level ? now : (nodedb_mem_level)level;
+    return (int)now > reached ? now : (nodedb_mem_level)reached;
 }
 
-/* Computes the levels of those budgets of first .. last that exist, reports changes, answers the worst. Callbacks are
- * called without the lock, one evaluation at a time. Whoever comes meanwhile computes the levels, but keeps and reports
- * nothing. */
+/* Computes the levels of the budgets first .. last, reports changes, and answers the worst. Callbacks run without the
+ * lock, one evaluation at a time: a thread that finds another evaluating computes the levels and reports nothing. */
 static nodedb_mem_level nodedb_mem__evaluate(nodedb_mem *mem, uint32_t first, uint32_t last) {
     nodedb_mem_level from[NODEDB_MEM_MAX_ENGINES + 1], to[NODEDB_MEM_MAX_ENGINES + 1], worst = NODEDB_MEM_NORMAL;
     uint64_t now_ns = nodedb_now_ns(&mem->config.clock);
-    uint32_t i;
     bool busy;
     nodedb_mem__lock(mem);
     busy = mem->evaluating;
     mem->evaluating = true;
-    for (i = first; i <= last; i++) {
+    for (uint32_t i = first; i <= last; i++) {
         nodedb_mem__budget *budget = &mem->budgets[i];
         from[i] = to[i] = budget->level;
         if (i < mem->engines || i == NODEDB_MEM__ALL) {
-            to[i] = nodedb_mem__next_level(mem, from[i], nodedb_mem__sum(mem, i), nodedb_mem__limit(mem, i));
+            to[i] = nodedb_mem__next_level(mem, from[i], nodedb_mem__reserved(mem, i), nodedb_mem__limit(mem, i));
             if (!busy && to[i] != from[i]) budget->level = to[i], budget->level_since_ns = now_ns;
         }
         if (to[i] > worst) worst = to[i];
     }
     nodedb_mem__unlock(mem);
     if (busy) return worst;
-    for (i = first; i <= last && mem->config.on_pressure != NULL; i++)
+    for (uint32_t i = first; i <= last && mem->config.on_pressure != NULL; i++)
         if (from[i] != to[i])
             mem->config.on_pressure(mem->config.on_pressure_ctx, i == NODEDB_MEM__ALL ? NODEDB_MEM_GLOBAL : i, from[i],
                                     to[i]);
@@ -1629,7 +1716,7 @@ static nodedb_mem_level nodedb_mem__evaluate(nodedb_mem *mem, uint32_t first, ui
 }
 
 NODEDB_MEM_API nodedb_mem_level nodedb_mem_pressure(nodedb_mem *mem, uint32_t engine) {
-    uint32_t budget = nodedb_mem__budget_of(engine);
+    uint32_t budget = nodedb_mem__budget_index(engine);
     if (nodedb_mem__check(mem, NODEDB_MEM_ANY_THREAD, engine, NULL) != NODEDB_OK) return NODEDB_MEM_EMERGENCY;
     return nodedb_mem__evaluate(mem, budget, budget);
 }
@@ -1638,34 +1725,36 @@ NODEDB_MEM_API nodedb_mem_level nodedb_mem_poll(nodedb_mem *mem) {
     return mem == NULL ? NODEDB_MEM_EMERGENCY : nodedb_mem__evaluate(mem, 0, NODEDB_MEM__ALL);
 }
 
-/* What the spill controllers want of a budget. */
-typedef struct nodedb_mem__spill_view {
-    bool spilling;
-    size_t out;  /* what must go, from all cores together, to get under the lower mark; 0 if it does not spill */
-    size_t in;   /* what may come back, to all together, and still be under it */
-    size_t held; /* what those hold who share in `out` */
-} nodedb_mem__spill_view;
+/* ---- spill ------------------------------------------------------------------------------------------------------- */
 
-/* Looks at a budget and brings its `spilling` up to date. Rows 0 .. rows - 1 have to share. A budget with nothing
- * reserved is under the lower mark even where that mark is 0. Under the lock. */
-static nodedb_mem__spill_view nodedb_mem__look_spill(nodedb_mem *mem, uint32_t index, uint32_t rows) {
+/* What one budget asks of the cores that share it, at one moment. */
+typedef struct nodedb_mem__spill_state {
+    bool spilling;
+    size_t excess; /* what all together must move out to get under the lower mark; 0 if it does not spill */
+    size_t room;   /* what all together may bring back and stay under the lower mark */
+    size_t held;   /* what the sharing rows hold */
+} nodedb_mem__spill_state;
+
+/* Brings budget->spilling up to date and tells what it means. Rows 0 .. rows - 1 share. A budget with nothing reserved
+ * is under the lower mark even where that mark is 0. Under the lock. */
+static nodedb_mem__spill_state nodedb_mem__update_spill(nodedb_mem *mem, uint32_t index, uint32_t rows) {
     nodedb_mem__budget *budget = &mem->budgets[index];
-    size_t used = nodedb_mem__sum(mem, index), limit = nodedb_mem__limit(mem, index);
-    size_t begin = nodedb_mem__part(limit, mem->config.spill_begin_percent);
-    size_t restore = nodedb_mem__part(limit, mem->config.spill_restore_percent);
-    nodedb_mem__spill_view view;
+    size_t used = nodedb_mem__reserved(mem, index), limit = nodedb_mem__limit(mem, index);
+    size_t begin = nodedb_mem__percent_of(limit, mem->config.spill_begin_percent);
+    size_t restore = nodedb_mem__percent_of(limit, mem->config.spill_restore_percent);
+    nodedb_mem__spill_state state;
     if (used == 0 || used < restore) budget->spilling = false;
     else if (used >= begin) budget->spilling = true;
-    view.spilling = budget->spilling;
-    view.out = !view.spilling ? 0 : restore > 0 ? used - restore + 1 : used;
-    view.in = used < restore ? restore - 1 - used : 0;
-    view.held = nodedb_mem__held(mem, index, 0, rows);
-    return view;
+    state.spilling = budget->spilling;
+    state.excess = !state.spilling ? 0 : restore > 0 ? used - restore + 1 : used;
+    state.room = used < restore ? restore - 1 - used : 0;
+    state.held = nodedb_mem__reserved_by(mem, index, 0, rows);
+    return state;
 }
 
-/* The part of view->out of somebody who holds `mine` of view->held. Rounded up, so that all parts together suffice. */
-static size_t nodedb_mem__spill_share(const nodedb_mem__spill_view *view, size_t mine) {
-    size_t share = nodedb_mem__share(view->out, mine, view->held, true);
+/* The part of the excess that falls to a core which holds `mine`. Rounded up, so that all parts together suffice. */
+static size_t nodedb_mem__spill_share(const nodedb_mem__spill_state *state, size_t mine) {
+    size_t share = nodedb_mem__share(state->excess, mine, state->held, true);
     return share < mine ? share : mine;
 }
 
@@ -1675,17 +1764,19 @@ NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem
                                                      nodedb_error *err) {
     nodedb_status status = nodedb_mem__check(mem, core, engine, err);
     bool everyone = core == NODEDB_MEM_ANY_THREAD, was_spilling;
-    uint32_t budget = nodedb_mem__budget_of(engine), rows;
-    nodedb_mem__spill_view own, all;
+    uint32_t budget = nodedb_mem__budget_index(engine), rows;
+    nodedb_mem__spill_state own, all;
     size_t mine, move, all_share;
+    if (action != NULL) *action = NODEDB_MEM_SPILL_INVALID;
+    if (bytes != NULL) *bytes = 0;
     if (status != NODEDB_OK) return status;
     if (spill == NULL || action == NULL)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "spill: no controller, or no action to fill");
     rows = everyone ? mem->max_cores + 1 : mem->max_cores;
     nodedb_mem__lock(mem);
-    mine = everyone ? nodedb_mem__sum(mem, budget) : nodedb_mem__held(mem, budget, core, core + 1);
-    own = nodedb_mem__look_spill(mem, budget, rows);
-    all = budget == NODEDB_MEM__ALL ? own : nodedb_mem__look_spill(mem, NODEDB_MEM__ALL, rows);
+    mine = everyone ? nodedb_mem__reserved(mem, budget) : nodedb_mem__reserved_by(mem, budget, core, core + 1);
+    own = nodedb_mem__update_spill(mem, budget, rows);
+    all = budget == NODEDB_MEM__ALL ? own : nodedb_mem__update_spill(mem, NODEDB_MEM__ALL, rows);
     nodedb_mem__unlock(mem);
     was_spilling = spill->spilling;
     spill->spilling = own.spilling || all.spilling;
@@ -1694,7 +1785,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem
         if (move < all_share) move = all_share;
         *action = was_spilling ? NODEDB_MEM_SPILL_CONTINUE : NODEDB_MEM_SPILL_BEGIN;
     } else {
-        move = (own.in < all.in ? own.in : all.in) / (everyone ? 1 : mem->max_cores);
+        move = (own.room < all.room ? own.room : all.room) / (everyone ? 1 : mem->max_cores);
         if (move > spilled_bytes) move = spilled_bytes;
         *action = move > 0 ? NODEDB_MEM_SPILL_RESTORE : NODEDB_MEM_SPILL_NONE;
     }
@@ -1706,10 +1797,12 @@ NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem
 }
 
 /* ===================================================================================================================
- * Room: what the system says
+ * LIFE CYCLE: creation, the ceiling that the system suggests, engines by name, and what the process really uses
  * ================================================================================================================ */
 
-/* The beginning of a small file, as a string; its length, or -errno. */
+/* ---- small text files of the kernel ------------------------------------------------------------------------------ */
+
+/* Reads the beginning of a file as a string; its length, or -errno. */
 static int nodedb_mem__read_text(const nodedb_io *io, const char *path, char *text, size_t text_bytes) {
     size_t used = 0;
     int64_t n = 0;
@@ -1722,7 +1815,7 @@ static int nodedb_mem__read_text(const nodedb_io *io, const char *path, char *te
     return n < 0 ? (int)n : (int)used;
 }
 
-/* A decimal number at *text, which is moved behind it; false if there is none or it is too large. */
+/* Parses a decimal number at *text and moves *text behind it; false if there is none or it is too large. */
 static bool nodedb_mem__parse_number(const char **text, uint64_t *value) {
     const char *p = *text;
     for (*value = 0; *p >= '0' && *p <= '9'; p++) {
@@ -1734,8 +1827,8 @@ static bool nodedb_mem__parse_number(const char **text, uint64_t *value) {
     return true;
 }
 
-/* The least limit in `base``group` and the groups above it; in a container the names above may be missing, and its own
- * limit stands at `base`. `group` is shortened. */
+/* The least limit of a control group and of the groups above it; `group` is shortened on the way up. In a container the
+ * names above may be missing, and the container's own limit stands at `base`. */
 static uint64_t nodedb_mem__group_limit(const nodedb_io *io, const char *base, char *group, const char *file) {
     char path[NODEDB_MEM__MAX_PATH_BYTES], text[64];
     uint64_t least = UINT64_MAX, value;
@@ -1749,12 +1842,12 @@ static uint64_t nodedb_mem__group_limit(const nodedb_io *io, const char *base, c
     }
 }
 
-/* /proc/self/cgroup, cgroups(7): lines of "number:controllers:path"; version 2 has number 0 and no controllers. */
+/* /proc/self/cgroup, cgroups(7): lines of "number:controllers:path". Version 2 has number 0 and no controllers. */
 static uint64_t nodedb_mem__cgroup_limit(const nodedb_io *io) {
-    char text[NODEDB_MEM__MAX_PATH_BYTES], *line, *next;
+    char text[NODEDB_MEM__MAX_PATH_BYTES], *next;
     uint64_t least = UINT64_MAX;
     if (nodedb_mem__read_text(io, "/proc/self/cgroup", text, sizeof text) <= 0) return least;
-    for (line = text; line != NULL && *line != 0; line = next) {
+    for (char *line = text; line != NULL && *line != 0; line = next) {
         char *controllers = strchr(line, ':'), *group = controllers != NULL ? strchr(controllers + 1, ':') : NULL;
         uint64_t limit = UINT64_MAX;
         next = strchr(line, '\n');
@@ -1771,119 +1864,24 @@ static uint64_t nodedb_mem__cgroup_limit(const nodedb_io *io) {
 }
 
 static size_t nodedb_mem__system_ceiling(const nodedb_io *io, uint32_t percent) {
+    const uint64_t unknown_ram_bytes = UINT64_C(1) << 30; /* a guess where sysconf does not tell */
     uint64_t limit = nodedb_mem__cgroup_limit(io);
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    uint64_t ram = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : UINT64_C(1) << 30;
+    uint64_t ram = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : unknown_ram_bytes;
     if (ram < limit) limit = ram;
-    if (limit > SIZE_MAX / 2) limit = SIZE_MAX / 2; /* 32 bits: the other half is code, stacks and maps */
-    limit = nodedb_mem__part((size_t)limit, percent);
+    if (limit > SIZE_MAX / 2) limit = SIZE_MAX / 2; /* 32 bits: the other half is code, stacks and mappings */
+    limit = nodedb_mem__percent_of((size_t)limit, percent);
     return limit > 0 ? (size_t)limit : 1;
 }
 
-#define NODEDB_MEM__MAX_NODES 1024u /* of a NUMA machine, as in the kernel */
-
-/* "0-3,8": how many numbers a list of the kernel has; 0: it is none. */
-static uint32_t nodedb_mem__count_list(const char *text) {
-    uint32_t count = 0;
-    uint64_t first, last;
-    for (;; text++) {
-        if (!nodedb_mem__parse_number(&text, &first)) return 0;
-        last = first;
-        if (*text == '-' && (text++, !nodedb_mem__parse_number(&text, &last))) return 0;
-        if (last < first || last >= NODEDB_MEM__MAX_NODES) return 0;
-        count += (uint32_t)(last - first + 1);
-        if (*text != ',') return count;
-    }
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, const nodedb_logger *logger,
-                                                         nodedb_mem_numa *numa, nodedb_error *err) {
-    enum { WORD_BITS = 8 * (int)sizeof(unsigned long) };
-    const int preferred = 1; /* MPOL_PREFERRED, linux/mempolicy.h: that node first, another when it is full */
-    unsigned long mask[NODEDB_MEM__MAX_NODES / WORD_BITS];
-    nodedb_io files = nodedb__io_or_posix(io);
-    unsigned cpu = 0, node = 0;
-    char text[256];
-    if (numa == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "NUMA: NULL to fill");
-    memset(numa, 0, sizeof *numa);
-    numa->nodes = 1;
-    if (nodedb_mem__read_text(&files, "/sys/devices/system/node/online", text, sizeof text) > 0 &&
-        nodedb_mem__count_list(text) > 1)
-        numa->nodes = nodedb_mem__count_list(text);
-    if (numa->nodes == 1) {
-        nodedb_say(logger, NODEDB_LOG_INFO,
-                    "NUMA: the machine has one node, all its memory is equally near, so nothing was bound");
-        return NODEDB_OK;
-    }
-    if (syscall(SYS_getcpu, &cpu, &node, NULL) != 0 || node >= NODEDB_MEM__MAX_NODES)
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: the kernel does not say which node CPU %u is of",
-                            cpu);
-    memset(mask, 0, sizeof mask);
-    mask[node / WORD_BITS] |= 1ul << node % WORD_BITS;
-    if (syscall(SYS_set_mempolicy, preferred, mask, NODEDB_MEM__MAX_NODES + 1ul) != 0) /* it takes one off */
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: set_mempolicy for node %u is refused", node);
-    numa->node = node, numa->bound = true;
-    return NODEDB_OK;
-}
-
-#if !defined(NODEDB_NO_JEMALLOC)
-/* A number that jemalloc keeps under `name`, of type size_t. */
-static bool nodedb_mem__jemalloc_size(const char *name, size_t *value) {
-    size_t bytes = sizeof *value;
-    *value = 0;
-    return mallctl(name, value, &bytes, NULL, 0) == 0;
-}
-
-/* jemalloc's statistics are a snapshot, renewed by writing its epoch. */
-static void nodedb_mem__jemalloc_refresh(void) {
-    uint64_t epoch = 1;
-    (void)mallctl("epoch", NULL, NULL, &epoch, sizeof epoch);
-}
-#endif
-
-NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_reality *reality, nodedb_error *err) {
-    char text[256];
-    const char *at = text;
-    uint64_t pages, page = (uint64_t)sysconf(_SC_PAGESIZE);
-    int used;
-    if (mem == NULL || reality == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory reality: NULL");
-    memset(reality, 0, sizeof *reality);
-    used = nodedb_mem__read_text(&mem->config.io, "/proc/self/statm", text, sizeof text);
-    if (used < 0) return nodedb_fail(err, NODEDB_ERR_IO, -used, "/proc/self/statm");
-    /* "size resident shared ...", in pages */
-    if (!nodedb_mem__parse_number(&at, &pages) || *at++ != ' ' || !nodedb_mem__parse_number(&at, &pages) ||
-        pages > INT64_MAX / page)
-        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "/proc/self/statm: \"%.60s\" is no line of page counts", text);
-    reality->rss_bytes = pages * page;
-    nodedb_mem__lock(mem);
-    reality->accounted_bytes = nodedb_mem__sum(mem, NODEDB_MEM__ALL);
-    nodedb_mem__unlock(mem);
-    reality->drift_bytes = (int64_t)(reality->rss_bytes - reality->accounted_bytes);
-#if !defined(NODEDB_NO_JEMALLOC)
-    if (nodedb_mem_arena_available(NULL) == NODEDB_OK) {
-        size_t resident, allocated;
-        nodedb_mem__jemalloc_refresh();
-        reality->jemalloc = nodedb_mem__jemalloc_size("stats.resident", &resident) &&
-                            nodedb_mem__jemalloc_size("stats.allocated", &allocated);
-        if (reality->jemalloc) {
-            reality->allocator_resident_bytes = resident;
-            reality->allocator_allocated_bytes = allocated;
-        }
-    }
-#endif
-    return NODEDB_OK;
-}
-
-/* ===================================================================================================================
- * Room: governor, birth and death
- * ================================================================================================================ */
+/* ---- creation ---------------------------------------------------------------------------------------------------- */
 
 static void nodedb_mem__default(uint32_t *value, uint32_t otherwise) {
     if (*value == 0) *value = otherwise;
 }
 
-/* The configuration with its defaults, or what is wrong with it. */
-static nodedb_status nodedb_mem__complete(nodedb_mem_config *c, nodedb_error *err) {
+/* Fills the defaults in, or says what is wrong. */
+static nodedb_status nodedb_mem__complete_config(nodedb_mem_config *c, nodedb_error *err) {
     long processors = sysconf(_SC_NPROCESSORS_CONF);
     nodedb_mem__default(&c->max_cores, processors > 0 ? (uint32_t)processors : 1);
     nodedb_mem__default(&c->system_percent, NODEDB_MEM_DEFAULT_SYSTEM_PERCENT);
@@ -1896,7 +1894,7 @@ static nodedb_status nodedb_mem__complete(nodedb_mem_config *c, nodedb_error *er
     if (c->chunk_bytes == 0) c->chunk_bytes = NODEDB_MEM_DEFAULT_CHUNK_BYTES;
     if (c->max_cores > NODEDB_MEM_MAX_CORES)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory governor: %lu cores, at most %d are possible",
-                            (unsigned long)c->max_cores, NODEDB_MEM_MAX_CORES);
+                           (unsigned long)c->max_cores, NODEDB_MEM_MAX_CORES);
     if (c->system_percent > 100 || c->emergency_percent > 100 || c->critical_percent > c->emergency_percent ||
         c->warning_percent > c->critical_percent || c->hysteresis_percent >= c->warning_percent ||
         c->spill_begin_percent > 100 || c->spill_restore_percent >= c->spill_begin_percent)
@@ -1906,7 +1904,7 @@ static nodedb_status nodedb_mem__complete(nodedb_mem_config *c, nodedb_error *er
     return NODEDB_OK;
 }
 
-static void nodedb_mem__name_budget(nodedb_mem *mem, uint32_t budget, const char *name, size_t limit_bytes) {
+static void nodedb_mem__start_budget(nodedb_mem *mem, uint32_t budget, const char *name, size_t limit_bytes) {
     memset(&mem->budgets[budget], 0, sizeof mem->budgets[budget]);
     (void)snprintf(mem->budgets[budget].name, sizeof mem->budgets[budget].name, "%s", name);
     mem->budgets[budget].limit = mem->budgets[budget].base = limit_bytes;
@@ -1917,14 +1915,13 @@ NODEDB_MEM_API nodedb_mem *nodedb_mem_create(const nodedb_mem_config *config, no
                                                                      "query",  "wal",    "bridge"};
     nodedb_mem_config complete;
     nodedb_mem *mem;
-    uint32_t i;
     memset(&complete, 0, sizeof complete);
     if (config != NULL) complete = *config;
-    if (nodedb_mem__complete(&complete, err) != NODEDB_OK) return NULL;
+    if (nodedb_mem__complete_config(&complete, err) != NODEDB_OK) return NULL;
     mem = (nodedb_mem *)nodedb__alloc_zero(&complete.allocator, sizeof *mem, NODEDB_CACHE_LINE_BYTES);
     if (mem == NULL) {
         (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "memory governor: the allocator refused %lu bytes",
-                           (unsigned long)sizeof *mem);
+                          (unsigned long)sizeof *mem);
         return NULL;
     }
     mem->config = complete;
@@ -1933,40 +1930,44 @@ NODEDB_MEM_API nodedb_mem *nodedb_mem_create(const nodedb_mem_config *config, no
     mem->cells = (nodedb_mem__cell *)nodedb__alloc_zero(&complete.allocator, mem->cells_bytes, NODEDB_CACHE_LINE_BYTES);
     if (mem->cells == NULL || pthread_mutex_init(&mem->lock, NULL) != 0) {
         (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "memory governor: the allocator refused %lu bytes",
-                           (unsigned long)mem->cells_bytes);
+                          (unsigned long)mem->cells_bytes);
         nodedb__release(&complete.allocator, mem->cells, mem->cells_bytes);
         nodedb__release(&complete.allocator, mem, sizeof *mem);
         return NULL;
     }
-    for (i = 0; i < NODEDB_MEM_PREDEFINED_ENGINES; i++)
-        nodedb_mem__name_budget(mem, i, names[i], NODEDB_MEM_NO_LIMIT_BYTES);
+    for (uint32_t i = 0; i < NODEDB_MEM_PREDEFINED_ENGINES; i++)
+        nodedb_mem__start_budget(mem, i, names[i], NODEDB_MEM_NO_LIMIT_BYTES);
     mem->engines = NODEDB_MEM_PREDEFINED_ENGINES;
-    nodedb_mem__name_budget(mem, NODEDB_MEM__ALL, "ceiling", complete.ceiling_bytes);
+    nodedb_mem__start_budget(mem, NODEDB_MEM__ALL, "ceiling", complete.ceiling_bytes);
     return mem;
 }
 
 NODEDB_MEM_API void nodedb_mem_destroy(nodedb_mem *mem) {
     nodedb_mem_config config;
-    uint32_t i;
     if (mem == NULL) return;
     config = mem->config;
-    for (i = 0; i < mem->engines; i++) {
-        size_t left = nodedb_mem__sum(mem, i);
+    for (uint32_t i = 0; i < mem->engines; i++) {
+        size_t left = nodedb_mem__reserved(mem, i);
         if (left > 0)
             nodedb_say(&config.logger, NODEDB_LOG_WARNING, "memory governor: engine %s ends with %llu bytes reserved",
-                        mem->budgets[i].name, (unsigned long long)left);
+                       mem->budgets[i].name, (unsigned long long)left);
     }
     (void)pthread_mutex_destroy(&mem->lock);
     nodedb__release(&config.allocator, mem->cells, mem->cells_bytes);
     nodedb__release(&config.allocator, mem, sizeof *mem);
 }
 
-/* Is there an engine of that name, or is it the ceiling's? Under the lock. */
+/* ---- engines by name --------------------------------------------------------------------------------------------- */
+
+/* False if no engine has that name, and it is not the ceiling's. Under the lock. */
 static bool nodedb_mem__lookup(const nodedb_mem *mem, const char *name, uint32_t *engine) {
-    uint32_t i;
-    for (i = 0; i < mem->engines && strcmp(mem->budgets[i].name, name) != 0; i++) continue;
-    if (i == mem->engines && strcmp(mem->budgets[NODEDB_MEM__ALL].name, name) != 0) return false;
-    *engine = i < mem->engines ? i : NODEDB_MEM_GLOBAL;
+    for (uint32_t i = 0; i < mem->engines; i++)
+        if (strcmp(mem->budgets[i].name, name) == 0) {
+            *engine = i;
+            return true;
+        }
+    if (strcmp(mem->budgets[NODEDB_MEM__ALL].name, name) != 0) return false;
+    *engine = NODEDB_MEM_GLOBAL;
     return true;
 }
 
@@ -1976,13 +1977,13 @@ NODEDB_MEM_API nodedb_status nodedb_mem_register_engine(nodedb_mem *mem, const c
     if (mem == NULL || engine == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "register engine: NULL");
     if (name == NULL || name[0] == 0 || strlen(name) >= NODEDB_MEM_MAX_NAME_BYTES)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "register engine: a name has 1 to %d bytes",
-                            NODEDB_MEM_MAX_NAME_BYTES - 1);
+                           NODEDB_MEM_MAX_NAME_BYTES - 1);
     nodedb_mem__lock(mem);
     if (nodedb_mem__lookup(mem, name, engine)) status = NODEDB_ERR_EXISTS;
     else if (mem->engines == NODEDB_MEM_MAX_ENGINES) status = NODEDB_ERR_LIMIT;
     else {
         *engine = mem->engines;
-        nodedb_mem__name_budget(mem, *engine, name, limit_bytes);
+        nodedb_mem__start_budget(mem, *engine, name, limit_bytes);
         nodedb__store_release(&mem->engines, *engine + 1);
     }
     nodedb_mem__unlock(mem);
@@ -1992,58 +1993,94 @@ NODEDB_MEM_API nodedb_status nodedb_mem_register_engine(nodedb_mem *mem, const c
     return NODEDB_OK;
 }
 
-NODEDB_MEM_API nodedb_status nodedb_mem_find_engine(nodedb_mem *mem, const char *name, uint32_t *engine,
-                                                    nodedb_error *err) {
-    bool found;
-    if (mem == NULL || name == NULL || engine == NULL)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "find engine: NULL");
+/* ---- reality ----------------------------------------------------------------------------------------------------- */
+
+static void nodedb_mem__ask_jemalloc(nodedb_mem_reality *reality); /* of the room ARENAS */
+
+NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_reality *reality, nodedb_error *err) {
+    char text[256];
+    const char *at = text;
+    uint64_t pages, page = (uint64_t)sysconf(_SC_PAGESIZE);
+    int used;
+    if (mem == NULL || reality == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "memory reality: NULL");
+    memset(reality, 0, sizeof *reality);
+    used = nodedb_mem__read_text(&mem->config.io, "/proc/self/statm", text, sizeof text);
+    if (used < 0) return nodedb_fail(err, NODEDB_ERR_IO, -used, "/proc/self/statm");
+    /* "size resident shared ...", in pages: proc(5) */
+    if (!nodedb_mem__parse_number(&at, &pages) || *at++ != ' ' || !nodedb_mem__parse_number(&at, &pages) ||
+        pages > INT64_MAX / page)
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "/proc/self/statm: \"%.60s\" is no line of page counts", text);
+    reality->rss_bytes = pages * page;
     nodedb_mem__lock(mem);
-    found = nodedb_mem__lookup(mem, name, engine);
+    reality->accounted_bytes = nodedb_mem__reserved(mem, NODEDB_MEM__ALL);
     nodedb_mem__unlock(mem);
-    return found ? NODEDB_OK : nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "find engine: there is no %.40s", name);
+    reality->drift_bytes = (int64_t)(reality->rss_bytes - reality->accounted_bytes);
+    nodedb_mem__ask_jemalloc(reality);
+    return NODEDB_OK;
 }
 
 /* ===================================================================================================================
- * Room: overflow region, blocks. The data are a row of blocks without gaps, each an object or a hole, and no two holes
- * side by side. What is known of a block stands in its slot, in ordinary memory. A kept file has a table besides, with
- * an entry for each slot: see FILES in the manual.
+ * OVERFLOW REGION: blocks, slots and holes
+ *
+ * The data are a row of blocks without gaps. A block is an object or a hole, and no two holes lie side by side.
+ *
+ *     data   | object 7 | hole 2 |    object 5    | object 9 |            hole 4            |
+ *            0                                                                        capacity
+ *     slot   7: at, size, state; before 0, after 2      2: before 7, after 5      5: before 2, after 9 ...
+ *
+ * All that is known of a block stands in its slot, in ordinary memory, so that merging neighbours never waits for the
+ * disk. A handle is a slot's number and its generation. Growing appends a hole; the mapping for the maximum exists from
+ * the start, so nothing moves. A kept region has a table in its file besides: see the room KEPT REGIONS.
  * ================================================================================================================ */
 
-#define NODEDB_MEM__SLAB_SLOTS 4096u /* slots are allocated by that many */
-#define NODEDB_MEM__BINS 4096u       /* holes below 64 KiB: one bin for each size in units */
-#define NODEDB_MEM__MIN_MAX_BLOCKS 65536u
-#define NODEDB_MEM__GENERATION_MASK ((UINT64_C(1) << 38) - 1) /* a handle: 26 bits of slot, 38 of generation */
+#define NODEDB_MEM__SLAB_SLOTS 4096u       /* slots are allocated by that many */
+#define NODEDB_MEM__BINS 4096u             /* holes below 64 KiB: one bin for each size in units */
+#define NODEDB_MEM__MIN_MAX_BLOCKS 65536u  /* least default of max_blocks: 2 MiB of slots when all are used */
+#define NODEDB_MEM__BYTES_PER_BLOCK 64u    /* for the default of max_blocks */
+#define NODEDB_MEM__GENERATION_BITS 38     /* of a handle; the slot's number has the upper 26 */
+#define NODEDB_MEM__GENERATION_MASK ((UINT64_C(1) << NODEDB_MEM__GENERATION_BITS) - 1)
+#define NODEDB_MEM__VERSIONS 64u           /* a slot shares its version with every 64th; more: fewer false retries */
 
-typedef enum nodedb_mem__state { NODEDB_MEM__SPARE = 0, NODEDB_MEM__HOLE, NODEDB_MEM__OBJECT } nodedb_mem__state;
-
-/* Brought by a kept file and not read yet; the same, and compared with its checksum; written since opening. */
-typedef enum nodedb_mem__checked {
-    NODEDB_MEM__UNCHECKED = 0,
-    NODEDB_MEM__CHECKED,
-    NODEDB_MEM__WRITTEN
-} nodedb_mem__checked;
-
-/* 32 bytes. Slot numbers begin at 1; 0 is none. The generation changes when an object is freed, and never elsewhere.
+/* What a slot is.
  *
- * Views read generation, state, slack, checked, at and size while the owner goes on. Between two looks at the same
- * generation with the state OBJECT nothing of these changes: when an object is freed, state and generation change
- * first, and what changes afterwards is stored with release, or behind a release fence (other bytes in its place, its
- * entry in a kept file). A view loads with acquire, or has an acquire fence behind, and then looks at it again. */
+ *     SPARE --> HOLE --> TAKEN --> WRITTEN ----------.
+ *       ^       ^  ^       |                         | free
+ *       '-merge-'  '-------' failed, or moved away   v
+ *     a reopened file: UNCHECKED --first read--> CHECKED --free--> HOLE
+ *
+ * An update leaves WRITTEN as it is and makes CHECKED of UNCHECKED. A free makes a new generation: the next one of a
+ * WRITTEN object, a random one of the others (nodedb_mem__new_generation tells why). */
+typedef enum nodedb_mem__state {
+    NODEDB_MEM__SPARE = 0, /* no block: in the list of spare slots */
+    NODEDB_MEM__HOLE,      /* a free block, filed by its size */
+    NODEDB_MEM__TAKEN,     /* a block that belongs to a write, update or move that is not finished; in no list */
+    NODEDB_MEM__UNCHECKED, /* an object that a kept file brought, not compared with its checksum yet */
+    NODEDB_MEM__CHECKED,   /* an object that a kept file brought, known to be whole */
+    NODEDB_MEM__WRITTEN    /* an object written since the region was opened */
+} nodedb_mem__state;
+
+/* 32 bytes. Numbers begin at 1; 0 is none. The owner writes. The generation changes when an object is freed and at no
+ * other time.
+ *
+ * Views read generation, state, slack, at and size while the owner goes on. They read the generation before and after:
+ * if it is the handle's both times, and the state is an object's, nothing but a move or an update can have changed the
+ * rest meanwhile, and the slot's version tells of those. For that the owner changes state and generation first when it
+ * frees, and stores what comes after with release, or behind a release fence. A view loads with acquire. */
 typedef struct nodedb_mem__slot {
     uint32_t generation_low;
     uint8_t generation_high;
-    uint8_t state;
+    uint8_t state;          /* nodedb_mem__state */
     uint8_t slack;          /* object: bytes of the last unit that are not its own; 16 for an empty one */
-    uint8_t checked;        /* object: see nodedb_mem__checked */
     uint32_t at, size;      /* in units */
-    uint32_t before, after; /* the neighbours in the file; `after` links spare slots */
-    uint32_t link[2];       /* hole: previous and next in its bin, or left and right in the tree */
+    uint32_t before, after; /* the neighbours in the row; `after` links spare slots */
+    uint32_t link[2];       /* hole: previous and next in its bin, or left and right in the tree; TAKEN by a move: the
+                               moved object, and the next such block */
 } nodedb_mem__slot;
 
-/* Counters that get_stats reads from other threads: size_t, so that one instruction reads them everywhere. */
+/* The owner writes, any thread reads: size_t, so that one instruction loads them everywhere. */
 typedef struct nodedb_mem__counters {
     size_t objects, object_bytes, used_units, holes, largest_units, capacity_units, disk_bytes, slabs;
-    size_t writes, reads, frees, grows, refused, disk_full, reopened, lost, damaged;
+    size_t writes, updates, reads, frees, moves, moved_bytes, grows, refused, disk_full, reopened, lost, damaged;
 } nodedb_mem__counters;
 
 struct nodedb_mem_overflow {
@@ -2051,40 +2088,42 @@ struct nodedb_mem_overflow {
     char *file;          /* all of it mapped, file_bytes of addresses; touched only where disk blocks are */
     size_t file_bytes;
     char *base;          /* the data: the last max_bytes of the file */
-    size_t data_at;      /* kept: where they begin in the file; 0 for scratch */
+    size_t data_at;      /* kept: where they begin in the file; 0: scratch */
     size_t max_bytes;
     uint32_t max_slots;
     uint64_t seed;       /* first generations differ between regions, so that foreign handles are noticed */
     int fd;
+    bool in_memory;      /* the file system keeps its files in memory */
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_io io;
     char dir[64], name[64]; /* their beginnings, for messages; no name: scratch */
-    /* The region and its views. */
-    size_t users;
-    /* By the region's thread. */
+    /* Shared by the owner and the views. */
+    size_t users;        /* the owner and its views; the last one to leave frees everything */
+    size_t versions[NODEDB_MEM__VERSIONS]; /* odd while an object moves or is updated; written by the owner */
+    /* The owner's. */
     uint64_t sequence;   /* kept: of the newest entry in the table */
-    bool sync_failed;
+    bool sync_failed;    /* kept: for good; what is durable is unknown */
     nodedb_mem__slot **slabs;
     size_t slabs_bytes;
     uint64_t *backed;    /* a bit for each granule that has its disk blocks */
     size_t backed_bytes;
-    uint32_t slots;      /* given to slabs so far; numbers below are valid */
+    uint32_t slots;      /* numbers below are valid */
     uint32_t spare;      /* first of the spare slots */
     uint32_t spares;
-    uint32_t last;       /* the block at the end of the file */
-    uint32_t root;       /* holes of 64 KiB and more: a treap by size and address */
+    uint32_t last;       /* the block at the end of the row */
+    uint32_t cursor;     /* the block that compaction looks at next; 0: it begins at the end of the row */
+    uint32_t root;       /* holes of 64 KiB and more: a treap by size and place */
     uint64_t summary;    /* bit w: map[w] is not 0 */
-    uint64_t map[NODEDB_MEM__BINS / 64];
+    uint64_t map[NODEDB_MEM__BINS / 64]; /* bit b of word w: bin 64 * w + b is not empty */
     uint32_t bins[NODEDB_MEM__BINS];
     nodedb_mem__counters count;
 };
 
-/* One thread writes, others may read. */
 #define nodedb_mem__count(counter, change) nodedb__store_relaxed(&(counter), (counter) + (size_t)(change))
-#define nodedb_mem__set(field, value) nodedb__store_release(&(field), (value)) /* what views read */
+#define nodedb_mem__set(field, value) nodedb__store_release(&(field), (value)) /* of a slot: what views read */
 
-/* ThreadSanitizer knows no fences; what these order goes through the kernel or is compared with a checksum. */
+/* ThreadSanitizer knows no fences. What these order goes through the kernel or is compared with a checksum. */
 static inline void nodedb_mem__fence_release(void) {
 #if !defined(NODEDB__TSAN)
     __atomic_thread_fence(__ATOMIC_RELEASE);
@@ -2096,18 +2135,45 @@ static inline void nodedb_mem__fence_acquire(void) {
 #endif
 }
 
+/* ---- slots and handles ------------------------------------------------------------------------------------------- */
+
 static inline nodedb_mem__slot *nodedb_mem__slot_of(const nodedb_mem_overflow *region, uint32_t slot) {
     assert(slot != 0 && slot < region->slots);
     return &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
 }
 
-static inline uint64_t nodedb_mem__generation(const nodedb_mem__slot *slot) {
-    return (uint64_t)slot->generation_high << 32 | slot->generation_low;
+static inline bool nodedb_mem__is_object(const nodedb_mem__slot *s) { return s->state >= NODEDB_MEM__UNCHECKED; }
+
+static inline void nodedb_mem__set_state(nodedb_mem__slot *s, nodedb_mem__state state) {
+    nodedb_mem__set(s->state, (uint8_t)state);
 }
 
-static inline void nodedb_mem__set_generation(nodedb_mem__slot *slot, uint64_t generation) {
-    nodedb_mem__set(slot->generation_low, (uint32_t)generation);
-    nodedb_mem__set(slot->generation_high, (uint8_t)((generation & NODEDB_MEM__GENERATION_MASK) >> 32));
+static inline uint64_t nodedb_mem__generation(const nodedb_mem__slot *s) {
+    return (uint64_t)s->generation_high << 32 | s->generation_low;
+}
+
+static inline void nodedb_mem__set_generation(nodedb_mem__slot *s, uint64_t generation) {
+    nodedb_mem__set(s->generation_low, (uint32_t)generation);
+    nodedb_mem__set(s->generation_high, (uint8_t)((generation & NODEDB_MEM__GENERATION_MASK) >> 32));
+}
+
+static inline uint32_t nodedb_mem__slot_number(nodedb_mem_handle handle) {
+    return (uint32_t)(handle.bits >> NODEDB_MEM__GENERATION_BITS);
+}
+
+static inline nodedb_mem_handle nodedb_mem__handle_of(const nodedb_mem__slot *s, uint32_t slot) {
+    nodedb_mem_handle handle;
+    handle.bits = (uint64_t)slot << NODEDB_MEM__GENERATION_BITS | nodedb_mem__generation(s);
+    return handle;
+}
+
+/* The exact length of an object, and where its bytes are. */
+static inline size_t nodedb_mem__length(const nodedb_mem__slot *s) {
+    return (size_t)s->size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - s->slack;
+}
+
+static inline char *nodedb_mem__bytes_at(const nodedb_mem_overflow *region, uint32_t at) {
+    return region->base + (size_t)at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
 }
 
 static uint32_t nodedb_mem__take_slot(nodedb_mem_overflow *region) {
@@ -2120,21 +2186,31 @@ static uint32_t nodedb_mem__take_slot(nodedb_mem_overflow *region) {
 
 static void nodedb_mem__give_slot(nodedb_mem_overflow *region, uint32_t slot) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__SPARE);
+    nodedb_mem__set_state(s, NODEDB_MEM__SPARE);
     s->after = region->spare;
     region->spare = slot;
     region->spares++;
 }
 
-/* ===================================================================================================================
- * Room: overflow region, holes by size
- * ================================================================================================================ */
+/* An object moves, or its bytes change, between these two. A view that was copying it starts over. */
+static inline void nodedb_mem__begin_change(nodedb_mem_overflow *region, uint32_t slot) {
+    size_t *version = &region->versions[slot % NODEDB_MEM__VERSIONS];
+    assert((*version & 1) == 0);
+    nodedb__store_relaxed(version, *version + 1);
+    nodedb_mem__fence_release();
+}
+static inline void nodedb_mem__end_change(nodedb_mem_overflow *region, uint32_t slot) {
+    size_t *version = &region->versions[slot % NODEDB_MEM__VERSIONS];
+    nodedb__store_release(version, *version + 1);
+}
 
-static inline bool nodedb_mem__before(const nodedb_mem__slot *a, const nodedb_mem__slot *b) {
+/* ---- large holes: a treap ---------------------------------------------------------------------------------------- */
+
+static inline bool nodedb_mem__is_before(const nodedb_mem__slot *a, const nodedb_mem__slot *b) {
     return a->size != b->size ? a->size < b->size : a->at < b->at;
 }
 
-/* A treap's priority: random, but computed, so that it needs no room. */
+/* A treap's priority: random, but computed, so that it takes no room. */
 static inline uint64_t nodedb_mem__priority(const nodedb_mem_overflow *region, uint32_t slot) {
     return nodedb_mix64(region->seed + slot);
 }
@@ -2145,14 +2221,14 @@ static void nodedb_mem__tree_insert(nodedb_mem_overflow *region, uint32_t slot) 
     uint32_t *link = &region->root, *side[2], at;
     while (*link != 0 && nodedb_mem__priority(region, *link) > priority) {
         nodedb_mem__slot *t = nodedb_mem__slot_of(region, *link);
-        link = &t->link[nodedb_mem__before(t, s)];
+        link = &t->link[nodedb_mem__is_before(t, s)];
     }
-    at = *link; /* what is below now is split into what comes before the new one and what comes after */
+    at = *link; /* what is below is split into what comes before the new one and what comes after */
     *link = slot;
     side[0] = &s->link[0], side[1] = &s->link[1];
     while (at != 0) {
         nodedb_mem__slot *t = nodedb_mem__slot_of(region, at);
-        int after = !nodedb_mem__before(t, s);
+        int after = !nodedb_mem__is_before(t, s);
         *side[after] = at;
         side[after] = &t->link[!after];
         at = *side[after];
@@ -2165,7 +2241,7 @@ static void nodedb_mem__tree_remove(nodedb_mem_overflow *region, uint32_t slot) 
     uint32_t *link = &region->root, left = s->link[0], right = s->link[1];
     while (*link != slot) {
         nodedb_mem__slot *t = nodedb_mem__slot_of(region, *link);
-        link = &t->link[nodedb_mem__before(t, s)];
+        link = &t->link[nodedb_mem__is_before(t, s)];
     }
     while (left != 0 && right != 0) {
         bool take_left = nodedb_mem__priority(region, left) > nodedb_mem__priority(region, right);
@@ -2185,12 +2261,14 @@ static uint32_t nodedb_mem__tree_find(const nodedb_mem_overflow *region, uint32_
     wanted.size = size, wanted.at = at;
     while (slot != 0) {
         const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-        bool small = nodedb_mem__before(s, &wanted);
-        if (!small) found = slot;
-        slot = s->link[small];
+        bool too_small = nodedb_mem__is_before(s, &wanted);
+        if (!too_small) found = slot;
+        slot = s->link[too_small];
     }
     return found;
 }
+
+/* ---- small holes: a bin for each size ---------------------------------------------------------------------------- */
 
 static void nodedb_mem__bin_insert(nodedb_mem_overflow *region, uint32_t slot) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
@@ -2216,10 +2294,27 @@ static void nodedb_mem__bin_remove(nodedb_mem_overflow *region, uint32_t slot) {
     if (region->map[s->size / 64] == 0) region->summary &= ~(UINT64_C(1) << s->size / 64);
 }
 
+/* The first bin of `size` units or more that is not empty; NODEDB_MEM__BINS if there is none. */
+static uint32_t nodedb_mem__next_bin(const nodedb_mem_overflow *region, uint32_t size) {
+    uint32_t word = size / 64;
+    uint64_t bits, words;
+    if (size >= NODEDB_MEM__BINS) return NODEDB_MEM__BINS;
+    bits = region->map[word] & UINT64_MAX << size % 64;
+    if (bits == 0) {
+        words = word == 63 ? 0 : region->summary & UINT64_MAX << (word + 1);
+        if (words == 0) return NODEDB_MEM__BINS;
+        word = (uint32_t)__builtin_ctzll(words);
+        bits = region->map[word];
+    }
+    return word * 64 + (uint32_t)__builtin_ctzll(bits);
+}
+
+/* ---- holes of any size ------------------------------------------------------------------------------------------- */
+
 static void nodedb_mem__add_hole(nodedb_mem_overflow *region, uint32_t slot) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     assert(s->size > 0);
-    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__HOLE);
+    nodedb_mem__set_state(s, NODEDB_MEM__HOLE);
     if (s->size < NODEDB_MEM__BINS) nodedb_mem__bin_insert(region, slot);
     else nodedb_mem__tree_insert(region, slot);
     nodedb_mem__count(region->count.holes, 1);
@@ -2235,18 +2330,8 @@ static void nodedb_mem__remove_hole(nodedb_mem_overflow *region, uint32_t slot) 
 
 /* The smallest hole of at least `size` units, or 0. */
 static uint32_t nodedb_mem__best_fit(const nodedb_mem_overflow *region, uint32_t size) {
-    if (size < NODEDB_MEM__BINS) {
-        uint32_t word = size / 64;
-        uint64_t bits = region->map[word] & UINT64_MAX << size % 64;
-        if (bits == 0) {
-            uint64_t words = word == 63 ? 0 : region->summary & UINT64_MAX << (word + 1);
-            if (words == 0) return nodedb_mem__tree_find(region, size, 0);
-            word = (uint32_t)__builtin_ctzll(words);
-            bits = region->map[word];
-        }
-        return region->bins[word * 64 + (uint32_t)__builtin_ctzll(bits)];
-    }
-    return nodedb_mem__tree_find(region, size, 0);
+    uint32_t bin = nodedb_mem__next_bin(region, size);
+    return bin < NODEDB_MEM__BINS ? region->bins[bin] : nodedb_mem__tree_find(region, size, 0);
 }
 
 static uint32_t nodedb_mem__largest_hole(const nodedb_mem_overflow *region) {
@@ -2260,7 +2345,11 @@ static uint32_t nodedb_mem__largest_hole(const nodedb_mem_overflow *region) {
     return word * 64 + 63 - (uint32_t)__builtin_clzll(region->map[word]);
 }
 
-/* Joins a hole that is in no bin yet with holes beside it, and files it. */
+static inline void nodedb_mem__note_largest(nodedb_mem_overflow *region) {
+    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
+}
+
+/* Joins a block that is in no list with the holes beside it, and files the hole. */
 static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     uint32_t before = s->before, after = s->after;
@@ -2271,6 +2360,7 @@ static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
         nodedb_mem__set(s->size, s->size + n->size);
         s->after = n->after;
         nodedb_mem__give_slot(region, after);
+        if (region->cursor == after) region->cursor = slot;
     }
     if (before != 0 && nodedb_mem__slot_of(region, before)->state == NODEDB_MEM__HOLE) {
         const nodedb_mem__slot *n = nodedb_mem__slot_of(region, before);
@@ -2280,6 +2370,7 @@ static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
         nodedb_mem__set(s->size, s->size + n->size);
         s->before = n->before;
         nodedb_mem__give_slot(region, before);
+        if (region->cursor == before) region->cursor = slot;
         if (s->before != 0) nodedb_mem__slot_of(region, s->before)->after = slot;
     }
     if (s->after != 0) nodedb_mem__slot_of(region, s->after)->before = slot;
@@ -2287,8 +2378,103 @@ static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
     nodedb_mem__add_hole(region, slot);
 }
 
+/* Takes the first `size` units of a hole; the rest, if any, is a hole of its own. Needs a spare slot for that. */
+static void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
+    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+    nodedb_mem__remove_hole(region, slot);
+    nodedb_mem__set_state(s, NODEDB_MEM__TAKEN);
+    if (s->size > size) {
+        uint32_t rest = nodedb_mem__take_slot(region);
+        nodedb_mem__slot *r = nodedb_mem__slot_of(region, rest);
+        nodedb_mem__set(r->at, s->at + size);
+        nodedb_mem__set(r->size, s->size - size);
+        r->before = slot;
+        r->after = s->after;
+        if (r->after != 0) nodedb_mem__slot_of(region, r->after)->before = rest;
+        else region->last = rest;
+        nodedb_mem__set(s->size, size);
+        s->after = rest;
+        nodedb_mem__add_hole(region, rest);
+    }
+}
+
+/* Two blocks change places in the row: each gets the other's place, size and neighbours. Bytes are not copied. */
+static void nodedb_mem__exchange(nodedb_mem_overflow *region, uint32_t a, uint32_t b) {
+    nodedb_mem__slot *x = nodedb_mem__slot_of(region, a), *y = nodedb_mem__slot_of(region, b), old = *x;
+    nodedb_mem__set(x->at, y->at);
+    nodedb_mem__set(x->size, y->size);
+    x->before = y->before == a ? b : y->before; /* neighbours: each becomes the other's neighbour on the other side */
+    x->after = y->after == a ? b : y->after;
+    nodedb_mem__set(y->at, old.at);
+    nodedb_mem__set(y->size, old.size);
+    y->before = old.before == b ? a : old.before;
+    y->after = old.after == b ? a : old.after;
+    for (int i = 0; i < 2; i++) {
+        uint32_t slot = i == 0 ? a : b;
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+        if (s->before != 0) nodedb_mem__slot_of(region, s->before)->after = slot;
+        if (s->after != 0) nodedb_mem__slot_of(region, s->after)->before = slot;
+        else region->last = slot;
+    }
+}
+
+/* ---- what a kept region adds; the room KEPT REGIONS has the code ------------------------------------------------- */
+
+#if defined(NODEDB_MEM_NO_KEPT)
+#define nodedb_mem__is_kept(region) ((void)(region), false)
+static inline nodedb_status nodedb_mem__extend_table(nodedb_mem_overflow *region, uint32_t first, uint32_t count,
+                                                     nodedb_error *err) {
+    (void)region, (void)first, (void)count, (void)err;
+    return NODEDB_OK;
+}
+static inline void nodedb_mem__announce_slots(nodedb_mem_overflow *region) { (void)region; }
+static inline void nodedb_mem__store_entry(nodedb_mem_overflow *region, uint32_t slot, uint32_t checksum) {
+    (void)region, (void)slot, (void)checksum;
+}
+static inline nodedb_status nodedb_mem__update_kept(nodedb_mem_overflow *region, uint32_t slot, uint32_t taken,
+                                                    const void *data, size_t bytes, nodedb_error *err) {
+    (void)region, (void)slot, (void)taken, (void)data, (void)bytes, (void)err;
+    return NODEDB_OK;
+}
+static inline nodedb_status nodedb_mem__commit_moves(nodedb_mem_overflow *region, uint32_t moved, nodedb_error *err) {
+    (void)region, (void)moved, (void)err;
+    return NODEDB_OK;
+}
+static inline nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err) {
+    (void)region, (void)slot, (void)err;
+    return NODEDB_OK;
+}
+static inline void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s) {
+    (void)region, (void)slot, (void)s;
+}
+#else
+#define nodedb_mem__is_kept(region) ((region)->data_at != 0)
+static nodedb_status nodedb_mem__extend_table(nodedb_mem_overflow *region, uint32_t first, uint32_t count,
+                                              nodedb_error *err);
+static void nodedb_mem__announce_slots(nodedb_mem_overflow *region);
+static void nodedb_mem__store_entry(nodedb_mem_overflow *region, uint32_t slot, uint32_t checksum);
+static nodedb_status nodedb_mem__update_kept(nodedb_mem_overflow *region, uint32_t slot, uint32_t taken,
+                                             const void *data, size_t bytes, nodedb_error *err);
+static nodedb_status nodedb_mem__commit_moves(nodedb_mem_overflow *region, uint32_t moved, nodedb_error *err);
+static nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err);
+static void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s);
+static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
+                                           uint32_t *in_use, nodedb_error *err);
+static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in_use, nodedb_error *err);
+#endif
+
 /* ===================================================================================================================
- * Room: overflow region, the file
+ * DISK BLOCKS: allocated before they are touched, given back by whole granules
+ *
+ * The file is divided into granules of 1 MiB. A granule is backed when its disk blocks are allocated; nothing writes to
+ * one that is not, so that a full disk is an error of a write and never a SIGBUS.
+ *
+ * A trim gives granules back, and never drops a neighbour's bytes: a hole is rounded inward to whole granules, its
+ * start up and its end down. What a granule shares with an object stays.
+ *
+ *     granules    |        0        |        1        |        2        |        3        |
+ *     blocks      | object |                     hole                      |    object    |
+ *     given back                    |=================|=================|
  * ================================================================================================================ */
 
 static inline bool nodedb_mem__is_backed(const nodedb_mem_overflow *region, size_t granule) {
@@ -2300,7 +2486,8 @@ static inline size_t nodedb_mem__granule_end(const nodedb_mem_overflow *region, 
     return end < region->max_bytes ? end : region->max_bytes;
 }
 
-/* Makes disk blocks exist for a part of the file that has none and holds nothing. */
+/* Makes disk blocks exist for a part of the file that has none and holds nothing. Where the file system cannot
+ * allocate, zeros are written. */
 static int nodedb_mem__allocate_disk(nodedb_mem_overflow *region, uint64_t at, uint64_t bytes) {
     static const char zeros[4096] = {0};
     uint64_t end = at + bytes;
@@ -2312,16 +2499,17 @@ static int nodedb_mem__allocate_disk(nodedb_mem_overflow *region, uint64_t at, u
     return result;
 }
 
-static nodedb_status nodedb_mem__no_blocks(nodedb_mem_overflow *region, uint64_t at, int result, nodedb_error *err) {
+static nodedb_status nodedb_mem__no_disk_blocks(nodedb_mem_overflow *region, uint64_t at, int result,
+                                                nodedb_error *err) {
     nodedb_status status = nodedb_io_status(-result);
     if (status == NODEDB_ERR_DISK_FULL) nodedb_mem__count(region->count.disk_full, 1);
     status = nodedb_fail(err, status, -result, "overflow region in %s: no disk blocks at offset %llu", region->dir,
-                          (unsigned long long)at);
+                         (unsigned long long)at);
     if (err != NULL) err->offset = at;
     return status;
 }
 
-/* Backs all granules of [from, to) bytes. What was backed stays so if a later one fails. */
+/* Backs all granules of [from, to) bytes of the data. What was backed stays so if a later one fails. */
 static nodedb_status nodedb_mem__back(nodedb_mem_overflow *region, size_t from, size_t to, nodedb_error *err) {
     size_t granule = from / NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
     size_t end = (to - 1) / NODEDB_MEM_OVERFLOW_GRANULE_BYTES + 1;
@@ -2336,10 +2524,57 @@ static nodedb_status nodedb_mem__back(nodedb_mem_overflow *region, size_t from, 
         at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
         bytes = nodedb_mem__granule_end(region, granule - 1) - at;
         result = nodedb_mem__allocate_disk(region, region->data_at + at, bytes);
-        if (result < 0) return nodedb_mem__no_blocks(region, region->data_at + at, result, err);
+        if (result < 0) return nodedb_mem__no_disk_blocks(region, region->data_at + at, result, err);
         nodedb_mem__count(region->count.disk_bytes, bytes);
         for (; first < granule; first++) region->backed[first / 64] |= UINT64_C(1) << first % 64;
     }
+    return NODEDB_OK;
+}
+
+static bool nodedb_mem__is_all_backed(const nodedb_mem_overflow *region, uint32_t at, uint32_t size) {
+    size_t from = (size_t)at * NODEDB_MEM_OVERFLOW_UNIT_BYTES, bytes = (size_t)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    size_t end = (from + bytes - 1) / NODEDB_MEM_OVERFLOW_GRANULE_BYTES + 1;
+    for (size_t granule = from / NODEDB_MEM_OVERFLOW_GRANULE_BYTES; granule < end; granule++)
+        if (!nodedb_mem__is_backed(region, granule)) return false;
+    return true;
+}
+
+/* ---- growing ----------------------------------------------------------------------------------------------------- */
+
+static void nodedb_mem__add_slab(nodedb_mem_overflow *region, nodedb_mem__slot *slab, uint32_t count) {
+    nodedb__store_release(&region->slabs[region->slots / NODEDB_MEM__SLAB_SLOTS], slab);
+    nodedb__store_release(&region->slots, region->slots + count);
+    nodedb_mem__count(region->count.slabs, 1);
+}
+
+/* Makes sure of `wanted` spare slots, before anything is changed. */
+static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_t wanted, nodedb_error *err) {
+    nodedb_mem__slot *slab;
+    uint32_t first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
+    if (region->spares >= wanted) return NODEDB_OK;
+    if (count > region->max_slots - first) count = region->max_slots - first;
+    if (region->spares + count < wanted)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: max_blocks of %lu reached", region->dir,
+                           (unsigned long)region->max_slots - 2);
+    slab = (nodedb_mem__slot *)nodedb__alloc_zero(&region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab,
+                                                  NODEDB_CACHE_LINE_BYTES);
+    if (slab == NULL)
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
+                           region->dir, (unsigned long)(NODEDB_MEM__SLAB_SLOTS * sizeof *slab));
+    if (nodedb_mem__is_kept(region)) {
+        nodedb_status status = nodedb_mem__extend_table(region, first, count, err);
+        if (status != NODEDB_OK) {
+            nodedb__release(&region->allocator, slab, NODEDB_MEM__SLAB_SLOTS * sizeof *slab);
+            return status;
+        }
+    }
+    nodedb_mem__add_slab(region, slab, count);
+    for (uint32_t i = count; i-- > 0;) {
+        nodedb_mem__set_generation(&slab[i], nodedb_mix64(region->seed ^ (first + i)));
+        if (first + i != 0) nodedb_mem__give_slot(region, first + i); /* number 0 is none */
+        if (nodedb_mem__is_kept(region)) nodedb_mem__store_entry(region, first + i, 0);
+    }
+    if (nodedb_mem__is_kept(region)) nodedb_mem__announce_slots(region);
     return NODEDB_OK;
 }
 
@@ -2358,158 +2593,102 @@ static void nodedb_mem__extend(nodedb_mem_overflow *region, size_t units) {
     nodedb_mem__merge(region, slot);
 }
 
-/* ===================================================================================================================
- * Room: overflow region, the table of a kept file. Entries are stored into the mapping when an object appears or goes,
- * in this order: its bytes, its entry; and: its entry, then other bytes in its place. So whatever kills the process, an
- * entry names bytes that are there. A power cut may bring pages of different moments: the checksums tell.
- * ================================================================================================================ */
-
-#define NODEDB_MEM__FILE_MAGIC "NDBOVFL"
-#define NODEDB_MEM__FILE_FORMAT 1u
-#define NODEDB_MEM__HEADER_BYTES 4096u       /* twice */
-#define NODEDB_MEM__HEADER_USED_BYTES 48u
-#define NODEDB_MEM__ENTRY_BYTES 32u
-#define NODEDB_MEM__SEQUENCE_MAX ((UINT64_C(1) << 62) - 1)
-#define NODEDB_MEM__DATA_ALIGN_BYTES 65536u  /* the largest page size, so that the file can be mapped anywhere */
-#define NODEDB_MEM__PIECE_BYTES 16384u       /* contents and entries are read by that much */
-#define NODEDB_MEM__SETTLE_TIMES 4u          /* so often as much as the file holds is read to settle what clashes */
-
-static inline uint64_t nodedb_mem__entry_at(uint32_t slot) {
-    return 2 * NODEDB_MEM__HEADER_BYTES + (uint64_t)slot * NODEDB_MEM__ENTRY_BYTES;
-}
-
-/* Where the data begin in a file with a table of `slots` entries. */
-static inline uint64_t nodedb_mem__data_offset(uint32_t slots) {
-    return (nodedb_mem__entry_at(slots) + NODEDB_MEM__DATA_ALIGN_BYTES - 1) / NODEDB_MEM__DATA_ALIGN_BYTES *
-           NODEDB_MEM__DATA_ALIGN_BYTES;
-}
-
-static inline size_t nodedb_mem__length(const nodedb_mem__slot *s) {
-    return (size_t)s->size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - s->slack;
-}
-
-/* Stores the entry of `slot` as its slot says; `checksum` is that of the object's bytes, 0 where there is none. */
-static void nodedb_mem__put_entry(nodedb_mem_overflow *region, uint32_t slot, uint32_t checksum) {
-    const nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
-    bool object = s->state == NODEDB_MEM__OBJECT;
-    unsigned char entry[NODEDB_MEM__ENTRY_BYTES];
-    uint32_t *at = (uint32_t *)(void *)(region->file + nodedb_mem__entry_at(slot)), word;
-    size_t i;
-    entry[4] = object, entry[5] = s->generation_high, entry[6] = object ? s->slack : 0, entry[7] = 0;
-    nodedb_put_u32(entry + 8, s->generation_low);
-    nodedb_put_u32(entry + 12, object ? s->at : 0);
-    nodedb_put_u32(entry + 16, object ? s->size : 0);
-    nodedb_put_u32(entry + 20, checksum);
-    if (region->sequence < NODEDB_MEM__SEQUENCE_MAX) region->sequence++; /* a forged file may begin at the end */
-    nodedb_put_u64(entry + 24, region->sequence);
-    nodedb_put_u32(entry, nodedb_crc32c(slot, entry + 4, sizeof entry - 4));
-    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the order in which the kernel will find it, if the process dies */
-    for (i = 0; i < NODEDB_MEM__ENTRY_BYTES / sizeof word; i++) {
-        memcpy(&word, entry + i * sizeof word, sizeof word);
-        nodedb__store_relaxed(at + i, word); /* views look at the checksum */
-    }
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-}
-
-/* What the header says of the table's length, in one word that a dying process cannot tear. One copy after the other:
- * the greater number of the two is the right one. */
-static void nodedb_mem__put_slots_in_use(nodedb_mem_overflow *region) {
-    unsigned char word[8];
-    uint64_t stored;
-    int copy;
-    nodedb_put_u32(word, region->slots);
-    nodedb_put_u32(word + 4, nodedb_crc32c(0, word, 4));
-    memcpy(&stored, word, sizeof stored);
-    for (copy = 0; copy < 2; copy++)
-        memcpy(region->file + copy * NODEDB_MEM__HEADER_BYTES + 40, &stored, sizeof stored);
-}
-
-/* Takes a slab of slots over, with `count` numbers. */
-static void nodedb_mem__add_slab(nodedb_mem_overflow *region, nodedb_mem__slot *slab, uint32_t count) {
-    nodedb__store_release(&region->slabs[region->slots / NODEDB_MEM__SLAB_SLOTS], slab);
-    nodedb__store_release(&region->slots, region->slots + count);
-    nodedb_mem__count(region->count.slabs, 1);
-}
-
-/* Makes sure of `wanted` spare slots, before anything is changed. */
-static nodedb_status nodedb_mem__need_slots(nodedb_mem_overflow *region, uint32_t wanted, nodedb_error *err) {
-    nodedb_mem__slot *slab;
-    uint32_t i, first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
-    if (region->spares >= wanted) return NODEDB_OK;
-    if (count > region->max_slots - first) count = region->max_slots - first;
-    if (region->spares + count < wanted)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: max_blocks of %lu reached", region->dir,
-                            (unsigned long)region->max_slots - 2);
-    slab = (nodedb_mem__slot *)nodedb__alloc_zero(&region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab,
-                                                  NODEDB_CACHE_LINE_BYTES);
-    if (slab == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused %lu bytes",
-                            region->dir, (unsigned long)(NODEDB_MEM__SLAB_SLOTS * sizeof *slab));
-    if (region->data_at != 0) {
-        uint64_t at = nodedb_mem__entry_at(first), bytes = (uint64_t)count * NODEDB_MEM__ENTRY_BYTES;
-        const uint64_t page = NODEDB_MEM__DATA_ALIGN_BYTES; /* whole ones, however large they are */
-        uint64_t from = at / page * page, to = (at + bytes + page - 1) / page * page;
-        int result = region->io.allocate(region->io.ctx, region->fd, from, to - from);
-        if (result == -EOPNOTSUPP || result == -ENOSYS) result = nodedb_mem__allocate_disk(region, at, bytes);
-        if (result < 0) {
-            nodedb__release(&region->allocator, slab, NODEDB_MEM__SLAB_SLOTS * sizeof *slab);
-            return nodedb_mem__no_blocks(region, at, result, err);
-        }
-    }
-    nodedb_mem__add_slab(region, slab, count);
-    for (i = count; i-- > 0;) {
-        nodedb_mem__set_generation(&slab[i], nodedb_mix64(region->seed ^ (first + i)));
-        if (first + i != 0) nodedb_mem__give_slot(region, first + i); /* number 0 is none */
-        if (region->data_at != 0) nodedb_mem__put_entry(region, first + i, 0);
-    }
-    if (region->data_at != 0) nodedb_mem__put_slots_in_use(region);
-    return NODEDB_OK;
-}
-
-/* Reads an object's bytes from the file and compares them with the checksum in its entry. */
-static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t slot, uint32_t at, size_t bytes,
-                                         nodedb_error *err) {
-    uint64_t offset = region->data_at + (uint64_t)at * NODEDB_MEM_OVERFLOW_UNIT_BYTES, from = offset;
-    uint32_t checksum = 0, word;
-    unsigned char piece[NODEDB_MEM__PIECE_BYTES];
-    word = nodedb__load_relaxed((uint32_t *)(void *)(region->file + nodedb_mem__entry_at(slot) + 20));
-    while (bytes > 0) {
-        size_t part = bytes < sizeof piece ? bytes : sizeof piece;
-        int result = nodedb__read_all(&region->io, region->fd, piece, part, offset);
-        if (result < 0) {
-            nodedb_status status = result == -ENODATA ? NODEDB_ERR_CORRUPT : nodedb_io_status(-result);
-            (void)nodedb_fail(err, status, -result, "overflow region in %s: cannot read an object at offset %llu",
-                               region->dir, (unsigned long long)offset);
-            if (err != NULL) err->offset = offset;
-            return status;
-        }
-        checksum = nodedb_crc32c(checksum, piece, part);
-        offset += part, bytes -= part;
-    }
-    if (checksum == nodedb_get_u32(&word)) return NODEDB_OK;
-    (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "overflow region in %s: the object at offset %llu is damaged",
-                       region->dir, (unsigned long long)from);
-    if (err != NULL) err->offset = from;
-    return NODEDB_ERR_CORRUPT;
-}
-
-/* Grows until a hole of `size` units exists: to twice the capacity, or what is needed, or exactly the maximum. */
+/* Grows until a hole of `size` units exists: to twice the capacity, to what is needed, or to exactly the maximum. */
 static nodedb_status nodedb_mem__grow(nodedb_mem_overflow *region, uint32_t size, nodedb_error *err) {
     const nodedb_mem__slot *last = nodedb_mem__slot_of(region, region->last);
     size_t most = region->max_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES, now = region->count.capacity_units;
     size_t missing = last->state == NODEDB_MEM__HOLE ? size - last->size : size;
     if (missing > most - now)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                            "overflow region in %s: no hole of %llu bytes (largest %llu), at its maximum of %llu",
-                            region->dir, (unsigned long long)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
-                            (unsigned long long)nodedb_mem__largest_hole(region) * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
-                            (unsigned long long)region->max_bytes);
+                           "overflow region in %s: no hole of %llu bytes (largest %llu), at its maximum of %llu",
+                           region->dir, (unsigned long long)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
+                           (unsigned long long)nodedb_mem__largest_hole(region) * NODEDB_MEM_OVERFLOW_UNIT_BYTES,
+                           (unsigned long long)region->max_bytes);
     nodedb_mem__extend(region, missing > now ? now + missing : most - now < now ? most : now * 2);
     nodedb_mem__count(region->count.grows, 1);
     return NODEDB_OK;
 }
 
-/* A nameless file; where the file system has none, a name that is gone at once. */
+/* ---- giving back ------------------------------------------------------------------------------------------------- */
+
+/* Punches the backed granules among [first, last); adds to *bytes what they held. */
+static nodedb_status nodedb_mem__punch(nodedb_mem_overflow *region, size_t first, size_t last, uint64_t *bytes,
+                                       nodedb_error *err) {
+    const int how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    for (; first < last; first++) {
+        size_t at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, length = nodedb_mem__granule_end(region, first) - at;
+        int result;
+        if (!nodedb_mem__is_backed(region, first)) continue;
+        nodedb__retry(result, fallocate(region->fd, how, (off_t)(region->data_at + at), (off_t)length));
+        if (result != 0)
+            return nodedb_fail(err, errno == EOPNOTSUPP ? NODEDB_ERR_UNSUPPORTED : NODEDB_ERR_IO, errno,
+                               "overflow region in %s: cannot give disk blocks back", region->dir);
+        region->backed[first / 64] &= ~(UINT64_C(1) << first % 64);
+        nodedb_mem__count(region->count.disk_bytes, 0 - length);
+        *bytes += length;
+    }
+    return NODEDB_OK;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err) {
+    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES, granule = NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
+    uint32_t slot, size = NODEDB_MEM_OVERFLOW_GRANULE_BYTES / NODEDB_MEM_OVERFLOW_UNIT_BYTES, at = 0;
+    nodedb_status status = NODEDB_OK;
+    uint64_t given = 0;
+    if (bytes != NULL) *bytes = 0;
+    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow trim: NULL");
+    while (status == NODEDB_OK && (slot = nodedb_mem__tree_find(region, size, at)) != 0) {
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+        size_t from = s->at * unit, to = from + s->size * unit;
+        size_t end = to == region->max_bytes ? (to + granule - 1) / granule : to / granule; /* nothing is behind it */
+        status = nodedb_mem__punch(region, (from + granule - 1) / granule, end, &given, err);
+        size = s->size, at = s->at + 1;
+    }
+    if (bytes != NULL) *bytes = given;
+    return status;
+}
+
+/* ===================================================================================================================
+ * OBJECTS: open, write, read, update, free
+ *
+ * A write finds the smallest hole that fits, allocates its disk blocks, carves it, and copies the bytes. What can fail
+ * comes first, so that a failed call has changed nothing.
+ * ================================================================================================================ */
+
+/* ---- opening and closing ----------------------------------------------------------------------------------------- */
+
+/* Fills the defaults in, or says which size makes no sense. */
+static nodedb_status nodedb_mem__complete_overflow(nodedb_mem_overflow_config *c, nodedb_error *err) {
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), blocks;
+    if (c->dir == NULL || c->dir[0] == 0)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: no directory");
+    if (c->name != NULL && (strchr(c->name, '/') != NULL || strcmp(c->name, ".") == 0 || strcmp(c->name, "..") == 0))
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: %.80s is no file's name", c->dir,
+                           c->name);
+    if (c->max_bytes == 0) c->max_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES;
+    if (c->max_bytes > NODEDB_MEM_OVERFLOW_MAX_BYTES)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_bytes of %llu is too large", c->dir,
+                           (unsigned long long)c->max_bytes);
+    c->max_bytes = (c->max_bytes + page - 1) / page * page;
+    if (c->initial_bytes == 0) {
+        c->initial_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_INITIAL_BYTES;
+        if (c->initial_bytes > c->max_bytes) c->initial_bytes = c->max_bytes;
+    }
+    if (c->initial_bytes > c->max_bytes)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: initial_bytes above max_bytes", c->dir);
+    c->initial_bytes = (c->initial_bytes + page - 1) / page * page;
+    blocks = c->max_bytes / NODEDB_MEM__BYTES_PER_BLOCK;
+    if (blocks < NODEDB_MEM__MIN_MAX_BLOCKS) blocks = NODEDB_MEM__MIN_MAX_BLOCKS;
+    if (blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2) blocks = NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2;
+    if (c->max_blocks == 0) c->max_blocks = (uint32_t)blocks;
+    if (c->max_blocks < 2 || c->max_blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_blocks cannot be %lu", c->dir,
+                           (unsigned long)c->max_blocks);
+    c->io = nodedb__io_or_posix(&c->io);
+    return NODEDB_OK;
+}
+
+/* Opens a nameless file; where the file system has none, a name that is removed at once. */
 static int nodedb_mem__open_scratch(const nodedb_mem_overflow_config *config, const nodedb_io *io, uint64_t seed) {
     char path[NODEDB_MEM__MAX_PATH_BYTES];
     int used, fd, result;
@@ -2528,549 +2707,74 @@ static int nodedb_mem__open_scratch(const nodedb_mem_overflow_config *config, co
     return result;
 }
 
-/* ===================================================================================================================
- * Room: overflow region, reopening a kept file
- * ================================================================================================================ */
-
-static nodedb_status nodedb_mem__fail_at(const nodedb_mem_overflow *region, nodedb_error *err, int result,
-                                         const char *what) {
-    return nodedb_fail(err, nodedb_io_status(-result), -result, "overflow region: cannot %s %.80s in %s", what,
-                        region->name, region->dir);
-}
-
-/* A header of `slots` slots, twice. */
-static void nodedb_mem__fill_header(unsigned char *pages, uint32_t slots) {
-    memset(pages, 0, 2 * NODEDB_MEM__HEADER_BYTES);
-    memcpy(pages, NODEDB_MEM__FILE_MAGIC, 8);
-    nodedb_put_u32(pages + 8, NODEDB_MEM__FILE_FORMAT);
-    nodedb_put_u32(pages + 12, NODEDB_MEM_OVERFLOW_UNIT_BYTES);
-    nodedb_put_u32(pages + 16, slots);
-    nodedb_put_u32(pages + 20, NODEDB_MEM__ENTRY_BYTES);
-    nodedb_put_u64(pages + 24, nodedb_mem__data_offset(slots));
-    nodedb_put_u32(pages + 32, nodedb_crc32c(0, pages, 32));
-    nodedb_put_u32(pages + 44, nodedb_crc32c(0, pages + 40, 4)); /* no slots in use */
-    memcpy(pages + NODEDB_MEM__HEADER_BYTES, pages, NODEDB_MEM__HEADER_USED_BYTES);
-}
-
-#define NODEDB_MEM__UNKNOWN UINT32_MAX
-
-/* What one copy of the header says: how many slots it has room for (0: this is no header), and how many are in use. */
-static uint32_t nodedb_mem__parse_header(const unsigned char *page, uint32_t *in_use) {
-    uint32_t slots = nodedb_get_u32(page + 16), used = nodedb_get_u32(page + 40);
-    *in_use = NODEDB_MEM__UNKNOWN;
-    if (memcmp(page, NODEDB_MEM__FILE_MAGIC, 8) != 0 || nodedb_get_u32(page + 8) != NODEDB_MEM__FILE_FORMAT ||
-        nodedb_get_u32(page + 32) != nodedb_crc32c(0, page, 32) ||
-        nodedb_get_u32(page + 12) != NODEDB_MEM_OVERFLOW_UNIT_BYTES ||
-        nodedb_get_u32(page + 20) != NODEDB_MEM__ENTRY_BYTES || slots < 4 || slots > NODEDB_MEM_OVERFLOW_MAX_SLOTS ||
-        nodedb_get_u64(page + 24) != nodedb_mem__data_offset(slots))
-        return 0;
-    if (nodedb_get_u32(page + 44) == nodedb_crc32c(0, page + 40, 4) &&
-        (used == slots || (used < slots && used % NODEDB_MEM__SLAB_SLOTS == 0)))
-        *in_use = used;
-    return slots;
-}
-
-/* Nothing that anybody could miss: no header was ever whole, as the first of all writes is that of the header. */
-static bool nodedb_mem__is_unborn(const unsigned char *pages, size_t bytes) {
-    size_t i;
-    for (i = 0; i < bytes && pages[i] == 0; i++) {}
-    return i == bytes || (bytes >= 8 && memcmp(pages, NODEDB_MEM__FILE_MAGIC, 8) == 0);
-}
-
-/* Makes the empty file a region's. */
-static nodedb_status nodedb_mem__create_kept(nodedb_mem_overflow *region, unsigned char *pages, nodedb_error *err) {
-    const nodedb_io *io = &region->io;
-    int result;
-    nodedb_mem__fill_header(pages, region->max_slots);
-    result = nodedb__write_all(io, region->fd, pages, 2 * NODEDB_MEM__HEADER_BYTES, 0);
-    if (result == 0) result = io->sync(io->ctx, region->fd);
-    return result < 0 ? nodedb_mem__fail_at(region, err, result, "write the header of") : NODEDB_OK;
-}
-
-static nodedb_status nodedb_mem__sync_name(nodedb_mem_overflow *region, const char *dir, nodedb_error *err) {
-    const nodedb_io *io = &region->io;
-    int fd = io->open(io->ctx, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-    int result = fd < 0 ? fd : io->sync(io->ctx, fd);
-    if (fd >= 0) (void)io->close(io->ctx, fd);
-    return result < 0 ? nodedb_mem__fail_at(region, err, result, "make the name durable of") : NODEDB_OK;
-}
-
-/* Opens, locks and reads the header of the file that config names. *in_use: the slots that it has; 0: it is new. */
-static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
-                                           uint32_t *in_use, nodedb_error *err) {
-    const nodedb_io *io = &region->io;
-    struct stat st;
-    unsigned char pages[2 * NODEDB_MEM__HEADER_BYTES];
-    char path[NODEDB_MEM__MAX_PATH_BYTES];
-    uint32_t slots[2], used[2];
-    int64_t size;
-    size_t there;
-    int result, whole;
-    *in_use = 0;
-    result = snprintf(path, sizeof path, "%s/%s", config->dir, config->name);
-    if (result < 0 || (size_t)result >= sizeof path) return nodedb_mem__fail_at(region, err, -ENAMETOOLONG, "open");
-    region->fd = io->open(io->ctx, path, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600); /* not wait at a pipe */
-    if (region->fd < 0) return nodedb_mem__fail_at(region, err, region->fd, "open");
-    if (fstat(region->fd, &st) != 0 || !S_ISREG(st.st_mode))
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s is no file", region->name,
-                            region->dir);
-    result = io->lock(io->ctx, region->fd);
-    if (result == -EWOULDBLOCK)
-        return nodedb_fail(err, NODEDB_ERR_LOCKED, 0, "overflow region: %.80s in %s is open already", region->name,
-                            region->dir);
-    if (result < 0) return nodedb_mem__fail_at(region, err, result, "lock");
-    size = io->size(io->ctx, region->fd);
-    if (size < 0) return nodedb_mem__fail_at(region, err, (int)size, "look at");
-    memset(pages, 0, sizeof pages);
-    there = (uint64_t)size < sizeof pages ? (size_t)size : sizeof pages;
-    result = nodedb__read_all(io, region->fd, pages, there, 0);
-    if (result < 0) return nodedb_mem__fail_at(region, err, result, "read the header of");
-    slots[0] = nodedb_mem__parse_header(pages, &used[0]);
-    slots[1] = nodedb_mem__parse_header(pages + NODEDB_MEM__HEADER_BYTES, &used[1]);
-    if (used[0] == NODEDB_MEM__UNKNOWN && used[1] == NODEDB_MEM__UNKNOWN) {
-        if ((uint64_t)size <= sizeof pages && nodedb_mem__is_unborn(pages, there))
-            return nodedb_mem__create_kept(region, pages, err);
-        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
-                            "overflow region: %.80s in %s is no overflow file, or its headers are damaged",
-                            region->name, region->dir);
-    }
-    whole = used[0] == NODEDB_MEM__UNKNOWN || (used[1] != NODEDB_MEM__UNKNOWN && used[1] > used[0]);
-    if (config->max_blocks != 0 && config->max_blocks != slots[whole] - 2)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s was made with max_blocks of %lu",
-                            region->name, region->dir, (unsigned long)slots[whole] - 2);
-    region->max_slots = slots[whole];
-    *in_use = used[whole];
-    if (slots[0] != slots[1] || used[0] != used[1])
-        nodedb_say(&region->logger, NODEDB_LOG_WARNING, "overflow region: a header of %s in %s was damaged or old",
-                    region->name, region->dir); /* nodedb_mem__reopen mends it, when all else is done */
-    return NODEDB_OK;
-}
-
-/* A generation that this slot has not had, but for one chance in 2^38. Handles that were given since the last sync may
- * be unknown after a power cut, so counting on from what the file says could give one of them again. */
-static void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s) {
-    uint64_t old = nodedb_mem__generation(s), salt = region->seed;
-    do salt = nodedb_mix64(salt ^ slot);
-    while ((salt & NODEDB_MEM__GENERATION_MASK) == old);
-    nodedb_mem__set_generation(s, salt);
-}
-
-typedef enum nodedb_mem__entry {
-    NODEDB_MEM__NONE,
-    NODEDB_MEM__LOST,
-    NODEDB_MEM__BEYOND, /* max_bytes */
-    NODEDB_MEM__FOUND
-} nodedb_mem__entry;
-
-/* What an entry says. `units` of the file hold data. */
-static nodedb_mem__entry nodedb_mem__take_entry(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
-                                                const unsigned char *entry, uint64_t units) {
-    const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-    uint64_t sequence = nodedb_get_u64(entry + 24);
-    s->state = NODEDB_MEM__SPARE;
-    if (nodedb_get_u32(entry) != nodedb_crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) ||
-        sequence > NODEDB_MEM__SEQUENCE_MAX)
-        return NODEDB_MEM__LOST;
-    if (sequence > region->sequence) region->sequence = sequence;
-    if (entry[4] != 1) return NODEDB_MEM__NONE;
-    s->generation_low = nodedb_get_u32(entry + 8);
-    s->generation_high = entry[5] & 0x3F;
-    s->slack = entry[6];
-    s->at = nodedb_get_u32(entry + 12);
-    s->size = nodedb_get_u32(entry + 16);
-    if (slot == 0 || s->size == 0 || s->slack > unit || (s->slack == unit && s->size > 1) ||
-        s->size * unit - s->slack > UINT32_MAX - unit || (uint64_t)s->at + s->size > units)
-        return NODEDB_MEM__LOST; /* the file has been cut, or is forged */
-    if (((uint64_t)s->at + s->size) * unit > region->max_bytes) return NODEDB_MEM__BEYOND;
-    s->state = NODEDB_MEM__OBJECT;
-    return NODEDB_MEM__FOUND;
-}
-
-/* Of two objects that claim the same place, after a power cut, the newer one is kept, if its bytes are there; else the
- * older one, if its own are; else none. Returns which: 0, 1 or 2. *budget: bytes that may still be read for this (a cut
- * leaves few such pairs, but a forged file could have every object claim everything). */
-static int nodedb_mem__settle(nodedb_mem_overflow *region, const uint32_t slot[2], uint64_t *budget) {
-    uint64_t sequence[2];
-    int i, newer;
-    for (i = 0; i < 2; i++) sequence[i] = nodedb_get_u64(region->file + nodedb_mem__entry_at(slot[i]) + 24);
-    newer = sequence[1] > sequence[0];
-    for (i = 0; i < 2; i++) {
-        int which = i == 0 ? newer : !newer;
-        nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot[which]);
-        size_t bytes = nodedb_mem__length(s);
-        if (s->checked == NODEDB_MEM__CHECKED) return which;
-        if (*budget < bytes) continue;
-        *budget -= bytes;
-        if (nodedb_mem__compare(region, slot[which], s->at, bytes, NULL) != NODEDB_OK) continue;
-        s->checked = NODEDB_MEM__CHECKED;
-        return which;
-    }
-    return 2;
-}
-
-static void nodedb_mem__drop(nodedb_mem_overflow *region, uint32_t slot) {
-    nodedb_mem__count(region->count.lost, 1);
-    nodedb_mem__slot_of(region, slot)->state = NODEDB_MEM__SPARE;
-}
-
-static int nodedb_mem__by_place(const void *a, const void *b) {
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
-/* How many blocks the row takes if only entries up to `newest` count: objects, and the holes between them. */
-static size_t nodedb_mem__blocks(const nodedb_mem_overflow *region, const uint64_t *order, size_t objects,
-                                 uint64_t newest) {
-    uint64_t end = 0;
-    size_t blocks = 0, i;
-    for (i = 0; i < objects; i++) {
-        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)order[i]);
-        if (nodedb_get_u64(region->file + nodedb_mem__entry_at((uint32_t)order[i]) + 24) > newest) continue;
-        blocks += 1 + (s->at > end);
-        end = (uint64_t)s->at + s->size;
-    }
-    return blocks;
-}
-
-/* Of a mixture of old and new pages there may be more objects and holes than there are slots. Then the newest objects
- * go, as few as will do. What had been synced is not among them: those alone, and what else was there at that moment,
- * had slots enough, and to leave out an object never makes more blocks. */
-static size_t nodedb_mem__thin_out(nodedb_mem_overflow *region, uint64_t *order, size_t objects) {
-    uint64_t low = 0, high = region->sequence; /* `low` fits, as nothing does */
-    size_t most = region->max_slots - 1, kept = 0, i;
-    if (nodedb_mem__blocks(region, order, objects, high) <= most) return objects;
-    while (high - low > 1) {
-        uint64_t middle = low + (high - low) / 2;
-        if (nodedb_mem__blocks(region, order, objects, middle) <= most) low = middle;
-        else high = middle;
-    }
-    for (i = 0; i < objects; i++) {
-        uint32_t slot = (uint32_t)order[i];
-        if (nodedb_get_u64(region->file + nodedb_mem__entry_at(slot) + 24) <= low) order[kept++] = order[i];
-        else nodedb_mem__drop(region, slot);
-    }
-    return kept;
-}
-
-/* Reads the slots of one slab from the table; *found more objects are in `order`, as place << 32 | slot. */
-static nodedb_status nodedb_mem__load_slab(nodedb_mem_overflow *region, uint32_t first, uint32_t count, uint64_t units,
-                                           uint64_t *order, size_t *found, nodedb_error *err) {
-    unsigned char piece[NODEDB_MEM__PIECE_BYTES];
-    uint32_t slot = first, in_piece = NODEDB_MEM__PIECE_BYTES / NODEDB_MEM__ENTRY_BYTES;
-    for (; slot < first + count; slot++) {
-        nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
-        size_t at = (slot - first) % in_piece * NODEDB_MEM__ENTRY_BYTES;
-        if (at == 0) {
-            uint32_t left = first + count - slot;
-            int result = nodedb__read_all(&region->io, region->fd, piece,
-                                          (size_t)(left < in_piece ? left : in_piece) * NODEDB_MEM__ENTRY_BYTES,
-                                          nodedb_mem__entry_at(slot));
-            if (result < 0) return nodedb_mem__fail_at(region, err, result, "read the table of");
-        }
-        switch (nodedb_mem__take_entry(region, slot, s, piece + at, units)) {
-        case NODEDB_MEM__FOUND: order[(*found)++] = (uint64_t)s->at << 32 | slot; break;
-        case NODEDB_MEM__LOST: nodedb_mem__count(region->count.lost, 1); break;
-        case NODEDB_MEM__NONE: break;
-        case NODEDB_MEM__BEYOND:
-            return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                                "overflow region: %.80s in %s has objects beyond max_bytes of %llu", region->name,
-                                region->dir, (unsigned long long)region->max_bytes);
-        }
-    }
-    return NODEDB_OK;
-}
-
-/* Takes the slots of the table over. `order` gets the objects, as place << 32 | slot, without those that clash. */
-static nodedb_status nodedb_mem__load_table(nodedb_mem_overflow *region, uint32_t in_use, uint64_t units,
-                                            uint64_t *order, size_t *objects, nodedb_error *err) {
-    uint64_t budget = NODEDB_MEM__SETTLE_TIMES * units * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-    size_t found = 0, kept = 0, i;
-    while (region->slots < in_use) {
-        uint32_t first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
-        nodedb_status status;
-        nodedb_mem__slot *slab = (nodedb_mem__slot *)nodedb__alloc_zero(
-            &region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab, NODEDB_CACHE_LINE_BYTES);
-        if (slab == NULL)
-            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused",
-                                region->dir);
-        if (count > in_use - first) count = in_use - first;
-        nodedb_mem__add_slab(region, slab, count);
-        status = nodedb_mem__load_slab(region, first, count, units, order, &found, err);
-        if (status != NODEDB_OK) return status;
-    }
-    qsort(order, found, sizeof *order, nodedb_mem__by_place);
-    for (i = 0; i < found; i++) {
-        uint32_t pair[2];
-        int winner = 1;
-        pair[1] = (uint32_t)order[i];
-        if (kept > 0) {
-            const nodedb_mem__slot *before;
-            pair[0] = (uint32_t)order[kept - 1];
-            before = nodedb_mem__slot_of(region, pair[0]);
-            if ((uint64_t)before->at + before->size > order[i] >> 32) {
-                winner = nodedb_mem__settle(region, pair, &budget);
-                if (winner != 0) nodedb_mem__drop(region, pair[0]), kept--;
-                if (winner != 1) nodedb_mem__drop(region, pair[1]);
-            }
-        }
-        if (winner == 1) order[kept++] = order[i];
-    }
-    *objects = kept;
-    return NODEDB_OK;
-}
-
-/* Appends the block of `slot` to the row. */
-static void nodedb_mem__append(nodedb_mem_overflow *region, uint32_t slot) {
-    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-    s->before = region->last, s->after = 0;
-    if (region->last != 0) nodedb_mem__slot_of(region, region->last)->after = slot;
-    region->last = slot;
-    nodedb__store_relaxed(&region->count.capacity_units, (size_t)s->at + s->size);
-}
-
-/* Makes the row of blocks: the objects and, between them, holes. Spare slots are in their list already. */
-static nodedb_status nodedb_mem__lay_row(nodedb_mem_overflow *region, const uint64_t *order, size_t objects,
-                                         nodedb_error *err) {
-    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES, granule = NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
-    size_t i, g;
-    for (i = 0; i < objects; i++) {
-        uint32_t slot = (uint32_t)order[i];
-        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-        size_t from = s->at * unit, to = from + s->size * unit;
-        if (s->at > region->count.capacity_units) {
-            nodedb_status status = nodedb_mem__need_slots(region, 1, err);
-            uint32_t hole;
-            if (status != NODEDB_OK) return status;
-            hole = nodedb_mem__take_slot(region);
-            nodedb_mem__slot_of(region, hole)->at = (uint32_t)region->count.capacity_units;
-            nodedb_mem__slot_of(region, hole)->size = s->at - (uint32_t)region->count.capacity_units;
-            nodedb_mem__append(region, hole);
-            nodedb_mem__add_hole(region, hole);
-        }
-        nodedb_mem__append(region, slot);
-        for (g = from / granule; g <= (to - 1) / granule; g++) region->backed[g / 64] |= UINT64_C(1) << g % 64;
-        nodedb_mem__count(region->count.object_bytes, nodedb_mem__length(s));
-        nodedb_mem__count(region->count.used_units, s->size);
-    }
-    nodedb_mem__count(region->count.objects, objects);
-    nodedb_mem__count(region->count.reopened, objects);
-    return NODEDB_OK;
-}
-
-/* Disk blocks for what a reopened file holds already: a copied file may have lost some. Where the file system cannot
- * say, zeros continue a file that ends too early; nothing that is there is written. */
-static int nodedb_mem__ensure_disk(nodedb_mem_overflow *region, uint64_t file_bytes, uint64_t at, uint64_t bytes) {
-    int result = region->io.allocate(region->io.ctx, region->fd, at, bytes);
-    if (result != -EOPNOTSUPP && result != -ENOSYS) return result;
-    if (file_bytes >= at + bytes) return 0;
-    if (at < file_bytes) bytes -= file_bytes - at, at = file_bytes;
-    return nodedb_mem__allocate_disk(region, at, bytes);
-}
-
-/* Clears the table behind the slots in use. After a power cut there may be entries whose slots the header does not know
- * of; they must not come to life when it does, with greater numbers than objects that were synced meanwhile. */
-static nodedb_status nodedb_mem__clear_behind(nodedb_mem_overflow *region, uint32_t in_use, uint64_t file_bytes,
-                                              nodedb_error *err) {
-    static const char zeros[4096] = {0};
-    uint64_t at = nodedb_mem__entry_at(in_use), end = file_bytes < region->data_at ? file_bytes : region->data_at;
-    char piece[sizeof zeros];
-    int result = 0;
-    if (at >= end) return NODEDB_OK;
-    if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(end - at)) == 0)
-        return NODEDB_OK;
-    for (; at < end && result == 0; at += sizeof piece) {
-        size_t bytes = end - at < sizeof piece ? (size_t)(end - at) : sizeof piece;
-        result = nodedb__read_all(&region->io, region->fd, piece, bytes, at);
-        if (result == 0 && memcmp(piece, zeros, bytes) != 0)
-            result = nodedb__write_all(&region->io, region->fd, zeros, bytes, at);
-    }
-    return result < 0 ? nodedb_mem__fail_at(region, err, result, "clear the end of the table of") : NODEDB_OK;
-}
-
-/* Makes sure of the disk blocks below the objects, and gives the others back; but not where something is missing that
- * may still be wanted by whoever looks into the file. */
-static nodedb_status nodedb_mem__settle_disk(nodedb_mem_overflow *region, uint64_t file_bytes, nodedb_error *err) {
-    uint64_t data = file_bytes - region->data_at < region->max_bytes ? file_bytes - region->data_at : region->max_bytes;
-    size_t granules = (size_t)((data + NODEDB_MEM_OVERFLOW_GRANULE_BYTES - 1) / NODEDB_MEM_OVERFLOW_GRANULE_BYTES);
-    size_t first, last;
-    for (first = 0; first < granules; first = last) {
-        bool backed = nodedb_mem__is_backed(region, first);
-        size_t at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, bytes;
-        int result;
-        for (last = first + 1; last < granules && nodedb_mem__is_backed(region, last) == backed; last++) {}
-        bytes = nodedb_mem__granule_end(region, last - 1) - at;
-        if (!backed) {
-            if (nodedb__load_relaxed(&region->count.lost) == 0)
-                (void)fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(region->data_at + at),
-                                (off_t)bytes);
-            continue;
-        }
-        result = nodedb_mem__ensure_disk(region, file_bytes, region->data_at + at, bytes);
-        if (result < 0) return nodedb_mem__no_blocks(region, region->data_at + at, result, err);
-        nodedb_mem__count(region->count.disk_bytes, bytes);
-    }
-    return NODEDB_OK;
-}
-
-/* The last step of reopening, when nothing can fail any more: headers that say what is true, and no lost entries. */
-static void nodedb_mem__mend(nodedb_mem_overflow *region, uint32_t in_use) {
-    unsigned char pages[2 * NODEDB_MEM__HEADER_BYTES];
-    uint32_t slot;
-    int copy;
-    for (slot = 0; slot < in_use && region->count.lost > 0; slot++) {
-        const nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
-        if (s->state != NODEDB_MEM__OBJECT) nodedb_mem__put_entry(region, slot, 0);
-    }
-    nodedb_mem__put_slots_in_use(region);
-    nodedb_mem__fill_header(pages, region->max_slots);
-    for (copy = 0; copy < 2; copy++) memcpy(region->file + copy * NODEDB_MEM__HEADER_BYTES, pages, 40);
-}
-
-/* Rebuilds all that is kept in ordinary memory from the table of a file with `in_use` slots. */
-static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in_use, nodedb_error *err) {
-    int64_t size = region->io.size(region->io.ctx, region->fd);
-    uint64_t bytes = size < 0 ? 0 : (uint64_t)size, units, *order;
-    size_t objects = 0, order_bytes;
-    nodedb_status status;
-    uint32_t slot;
-    int result;
-    if (size < 0) return nodedb_mem__fail_at(region, err, (int)size, "look at");
-    if (bytes < nodedb_mem__entry_at(in_use)) { /* a power cut before the last slab was durable, or it was cut off */
-        uint64_t table = bytes > nodedb_mem__entry_at(0) ? bytes - nodedb_mem__entry_at(0) : 0;
-        uint64_t whole = table / NODEDB_MEM__ENTRY_BYTES / NODEDB_MEM__SLAB_SLOTS * NODEDB_MEM__SLAB_SLOTS;
-        nodedb_mem__count(region->count.lost, in_use - whole);
-        in_use = (uint32_t)whole;
-    }
-    status = nodedb_mem__clear_behind(region, in_use, bytes, err);
-    if (status != NODEDB_OK) return status;
-    result = nodedb_mem__ensure_disk(region, bytes, 0, nodedb_mem__entry_at(in_use));
-    if (result < 0) return nodedb_mem__fail_at(region, err, result, "have disk blocks for the table of");
-    units = bytes > region->data_at ? (bytes - region->data_at) / NODEDB_MEM_OVERFLOW_UNIT_BYTES : 0;
-    order_bytes = (size_t)in_use * sizeof *order;
-    order = (uint64_t *)nodedb__alloc(&region->allocator, order_bytes, sizeof *order);
-    if (order == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
-    status = nodedb_mem__load_table(region, in_use, units, order, &objects, err);
-    if (status == NODEDB_OK) {
-        objects = nodedb_mem__thin_out(region, order, objects);
-        for (slot = region->slots; slot-- > 1;) {
-            nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-            if (s->state != NODEDB_MEM__SPARE) continue;
-            nodedb_mem__new_generation(region, slot, s);
-            nodedb_mem__give_slot(region, slot);
-        }
-        status = nodedb_mem__lay_row(region, order, objects, err);
-    }
-    nodedb__release(&region->allocator, order, order_bytes);
-    if (status == NODEDB_OK && in_use == 0) status = nodedb_mem__need_slots(region, 1, err);
-    if (status == NODEDB_OK && bytes > region->data_at) status = nodedb_mem__settle_disk(region, bytes, err);
-    if (status != NODEDB_OK) return status;
-    if (region->count.lost > 0)
-        nodedb_say(&region->logger, NODEDB_LOG_WARNING, "overflow region: %lu entries of %s in %s are lost",
-                    (unsigned long)region->count.lost, region->name, region->dir);
-    nodedb_mem__mend(region, in_use);
-    return NODEDB_OK;
-}
-
-/* A region on tmpfs moves data from memory to memory; that deserves a word. */
-static void nodedb_mem__warn_of_tmpfs(const nodedb_mem_overflow *region) {
+/* Notes a file system that keeps its files in memory, and says what that means. */
+static void nodedb_mem__look_at_file_system(nodedb_mem_overflow *region) {
+    const unsigned long tmpfs = 0x01021994ul, ramfs = 0x858458F6ul; /* linux/magic.h */
     struct statfs fs;
-    if (fstatfs(region->fd, &fs) == 0 && (unsigned long)fs.f_type == 0x01021994ul)
+    if (fstatfs(region->fd, &fs) != 0) return;
+    region->in_memory = (unsigned long)fs.f_type == tmpfs || (unsigned long)fs.f_type == ramfs;
+    if (!region->in_memory) return;
+    if (nodedb_mem__is_kept(region))
         nodedb_say(&region->logger, NODEDB_LOG_WARNING,
-                    "overflow region in %s: this is tmpfs, so what is spilled stays in memory; use one on disk",
-                    region->dir);
+                   "overflow region %.80s in %s: this file system is in memory (tmpfs), so a restart of the machine "
+                   "loses all and nodedb_mem_overflow_sync is refused; use one on disk", region->name, region->dir);
+    else
+        nodedb_say(&region->logger, NODEDB_LOG_WARNING,
+                   "overflow region in %s: this file system is in memory (tmpfs), so what is spilled stays in memory; "
+                   "use one on disk", region->dir);
 }
 
-/* ===================================================================================================================
- * Room: overflow region, API
- * ================================================================================================================ */
-
-/* Sizes that make sense, with defaults. */
-static nodedb_status nodedb_mem__complete_overflow(nodedb_mem_overflow_config *c, nodedb_error *err) {
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), blocks;
-    if (c->dir == NULL || c->dir[0] == 0)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: no directory");
-    if (c->name != NULL && (strchr(c->name, '/') != NULL || strcmp(c->name, ".") == 0 || strcmp(c->name, "..") == 0))
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: %.80s is no file's name", c->dir,
-                            c->name);
-    if (c->max_bytes == 0) c->max_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES;
-    if (c->max_bytes > NODEDB_MEM_OVERFLOW_MAX_BYTES)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_bytes of %llu is too large", c->dir,
-                            (unsigned long long)c->max_bytes);
-    c->max_bytes = (c->max_bytes + page - 1) / page * page;
-    if (c->initial_bytes == 0) {
-        c->initial_bytes = NODEDB_MEM_OVERFLOW_DEFAULT_INITIAL_BYTES;
-        if (c->initial_bytes > c->max_bytes) c->initial_bytes = c->max_bytes;
-    }
-    if (c->initial_bytes > c->max_bytes)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: initial_bytes above max_bytes", c->dir);
-    c->initial_bytes = (c->initial_bytes + page - 1) / page * page;
-    blocks = c->max_bytes / 64;
-    if (blocks < NODEDB_MEM__MIN_MAX_BLOCKS) blocks = NODEDB_MEM__MIN_MAX_BLOCKS;
-    if (blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2) blocks = NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2;
-    if (c->max_blocks == 0) c->max_blocks = (uint32_t)blocks;
-    if (c->max_blocks < 2 || c->max_blocks > NODEDB_MEM_OVERFLOW_MAX_SLOTS - 2)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region in %s: max_blocks cannot be %lu", c->dir,
-                            (unsigned long)c->max_blocks);
-    c->io = nodedb__io_or_posix(&c->io);
-    return NODEDB_OK;
-}
-
-/* The region, or one of its views, is done with it. */
+/* The owner or a view is done. The last one frees everything. */
 static void nodedb_mem__leave(nodedb_mem_overflow *region) {
     nodedb_allocator allocator = region->allocator;
-    size_t i;
     if (__atomic_sub_fetch(&region->users, 1, __ATOMIC_ACQ_REL) > 0) return;
     if (region->file != NULL) (void)munmap(region->file, region->file_bytes);
     if (region->sync_failed) (void)posix_fadvise(region->fd, 0, 0, POSIX_FADV_DONTNEED); /* reopening sees the disk */
     if (region->fd >= 0) (void)region->io.close(region->io.ctx, region->fd);
-    for (i = 0; i < region->count.slabs; i++)
+    for (size_t i = 0; i < region->count.slabs; i++)
         nodedb__release(&allocator, region->slabs[i], NODEDB_MEM__SLAB_SLOTS * sizeof **region->slabs);
     nodedb__release(&allocator, region->slabs, region->slabs_bytes);
     nodedb__release(&allocator, region->backed, region->backed_bytes);
     nodedb__release(&allocator, region, sizeof *region);
 }
 
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err) {
-    int result;
-    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow sync: NULL");
-    if (region->data_at == 0)
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch is not kept", region->dir);
-    if (region->sync_failed)
-        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "overflow region: an earlier sync of %.80s in %s failed",
-                            region->name, region->dir);
-    result = region->io.sync(region->io.ctx, region->fd);
-    if (result >= 0) return NODEDB_OK;
-    region->sync_failed = true; /* the kernel may have dropped the pages, and would answer the next one with success */
-    return nodedb_mem__fail_at(region, err, result, "sync");
-}
-
 NODEDB_MEM_API void nodedb_mem_overflow_close(nodedb_mem_overflow *region) {
-    nodedb_error err;
     if (region == NULL) return;
-    if (region->data_at != 0 && nodedb_mem_overflow_sync(region, &err) != NODEDB_OK)
-        nodedb_say(&region->logger, NODEDB_LOG_ERROR, "%s", err.message);
+#if !defined(NODEDB_MEM_NO_KEPT)
+    if (nodedb_mem__is_kept(region) && !region->in_memory) {
+        nodedb_error err;
+        if (nodedb_mem_overflow_sync(region, &err) != NODEDB_OK)
+            nodedb_say(&region->logger, NODEDB_LOG_ERROR, "%s", err.message);
+    }
+#endif
     nodedb_mem__leave(region);
 }
 
-/* The memory, file and map of a region. On failure the caller closes what is there. */
+/* Opens the file of a region. *in_use: the slots that a kept file brings. */
+static nodedb_status nodedb_mem__open_file(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *c,
+                                           uint32_t *in_use, nodedb_error *err) {
+    *in_use = 0;
+    if (region->name[0] != 0) {
+#if defined(NODEDB_MEM_NO_KEPT)
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                           "overflow region: config.name needs a build without NODEDB_MEM_NO_KEPT");
+#else
+        return nodedb_mem__open_kept(region, c, in_use, err);
+#endif
+    }
+    region->fd = nodedb_mem__open_scratch(c, &region->io, region->seed);
+    if (region->fd >= 0) return NODEDB_OK;
+    return nodedb_fail(err, nodedb_io_status(-region->fd), -region->fd, "overflow region: no scratch file in %s",
+                       region->dir);
+}
+
+/* Memory, file and mapping of a region. On failure the caller closes what is there. */
 static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *c,
                                         nodedb_error *err) {
-    nodedb_status status;
-    uint32_t in_use = 0;
+    uint32_t in_use;
+    nodedb_status status = nodedb_mem__open_file(region, c, &in_use, err);
     void *map;
-    if (region->name[0] != 0) {
-        status = nodedb_mem__open_kept(region, c, &in_use, err);
-        if (status != NODEDB_OK) return status;
-        region->data_at = (size_t)nodedb_mem__data_offset(region->max_slots);
-        if (in_use == 0) status = nodedb_mem__sync_name(region, c->dir, err); /* it is new, or its maker died early */
-        if (status != NODEDB_OK) return status;
-    } else {
-        region->fd = nodedb_mem__open_scratch(c, &region->io, region->seed);
-        if (region->fd < 0)
-            return nodedb_fail(err, nodedb_io_status(-region->fd), -region->fd,
-                                "overflow region: no scratch file in %s", region->dir);
-    }
+    if (status != NODEDB_OK) return status;
     region->slabs_bytes = (region->max_slots / NODEDB_MEM__SLAB_SLOTS + 1) * sizeof *region->slabs;
     region->backed_bytes = (region->max_bytes / NODEDB_MEM_OVERFLOW_GRANULE_BYTES / 64 + 1) * sizeof *region->backed;
     region->slabs = (nodedb_mem__slot **)nodedb__alloc_zero(&region->allocator, region->slabs_bytes, sizeof(void *));
@@ -3081,10 +2785,13 @@ static nodedb_status nodedb_mem__set_up(nodedb_mem_overflow *region, const noded
     map = mmap(NULL, region->file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
     if (map == MAP_FAILED)
         return nodedb_fail(err, nodedb_io_status(errno), errno, "overflow region in %s: cannot map %llu bytes",
-                            region->dir, (unsigned long long)region->file_bytes);
+                           region->dir, (unsigned long long)region->file_bytes);
     region->file = (char *)map;
     region->base = region->file + region->data_at;
-    return region->data_at != 0 ? nodedb_mem__reopen(region, in_use, err) : nodedb_mem__need_slots(region, 1, err);
+#if !defined(NODEDB_MEM_NO_KEPT)
+    if (nodedb_mem__is_kept(region)) return nodedb_mem__reopen(region, in_use, err);
+#endif
+    return nodedb_mem__need_slots(region, 1, err);
 }
 
 NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_overflow_config *config,
@@ -3102,7 +2809,7 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
     }
     region->max_bytes = (size_t)c.max_bytes;
     region->max_slots = c.max_blocks + 2; /* number 0, and one that growing needs for a moment */
-    c.max_blocks = config->max_blocks;
+    c.max_blocks = config->max_blocks;    /* what was asked, which a kept file compares with its own */
     region->users = 1;
     region->seed = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 40);
     region->seed = nodedb_mix64(region->seed ^ (uint64_t)(uintptr_t)region);
@@ -3116,34 +2823,17 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
         nodedb_mem__leave(region);
         return NULL;
     }
-    nodedb_mem__warn_of_tmpfs(region);
+    nodedb_mem__look_at_file_system(region);
     initial = (size_t)c.initial_bytes / NODEDB_MEM_OVERFLOW_UNIT_BYTES;
     if (initial > region->count.capacity_units && nodedb_mem__need_slots(region, 1, NULL) == NODEDB_OK)
         nodedb_mem__extend(region, initial); /* else it is a reopened one with a full table, and grows later */
-    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
+    nodedb_mem__note_largest(region);
     return region;
 }
 
-/* Turns the beginning of a hole into an object of `size` units; the rest stays a hole. */
-static void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
-    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-    nodedb_mem__remove_hole(region, slot);
-    if (s->size > size) {
-        uint32_t rest = nodedb_mem__take_slot(region);
-        nodedb_mem__slot *r = nodedb_mem__slot_of(region, rest);
-        nodedb_mem__set(r->at, s->at + size);
-        nodedb_mem__set(r->size, s->size - size);
-        r->before = slot;
-        r->after = s->after;
-        if (r->after != 0) nodedb_mem__slot_of(region, r->after)->before = rest;
-        else region->last = rest;
-        nodedb_mem__set(s->size, size);
-        s->after = rest;
-        nodedb_mem__add_hole(region, rest);
-    }
-}
+/* ---- write, read, update, free ----------------------------------------------------------------------------------- */
 
-/* Finds room for `size` units and carves it; growing and disk blocks come first, as they may fail. */
+/* Takes a block of `size` units, with its disk blocks; growing and disk blocks come first, as they may fail. */
 static nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot, nodedb_error *err) {
     nodedb_status status = nodedb_mem__need_slots(region, 2, err); /* one to grow, one for the rest of a hole */
     size_t at;
@@ -3161,104 +2851,131 @@ static nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t siz
     return status;
 }
 
+/* The units that an object of `bytes` takes: at least one, as a block cannot be empty. */
+static nodedb_status nodedb_mem__units_of(nodedb_mem_overflow *region, size_t bytes, uint32_t *units,
+                                          nodedb_error *err) {
+    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    if (bytes > region->max_bytes || bytes > UINT32_MAX - unit) {
+        nodedb_mem__count(region->count.refused, 1);
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: %llu bytes asked, at most %llu fit",
+                           region->dir, (unsigned long long)bytes, (unsigned long long)region->max_bytes);
+    }
+    *units = bytes == 0 ? 1 : (uint32_t)((bytes + unit - 1) / unit);
+    return NODEDB_OK;
+}
+
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *region, const void *data, size_t bytes,
                                                        nodedb_mem_handle *handle, nodedb_error *err) {
-    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
     nodedb_status status;
     nodedb_mem__slot *s;
     uint32_t slot = 0, size;
     if (handle != NULL) handle->bits = 0;
     if (region == NULL || handle == NULL || (data == NULL && bytes > 0))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow write: NULL");
-    if (bytes > region->max_bytes || bytes > UINT32_MAX - unit) {
-        nodedb_mem__count(region->count.refused, 1);
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow region in %s: %llu bytes asked, at most %llu fit",
-                            region->dir, (unsigned long long)bytes, (unsigned long long)region->max_bytes);
-    }
-    size = bytes == 0 ? 1 : (uint32_t)((bytes + unit - 1) / unit);
+    status = nodedb_mem__units_of(region, bytes, &size, err);
+    if (status != NODEDB_OK) return status;
     status = nodedb_mem__place(region, size, &slot, err);
     if (status != NODEDB_OK) {
         nodedb_mem__count(region->count.refused, 1);
         return status;
     }
     s = nodedb_mem__slot_of(region, slot);
-    if (bytes > 0) memcpy(region->base + (size_t)s->at * unit, data, bytes);
-    nodedb_mem__set(s->slack, (uint8_t)(size * unit - bytes));
-    nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__WRITTEN);
-    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__OBJECT);
-    if (region->data_at != 0) nodedb_mem__put_entry(region, slot, nodedb_crc32c(0, data, bytes));
-    handle->bits = (uint64_t)slot << 38 | nodedb_mem__generation(s);
+    if (bytes > 0) memcpy(nodedb_mem__bytes_at(region, s->at), data, bytes);
+    nodedb_mem__set(s->slack, (uint8_t)(size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - bytes));
+    nodedb_mem__set_state(s, NODEDB_MEM__WRITTEN);
+    if (nodedb_mem__is_kept(region)) nodedb_mem__store_entry(region, slot, nodedb_crc32c(0, data, bytes));
+    *handle = nodedb_mem__handle_of(s, slot);
     nodedb_mem__count(region->count.objects, 1);
     nodedb_mem__count(region->count.object_bytes, bytes);
     nodedb_mem__count(region->count.used_units, size);
     nodedb_mem__count(region->count.writes, 1);
-    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
+    nodedb_mem__note_largest(region);
     return NODEDB_OK;
 }
 
 static nodedb_status nodedb_mem__stale(const nodedb_mem_overflow *region, nodedb_mem_handle handle, nodedb_error *err) {
     return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "overflow region in %s: handle %016llx is stale or foreign",
-                        region->dir, (unsigned long long)handle.bits);
+                       region->dir, (unsigned long long)handle.bits);
 }
 
 /* The slot of a living object, or NULL and the reason. */
 static nodedb_mem__slot *nodedb_mem__resolve(const nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                              nodedb_error *err) {
-    uint64_t slot = handle.bits >> 38;
-    nodedb_mem__slot *s;
+    uint32_t slot = nodedb_mem__slot_number(handle);
     if (region == NULL) {
         (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: NULL");
         return NULL;
     }
     if (slot != 0 && slot < region->slots) {
-        s = nodedb_mem__slot_of(region, (uint32_t)slot);
-        if (s->state == NODEDB_MEM__OBJECT && nodedb_mem__generation(s) == (handle.bits & NODEDB_MEM__GENERATION_MASK))
-            return s;
+        nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+        if (nodedb_mem__is_object(s) &&
+            nodedb_mem__generation(s) == (handle.bits & NODEDB_MEM__GENERATION_MASK)) return s;
     }
     (void)nodedb_mem__stale(region, handle, err);
     return NULL;
 }
 
-/* Compares an object with its checksum, and notes what came of it. */
-static nodedb_status nodedb_mem__check_bytes(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
-                                       nodedb_error *err) {
-    nodedb_status status = nodedb_mem__compare(region, slot, s->at, nodedb_mem__length(s), err);
-    if (status == NODEDB_OK && s->checked == NODEDB_MEM__UNCHECKED)
-        nodedb_mem__set(s->checked, (uint8_t)NODEDB_MEM__CHECKED);
-    if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1); /* views count, too */
-    return status;
-}
-
 NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                     size_t *bytes, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
-    if (s != NULL && s->checked == NODEDB_MEM__UNCHECKED &&
-        nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err) != NODEDB_OK)
+    if (s != NULL && s->state == NODEDB_MEM__UNCHECKED &&
+        nodedb_mem__check_object(region, nodedb_mem__slot_number(handle), err) != NODEDB_OK)
         s = NULL;
     if (bytes != NULL) *bytes = s != NULL ? nodedb_mem__length(s) : 0;
     if (s == NULL) return NULL;
     nodedb_mem__count(region->count.reads, 1);
-    return region->base + (size_t)s->at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    return nodedb_mem__bytes_at(region, s->at);
 }
 
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
-                                                        nodedb_error *err) {
+/* Frees the block of a finished or failed update. */
+static void nodedb_mem__return_block(nodedb_mem_overflow *region, uint32_t slot) {
+    nodedb_mem__merge(region, slot);
+    nodedb_mem__note_largest(region);
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_update(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                        const void *data, size_t bytes, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
+    uint32_t slot = nodedb_mem__slot_number(handle), size, old_size, taken = 0;
+    size_t old_bytes;
+    nodedb_status status;
     if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
-    if (region->data_at == 0)
-        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch has no checksums",
-                            region->dir);
-    return nodedb_mem__check_bytes(region, (uint32_t)(handle.bits >> 38), s, err);
+    if (data == NULL && bytes > 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow update: NULL");
+    status = nodedb_mem__units_of(region, bytes, &size, err);
+    if (status != NODEDB_OK) return status;
+    old_size = s->size, old_bytes = nodedb_mem__length(s);
+    if (size != old_size || nodedb_mem__is_kept(region)) { /* kept: the old bytes stay until the entry changes */
+        status = nodedb_mem__place(region, size, &taken, err);
+        if (status != NODEDB_OK) {
+            nodedb_mem__count(region->count.refused, 1);
+            return status;
+        }
+        if (bytes > 0) memcpy(nodedb_mem__bytes_at(region, nodedb_mem__slot_of(region, taken)->at), data, bytes);
+    }
+    nodedb_mem__begin_change(region, slot);
+    if (nodedb_mem__is_kept(region)) status = nodedb_mem__update_kept(region, slot, taken, data, bytes, err);
+    if (status == NODEDB_OK) {
+        if (taken != 0) nodedb_mem__exchange(region, slot, taken);
+        else if (bytes > 0) memmove(nodedb_mem__bytes_at(region, s->at), data, bytes); /* `data` may be its own bytes */
+        nodedb_mem__set(s->slack, (uint8_t)(size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - bytes));
+        if (s->state == NODEDB_MEM__UNCHECKED) nodedb_mem__set_state(s, NODEDB_MEM__CHECKED);
+    }
+    nodedb_mem__end_change(region, slot);
+    if (taken != 0) nodedb_mem__return_block(region, taken);
+    if (status != NODEDB_OK) return status;
+    nodedb_mem__count(region->count.object_bytes, bytes - old_bytes);
+    nodedb_mem__count(region->count.used_units, (size_t)size - old_size);
+    nodedb_mem__count(region->count.updates, 1);
+    return NODEDB_OK;
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
                                                       nodedb_error *err) {
-    uint64_t slot;
     if (region == NULL || handle == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow next: NULL");
-    for (slot = (handle->bits >> 38) + 1; slot < region->slots; slot++) {
-        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)slot);
-        if (s->state != NODEDB_MEM__OBJECT) continue;
-        handle->bits = slot << 38 | nodedb_mem__generation(s);
+    for (uint32_t slot = nodedb_mem__slot_number(*handle) + 1; slot < region->slots; slot++) {
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+        if (!nodedb_mem__is_object(s)) continue;
+        *handle = nodedb_mem__handle_of(s, slot);
         return NODEDB_OK;
     }
     handle->bits = 0;
@@ -3268,56 +2985,22 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *regio
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                       nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
+    uint32_t slot = nodedb_mem__slot_number(handle);
+    bool written;
     if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
     nodedb_mem__count(region->count.objects, -1);
     nodedb_mem__count(region->count.object_bytes, 0 - nodedb_mem__length(s));
     nodedb_mem__count(region->count.used_units, 0 - (size_t)s->size);
     nodedb_mem__count(region->count.frees, 1);
-    nodedb_mem__set(s->state, (uint8_t)NODEDB_MEM__HOLE);
-    if (s->checked != NODEDB_MEM__WRITTEN) nodedb_mem__new_generation(region, (uint32_t)(handle.bits >> 38), s);
-    else nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
+    written = s->state == NODEDB_MEM__WRITTEN;
+    nodedb_mem__set_state(s, NODEDB_MEM__HOLE);
+    if (written) nodedb_mem__set_generation(s, nodedb_mem__generation(s) + 1);
+    else nodedb_mem__new_generation(region, slot, s);
     nodedb_mem__fence_release(); /* before other bytes come into its place, and another entry */
-    if (region->data_at != 0) nodedb_mem__put_entry(region, (uint32_t)(handle.bits >> 38), 0);
-    nodedb_mem__merge(region, (uint32_t)(handle.bits >> 38));
-    nodedb__store_relaxed(&region->count.largest_units, nodedb_mem__largest_hole(region));
+    if (nodedb_mem__is_kept(region)) nodedb_mem__store_entry(region, slot, 0);
+    nodedb_mem__merge(region, slot);
+    nodedb_mem__note_largest(region);
     return NODEDB_OK;
-}
-
-/* Punches the backed granules among [first, last); adds to *bytes what they held. */
-static nodedb_status nodedb_mem__punch(nodedb_mem_overflow *region, size_t first, size_t last, uint64_t *bytes,
-                                       nodedb_error *err) {
-    const int how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    for (; first < last; first++) {
-        size_t at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, length = nodedb_mem__granule_end(region, first) - at;
-        int result;
-        if (!nodedb_mem__is_backed(region, first)) continue;
-        nodedb__retry(result, fallocate(region->fd, how, (off_t)(region->data_at + at), (off_t)length));
-        if (result != 0)
-            return nodedb_fail(err, errno == EOPNOTSUPP ? NODEDB_ERR_UNSUPPORTED : NODEDB_ERR_IO, errno,
-                                "overflow region in %s: cannot give disk blocks back", region->dir);
-        region->backed[first / 64] &= ~(UINT64_C(1) << first % 64);
-        nodedb_mem__count(region->count.disk_bytes, 0 - length);
-        *bytes += length;
-    }
-    return NODEDB_OK;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err) {
-    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES, granule = NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
-    uint32_t slot, size = NODEDB_MEM_OVERFLOW_GRANULE_BYTES / NODEDB_MEM_OVERFLOW_UNIT_BYTES, at = 0;
-    nodedb_status status = NODEDB_OK;
-    uint64_t given = 0;
-    if (bytes != NULL) *bytes = 0;
-    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow trim: NULL");
-    while (status == NODEDB_OK && (slot = nodedb_mem__tree_find(region, size, at)) != 0) {
-        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
-        size_t from = s->at * unit, to = from + s->size * unit;
-        status = nodedb_mem__punch(region, (from + granule - 1) / granule,
-                                   to == region->max_bytes ? (to + granule - 1) / granule : to / granule, &given, err);
-        size = s->size, at = s->at + 1;
-    }
-    if (bytes != NULL) *bytes = given;
-    return status;
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_overflow *region,
@@ -3339,11 +3022,15 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_over
     if (scattered > 0) stats->fragmentation_percent = (uint32_t)(scattered * 100 / stats->free_bytes);
     stats->max_bytes = region->max_bytes;
     stats->disk_bytes = nodedb__load_relaxed(&c->disk_bytes);
+    stats->in_memory = region->in_memory;
     stats->metadata_bytes = sizeof *region + region->slabs_bytes + region->backed_bytes +
                             nodedb__load_relaxed(&c->slabs) * NODEDB_MEM__SLAB_SLOTS * sizeof(nodedb_mem__slot);
     stats->writes = nodedb__load_relaxed(&c->writes);
+    stats->updates = nodedb__load_relaxed(&c->updates);
     stats->reads = nodedb__load_relaxed(&c->reads);
     stats->frees = nodedb__load_relaxed(&c->frees);
+    stats->moves = nodedb__load_relaxed(&c->moves);
+    stats->moved_bytes = nodedb__load_relaxed(&c->moved_bytes);
     stats->grows = nodedb__load_relaxed(&c->grows);
     stats->refused = nodedb__load_relaxed(&c->refused);
     stats->disk_full = nodedb__load_relaxed(&c->disk_full);
@@ -3354,153 +3041,122 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_over
 }
 
 /* ===================================================================================================================
- * Room: overflow region, views. How a view reads a slot under its owner's hands: see nodedb_mem__slot.
+ * COMPACTION: objects from the end of the row move into holes further down
+ *
+ * Where every second object has been freed, no granule is free, and a trim gives nothing back. A pass walks the row
+ * from its end and moves each object into the smallest hole below it that fits:
+ *
+ *     before   | a |   | b |   | c |   | d |   |                    the cursor walks from here <-- |
+ *     after    | a | d | b | c |               |
+ *
+ * Handles stay valid, because a handle names a slot and only the slot's place changes. Bytes are copied to a place that
+ * holds nothing, before anything points there: a view never sees half of a copy, and a kept file always has an entry
+ * that names whole bytes. The pass ends where all objects would end if they lay side by side. A call stops after so
+ * many bytes or blocks, and the next goes on at the cursor.
  * ================================================================================================================ */
 
-struct nodedb_mem_overflow_view {
-    nodedb_mem_overflow *region;
-    char *file; /* mapped for reading only */
-};
+#define NODEDB_MEM__COMPACT_TRIES 64u /* holes looked at for one object: large enough that most find one */
 
-/* What a view knows of an object: as it was while `handle` named it. */
-typedef struct nodedb_mem__seen {
-    uint32_t slot, at;
-    size_t bytes;
-    bool checked;
-} nodedb_mem__seen;
-
-/* The slot of a handle while it names its object, else NULL. What was loaded from it before, with acquire, is true then
- * of that object. */
-static const nodedb_mem__slot *nodedb_mem__alive(const nodedb_mem_overflow *region, nodedb_mem_handle handle) {
-    uint64_t slot = handle.bits >> 38, generation = handle.bits & NODEDB_MEM__GENERATION_MASK;
-    const nodedb_mem__slot *s;
-    if (slot == 0 || slot >= nodedb__load_acquire(&region->slots)) return NULL;
-    s = &nodedb__load_acquire(&region->slabs[slot / NODEDB_MEM__SLAB_SLOTS])[slot % NODEDB_MEM__SLAB_SLOTS];
-    return nodedb__load_acquire(&s->generation_low) == (uint32_t)generation &&
-                   nodedb__load_acquire(&s->generation_high) == (uint8_t)(generation >> 32)
-               ? s
-               : NULL;
+/* A hole below `limit` for `size` units, of the smallest that there are; 0: none among the first that were looked at.
+ * It has its disk blocks: to allocate others for a move would gain nothing. */
+static uint32_t nodedb_mem__find_below(const nodedb_mem_overflow *region, uint32_t size, uint32_t limit) {
+    uint32_t tries = 0, bin = nodedb_mem__next_bin(region, size), slot, tree_size = size, tree_at = 0;
+    for (; bin < NODEDB_MEM__BINS && tries < NODEDB_MEM__COMPACT_TRIES; bin = nodedb_mem__next_bin(region, bin + 1))
+        for (slot = region->bins[bin]; slot != 0 && tries < NODEDB_MEM__COMPACT_TRIES; tries++) {
+            const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+            if (s->at < limit && nodedb_mem__is_all_backed(region, s->at, size)) return slot;
+            slot = s->link[1];
+        }
+    for (; tries < NODEDB_MEM__COMPACT_TRIES; tries++) {
+        const nodedb_mem__slot *s;
+        slot = nodedb_mem__tree_find(region, tree_size, tree_at);
+        if (slot == 0) return 0;
+        s = nodedb_mem__slot_of(region, slot);
+        if (s->at < limit && nodedb_mem__is_all_backed(region, s->at, size)) return slot;
+        tree_size = s->size, tree_at = s->at + 1;
+    }
+    return 0;
 }
 
-static nodedb_status nodedb_mem__look(nodedb_mem_overflow_view *view, nodedb_mem_handle handle, nodedb_mem__seen *seen,
-                                      nodedb_error *err) {
-    const nodedb_mem__slot *s;
-    uint32_t size;
-    uint8_t slack, state;
-    if (view == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
-    s = nodedb_mem__alive(view->region, handle);
-    if (s == NULL) return nodedb_mem__stale(view->region, handle, err);
-    state = nodedb__load_acquire(&s->state);
-    slack = nodedb__load_acquire(&s->slack);
-    size = nodedb__load_acquire(&s->size);
-    seen->slot = (uint32_t)(handle.bits >> 38);
-    seen->at = nodedb__load_acquire(&s->at);
-    seen->checked = nodedb__load_acquire(&s->checked) != 0;
-    seen->bytes = (size_t)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - slack;
-    if (state != NODEDB_MEM__OBJECT || nodedb_mem__alive(view->region, handle) == NULL)
-        return nodedb_mem__stale(view->region, handle, err);
-    return NODEDB_OK;
+/* Moves an object into a hole; the block that it leaves, which is TAKEN, has the number of the hole. */
+static void nodedb_mem__move(nodedb_mem_overflow *region, uint32_t slot, uint32_t hole) {
+    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+    nodedb_mem__carve(region, hole, s->size);
+    memcpy(nodedb_mem__bytes_at(region, nodedb_mem__slot_of(region, hole)->at), nodedb_mem__bytes_at(region, s->at),
+           nodedb_mem__length(s));
+    nodedb_mem__begin_change(region, slot);
+    nodedb_mem__exchange(region, slot, hole);
+    nodedb_mem__end_change(region, slot);
+    nodedb_mem__count(region->count.moves, 1);
+    nodedb_mem__count(region->count.moved_bytes, nodedb_mem__length(s));
 }
 
-/* Compares an object that a kept file brought with its checksum; only its owner may note that this has been done. */
-static nodedb_status nodedb_mem__view_check(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
-                                            const nodedb_mem__seen *seen, nodedb_error *err) {
-    nodedb_status status;
-    if (seen->checked) return NODEDB_OK;
-    status = nodedb_mem__compare(view->region, seen->slot, seen->at, seen->bytes, err);
-    nodedb_mem__fence_acquire();
-    if (nodedb_mem__alive(view->region, handle) == NULL) return nodedb_mem__stale(view->region, handle, err);
-    if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&view->region->count.damaged, 1);
+/* The hole that the object of the cursor may move into now, or 0. */
+static uint32_t nodedb_mem__target_of(nodedb_mem_overflow *region, uint32_t slot, uint64_t left_bytes,
+                                      nodedb_mem_may_move *may_move, void *ctx) {
+    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+    uint32_t hole;
+    if (!nodedb_mem__is_object(s) || nodedb_mem__length(s) > left_bytes) return 0;
+    hole = nodedb_mem__find_below(region, s->size, s->at);
+    if (hole == 0 || (may_move != NULL && !may_move(ctx, nodedb_mem__handle_of(s, slot)))) return 0;
+    if (nodedb_mem__slot_of(region, hole)->size > s->size && nodedb_mem__need_slots(region, 1, NULL) != NODEDB_OK)
+        return 0; /* the rest of the hole would have no slot */
+    if (s->state == NODEDB_MEM__UNCHECKED && nodedb_mem__check_object(region, slot, NULL) != NODEDB_OK)
+        return 0; /* damaged: it stays as it is, for whoever looks at it */
+    return hole;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *region, uint64_t max_bytes,
+                                                         nodedb_mem_may_move *may_move, void *ctx, bool *complete,
+                                                         nodedb_error *err) {
+    uint32_t moved = 0, blocks; /* `moved`: the first of a list of blocks that were left */
+    uint64_t left_bytes = max_bytes == 0 ? NODEDB_MEM_OVERFLOW_DEFAULT_COMPACT_BYTES : max_bytes, most = left_bytes;
+    nodedb_status status = NODEDB_OK;
+    bool end = false;
+    if (complete != NULL) *complete = false;
+    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow compact: NULL");
+    if (region->sync_failed)
+        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "overflow region: an earlier sync of %.80s in %s failed",
+                           region->name, region->dir);
+    if (region->cursor == 0) region->cursor = region->last;
+    for (blocks = 0; blocks < NODEDB_MEM_OVERFLOW_COMPACT_BLOCKS && !end; blocks++) {
+        uint32_t slot = region->cursor, hole = 0;
+        const nodedb_mem__slot *s = slot != 0 ? nodedb_mem__slot_of(region, slot) : NULL;
+        end = s == NULL || s->at < region->count.used_units;
+        if (end) break;
+        if (nodedb_mem__is_object(s) && nodedb_mem__length(s) > left_bytes && nodedb_mem__length(s) <= most) break;
+        hole = nodedb_mem__target_of(region, slot, left_bytes, may_move, ctx);
+        if (hole == 0) {
+            region->cursor = s->before;
+            continue;
+        }
+        left_bytes -= nodedb_mem__length(s);
+        nodedb_mem__move(region, slot, hole);
+        region->cursor = nodedb_mem__slot_of(region, hole)->before;
+        if (nodedb_mem__is_kept(region)) {
+            nodedb_mem__slot *h = nodedb_mem__slot_of(region, hole);
+            h->link[0] = slot, h->link[1] = moved;
+            moved = hole;
+        } else nodedb_mem__merge(region, hole);
+    }
+    if (moved != 0) status = nodedb_mem__commit_moves(region, moved, err);
+    if (end) region->cursor = 0;
+    nodedb_mem__note_largest(region);
+    if (complete != NULL) *complete = end && status == NODEDB_OK;
     return status;
 }
 
-NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err) {
-    nodedb_mem_overflow_view *view;
-    void *map;
-    if (region == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
-        return NULL;
-    }
-    view = (nodedb_mem_overflow_view *)nodedb__alloc_zero(&region->allocator, sizeof *view, sizeof(void *));
-    if (view == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow view of %s: the allocator refused", region->dir);
-        return NULL;
-    }
-    map = mmap(NULL, region->file_bytes, PROT_READ, MAP_SHARED, region->fd, 0);
-    if (map == MAP_FAILED) {
-        (void)nodedb_fail(err, nodedb_io_status(errno), errno, "overflow view of %s: cannot map %llu bytes",
-                           region->dir, (unsigned long long)region->file_bytes);
-        nodedb__release(&region->allocator, view, sizeof *view);
-        return NULL;
-    }
-    view->region = region;
-    view->file = (char *)map;
-    (void)nodedb__add_relaxed(&region->users, 1);
-    return view;
-}
-
-NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view) {
-    nodedb_mem_overflow *region;
-    if (view == NULL) return;
-    region = view->region;
-    (void)munmap(view->file, region->file_bytes);
-    nodedb__release(&region->allocator, view, sizeof *view);
-    nodedb_mem__leave(region);
-}
-
-NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
-                                                         size_t *bytes, nodedb_error *err) {
-    nodedb_mem__seen seen;
-    nodedb_status status = nodedb_mem__look(view, handle, &seen, err);
-    if (status == NODEDB_OK) status = nodedb_mem__view_check(view, handle, &seen, err);
-    if (bytes != NULL) *bytes = status == NODEDB_OK ? seen.bytes : 0;
-    if (status != NODEDB_OK) return NULL;
-    return view->file + view->region->data_at + (size_t)seen.at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
-}
-
-/* By pread rather than from the mapping: no race of the language with an owner who writes there meanwhile, and a disk
- * that cannot be read is an error and no signal. The bytes count only if the handle is good after they were read. */
-NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
-                                                           void *buffer, size_t capacity, size_t *bytes,
-                                                           nodedb_error *err) {
-    const nodedb_io *io;
-    nodedb_mem__seen seen;
-    nodedb_status status = nodedb_mem__look(view, handle, &seen, err);
-    int result;
-    if (bytes != NULL) *bytes = status == NODEDB_OK ? seen.bytes : 0;
-    if (status == NODEDB_OK) status = nodedb_mem__view_check(view, handle, &seen, err);
-    if (status != NODEDB_OK) return status;
-    if (buffer == NULL && seen.bytes > 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: no buffer");
-    if (seen.bytes > capacity)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow view of %s: an object of %lu bytes, a buffer of %lu",
-                            view->region->dir, (unsigned long)seen.bytes, (unsigned long)capacity);
-    io = &view->region->io;
-    result = nodedb__read_all(io, view->region->fd, buffer, seen.bytes,
-                              view->region->data_at + (uint64_t)seen.at * NODEDB_MEM_OVERFLOW_UNIT_BYTES);
-    nodedb_mem__fence_acquire();
-    if (nodedb_mem__alive(view->region, handle) == NULL) {
-        if (bytes != NULL) *bytes = 0;
-        return nodedb_mem__stale(view->region, handle, err);
-    }
-    if (result < 0)
-        return nodedb_fail(err, nodedb_io_status(-result), -result, "overflow view of %s: cannot read an object",
-                            view->region->dir);
-    return NODEDB_OK;
-}
-
 /* ===================================================================================================================
- * Room: arenas
+ * ARENAS: jemalloc's, for a thread or for a set of data that is dropped at once
+ *
+ * jemalloc is asked by name through mallctl(3). Its symbols are weak, so that one object file serves programs that link
+ * it and programs that do not; each call first makes sure that it serves this process's malloc.
  * ================================================================================================================ */
 
 #if defined(NODEDB_NO_JEMALLOC)
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
     return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "arenas need jemalloc: this program was compiled without it");
-}
-
-static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
-    (void)arena, (void)action;
-    return nodedb_mem_arena_available(err);
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_error *err) {
@@ -3513,21 +3169,30 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb
     return nodedb_mem_arena_available(err);
 }
 
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_of_thread(uint32_t *arena, nodedb_error *err) {
-    (void)arena;
-    return nodedb_mem_arena_available(err);
-}
-
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_mem_arena_stats *stats,
                                                         nodedb_error *err) {
     (void)arena, (void)stats;
     return nodedb_mem_arena_available(err);
 }
 
+static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
+    (void)arena, (void)action;
+    return nodedb_mem_arena_available(err);
+}
+
+static void nodedb_mem__ask_jemalloc(nodedb_mem_reality *reality) { reality->jemalloc = false; }
+
+static void *nodedb_mem__arena_alloc(void *ctx, size_t bytes, size_t align) {
+    (void)ctx, (void)bytes, (void)align;
+    return NULL;
+}
+
+static void nodedb_mem__arena_release(void *ctx, void *memory, size_t bytes) { (void)ctx, (void)memory, (void)bytes; }
+
 #else
 
-/* jemalloc may be linked and yet not serve malloc (a sanitizer or a preloaded allocator in front of it): so we look
- * whether its count of this thread's allocations moves when we allocate. */
+/* jemalloc may be linked and yet not serve malloc: a sanitizer or a preloaded allocator stands in front of it. So this
+ * looks whether jemalloc's count of the thread's allocations moves when the thread allocates. */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
     void *(*volatile allocate)(size_t) = malloc; /* volatile: a malloc that is only freed may be optimised away */
     uint64_t *allocated = NULL, before;
@@ -3544,33 +3209,32 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
     free(probe);
     if (!moved)
         return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
-                            "arenas: jemalloc is linked, but another allocator (a sanitizer?) serves malloc");
+                           "arenas: jemalloc is linked, but another allocator (a sanitizer?) serves malloc");
     return NODEDB_OK;
 }
 
-/* Runs "arena.<index>.<action>"; jemalloc's errno, or 0. */
-static int nodedb_mem__arena_action(uint32_t arena, const char *action) {
-    char name[64];
-    (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* what this thread caches of it must not come back */
-    (void)snprintf(name, sizeof name, "arena.%lu.%s", (unsigned long)arena, action);
-    return mallctl(name, NULL, NULL, NULL, 0);
+/* A number that jemalloc keeps under `name`, of type size_t. */
+static bool nodedb_mem__jemalloc_size(const char *name, size_t *value) {
+    size_t bytes = sizeof *value;
+    *value = 0;
+    return mallctl(name, value, &bytes, NULL, 0) == 0;
 }
 
-/* Reset or destroy. jemalloc answers EFAULT for its own arenas, and where a bound thread is in the way. */
-static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
-    nodedb_mem_arena_stats stats;
-    nodedb_status status = nodedb_mem_arena_get_stats(arena, &stats, err);
-    unsigned automatic = 0;
-    size_t bytes = sizeof automatic;
-    int error;
-    if (status != NODEDB_OK) return status;
-    (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
-    if (arena < automatic)
-        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "arena %lu belongs to jemalloc itself", (unsigned long)arena);
-    error = nodedb_mem__arena_action(arena, action);
-    if (error == 0) return NODEDB_OK;
-    return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s, is a thread still bound to it?",
-                        (unsigned long)arena, action);
+/* Renews jemalloc's statistics, which are a snapshot: writing its epoch does that. */
+static void nodedb_mem__jemalloc_refresh(void) {
+    uint64_t epoch = 1;
+    (void)mallctl("epoch", NULL, NULL, &epoch, sizeof epoch);
+}
+
+static void nodedb_mem__ask_jemalloc(nodedb_mem_reality *reality) {
+    size_t resident, allocated;
+    if (nodedb_mem_arena_available(NULL) != NODEDB_OK) return;
+    nodedb_mem__jemalloc_refresh();
+    reality->jemalloc = nodedb_mem__jemalloc_size("stats.resident", &resident) &&
+                        nodedb_mem__jemalloc_size("stats.allocated", &allocated);
+    if (!reality->jemalloc) return;
+    reality->allocator_resident_bytes = resident;
+    reality->allocator_allocated_bytes = allocated;
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_error *err) {
@@ -3597,30 +3261,16 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb
     return NODEDB_OK;
 }
 
-NODEDB_MEM_API nodedb_status nodedb_mem_arena_of_thread(uint32_t *arena, nodedb_error *err) {
-    nodedb_status status = nodedb_mem_arena_available(err);
-    unsigned index = 0;
-    size_t bytes = sizeof index;
-    int error;
-    if (status != NODEDB_OK) return status;
-    if (arena == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
-    error = mallctl("thread.arena", &index, &bytes, NULL, 0);
-    if (error != 0) return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, error, "jemalloc: thread.arena is not there");
-    *arena = index;
-    return NODEDB_OK;
-}
-
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_mem_arena_stats *stats,
                                                         nodedb_error *err) {
     static const char *const names[3] = {"small.allocated", "large.allocated", "resident"};
     nodedb_status status = nodedb_mem_arena_available(err);
     size_t values[3];
     char name[64];
-    int i;
     if (status != NODEDB_OK) return status;
     if (stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
     nodedb_mem__jemalloc_refresh();
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         (void)snprintf(name, sizeof name, "stats.arenas.%lu.%s", (unsigned long)arena, names[i]);
         if (!nodedb_mem__jemalloc_size(name, &values[i]))
             return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no arena %lu", (unsigned long)arena);
@@ -3630,62 +3280,46 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
     return NODEDB_OK;
 }
 
-#endif
+/* Runs "arena.<index>.<action>": reset or destroy. jemalloc answers EFAULT for its own arenas, and where a thread is
+ * still bound. */
+static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
+    nodedb_mem_arena_stats stats;
+    nodedb_status status = nodedb_mem_arena_get_stats(arena, &stats, err);
+    unsigned automatic = 0;
+    size_t bytes = sizeof automatic;
+    char name[64];
+    int error;
+    if (status != NODEDB_OK) return status;
+    (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
+    if (arena < automatic)
+        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "arena %lu belongs to jemalloc itself", (unsigned long)arena);
+    (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* what this thread caches of it must not come back */
+    (void)snprintf(name, sizeof name, "arena.%lu.%s", (unsigned long)arena, action);
+    error = mallctl(name, NULL, NULL, NULL, 0);
+    if (error == 0) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s, is a thread still bound to it?",
+                       (unsigned long)arena, action);
+}
 
-static void *nodedb_mem__collection_alloc(void *ctx, size_t bytes, size_t align) {
-#if defined(NODEDB_NO_JEMALLOC)
-    (void)ctx, (void)bytes, (void)align;
-    return NULL;
-#else
-    const nodedb_mem_collection *c = (const nodedb_mem_collection *)ctx;
+/* No thread caches anything of it, because a cached block would outlive a reset. */
+static void *nodedb_mem__arena_alloc(void *ctx, size_t bytes, size_t align) {
+    unsigned arena = (unsigned)(uintptr_t)ctx;
     if (mallocx == NULL || bytes == 0 || align == 0) return NULL;
-    return mallocx(bytes, MALLOCX_ARENA(c->arena) | MALLOCX_TCACHE_NONE | MALLOCX_ALIGN(align));
-#endif
+    return mallocx(bytes, MALLOCX_ARENA(arena) | MALLOCX_TCACHE_NONE | MALLOCX_ALIGN(align));
 }
 
-static void nodedb_mem__collection_release(void *ctx, void *memory, size_t bytes) {
+static void nodedb_mem__arena_release(void *ctx, void *memory, size_t bytes) {
     (void)ctx, (void)bytes;
-#if defined(NODEDB_NO_JEMALLOC)
-    (void)memory;
-#else
     if (memory != NULL) dallocx(memory, MALLOCX_TCACHE_NONE);
+}
+
 #endif
-}
 
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_open(nodedb_mem_collection *collection, const char *tag,
-                                                        nodedb_error *err) {
-    if (collection == NULL || tag == NULL || tag[0] == 0 || strlen(tag) >= sizeof collection->tag)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL, or a tag that has not 1 to %d bytes",
-                            NODEDB_MEM_MAX_NAME_BYTES - 1);
-    memset(collection, 0, sizeof *collection);
-    (void)snprintf(collection->tag, sizeof collection->tag, "%s", tag);
-    return nodedb_mem_arena_create(&collection->arena, err);
-}
-
-NODEDB_MEM_API nodedb_allocator nodedb_mem_collection_allocator(nodedb_mem_collection *collection) {
+NODEDB_MEM_API nodedb_allocator nodedb_mem_arena_allocator(uint32_t arena) {
     nodedb_allocator allocator;
-    allocator.alloc = nodedb_mem__collection_alloc, allocator.release = nodedb_mem__collection_release;
-    allocator.ctx = collection;
+    allocator.alloc = nodedb_mem__arena_alloc, allocator.release = nodedb_mem__arena_release;
+    allocator.ctx = (void *)(uintptr_t)arena;
     return allocator;
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_get_stats(const nodedb_mem_collection *collection,
-                                                             nodedb_mem_arena_stats *stats, nodedb_error *err) {
-    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
-    return nodedb_mem_arena_get_stats(collection->arena, stats, err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_reset(nodedb_mem_collection *collection, nodedb_error *err) {
-    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
-    return nodedb_mem_arena_reset(collection->arena, err);
-}
-
-NODEDB_MEM_API nodedb_status nodedb_mem_collection_close(nodedb_mem_collection *collection, nodedb_error *err) {
-    nodedb_status status;
-    if (collection == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "collection: NULL");
-    status = nodedb_mem_arena_destroy(collection->arena, err);
-    if (status == NODEDB_OK) collection->arena = UINT32_MAX; /* jemalloc will give its number to another */
-    return status;
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error *err) {
@@ -3695,6 +3329,963 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_error *err) {
     return nodedb_mem__arena_call(arena, "destroy", err);
 }
+
+/* ===================================================================================================================
+ * NUMA: new pages of a thread from the node that it runs on
+ * ================================================================================================================ */
+
+#define NODEDB_MEM__MAX_NODES 1024u /* of a machine, as in the kernel */
+
+/* "0-3,8": how many numbers a list of the kernel has; 0: it is none. */
+static uint32_t nodedb_mem__count_list(const char *text) {
+    uint32_t count = 0;
+    uint64_t first, last;
+    for (;; text++) {
+        if (!nodedb_mem__parse_number(&text, &first)) return 0;
+        last = first;
+        if (*text == '-' && (text++, !nodedb_mem__parse_number(&text, &last))) return 0;
+        if (last < first || last >= NODEDB_MEM__MAX_NODES) return 0;
+        count += (uint32_t)(last - first + 1);
+        if (*text != ',') return *text == 0 || *text == '\n' ? count : 0;
+    }
+}
+
+/* Binds the calling thread to the node of the CPU that it runs on. */
+static nodedb_status nodedb_mem__prefer_own_node(nodedb_mem_numa *numa, nodedb_error *err) {
+    enum { WORD_BITS = 8 * (int)sizeof(unsigned long) };
+    const int preferred = 1; /* MPOL_PREFERRED, linux/mempolicy.h: that node first, another when it is full */
+    unsigned long mask[NODEDB_MEM__MAX_NODES / WORD_BITS];
+    unsigned cpu = 0, node = 0;
+    if (syscall(SYS_getcpu, &cpu, &node, NULL) != 0 || node >= NODEDB_MEM__MAX_NODES)
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: the kernel does not say which node CPU %u is of",
+                           cpu);
+    memset(mask, 0, sizeof mask);
+    mask[node / WORD_BITS] |= 1ul << node % WORD_BITS;
+    if (syscall(SYS_set_mempolicy, preferred, mask, NODEDB_MEM__MAX_NODES + 1ul) != 0) /* the kernel takes one off */
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, errno, "NUMA: set_mempolicy for node %u is refused", node);
+    numa->node = node, numa->bound = true;
+    return NODEDB_OK;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_numa_bind_thread(const nodedb_io *io, const nodedb_logger *logger,
+                                                         nodedb_mem_numa *numa, nodedb_error *err) {
+    static const char online[] = "/sys/devices/system/node/online";
+    nodedb_io files = nodedb__io_or_posix(io);
+    char text[256] = "";
+    int used;
+    if (numa == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "NUMA: NULL to fill");
+    memset(numa, 0, sizeof *numa);
+    used = nodedb_mem__read_text(&files, online, text, sizeof text);
+    if (used < 0 && used != -ENOENT) return nodedb_fail(err, NODEDB_ERR_IO, -used, "%s", online);
+    numa->nodes = used < 0 ? 1 : nodedb_mem__count_list(text); /* no such file: a kernel without NUMA */
+    if (numa->nodes == 0)
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: \"%.60s\" is no list of nodes", online, text);
+    if (numa->nodes > 1) return nodedb_mem__prefer_own_node(numa, err);
+    nodedb_say(logger, NODEDB_LOG_INFO,
+               "NUMA: the machine has one node, all its memory is equally near, so nothing was bound");
+    return NODEDB_OK;
+}
+
+#if !defined(NODEDB_MEM_NO_KEPT)
+/* ===================================================================================================================
+ * KEPT REGIONS: a table in the file, from which everything else is built again
+ *
+ *     0        4096     8192                              data_at
+ *     | header | header | entry 0 | entry 1 | entry 2 ... | data ...
+ *
+ * The table has an entry for each slot. Entries are stored into the mapping when an object appears or goes, in this
+ * order: its bytes, then its entry; and its entry, then other bytes in its place. So whatever kills the process, an
+ * entry names bytes that are there. An update or a move changes the entry of a living object: that is one pwrite(2) of
+ * 32 bytes within a page, which a dying process cannot tear.
+ *
+ * After a power cut the file may have pages of different moments. The checksums tell what is whole. Of two entries that
+ * claim one place, the newer one counts if its bytes are there, else the older one.
+ * ================================================================================================================ */
+
+/* ---- the format: section 9 of the manual ------------------------------------------------------------------------- */
+
+#define NODEDB_MEM__FILE_MAGIC "NDBOVFL"     /* and a zero: 8 bytes */
+#define NODEDB_MEM__FILE_FORMAT 1u
+#define NODEDB_MEM__HEADER_BYTES 4096u       /* twice, so that a torn write leaves one */
+#define NODEDB_MEM__HEADER_USED_BYTES 48u
+#define NODEDB_MEM__ENTRY_BYTES 32u
+#define NODEDB_MEM__SEQUENCE_MAX ((UINT64_C(1) << 62) - 1)
+#define NODEDB_MEM__DATA_ALIGN_BYTES 65536u  /* the largest page size, so that the file can be mapped anywhere */
+#define NODEDB_MEM__PIECE_BYTES 16384u       /* contents and entries are read by that much */
+#define NODEDB_MEM__CLAIM_READS 4u           /* to decide conflicting claims, this many times the data may be read */
+
+enum { /* offsets in a header */
+    NODEDB_MEM__HEADER_FORMAT_AT = 8,
+    NODEDB_MEM__HEADER_UNIT_AT = 12,
+    NODEDB_MEM__HEADER_SLOTS_AT = 16,
+    NODEDB_MEM__HEADER_ENTRY_BYTES_AT = 20,
+    NODEDB_MEM__HEADER_DATA_AT = 24,
+    NODEDB_MEM__HEADER_CHECKSUM_AT = 32, /* of what is before it */
+    NODEDB_MEM__HEADER_IN_USE_AT = 40,
+    NODEDB_MEM__HEADER_IN_USE_CHECKSUM_AT = 44
+};
+
+enum { /* offsets in an entry */
+    NODEDB_MEM__ENTRY_CHECKSUM_AT = 0, /* of what is behind it, begun with the slot's number */
+    NODEDB_MEM__ENTRY_IS_OBJECT_AT = 4,
+    NODEDB_MEM__ENTRY_GENERATION_HIGH_AT = 5,
+    NODEDB_MEM__ENTRY_SLACK_AT = 6,
+    NODEDB_MEM__ENTRY_GENERATION_LOW_AT = 8,
+    NODEDB_MEM__ENTRY_PLACE_AT = 12,
+    NODEDB_MEM__ENTRY_SIZE_AT = 16,
+    NODEDB_MEM__ENTRY_CONTENTS_AT = 20, /* checksum of the object's bytes */
+    NODEDB_MEM__ENTRY_SEQUENCE_AT = 24
+};
+
+static inline uint64_t nodedb_mem__entry_at(uint32_t slot) {
+    return 2 * NODEDB_MEM__HEADER_BYTES + (uint64_t)slot * NODEDB_MEM__ENTRY_BYTES;
+}
+
+/* Where the data begin in a file with a table of `slots` entries. */
+static inline uint64_t nodedb_mem__data_offset(uint32_t slots) {
+    return (nodedb_mem__entry_at(slots) + NODEDB_MEM__DATA_ALIGN_BYTES - 1) / NODEDB_MEM__DATA_ALIGN_BYTES *
+           NODEDB_MEM__DATA_ALIGN_BYTES;
+}
+
+static inline uint64_t nodedb_mem__sequence_of(const nodedb_mem_overflow *region, uint32_t slot) {
+    return nodedb_get_u64(region->file + nodedb_mem__entry_at(slot) + NODEDB_MEM__ENTRY_SEQUENCE_AT);
+}
+
+/* What an entry says of its slot; `contents` is the checksum of the object's bytes, 0 where there is none. */
+static void nodedb_mem__encode_entry(unsigned char *entry, uint32_t slot, const nodedb_mem__slot *s, uint32_t contents,
+                                     uint64_t sequence) {
+    bool object = nodedb_mem__is_object(s);
+    memset(entry, 0, NODEDB_MEM__ENTRY_BYTES);
+    entry[NODEDB_MEM__ENTRY_IS_OBJECT_AT] = object;
+    entry[NODEDB_MEM__ENTRY_GENERATION_HIGH_AT] = s->generation_high;
+    entry[NODEDB_MEM__ENTRY_SLACK_AT] = object ? s->slack : 0;
+    nodedb_put_u32(entry + NODEDB_MEM__ENTRY_GENERATION_LOW_AT, s->generation_low);
+    nodedb_put_u32(entry + NODEDB_MEM__ENTRY_PLACE_AT, object ? s->at : 0);
+    nodedb_put_u32(entry + NODEDB_MEM__ENTRY_SIZE_AT, object ? s->size : 0);
+    nodedb_put_u32(entry + NODEDB_MEM__ENTRY_CONTENTS_AT, contents);
+    nodedb_put_u64(entry + NODEDB_MEM__ENTRY_SEQUENCE_AT, sequence);
+    nodedb_put_u32(entry, nodedb_crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4));
+}
+
+static uint64_t nodedb_mem__next_sequence(nodedb_mem_overflow *region) {
+    if (region->sequence < NODEDB_MEM__SEQUENCE_MAX) region->sequence++; /* a forged file may begin at the end */
+    return region->sequence;
+}
+
+/* Stores the entry of an object that appears or goes. If the process dies in the middle the entry is torn, and that
+ * costs nothing: the object's handle was not given out yet, or the caller was freeing it. */
+static void nodedb_mem__store_entry(nodedb_mem_overflow *region, uint32_t slot, uint32_t checksum) {
+    const nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
+    unsigned char entry[NODEDB_MEM__ENTRY_BYTES];
+    uint32_t *at = (uint32_t *)(void *)(region->file + nodedb_mem__entry_at(slot)), word;
+    nodedb_mem__encode_entry(entry, slot, s, checksum, nodedb_mem__next_sequence(region));
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the order in which the kernel finds it, if the process dies */
+    for (size_t i = 0; i < NODEDB_MEM__ENTRY_BYTES / sizeof word; i++) {
+        memcpy(&word, entry + i * sizeof word, sizeof word);
+        nodedb__store_relaxed(at + i, word); /* views look at the checksum */
+    }
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/* Replaces the entry of a living object in one system call; 0 or -errno. */
+static int nodedb_mem__replace_entry(nodedb_mem_overflow *region, uint32_t slot, const nodedb_mem__slot *s,
+                                     uint32_t contents, uint64_t sequence) {
+    unsigned char entry[NODEDB_MEM__ENTRY_BYTES];
+    nodedb_mem__encode_entry(entry, slot, s, contents, sequence);
+    return nodedb__write_all(&region->io, region->fd, entry, sizeof entry, nodedb_mem__entry_at(slot));
+}
+
+/* Stores in both headers how many slots the table has, in one word that a dying process cannot tear. One copy after the
+ * other: the greater number of the two is the right one. */
+static void nodedb_mem__announce_slots(nodedb_mem_overflow *region) {
+    unsigned char word[8];
+    uint64_t stored;
+    nodedb_put_u32(word, region->slots);
+    nodedb_put_u32(word + 4, nodedb_crc32c(0, word, 4));
+    memcpy(&stored, word, sizeof stored);
+    for (int copy = 0; copy < 2; copy++)
+        memcpy(region->file + copy * NODEDB_MEM__HEADER_BYTES + NODEDB_MEM__HEADER_IN_USE_AT, &stored, sizeof stored);
+}
+
+static nodedb_status nodedb_mem__fail_at(const nodedb_mem_overflow *region, nodedb_error *err, int result,
+                                         const char *what) {
+    return nodedb_fail(err, nodedb_io_status(-result), -result, "overflow region: cannot %s %.80s in %s", what,
+                       region->name, region->dir);
+}
+
+/* Allocates disk blocks for the entries of `count` more slots. */
+static nodedb_status nodedb_mem__extend_table(nodedb_mem_overflow *region, uint32_t first, uint32_t count,
+                                              nodedb_error *err) {
+    uint64_t at = nodedb_mem__entry_at(first), bytes = (uint64_t)count * NODEDB_MEM__ENTRY_BYTES;
+    const uint64_t page = NODEDB_MEM__DATA_ALIGN_BYTES; /* whole pages, however large they are */
+    uint64_t from = at / page * page, to = (at + bytes + page - 1) / page * page;
+    int result = region->io.allocate(region->io.ctx, region->fd, from, to - from);
+    if (result == -EOPNOTSUPP || result == -ENOSYS) result = nodedb_mem__allocate_disk(region, at, bytes);
+    return result < 0 ? nodedb_mem__no_disk_blocks(region, at, result, err) : NODEDB_OK;
+}
+
+/* ---- an object and its checksum ---------------------------------------------------------------------------------- */
+
+static inline uint32_t nodedb_mem__contents_of(const nodedb_mem_overflow *region, uint32_t slot) {
+    const char *at = region->file + nodedb_mem__entry_at(slot) + NODEDB_MEM__ENTRY_CONTENTS_AT;
+    uint32_t word = nodedb__load_relaxed((const uint32_t *)(const void *)at);
+    return nodedb_get_u32(&word);
+}
+
+/* Reads an object's bytes from the file and compares them with the checksum in its entry. By system calls, so that a
+ * disk that cannot be read is an error and no signal. */
+static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t slot, uint32_t at, size_t bytes,
+                                         nodedb_error *err) {
+    uint64_t offset = region->data_at + (uint64_t)at * NODEDB_MEM_OVERFLOW_UNIT_BYTES, from = offset;
+    uint32_t checksum = 0, wanted = nodedb_mem__contents_of(region, slot);
+    unsigned char piece[NODEDB_MEM__PIECE_BYTES];
+    while (bytes > 0) {
+        size_t part = bytes < sizeof piece ? bytes : sizeof piece;
+        int result = nodedb__read_all(&region->io, region->fd, piece, part, offset);
+        if (result < 0) {
+            nodedb_status status = result == -ENODATA ? NODEDB_ERR_CORRUPT : nodedb_io_status(-result);
+            (void)nodedb_fail(err, status, -result, "overflow region in %s: cannot read an object at offset %llu",
+                              region->dir, (unsigned long long)offset);
+            if (err != NULL) err->offset = offset;
+            return status;
+        }
+        checksum = nodedb_crc32c(checksum, piece, part);
+        offset += part, bytes -= part;
+    }
+    if (checksum == wanted) return NODEDB_OK;
+    (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "overflow region in %s: the object at offset %llu is damaged",
+                      region->dir, (unsigned long long)from);
+    if (err != NULL) err->offset = from;
+    return NODEDB_ERR_CORRUPT;
+}
+
+/* The same for the owner, who notes the result. */
+static nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err) {
+    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+    nodedb_status status = nodedb_mem__compare(region, slot, s->at, nodedb_mem__length(s), err);
+    if (status == NODEDB_OK && s->state == NODEDB_MEM__UNCHECKED) nodedb_mem__set_state(s, NODEDB_MEM__CHECKED);
+    if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1); /* views count, too */
+    return status;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                        nodedb_error *err) {
+    nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
+    if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
+    if (!nodedb_mem__is_kept(region))
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch has no checksums",
+                           region->dir);
+    return nodedb_mem__check_object(region, nodedb_mem__slot_number(handle), err);
+}
+
+/* ---- sync, update, move ------------------------------------------------------------------------------------------ */
+
+static nodedb_status nodedb_mem__sync_file(nodedb_mem_overflow *region, nodedb_error *err) {
+    int result = region->io.sync(region->io.ctx, region->fd);
+    if (result >= 0) return NODEDB_OK;
+    region->sync_failed = true; /* the kernel may have dropped the pages, and would answer the next one with success */
+    return nodedb_mem__fail_at(region, err, result, "sync");
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_sync(nodedb_mem_overflow *region, nodedb_error *err) {
+    if (region == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow sync: NULL");
+    if (!nodedb_mem__is_kept(region))
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch is not kept", region->dir);
+    if (region->in_memory)
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                           "overflow region: %.80s in %s is on tmpfs, where nothing survives a power cut", region->name,
+                           region->dir);
+    if (region->sync_failed)
+        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "overflow region: an earlier sync of %.80s in %s failed",
+                           region->name, region->dir);
+    return nodedb_mem__sync_file(region, err);
+}
+
+/* The new bytes of an object are in the block `taken`; makes its entry say so. */
+static nodedb_status nodedb_mem__update_kept(nodedb_mem_overflow *region, uint32_t slot, uint32_t taken,
+                                             const void *data, size_t bytes, nodedb_error *err) {
+    nodedb_mem__slot now = *nodedb_mem__slot_of(region, slot);
+    const nodedb_mem__slot *t = nodedb_mem__slot_of(region, taken);
+    int result;
+    now.at = t->at, now.size = t->size;
+    now.slack = (uint8_t)((size_t)t->size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - bytes);
+    result = nodedb_mem__replace_entry(region, slot, &now, nodedb_crc32c(0, data, bytes),
+                                       nodedb_mem__next_sequence(region));
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "write an entry of") : NODEDB_OK;
+}
+
+/* The second half of a compaction. The objects' bytes are copied, their entries still name the old places, and `moved`
+ * is a list of those. A power cut must find an entry and the bytes that it names, so the old places become holes only
+ * when the copies are durable and then the entries. If anything fails they stay TAKEN until the region is closed: which
+ * entry is durable is unknown, and both name whole bytes. An entry keeps its sequence, because the object is no newer.
+ *  */
+static nodedb_status nodedb_mem__commit_moves(nodedb_mem_overflow *region, uint32_t moved, nodedb_error *err) {
+    nodedb_status status = nodedb_mem__sync_file(region, err);
+    for (uint32_t block = moved; block != 0 && status == NODEDB_OK;) {
+        const nodedb_mem__slot *b = nodedb_mem__slot_of(region, block);
+        uint32_t slot = b->link[0];
+        int result = nodedb_mem__replace_entry(region, slot, nodedb_mem__slot_of(region, slot),
+                                               nodedb_mem__contents_of(region, slot),
+                                               nodedb_mem__sequence_of(region, slot));
+        if (result < 0) status = nodedb_mem__fail_at(region, err, result, "write an entry of");
+        block = b->link[1];
+    }
+    if (status == NODEDB_OK) status = nodedb_mem__sync_file(region, err);
+    while (moved != 0 && status == NODEDB_OK) {
+        uint32_t next = nodedb_mem__slot_of(region, moved)->link[1];
+        nodedb_mem__merge(region, moved);
+        moved = next;
+    }
+    return status;
+}
+
+/* ---- opening: the header ----------------------------------------------------------------------------------------- */
+
+/* Two copies of the header of a file with room for `slots` slots, none in use. */
+static void nodedb_mem__encode_headers(unsigned char *pages, uint32_t slots) {
+    memset(pages, 0, 2 * NODEDB_MEM__HEADER_BYTES);
+    memcpy(pages, NODEDB_MEM__FILE_MAGIC, 8);
+    nodedb_put_u32(pages + NODEDB_MEM__HEADER_FORMAT_AT, NODEDB_MEM__FILE_FORMAT);
+    nodedb_put_u32(pages + NODEDB_MEM__HEADER_UNIT_AT, NODEDB_MEM_OVERFLOW_UNIT_BYTES);
+    nodedb_put_u32(pages + NODEDB_MEM__HEADER_SLOTS_AT, slots);
+    nodedb_put_u32(pages + NODEDB_MEM__HEADER_ENTRY_BYTES_AT, NODEDB_MEM__ENTRY_BYTES);
+    nodedb_put_u64(pages + NODEDB_MEM__HEADER_DATA_AT, nodedb_mem__data_offset(slots));
+    nodedb_put_u32(pages + NODEDB_MEM__HEADER_CHECKSUM_AT, nodedb_crc32c(0, pages, NODEDB_MEM__HEADER_CHECKSUM_AT));
+    nodedb_put_u32(pages + NODEDB_MEM__HEADER_IN_USE_CHECKSUM_AT,
+                   nodedb_crc32c(0, pages + NODEDB_MEM__HEADER_IN_USE_AT, 4));
+    memcpy(pages + NODEDB_MEM__HEADER_BYTES, pages, NODEDB_MEM__HEADER_USED_BYTES);
+}
+
+#define NODEDB_MEM__UNKNOWN UINT32_MAX
+
+/* What one copy of the header says: how many slots it has room for (0: this is no header), and how many are in use. */
+static uint32_t nodedb_mem__decode_header(const unsigned char *page, uint32_t *in_use) {
+    uint32_t slots = nodedb_get_u32(page + NODEDB_MEM__HEADER_SLOTS_AT);
+    uint32_t used = nodedb_get_u32(page + NODEDB_MEM__HEADER_IN_USE_AT);
+    *in_use = NODEDB_MEM__UNKNOWN;
+    if (memcmp(page, NODEDB_MEM__FILE_MAGIC, 8) != 0 ||
+        nodedb_get_u32(page + NODEDB_MEM__HEADER_FORMAT_AT) != NODEDB_MEM__FILE_FORMAT ||
+        nodedb_get_u32(page + NODEDB_MEM__HEADER_CHECKSUM_AT) !=
+            nodedb_crc32c(0, page, NODEDB_MEM__HEADER_CHECKSUM_AT) ||
+        nodedb_get_u32(page + NODEDB_MEM__HEADER_UNIT_AT) != NODEDB_MEM_OVERFLOW_UNIT_BYTES ||
+        nodedb_get_u32(page + NODEDB_MEM__HEADER_ENTRY_BYTES_AT) != NODEDB_MEM__ENTRY_BYTES || slots < 4 ||
+        slots > NODEDB_MEM_OVERFLOW_MAX_SLOTS ||
+        nodedb_get_u64(page + NODEDB_MEM__HEADER_DATA_AT) != nodedb_mem__data_offset(slots))
+        return 0;
+    if (nodedb_get_u32(page + NODEDB_MEM__HEADER_IN_USE_CHECKSUM_AT) ==
+            nodedb_crc32c(0, page + NODEDB_MEM__HEADER_IN_USE_AT, 4) &&
+        (used == slots || (used < slots && used % NODEDB_MEM__SLAB_SLOTS == 0)))
+        *in_use = used;
+    return slots;
+}
+
+/* True if no header was ever whole: then the file holds nothing, because the header is the first of all writes. */
+static bool nodedb_mem__was_never_created(const unsigned char *pages, size_t bytes) {
+    size_t i;
+    for (i = 0; i < bytes && pages[i] == 0; i++) {}
+    return i == bytes || (bytes >= 8 && memcmp(pages, NODEDB_MEM__FILE_MAGIC, 8) == 0);
+}
+
+static nodedb_status nodedb_mem__create_kept(nodedb_mem_overflow *region, unsigned char *pages, nodedb_error *err) {
+    const nodedb_io *io = &region->io;
+    int result;
+    nodedb_mem__encode_headers(pages, region->max_slots);
+    result = nodedb__write_all(io, region->fd, pages, 2 * NODEDB_MEM__HEADER_BYTES, 0);
+    if (result == 0) result = io->sync(io->ctx, region->fd);
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "write the header of") : NODEDB_OK;
+}
+
+/* Makes the file's name durable: syncs its directory. */
+static nodedb_status nodedb_mem__sync_name(nodedb_mem_overflow *region, const char *dir, nodedb_error *err) {
+    const nodedb_io *io = &region->io;
+    int fd = io->open(io->ctx, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    int result = fd < 0 ? fd : io->sync(io->ctx, fd);
+    if (fd >= 0) (void)io->close(io->ctx, fd);
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "make the name durable of") : NODEDB_OK;
+}
+
+/* Opens and locks the file that `config` names. */
+static nodedb_status nodedb_mem__open_and_lock(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
+                                               nodedb_error *err) {
+    const nodedb_io *io = &region->io;
+    char path[NODEDB_MEM__MAX_PATH_BYTES];
+    struct stat st;
+    int result = snprintf(path, sizeof path, "%s/%s", config->dir, config->name);
+    if (result < 0 || (size_t)result >= sizeof path) return nodedb_mem__fail_at(region, err, -ENAMETOOLONG, "open");
+    region->fd = io->open(io->ctx, path, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600); /* not wait at a pipe */
+    if (region->fd < 0) return nodedb_mem__fail_at(region, err, region->fd, "open");
+    if (fstat(region->fd, &st) != 0 || !S_ISREG(st.st_mode))
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s is no file", region->name,
+                           region->dir);
+    result = io->lock(io->ctx, region->fd);
+    if (result == -EWOULDBLOCK)
+        return nodedb_fail(err, NODEDB_ERR_LOCKED, 0, "overflow region: %.80s in %s is open already", region->name,
+                           region->dir);
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "lock") : NODEDB_OK;
+}
+
+/* Reads the two headers. *in_use: the slots that the file has; 0: it is new. */
+static nodedb_status nodedb_mem__read_headers(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
+                                              uint32_t *in_use, nodedb_error *err) {
+    const nodedb_io *io = &region->io;
+    unsigned char pages[2 * NODEDB_MEM__HEADER_BYTES];
+    uint32_t slots[2], used[2];
+    int64_t size = io->size(io->ctx, region->fd);
+    size_t there;
+    int result, whole;
+    if (size < 0) return nodedb_mem__fail_at(region, err, (int)size, "look at");
+    memset(pages, 0, sizeof pages);
+    there = (uint64_t)size < sizeof pages ? (size_t)size : sizeof pages;
+    result = nodedb__read_all(io, region->fd, pages, there, 0);
+    if (result < 0) return nodedb_mem__fail_at(region, err, result, "read the header of");
+    slots[0] = nodedb_mem__decode_header(pages, &used[0]);
+    slots[1] = nodedb_mem__decode_header(pages + NODEDB_MEM__HEADER_BYTES, &used[1]);
+    if (used[0] == NODEDB_MEM__UNKNOWN && used[1] == NODEDB_MEM__UNKNOWN) {
+        if ((uint64_t)size <= sizeof pages && nodedb_mem__was_never_created(pages, there))
+            return nodedb_mem__create_kept(region, pages, err);
+        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                           "overflow region: %.80s in %s is no overflow file, or its headers are damaged",
+                           region->name, region->dir);
+    }
+    whole = used[0] == NODEDB_MEM__UNKNOWN || (used[1] != NODEDB_MEM__UNKNOWN && used[1] > used[0]);
+    if (config->max_blocks != 0 && config->max_blocks != slots[whole] - 2)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow region: %.80s in %s was made with max_blocks of %lu",
+                           region->name, region->dir, (unsigned long)slots[whole] - 2);
+    region->max_slots = slots[whole];
+    *in_use = used[whole];
+    if (slots[0] != slots[1] || used[0] != used[1])
+        nodedb_say(&region->logger, NODEDB_LOG_WARNING, "overflow region: a header of %s in %s was damaged or old",
+                   region->name, region->dir); /* nodedb_mem__repair_file rewrites it when all else has succeeded */
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
+                                           uint32_t *in_use, nodedb_error *err) {
+    nodedb_status status = nodedb_mem__open_and_lock(region, config, err);
+    if (status == NODEDB_OK) status = nodedb_mem__read_headers(region, config, in_use, err);
+    if (status != NODEDB_OK) return status;
+    region->data_at = (size_t)nodedb_mem__data_offset(region->max_slots);
+    return *in_use == 0 ? nodedb_mem__sync_name(region, config->dir, err) : NODEDB_OK; /* or its maker died early */
+}
+
+/* ---- opening: the table ------------------------------------------------------------------------------------------ */
+
+/* Gives a slot a generation that it has not had, except by one chance in 2^38. After a power cut the file may not know
+ * of handles that were given since the last sync; counting on from what it says could give one of them again. */
+static void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s) {
+    uint64_t old = nodedb_mem__generation(s), salt = region->seed;
+    do salt = nodedb_mix64(salt ^ slot);
+    while ((salt & NODEDB_MEM__GENERATION_MASK) == old);
+    nodedb_mem__set_generation(s, salt);
+}
+
+typedef enum nodedb_mem__entry {
+    NODEDB_MEM__ENTRY_NONE,   /* no object */
+    NODEDB_MEM__ENTRY_LOST,   /* damaged, or an object that the file is too short for */
+    NODEDB_MEM__ENTRY_BEYOND, /* an object beyond max_bytes */
+    NODEDB_MEM__ENTRY_FOUND
+} nodedb_mem__entry;
+
+/* Decodes an entry into its slot. `units` of the file hold data. */
+static nodedb_mem__entry nodedb_mem__decode_entry(nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s,
+                                                  const unsigned char *entry, uint64_t units) {
+    const uint64_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+    uint64_t sequence = nodedb_get_u64(entry + NODEDB_MEM__ENTRY_SEQUENCE_AT);
+    s->state = NODEDB_MEM__SPARE;
+    if (nodedb_get_u32(entry) != nodedb_crc32c(slot, entry + 4, NODEDB_MEM__ENTRY_BYTES - 4) ||
+        sequence > NODEDB_MEM__SEQUENCE_MAX)
+        return NODEDB_MEM__ENTRY_LOST;
+    if (sequence > region->sequence) region->sequence = sequence;
+    if (entry[NODEDB_MEM__ENTRY_IS_OBJECT_AT] != 1) return NODEDB_MEM__ENTRY_NONE;
+    s->generation_low = nodedb_get_u32(entry + NODEDB_MEM__ENTRY_GENERATION_LOW_AT);
+    s->generation_high = entry[NODEDB_MEM__ENTRY_GENERATION_HIGH_AT] & (NODEDB_MEM__GENERATION_MASK >> 32);
+    s->slack = entry[NODEDB_MEM__ENTRY_SLACK_AT];
+    s->at = nodedb_get_u32(entry + NODEDB_MEM__ENTRY_PLACE_AT);
+    s->size = nodedb_get_u32(entry + NODEDB_MEM__ENTRY_SIZE_AT);
+    if (slot == 0 || s->size == 0 || s->slack > unit || (s->slack == unit && s->size > 1) ||
+        s->size * unit - s->slack > UINT32_MAX - unit || (uint64_t)s->at + s->size > units)
+        return NODEDB_MEM__ENTRY_LOST; /* the file was cut off, or is forged */
+    if (((uint64_t)s->at + s->size) * unit > region->max_bytes) return NODEDB_MEM__ENTRY_BEYOND;
+    s->state = NODEDB_MEM__UNCHECKED;
+    return NODEDB_MEM__ENTRY_FOUND;
+}
+
+/* Reads the slots of one slab from the table; *found more objects are in `order`, as place << 32 | slot. */
+static nodedb_status nodedb_mem__load_slab(nodedb_mem_overflow *region, uint32_t first, uint32_t count, uint64_t units,
+                                           uint64_t *order, size_t *found, nodedb_error *err) {
+    const uint32_t in_piece = NODEDB_MEM__PIECE_BYTES / NODEDB_MEM__ENTRY_BYTES;
+    unsigned char piece[NODEDB_MEM__PIECE_BYTES];
+    for (uint32_t slot = first; slot < first + count; slot++) {
+        nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
+        size_t at = (slot - first) % in_piece * NODEDB_MEM__ENTRY_BYTES;
+        if (at == 0) {
+            uint32_t left = first + count - slot;
+            int result = nodedb__read_all(&region->io, region->fd, piece,
+                                          (size_t)(left < in_piece ? left : in_piece) * NODEDB_MEM__ENTRY_BYTES,
+                                          nodedb_mem__entry_at(slot));
+            if (result < 0) return nodedb_mem__fail_at(region, err, result, "read the table of");
+        }
+        switch (nodedb_mem__decode_entry(region, slot, s, piece + at, units)) {
+        case NODEDB_MEM__ENTRY_FOUND: order[(*found)++] = (uint64_t)s->at << 32 | slot; break;
+        case NODEDB_MEM__ENTRY_LOST: nodedb_mem__count(region->count.lost, 1); break;
+        case NODEDB_MEM__ENTRY_NONE: break;
+        case NODEDB_MEM__ENTRY_BEYOND:
+            return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
+                               "overflow region: %.80s in %s has objects beyond max_bytes of %llu", region->name,
+                               region->dir, (unsigned long long)region->max_bytes);
+        }
+    }
+    return NODEDB_OK;
+}
+
+/* ---- opening: claims that conflict after a power cut ------------------------------------------------------------- */
+
+static void nodedb_mem__discard(nodedb_mem_overflow *region, uint32_t slot) {
+    nodedb_mem__count(region->count.lost, 1);
+    nodedb_mem__slot_of(region, slot)->state = NODEDB_MEM__SPARE;
+}
+
+/* Two objects claim the same place. The newer one is kept if its bytes are there; else the older one if its own are;
+ * else none. Returns which: 0, 1 or 2. *budget: bytes that may still be read for this. A power cut leaves few such
+ * pairs, but in a forged file every object could claim everything. */
+static int nodedb_mem__choose_claim(nodedb_mem_overflow *region, const uint32_t slot[2], uint64_t *budget) {
+    int newer = nodedb_mem__sequence_of(region, slot[1]) > nodedb_mem__sequence_of(region, slot[0]);
+    for (int i = 0; i < 2; i++) {
+        int which = i == 0 ? newer : !newer;
+        nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot[which]);
+        size_t bytes = nodedb_mem__length(s);
+        if (s->state == NODEDB_MEM__CHECKED) return which;
+        if (*budget < bytes) continue;
+        *budget -= bytes;
+        if (nodedb_mem__compare(region, slot[which], s->at, bytes, NULL) != NODEDB_OK) continue;
+        s->state = NODEDB_MEM__CHECKED;
+        return which;
+    }
+    return 2;
+}
+
+static int nodedb_mem__by_place(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Sorts the objects by place and drops those that lose a conflict; returns how many are left. */
+static size_t nodedb_mem__resolve_claims(nodedb_mem_overflow *region, uint64_t *order, size_t found, uint64_t budget) {
+    size_t kept = 0;
+    qsort(order, found, sizeof *order, nodedb_mem__by_place);
+    for (size_t i = 0; i < found; i++) {
+        uint32_t pair[2] = {0, (uint32_t)order[i]};
+        int winner = 1;
+        if (kept > 0) {
+            const nodedb_mem__slot *before;
+            pair[0] = (uint32_t)order[kept - 1];
+            before = nodedb_mem__slot_of(region, pair[0]);
+            if ((uint64_t)before->at + before->size > order[i] >> 32) {
+                winner = nodedb_mem__choose_claim(region, pair, &budget);
+                if (winner != 0) nodedb_mem__discard(region, pair[0]), kept--;
+                if (winner != 1) nodedb_mem__discard(region, pair[1]);
+            }
+        }
+        if (winner == 1) order[kept++] = order[i];
+    }
+    return kept;
+}
+
+/* Reads the slots of the table. `order` gets the objects, sorted by place, without those that lost a conflict. */
+static nodedb_status nodedb_mem__load_table(nodedb_mem_overflow *region, uint32_t in_use, uint64_t units,
+                                            uint64_t *order, size_t *objects, nodedb_error *err) {
+    size_t found = 0;
+    while (region->slots < in_use) {
+        uint32_t first = region->slots, count = NODEDB_MEM__SLAB_SLOTS;
+        nodedb_status status;
+        nodedb_mem__slot *slab = (nodedb_mem__slot *)nodedb__alloc_zero(
+            &region->allocator, NODEDB_MEM__SLAB_SLOTS * sizeof *slab, NODEDB_CACHE_LINE_BYTES);
+        if (slab == NULL)
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused",
+                               region->dir);
+        if (count > in_use - first) count = in_use - first;
+        nodedb_mem__add_slab(region, slab, count);
+        status = nodedb_mem__load_slab(region, first, count, units, order, &found, err);
+        if (status != NODEDB_OK) return status;
+    }
+    *objects = nodedb_mem__resolve_claims(region, order, found,
+                                          NODEDB_MEM__CLAIM_READS * units * NODEDB_MEM_OVERFLOW_UNIT_BYTES);
+    return NODEDB_OK;
+}
+
+/* How many blocks the row has if only entries up to `newest` count: objects, and the holes between them. */
+static size_t nodedb_mem__blocks_until(const nodedb_mem_overflow *region, const uint64_t *order, size_t objects,
+                                       uint64_t newest) {
+    uint64_t end = 0;
+    size_t blocks = 0;
+    for (size_t i = 0; i < objects; i++) {
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, (uint32_t)order[i]);
+        if (nodedb_mem__sequence_of(region, (uint32_t)order[i]) > newest) continue;
+        blocks += 1 + (s->at > end);
+        end = (uint64_t)s->at + s->size;
+    }
+    return blocks;
+}
+
+/* A mixture of old and new pages may have more objects and holes than there are slots. Then the newest objects are
+ * discarded, as few as suffice. What had been synced is not among them: those objects, and what else was there at that
+ * moment, had slots enough, and to leave out an object never makes more blocks. */
+static size_t nodedb_mem__discard_newest(nodedb_mem_overflow *region, uint64_t *order, size_t objects) {
+    uint64_t fits = 0, too_many = region->sequence; /* no object at all fits */
+    size_t most = region->max_slots - 1, kept = 0;
+    if (nodedb_mem__blocks_until(region, order, objects, too_many) <= most) return objects;
+    while (too_many - fits > 1) {
+        uint64_t middle = fits + (too_many - fits) / 2;
+        if (nodedb_mem__blocks_until(region, order, objects, middle) <= most) fits = middle;
+        else too_many = middle;
+    }
+    for (size_t i = 0; i < objects; i++) {
+        uint32_t slot = (uint32_t)order[i];
+        if (nodedb_mem__sequence_of(region, slot) <= fits) order[kept++] = order[i];
+        else nodedb_mem__discard(region, slot);
+    }
+    return kept;
+}
+
+/* ---- opening: the row and its disk blocks ------------------------------------------------------------------------ */
+
+/* Appends the block of `slot` to the row. */
+static void nodedb_mem__append(nodedb_mem_overflow *region, uint32_t slot) {
+    nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+    s->before = region->last, s->after = 0;
+    if (region->last != 0) nodedb_mem__slot_of(region, region->last)->after = slot;
+    region->last = slot;
+    nodedb__store_relaxed(&region->count.capacity_units, (size_t)s->at + s->size);
+}
+
+/* Builds the row of blocks: the objects and, between them, holes. Spare slots are in their list already. */
+static nodedb_status nodedb_mem__build_row(nodedb_mem_overflow *region, const uint64_t *order, size_t objects,
+                                           nodedb_error *err) {
+    const size_t unit = NODEDB_MEM_OVERFLOW_UNIT_BYTES, granule = NODEDB_MEM_OVERFLOW_GRANULE_BYTES;
+    for (size_t i = 0; i < objects; i++) {
+        uint32_t slot = (uint32_t)order[i];
+        const nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+        size_t from = s->at * unit, to = from + s->size * unit;
+        if (s->at > region->count.capacity_units) {
+            nodedb_status status = nodedb_mem__need_slots(region, 1, err);
+            uint32_t hole;
+            if (status != NODEDB_OK) return status;
+            hole = nodedb_mem__take_slot(region);
+            nodedb_mem__slot_of(region, hole)->at = (uint32_t)region->count.capacity_units;
+            nodedb_mem__slot_of(region, hole)->size = s->at - (uint32_t)region->count.capacity_units;
+            nodedb_mem__append(region, hole);
+            nodedb_mem__add_hole(region, hole);
+        }
+        nodedb_mem__append(region, slot);
+        for (size_t g = from / granule; g <= (to - 1) / granule; g++) region->backed[g / 64] |= UINT64_C(1) << g % 64;
+        nodedb_mem__count(region->count.object_bytes, nodedb_mem__length(s));
+        nodedb_mem__count(region->count.used_units, s->size);
+    }
+    nodedb_mem__count(region->count.objects, objects);
+    nodedb_mem__count(region->count.reopened, objects);
+    return NODEDB_OK;
+}
+
+/* Allocates disk blocks for what a reopened file holds already: a copied file may have lost some. Where the file system
+ * cannot allocate, zeros continue a file that ends too early; nothing that is there is written. */
+static int nodedb_mem__ensure_disk(nodedb_mem_overflow *region, uint64_t file_bytes, uint64_t at, uint64_t bytes) {
+    int result = region->io.allocate(region->io.ctx, region->fd, at, bytes);
+    if (result != -EOPNOTSUPP && result != -ENOSYS) return result;
+    if (file_bytes >= at + bytes) return 0;
+    if (at < file_bytes) bytes -= file_bytes - at, at = file_bytes;
+    return nodedb_mem__allocate_disk(region, at, bytes);
+}
+
+/* Clears the table behind the slots in use. After a power cut there may be entries of slots that the header does not
+ * count yet. When it counts them again they must not come back, with greater sequences than objects synced meanwhile.
+ *  */
+static nodedb_status nodedb_mem__clear_behind(nodedb_mem_overflow *region, uint32_t in_use, uint64_t file_bytes,
+                                              nodedb_error *err) {
+    static const char zeros[4096] = {0};
+    uint64_t at = nodedb_mem__entry_at(in_use), end = file_bytes < region->data_at ? file_bytes : region->data_at;
+    char piece[sizeof zeros];
+    int result = 0;
+    if (at >= end) return NODEDB_OK;
+    if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(end - at)) == 0)
+        return NODEDB_OK;
+    for (; at < end && result == 0; at += sizeof piece) {
+        size_t bytes = end - at < sizeof piece ? (size_t)(end - at) : sizeof piece;
+        result = nodedb__read_all(&region->io, region->fd, piece, bytes, at);
+        if (result == 0 && memcmp(piece, zeros, bytes) != 0)
+            result = nodedb__write_all(&region->io, region->fd, zeros, bytes, at);
+    }
+    return result < 0 ? nodedb_mem__fail_at(region, err, result, "clear the end of the table of") : NODEDB_OK;
+}
+
+/* Allocates the disk blocks of granules that hold objects and gives the others back; but nothing is given back while
+ * something is lost, because somebody may look for it in the file. */
+static nodedb_status nodedb_mem__restore_disk_blocks(nodedb_mem_overflow *region, uint64_t file_bytes,
+                                                     nodedb_error *err) {
+    uint64_t data = file_bytes - region->data_at < region->max_bytes ? file_bytes - region->data_at : region->max_bytes;
+    size_t granules = (size_t)((data + NODEDB_MEM_OVERFLOW_GRANULE_BYTES - 1) / NODEDB_MEM_OVERFLOW_GRANULE_BYTES);
+    for (size_t first = 0, last; first < granules; first = last) {
+        bool backed = nodedb_mem__is_backed(region, first);
+        size_t at = first * NODEDB_MEM_OVERFLOW_GRANULE_BYTES, bytes;
+        int result;
+        for (last = first + 1; last < granules && nodedb_mem__is_backed(region, last) == backed; last++) {}
+        bytes = nodedb_mem__granule_end(region, last - 1) - at;
+        if (!backed) {
+            if (nodedb__load_relaxed(&region->count.lost) == 0)
+                (void)fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(region->data_at + at),
+                                (off_t)bytes);
+            continue;
+        }
+        result = nodedb_mem__ensure_disk(region, file_bytes, region->data_at + at, bytes);
+        if (result < 0) return nodedb_mem__no_disk_blocks(region, region->data_at + at, result, err);
+        nodedb_mem__count(region->count.disk_bytes, bytes);
+    }
+    return NODEDB_OK;
+}
+
+/* The last step of reopening, when nothing can fail any more: headers that are true, and no lost entries. */
+static void nodedb_mem__repair_file(nodedb_mem_overflow *region, uint32_t in_use) {
+    unsigned char pages[2 * NODEDB_MEM__HEADER_BYTES];
+    for (uint32_t slot = 0; slot < in_use && region->count.lost > 0; slot++) {
+        const nodedb_mem__slot *s = &region->slabs[slot / NODEDB_MEM__SLAB_SLOTS][slot % NODEDB_MEM__SLAB_SLOTS];
+        if (!nodedb_mem__is_object(s)) nodedb_mem__store_entry(region, slot, 0);
+    }
+    nodedb_mem__announce_slots(region);
+    nodedb_mem__encode_headers(pages, region->max_slots);
+    for (int copy = 0; copy < 2; copy++)
+        memcpy(region->file + copy * NODEDB_MEM__HEADER_BYTES, pages, NODEDB_MEM__HEADER_IN_USE_AT);
+}
+
+/* The objects of the table become blocks, and its other slots spare ones. `order` has room for all slots. */
+static nodedb_status nodedb_mem__load_objects(nodedb_mem_overflow *region, uint32_t in_use, uint64_t units,
+                                              uint64_t *order, nodedb_error *err) {
+    size_t objects = 0;
+    nodedb_status status = nodedb_mem__load_table(region, in_use, units, order, &objects, err);
+    if (status != NODEDB_OK) return status;
+    objects = nodedb_mem__discard_newest(region, order, objects);
+    for (uint32_t slot = region->slots; slot-- > 1;) {
+        nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
+        if (s->state != NODEDB_MEM__SPARE) continue;
+        nodedb_mem__new_generation(region, slot, s);
+        nodedb_mem__give_slot(region, slot);
+    }
+    return nodedb_mem__build_row(region, order, objects, err);
+}
+
+/* Builds all that stands in ordinary memory from the table of a file with `in_use` slots. */
+static nodedb_status nodedb_mem__reopen(nodedb_mem_overflow *region, uint32_t in_use, nodedb_error *err) {
+    int64_t size = region->io.size(region->io.ctx, region->fd);
+    uint64_t bytes = size < 0 ? 0 : (uint64_t)size, units, *order;
+    size_t order_bytes;
+    nodedb_status status;
+    int result;
+    if (size < 0) return nodedb_mem__fail_at(region, err, (int)size, "look at");
+    if (bytes < nodedb_mem__entry_at(in_use)) { /* a power cut before the last slab was durable, or it was cut off */
+        uint64_t table = bytes > nodedb_mem__entry_at(0) ? bytes - nodedb_mem__entry_at(0) : 0;
+        uint64_t whole = table / NODEDB_MEM__ENTRY_BYTES / NODEDB_MEM__SLAB_SLOTS * NODEDB_MEM__SLAB_SLOTS;
+        nodedb_mem__count(region->count.lost, in_use - whole);
+        in_use = (uint32_t)whole;
+    }
+    status = nodedb_mem__clear_behind(region, in_use, bytes, err);
+    if (status != NODEDB_OK) return status;
+    result = nodedb_mem__ensure_disk(region, bytes, 0, nodedb_mem__entry_at(in_use));
+    if (result < 0) return nodedb_mem__fail_at(region, err, result, "have disk blocks for the table of");
+    units = bytes > region->data_at ? (bytes - region->data_at) / NODEDB_MEM_OVERFLOW_UNIT_BYTES : 0;
+    order_bytes = (size_t)in_use * sizeof *order;
+    order = (uint64_t *)nodedb__alloc(&region->allocator, order_bytes, sizeof *order);
+    if (order == NULL)
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow region in %s: the allocator refused", region->dir);
+    status = nodedb_mem__load_objects(region, in_use, units, order, err);
+    nodedb__release(&region->allocator, order, order_bytes);
+    if (status == NODEDB_OK && in_use == 0) status = nodedb_mem__need_slots(region, 1, err);
+    if (status == NODEDB_OK && bytes > region->data_at) status = nodedb_mem__restore_disk_blocks(region, bytes, err);
+    if (status != NODEDB_OK) return status;
+    if (region->count.lost > 0)
+        nodedb_say(&region->logger, NODEDB_LOG_WARNING, "overflow region: %lu entries of %s in %s are lost",
+                   (unsigned long)region->count.lost, region->name, region->dir);
+    nodedb_mem__repair_file(region, in_use);
+    return NODEDB_OK;
+}
+
+/* ===================================================================================================================
+ * VIEWS: other threads read a region while its owner goes on
+ *
+ * A view reads a slot without a lock, then looks whether the handle still names the object and whether its version is
+ * what it was. What it read in between is true if both are.
+ *
+ *     version even        odd                              even
+ *     owner     | begin_change | place or bytes change | end_change |
+ *     view      a look or a copy that touches this starts over
+ * ================================================================================================================ */
+
+#define NODEDB_MEM__VIEW_TRIES 64u /* after that the call answers NODEDB_ERR_AGAIN */
+
+/* Used by one thread at a time. It keeps its region's memory and mapping alive until it is closed. */
+struct nodedb_mem_overflow_view {
+    nodedb_mem_overflow *region;
+    char *file; /* mapped for reading only */
+};
+
+/* What a view knows of an object: as it was while `version` was the slot's. */
+typedef struct nodedb_mem__snapshot {
+    uint32_t slot, at;
+    size_t bytes, version;
+    bool checked;
+} nodedb_mem__snapshot;
+
+/* The slot of a handle while it names its object, else NULL. What was loaded from it before, with acquire, is then true
+ * of that object. */
+static const nodedb_mem__slot *nodedb_mem__alive(const nodedb_mem_overflow *region, nodedb_mem_handle handle) {
+    uint32_t slot = nodedb_mem__slot_number(handle);
+    uint64_t generation = handle.bits & NODEDB_MEM__GENERATION_MASK;
+    const nodedb_mem__slot *s;
+    if (slot == 0 || slot >= nodedb__load_acquire(&region->slots)) return NULL;
+    s = &nodedb__load_acquire(&region->slabs[slot / NODEDB_MEM__SLAB_SLOTS])[slot % NODEDB_MEM__SLAB_SLOTS];
+    return nodedb__load_acquire(&s->generation_low) == (uint32_t)generation &&
+                   nodedb__load_acquire(&s->generation_high) == (uint8_t)(generation >> 32)
+               ? s
+               : NULL;
+}
+
+/* OK: what was read since the snapshot is the object's. NODEDB_ERR_AGAIN: it moved or was updated meanwhile. */
+static nodedb_status nodedb_mem__still(const nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                       const nodedb_mem__snapshot *snapshot, nodedb_error *err) {
+    nodedb_mem__fence_acquire();
+    if (nodedb_mem__alive(region, handle) == NULL) return nodedb_mem__stale(region, handle, err);
+    if ((snapshot->version & 1) == 0 &&
+        nodedb__load_acquire(&region->versions[snapshot->slot % NODEDB_MEM__VERSIONS]) == snapshot->version)
+        return NODEDB_OK;
+    return NODEDB_ERR_AGAIN;
+}
+
+static nodedb_status nodedb_mem__look(const nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                      nodedb_mem__snapshot *snapshot, nodedb_error *err) {
+    const nodedb_mem__slot *s = nodedb_mem__alive(region, handle);
+    uint32_t size;
+    uint8_t slack, state;
+    if (s == NULL) return nodedb_mem__stale(region, handle, err);
+    snapshot->slot = nodedb_mem__slot_number(handle);
+    snapshot->version = nodedb__load_acquire(&region->versions[snapshot->slot % NODEDB_MEM__VERSIONS]);
+    state = nodedb__load_acquire(&s->state);
+    slack = nodedb__load_acquire(&s->slack);
+    size = nodedb__load_acquire(&s->size);
+    snapshot->at = nodedb__load_acquire(&s->at);
+    snapshot->checked = state != NODEDB_MEM__UNCHECKED;
+    snapshot->bytes = (size_t)size * NODEDB_MEM_OVERFLOW_UNIT_BYTES - slack;
+    if (state < NODEDB_MEM__UNCHECKED) return nodedb_mem__stale(region, handle, err);
+    return nodedb_mem__still(region, handle, snapshot, err);
+}
+
+/* Looks, and compares an object that a kept file brought with its checksum. Only the owner may note that this has been
+ * done, so a view does it each time. */
+static nodedb_status nodedb_mem__look_and_check(nodedb_mem_overflow *region, nodedb_mem_handle handle,
+                                                nodedb_mem__snapshot *snapshot, nodedb_error *err) {
+    nodedb_status status = nodedb_mem__look(region, handle, snapshot, err), still;
+    if (status != NODEDB_OK || snapshot->checked) return status;
+    status = nodedb_mem__compare(region, snapshot->slot, snapshot->at, snapshot->bytes, err);
+    still = nodedb_mem__still(region, handle, snapshot, err);
+    if (still != NODEDB_OK) return still;
+    if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1);
+    return status;
+}
+
+/* The tries of one call are used up. */
+static nodedb_status nodedb_mem__busy(const nodedb_mem_overflow *region, nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "overflow view of %s: the owner is changing this object", region->dir);
+}
+
+NODEDB_MEM_API nodedb_mem_overflow_view *nodedb_mem_overflow_view_open(nodedb_mem_overflow *region, nodedb_error *err) {
+    nodedb_mem_overflow_view *view;
+    void *map;
+    if (region == NULL) {
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
+        return NULL;
+    }
+    view = (nodedb_mem_overflow_view *)nodedb__alloc_zero(&region->allocator, sizeof *view, sizeof(void *));
+    if (view == NULL) {
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "overflow view of %s: the allocator refused", region->dir);
+        return NULL;
+    }
+    map = mmap(NULL, region->file_bytes, PROT_READ, MAP_SHARED, region->fd, 0);
+    if (map == MAP_FAILED) {
+        (void)nodedb_fail(err, nodedb_io_status(errno), errno, "overflow view of %s: cannot map %llu bytes",
+                          region->dir, (unsigned long long)region->file_bytes);
+        nodedb__release(&region->allocator, view, sizeof *view);
+        return NULL;
+    }
+    view->region = region;
+    view->file = (char *)map;
+    (void)nodedb__add_relaxed(&region->users, 1);
+    return view;
+}
+
+NODEDB_MEM_API void nodedb_mem_overflow_view_close(nodedb_mem_overflow_view *view) {
+    nodedb_mem_overflow *region;
+    if (view == NULL) return;
+    region = view->region;
+    (void)munmap(view->file, region->file_bytes);
+    nodedb__release(&region->allocator, view, sizeof *view);
+    nodedb_mem__leave(region);
+}
+
+NODEDB_MEM_API const void *nodedb_mem_overflow_view_read(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                         size_t *bytes, nodedb_error *err) {
+    nodedb_mem__snapshot snapshot;
+    nodedb_status status = NODEDB_ERR_AGAIN;
+    if (bytes != NULL) *bytes = 0;
+    if (view == NULL) {
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
+        return NULL;
+    }
+    for (unsigned i = 0; i < NODEDB_MEM__VIEW_TRIES && status == NODEDB_ERR_AGAIN; i++) {
+        if (i > 0) (void)sched_yield();
+        status = nodedb_mem__look_and_check(view->region, handle, &snapshot, err);
+    }
+    if (status == NODEDB_ERR_AGAIN) (void)nodedb_mem__busy(view->region, err);
+    if (status != NODEDB_OK) return NULL;
+    if (bytes != NULL) *bytes = snapshot.bytes;
+    return view->file + view->region->data_at + (size_t)snapshot.at * NODEDB_MEM_OVERFLOW_UNIT_BYTES;
+}
+
+/* One try of a copy. By pread(2) and not from the mapping: there is no data race of the language with an owner who
+ * writes there meanwhile, and a disk that cannot be read is an error and no signal. */
+static nodedb_status nodedb_mem__copy_once(nodedb_mem_overflow *region, nodedb_mem_handle handle, void *buffer,
+                                           size_t capacity, size_t *bytes, nodedb_error *err) {
+    nodedb_mem__snapshot snapshot;
+    nodedb_status status = nodedb_mem__look_and_check(region, handle, &snapshot, err);
+    int result;
+    *bytes = 0;
+    if (status != NODEDB_OK) return status;
+    *bytes = snapshot.bytes;
+    if (buffer == NULL && snapshot.bytes > 0)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: no buffer");
+    if (snapshot.bytes > capacity)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "overflow view of %s: an object of %lu bytes, a buffer of %lu",
+                           region->dir, (unsigned long)snapshot.bytes, (unsigned long)capacity);
+    result = nodedb__read_all(&region->io, region->fd, buffer, snapshot.bytes,
+                              region->data_at + (uint64_t)snapshot.at * NODEDB_MEM_OVERFLOW_UNIT_BYTES);
+    status = nodedb_mem__still(region, handle, &snapshot, err);
+    if (status != NODEDB_OK) *bytes = 0;
+    else if (result < 0)
+        return nodedb_fail(err, nodedb_io_status(-result), -result, "overflow view of %s: cannot read an object",
+                           region->dir);
+    return status;
+}
+
+NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_view *view, nodedb_mem_handle handle,
+                                                           void *buffer, size_t capacity, size_t *bytes,
+                                                           nodedb_error *err) {
+    nodedb_status status = NODEDB_ERR_AGAIN;
+    size_t length = 0;
+    if (bytes != NULL) *bytes = 0;
+    if (view == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow view: NULL");
+    for (unsigned i = 0; i < NODEDB_MEM__VIEW_TRIES && status == NODEDB_ERR_AGAIN; i++) {
+        if (i > 0) (void)sched_yield();
+        status = nodedb_mem__copy_once(view->region, handle, buffer, capacity, &length, err);
+    }
+    if (bytes != NULL) *bytes = length;
+    return status == NODEDB_ERR_AGAIN ? nodedb_mem__busy(view->region, err) : status;
+}
+#endif /* NODEDB_MEM_NO_KEPT */
 
 #endif /* NODEDB_MEM_IMPLEMENTED */
 #endif /* NODEDB_MEM_IMPLEMENTATION */

@@ -428,9 +428,8 @@ TEST(engines_are_registered_by_name_up_to_sixty_four) {
     int i;
     nodedb_mem *mem = governor(MIB, 1);
     REQUIRE(mem != NULL);
-    CHECK_EQ(nodedb_mem_find_engine(mem, "query", &engine, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_register_engine(mem, "query", 1, &engine, NULL), NODEDB_ERR_EXISTS);
     CHECK_EQ(engine, NODEDB_MEM_QUERY);
-    CHECK_EQ(nodedb_mem_find_engine(mem, "graph", &engine, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_mem_reserve(mem, 0, 7, 1, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_mem_release(mem, 0, 7, 1, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_mem_register_engine(mem, "graph", 100, &engine, &err), NODEDB_OK);
@@ -474,7 +473,6 @@ TEST(faults_of_the_caller_are_errors) {
     CHECK_EQ(nodedb_mem_get_usage(mem, 60, &usage, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_mem_set_limit(mem, 60, 1, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_mem_register_engine(mem, NULL, 1, &engine, &err), NODEDB_ERR_INVALID);
-    CHECK_EQ(nodedb_mem_find_engine(mem, NULL, &engine, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(nodedb_mem_get_reality(NULL, &reality, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(nodedb_mem_rebalance(NULL, &moved, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(moved, 7); /* untouched */
@@ -674,16 +672,24 @@ TEST(question_that_is_not_understood_is_never_answered_as_if_all_were_well) {
     REQUIRE(mem != NULL);
     memset(&spill, 0, sizeof spill);
     memset(&zero, 0, sizeof zero);
+    CHECK(NODEDB_MEM_SPILL_INVALID == 0); /* an action that nobody filled in */
     CHECK_EQ(nodedb_mem_spill_decide(NULL, &spill, 0, 0, 5, &action, &bytes, &err), NODEDB_ERR_INVALID);
+    CHECK(action == NODEDB_MEM_SPILL_INVALID && bytes == 0);
+    action = NODEDB_MEM_SPILL_NONE, bytes = 7;
     CHECK_EQ(nodedb_mem_spill_decide(mem, NULL, 0, 0, 5, &action, &bytes, &err), NODEDB_ERR_INVALID);
+    CHECK(action == NODEDB_MEM_SPILL_INVALID && bytes == 0);
+    action = NODEDB_MEM_SPILL_NONE;
     CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, 0, 5, NULL, &bytes, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 2, 0, 5, &action, &bytes, &err), NODEDB_ERR_INVALID);
     CHECK_HAS(err.message, "core 2 of 2");
+    CHECK_EQ(action, NODEDB_MEM_SPILL_INVALID);
+    action = NODEDB_MEM_SPILL_NONE;
     CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, 7, 5, &action, &bytes, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_HAS(err.message, "no engine 7");
+    CHECK_EQ(action, NODEDB_MEM_SPILL_INVALID);
     CHECK_EQ(nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_MAX_ENGINES, 5, &action, &bytes, NULL),
              NODEDB_ERR_NOT_FOUND);
-    CHECK(action == NODEDB_MEM_SPILL_CONTINUE && bytes == 7 && memcmp(&spill, &zero, sizeof spill) == 0);
+    CHECK(memcmp(&spill, &zero, sizeof spill) == 0);
     CHECK_EQ(nodedb_mem_pressure(NULL, 0), NODEDB_MEM_EMERGENCY);
     CHECK_EQ(nodedb_mem_pressure(NULL, NODEDB_MEM_GLOBAL), NODEDB_MEM_EMERGENCY);
     CHECK_EQ(nodedb_mem_pressure(mem, 7), NODEDB_MEM_EMERGENCY);
@@ -698,12 +704,7 @@ TEST(question_that_is_not_understood_is_never_answered_as_if_all_were_well) {
     CHECK_HAS(err.message, "NODEDB_MEM_GLOBAL");
     CHECK_EQ(nodedb_mem_reserve_forced(mem, 0, NODEDB_MEM_GLOBAL, 1, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_GLOBAL, 1, &err), NODEDB_ERR_NOT_FOUND);
-    CHECK_EQ(nodedb_mem_find_engine(mem, "graph", &engine, &err), NODEDB_ERR_NOT_FOUND);
-    CHECK_EQ(engine, 77); /* not the number that the next engine will have */
     CHECK_EQ(nodedb_mem_get_usage(mem, NODEDB_MEM_GLOBAL, &usage, NULL), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_find_engine(mem, usage.name, &engine, &err), NODEDB_OK);
-    CHECK(engine == NODEDB_MEM_GLOBAL);
-    engine = 77;
     CHECK_EQ(nodedb_mem_register_engine(mem, usage.name, 1, &engine, &err), NODEDB_ERR_EXISTS);
     CHECK(engine == NODEDB_MEM_GLOBAL);
     nodedb_mem_destroy(mem);
@@ -1071,25 +1072,42 @@ static void keep_sentence(void *ctx, nodedb_log_level level, const char *sentenc
 TEST(a_thread_is_bound_to_its_node_and_on_one_node_that_is_said) {
     fake_files many = {{"/sys/devices/system/node/online", NULL, NULL, NULL}, {"0-3,7\n", NULL, NULL, NULL}, 0};
     fake_files one = {{"/sys/devices/system/node/online", NULL, NULL, NULL}, {"0\n", NULL, NULL, NULL}, 0};
-    fake_files wrong = {{"/sys/devices/system/node/online", NULL, NULL, NULL}, {"3-1,\n", NULL, NULL, NULL}, 0};
-    fake_files *all[2];
+    fake_files none = {{NULL, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL}, 0};
+    fake_files *single[2];
     char said[200] = "";
     nodedb_logger logger = {keep_sentence, said};
     nodedb_mem_numa numa;
     nodedb_io io;
     pthread_t thread;
-    int i;
     CHECK_EQ(pthread_create(&thread, NULL, bind_to_node, &many), 0);
     CHECK_EQ(pthread_join(thread, NULL), 0);
-    all[0] = &one, all[1] = &wrong;
-    for (i = 0; i < 2; i++) {
-        memset(&io, 0, sizeof io);
-        io.open = fake_open, io.close = fake_close, io.pread = fake_pread, io.ctx = all[i];
+    memset(&io, 0, sizeof io);
+    io.open = fake_open, io.close = fake_close, io.pread = fake_pread;
+    single[0] = &one, single[1] = &none;
+    for (int i = 0; i < 2; i++) {
+        io.ctx = single[i], said[0] = 0;
         CHECK_EQ(nodedb_mem_numa_bind_thread(&io, &logger, &numa, NULL), NODEDB_OK);
         CHECK(numa.nodes == 1 && !numa.bound);
         CHECK_HAS(said, "one node");
     }
     CHECK_EQ(nodedb_mem_numa_bind_thread(NULL, NULL, NULL, NULL), NODEDB_ERR_INVALID);
+}
+
+TEST(list_of_nodes_that_makes_no_sense_is_an_error_and_not_one_node) {
+    const char *wrong[5] = {"3-1,\n", "", "0-", "0 nodes\n", "0-99999\n"};
+    fake_files files = {{"/sys/devices/system/node/online", NULL, NULL, NULL}, {NULL, NULL, NULL, NULL}, 0};
+    char said[200] = "";
+    nodedb_logger logger = {keep_sentence, said};
+    nodedb_mem_numa numa;
+    nodedb_error err;
+    nodedb_io io;
+    memset(&io, 0, sizeof io);
+    io.open = fake_open, io.close = fake_close, io.pread = fake_pread, io.ctx = &files;
+    for (int i = 0; i < 5; i++) {
+        files.text[0] = wrong[i];
+        CHECK_EQ(nodedb_mem_numa_bind_thread(&io, &logger, &numa, &err), NODEDB_ERR_CORRUPT);
+        CHECK(!numa.bound && said[0] == 0);
+    }
 }
 
 TEST(reality_is_parsed_robustly_and_nonsense_is_an_error) {
@@ -1182,33 +1200,29 @@ TEST(arena_calls_either_all_work_or_all_say_why_not) {
     CHECK_HAS(err.message, "jemalloc");
     CHECK_EQ(nodedb_mem_arena_create(&arena, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_EQ(nodedb_mem_arena_bind_thread(0, &err), NODEDB_ERR_UNSUPPORTED);
-    CHECK_EQ(nodedb_mem_arena_of_thread(&arena, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_EQ(nodedb_mem_arena_get_stats(0, &stats, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_EQ(nodedb_mem_arena_reset(0, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_EQ(nodedb_mem_arena_destroy(0, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_HAS(err.message, "jemalloc");
+    CHECK(nodedb_mem_arena_allocator(0).alloc(NULL, 100, 16) == NULL);
 }
 
 static void *arena_thread(void *argument) {
     void *volatile blocks[100];
     nodedb_mem_arena_stats before = {0, 0}, after = {0, 0}, again = {0, 0};
     nodedb_error err;
-    uint32_t former = 0, arena = 0, bound = 0;
+    uint32_t arena = 0;
     int i;
     (void)argument;
-    CHECK_EQ(nodedb_mem_arena_of_thread(&former, &err), NODEDB_OK);
     CHECK_EQ(nodedb_mem_arena_create(&arena, &err), NODEDB_OK);
-    CHECK(arena != former);
     CHECK_EQ(nodedb_mem_arena_bind_thread(arena, &err), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_arena_of_thread(&bound, &err), NODEDB_OK);
-    CHECK_EQ(bound, arena);
     CHECK_EQ(nodedb_mem_arena_get_stats(arena, &before, &err), NODEDB_OK);
     for (i = 0; i < 100; i++) blocks[i] = malloc(100000);
     CHECK_EQ(nodedb_mem_arena_get_stats(arena, &after, &err), NODEDB_OK);
     CHECK(after.allocated_bytes >= before.allocated_bytes + 100 * 100000);
     for (i = 0; i < 50; i++) free(blocks[i]);
     CHECK_EQ(nodedb_mem_arena_destroy(arena, &err), NODEDB_ERR_STATE); /* this thread is bound to it */
-    CHECK_EQ(nodedb_mem_arena_bind_thread(former, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_bind_thread(0, &err), NODEDB_OK);
     CHECK_EQ(nodedb_mem_arena_reset(arena, &err), NODEDB_OK); /* frees the other fifty */
     CHECK_EQ(nodedb_mem_arena_get_stats(arena, &again, &err), NODEDB_OK);
     CHECK_EQ(again.allocated_bytes, 0);
@@ -1227,48 +1241,36 @@ TEST(thread_allocates_from_its_own_arena) {
     CHECK_EQ(pthread_join(thread, NULL), 0);
 }
 
-TEST(a_collection_has_its_memory_for_itself_and_gives_it_back_at_once) {
-    nodedb_mem_collection a, b;
+TEST(arena_of_a_set_of_data_has_its_memory_for_itself_and_gives_it_back_at_once) {
     nodedb_mem_arena_stats stats, other;
     nodedb_allocator allocator;
     nodedb_error err;
     char *blocks[100];
-    int i;
-    CHECK_EQ(nodedb_mem_collection_open(NULL, "x", &err), NODEDB_ERR_INVALID);
-    CHECK_EQ(nodedb_mem_collection_open(&a, "", &err), NODEDB_ERR_INVALID);
-    if (nodedb_mem_arena_available(NULL) != NODEDB_OK) {
-        CHECK_EQ(nodedb_mem_collection_open(&a, "orders", &err), NODEDB_ERR_UNSUPPORTED);
-        CHECK(nodedb_mem_collection_allocator(&a).alloc != NULL);
-        return;
-    }
-    CHECK_EQ(nodedb_mem_collection_open(&a, "orders", &err), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_collection_open(&b, "users", &err), NODEDB_OK);
-    CHECK(a.arena != b.arena && strcmp(a.tag, "orders") == 0);
-    allocator = nodedb_mem_collection_allocator(&a);
-    for (i = 0; i < 100; i++) {
-        blocks[i] = allocator.alloc(allocator.ctx, 10000, (size_t)64 << i % 4);
+    uint32_t orders, users;
+    if (nodedb_mem_arena_available(NULL) != NODEDB_OK) return;
+    CHECK_EQ(nodedb_mem_arena_create(&orders, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_create(&users, &err), NODEDB_OK);
+    CHECK(orders != users);
+    allocator = nodedb_mem_arena_allocator(orders);
+    for (int i = 0; i < 100; i++) {
+        blocks[i] = (char *)allocator.alloc(allocator.ctx, 10000, (size_t)64 << i % 4);
         REQUIRE(blocks[i] != NULL);
         CHECK_EQ((uintptr_t)blocks[i] % ((size_t)64 << i % 4), 0);
         memset(blocks[i], i, 10000);
     }
-    CHECK_EQ(nodedb_mem_collection_get_stats(&a, &stats, &err), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_collection_get_stats(&b, &other, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_get_stats(orders, &stats, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_get_stats(users, &other, &err), NODEDB_OK);
     CHECK(stats.allocated_bytes >= 1000000 && stats.resident_bytes >= 1000000 && other.allocated_bytes == 0);
-    for (i = 0; i < 50; i++) allocator.release(allocator.ctx, blocks[i], 10000);
-    CHECK_EQ(nodedb_mem_collection_get_stats(&a, &stats, &err), NODEDB_OK);
+    for (int i = 0; i < 50; i++) allocator.release(allocator.ctx, blocks[i], 10000);
+    CHECK_EQ(nodedb_mem_arena_get_stats(orders, &stats, &err), NODEDB_OK);
     CHECK(stats.allocated_bytes >= 500000 && stats.allocated_bytes < 1000000);
-    CHECK_EQ(nodedb_mem_collection_reset(&a, &err), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_collection_get_stats(&a, &stats, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_reset(orders, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_get_stats(orders, &stats, &err), NODEDB_OK);
     CHECK_EQ(stats.allocated_bytes, 0);
     CHECK(allocator.alloc(allocator.ctx, 100, 16) != NULL); /* and it goes on */
-    CHECK_EQ(nodedb_mem_collection_close(&b, &err), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_collection_close(&a, &err), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_collection_open(&b, "users", &err), NODEDB_OK); /* perhaps with the number that a had */
-    CHECK(nodedb_mem_collection_close(&a, &err) != NODEDB_OK);
-    CHECK_EQ(nodedb_mem_collection_get_stats(&b, &other, &err), NODEDB_OK);
     CHECK(allocator.alloc(allocator.ctx, 0, 16) == NULL && allocator.alloc(allocator.ctx, 1, 0) == NULL);
-    CHECK_EQ(nodedb_mem_collection_close(&b, &err), NODEDB_OK);
-    CHECK_EQ(nodedb_mem_collection_close(NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_mem_arena_destroy(users, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_destroy(orders, &err), NODEDB_OK);
 }
 
 TEST_MAIN("mem")
