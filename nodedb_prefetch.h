@@ -1,105 +1,188 @@
-/* nodedb_prefetch.h - v0.1 - page prefetch, release and fault accounting for mapped data, public domain or MIT
- *
- * 1. WHAT IT IS FOR
- *    A program that maps its data (mmap) and knows what it will touch next: it asks for those pages now, all of them at
- *    once, instead of faulting them in one after another. With cold random pages in batches of 64, one after the other,
- *    that moves four to five times as many pages per second as faults with MADV_RANDOM (1.3 to 1.9 times as many as
- *    faults with the kernel's default read-around), and 88 to 96 per cent of what O_DIRECT reads do with 64 in flight
- *    (by process_madvise; by madvise 76 to 94, by io_uring 68 to 89 on two busy cores). One ticket at a time (section
- *    3) makes 50 to 82 per cent, four under way make 100 (`./build.sh bench prefetch`). It also gives memory back,
- *    tells what is resident, and counts the major faults of one thread, so that a core notices when its memory is too
- *    small.
- *    Not for: data that is not mapped (read it), sequential scans (the kernel's own read-ahead is good at those), or
- *    hiding the errors of a disk: touching a page that cannot be read still raises SIGBUS, prefetched or not.
- *
- * 2. QUICK START
- *        #define NODEDB_PREFETCH_IMPLEMENTATION
- *        #include <nodedb_prefetch.h> // compile with -I and the folder it is in
- *        #include <sys/mman.h>
- *
- *        // `map` is a mapping of a data file. MADV_RANDOM: otherwise every fault reads around itself as well.
- *        nodedb_status warm(const char *map, size_t map_bytes, const size_t *offsets, size_t n, nodedb_error *err) {
- *            nodedb_prefetch *p = nodedb_prefetch_create(NULL, err);
- *            nodedb_prefetch_range ranges[64];
- *            nodedb_status status;
- *            size_t i;
- *            if (p == NULL) return err->status;
- *            madvise((void *)map, map_bytes, MADV_RANDOM);
- *            for (i = 0; i < n && i < 64; i++) ranges[i].start = map + offsets[i], ranges[i].bytes = 100;
- *            status = nodedb_prefetch_batch(p, ranges, i, err); // all reads are under way now: touch the data
- *            nodedb_prefetch_destroy(p);
- *            return status;
- *        }
- *    A program keeps one object per thread for its whole life; creating one costs some ten system calls.
- *
- * 3. CONCEPTS
- *    Range    What the caller means, in bytes: any address, any length. Nothing has to be aligned.
- *    Run      What the kernel is asked: whole pages. A prefetch rounds *outward* (the start down, the end up), a
- *             release *inward* (only pages that lie wholly in the ranges), so that a neighbour's bytes survive. Ranges
- *             that touch, overlap or repeat become one run. nodedb_prefetch_plan() does this, without system calls.
- *    Step     The kernel silently caps one MADV_WILLNEED at the larger of the device's read_ahead_kb and max_sectors_kb
- *             (mm/readahead.c, force_page_cache_ra), so a run is asked for in steps of NODEDB_PREFETCH_STEP_BYTES.
- *    Method   How the kernel is asked. Chosen by trying it at creation, not by the version of a kernel or header:
- *               madvise          one call per step. Works everywhere.
- *               process_madvise  one call for up to 1024 steps (Linux 5.10; for oneself without privilege 6.13 or so).
- *               io_uring         the kernel's worker threads make the calls (Linux 5.6). The asking thread is free
- *                                sooner, spends about half the CPU time (`own_cpu` of the same benchmark), and can be
- *                                told when all is there; but the reads start a little later.
- *    Batch    `nodedb_prefetch_batch` starts the reads and returns. Touching a page too soon waits for its read alone.
- *    Ticket   `nodedb_prefetch_begin` also tells when a batch is in memory *and in the page table* (MADV_POPULATE_READ,
- *             Linux 5.14), so that touching it costs not even a minor fault: a descriptor becomes readable, once per
- *             batch, and `nodedb_prefetch_reap` hands back the tag. A thread-per-core server parks the request and
- *             serves others meanwhile. Where io_uring is refused the same calls work, but the ticket comes back at
- *             once with `resident` false: the reads are under way, and touching may wait.
- *
- * 4. API BY TASK
- *    make, name          nodedb_prefetch_create  _destroy  _method_in_use  _method_name  _can_wait  _page_bytes
- *    bring in            nodedb_prefetch_one  nodedb_prefetch_batch
- *    bring in and wait   nodedb_prefetch_begin  nodedb_prefetch_fd  nodedb_prefetch_reap
- *    give back           nodedb_prefetch_release  nodedb_prefetch_release_batch
- *    look                nodedb_prefetch_residency  nodedb_prefetch_get_stats
- *    only compute        nodedb_prefetch_plan
- *    count faults        nodedb_prefetch_faults_start  nodedb_prefetch_faults_tick
- *
- * 5. THREADS
- *    An object belongs to one thread at a time; two threads use two objects. nodedb_prefetch_plan and _method_name are
- *    pure. A nodedb_prefetch_faults belongs to the thread that started it; a tick from another is an error. After fork
- *    the child makes its own objects and does not use or destroy the parent's.
- *
- * 6. MEMORY
- *    One allocation of about 40 KiB per object, at creation, from the config's allocator. liburing maps its ring itself
- *    (64 bytes for each entry of `queue_depth`, and 32 for completions), and uses malloc while the kernel is probed.
- *    Nothing is allocated afterwards. A nodedb_prefetch_faults is the caller's own struct.
- *
- * 7. ERRORS
- *    INVALID      NULL, a range that wraps around the end of the address space, a page size that is no power of two or
- *                 no multiple of the system's; memory that is not mapped (sys_errno ENOMEM; the message names the first
- *                 unmapped address; the mapped parts and all other ranges of the batch were advised all the same).
- *                 DROP of a mapping that is private.
- *    NO_MEMORY    the allocator or the kernel has none.
- *    AGAIN        begin: too many batches or pages are under way; reap and try again.
- *    LIMIT        begin: this batch is too large for a ticket, even alone; split it, or raise `queue_depth`.
- *    STATE        a tick from another thread than the owner.
- *    UNSUPPORTED  an advice that this kernel does not have, or not for this memory (locked, huge, a device's); DROP
- *                 without /proc. A method that the kernel refuses is no error: a simpler one takes its place.
- *    IO           the kernel refused for another reason (sys_errno).
- *    Length 0 is nothing to do, and success, whatever the address.
- *
- * 8. LIMITS
- *    NODEDB_PREFETCH_GROUP_RANGES: a batch may have any size, and is worked off in groups of so many; ranges are merged
- *    within a group. NODEDB_PREFETCH_MAX_TICKETS batches under way, `queue_depth` ring entries for them.
- *    A page that is prefetched may be evicted again before it is touched, if memory is short. mincore tells the truth
- *    only for files that the process owns or may write (Linux 5.2), and says "resident" for others.
- *
- * 9. CONFIGURATION MACROS
- *    NODEDB_PREFETCH_IMPLEMENTATION   in exactly one file: compile the code.
- *    NODEDB_PREFETCH_STATIC           make everything private to this file.
- *    NODEDB_PREFETCH_API              what stands before each function instead of extern: an export attribute, say.
- *    NODEDB_NO_LIBURING               leave io_uring out, as if <liburing.h> were not found. Otherwise link -luring.
- *
- * 10. LICENCE
- *    Public domain (Unlicense) or MIT, as you prefer: see the end of this file.
- */
+/* nodedb_prefetch.h - v0.2 - prefetch, release and fault counts for mapped pages - public domain or MIT, as you prefer
+
+1. WHAT IT IS FOR, AND NOT FOR
+   For a program that maps its data (mmap) and knows which bytes it will touch next. Without help it waits for the disk
+   at every page that is not in memory: one fault, one read, one wait. With this header it names the bytes, all their
+   pages are read at the same time, and the program touches them when they are there. The header also gives memory
+   back, tells what is resident, and counts the major faults of one thread, so that a thread notices when its memory
+   is too small.
+
+   Not for data that is not mapped: read it with O_DIRECT instead. Not for sequential scans: the kernel's own
+   read-ahead does those well. It hides no errors of a disk: touching a page that cannot be read raises SIGBUS,
+   prefetched or not.
+
+2. QUICK START
+   A table of records in a mapped file, three of which are needed now:
+
+        #define NODEDB_PREFETCH_IMPLEMENTATION // in one file of the program
+        #include "nodedb_prefetch.h"           // before the headers of the system
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <sys/mman.h>
+        #include <unistd.h>
+
+        enum { RECORDS = 10000, RECORD_BYTES = 400, TABLE_BYTES = RECORDS * RECORD_BYTES, WANTED = 3 };
+
+        int main(void) {
+            const size_t ids[WANTED] = {17, 4210, 9770};
+            nodedb_prefetch_range wanted[WANTED];
+            nodedb_prefetch *prefetch;
+            nodedb_error err;
+            char *table;
+            int fd = open("table.data", O_RDWR | O_CREAT, 0600);
+            if (fd < 0 || ftruncate(fd, TABLE_BYTES) != 0) return 1;
+            table = (char *)mmap(NULL, TABLE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+            if (table == (char *)MAP_FAILED) return 1;
+            (void)madvise(table, TABLE_BYTES, MADV_RANDOM); // else each fault reads the pages around as well
+
+            prefetch = nodedb_prefetch_create(NULL, &err); // one for each thread, kept as long as the thread
+            if (prefetch == NULL) return fprintf(stderr, "%s\n", err.message), 1;
+            for (int i = 0; i < WANTED; i++) {
+                wanted[i].start = table + ids[i] * RECORD_BYTES; // bytes: no alignment is needed
+                wanted[i].bytes = RECORD_BYTES;
+            }
+            if (nodedb_prefetch_batch(prefetch, wanted, WANTED, &err) != NODEDB_OK)
+                return fprintf(stderr, "%s\n", err.message), 1;
+            // All reads are under way. To touch a record waits for its own page at most.
+            for (int i = 0; i < WANTED; i++)
+                printf("record %d starts with %d\n", (int)ids[i], table[ids[i] * RECORD_BYTES]);
+
+            nodedb_prefetch_destroy(prefetch);
+            (void)munmap(table, TABLE_BYTES);
+            return close(fd);
+        }
+
+3. CONCEPTS
+   Range    What the caller means, in bytes: any address, any length. Nothing has to be aligned.
+   Run      What the kernel is asked for: whole pages. Ranges that touch, overlap or repeat become one run. A prefetch
+            rounds outward, to every page that a range touches. A release rounds inward, to the pages that the ranges
+            cover whole, so that it never takes a page that also holds somebody else's bytes.
+   Step     A part of a run that one piece of advice may cover. The kernel cuts a long MADV_WILLNEED short without
+            saying so (at the larger of the device's read_ahead_kb and max_sectors_kb), so a run is asked for in steps
+            of NODEDB_PREFETCH_STEP_BYTES.
+   Batch    nodedb_prefetch_batch starts the reads of many ranges and returns. To touch a page that is not there yet
+            waits for the read of that page.
+   Ticket   nodedb_prefetch_begin also starts the reads of many ranges, and tells when all their pages are in memory
+            and in the page table, so that touching them costs not even a minor fault. A descriptor becomes readable;
+            nodedb_prefetch_reap hands the ticket back with the caller's tag. A server puts the request aside and
+            serves others meanwhile; a scan touches one batch while the next ones are being read.
+   Method   How the kernel is asked. Creation tries each method; versions of kernels and headers are not compared.
+               madvise          One call for each step. Works everywhere.
+               process_madvise  One call for up to 1024 steps. Linux 5.10; without privilege since 6.13.
+               io_uring         The kernel's worker threads make the calls. Linux 5.6. The calling thread is free
+                                sooner and spends less CPU time, but the reads start a little later. Tickets need it,
+                                and MADV_POPULATE_READ of Linux 5.14.
+   Depth    How many tickets or ranges are under way at once. One ticket at a time leaves the disk idle while its pages
+            are touched. Four tickets of 64 scattered pages each fit into the default queue.
+
+4. API BY TASK
+   make, look at it    nodedb_prefetch_create  _destroy  _method_in_use  _method_name  _can_wait  _get_stats
+   bring in            nodedb_prefetch_one  nodedb_prefetch_batch
+   bring in and wait   nodedb_prefetch_begin  nodedb_prefetch_fd  nodedb_prefetch_reap
+   give back           nodedb_prefetch_release  nodedb_prefetch_release_batch
+   find out            nodedb_prefetch_residency  nodedb_prefetch_plan
+   count faults        nodedb_prefetch_faults_start  nodedb_prefetch_faults_tick
+
+   To scan ahead of the faults, keep several tickets under way and touch each batch when its ticket is back:
+      1. While batches are left and fewer than 4 tickets are under way: nodedb_prefetch_begin, with the number of the
+         batch as the tag. AGAIN means that the queue is full: go on with 2.
+      2. nodedb_prefetch_reap. It never waits. If it returns 0, wait for nodedb_prefetch_fd with poll(), and reap again.
+      3. For each ticket: check its status, touch the batch that its tag names, and go to 1 until all are done.
+   Tickets come back in the order in which they are done, which is not always the order in which they were begun.
+   The loop needs no second path for kernels without io_uring: there a ticket is back at once, with `resident` false.
+   The data may be touched then as well; each page waits for its own read.
+
+   A release after the scan tells the kernel which pages the program will not need again:
+      NODEDB_PREFETCH_COLD          evict these pages before others
+      NODEDB_PREFETCH_PAGE_OUT      free the memory now; what was changed is written to the file or to swap first
+      NODEDB_PREFETCH_DROP          take shared memory out of the page table; the file keeps its contents
+      NODEDB_PREFETCH_DROP_PRIVATE  the same for private memory, whose changes are lost
+
+5. THREADS
+   An object belongs to one thread at a time; two threads use two objects. nodedb_prefetch_plan and
+   nodedb_prefetch_method_name keep no state and may be called from any thread. A nodedb_prefetch_faults belongs to the
+   thread that started it; a tick from another thread is an error. After fork the child creates its own objects and
+   neither uses nor destroys the parent's. The logger and the allocator are called from the thread that made the call.
+
+6. MEMORY
+   Each object is one allocation of about 40 KiB, made at creation by the config's allocator. Nothing is allocated after
+   that. liburing maps its ring itself: 64 bytes for each of `queue_depth` entries and 32 for their completions, 96 KiB
+   at the default; it uses malloc while creation asks what the kernel can do. An object holds one descriptor, one more
+   with io_uring, and one more with process_madvise before Linux 6.14. A nodedb_prefetch_faults is the caller's struct.
+
+7. ERRORS
+   INVALID      NULL; a range that wraps around the end of the address space; a page size that is no power of two or no
+                multiple of the system's; a DROP of a private mapping. Nothing was done. Or memory that is not mapped
+                (sys_errno ENOMEM; the message names the first unmapped address): then the mapped parts and all other
+                ranges of the batch were advised.
+   NO_MEMORY    The allocator or the kernel has none.
+   AGAIN        begin: too many tickets or steps are under way. Reap and try again.
+   LIMIT        begin: the batch does not fit into the queue even alone. Split it, or raise `queue_depth`.
+   STATE        A tick from another thread than the owner's.
+   UNSUPPORTED  The kernel does not know this advice, or refuses it for this memory (locked, huge, of a device); or DROP
+                cannot read /proc/self/maps. A method that the kernel refuses is no error: a simpler one takes its
+                place.
+   IO           The kernel refused for another reason; see sys_errno.
+   A range of 0 bytes is ignored, whatever its address.
+
+8. LIMITS
+   NODEDB_PREFETCH_GROUP_RANGES (1024)       Ranges that are merged together, and the most in one ticket. A batch may
+                                             be larger; it is worked off in groups.
+   NODEDB_PREFETCH_MAX_TICKETS (64)          Tickets under way in one object.
+   NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH (1024) Ring entries that all tickets under way share. A ticket takes one entry
+                                             for each step, one for each run, and one more: 129 for 64 scattered pages.
+                                             So seven such tickets fit, and the eighth is answered with AGAIN.
+   If memory is short, the kernel may evict a page again before it is touched. mincore(2) tells the truth only about
+   files that the process owns or may write to (since Linux 5.2); of others nodedb_prefetch_residency says "resident".
+
+9. ON DISK
+   Nothing is stored.
+
+10. BUILDING
+   In one file: #define NODEDB_PREFETCH_IMPLEMENTATION before the #include. Include this header before any header of the
+   system, or compile with -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64. C99 and C++11. Link with -luring; with
+   NODEDB_NO_LIBURING nothing needs to be linked. Linux 4.5 or newer; what newer kernels add is found at creation.
+      NODEDB_PREFETCH_IMPLEMENTATION  compile the code in this file
+      NODEDB_PREFETCH_STATIC          make all functions private to this file; needs the macro above
+      NODEDB_PREFETCH_API             what stands before each function; default: extern
+      NODEDB_NO_LIBURING              leave io_uring out, as where <liburing.h> is missing: no ticket can wait
+
+11. DEPARTURES
+   From the usual loop of posix_madvise or MADV_WILLNEED:
+   - Advice comes in steps of 128 KiB. One call for a large range reads only its beginning, and says nothing.
+   - A ticket advises first and populates afterwards. MADV_POPULATE_READ alone reads one run after the other; the advice
+     before it starts all reads at once, and populating waits for reads that are under way.
+   - The last entry of a ticket writes to an eventfd. A descriptor that is registered with the ring would wake the
+     owner at every step.
+   - Releases round inward after the ranges are merged as bytes. The kernel rounds the length up, which takes the rest
+     of the last page from its owner; see the room RELEASE.
+   - DROP reads /proc/self/maps first. MADV_DONTNEED of private memory loses what was written there.
+   - Faults are counted by getrusage(RUSAGE_THREAD): a thread's own, where /proc/self/stat counts the process's and
+     places the name of the command, which may hold spaces, before the numbers.
+   - Ranges are sorted by Shell's method: qsort may allocate.
+
+12. MEASURED
+   Cold random pages of a mapped file, 64 at a time: asked for, then touched. Two cores, virtual disk, busy machine;
+   medians of five runs of the benchmark, which prints all of these columns. The two columns of each kind are
+      1/16   `./build.sh bench prefetch`          a file of 1 GiB, of which 1 page in 16 is touched
+      1/8    `./build.sh bench prefetch --quick`  a file of 256 MiB, of which 1 page in 8 is touched
+   What prefetching is compared with decides the factor. Under MADV_RANDOM a fault reads its page alone (`over_random`).
+   By the kernel's default it reads the pages around as well (`over_readaround`): slower for each fault, but a later
+   touch may find its page, the sooner the denser the touched pages lie. `of_limit` compares with O_DIRECT reads by
+   io_uring, 64 in flight.
+                              of_limit        over_random     over_readaround   own CPU, us/page
+                              1/16    1/8     1/16    1/8     1/16    1/8       1/16
+      faults, MADV_RANDOM     0.19    0.19                                      37
+      faults, the default     0.21    0.41                                      17
+      batch, madvise          0.83    0.86    4.5     4.7     4.3     2.1       8.9
+      batch, process_madvise  0.88    0.93    4.6     4.7     4.3     2.2       7.2
+      batch, io_uring         0.88    0.94    4.4     4.2     4.3     2.1       4.0
+      one ticket at a time    0.77    0.75    4.1     4.3     3.8     1.9       4.2
+      four tickets            1.06    1.10    5.7     7.0     5.1     2.7       2.8
+
+13. LICENCE
+   Public domain (Unlicense) or MIT, as you prefer. Both texts stand at the end of this file.
+*/
 /* ===================================================================================================================
  * BEGIN NODEDB BASE BLOCK: statuses, errors, memory, sentences, time. The same words in every nodedb_*.h, behind one
  * guard, so that any set of them compiles together; `./build.sh sync` copies it from nodedb_wal.h.
@@ -317,26 +400,26 @@ static inline nodedb_status nodedb_io_status(int error) {
 extern "C" {
 #endif
 
-/* ---- limits ----------------------------------------------------------------------------------------------------- */
+/* ---- limits and defaults ---------------------------------------------------------------------------------------- */
 
-#define NODEDB_PREFETCH_GROUP_RANGES 1024             /* ranges that are merged together: UIO_MAXIOV of one call */
-#define NODEDB_PREFETCH_STEP_BYTES (128 * 1024)       /* one MADV_WILLNEED: Linux' default read_ahead_kb */
-#define NODEDB_PREFETCH_MAX_TICKETS 64                /* batches under way at once */
-#define NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH 512       /* ring entries: a batch of 64 scattered pages takes 129 */
-#define NODEDB_PREFETCH_MIN_QUEUE_DEPTH 3             /* a batch of one page */
+#define NODEDB_PREFETCH_GROUP_RANGES 1024                /* ranges merged together; UIO_MAXIOV of one call */
+#define NODEDB_PREFETCH_STEP_BYTES (128 * 1024)          /* one MADV_WILLNEED; Linux' default read_ahead_kb */
+#define NODEDB_PREFETCH_MAX_TICKETS 64                   /* under way in one object */
+#define NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH 1024         /* ring entries; 64 scattered pages take 129 (section 8) */
+#define NODEDB_PREFETCH_MIN_QUEUE_DEPTH 3                /* a ticket of one page: a step, a run, and one more */
 #define NODEDB_PREFETCH_MAX_QUEUE_DEPTH 4096
 #define NODEDB_PREFETCH_MAX_PAGE_BYTES ((size_t)1 << 30) /* also the most that one system call is asked for */
 #define NODEDB_PREFETCH_DEFAULT_INTERVAL_NS UINT64_C(1000000000)
-#define NODEDB_PREFETCH_DEFAULT_MAJOR_FAULTS_MAX 100  /* per interval, before a thread counts as degraded */
-#define NODEDB_PREFETCH_DEFAULT_DEPTH_MIN 4           /* ranges to prefetch ahead: adaptive depth's bounds */
+#define NODEDB_PREFETCH_DEFAULT_MAJOR_FAULTS_MAX 100     /* per interval; a thread with more is degraded */
+#define NODEDB_PREFETCH_DEFAULT_DEPTH_MIN 4              /* ranges to prefetch ahead: bounds of the adaptive depth */
 #define NODEDB_PREFETCH_DEFAULT_DEPTH_MAX 256
 
-/* ---- prefetching ------------------------------------------------------------------------------------------------ */
+/* ---- make, look at it ------------------------------------------------------------------------------------------- */
 
-/* How the kernel is asked (manual, section 3). AUTO: batches by process_madvise, else by madvise, and tickets by
- * io_uring where the kernel allows it. MADVISE and PROCESS_MADVISE: this one and no ring. IO_URING: batches go through
- * the ring as well; an address that is wrong is then found by the workers, counted in the statistics and logged,
- * instead of being the call's error. */
+/* How the kernel is asked (section 3). AUTO: batches by process_madvise, or by madvise where that is refused; tickets
+ * by io_uring. MADVISE and PROCESS_MADVISE: this method for batches, and no ring. IO_URING: batches go through the ring
+ * as well. A wrong address is then no error of the call, because a worker finds it later: it is counted as a failure
+ * and reported to the logger. */
 typedef enum nodedb_prefetch_method {
     NODEDB_PREFETCH_AUTO = 0,
     NODEDB_PREFETCH_MADVISE,
@@ -344,148 +427,148 @@ typedef enum nodedb_prefetch_method {
     NODEDB_PREFETCH_IO_URING
 } nodedb_prefetch_method;
 
-/* Bytes that the caller means; nothing needs to be aligned. 0 bytes: ignored. */
+/* Works zeroed. If the kernel refuses `method`, the next simpler one takes its place, and the logger is told once, with
+ * the reason and the remedy. nodedb_prefetch_method_in_use names the method that is used. */
+typedef struct nodedb_prefetch_config {
+    nodedb_prefetch_method method;
+    size_t page_bytes;    /* what ranges are rounded to. 0: the system's page. Else a power of two and a multiple of the
+                             system's page, to which both ends of all mappings are aligned (huge pages) */
+    unsigned queue_depth; /* entries of the ring, for all tickets under way together (section 8). 0:
+                             NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH */
+    nodedb_allocator allocator;
+    nodedb_logger logger;
+} nodedb_prefetch_config;
+
+/* A prefetcher: opaque, owned by one thread. */
+typedef struct nodedb_prefetch nodedb_prefetch;
+
+/* What one object has done since its creation. */
+typedef struct nodedb_prefetch_stats {
+    uint64_t ranges_asked;     /* ranges of more than 0 bytes, of prefetches and releases */
+    uint64_t ranges_merged;    /* ranges that got no run of their own: part of another's run, or a release that covers
+                                  no whole page */
+    uint64_t pages_advised;    /* asked for by prefetches, in page_bytes */
+    uint64_t pages_released;   /* given back by releases, in page_bytes */
+    uint64_t system_calls;     /* madvise, process_madvise and io_uring_enter */
+    uint64_t failures;         /* steps that the kernel refused */
+    uint64_t tickets_begun;
+    uint64_t tickets_done;
+    uint64_t residency_hits;   /* pages that nodedb_prefetch_residency found in memory */
+    uint64_t residency_misses; /* pages that it did not find there */
+} nodedb_prefetch_stats;
+
+/* A new prefetcher, owned by the calling thread. NULL and `err` on failure: INVALID, NO_MEMORY, IO (no descriptor is
+ * left). `config` NULL: all defaults. It makes some ten system calls, so keep the object. */
+NODEDB_PREFETCH_API nodedb_prefetch *nodedb_prefetch_create(const nodedb_prefetch_config *config, nodedb_error *err);
+
+/* Frees the object. Reads under way continue and do no harm; their tickets are lost. NULL is ignored. */
+NODEDB_PREFETCH_API void nodedb_prefetch_destroy(nodedb_prefetch *p);
+
+/* The method of batches. Never AUTO, except for NULL. */
+NODEDB_PREFETCH_API nodedb_prefetch_method nodedb_prefetch_method_in_use(const nodedb_prefetch *p);
+
+/* "madvise", "process_madvise", "io_uring", "auto"; "unknown" for any other value. Any thread. */
+NODEDB_PREFETCH_API const char *nodedb_prefetch_method_name(nodedb_prefetch_method method);
+
+/* True if tickets come back when their pages are in memory; false if they come back as soon as these were asked for. */
+NODEDB_PREFETCH_API bool nodedb_prefetch_can_wait(const nodedb_prefetch *p);
+
+/* Copies the counters to `stats`. Error: INVALID (NULL). */
+NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_get_stats(const nodedb_prefetch *p, nodedb_prefetch_stats *stats,
+                                                            nodedb_error *err);
+
+/* ---- bring in --------------------------------------------------------------------------------------------------- */
+
+/* Bytes that the caller means. Nothing has to be aligned; a range of 0 bytes is ignored. */
 typedef struct nodedb_prefetch_range {
     const void *start;
     size_t bytes;
 } nodedb_prefetch_range;
 
-/* Works zeroed. A method other than AUTO and MADVISE that the kernel refuses falls back to the next simpler one, and
- * the logger is told once, with the reason and the remedy; nodedb_prefetch_method_in_use() names what is used. */
-typedef struct nodedb_prefetch_config {
-    nodedb_prefetch_method method;
-    size_t page_bytes;        /* 0: the system's. Else a power of two and a multiple of the system's, to which all
-                                 mappings are aligned at both ends (huge pages) */
-    unsigned queue_depth;     /* entries of the ring; 0: NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH. A ticket under way takes
-                                 one for each run, one for each of the runs' steps, and one more */
-    nodedb_allocator allocator;
-    nodedb_logger logger;
-} nodedb_prefetch_config;
-
-typedef struct nodedb_prefetch nodedb_prefetch;
-
-/* What one object has done since its creation. */
-typedef struct nodedb_prefetch_stats {
-    uint64_t ranges_asked;    /* ranges of more than 0 bytes, prefetch and release */
-    uint64_t ranges_merged;   /* of these, how many got no run of their own: part of a neighbour's, or (release) no
-                                 whole page */
-    uint64_t pages_advised;   /* asked of the kernel by prefetches, in page_bytes */
-    uint64_t pages_released;  /* asked of the kernel by releases, in page_bytes */
-    uint64_t system_calls;    /* for advice: madvise, process_madvise and io_uring_enter */
-    uint64_t failures;        /* steps that the kernel refused */
-    uint64_t tickets_begun;
-    uint64_t tickets_done;
-    uint64_t residency_hits;   /* pages that nodedb_prefetch_residency found in memory ... */
-    uint64_t residency_misses; /* ... and did not */
-} nodedb_prefetch_stats;
-
-/* A new prefetcher, or NULL and `err`: INVALID, NO_MEMORY, IO (no descriptor left). `config` NULL: all defaults. The
- * calling thread owns the object (section 5). */
-NODEDB_PREFETCH_API nodedb_prefetch *nodedb_prefetch_create(const nodedb_prefetch_config *config, nodedb_error *err);
-
-/* Frees everything. Reads under way go on and harm nothing, their tickets are lost. NULL: nothing. */
-NODEDB_PREFETCH_API void nodedb_prefetch_destroy(nodedb_prefetch *p);
-
-/* How batches are asked for, after probing; never AUTO. */
-NODEDB_PREFETCH_API nodedb_prefetch_method nodedb_prefetch_method_in_use(const nodedb_prefetch *p);
-
-/* "madvise", "process_madvise", "io_uring", "auto". Never NULL. */
-NODEDB_PREFETCH_API const char *nodedb_prefetch_method_name(nodedb_prefetch_method method);
-
-/* Do tickets tell when the pages are in memory (true), or only that they were asked for (false)? */
-NODEDB_PREFETCH_API bool nodedb_prefetch_can_wait(const nodedb_prefetch *p);
-
-/* The page size that ranges are rounded to. */
-NODEDB_PREFETCH_API size_t nodedb_prefetch_page_bytes(const nodedb_prefetch *p);
-
-/* Starts to read what is not in memory of [start, start + bytes), and does not wait for it. Errors: INVALID (wraps,
- * NULL, not mapped), NO_MEMORY, IO. madvise(2), MADV_WILLNEED. */
+/* Starts the reads of all pages of [start, start + bytes) that are not in memory, and does not wait for them. Errors:
+ * INVALID (NULL, wraps, not mapped), NO_MEMORY, UNSUPPORTED, IO. Source: madvise(2), MADV_WILLNEED. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_one(nodedb_prefetch *p, const void *start, size_t bytes,
                                                       nodedb_error *err);
 
-/* The same for `n` ranges at once, in any order; `ranges` is only read, during the call. A range that wraps or is NULL
- * refuses the whole batch before anything is done; an unmapped one is the call's error after all others were asked
- * for. */
+/* The same for `n` ranges, in any order; `ranges` is only read, and only during the call. A range that wraps or starts
+ * at NULL refuses the whole batch. A range that is not mapped is reported after all others were asked for. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_batch(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
                                                         size_t n, nodedb_error *err);
 
-/* ---- prefetching with a ticket ---------------------------------------------------------------------------------- */
+/* ---- bring in and wait ------------------------------------------------------------------------------------------ */
 
 /* A batch that nodedb_prefetch_begin took and that is done. */
 typedef struct nodedb_prefetch_ticket {
     uint64_t tag;          /* the caller's */
-    nodedb_status status;  /* OK; INVALID: not all of it is mapped; IO: a page lies behind the end of its file, or the
-                              disk could not read it, so that touching it would raise SIGBUS */
+    nodedb_status status;  /* OK. INVALID: not all of it is mapped. IO: a page lies behind the end of its file, or the
+                              disk could not read it; touching it would raise SIGBUS */
     int sys_errno;         /* the kernel's first refusal, or 0 */
-    const void *failed_at; /* where the piece starts that it refused, or NULL */
-    bool resident;         /* true: everything is in memory and in the page table. False: only asked for */
+    const void *failed_at; /* the start of the step that was refused first, or NULL */
+    bool resident;         /* true: all of it is in memory and in the page table. False: it was only asked for */
 } nodedb_prefetch_ticket;
 
-/* Starts a batch of at most NODEDB_PREFETCH_GROUP_RANGES ranges; `tag` comes back from nodedb_prefetch_reap. `ranges`
- * may go away after the call, the memory they name must stay mapped until the ticket is back. A batch with nothing to
- * do comes back as well. Errors, on which no ticket exists: INVALID, AGAIN, LIMIT, IO. */
+/* Starts the reads of at most NODEDB_PREFETCH_GROUP_RANGES ranges. nodedb_prefetch_reap hands back a ticket with `tag`
+ * when they are done; also for a batch with nothing to do. `ranges` is only read during the call; the memory that it
+ * names stays mapped until the ticket is back. Errors, after which there is no ticket: INVALID (NULL, wraps), AGAIN,
+ * LIMIT. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
                                                         size_t n, uint64_t tag, nodedb_error *err);
 
-/* A descriptor (an eventfd, the object's, non-blocking) that is readable while tickets may be ready: for poll, epoll
- * or an io_uring of the caller's. nodedb_prefetch_reap resets it; nobody else reads it. */
+/* A descriptor that is readable while tickets may be ready, for poll, epoll or the caller's own ring: a non-blocking
+ * eventfd that the object owns. nodedb_prefetch_reap resets it; nobody else reads it. -1 for NULL. */
 NODEDB_PREFETCH_API int nodedb_prefetch_fd(const nodedb_prefetch *p);
 
-/* Up to `max` tickets that are done, in the order in which they were done, into `tickets`; returns how many. Never
- * blocks. The descriptor stays readable while there are more. */
+/* Copies up to `max` tickets that are done to `tickets`, in the order in which they were done, and returns how many.
+ * Never blocks. The descriptor stays readable while more tickets are ready. */
 NODEDB_PREFETCH_API size_t nodedb_prefetch_reap(nodedb_prefetch *p, nodedb_prefetch_ticket *tickets, size_t max);
 
-/* ---- giving memory back ----------------------------------------------------------------------------------------- */
+/* ---- give back -------------------------------------------------------------------------------------------------- */
 
 typedef enum nodedb_prefetch_release_how {
-    NODEDB_PREFETCH_COLD = 0,    /* keep it, but evict it before other memory (MADV_COLD, Linux 5.4) */
-    NODEDB_PREFETCH_PAGE_OUT,    /* write it back or swap it out now, free the memory (MADV_PAGEOUT, Linux 5.4) */
-    NODEDB_PREFETCH_DROP,        /* take it out of the page table; the page cache keeps what it likes (MADV_DONTNEED).
-                                    Shared mappings only: on a private one it would throw away what was written there,
-                                    and turn anonymous memory to zeros, so that is INVALID, and nothing is done. Needs
-                                    /proc (/proc/self/maps tells which is which), else UNSUPPORTED */
-    NODEDB_PREFETCH_DROP_PRIVATE /* the same without asking: "I know that private changes are lost" */
+    NODEDB_PREFETCH_COLD = 0,    /* keep the pages, but evict them before others: MADV_COLD, Linux 5.4 */
+    NODEDB_PREFETCH_PAGE_OUT,    /* write back or swap out now, and free the memory: MADV_PAGEOUT, Linux 5.4 */
+    NODEDB_PREFETCH_DROP,        /* take the pages out of the page table; the page cache may keep them: MADV_DONTNEED.
+                                    Shared mappings only. On a private mapping it would lose what was written there, and
+                                    zero anonymous memory, so it is INVALID there and nothing is done. Reads
+                                    /proc/self/maps; UNSUPPORTED where that is unavailable */
+    NODEDB_PREFETCH_DROP_PRIVATE /* DROP without that check: the caller accepts that private changes are lost */
 } nodedb_prefetch_release_how;
 
-/* Gives back the whole pages inside [start, start + bytes); pages that it covers only in part are left alone. No
- * contents are lost, except under DROP_PRIVATE. Errors as for nodedb_prefetch_one; UNSUPPORTED. */
+/* Gives back the pages that [start, start + bytes) covers whole. A page that it covers in part is left alone. Only
+ * DROP_PRIVATE loses contents. Errors: INVALID (NULL, wraps, not mapped, unknown `how`, DROP of private memory),
+ * NO_MEMORY, UNSUPPORTED, IO. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release(nodedb_prefetch *p, const void *start, size_t bytes,
                                                           nodedb_prefetch_release_how how, nodedb_error *err);
 
-/* The same for `n` ranges; ranges that touch count as one, so a page that two of them share is released. */
+/* The same for `n` ranges. Ranges that touch count as one, so a page that several of them cover together is given
+ * back. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release_batch(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
                                                                 size_t n, nodedb_prefetch_release_how how,
                                                                 nodedb_error *err);
 
-/* ---- looking ---------------------------------------------------------------------------------------------------- */
+/* ---- find out --------------------------------------------------------------------------------------------------- */
 
-/* How many pages that [start, start + bytes) touches are in memory right now, and how many there are, counted in the
- * *system's* pages; adds them to the statistics as hits and misses. mincore(2): one call per 4096 pages. Errors:
- * INVALID (NULL, wraps, not mapped), NO_MEMORY. */
+/* How many pages that [start, start + bytes) touches are in memory now, and how many it touches, in pages of the
+ * *system*; adds both to the statistics. One mincore(2) for 4096 pages. Errors: INVALID (NULL, wraps, not mapped),
+ * NO_MEMORY, IO. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_residency(nodedb_prefetch *p, const void *start, size_t bytes,
                                                             uint64_t *resident_pages, uint64_t *total_pages,
                                                             nodedb_error *err);
 
-/* A copy of the counters. */
-NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_get_stats(const nodedb_prefetch *p, nodedb_prefetch_stats *stats,
-                                                            nodedb_error *err);
-
-/* ---- only computing --------------------------------------------------------------------------------------------- */
-
 typedef enum nodedb_prefetch_rounding {
-    NODEDB_PREFETCH_OUTWARD = 0, /* every page that a range touches: for prefetch */
-    NODEDB_PREFETCH_INWARD       /* only pages that lie wholly in the ranges: for release */
+    NODEDB_PREFETCH_OUTWARD = 0, /* every page that a range touches: a prefetch */
+    NODEDB_PREFETCH_INWARD       /* the pages that the ranges cover whole: a release */
 } nodedb_prefetch_rounding;
 
-/* The runs of whole pages that `ranges` come to: sorted, disjoint, not even touching, aligned to `page_bytes` at both
- * ends. `runs` has room for `n` and may be `ranges` itself; `*runs_n` says how many there are. Pure: no system call,
- * no state, any thread, no memory is touched but the two arrays. Errors: INVALID (NULL, wraps, `page_bytes` no power
- * of two). */
+/* The runs of whole pages that a prefetch or a release of `ranges` asks for. Sorted, disjoint, with at least a page
+ * between two of them, and aligned to `page_bytes` at both ends. `runs` has room for `n` and may be `ranges` itself;
+ * `*runs_n` tells how many there are. Pure: it reads and writes the arrays alone and makes no system call. Any thread.
+ * Errors: INVALID (NULL, wraps, `page_bytes` no power of two). */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_plan(const nodedb_prefetch_range *ranges, size_t n, size_t page_bytes,
                                                        nodedb_prefetch_rounding rounding, nodedb_prefetch_range *runs,
                                                        size_t *runs_n, nodedb_error *err);
 
-/* ---- counting faults -------------------------------------------------------------------------------------------- */
+/* ---- count faults ----------------------------------------------------------------------------------------------- */
 
 /* Works zeroed. */
 typedef struct nodedb_prefetch_faults_config {
@@ -497,38 +580,37 @@ typedef struct nodedb_prefetch_faults_config {
     nodedb_logger logger;      /* told when the thread becomes degraded, and when it recovers */
 } nodedb_prefetch_faults_config;
 
-/* The page faults of one thread: getrusage(RUSAGE_THREAD), the thread's own and never the process's. A major fault had
- * to wait for the disk (a miss); a minor one found its page in memory (a hit; also each first touch of fresh memory).
- * The caller owns the struct and may read all of it, in the owner's thread; only the two functions write it. Results
- * hold for the last closed interval. */
+/* The page faults of one thread, from getrusage(RUSAGE_THREAD). A major fault waited for the disk: a miss. A minor
+ * fault found its page in memory, or was the first touch of fresh memory: a hit. The caller owns the struct. Its thread
+ * may read all of it; only the two functions below write it. The results are those of the last closed interval. */
 typedef struct nodedb_prefetch_faults {
     nodedb_prefetch_faults_config config; /* with the defaults filled in */
-    bool degraded;                /* major faults, scaled to the interval's nominal length, were above the limit */
-    unsigned depth;               /* ranges to prefetch ahead: doubled while more than 1 fault in 8 was a miss, halved
-                                     while memory is short */
+    bool degraded;                /* more major faults than major_faults_max, scaled to the length of one interval */
+    unsigned depth;               /* ranges to prefetch ahead: halved while memory is short, else doubled while more
+                                     than 1 fault in 8 is a miss */
     uint64_t intervals;           /* closed ones */
-    uint64_t interval_elapsed_ns; /* the real length of the last one: ticks may be late */
+    uint64_t interval_elapsed_ns; /* the real length of the last one; a late tick makes it longer */
     uint64_t interval_major;
     uint64_t interval_minor;
     double major_per_second;
-    double miss_rate;             /* major / (major + minor), 0 if there were none; the hit rate is 1 - miss_rate */
+    double miss_rate;             /* major / (major + minor); 0 if there were none */
     uint64_t total_major;         /* since the start */
     uint64_t total_minor;
-    uint64_t begun_ns;            /* of the running interval: clock, and the thread's counters then */
+    uint64_t begun_ns;            /* of the running interval: the clock, and the thread's counters, at its start */
     uint64_t begun_major, begun_minor;
     long owner_tid;
 } nodedb_prefetch_faults;
 
-/* Starts to count, for the calling thread. `config` NULL: all defaults. Errors: INVALID (NULL, depth_min > depth_max),
- * IO. */
+/* Starts to count the faults of the calling thread. `config` NULL: all defaults. Errors: INVALID (NULL, depth_min above
+ * depth_max), IO. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_faults *f,
                                                                const nodedb_prefetch_faults_config *config,
                                                                nodedb_error *err);
 
-/* Call it as often as you like, once per loop: it reads the clock, and once the interval is over, two system calls
- * close it and the results above change (`intervals` grows). `memory_is_short`: what the caller knows of its memory (a
- * governor's pressure, a cgroup's limit), for the depth. Errors: INVALID (NULL, not started), STATE (another
- * thread's), IO. */
+/* Closes the interval if it is over: then `intervals` grows and the results change. Call it once for each turn of the
+ * thread's loop; while the interval runs it only reads the clock. `memory_is_short` is what the caller knows about its
+ * memory (the pressure of a governor, the limit of a cgroup); it lowers the depth. Errors: INVALID (NULL, not started),
+ * STATE (another thread's), IO. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_faults *f, bool memory_is_short,
                                                               nodedb_error *err);
 
@@ -540,6 +622,20 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
 #ifdef NODEDB_PREFETCH_IMPLEMENTATION
 #ifndef NODEDB_PREFETCH_IMPLEMENTED
 #define NODEDB_PREFETCH_IMPLEMENTED
+
+/* ===================================================================================================================
+ * IMPLEMENTATION
+ *
+ *   RANGES AND RUNS   from the caller's bytes to whole pages: outward for a prefetch, inward for a release
+ *   PREFETCHER        the object, and the states of a ticket
+ *   ADVICE            from runs to system calls; what the kernel refuses; batches
+ *   RELEASE           gives back whole pages, and never a byte that the caller did not name
+ *   TICKETS           batches that tell when they are done
+ *   RING              advice and waiting by the kernel's worker threads
+ *   CREATION          tries what this kernel can do
+ *   RESIDENCY         counts the pages that are in memory
+ *   FAULTS            counts the page faults of one thread
+ * ================================================================================================================ */
 
 #include <assert.h>
 #include <fcntl.h>
@@ -558,857 +654,190 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
 #endif
 #endif
 
-/* What headers older than the kernel lack. The numbers are the same on every architecture but alpha and parisc, where
- * the probe at creation finds that they do not work. */
+/* Numbers that the headers of an older system lack. They are the same on every architecture but alpha and parisc; there
+ * the tries at creation find that they do not work. */
 #define NODEDB_PREFETCH__COLD 20          /* MADV_COLD */
 #define NODEDB_PREFETCH__PAGE_OUT 21      /* MADV_PAGEOUT */
 #define NODEDB_PREFETCH__POPULATE_READ 22 /* MADV_POPULATE_READ */
 #define NODEDB_PREFETCH__SYS_PIDFD_OPEN 434
 #define NODEDB_PREFETCH__SYS_PROCESS_MADVISE 440
-#define NODEDB_PREFETCH__MIN_PAGE_BYTES 256      /* smaller than any: a completion's address has its low bits free */
-#define NODEDB_PREFETCH__MISS_RATE_HIGH 0.125    /* share of faults above which the depth grows */
-#define NODEDB_PREFETCH__PIDFD_SELF (-10001) /* PIDFD_SELF_THREAD_GROUP, Linux 6.14: oneself, without a descriptor */
+#define NODEDB_PREFETCH__PIDFD_SELF (-10001) /* PIDFD_SELF_THREAD_GROUP, Linux 6.14: this process, no descriptor */
 
-/* ==== ranges to runs: pure arithmetic ============================================================================= */
+/* ===================================================================================================================
+ * RANGES AND RUNS: from the caller's bytes to whole pages
+ *
+ * A range is any bytes, a run is whole pages. Both directions go through the same steps: drop what is empty, sort by
+ * start, merge what touches. They differ in when they round:
+ *
+ *     pages       |---0---|---1---|---2---|---3---|---4---|
+ *     ranges          [== a ==][== b ==]            [ c ]
+ *
+ *     OUTWARD     [======= a and b =======]       [== c ==]     round, then merge: pages 0 to 2, and page 4
+ *     INWARD              [== a+b =]                            merge, then round: page 1, which a and b cover together
+ *
+ * Pure arithmetic: no state, no system call.
+ * ================================================================================================================ */
 
-/* Shell sort by start (Ciura's gaps): in place and without recursion; libc's qsort may allocate. */
-static void nodedb_prefetch__sort(nodedb_prefetch_range *runs, size_t n) {
-    static const size_t gaps[] = {1750, 701, 301, 132, 57, 23, 10, 4, 1};
-    size_t g, i, j;
-    for (g = 0; g < sizeof gaps / sizeof gaps[0]; g++)
-        for (i = gaps[g]; i < n; i++) {
-            nodedb_prefetch_range moving = runs[i];
-            for (j = i; j >= gaps[g] && (uintptr_t)runs[j - gaps[g]].start > (uintptr_t)moving.start; j -= gaps[g])
-                runs[j] = runs[j - gaps[g]];
-            runs[j] = moving;
-        }
-}
+static bool nodedb_prefetch__is_power_of_two(size_t x) { return x != 0 && (x & (x - 1)) == 0; }
 
-/* No NULL, and neither the range's end nor that end rounded up to a page passes the end of the address space. */
-static nodedb_status nodedb_prefetch__check(const nodedb_prefetch_range *ranges, size_t n, size_t page_bytes,
-                                            nodedb_error *err) {
+/* Refuses a NULL start, and a range whose end, rounded up to a page, is beyond the end of the address space. */
+static nodedb_status nodedb_prefetch__check_ranges(const nodedb_prefetch_range *ranges, size_t n, size_t page_bytes,
+                                                   nodedb_error *err) {
     const uintptr_t end_max = UINTPTR_MAX - (page_bytes - 1);
-    size_t i;
     if (ranges == NULL && n > 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: the ranges are NULL");
-    for (i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         if (ranges[i].bytes == 0) continue;
         if (ranges[i].start == NULL)
             return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: range %llu of %llu bytes starts at NULL",
-                                (unsigned long long)i, (unsigned long long)ranges[i].bytes);
+                               (unsigned long long)i, (unsigned long long)ranges[i].bytes);
         if ((uintptr_t)ranges[i].start > end_max || ranges[i].bytes > end_max - (uintptr_t)ranges[i].start)
             return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
-                                "prefetch: range %llu, %llu bytes at %p, wraps around the end of the address space",
-                                (unsigned long long)i, (unsigned long long)ranges[i].bytes, ranges[i].start);
+                               "prefetch: range %llu, %llu bytes at %p, wraps around the end of the address space",
+                               (unsigned long long)i, (unsigned long long)ranges[i].bytes, ranges[i].start);
     }
     return NODEDB_OK;
 }
 
-static bool nodedb_prefetch__is_power_of_two(size_t x) { return x != 0 && (x & (x - 1)) == 0; }
+/* Sorts by start: Shell's method with Ciura's gaps, in place and without recursion. qsort may allocate. */
+static void nodedb_prefetch__sort(nodedb_prefetch_range *ranges, size_t n) {
+    static const size_t gaps[] = {1750, 701, 301, 132, 57, 23, 10, 4, 1};
+    for (size_t g = 0; g < sizeof gaps / sizeof gaps[0]; g++)
+        for (size_t i = gaps[g]; i < n; i++) {
+            nodedb_prefetch_range moving = ranges[i];
+            size_t j = i;
+            for (; j >= gaps[g] && (uintptr_t)ranges[j - gaps[g]].start > (uintptr_t)moving.start; j -= gaps[g])
+                ranges[j] = ranges[j - gaps[g]];
+            ranges[j] = moving;
+        }
+}
+
+/* Rounds `range` outward to whole pages, or inward; inward may leave nothing (false). */
+static bool nodedb_prefetch__round(nodedb_prefetch_range *range, size_t page_bytes, nodedb_prefetch_rounding rounding) {
+    const uintptr_t in_page = (uintptr_t)page_bytes - 1;
+    uintptr_t start = (uintptr_t)range->start, end = start + range->bytes;
+    if (rounding == NODEDB_PREFETCH_OUTWARD) start &= ~in_page, end = (end + in_page) & ~in_page;
+    else start = (start + in_page) & ~in_page, end &= ~in_page;
+    if (start >= end) return false;
+    range->start = (const void *)start;
+    range->bytes = (size_t)(end - start);
+    return true;
+}
+
+/* Merges sorted ranges that overlap or touch, in place; returns how many are left. */
+static size_t nodedb_prefetch__merge(nodedb_prefetch_range *ranges, size_t n) {
+    size_t merged = 0;
+    for (size_t i = 0; i < n; i++) {
+        uintptr_t start = (uintptr_t)ranges[i].start, end = start + ranges[i].bytes;
+        if (merged > 0) {
+            nodedb_prefetch_range *last = &ranges[merged - 1];
+            uintptr_t last_start = (uintptr_t)last->start;
+            if (start <= last_start + last->bytes) {
+                if (end > last_start + last->bytes) last->bytes = (size_t)(end - last_start);
+                continue;
+            }
+        }
+        ranges[merged++] = ranges[i];
+    }
+    return merged;
+}
 
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_plan(const nodedb_prefetch_range *ranges, size_t n, size_t page_bytes,
                                                        nodedb_prefetch_rounding rounding, nodedb_prefetch_range *runs,
                                                        size_t *runs_n, nodedb_error *err) {
-    uintptr_t mask = (uintptr_t)page_bytes - 1;
-    size_t kept = 0, merged = 0, i;
+    size_t kept = 0, merged;
     nodedb_status status;
     if (runs_n == NULL || (runs == NULL && n > 0) || !nodedb_prefetch__is_power_of_two(page_bytes))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
-                            "prefetch: plan needs room for its runs, and pages of a power of "
-                            "two bytes, not %llu", (unsigned long long)page_bytes);
+                           "prefetch: plan needs room for its runs, and pages of a power of two bytes, not %llu",
+                           (unsigned long long)page_bytes);
     *runs_n = 0;
-    status = nodedb_prefetch__check(ranges, n, page_bytes, err);
+    status = nodedb_prefetch__check_ranges(ranges, n, page_bytes, err);
     if (status != NODEDB_OK) return status;
 
-    for (i = 0; i < n; i++)
-        if (ranges[i].bytes > 0) runs[kept++] = ranges[i];
-    nodedb_prefetch__sort(runs, kept);
-
-    /* Outward rounds first and then merges. Inward merges the bytes first: two halves of a page are a whole page. */
-    for (i = 0; i < kept; i++) {
-        uintptr_t start = (uintptr_t)runs[i].start, end = start + runs[i].bytes;
-        if (rounding == NODEDB_PREFETCH_OUTWARD) start &= ~mask, end = (end + mask) & ~mask;
-        if (merged > 0) {
-            uintptr_t last = (uintptr_t)runs[merged - 1].start, last_end = last + runs[merged - 1].bytes;
-            if (start <= last_end) {
-                if (end > last_end) runs[merged - 1].bytes = (size_t)(end - last);
-                continue;
-            }
-        }
-        runs[merged].start = (const void *)start;
-        runs[merged++].bytes = (size_t)(end - start);
+    for (size_t i = 0; i < n; i++) {
+        if (ranges[i].bytes == 0) continue;
+        runs[kept] = ranges[i];
+        if (rounding == NODEDB_PREFETCH_OUTWARD) (void)nodedb_prefetch__round(&runs[kept], page_bytes, rounding);
+        kept++;
     }
+    nodedb_prefetch__sort(runs, kept);
+    merged = nodedb_prefetch__merge(runs, kept);
     if (rounding == NODEDB_PREFETCH_OUTWARD) {
         *runs_n = merged;
         return NODEDB_OK;
     }
-    for (kept = 0, i = 0; i < merged; i++) {
-        uintptr_t start = ((uintptr_t)runs[i].start + mask) & ~mask;
-        uintptr_t end = ((uintptr_t)runs[i].start + runs[i].bytes) & ~mask;
-        if (start >= end) continue;
-        runs[kept].start = (const void *)start;
-        runs[kept++].bytes = (size_t)(end - start);
-    }
+    kept = 0;
+    for (size_t i = 0; i < merged; i++)
+        if (nodedb_prefetch__round(&runs[i], page_bytes, NODEDB_PREFETCH_INWARD)) runs[kept++] = runs[i];
     *runs_n = kept;
     return NODEDB_OK;
 }
 
-/* ==== the object ================================================================================================== */
+/* ===================================================================================================================
+ * PREFETCHER: the object, and the states of a ticket
+ *
+ *              begin              the last step is done            reap
+ *     FREE ------------> PENDING ----------------------> READY ------------> FREE
+ *     on the stack       its steps are in                in the queue        the caller has
+ *     free_slots         the ring                        `ready`             a copy
+ *
+ * Without a ring, or with nothing to do, a ticket is READY before nodedb_prefetch_begin returns.
+ * ================================================================================================================ */
 
-/* A batch under way. Its number within the table travels through the ring in the completion's user_data. */
+typedef enum nodedb_prefetch__slot_state {
+    NODEDB_PREFETCH__FREE = 0,
+    NODEDB_PREFETCH__PENDING,
+    NODEDB_PREFETCH__READY
+} nodedb_prefetch__slot_state;
+
+/* One ticket. Touched by the owner's thread alone; its index in `slots` travels through the ring. True between calls:
+ * `entries` is what the ticket holds of the ring while it is PENDING; `ticket` is complete when it is READY. */
 typedef struct nodedb_prefetch__slot {
     nodedb_prefetch_ticket ticket; /* as it will be handed back */
-    unsigned entries;              /* of the ring, which it holds until it is done */
-    bool under_way;                /* in the ring */
+    unsigned entries;
+    nodedb_prefetch__slot_state state;
 } nodedb_prefetch__slot;
 
-/* A prefetcher. Touched by its owner's thread alone; the kernel's workers reach only the ring. Never changes after
- * creation: everything up to `event_fd`, except that `has_ring` is cleared if the ring breaks. True between calls: the
- * submission queue is empty; every slot is either in `free_slots`, or in `ready`, or under way in the ring. */
+/* A prefetcher. Touched by its owner's thread alone; the kernel's workers reach only the ring and write `event_fd`.
+ * Never changes after creation: everything up to `event_fd`, except that a ring that breaks clears `has_ring` and
+ * lowers `method`. True between calls: the submission queue is empty; each slot is FREE and in `free_slots`, READY and
+ * in `ready`, or PENDING; `entries_in_use` is the sum of `entries` of the PENDING ones. */
 struct nodedb_prefetch {
-    nodedb_prefetch_config config; /* defaults filled in */
+    nodedb_prefetch_config config; /* with the defaults filled in */
     size_t system_page_bytes;
-    nodedb_prefetch_method method;
-    unsigned vector_advice;        /* bit set of the advices that process_madvise took from us */
-    int pidfd;                     /* for process_madvise: ourselves */
-    bool pidfd_is_ours;            /* opened by us, to be closed */
+    nodedb_prefetch_method method; /* of batches; never AUTO */
+    unsigned vector_advice;        /* bit set of the advices that process_madvise takes */
+    int pidfd;                     /* this process, for process_madvise. Negative: no descriptor to close */
     bool has_ring;
-    int event_fd;                  /* readable: tickets may be ready */
+    int event_fd;                  /* readable while tickets may be READY */
 #ifdef NODEDB_PREFETCH__URING
     struct io_uring ring;
-    unsigned advice_under_way;     /* entries of IO_URING's batches; at most config.queue_depth */
+    unsigned advice_under_way;     /* ring entries of batches (IO_URING only); at most config.queue_depth */
 #endif
-    unsigned entries_in_use;       /* by tickets under way; at most config.queue_depth */
+    unsigned entries_in_use;       /* ring entries of PENDING tickets; at most config.queue_depth */
     nodedb_prefetch_stats stats;
     nodedb_prefetch__slot slots[NODEDB_PREFETCH_MAX_TICKETS];
-    unsigned free_slots[NODEDB_PREFETCH_MAX_TICKETS]; /* a stack */
+    unsigned free_slots[NODEDB_PREFETCH_MAX_TICKETS]; /* a stack of free_n */
     unsigned free_n;
-    unsigned ready[NODEDB_PREFETCH_MAX_TICKETS];      /* a queue of done ones: a ring from ready_first */
+    unsigned ready[NODEDB_PREFETCH_MAX_TICKETS];      /* a circular queue of ready_n, oldest at ready_first */
     unsigned ready_first, ready_n;
-    nodedb_prefetch_range runs[NODEDB_PREFETCH_GROUP_RANGES]; /* scratch of one call: the planned group ... */
-    struct iovec pieces[NODEDB_PREFETCH_GROUP_RANGES];        /* ... and one call's share of it */
+    nodedb_prefetch_range runs[NODEDB_PREFETCH_GROUP_RANGES]; /* scratch of one call: the runs of a group ... */
+    struct iovec steps[NODEDB_PREFETCH_GROUP_RANGES];         /* ... and the steps of one process_madvise */
 };
 
-/* The first step that the kernel refused in a call. */
-typedef struct nodedb_prefetch__refusal {
-    int sys_errno; /* 0: none */
-    const void *start;
-    size_t bytes;
-} nodedb_prefetch__refusal;
-
-static nodedb_status nodedb_prefetch__need(const void *object, nodedb_error *err) {
+static nodedb_status nodedb_prefetch__check_not_null(const void *object, nodedb_error *err) {
     if (object != NULL) return NODEDB_OK;
     return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: a NULL object or result was passed");
 }
 
-/* ==== what the kernel refused ===================================================================================== */
-
-/* MS_ASYNC starts nothing since Linux 2.6.19, and answers ENOMEM if a page of the range is not mapped. */
-static bool nodedb_prefetch__is_mapped(uintptr_t start, size_t bytes) {
-    return msync((void *)start, bytes, MS_ASYNC) == 0 || errno != ENOMEM;
-}
-
-/* The first unmapped page of [start, start + bytes), found by halving; false if all of it is mapped. */
-static bool nodedb_prefetch__hole(const void *start, size_t bytes, size_t page_bytes, uintptr_t *hole) {
-    uintptr_t low = (uintptr_t)start & ~((uintptr_t)page_bytes - 1);
-    size_t pages = ((uintptr_t)start + bytes - low + page_bytes - 1) / page_bytes;
-    if (nodedb_prefetch__is_mapped(low, pages * page_bytes)) return false;
-    while (pages > 1) { /* the first hole lies in the `pages` pages from `low` */
-        size_t half = pages / 2;
-        if (!nodedb_prefetch__is_mapped(low, half * page_bytes)) pages = half;
-        else low += half * page_bytes, pages -= half;
-    }
-    *hole = low;
-    return true;
-}
-
-static const char *nodedb_prefetch__advice_name(int advice) {
-    switch (advice) {
-    case MADV_WILLNEED: return "MADV_WILLNEED";
-    case MADV_DONTNEED: return "MADV_DONTNEED";
-    case NODEDB_PREFETCH__COLD: return "MADV_COLD";
-    case NODEDB_PREFETCH__PAGE_OUT: return "MADV_PAGEOUT";
-    }
-    return "mincore";
-}
-
-static nodedb_status nodedb_prefetch__refused(const nodedb_prefetch *p, const nodedb_prefetch__refusal *refusal,
-                                              int advice, nodedb_error *err) {
-    const char *name = nodedb_prefetch__advice_name(advice);
-    nodedb_status status = NODEDB_ERR_IO;
-    uintptr_t hole;
-    if (refusal->sys_errno == 0) return NODEDB_OK;
-    if (refusal->sys_errno == ENOMEM) {
-        if (nodedb_prefetch__hole(refusal->start, refusal->bytes, p->system_page_bytes, &hole))
-            return nodedb_fail(err, NODEDB_ERR_INVALID, ENOMEM, "prefetch: %s: address 0x%llx is not mapped", name,
-                                (unsigned long long)hole);
-        status = NODEDB_ERR_NO_MEMORY;
-    }
-    if (refusal->sys_errno == EINVAL) status = NODEDB_ERR_UNSUPPORTED; /* the advice, or locked or special memory */
-    return nodedb_fail(err, status, refusal->sys_errno, "prefetch: the kernel refused %s of %llu bytes at %p", name,
-                        (unsigned long long)refusal->bytes, refusal->start);
-}
-
-static void nodedb_prefetch__note_refusal(nodedb_prefetch *p, nodedb_prefetch__refusal *refusal, int sys_errno,
-                                          const void *start, size_t bytes) {
-    /* WILLNEED of anonymous memory on a kernel without swap: there is nothing to read */
-    if (sys_errno == EBADF) return;
-    p->stats.failures++;
-    if (refusal->sys_errno != 0) return;
-    refusal->sys_errno = sys_errno;
-    refusal->start = start;
-    refusal->bytes = bytes;
-}
-
-/* ==== advice: from runs to system calls =========================================================================== */
-
-static long nodedb_prefetch__process_madvise(int pidfd, const struct iovec *pieces, size_t n, int advice) {
-    return syscall(NODEDB_PREFETCH__SYS_PROCESS_MADVISE, pidfd, pieces, n, advice, 0UL);
-}
-
-/* A place within the runs. The rest of the run is the next piece, or as much of it as one step may be. */
-typedef struct nodedb_prefetch__cursor {
-    const nodedb_prefetch_range *runs;
-    size_t runs_n, at;
-    size_t offset; /* bytes of runs[at] that are done */
-    size_t step;   /* most bytes of one piece */
-} nodedb_prefetch__cursor;
-
-static struct iovec nodedb_prefetch__piece(const nodedb_prefetch__cursor *c) {
-    struct iovec piece;
-    size_t rest = c->runs[c->at].bytes - c->offset;
-    piece.iov_base = (void *)((uintptr_t)c->runs[c->at].start + c->offset);
-    piece.iov_len = rest < c->step ? rest : c->step;
-    return piece;
-}
-
-static void nodedb_prefetch__advance(nodedb_prefetch__cursor *c, size_t bytes) {
-    assert(c->at < c->runs_n && bytes <= c->runs[c->at].bytes - c->offset);
-    c->offset += bytes;
-    if (c->offset == c->runs[c->at].bytes) c->at++, c->offset = 0;
-}
-
-/* The start of p->runs, in pieces as large as `advice` takes them. */
-static nodedb_prefetch__cursor nodedb_prefetch__cursor_at(const nodedb_prefetch *p, size_t runs_n, int advice) {
-    nodedb_prefetch__cursor c;
-    c.runs = p->runs, c.runs_n = runs_n, c.at = 0, c.offset = 0;
-    c.step = advice == MADV_WILLNEED ? NODEDB_PREFETCH_STEP_BYTES : NODEDB_PREFETCH_MAX_PAGE_BYTES;
-    if (c.step < p->system_page_bytes) c.step = p->system_page_bytes;
-    return c;
-}
-
-/* Fills p->pieces with the next pieces and returns how many. */
-static size_t nodedb_prefetch__gather(nodedb_prefetch *p, nodedb_prefetch__cursor c) {
-    size_t n = 0, bytes = 0;
-    while (c.at < c.runs_n && n < NODEDB_PREFETCH_GROUP_RANGES) {
-        struct iovec piece = nodedb_prefetch__piece(&c);
-        /* MAX_RW_COUNT would cut the rest */
-        if (n > 0 && piece.iov_len > NODEDB_PREFETCH_MAX_PAGE_BYTES - bytes) break;
-        bytes += piece.iov_len;
-        p->pieces[n++] = piece;
-        nodedb_prefetch__advance(&c, piece.iov_len);
-    }
-    return n;
-}
-
-/* Gives `advice` for all runs; a piece that is refused is noted and passed over. process_madvise stops at the first
- * piece that it cannot do and answers the bytes before it, so the next turn meets that piece first and learns the
- * reason. */
-static void nodedb_prefetch__advise(nodedb_prefetch *p, size_t runs_n, int advice, nodedb_prefetch__refusal *refusal) {
-    nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at(p, runs_n, advice);
-    while (c.at < runs_n) {
-        struct iovec piece = nodedb_prefetch__piece(&c);
-        long done;
-        p->stats.system_calls++;
-        if ((p->vector_advice >> advice & 1) != 0) {
-            size_t n = nodedb_prefetch__gather(p, c);
-            done = nodedb_prefetch__process_madvise(p->pidfd, p->pieces, n, advice);
-        } else {
-            done = madvise(piece.iov_base, piece.iov_len, advice) == 0 ? (long)piece.iov_len : -1;
-        }
-        if (done < 0 && errno == EINTR) continue;
-        if (done <= 0) {
-            nodedb_prefetch__note_refusal(p, refusal, done < 0 ? errno : EIO, piece.iov_base, piece.iov_len);
-            done = (long)piece.iov_len;
-        }
-        while (done > 0) {
-            size_t rest = c.runs[c.at].bytes - c.offset;
-            size_t step = (size_t)done < rest ? (size_t)done : rest;
-            nodedb_prefetch__advance(&c, step);
-            done -= (long)step;
-        }
-    }
-}
-
-/* Adds a planned group to the statistics. */
-static void nodedb_prefetch__count(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n, size_t runs_n,
-                                   uint64_t *pages) {
-    size_t asked = 0, i;
-    for (i = 0; i < n; i++) asked += ranges[i].bytes > 0;
-    for (i = 0; i < runs_n; i++) *pages += p->runs[i].bytes / p->config.page_bytes;
+/* Adds a group of `n` ranges, which became the first `runs_n` of p->runs, to the statistics. */
+static void nodedb_prefetch__count_group(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
+                                         size_t runs_n, uint64_t *pages) {
+    size_t asked = 0;
+    for (size_t i = 0; i < n; i++) asked += ranges[i].bytes > 0;
+    for (size_t i = 0; i < runs_n; i++) *pages += p->runs[i].bytes / p->config.page_bytes;
     p->stats.ranges_asked += asked;
     p->stats.ranges_merged += asked - runs_n;
-}
-
-/* ==== tickets ===================================================================================================== */
-
-static void nodedb_prefetch__signal(nodedb_prefetch *p) {
-    uint64_t one = 1; /* fails only if 2^64 - 2 signals are unread: then it is readable already */
-    ssize_t ignored = write(p->event_fd, &one, sizeof one);
-    (void)ignored;
-}
-
-/* Notes the first thing that went wrong with a batch. */
-static void nodedb_prefetch__ticket_failed(nodedb_prefetch_ticket *t, int sys_errno, const void *at) {
-    if (t->status != NODEDB_OK) return;
-    t->sys_errno = sys_errno;
-    t->failed_at = at;
-    t->status = sys_errno == ENOMEM ? NODEDB_ERR_INVALID : NODEDB_ERR_IO;
-    t->resident = false;
-}
-
-static void nodedb_prefetch__slot_done(nodedb_prefetch *p, unsigned slot) {
-    assert(p->ready_n < NODEDB_PREFETCH_MAX_TICKETS && p->entries_in_use >= p->slots[slot].entries);
-    p->entries_in_use -= p->slots[slot].entries;
-    p->slots[slot].under_way = false;
-    p->ready[(p->ready_first + p->ready_n++) % NODEDB_PREFETCH_MAX_TICKETS] = slot;
-    p->stats.tickets_done++;
-}
-
-#ifdef NODEDB_PREFETCH__URING
-/* ==== the ring ==================================================================================================== */
-
-/* A completion's user_data: the address of its piece, whose low bits are free because it starts a page, and in these
- * what it belongs to: a slot's number, perhaps with the bit for the last of its pieces, or one of two marks. */
-enum {
-    NODEDB_PREFETCH__MARK_BITS = 0xff,
-    NODEDB_PREFETCH__MARK_LAST = 0x40,  /* + slot 0 to 63: the ticket is done */
-    NODEDB_PREFETCH__MARK_NONE = 0x80,  /* nobody waits for it */
-    NODEDB_PREFETCH__MARK_ADVICE = 0x81 /* MADV_WILLNEED of a batch */
-};
-#define NODEDB_PREFETCH__SUBMIT_TRIES 1000 /* a millisecond each, for a kernel that is short of memory */
-
-static void nodedb_prefetch__prepare(nodedb_prefetch *p, struct iovec piece, int advice, unsigned mark,
-                                     unsigned flags) {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring);
-    assert(sqe != NULL && ((uintptr_t)piece.iov_base & NODEDB_PREFETCH__MARK_BITS) == 0);
-    io_uring_prep_madvise(sqe, piece.iov_base, (off_t)piece.iov_len, advice);
-    sqe->flags = (unsigned char)flags;
-    sqe->user_data = (uint64_t)(uintptr_t)piece.iov_base | mark;
-}
-
-/* Takes all completions out of the ring. Never blocks. */
-static void nodedb_prefetch__drain(nodedb_prefetch *p) {
-    struct io_uring_cqe *cqe;
-    while (io_uring_peek_cqe(&p->ring, &cqe) == 0) {
-        unsigned mark = (unsigned)(cqe->user_data & NODEDB_PREFETCH__MARK_BITS);
-        unsigned slot = mark % NODEDB_PREFETCH_MAX_TICKETS;
-        const void *at = (const void *)(uintptr_t)(cqe->user_data & ~(uint64_t)NODEDB_PREFETCH__MARK_BITS);
-        int error = cqe->res < 0 ? -cqe->res : 0;
-        io_uring_cqe_seen(&p->ring, cqe);
-        if (mark == NODEDB_PREFETCH__MARK_NONE) continue;
-        if (error != 0 && error != EBADF) {
-            p->stats.failures++;
-            if (mark != NODEDB_PREFETCH__MARK_ADVICE)
-                nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, at);
-            else
-                nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
-                            "prefetch: the kernel refused MADV_WILLNEED at %p with errno %d", at, error);
-        }
-        if (mark == NODEDB_PREFETCH__MARK_ADVICE) p->advice_under_way--;
-        else if ((mark & NODEDB_PREFETCH__MARK_LAST) != 0) nodedb_prefetch__slot_done(p, slot);
-    }
-}
-
-/* Hands all prepared entries to the kernel. Answers what io_uring_submit took at its first go (less than all: a chain
- * may have been cut in two), or -errno if the kernel would not take them at all: then the ring is given up. */
-static int nodedb_prefetch__submit(nodedb_prefetch *p) {
-    int first = -1, tries;
-    for (tries = 0; tries < NODEDB_PREFETCH__SUBMIT_TRIES; tries++) {
-        int taken = io_uring_submit(&p->ring);
-        p->stats.system_calls++;
-        if (taken > 0 && first < 0) first = taken;
-        if (taken >= 0 && io_uring_sq_ready(&p->ring) == 0) return first < 0 ? 0 : first;
-        if (taken < 0 && taken != -EINTR && taken != -EAGAIN && taken != -EBUSY) return taken;
-        nodedb_prefetch__drain(p);
-        if (taken <= 0) (void)usleep(1000);
-    }
-    return -EAGAIN;
-}
-
-/* A ring that takes nothing any more: what was under way comes back as failed, and calls go to the kernel directly. */
-static void nodedb_prefetch__give_up_ring(nodedb_prefetch *p, int error) {
-    unsigned slot;
-    nodedb_say(&p->config.logger, NODEDB_LOG_ERROR,
-                "prefetch: io_uring failed with errno %d and is given up; tickets come "
-                "back at once from now on", error);
-    nodedb_prefetch__drain(p);
-    for (slot = 0; slot < NODEDB_PREFETCH_MAX_TICKETS; slot++) {
-        if (!p->slots[slot].under_way) continue;
-        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, NULL);
-        nodedb_prefetch__slot_done(p, slot);
-    }
-    io_uring_queue_exit(&p->ring);
-    p->has_ring = false;
-    if (p->method == NODEDB_PREFETCH_IO_URING)
-        p->method = p->vector_advice != 0 ? NODEDB_PREFETCH_PROCESS_MADVISE : NODEDB_PREFETCH_MADVISE;
-    nodedb_prefetch__signal(p);
-}
-
-/* MADV_WILLNEED of all runs by the kernel's workers. Blocks only while too many of these are under way. */
-static void nodedb_prefetch__advise_by_ring(nodedb_prefetch *p, size_t runs_n, nodedb_prefetch__refusal *refusal) {
-    nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at(p, runs_n, MADV_WILLNEED);
-    int taken = 0;
-    while (c.at < runs_n && taken >= 0) {
-        struct io_uring_cqe *cqe;
-        nodedb_prefetch__drain(p);
-        if (p->advice_under_way == p->config.queue_depth) {
-            p->stats.system_calls++;
-            taken = io_uring_wait_cqe(&p->ring, &cqe);
-            if (taken == -EINTR) taken = 0;
-            continue;
-        }
-        for (; c.at < runs_n && p->advice_under_way < p->config.queue_depth; p->advice_under_way++) {
-            struct iovec piece = nodedb_prefetch__piece(&c);
-            nodedb_prefetch__prepare(p, piece, MADV_WILLNEED, NODEDB_PREFETCH__MARK_ADVICE, 0);
-            nodedb_prefetch__advance(&c, piece.iov_len);
-        }
-        taken = nodedb_prefetch__submit(p);
-    }
-    if (taken >= 0) return;
-    nodedb_prefetch__give_up_ring(p, -taken);
-    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
-}
-
-/* The reads of a ticket, in one submission. First MADV_WILLNEED for every step, which the workers take up side by
- * side, so that all reads are under way. Then a chain that one worker goes through: MADV_POPULATE_READ for each run,
- * waiting for its pages, and at last a write to the event descriptor, so that the owner wakes up once per batch. (A
- * descriptor registered for completions would wake it at each; IOSQE_CQE_SKIP_SUCCESS would swallow refusals too,
- * since the kernel does not mark a refused madvise as failed.) A hard link goes on after a failure. The completion of
- * the last run is in the ring before the write begins. */
-static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, unsigned slot) {
-    static const uint64_t one = 1;
-    nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at(p, runs_n, MADV_WILLNEED);
-    struct io_uring_sqe *sqe;
-    int taken;
-    while (c.at < runs_n) {
-        struct iovec piece = nodedb_prefetch__piece(&c);
-        nodedb_prefetch__prepare(p, piece, MADV_WILLNEED, NODEDB_PREFETCH__MARK_NONE, 0);
-        nodedb_prefetch__advance(&c, piece.iov_len);
-    }
-    c = nodedb_prefetch__cursor_at(p, runs_n, NODEDB_PREFETCH__POPULATE_READ);
-    while (c.at < runs_n) {
-        struct iovec piece = nodedb_prefetch__piece(&c);
-        unsigned mark;
-        nodedb_prefetch__advance(&c, piece.iov_len);
-        mark = slot | (c.at == runs_n ? (unsigned)NODEDB_PREFETCH__MARK_LAST : 0u);
-        nodedb_prefetch__prepare(p, piece, NODEDB_PREFETCH__POPULATE_READ, mark, IOSQE_IO_HARDLINK);
-    }
-    sqe = io_uring_get_sqe(&p->ring);
-    assert(sqe != NULL);
-    io_uring_prep_write(sqe, 0, &one, sizeof one, 0); /* the ring's own file 0: it and `one` outlive the object */
-    sqe->flags = IOSQE_FIXED_FILE;
-    sqe->user_data = NODEDB_PREFETCH__MARK_NONE;
-    p->slots[slot].under_way = true;
-    taken = nodedb_prefetch__submit(p);
-    if (taken < 0) nodedb_prefetch__give_up_ring(p, -taken);
-    else if ((unsigned)taken < p->slots[slot].entries) p->slots[slot].ticket.resident = false; /* the chain was cut */
-}
-#endif
-
-static size_t nodedb_prefetch__count_pieces(nodedb_prefetch__cursor c) {
-    size_t n = 0;
-    for (; c.at < c.runs_n; n++) nodedb_prefetch__advance(&c, nodedb_prefetch__piece(&c).iov_len);
-    return n;
-}
-
-NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
-                                                        size_t n, uint64_t tag, nodedb_error *err) {
-    nodedb_prefetch__refusal refusal = {0, NULL, 0};
-    nodedb_prefetch_ticket *ticket;
-    size_t runs_n = 0, entries;
-    unsigned slot;
-    nodedb_status status = nodedb_prefetch__need(p, err);
-    if (status != NODEDB_OK) return status;
-    if (n > NODEDB_PREFETCH_GROUP_RANGES)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "prefetch: a ticket takes up to %d ranges, not %llu",
-                            NODEDB_PREFETCH_GROUP_RANGES, (unsigned long long)n);
-    status = nodedb_prefetch_plan(ranges, n, p->config.page_bytes, NODEDB_PREFETCH_OUTWARD, p->runs, &runs_n, err);
-    if (status != NODEDB_OK) return status;
-    entries = 1 + nodedb_prefetch__count_pieces(nodedb_prefetch__cursor_at(p, runs_n, MADV_WILLNEED)) +
-              nodedb_prefetch__count_pieces(nodedb_prefetch__cursor_at(p, runs_n, NODEDB_PREFETCH__POPULATE_READ));
-    if (entries > p->config.queue_depth)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                            "prefetch: this batch needs %llu entries of the ring, which has %u: "
-                            "split it, or raise queue_depth", (unsigned long long)entries, p->config.queue_depth);
-#ifdef NODEDB_PREFETCH__URING
-    if (p->has_ring) nodedb_prefetch__drain(p);
-#endif
-    if (p->free_n == 0 || entries > p->config.queue_depth - p->entries_in_use)
-        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "prefetch: %u batches with %u entries are under way: reap first",
-                            NODEDB_PREFETCH_MAX_TICKETS - p->free_n, p->entries_in_use);
-
-    slot = p->free_slots[--p->free_n];
-    ticket = &p->slots[slot].ticket;
-    memset(ticket, 0, sizeof *ticket);
-    ticket->tag = tag;
-    ticket->resident = p->has_ring || runs_n == 0;
-    p->slots[slot].entries = p->has_ring ? (unsigned)entries : 0;
-    p->entries_in_use += p->slots[slot].entries;
-    p->stats.tickets_begun++;
-    nodedb_prefetch__count(p, ranges, n, runs_n, &p->stats.pages_advised);
-#ifdef NODEDB_PREFETCH__URING
-    if (p->has_ring && runs_n > 0) {
-        nodedb_prefetch__begin_by_ring(p, runs_n, slot);
-        return NODEDB_OK;
-    }
-#endif
-    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, &refusal);
-    if (refusal.sys_errno != 0) nodedb_prefetch__ticket_failed(ticket, refusal.sys_errno, refusal.start);
-    nodedb_prefetch__slot_done(p, slot);
-    nodedb_prefetch__signal(p);
-    return NODEDB_OK;
-}
-
-NODEDB_PREFETCH_API int nodedb_prefetch_fd(const nodedb_prefetch *p) { return p != NULL ? p->event_fd : -1; }
-
-NODEDB_PREFETCH_API size_t nodedb_prefetch_reap(nodedb_prefetch *p, nodedb_prefetch_ticket *tickets, size_t max) {
-    uint64_t signals;
-    ssize_t ignored;
-    size_t n = 0;
-    if (p == NULL || (tickets == NULL && max > 0)) return 0;
-    ignored = read(p->event_fd, &signals, sizeof signals); /* before the ring, so that no later completion is missed */
-    (void)ignored;
-#ifdef NODEDB_PREFETCH__URING
-    if (p->has_ring) nodedb_prefetch__drain(p);
-#endif
-    for (; n < max && p->ready_n > 0; n++) {
-        unsigned slot = p->ready[p->ready_first];
-        p->ready_first = (p->ready_first + 1) % NODEDB_PREFETCH_MAX_TICKETS;
-        p->ready_n--;
-        tickets[n] = p->slots[slot].ticket;
-        p->free_slots[p->free_n++] = slot;
-    }
-    if (p->ready_n > 0) nodedb_prefetch__signal(p);
-    return n;
-}
-
-/* ==== batches ===================================================================================================== */
-
-/* One group of at most NODEDB_PREFETCH_GROUP_RANGES checked ranges: plan, count, advise. */
-static void nodedb_prefetch__advise_group(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n, int advice,
-                                          nodedb_prefetch__refusal *refusal) {
-    bool bring_in = advice == MADV_WILLNEED;
-    size_t runs_n = 0; /* for compilers that do not see that every path to its use sets it */
-    nodedb_status status = nodedb_prefetch_plan(ranges, n, p->config.page_bytes,
-                                                bring_in ? NODEDB_PREFETCH_OUTWARD : NODEDB_PREFETCH_INWARD, p->runs,
-                                                &runs_n, NULL);
-    assert(status == NODEDB_OK);
-    (void)status;
-    nodedb_prefetch__count(p, ranges, n, runs_n, bring_in ? &p->stats.pages_advised : &p->stats.pages_released);
-#ifdef NODEDB_PREFETCH__URING
-    if (bring_in && p->method == NODEDB_PREFETCH_IO_URING) {
-        nodedb_prefetch__advise_by_ring(p, runs_n, refusal);
-        return;
-    }
-#endif
-    nodedb_prefetch__advise(p, runs_n, advice, refusal);
-}
-
-static nodedb_status nodedb_prefetch__advise_all(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
-                                                 int advice, nodedb_error *err) {
-    nodedb_prefetch__refusal refusal = {0, NULL, 0};
-    size_t at, group;
-    for (at = 0; at < n; at += group) {
-        group = n - at < NODEDB_PREFETCH_GROUP_RANGES ? n - at : NODEDB_PREFETCH_GROUP_RANGES;
-        nodedb_prefetch__advise_group(p, ranges + at, group, advice, &refusal);
-    }
-    return nodedb_prefetch__refused(p, &refusal, advice, err);
-}
-
-NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_batch(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
-                                                        size_t n, nodedb_error *err) {
-    nodedb_status status = nodedb_prefetch__need(p, err);
-    if (status == NODEDB_OK) status = nodedb_prefetch__check(ranges, n, p->config.page_bytes, err);
-    return status != NODEDB_OK ? status : nodedb_prefetch__advise_all(p, ranges, n, MADV_WILLNEED, err);
-}
-
-NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_one(nodedb_prefetch *p, const void *start, size_t bytes,
-                                                      nodedb_error *err) {
-    nodedb_prefetch_range range;
-    range.start = start, range.bytes = bytes;
-    return nodedb_prefetch_batch(p, &range, 1, err);
-}
-
-/* ==== release ===================================================================================================== */
-
-/* One line of /proc/self/maps (proc(5)): "start-end perms offset dev inode path". It is read letter by letter, and
- * nothing after the second space is looked at, as a path may hold anything. */
-typedef struct nodedb_prefetch__mapping {
-    int field; /* 0: start, 1: end, 2: permissions, 3: the rest */
-    uintptr_t start, end;
-    char sharing; /* the last letter of the permissions: 's' shared, 'p' private */
-} nodedb_prefetch__mapping;
-
-static void nodedb_prefetch__mapping_letter(nodedb_prefetch__mapping *m, char c) {
-    uintptr_t digit = (uintptr_t)(c <= '9' ? c - '0' : c - 'a' + 10);
-    if (m->field == 3) return;
-    if (c == (m->field == 0 ? '-' : ' ')) m->field++;
-    else if (m->field == 0) m->start = m->start << 4 | digit;
-    else if (m->field == 1) m->end = m->end << 4 | digit;
-    else m->sharing = c;
-}
-
-/* Is any part of `runs` mapped, but not shared? 1 and where, 0, or -errno. Both lists are sorted: one pass. */
-static int nodedb_prefetch__find_private(const nodedb_prefetch_range *runs, size_t runs_n, uintptr_t *where) {
-    nodedb_prefetch__mapping m = {0, 0, 0, 0};
-    int fd, result = 0;
-    size_t at = 0;
-    nodedb__retry(fd, open("/proc/self/maps", O_RDONLY | O_CLOEXEC));
-    if (fd < 0) return -errno;
-    while (result == 0 && at < runs_n) {
-        char text[4096];
-        ssize_t got, i;
-        nodedb__retry(got, read(fd, text, sizeof text));
-        if (got <= 0) {
-            result = got < 0 ? -errno : 0;
-            break;
-        }
-        for (i = 0; i < got && result == 0; i++) {
-            if (text[i] != '\n') {
-                nodedb_prefetch__mapping_letter(&m, text[i]);
-                continue;
-            }
-            while (at < runs_n && (uintptr_t)runs[at].start + runs[at].bytes <= m.start) at++;
-            if (at < runs_n && (uintptr_t)runs[at].start < m.end && m.sharing != 's') {
-                *where = (uintptr_t)runs[at].start > m.start ? (uintptr_t)runs[at].start : m.start;
-                result = 1;
-            }
-            memset(&m, 0, sizeof m);
-        }
-    }
-    (void)close(fd);
-    return result;
-}
-
-/* May all of these be dropped without losing a byte? Looks at everything before anything is dropped. */
-static nodedb_status nodedb_prefetch__check_drop(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
-                                                 nodedb_error *err) {
-    size_t at, group, runs_n;
-    for (at = 0; at < n; at += group) {
-        uintptr_t where = 0;
-        int found;
-        group = n - at < NODEDB_PREFETCH_GROUP_RANGES ? n - at : NODEDB_PREFETCH_GROUP_RANGES;
-        (void)nodedb_prefetch_plan(ranges + at, group, p->config.page_bytes, NODEDB_PREFETCH_INWARD, p->runs, &runs_n,
-                                   NULL);
-        found = runs_n > 0 ? nodedb_prefetch__find_private(p->runs, runs_n, &where) : 0;
-        if (found < 0)
-            return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, -found,
-                                "prefetch: DROP needs /proc/self/maps to see that the "
-                                "memory is shared; use DROP_PRIVATE if nothing can be lost");
-        if (found > 0)
-            return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
-                                "prefetch: DROP of the private memory at 0x%llx would lose what was "
-                                "written there; nothing was dropped (DROP_PRIVATE does it)", (unsigned long long)where);
-    }
-    return NODEDB_OK;
-}
-
-NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release_batch(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
-                                                                size_t n, nodedb_prefetch_release_how how,
-                                                                nodedb_error *err) {
-    static const int advices[] = {NODEDB_PREFETCH__COLD, NODEDB_PREFETCH__PAGE_OUT, MADV_DONTNEED, MADV_DONTNEED};
-    nodedb_status status = nodedb_prefetch__need(p, err);
-    if (status != NODEDB_OK) return status;
-    if ((unsigned)how > NODEDB_PREFETCH_DROP_PRIVATE)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: there is no way %d to release memory", (int)how);
-    status = nodedb_prefetch__check(ranges, n, p->config.page_bytes, err);
-    if (status == NODEDB_OK && how == NODEDB_PREFETCH_DROP) status = nodedb_prefetch__check_drop(p, ranges, n, err);
-    return status != NODEDB_OK ? status : nodedb_prefetch__advise_all(p, ranges, n, advices[how], err);
-}
-
-NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release(nodedb_prefetch *p, const void *start, size_t bytes,
-                                                          nodedb_prefetch_release_how how, nodedb_error *err) {
-    nodedb_prefetch_range range;
-    range.start = start, range.bytes = bytes;
-    return nodedb_prefetch_release_batch(p, &range, 1, how, err);
-}
-
-/* ==== looking ===================================================================================================== */
-
-NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_residency(nodedb_prefetch *p, const void *start, size_t bytes,
-                                                            uint64_t *resident_pages, uint64_t *total_pages,
-                                                            nodedb_error *err) {
-    unsigned char in_memory[4096];
-    nodedb_prefetch__refusal refusal = {0, NULL, 0};
-    nodedb_prefetch_range run;
-    size_t runs_n = 0, at, pages, i;
-    uint64_t resident = 0;
-    nodedb_status status = nodedb_prefetch__need(p != NULL && total_pages != NULL ? resident_pages : NULL, err);
-    if (status != NODEDB_OK) return status;
-    *resident_pages = *total_pages = 0;
-    run.start = start, run.bytes = bytes;
-    status = nodedb_prefetch_plan(&run, 1, p->system_page_bytes, NODEDB_PREFETCH_OUTWARD, &run, &runs_n, err);
-    if (status != NODEDB_OK || runs_n == 0) return status;
-
-    for (at = 0; at < run.bytes; at += pages * p->system_page_bytes) {
-        refusal.start = (const void *)((uintptr_t)run.start + at);
-        pages = (run.bytes - at) / p->system_page_bytes;
-        if (pages > sizeof in_memory) pages = sizeof in_memory;
-        refusal.bytes = pages * p->system_page_bytes;
-        if (mincore((void *)(uintptr_t)refusal.start, refusal.bytes, in_memory) != 0) {
-            refusal.sys_errno = errno;
-            return nodedb_prefetch__refused(p, &refusal, -1, err);
-        }
-        for (i = 0; i < pages; i++) resident += in_memory[i] & 1;
-    }
-    *resident_pages = resident;
-    *total_pages = run.bytes / p->system_page_bytes;
-    p->stats.residency_hits += resident;
-    p->stats.residency_misses += *total_pages - resident;
-    return NODEDB_OK;
-}
-
-NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_get_stats(const nodedb_prefetch *p, nodedb_prefetch_stats *stats,
-                                                            nodedb_error *err) {
-    nodedb_status status = nodedb_prefetch__need(p != NULL ? stats : NULL, err);
-    if (status == NODEDB_OK) *stats = p->stats;
-    return status;
-}
-
-/* ==== creation: what does this kernel do for us? ================================================================== */
-
-/* Tries process_madvise on a page of our own, advice by advice. Clears what does not work. */
-static int nodedb_prefetch__probe_process_madvise(nodedb_prefetch *p, void *page) {
-    static const int advices[] = {MADV_WILLNEED, NODEDB_PREFETCH__COLD, NODEDB_PREFETCH__PAGE_OUT, MADV_DONTNEED};
-    struct iovec piece;
-    size_t i;
-    piece.iov_base = page, piece.iov_len = p->system_page_bytes;
-    p->pidfd = NODEDB_PREFETCH__PIDFD_SELF;
-    if (nodedb_prefetch__process_madvise(p->pidfd, &piece, 1, MADV_WILLNEED) < 0 && errno == EBADF) {
-        long fd = syscall(NODEDB_PREFETCH__SYS_PIDFD_OPEN, getpid(), 0U);
-        if (fd < 0) return errno;
-        p->pidfd = (int)fd;
-        p->pidfd_is_ours = true;
-    }
-    for (i = 0; i < sizeof advices / sizeof advices[0]; i++)
-        if (nodedb_prefetch__process_madvise(p->pidfd, &piece, 1, advices[i]) == (long)piece.iov_len)
-            p->vector_advice |= 1u << advices[i];
-        else if (i == 0)
-            return errno; /* without WILLNEED it is not worth having */
-    return 0;
-}
-
-#ifdef NODEDB_PREFETCH__URING
-/* A ring with MADV_WILLNEED and MADV_POPULATE_READ by its workers, and the descriptor told of completions. */
-static int nodedb_prefetch__open_ring(nodedb_prefetch *p, void *page) {
-    struct io_uring_probe *probe;
-    int error;
-    if (madvise(page, p->system_page_bytes, NODEDB_PREFETCH__POPULATE_READ) != 0) return errno;
-    error = -io_uring_queue_init(p->config.queue_depth, &p->ring, 0);
-    if (error != 0) return error;
-    probe = io_uring_get_probe_ring(&p->ring);
-    if (probe == NULL || !io_uring_opcode_supported(probe, IORING_OP_MADVISE)) error = EOPNOTSUPP;
-    if (probe != NULL) io_uring_free_probe(probe);
-    if (error == 0) error = -io_uring_register_files(&p->ring, &p->event_fd, 1);
-    if (error != 0) {
-        io_uring_queue_exit(&p->ring);
-        return error;
-    }
-    return 0;
-}
-#endif
-
-/* Chooses the methods, and says what fell back. */
-static void nodedb_prefetch__choose(nodedb_prefetch *p, void *page) {
-    const nodedb_logger *logger = &p->config.logger;
-    nodedb_prefetch_method wanted = p->config.method;
-    int error;
-    p->method = NODEDB_PREFETCH_MADVISE;
-    if (wanted == NODEDB_PREFETCH_MADVISE) return;
-    error = nodedb_prefetch__probe_process_madvise(p, page);
-    if (error == 0) p->method = NODEDB_PREFETCH_PROCESS_MADVISE;
-    else nodedb_say(logger, NODEDB_LOG_INFO,
-                     "prefetch: process_madvise on ourselves is refused (errno %d), so a batch takes "
-                     "one madvise for each run; remedy: Linux 6.13, or a seccomp profile that allows it", error);
-    if (wanted == NODEDB_PREFETCH_PROCESS_MADVISE) return;
-#ifdef NODEDB_PREFETCH__URING
-    error = nodedb_prefetch__open_ring(p, page);
-    p->has_ring = error == 0;
-    if (p->has_ring && wanted == NODEDB_PREFETCH_IO_URING) p->method = NODEDB_PREFETCH_IO_URING;
-    if (!p->has_ring)
-        nodedb_say(logger, NODEDB_LOG_WARNING,
-                    "prefetch: io_uring with MADV_POPULATE_READ is refused (errno %d), so tickets come "
-                    "back before their pages are in memory; remedy: Linux 5.14, kernel.io_uring_disabled=0, a seccomp "
-                    "profile that allows io_uring", error);
-#else
-    nodedb_say(logger, NODEDB_LOG_WARNING,
-                "prefetch: built without liburing, so tickets come back before their pages are in "
-                "memory; remedy: liburing-dev, and no NODEDB_NO_LIBURING");
-#endif
-}
-
-static nodedb_status nodedb_prefetch__check_config(nodedb_prefetch_config *c, size_t system_page_bytes,
-                                                   nodedb_error *err) {
-    if (c->page_bytes == 0) c->page_bytes = system_page_bytes;
-    if (c->queue_depth == 0) c->queue_depth = NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH;
-    if ((unsigned)c->method > NODEDB_PREFETCH_IO_URING)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: there is no method %d", (int)c->method);
-    if (!nodedb_prefetch__is_power_of_two(c->page_bytes) || c->page_bytes < system_page_bytes ||
-        c->page_bytes > NODEDB_PREFETCH_MAX_PAGE_BYTES)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
-                            "prefetch: page_bytes is %llu: a power of two from the system's %llu to %llu "
-                            "is needed", (unsigned long long)c->page_bytes, (unsigned long long)system_page_bytes,
-                            (unsigned long long)NODEDB_PREFETCH_MAX_PAGE_BYTES);
-    if (c->queue_depth < NODEDB_PREFETCH_MIN_QUEUE_DEPTH || c->queue_depth > NODEDB_PREFETCH_MAX_QUEUE_DEPTH)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: queue_depth is %u, outside %d to %d", c->queue_depth,
-                            NODEDB_PREFETCH_MIN_QUEUE_DEPTH, NODEDB_PREFETCH_MAX_QUEUE_DEPTH);
-    return NODEDB_OK;
-}
-
-NODEDB_PREFETCH_API nodedb_prefetch *nodedb_prefetch_create(const nodedb_prefetch_config *config, nodedb_error *err) {
-    nodedb_prefetch_config c;
-    nodedb_prefetch *p;
-    long page_bytes = sysconf(_SC_PAGESIZE);
-    void *page;
-    unsigned i;
-    memset(&c, 0, sizeof c);
-    if (config != NULL) c = *config;
-    assert(page_bytes > NODEDB_PREFETCH__MIN_PAGE_BYTES && nodedb_prefetch__is_power_of_two((size_t)page_bytes));
-    if (nodedb_prefetch__check_config(&c, (size_t)page_bytes, err) != NODEDB_OK) return NULL;
-    p = (nodedb_prefetch *)nodedb__alloc_zero(&c.allocator, sizeof *p, NODEDB_CACHE_LINE_BYTES);
-    if (p == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "prefetch: no memory for %llu bytes",
-                           (unsigned long long)sizeof *p);
-        return NULL;
-    }
-    p->config = c;
-    p->system_page_bytes = (size_t)page_bytes;
-    for (i = 0; i < NODEDB_PREFETCH_MAX_TICKETS; i++) p->free_slots[i] = NODEDB_PREFETCH_MAX_TICKETS - 1 - i;
-    p->free_n = NODEDB_PREFETCH_MAX_TICKETS;
-    p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    page = mmap(NULL, p->system_page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p->event_fd < 0 || page == MAP_FAILED) {
-        (void)nodedb_fail(err, nodedb_io_status(errno), errno,
-                           "prefetch: no descriptor or no page to try the kernel with");
-        if (page != MAP_FAILED) (void)munmap(page, p->system_page_bytes);
-        nodedb_prefetch_destroy(p);
-        return NULL;
-    }
-    nodedb_prefetch__choose(p, page);
-    (void)munmap(page, p->system_page_bytes);
-    return p;
-}
-
-NODEDB_PREFETCH_API void nodedb_prefetch_destroy(nodedb_prefetch *p) {
-    nodedb_allocator allocator;
-    if (p == NULL) return;
-#ifdef NODEDB_PREFETCH__URING
-    if (p->has_ring) io_uring_queue_exit(&p->ring);
-#endif
-    if (p->pidfd_is_ours) (void)close(p->pidfd);
-    if (p->event_fd >= 0) (void)close(p->event_fd);
-    allocator = p->config.allocator;
-    nodedb__release(&allocator, p, sizeof *p);
 }
 
 NODEDB_PREFETCH_API nodedb_prefetch_method nodedb_prefetch_method_in_use(const nodedb_prefetch *p) {
@@ -1427,14 +856,822 @@ NODEDB_PREFETCH_API const char *nodedb_prefetch_method_name(nodedb_prefetch_meth
 
 NODEDB_PREFETCH_API bool nodedb_prefetch_can_wait(const nodedb_prefetch *p) { return p != NULL && p->has_ring; }
 
-NODEDB_PREFETCH_API size_t nodedb_prefetch_page_bytes(const nodedb_prefetch *p) {
-    return p != NULL ? p->config.page_bytes : 0;
+NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_get_stats(const nodedb_prefetch *p, nodedb_prefetch_stats *stats,
+                                                            nodedb_error *err) {
+    nodedb_status status = nodedb_prefetch__check_not_null(p != NULL ? stats : NULL, err);
+    if (status == NODEDB_OK) *stats = p->stats;
+    return status;
 }
 
-/* ==== faults ====================================================================================================== */
+/* ===================================================================================================================
+ * ADVICE: from runs to system calls; what the kernel refuses; batches
+ *
+ *     ranges  --plan-->  runs  --cursor-->  steps  -->  madvise (one step each), process_madvise (up to 1024 steps)
+ *
+ * A step that the kernel refuses is noted and passed over, so that one bad range keeps no other from being advised.
+ * ================================================================================================================ */
 
-/* The calling thread's own counters; RUSAGE_SELF would be the whole process's. No text of /proc is parsed: its stat
- * line has the command's name in the middle, which may hold spaces and parentheses. */
+/* ---- what the kernel refuses ------------------------------------------------------------------------------------ */
+
+/* The first step that the kernel refused during one call. Lives on the caller's stack. */
+typedef struct nodedb_prefetch__refusal {
+    int sys_errno; /* 0: none */
+    const void *start;
+    size_t bytes;
+} nodedb_prefetch__refusal;
+
+/* MS_ASYNC has started no writes since Linux 2.6.19, and answers ENOMEM if a page of the range is not mapped. */
+static bool nodedb_prefetch__is_mapped(uintptr_t start, size_t bytes) {
+    return msync((void *)start, bytes, MS_ASYNC) == 0 || errno != ENOMEM;
+}
+
+/* Finds the first unmapped page of [start, start + bytes) by bisection; false if all of it is mapped. */
+static bool nodedb_prefetch__find_unmapped(const void *start, size_t bytes, size_t page_bytes, uintptr_t *unmapped) {
+    uintptr_t low = (uintptr_t)start & ~((uintptr_t)page_bytes - 1);
+    size_t pages = ((uintptr_t)start + bytes - low + page_bytes - 1) / page_bytes;
+    if (nodedb_prefetch__is_mapped(low, pages * page_bytes)) return false;
+    while (pages > 1) { /* the first unmapped page is one of the `pages` pages from `low` */
+        size_t half = pages / 2;
+        if (!nodedb_prefetch__is_mapped(low, half * page_bytes)) pages = half;
+        else low += half * page_bytes, pages -= half;
+    }
+    *unmapped = low;
+    return true;
+}
+
+static void nodedb_prefetch__note_refusal(nodedb_prefetch *p, nodedb_prefetch__refusal *refusal, int sys_errno,
+                                          const void *start, size_t bytes) {
+    /* MADV_WILLNEED of anonymous memory where the kernel has no swap: there is nothing to read. */
+    if (sys_errno == EBADF) return;
+    p->stats.failures++;
+    if (refusal->sys_errno != 0) return;
+    refusal->sys_errno = sys_errno;
+    refusal->start = start;
+    refusal->bytes = bytes;
+}
+
+static const char *nodedb_prefetch__advice_name(int advice) {
+    switch (advice) {
+    case MADV_WILLNEED: return "MADV_WILLNEED";
+    case MADV_DONTNEED: return "MADV_DONTNEED";
+    case NODEDB_PREFETCH__COLD: return "MADV_COLD";
+    case NODEDB_PREFETCH__PAGE_OUT: return "MADV_PAGEOUT";
+    }
+    return "an unknown advice";
+}
+
+/* The error of a call whose first refusal was `refusal`; OK if there was none. `what` names the system call. */
+static nodedb_status nodedb_prefetch__refusal_error(const nodedb_prefetch *p, const nodedb_prefetch__refusal *refusal,
+                                                    const char *what, nodedb_error *err) {
+    nodedb_status status = NODEDB_ERR_IO;
+    uintptr_t unmapped;
+    if (refusal->sys_errno == 0) return NODEDB_OK;
+    if (refusal->sys_errno == ENOMEM) { /* two meanings: not mapped, or no memory */
+        if (nodedb_prefetch__find_unmapped(refusal->start, refusal->bytes, p->system_page_bytes, &unmapped))
+            return nodedb_fail(err, NODEDB_ERR_INVALID, ENOMEM, "prefetch: %s: address 0x%llx is not mapped", what,
+                               (unsigned long long)unmapped);
+        status = NODEDB_ERR_NO_MEMORY;
+    }
+    if (refusal->sys_errno == EINVAL) status = NODEDB_ERR_UNSUPPORTED; /* the advice, or locked or special memory */
+    return nodedb_fail(err, status, refusal->sys_errno, "prefetch: the kernel refused %s of %llu bytes at %p", what,
+                       (unsigned long long)refusal->bytes, refusal->start);
+}
+
+/* ---- from runs to system calls ---------------------------------------------------------------------------------- */
+
+/* A position in a list of runs, which are taken in steps of at most `step_bytes_max`. */
+typedef struct nodedb_prefetch__cursor {
+    const nodedb_prefetch_range *runs;
+    size_t runs_n, at;
+    size_t offset; /* bytes of runs[at] that are done */
+    size_t step_bytes_max;
+} nodedb_prefetch__cursor;
+
+/* The start of p->runs. MADV_WILLNEED alone is capped by the kernel; other advice takes what one call may cover. */
+static nodedb_prefetch__cursor nodedb_prefetch__cursor_at_start(const nodedb_prefetch *p, size_t runs_n, int advice) {
+    nodedb_prefetch__cursor c;
+    c.runs = p->runs, c.runs_n = runs_n, c.at = 0, c.offset = 0;
+    c.step_bytes_max = advice == MADV_WILLNEED ? NODEDB_PREFETCH_STEP_BYTES : NODEDB_PREFETCH_MAX_PAGE_BYTES;
+    if (c.step_bytes_max < p->system_page_bytes) c.step_bytes_max = p->system_page_bytes;
+    return c;
+}
+
+static struct iovec nodedb_prefetch__step_at(const nodedb_prefetch__cursor *c) {
+    struct iovec step;
+    size_t rest = c->runs[c->at].bytes - c->offset;
+    step.iov_base = (void *)((uintptr_t)c->runs[c->at].start + c->offset);
+    step.iov_len = rest < c->step_bytes_max ? rest : c->step_bytes_max;
+    return step;
+}
+
+static void nodedb_prefetch__advance(nodedb_prefetch__cursor *c, size_t bytes) {
+    while (bytes > 0) {
+        size_t rest, moved;
+        assert(c->at < c->runs_n);
+        rest = c->runs[c->at].bytes - c->offset;
+        moved = bytes < rest ? bytes : rest;
+        c->offset += moved;
+        bytes -= moved;
+        if (c->offset == c->runs[c->at].bytes) c->at++, c->offset = 0;
+    }
+}
+
+static size_t nodedb_prefetch__count_steps(nodedb_prefetch__cursor c) {
+    size_t n = 0;
+    for (; c.at < c.runs_n; n++) nodedb_prefetch__advance(&c, nodedb_prefetch__step_at(&c).iov_len);
+    return n;
+}
+
+/* Fills p->steps with the next steps, for one process_madvise, and returns how many. */
+static size_t nodedb_prefetch__gather_steps(nodedb_prefetch *p, nodedb_prefetch__cursor c) {
+    size_t n = 0, bytes = 0;
+    while (c.at < c.runs_n && n < NODEDB_PREFETCH_GROUP_RANGES) {
+        struct iovec step = nodedb_prefetch__step_at(&c);
+        /* One call covers less than 2 GiB: the kernel cuts off what is beyond MAX_RW_COUNT. */
+        if (n > 0 && step.iov_len > NODEDB_PREFETCH_MAX_PAGE_BYTES - bytes) break;
+        bytes += step.iov_len;
+        p->steps[n++] = step;
+        nodedb_prefetch__advance(&c, step.iov_len);
+    }
+    return n;
+}
+
+static long nodedb_prefetch__process_madvise(int pidfd, const struct iovec *steps, size_t n, int advice) {
+    return syscall(NODEDB_PREFETCH__SYS_PROCESS_MADVISE, pidfd, steps, n, advice, 0UL);
+}
+
+/* Gives `advice` for the first `runs_n` of p->runs. process_madvise stops before the first step that it refuses and
+ * answers the bytes until there. The next turn starts with that step, is refused, and learns why. */
+static void nodedb_prefetch__advise(nodedb_prefetch *p, size_t runs_n, int advice, nodedb_prefetch__refusal *refusal) {
+    nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at_start(p, runs_n, advice);
+    while (c.at < runs_n) {
+        struct iovec step = nodedb_prefetch__step_at(&c);
+        long done;
+        /* madvise rounds a length up to a page, so only whole pages may reach it. */
+        assert((((uintptr_t)step.iov_base | step.iov_len) & (p->system_page_bytes - 1)) == 0);
+        p->stats.system_calls++;
+        if ((p->vector_advice >> advice & 1) != 0) {
+            size_t n = nodedb_prefetch__gather_steps(p, c);
+            done = nodedb_prefetch__process_madvise(p->pidfd, p->steps, n, advice);
+        } else {
+            done = madvise(step.iov_base, step.iov_len, advice) == 0 ? (long)step.iov_len : -1;
+        }
+        if (done < 0 && errno == EINTR) continue;
+        if (done <= 0) {
+            nodedb_prefetch__note_refusal(p, refusal, done < 0 ? errno : EIO, step.iov_base, step.iov_len);
+            done = (long)step.iov_len;
+        }
+        nodedb_prefetch__advance(&c, (size_t)done);
+    }
+}
+
+/* ---- batches ---------------------------------------------------------------------------------------------------- */
+
+static void nodedb_prefetch__advise_by_ring(nodedb_prefetch *p, size_t runs_n, nodedb_prefetch__refusal *refusal);
+
+/* One group of at most NODEDB_PREFETCH_GROUP_RANGES checked ranges: plan, count, advise. Only MADV_WILLNEED brings in
+ * and rounds outward; all other advice gives back and rounds inward. */
+static void nodedb_prefetch__advise_group(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n, int advice,
+                                          nodedb_prefetch__refusal *refusal) {
+    const bool brings_in = advice == MADV_WILLNEED;
+    size_t runs_n = 0; /* for compilers that do not see that every path to its use sets it */
+    nodedb_status status = nodedb_prefetch_plan(ranges, n, p->config.page_bytes,
+                                                brings_in ? NODEDB_PREFETCH_OUTWARD : NODEDB_PREFETCH_INWARD, p->runs,
+                                                &runs_n, NULL);
+    assert(status == NODEDB_OK);
+    (void)status;
+    nodedb_prefetch__count_group(p, ranges, n, runs_n, brings_in ? &p->stats.pages_advised : &p->stats.pages_released);
+    if (brings_in && p->method == NODEDB_PREFETCH_IO_URING) nodedb_prefetch__advise_by_ring(p, runs_n, refusal);
+    else nodedb_prefetch__advise(p, runs_n, advice, refusal);
+}
+
+static size_t nodedb_prefetch__group_size(size_t ranges_left) {
+    return ranges_left < NODEDB_PREFETCH_GROUP_RANGES ? ranges_left : NODEDB_PREFETCH_GROUP_RANGES;
+}
+
+static nodedb_status nodedb_prefetch__advise_all(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
+                                                 int advice, nodedb_error *err) {
+    nodedb_prefetch__refusal refusal = {0, NULL, 0};
+    for (size_t at = 0, group; at < n; at += group) {
+        group = nodedb_prefetch__group_size(n - at);
+        nodedb_prefetch__advise_group(p, ranges + at, group, advice, &refusal);
+    }
+    return nodedb_prefetch__refusal_error(p, &refusal, nodedb_prefetch__advice_name(advice), err);
+}
+
+NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_batch(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
+                                                        size_t n, nodedb_error *err) {
+    nodedb_status status = nodedb_prefetch__check_not_null(p, err);
+    if (status == NODEDB_OK) status = nodedb_prefetch__check_ranges(ranges, n, p->config.page_bytes, err);
+    return status != NODEDB_OK ? status : nodedb_prefetch__advise_all(p, ranges, n, MADV_WILLNEED, err);
+}
+
+NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_one(nodedb_prefetch *p, const void *start, size_t bytes,
+                                                      nodedb_error *err) {
+    nodedb_prefetch_range range;
+    range.start = start, range.bytes = bytes;
+    return nodedb_prefetch_batch(p, &range, 1, err);
+}
+
+/* ===================================================================================================================
+ * RELEASE: gives back whole pages, and never a byte that the caller did not name
+ *
+ * The caller names bytes, but the kernel releases pages, and rounds the length of madvise up to a page. So:
+ *
+ *     pages       |---0---|---1---|---2---|---3---|---4---|
+ *     ranges          [== a ==][== b ==]            [ c ]
+ *     merged          [==== a and b ===]            [ c ]
+ *     released            |---1---|                             all other pages are left alone
+ *     kept            ^^^^        ^^^^^^            ^^^^^       named, but the rest of the page is a neighbour's
+ *
+ *   1. Ranges are merged as bytes first: a page that two of them cover together belongs to the caller alone.
+ *   2. Each merged range is rounded inward: its start up, its end down, to `page_bytes`. What is left, if anything, is
+ *      whole pages all of whose bytes the caller named.
+ *   3. `page_bytes` is the system's page or a multiple of it (checked at creation), so the kernel has nothing to round.
+ *      nodedb_prefetch__advise asserts it before each call.
+ *   Ranges in different groups of 1024 are not merged; a page that they share stays, which is safe.
+ *
+ * DROP has one more danger: on a private mapping MADV_DONTNEED loses the bytes that the caller did name. So all of the
+ * batch is looked up in /proc/self/maps before anything is released.
+ * ================================================================================================================ */
+
+#define NODEDB_PREFETCH__MAPS_READ_BYTES 4096 /* of /proc/self/maps at a time, on the stack */
+
+typedef enum nodedb_prefetch__maps_field {
+    NODEDB_PREFETCH__MAPS_START = 0,
+    NODEDB_PREFETCH__MAPS_END,
+    NODEDB_PREFETCH__MAPS_PERMISSIONS,
+    NODEDB_PREFETCH__MAPS_REST
+} nodedb_prefetch__maps_field;
+
+/* One line of /proc/self/maps (proc(5)): "start-end perms offset dev inode path". It is read letter by letter, up to
+ * the second space: a path may hold anything. */
+typedef struct nodedb_prefetch__mapping {
+    nodedb_prefetch__maps_field field; /* that the next letter belongs to */
+    uintptr_t start, end;
+    char sharing; /* the last letter of the permissions: 's' shared, 'p' private */
+} nodedb_prefetch__mapping;
+
+static void nodedb_prefetch__mapping_letter(nodedb_prefetch__mapping *m, char c) {
+    uintptr_t digit = (uintptr_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    switch (m->field) {
+    case NODEDB_PREFETCH__MAPS_START:
+        if (c == '-') m->field = NODEDB_PREFETCH__MAPS_END;
+        else m->start = m->start << 4 | digit;
+        break;
+    case NODEDB_PREFETCH__MAPS_END:
+        if (c == ' ') m->field = NODEDB_PREFETCH__MAPS_PERMISSIONS;
+        else m->end = m->end << 4 | digit;
+        break;
+    case NODEDB_PREFETCH__MAPS_PERMISSIONS:
+        if (c == ' ') m->field = NODEDB_PREFETCH__MAPS_REST;
+        else m->sharing = c;
+        break;
+    case NODEDB_PREFETCH__MAPS_REST: break;
+    }
+}
+
+/* Looks for a part of `runs` that is mapped and not shared. 1: `*where` is the first such address. 0: there is none.
+ * -errno: /proc/self/maps cannot be read. Both lists are sorted, so one pass does. */
+static int nodedb_prefetch__find_private(const nodedb_prefetch_range *runs, size_t runs_n, uintptr_t *where) {
+    nodedb_prefetch__mapping m;
+    int fd, result = 0;
+    size_t at = 0;
+    memset(&m, 0, sizeof m);
+    nodedb__retry(fd, open("/proc/self/maps", O_RDONLY | O_CLOEXEC));
+    if (fd < 0) return -errno;
+    while (result == 0 && at < runs_n) {
+        char text[NODEDB_PREFETCH__MAPS_READ_BYTES];
+        ssize_t got;
+        nodedb__retry(got, read(fd, text, sizeof text));
+        if (got <= 0) {
+            result = got < 0 ? -errno : 0;
+            break;
+        }
+        for (ssize_t i = 0; i < got && result == 0; i++) {
+            if (text[i] != '\n') {
+                nodedb_prefetch__mapping_letter(&m, text[i]);
+                continue;
+            }
+            while (at < runs_n && (uintptr_t)runs[at].start + runs[at].bytes <= m.start) at++;
+            if (at < runs_n && (uintptr_t)runs[at].start < m.end && m.sharing != 's') {
+                *where = (uintptr_t)runs[at].start > m.start ? (uintptr_t)runs[at].start : m.start;
+                result = 1;
+            }
+            memset(&m, 0, sizeof m);
+        }
+    }
+    (void)close(fd);
+    return result;
+}
+
+/* Refuses a DROP that would lose a byte. Checks the whole batch before anything is released. */
+static nodedb_status nodedb_prefetch__check_drop(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
+                                                 nodedb_error *err) {
+    for (size_t at = 0, group; at < n; at += group) {
+        uintptr_t where = 0;
+        size_t runs_n;
+        int found;
+        group = nodedb_prefetch__group_size(n - at);
+        (void)nodedb_prefetch_plan(ranges + at, group, p->config.page_bytes, NODEDB_PREFETCH_INWARD, p->runs, &runs_n,
+                                   NULL);
+        found = runs_n > 0 ? nodedb_prefetch__find_private(p->runs, runs_n, &where) : 0;
+        if (found < 0)
+            return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, -found,
+                               "prefetch: DROP needs /proc/self/maps to see that the memory is shared; use "
+                               "DROP_PRIVATE if nothing can be lost");
+        if (found > 0)
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
+                               "prefetch: DROP of the private memory at 0x%llx would lose what was written there; "
+                               "nothing was dropped (DROP_PRIVATE does it)", (unsigned long long)where);
+    }
+    return NODEDB_OK;
+}
+
+NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release_batch(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
+                                                                size_t n, nodedb_prefetch_release_how how,
+                                                                nodedb_error *err) {
+    static const int advices[] = {NODEDB_PREFETCH__COLD, NODEDB_PREFETCH__PAGE_OUT, MADV_DONTNEED, MADV_DONTNEED};
+    nodedb_status status = nodedb_prefetch__check_not_null(p, err);
+    if (status != NODEDB_OK) return status;
+    if ((unsigned)how > NODEDB_PREFETCH_DROP_PRIVATE)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: there is no way %d to release memory", (int)how);
+    status = nodedb_prefetch__check_ranges(ranges, n, p->config.page_bytes, err);
+    if (status == NODEDB_OK && how == NODEDB_PREFETCH_DROP) status = nodedb_prefetch__check_drop(p, ranges, n, err);
+    return status != NODEDB_OK ? status : nodedb_prefetch__advise_all(p, ranges, n, advices[how], err);
+}
+
+NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release(nodedb_prefetch *p, const void *start, size_t bytes,
+                                                          nodedb_prefetch_release_how how, nodedb_error *err) {
+    nodedb_prefetch_range range;
+    range.start = start, range.bytes = bytes;
+    return nodedb_prefetch_release_batch(p, &range, 1, how, err);
+}
+
+/* ===================================================================================================================
+ * TICKETS: batches that tell when they are done
+ *
+ * Only the owner's thread changes a slot. What the kernel's workers did arrives in the ring, and is taken out by drain,
+ * which begin and reap call. The event descriptor only says that it is worth looking.
+ * ================================================================================================================ */
+
+static void nodedb_prefetch__drain(nodedb_prefetch *p);
+static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, unsigned slot);
+
+static void nodedb_prefetch__signal(nodedb_prefetch *p) {
+    uint64_t one = 1; /* fails only if 2^64 - 2 signals are unread; then the descriptor is readable already */
+    ssize_t ignored = write(p->event_fd, &one, sizeof one);
+    (void)ignored;
+}
+
+/* Notes the first failure of a ticket; later ones change nothing. */
+static void nodedb_prefetch__ticket_failed(nodedb_prefetch_ticket *t, int sys_errno, const void *at) {
+    if (t->status != NODEDB_OK) return;
+    t->sys_errno = sys_errno;
+    t->failed_at = at;
+    t->status = sys_errno == ENOMEM ? NODEDB_ERR_INVALID : NODEDB_ERR_IO;
+    t->resident = false;
+}
+
+/* PENDING -> READY */
+static void nodedb_prefetch__slot_done(nodedb_prefetch *p, unsigned slot) {
+    nodedb_prefetch__slot *s = &p->slots[slot];
+    assert(s->state == NODEDB_PREFETCH__PENDING && p->entries_in_use >= s->entries);
+    assert(p->ready_n < NODEDB_PREFETCH_MAX_TICKETS);
+    p->entries_in_use -= s->entries;
+    s->state = NODEDB_PREFETCH__READY;
+    p->ready[(p->ready_first + p->ready_n++) % NODEDB_PREFETCH_MAX_TICKETS] = slot;
+    p->stats.tickets_done++;
+}
+
+/* FREE -> PENDING */
+static unsigned nodedb_prefetch__slot_begin(nodedb_prefetch *p, uint64_t tag, unsigned entries, bool resident) {
+    unsigned slot = p->free_slots[--p->free_n];
+    nodedb_prefetch__slot *s = &p->slots[slot];
+    assert(s->state == NODEDB_PREFETCH__FREE);
+    memset(s, 0, sizeof *s);
+    s->state = NODEDB_PREFETCH__PENDING;
+    s->entries = entries;
+    s->ticket.tag = tag;
+    s->ticket.resident = resident; /* until a step fails */
+    p->entries_in_use += entries;
+    p->stats.tickets_begun++;
+    return slot;
+}
+
+NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
+                                                        size_t n, uint64_t tag, nodedb_error *err) {
+    nodedb_prefetch__refusal refusal = {0, NULL, 0};
+    size_t runs_n = 0, entries;
+    unsigned slot;
+    nodedb_status status = nodedb_prefetch__check_not_null(p, err);
+    if (status != NODEDB_OK) return status;
+    if (n > NODEDB_PREFETCH_GROUP_RANGES)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "prefetch: a ticket takes up to %d ranges, not %llu",
+                           NODEDB_PREFETCH_GROUP_RANGES, (unsigned long long)n);
+    status = nodedb_prefetch_plan(ranges, n, p->config.page_bytes, NODEDB_PREFETCH_OUTWARD, p->runs, &runs_n, err);
+    if (status != NODEDB_OK) return status;
+    /* What begin_by_ring submits: the steps of the advice, those of populating, and the write to the descriptor. The
+     * limits are the same without a ring, so that a program behaves the same on every kernel. */
+    entries = 1 + nodedb_prefetch__count_steps(nodedb_prefetch__cursor_at_start(p, runs_n, MADV_WILLNEED)) +
+              nodedb_prefetch__count_steps(nodedb_prefetch__cursor_at_start(p, runs_n, NODEDB_PREFETCH__POPULATE_READ));
+    if (entries > p->config.queue_depth)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
+                           "prefetch: this batch needs %llu entries of the ring, which has %u: split it, or raise "
+                           "queue_depth", (unsigned long long)entries, p->config.queue_depth);
+    if (p->has_ring) nodedb_prefetch__drain(p);
+    if (p->free_n == 0 || entries > p->config.queue_depth - p->entries_in_use)
+        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "prefetch: %u batches with %u entries are under way: reap first",
+                           NODEDB_PREFETCH_MAX_TICKETS - p->free_n, p->entries_in_use);
+
+    slot = nodedb_prefetch__slot_begin(p, tag, p->has_ring ? (unsigned)entries : 0, p->has_ring || runs_n == 0);
+    nodedb_prefetch__count_group(p, ranges, n, runs_n, &p->stats.pages_advised);
+    if (p->has_ring && runs_n > 0) {
+        nodedb_prefetch__begin_by_ring(p, runs_n, slot);
+        return NODEDB_OK;
+    }
+    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, &refusal);
+    if (refusal.sys_errno != 0)
+        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, refusal.sys_errno, refusal.start);
+    nodedb_prefetch__slot_done(p, slot);
+    nodedb_prefetch__signal(p);
+    return NODEDB_OK;
+}
+
+NODEDB_PREFETCH_API int nodedb_prefetch_fd(const nodedb_prefetch *p) { return p != NULL ? p->event_fd : -1; }
+
+NODEDB_PREFETCH_API size_t nodedb_prefetch_reap(nodedb_prefetch *p, nodedb_prefetch_ticket *tickets, size_t max) {
+    uint64_t signals;
+    ssize_t ignored;
+    size_t n = 0;
+    if (p == NULL || (tickets == NULL && max > 0)) return 0;
+    /* Reset the descriptor before looking at the ring: what completes in between signals again, and is not missed. */
+    ignored = read(p->event_fd, &signals, sizeof signals);
+    (void)ignored;
+    if (p->has_ring) nodedb_prefetch__drain(p);
+    for (; n < max && p->ready_n > 0; n++) {
+        unsigned slot = p->ready[p->ready_first];
+        assert(p->slots[slot].state == NODEDB_PREFETCH__READY);
+        p->ready_first = (p->ready_first + 1) % NODEDB_PREFETCH_MAX_TICKETS;
+        p->ready_n--;
+        tickets[n] = p->slots[slot].ticket;
+        p->slots[slot].state = NODEDB_PREFETCH__FREE;
+        p->free_slots[p->free_n++] = slot;
+    }
+    if (p->ready_n > 0) nodedb_prefetch__signal(p);
+    return n;
+}
+
+/* ===================================================================================================================
+ * RING: advice and waiting by the kernel's worker threads
+ *
+ * A ticket is one submission. Its advice starts all reads; the chain behind it waits for them:
+ *
+ *     WILLNEED step | WILLNEED step | ...     workers take these side by side: all reads are under way
+ *     POPULATE_READ run -> POPULATE_READ run -> ... -> write(event_fd)
+ *                                             hard links: one worker takes these one after the other, and goes on after
+ *                                             a failure. Each waits until its pages are in memory and in the page table
+ *
+ * So the owner wakes up once for each ticket, and not before the completion of the last run is in the ring. (A
+ * descriptor registered with the ring would be signalled at every completion. IOSQE_CQE_SKIP_SUCCESS would swallow
+ * refusals as well, because the kernel does not mark a refused madvise as failed.)
+ *
+ * A completion tells by its user_data what it belongs to. A step starts a page, so the low 8 bits of its address are 0:
+ *
+ *     63                                   8 7           0
+ *     | address of the step                 | mark        |
+ *       mark  slot (0 to 63)      a run of that ticket
+ *             slot + MARK_LAST    the last run of that ticket: it is done
+ *             MARK_NONE           nobody waits for it
+ *             MARK_ADVICE         MADV_WILLNEED of a batch
+ * ================================================================================================================ */
+
+#ifdef NODEDB_PREFETCH__URING
+enum {
+    NODEDB_PREFETCH__MARK_BITS = 0xff,
+    NODEDB_PREFETCH__MARK_LAST = NODEDB_PREFETCH_MAX_TICKETS,
+    NODEDB_PREFETCH__MARK_NONE = 0x80,
+    NODEDB_PREFETCH__MARK_ADVICE = 0x81
+};
+#define NODEDB_PREFETCH__SUBMIT_TRIES 1000 /* of a kernel that is short of memory, or has no room for completions */
+#define NODEDB_PREFETCH__SUBMIT_PAUSE_US 1000
+
+static void nodedb_prefetch__prepare(nodedb_prefetch *p, struct iovec step, int advice, unsigned mark, unsigned flags) {
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring);
+    assert(sqe != NULL && ((uintptr_t)step.iov_base & NODEDB_PREFETCH__MARK_BITS) == 0);
+    io_uring_prep_madvise(sqe, step.iov_base, (off_t)step.iov_len, advice);
+    sqe->flags = (unsigned char)flags;
+    sqe->user_data = (uint64_t)(uintptr_t)step.iov_base | mark;
+}
+
+/* Takes all completions out of the ring. Never blocks. */
+static void nodedb_prefetch__drain(nodedb_prefetch *p) {
+    struct io_uring_cqe *cqe;
+    while (io_uring_peek_cqe(&p->ring, &cqe) == 0) {
+        unsigned mark = (unsigned)(cqe->user_data & NODEDB_PREFETCH__MARK_BITS);
+        unsigned slot = mark % NODEDB_PREFETCH_MAX_TICKETS;
+        const void *at = (const void *)(uintptr_t)(cqe->user_data & ~(uint64_t)NODEDB_PREFETCH__MARK_BITS);
+        int error = cqe->res < 0 ? -cqe->res : 0;
+        io_uring_cqe_seen(&p->ring, cqe);
+        if (mark == NODEDB_PREFETCH__MARK_NONE) continue;
+        if (error != 0 && error != EBADF) { /* EBADF: nothing to read, as in note_refusal */
+            p->stats.failures++;
+            if (mark != NODEDB_PREFETCH__MARK_ADVICE)
+                nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, at);
+            else
+                nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
+                           "prefetch: the kernel refused MADV_WILLNEED at %p with errno %d", at, error);
+        }
+        if (mark == NODEDB_PREFETCH__MARK_ADVICE) p->advice_under_way--;
+        else if ((mark & NODEDB_PREFETCH__MARK_LAST) != 0) nodedb_prefetch__slot_done(p, slot);
+    }
+}
+
+/* Hands all prepared entries to the kernel. Returns how many io_uring_submit took at its first success; less than all
+ * means that a chain may have been cut in two. -errno: the kernel takes none, and the ring has to be given up. */
+static int nodedb_prefetch__submit(nodedb_prefetch *p) {
+    int first = -1;
+    for (int tries = 0; tries < NODEDB_PREFETCH__SUBMIT_TRIES; tries++) {
+        int taken = io_uring_submit(&p->ring);
+        p->stats.system_calls++;
+        if (taken > 0 && first < 0) first = taken;
+        if (taken >= 0 && io_uring_sq_ready(&p->ring) == 0) return first < 0 ? 0 : first;
+        if (taken < 0 && taken != -EINTR && taken != -EAGAIN && taken != -EBUSY) return taken;
+        nodedb_prefetch__drain(p);
+        if (taken <= 0) (void)usleep(NODEDB_PREFETCH__SUBMIT_PAUSE_US);
+    }
+    return -EAGAIN;
+}
+
+/* Leaves a ring that takes nothing. PENDING tickets become READY as failed, and later calls use the simpler methods. */
+static void nodedb_prefetch__give_up_ring(nodedb_prefetch *p, int error) {
+    nodedb_say(&p->config.logger, NODEDB_LOG_ERROR,
+               "prefetch: io_uring failed with errno %d and is given up; tickets come back at once from now on", error);
+    nodedb_prefetch__drain(p);
+    for (unsigned slot = 0; slot < NODEDB_PREFETCH_MAX_TICKETS; slot++) {
+        if (p->slots[slot].state != NODEDB_PREFETCH__PENDING) continue;
+        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, NULL);
+        nodedb_prefetch__slot_done(p, slot);
+    }
+    io_uring_queue_exit(&p->ring);
+    p->has_ring = false;
+    if (p->method == NODEDB_PREFETCH_IO_URING)
+        p->method = p->vector_advice != 0 ? NODEDB_PREFETCH_PROCESS_MADVISE : NODEDB_PREFETCH_MADVISE;
+    nodedb_prefetch__signal(p);
+}
+
+/* MADV_WILLNEED of a batch by the workers. Blocks only while config.queue_depth steps are under way. */
+static void nodedb_prefetch__advise_by_ring(nodedb_prefetch *p, size_t runs_n, nodedb_prefetch__refusal *refusal) {
+    nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at_start(p, runs_n, MADV_WILLNEED);
+    int taken = 0;
+    while (c.at < runs_n && taken >= 0) {
+        struct io_uring_cqe *cqe;
+        nodedb_prefetch__drain(p);
+        if (p->advice_under_way == p->config.queue_depth) {
+            p->stats.system_calls++;
+            taken = io_uring_wait_cqe(&p->ring, &cqe);
+            if (taken == -EINTR) taken = 0;
+            continue;
+        }
+        for (; c.at < runs_n && p->advice_under_way < p->config.queue_depth; p->advice_under_way++) {
+            struct iovec step = nodedb_prefetch__step_at(&c);
+            nodedb_prefetch__prepare(p, step, MADV_WILLNEED, NODEDB_PREFETCH__MARK_ADVICE, 0);
+            nodedb_prefetch__advance(&c, step.iov_len);
+        }
+        taken = nodedb_prefetch__submit(p);
+    }
+    if (taken >= 0) return;
+    nodedb_prefetch__give_up_ring(p, -taken);
+    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
+}
+
+/* Submits the ticket in `slot`, as the picture above shows. */
+static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, unsigned slot) {
+    static const uint64_t one = 1;
+    nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at_start(p, runs_n, MADV_WILLNEED);
+    struct io_uring_sqe *sqe;
+    int taken;
+    while (c.at < runs_n) {
+        struct iovec step = nodedb_prefetch__step_at(&c);
+        nodedb_prefetch__prepare(p, step, MADV_WILLNEED, NODEDB_PREFETCH__MARK_NONE, 0);
+        nodedb_prefetch__advance(&c, step.iov_len);
+    }
+    c = nodedb_prefetch__cursor_at_start(p, runs_n, NODEDB_PREFETCH__POPULATE_READ);
+    while (c.at < runs_n) {
+        struct iovec step = nodedb_prefetch__step_at(&c);
+        unsigned mark;
+        nodedb_prefetch__advance(&c, step.iov_len);
+        mark = slot | (c.at == runs_n ? (unsigned)NODEDB_PREFETCH__MARK_LAST : 0u);
+        nodedb_prefetch__prepare(p, step, NODEDB_PREFETCH__POPULATE_READ, mark, IOSQE_IO_HARDLINK);
+    }
+    sqe = io_uring_get_sqe(&p->ring);
+    assert(sqe != NULL);
+    io_uring_prep_write(sqe, 0, &one, sizeof one, 0); /* file 0 of the ring is event_fd; it and `one` outlive `p` */
+    sqe->flags = IOSQE_FIXED_FILE;
+    sqe->user_data = NODEDB_PREFETCH__MARK_NONE;
+    taken = nodedb_prefetch__submit(p);
+    if (taken < 0) nodedb_prefetch__give_up_ring(p, -taken);
+    else if ((unsigned)taken < p->slots[slot].entries) p->slots[slot].ticket.resident = false; /* the chain was cut */
+}
+
+/* A ring that can do MADV_WILLNEED and MADV_POPULATE_READ, with event_fd as its file 0. Returns 0 or an errno. */
+static int nodedb_prefetch__open_ring(nodedb_prefetch *p, void *page) {
+    struct io_uring_probe *probe;
+    int error;
+    if (madvise(page, p->system_page_bytes, NODEDB_PREFETCH__POPULATE_READ) != 0) return errno;
+    error = -io_uring_queue_init(p->config.queue_depth, &p->ring, 0);
+    if (error != 0) return error;
+    probe = io_uring_get_probe_ring(&p->ring);
+    if (probe == NULL || !io_uring_opcode_supported(probe, IORING_OP_MADVISE)) error = EOPNOTSUPP;
+    if (probe != NULL) io_uring_free_probe(probe);
+    if (error == 0) error = -io_uring_register_files(&p->ring, &p->event_fd, 1);
+    if (error != 0) io_uring_queue_exit(&p->ring);
+    return error;
+}
+
+static void nodedb_prefetch__close_ring(nodedb_prefetch *p) { io_uring_queue_exit(&p->ring); }
+#else
+/* Without liburing `has_ring` is never true and no method is IO_URING, so none of these is reached but open_ring. */
+static int nodedb_prefetch__open_ring(nodedb_prefetch *p, void *page) { return (void)p, (void)page, ENOSYS; }
+static void nodedb_prefetch__close_ring(nodedb_prefetch *p) { (void)p; }
+static void nodedb_prefetch__drain(nodedb_prefetch *p) { (void)p; }
+static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, unsigned slot) {
+    (void)p, (void)runs_n, (void)slot;
+}
+static void nodedb_prefetch__advise_by_ring(nodedb_prefetch *p, size_t runs_n, nodedb_prefetch__refusal *refusal) {
+    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
+}
+#endif
+
+/* ===================================================================================================================
+ * CREATION: tries what this kernel can do
+ *
+ * Each method is tried on a page of our own. The version of the kernel does not decide: a container may refuse what the
+ * kernel has.
+ * ================================================================================================================ */
+
+#define NODEDB_PREFETCH__MIN_PAGE_BYTES 256 /* below any real page; keeps the mark bits of an address free */
+
+/* Tries process_madvise with each advice, and notes in vector_advice which work. Returns 0 or an errno. */
+static int nodedb_prefetch__try_process_madvise(nodedb_prefetch *p, void *page) {
+    static const int advices[] = {MADV_WILLNEED, NODEDB_PREFETCH__COLD, NODEDB_PREFETCH__PAGE_OUT, MADV_DONTNEED};
+    struct iovec step;
+    step.iov_base = page, step.iov_len = p->system_page_bytes;
+    if (nodedb_prefetch__process_madvise(p->pidfd, &step, 1, MADV_WILLNEED) < 0 && errno == EBADF) {
+        long fd = syscall(NODEDB_PREFETCH__SYS_PIDFD_OPEN, getpid(), 0U); /* before Linux 6.14 */
+        if (fd < 0) return errno;
+        p->pidfd = (int)fd;
+    }
+    for (size_t i = 0; i < sizeof advices / sizeof advices[0]; i++)
+        if (nodedb_prefetch__process_madvise(p->pidfd, &step, 1, advices[i]) == (long)step.iov_len)
+            p->vector_advice |= 1u << advices[i];
+        else if (advices[i] == MADV_WILLNEED)
+            return errno; /* releases alone are not worth it */
+    return 0;
+}
+
+/* Chooses the methods, and tells the logger what the kernel refused. */
+static void nodedb_prefetch__choose_methods(nodedb_prefetch *p, void *page) {
+    const nodedb_logger *logger = &p->config.logger;
+    nodedb_prefetch_method wanted = p->config.method;
+    int error;
+    p->method = NODEDB_PREFETCH_MADVISE;
+    if (wanted == NODEDB_PREFETCH_MADVISE) return;
+    error = nodedb_prefetch__try_process_madvise(p, page);
+    if (error == 0) p->method = NODEDB_PREFETCH_PROCESS_MADVISE;
+    else nodedb_say(logger, NODEDB_LOG_INFO,
+                    "prefetch: process_madvise on ourselves is refused (errno %d), so a batch takes one madvise for "
+                    "each run; remedy: Linux 6.13, or a seccomp profile that allows it", error);
+    if (wanted == NODEDB_PREFETCH_PROCESS_MADVISE) return;
+    error = nodedb_prefetch__open_ring(p, page);
+    p->has_ring = error == 0;
+    if (p->has_ring && wanted == NODEDB_PREFETCH_IO_URING) p->method = NODEDB_PREFETCH_IO_URING;
+    if (p->has_ring) return;
+#ifdef NODEDB_PREFETCH__URING
+    nodedb_say(logger, NODEDB_LOG_WARNING,
+               "prefetch: io_uring with MADV_POPULATE_READ is refused (errno %d), so tickets come back before their "
+               "pages are in memory; remedy: Linux 5.14, kernel.io_uring_disabled=0, a seccomp profile that allows "
+               "io_uring", error);
+#else
+    nodedb_say(logger, NODEDB_LOG_WARNING,
+               "prefetch: built without liburing, so tickets come back before their pages are in memory; remedy: "
+               "liburing-dev, and no NODEDB_NO_LIBURING");
+#endif
+}
+
+/* Fills in the defaults and checks the rest. */
+static nodedb_status nodedb_prefetch__complete_config(nodedb_prefetch_config *c, size_t system_page_bytes,
+                                                      nodedb_error *err) {
+    if (c->page_bytes == 0) c->page_bytes = system_page_bytes;
+    if (c->queue_depth == 0) c->queue_depth = NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH;
+    if ((unsigned)c->method > NODEDB_PREFETCH_IO_URING)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: there is no method %d", (int)c->method);
+    if (!nodedb_prefetch__is_power_of_two(c->page_bytes) || c->page_bytes < system_page_bytes ||
+        c->page_bytes > NODEDB_PREFETCH_MAX_PAGE_BYTES)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
+                           "prefetch: page_bytes is %llu: a power of two from the system's %llu to %llu is needed",
+                           (unsigned long long)c->page_bytes, (unsigned long long)system_page_bytes,
+                           (unsigned long long)NODEDB_PREFETCH_MAX_PAGE_BYTES);
+    if (c->queue_depth < NODEDB_PREFETCH_MIN_QUEUE_DEPTH || c->queue_depth > NODEDB_PREFETCH_MAX_QUEUE_DEPTH)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: queue_depth is %u, outside %d to %d", c->queue_depth,
+                           NODEDB_PREFETCH_MIN_QUEUE_DEPTH, NODEDB_PREFETCH_MAX_QUEUE_DEPTH);
+    return NODEDB_OK;
+}
+
+NODEDB_PREFETCH_API nodedb_prefetch *nodedb_prefetch_create(const nodedb_prefetch_config *config, nodedb_error *err) {
+    nodedb_prefetch_config c;
+    nodedb_prefetch *p;
+    long page_bytes = sysconf(_SC_PAGESIZE);
+    void *page;
+    memset(&c, 0, sizeof c);
+    if (config != NULL) c = *config;
+    assert(page_bytes > NODEDB_PREFETCH__MIN_PAGE_BYTES && nodedb_prefetch__is_power_of_two((size_t)page_bytes));
+    if (nodedb_prefetch__complete_config(&c, (size_t)page_bytes, err) != NODEDB_OK) return NULL;
+    p = (nodedb_prefetch *)nodedb__alloc_zero(&c.allocator, sizeof *p, NODEDB_CACHE_LINE_BYTES);
+    if (p == NULL) {
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "prefetch: no memory for %llu bytes",
+                          (unsigned long long)sizeof *p);
+        return NULL;
+    }
+    p->config = c;
+    p->system_page_bytes = (size_t)page_bytes;
+    p->pidfd = NODEDB_PREFETCH__PIDFD_SELF;
+    for (unsigned i = 0; i < NODEDB_PREFETCH_MAX_TICKETS; i++) p->free_slots[i] = NODEDB_PREFETCH_MAX_TICKETS - 1 - i;
+    p->free_n = NODEDB_PREFETCH_MAX_TICKETS;
+    p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    page = mmap(NULL, p->system_page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p->event_fd < 0 || page == MAP_FAILED) {
+        (void)nodedb_fail(err, nodedb_io_status(errno), errno,
+                          "prefetch: no descriptor or no page to try the kernel with");
+        if (page != MAP_FAILED) (void)munmap(page, p->system_page_bytes);
+        nodedb_prefetch_destroy(p);
+        return NULL;
+    }
+    nodedb_prefetch__choose_methods(p, page);
+    (void)munmap(page, p->system_page_bytes);
+    return p;
+}
+
+NODEDB_PREFETCH_API void nodedb_prefetch_destroy(nodedb_prefetch *p) {
+    nodedb_allocator allocator;
+    if (p == NULL) return;
+    if (p->has_ring) nodedb_prefetch__close_ring(p);
+    if (p->pidfd >= 0) (void)close(p->pidfd);
+    if (p->event_fd >= 0) (void)close(p->event_fd);
+    allocator = p->config.allocator;
+    nodedb__release(&allocator, p, sizeof *p);
+}
+
+/* ===================================================================================================================
+ * RESIDENCY: counts the pages that are in memory
+ * ================================================================================================================ */
+
+#define NODEDB_PREFETCH__MINCORE_PAGES 4096 /* of one mincore: a byte for each, on the stack */
+
+NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_residency(nodedb_prefetch *p, const void *start, size_t bytes,
+                                                            uint64_t *resident_pages, uint64_t *total_pages,
+                                                            nodedb_error *err) {
+    unsigned char in_memory[NODEDB_PREFETCH__MINCORE_PAGES];
+    nodedb_prefetch_range run;
+    size_t runs_n = 0, pages;
+    uint64_t resident = 0;
+    nodedb_status status = nodedb_prefetch__check_not_null(p != NULL && total_pages != NULL ? resident_pages : NULL,
+                                                           err);
+    if (status != NODEDB_OK) return status;
+    *resident_pages = *total_pages = 0;
+    run.start = start, run.bytes = bytes;
+    status = nodedb_prefetch_plan(&run, 1, p->system_page_bytes, NODEDB_PREFETCH_OUTWARD, &run, &runs_n, err);
+    if (status != NODEDB_OK || runs_n == 0) return status;
+
+    for (size_t at = 0; at < run.bytes; at += pages * p->system_page_bytes) {
+        nodedb_prefetch__refusal refusal = {0, NULL, 0};
+        pages = (run.bytes - at) / p->system_page_bytes;
+        if (pages > sizeof in_memory) pages = sizeof in_memory;
+        refusal.start = (const void *)((uintptr_t)run.start + at);
+        refusal.bytes = pages * p->system_page_bytes;
+        if (mincore((void *)(uintptr_t)refusal.start, refusal.bytes, in_memory) != 0) {
+            refusal.sys_errno = errno;
+            return nodedb_prefetch__refusal_error(p, &refusal, "mincore", err);
+        }
+        for (size_t i = 0; i < pages; i++) resident += in_memory[i] & 1;
+    }
+    *resident_pages = resident;
+    *total_pages = run.bytes / p->system_page_bytes;
+    p->stats.residency_hits += resident;
+    p->stats.residency_misses += *total_pages - resident;
+    return NODEDB_OK;
+}
+
+/* ===================================================================================================================
+ * FAULTS: counts the page faults of one thread
+ *
+ * The kernel counts for each thread. A tick after the end of an interval takes the difference, and derives two results
+ * from it: whether the thread is degraded, and how many ranges it should prefetch ahead.
+ * ================================================================================================================ */
+
+#define NODEDB_PREFETCH__MISS_RATE_HIGH 0.125 /* share of major faults above which the depth grows: 1 in 8 */
+
+/* The counters of the calling thread; RUSAGE_SELF would be those of the whole process. */
 static nodedb_status nodedb_prefetch__thread_faults(uint64_t *major, uint64_t *minor, nodedb_error *err) {
     struct rusage usage;
     if (getrusage(RUSAGE_THREAD, &usage) != 0)
@@ -1449,7 +1686,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
                                                                nodedb_error *err) {
     nodedb_prefetch_faults fresh;
     nodedb_prefetch_faults_config *c = &fresh.config;
-    nodedb_status status = nodedb_prefetch__need(f, err);
+    nodedb_status status = nodedb_prefetch__check_not_null(f, err);
     if (status != NODEDB_OK) return status;
     memset(&fresh, 0, sizeof fresh);
     if (config != NULL) *c = *config;
@@ -1459,7 +1696,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
     if (c->depth_max == 0) c->depth_max = NODEDB_PREFETCH_DEFAULT_DEPTH_MAX;
     if (c->depth_min > c->depth_max)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: depth_min %u is above depth_max %u", c->depth_min,
-                            c->depth_max);
+                           c->depth_max);
     status = nodedb_prefetch__thread_faults(&fresh.begun_major, &fresh.begun_minor, err);
     if (status != NODEDB_OK) return status;
     fresh.begun_ns = nodedb_now_ns(&c->clock);
@@ -1469,20 +1706,21 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
     return NODEDB_OK;
 }
 
-static void nodedb_prefetch__set_depth(nodedb_prefetch_faults *f, bool memory_is_short) {
+static void nodedb_prefetch__adapt_depth(nodedb_prefetch_faults *f, bool memory_is_short) {
     const nodedb_prefetch_faults_config *c = &f->config;
     bool many_misses = f->miss_rate > NODEDB_PREFETCH__MISS_RATE_HIGH;
     if (memory_is_short) f->depth = f->depth / 2 > c->depth_min ? f->depth / 2 : c->depth_min;
     else if (many_misses) f->depth = f->depth < c->depth_max / 2 ? f->depth * 2 : c->depth_max;
 }
 
-static void nodedb_prefetch__set_degraded(nodedb_prefetch_faults *f) {
+/* A late tick closes a long interval, so its faults are scaled to the length that the limit is meant for. */
+static void nodedb_prefetch__update_degraded(nodedb_prefetch_faults *f) {
     double scaled = (double)f->interval_major * (double)f->config.interval_ns / (double)f->interval_elapsed_ns;
     bool degraded = scaled > (double)f->config.major_faults_max;
     if (degraded != f->degraded)
         nodedb_say(&f->config.logger, degraded ? NODEDB_LOG_WARNING : NODEDB_LOG_INFO,
-                    "prefetch: thread %ld is %s: %.0f major faults per interval, the limit is %llu", f->owner_tid,
-                    degraded ? "degraded" : "well again", scaled, (unsigned long long)f->config.major_faults_max);
+                   "prefetch: thread %ld %s: %.0f major faults per interval, the limit is %llu", f->owner_tid,
+                   degraded ? "is degraded" : "has recovered", scaled, (unsigned long long)f->config.major_faults_max);
     f->degraded = degraded;
 }
 
@@ -1490,7 +1728,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
                                                               nodedb_error *err) {
     uint64_t now, major = 0, minor = 0;
     double all;
-    nodedb_status status = nodedb_prefetch__need(f, err);
+    nodedb_status status = nodedb_prefetch__check_not_null(f, err);
     if (status != NODEDB_OK) return status;
     if (f->owner_tid == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: these fault counters were not started");
@@ -1498,7 +1736,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
     if (now < f->begun_ns || now - f->begun_ns < f->config.interval_ns) return NODEDB_OK;
     if ((long)syscall(SYS_gettid) != f->owner_tid)
         return nodedb_fail(err, NODEDB_ERR_STATE, 0, "prefetch: these fault counters belong to thread %ld",
-                            f->owner_tid);
+                           f->owner_tid);
     status = nodedb_prefetch__thread_faults(&major, &minor, err);
     if (status != NODEDB_OK) return status;
 
@@ -1512,8 +1750,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
     f->miss_rate = all > 0 ? (double)f->interval_major / all : 0;
     f->begun_ns = now, f->begun_major = major, f->begun_minor = minor;
     f->intervals++;
-    nodedb_prefetch__set_degraded(f);
-    nodedb_prefetch__set_depth(f, memory_is_short);
+    nodedb_prefetch__update_degraded(f);
+    nodedb_prefetch__adapt_depth(f, memory_is_short);
     return NODEDB_OK;
 }
 

@@ -1,5 +1,15 @@
-/* The promises of nodedb_prefetch.h. Tests that need cold pages make a file on disk and evict it; where the file system
- * does not let go of pages (tmpfs), they say so and check only what is left. */
+/* The promises of nodedb_prefetch.h.
+ *
+ *   HELPERS           files, cold mappings, waiting, what a logger was told
+ *   RANGES AND RUNS   the plan of a prefetch or a release: rounding, merging, refusals
+ *   CREATION          configs, NULL, the allocator, system calls that are refused
+ *   BATCHES           cold pages, large ranges and pages, unmapped and anonymous memory
+ *   TICKETS           when they come back, how many there are, what they report, a ring that breaks
+ *   RELEASE           no neighbour's bytes, private and shared memory, unmapped memory
+ *   FAULTS            one thread's own, degraded threads, the adaptive depth
+ *
+ * Tests that need cold pages make a file on disk and evict it. Where the file system does not evict pages (tmpfs), they
+ * say so and check only the rest. */
 #define NODEDB_PREFETCH_IMPLEMENTATION
 #include "nodedb_prefetch.h"
 #include "test.h"
@@ -10,7 +20,9 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-/* ---- help ------------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * HELPERS: files, cold mappings, waiting, what a logger was told
+ * ================================================================================================================ */
 
 static size_t page_bytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
@@ -140,7 +152,9 @@ static const nodedb_prefetch_method methods[] = {NODEDB_PREFETCH_AUTO, NODEDB_PR
                                                  NODEDB_PREFETCH_PROCESS_MADVISE, NODEDB_PREFETCH_IO_URING};
 enum { METHODS = 4 };
 
-/* ---- arithmetic ------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * RANGES AND RUNS: the plan of a prefetch or a release: rounding, merging, refusals
+ * ================================================================================================================ */
 
 TEST(start_is_rounded_down_and_that_rounding_is_added_to_the_length) {
     static const size_t sizes[] = {4096, 16384, 65536};
@@ -258,13 +272,16 @@ TEST(range_that_wraps_or_is_null_is_refused_and_length_zero_is_nothing_to_do) {
     nodedb_prefetch_destroy(p);
 }
 
-/* ---- creation --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * CREATION: configs, NULL, the allocator, system calls that are refused
+ * ================================================================================================================ */
 
 TEST(zeroed_config_means_the_systems_page_and_a_method_that_was_tried) {
     nodedb_prefetch *p = nodedb_prefetch_create(NULL, NULL);
     int m;
     REQUIRE(p != NULL);
-    CHECK_EQ(nodedb_prefetch_page_bytes(p), page_bytes());
+    CHECK_EQ(nodedb_prefetch_one(p, p, 1, NULL), NODEDB_OK);
+    CHECK_EQ(stats_of(p).pages_advised, 1);
     CHECK(nodedb_prefetch_method_in_use(p) != NODEDB_PREFETCH_AUTO);
     CHECK(nodedb_prefetch_fd(p) >= 0);
     nodedb_prefetch_destroy(p);
@@ -403,7 +420,9 @@ TEST(refused_system_calls_fall_back_to_madvise_and_each_is_said_once) {
     close(fd);
 }
 
-/* ---- bringing in ------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * BATCHES: cold pages, large ranges and pages, unmapped and anonymous memory
+ * ================================================================================================================ */
 
 TEST(cold_pages_are_in_memory_after_a_prefetch_and_only_those) {
     enum { PAGES = 256 };
@@ -510,7 +529,6 @@ TEST(page_size_larger_than_the_systems_brings_in_whole_large_pages) {
     c.page_bytes = large;
     p = nodedb_prefetch_create(&c, NULL);
     REQUIRE(p != NULL);
-    CHECK_EQ(nodedb_prefetch_page_bytes(p), large);
     aligned = (char *)(((uintptr_t)map + 2 * large) & ~(uintptr_t)(large - 1));
     CHECK_EQ(nodedb_prefetch_one(p, aligned + large - 1, 2, NULL), NODEDB_OK);
     CHECK_EQ(stats_of(p).pages_advised, 2);
@@ -572,7 +590,9 @@ TEST(prefetch_of_anonymous_memory_is_nothing_to_do) {
     munmap(memory, 8 * page_bytes());
 }
 
-/* ---- tickets ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * TICKETS: when they come back, how many there are, what they report, a ring that breaks
+ * ================================================================================================================ */
 
 TEST(ticket_comes_back_when_every_page_can_be_touched_without_a_fault) {
     enum { PAGES = 512, BATCH = 64 };
@@ -647,6 +667,26 @@ TEST(tickets_are_bounded_and_all_come_back_once) {
         nodedb_prefetch_destroy(p);
         munmap(map, PAGES * page_bytes());
     }
+    close(fd);
+}
+
+TEST(four_tickets_of_64_scattered_pages_fit_into_the_default_queue) {
+    enum { TICKETS = 4, BATCH = 64, PAGES = TICKETS * BATCH * 2 };
+    int fd = make_file("data", PAGES);
+    nodedb_prefetch *p = make(NODEDB_PREFETCH_AUTO);
+    nodedb_prefetch_range r[BATCH];
+    unsigned seen = 0;
+    char *map;
+    (void)map_cold(fd, PAGES, &map);
+    CHECK(TICKETS * (2 * BATCH + 1) <= NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH); /* the pages may be read too soon to tell */
+    for (int t = 0; t < TICKETS; t++) {
+        for (int i = 0; i < BATCH; i++) r[i] = range_of(map + (size_t)(t * BATCH + i) * 2 * page_bytes(), 100);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, BATCH, (uint64_t)t, NULL), NODEDB_OK);
+    }
+    for (int t = 0; t < TICKETS; t++) seen |= 1u << wait_ticket(p).tag;
+    CHECK_EQ(seen, (1u << TICKETS) - 1);
+    nodedb_prefetch_destroy(p);
+    munmap(map, PAGES * page_bytes());
     close(fd);
 }
 
@@ -760,7 +800,9 @@ TEST(object_may_be_destroyed_while_tickets_are_under_way) {
     close(fd);
 }
 
-/* ---- giving back ------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * RELEASE: no neighbour's bytes, private and shared memory, unmapped memory
+ * ================================================================================================================ */
 
 static char *make_private(size_t pages) {
     char *memory = (char *)mmap(NULL, pages * page_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -891,7 +933,9 @@ TEST(release_of_unmapped_memory_is_an_error_that_names_its_address) {
     nodedb_prefetch_destroy(p);
 }
 
-/* ---- faults ----------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * FAULTS: one thread's own, degraded threads, the adaptive depth
+ * ================================================================================================================ */
 
 static uint64_t virtual_ns;
 static uint64_t virtual_now(void *ctx) {
