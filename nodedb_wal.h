@@ -75,7 +75,8 @@
    Seal        The last record of a log that was closed in order: a noop whose watermark covers all records before it.
    Checkpoint  A state on disk, made by the application, that holds the effect of every record up to an LSN. Segments
                below it may then be truncated. With several threads that commit, take an LSN below which every record
-               has been applied: commits return in any order. A lock around commit and apply is one way.
+               has been applied: commits return in any order. A lock around commit and apply is one way; a
+               follower that applies all records (examples/wal.c) is another.
    Truncation  Removes whole segments from the oldest end. The file of a removed segment is kept as a spare, up to four
                of them, and used again for a later segment.
    Recovery    What nodedb_wal_open does. It reads the preambles of all segments, syncs the last two and reads their
@@ -112,27 +113,29 @@
       watermark     0            0  0  0            3                  3  3
 
       unreadable  what is readable behind it         verdict
-      6           nothing                            torn tail: the log ends with 5
-      4           5 and 6, watermark 3: below 4      torn tail: the log ends with 3, and 5 and 6 are dropped
-      3           4, 5 and 6, watermark 3            corruption: 3 had been acknowledged, as 4 to 6 say
+      6           nothing                            nobody vouches for 6. If torn (rule 5), the log ends with 5
+      4           5 and 6, watermark 3: below 4      nobody vouches for 4. If torn, the log ends with 3: 5 and 6 are
+                                                     dropped, as they were not acknowledged before 4
+      3           4, 5 and 6, watermark 3            corruption: 4, 5 and 6 say that 3 had been acknowledged
 
-   The rule, where record N cannot be read:
+   Record N cannot be read. The rules, in order:
    1. A record behind it, in this segment or the next one, has a watermark of N or more: corruption.
    2. The next segment's preamble has a watermark of N or more, or another segment follows the next one, or the next
       segment begins with an LSN that does not fit: corruption.
    3. A follower finds that N is not above the durable LSN of the open log: corruption.
-   4. The record before N was the seal: the log ends there, in order.
-   5. Otherwise nobody vouches for N: it is in one of the last groups of a log that was not closed. Now the sectors
-      decide. A disk writes each sector of 512 bytes whole or not at all, and the first record of a group says how many
-      of the group's sectors are all zero. In a file that was zero before, a group with more zero sectors than it says
-      is torn. A group with no more has arrived whole, and was damaged since: corruption. A group that begins with a
-      zero sector never arrived: the log ends before it. A group whose first
-      sector is neither zero nor a header is corruption.
-   6. A recycled file was not zero before, so old bytes may stand where a new sector did not arrive. Only a sector with
-      a header of this segment in it is certainly new. One changed bit that is found there is corruption; everything
-      else counts as torn. config.no_recycling makes step 5 hold for all segments, and each is then written twice.
-   Corruption is looked at again, up to four times in 1.5 ms, before it is reported: a writer may be at that place.
-   Every call that meets it answers NODEDB_ERR_CORRUPT with file, offset and LSNs, and goes no further.
+   4. The record before N is the seal: the log ends there, in order.
+   5. Otherwise nobody vouches for N. It is in one of the last groups of a log that was not closed, and the sectors
+      decide. A disk writes each sector of 512 bytes whole or not at all, and the file was zero before. So:
+      - N would begin a group, and its first sector is zero: the group never arrived. The log ends before it.
+      - N would begin a group, and its first sector holds something else than a good header: corruption.
+      - The header of the group's first record is good. It says how many of the group's sectors are all zero. Where the
+        file has more zero sectors, some never arrived: torn. Where it has no more, all arrived and one was damaged
+        since: corruption. (65,535 or more zero sectors are not counted: such a group counts as torn.)
+   6. A recycled file was not zero before: old bytes may stand where a new sector did not arrive. Only a sector that
+      holds a header of this segment is certainly new. One changed bit that is found there is corruption; everything
+      else counts as torn. config.no_recycling makes rule 5 hold in every segment, and each is then written twice.
+   Before corruption is reported the place is read again, up to four times in 1.5 ms, as a writer may be at it. Every
+   call that meets it answers NODEDB_ERR_CORRUPT with file, offset and LSNs, and goes no further.
 
 4. API BY TASK
    Open and close              nodedb_wal_open, nodedb_wal_close
@@ -1010,7 +1013,7 @@ typedef struct nodedb_wal_config {
     size_t group_bytes;     /* [1 MiB] most bytes in one group, at most 64 MiB; rounded up to blocks */
     uint32_t groups;        /* [8] group buffers, 2 to 16: one fills while the others are in flight */
     nodedb_wal_backend backend; /* [AUTO] */
-    bool no_recycling;      /* every segment is written through with zeros: manual, section 3, step 6 */
+    bool no_recycling;      /* every segment is written through with zeros: manual, section 3, rule 6 */
     bool buffered;          /* through the page cache instead of O_DIRECT, and without io_uring */
     uint64_t first_lsn;     /* [1] of a new log, at most 2^63; ignored where a log is there */
     uint64_t log_id;        /* [random] of a new log; set it for byte-identical logs in tests */
