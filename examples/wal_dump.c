@@ -25,7 +25,7 @@ static int is_segment(const struct dirent *entry) {
 
 static int is_other(const struct dirent *entry) { return entry->d_name[0] != '.' && !is_segment(entry); }
 
-/* The preamble as section 8 of the manual has it. Decoded here, so that a damaged one can be shown too. */
+/* The preamble as section 9 of the manual has it. Decoded here, so that a damaged one can be shown too. */
 static void show_segment(const char *dir, const char *name) {
     unsigned char p[NODEDB_WAL_PREAMBLE_BYTES];
     char path[NODEDB_WAL_MAX_DIR_BYTES + MAX_NAME_BYTES];

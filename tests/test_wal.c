@@ -1,4 +1,16 @@
-/* Tests of nodedb_wal.h: each is a sentence of its manual. */
+/* Tests of nodedb_wal.h: each is a sentence of its manual. Readers of each kind are in test_wal_read.c; transactions,
+ * tombstones and anchors in test_wal_types.c; encryption in test_wal_cipher.c.
+ *
+ *   write: from one thread, from many, without waiting
+ *   read, replay, follow
+ *   limits and wrong arguments
+ *   torn tail or corruption
+ *   failed writes, and full disks
+ *   power cuts, and every call failing in turn
+ *   how it is written
+ *   killed writers, threads, event loops
+ *   the life of a log
+ */
 #define NODEDB_WAL_IMPLEMENTATION
 #include "nodedb_wal.h"
 #include "test.h"
@@ -12,6 +24,8 @@
 #include <sys/mman.h>
 #include <sys/poll.h>
 #include <sys/wait.h>
+
+/* ---- write: from one thread, from many, without waiting ---------------------------------------------------------- */
 
 TEST(records_come_back_in_order_after_reopen) {
     nodedb_wal_config config = config_here("log");
@@ -184,6 +198,8 @@ TEST(segments_roll_over_are_truncated_and_recycled_and_old_records_stay_dead) {
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
 }
 
+/* ---- read, replay, follow ---------------------------------------------------------------------------------------- */
+
 TEST(a_mapped_reader_hands_out_records_without_copying_and_releases_what_it_has_read) {
     nodedb_wal_config config = config_here("mapped");
     nodedb_wal_reader_config reading;
@@ -335,6 +351,8 @@ TEST(a_thread_that_follows_sleeps_until_there_is_more) {
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_ERR_IO);
 }
 
+/* ---- limits and wrong arguments ---------------------------------------------------------------------------------- */
+
 TEST(a_record_larger_than_a_group_or_a_segment_is_written_all_the_same) {
     nodedb_wal_config config = config_here("large");
     nodedb_wal_reader_config reading;
@@ -442,6 +460,8 @@ TEST(unknown_optional_records_are_skipped_and_required_ones_stop_the_reader_by_n
     nodedb_wal_reader_close(r);
 }
 
+/* ---- torn tail or corruption ------------------------------------------------------------------------------------- */
+
 TEST(a_torn_tail_is_dropped_and_the_log_goes_on) {
     nodedb_wal_config config = config_here("torn");
     nodedb_wal_stats stats;
@@ -528,8 +548,8 @@ TEST(a_missing_doubled_or_foreign_segment_is_corruption) {
     CHECK_HAS(err.message, "another log");
 }
 
-/* Every bit and every length; with an emulator, and where a sanitizer looks for threads, which these tests have none of,
- * every seventh. */
+/* Every bit and every length. Every seventh with an emulator, and under the thread sanitizer, as these tests have no
+ * threads. */
 #if SLOW
 enum { STRIDE = 7 };
 #else
@@ -586,8 +606,8 @@ TEST(a_shortened_segment_is_corruption) {
     sim_free(disk);
 }
 
-/* A log whose writer was killed after its last record, which has 1000 bytes or more; its group begins at *at of file *f. With
- * `recycled` in a file that was full of other records before. */
+/* A log whose writer was killed after its last record, which has 1000 bytes or more. Its group begins at *at of file
+ * *f; with `recycled`, in a file that was full of other records before. */
 static void killed_log(sim_disk *disk, bool recycled, int *f, size_t *at) {
     nodedb_wal_config config = sim_config(disk);
     nodedb_error err;
@@ -661,7 +681,9 @@ static void tear_the_last_group_in_every_way(bool recycled, bool near) {
     sim_free(disk);
 }
 TEST(a_group_with_any_of_its_sectors_missing_is_torn_not_damaged) { tear_the_last_group_in_every_way(false, false); }
-TEST(a_group_with_stale_sectors_in_a_recycled_segment_is_torn_not_damaged) { tear_the_last_group_in_every_way(true, false); }
+TEST(a_group_with_stale_sectors_in_a_recycled_segment_is_torn_not_damaged) {
+    tear_the_last_group_in_every_way(true, false);
+}
 TEST(a_stale_sector_that_is_one_bit_off_is_torn_not_damaged) { tear_the_last_group_in_every_way(true, true); }
 
 TEST(without_recycling_no_segment_is_one_that_was_used_before) {
@@ -799,12 +821,15 @@ TEST(a_log_that_is_opened_and_closed_without_a_record_stays_sealed) {
         nodedb_wal *wal = nodedb_wal_open(&config, &err);
         REQUIRE(wal != NULL);
         if (round == 0) CHECK(append_range(wal, 1, 1000, 2000));
-        if (round == 0) CHECK_EQ(nodedb_wal_truncate_before(wal, 990, NULL, &err), NODEDB_OK); /* spares full of records */
+        if (round == 0) /* spares full of records */
+            CHECK_EQ(nodedb_wal_truncate_before(wal, 990, NULL, &err), NODEDB_OK);
         CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
         CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);
         CHECK(report.sealed && report.torn_bytes == 0);
     }
 }
+
+/* ---- failed writes, and full disks ------------------------------------------------------------------------------- */
 
 TEST(after_a_failed_write_or_sync_nothing_is_acknowledged_until_the_log_is_reopened) {
     int kind;
@@ -943,7 +968,7 @@ TEST(on_a_nearly_full_disk_segments_are_small_and_whole_ones_come_back_when_ther
     segments = files_of(disk, "d/spare-", ".wal", bytes, SIM_MAX_NAMES);
     CHECK(segments >= 1);
     for (i = 0; i < segments; i++) CHECK_EQ(bytes[i], WHOLE);
-    CHECK(nodedb_wal_drop_spares(wal) >= 1); /* the disk has their space again, but for the one that is being prepared */
+    CHECK(nodedb_wal_drop_spares(wal) >= 1); /* the disk has their space again, but for the one in preparation */
     CHECK(files_of(disk, "d/spare-", ".wal", bytes, SIM_MAX_NAMES) <= 1);
     CHECK_EQ(nodedb_wal_drop_spares(wal) + nodedb_wal_drop_spares(NULL), 0);
     CHECK(commit_range(wal, n + 1, n + 300, 9000));
@@ -1048,6 +1073,8 @@ TEST(every_call_may_fail_where_a_small_segment_is_begun_and_what_was_acknowledge
         REQUIRE(at < 1000);
     }
 }
+
+/* ---- power cuts, and every call failing in turn ------------------------------------------------------------------ */
 
 TEST(whatever_a_power_cut_leaves_recovery_returns_a_prefix_with_everything_acknowledged) {
     uint64_t history, histories = test_long ? 100000 : 400;
@@ -1186,6 +1213,8 @@ TEST(every_operation_of_the_backend_fails_in_turn_and_nothing_acknowledged_is_lo
         }
 }
 
+/* ---- how it is written ------------------------------------------------------------------------------------------- */
+
 TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_cache_does_not_grow) {
     nodedb_wal_config config = config_here("cache");
     nodedb_error err;
@@ -1274,6 +1303,8 @@ TEST(where_direct_writes_are_refused_the_log_goes_through_the_page_cache_and_say
     CHECK_EQ(sentences, 1);
     CHECK_EQ(replay_all(1, 2000, NODEDB_OK).count, 1000);
 }
+
+/* ---- killed writers, threads, event loops ------------------------------------------------------------------------ */
 
 /* Threads commit in a child and tell the parent through a pipe what was acknowledged; the child is killed; nothing may
  * miss. */
@@ -1390,7 +1421,7 @@ static bool is_readable(int fd) {
     return poll(&p, 1, 0) == 1;
 }
 
-static void an_event_loop_hears(nodedb_wal_backend backend) {
+static void an_event_loop_is_woken(nodedb_wal_backend backend) {
     nodedb_wal_config config = config_here(backend == NODEDB_WAL_BACKEND_POSIX ? "hears-posix" : "hears");
     nodedb_error err;
     nodedb_wal *wal;
@@ -1414,8 +1445,8 @@ static void an_event_loop_hears(nodedb_wal_backend backend) {
     CHECK_EQ(nodedb_wal_poll(wal, &durable, &err), NODEDB_ERR_IO);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_ERR_IO);
 }
-TEST(an_event_loop_hears_of_what_committers_wrote_and_of_failure) { an_event_loop_hears(NODEDB_WAL_BACKEND_AUTO); }
-TEST(an_event_loop_hears_so_with_posix) { an_event_loop_hears(NODEDB_WAL_BACKEND_POSIX); }
+TEST(an_event_loop_is_woken_by_committers_writes_and_by_failure) { an_event_loop_is_woken(NODEDB_WAL_BACKEND_AUTO); }
+TEST(an_event_loop_is_woken_so_with_posix) { an_event_loop_is_woken(NODEDB_WAL_BACKEND_POSIX); }
 
 TEST(a_sync_that_failed_for_one_group_has_failed_for_all) { /* Linux tells of it once for each descriptor */
     sim_disk *disk = sim_new(test_seed);
@@ -1457,6 +1488,8 @@ TEST(threads_that_end_do_not_break_the_log) {
     CHECK_EQ(failures, 0);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
 }
+
+/* ---- the life of a log ------------------------------------------------------------------------------------------- */
 
 TEST(the_lsn_survives_truncation_of_everything) {
     nodedb_wal_config config = config_here("all");

@@ -1,6 +1,12 @@
-/* Tests of encryption at rest in nodedb_wal.h, section 11 of its manual. With OpenSSL (-DHAVE_OPENSSL, -lcrypto) the
+/* Tests of encryption at rest in nodedb_wal.h, section 9 of its manual. With OpenSSL (-DHAVE_OPENSSL, -lcrypto) the
  * cipher is its AES-256-GCM. Without, a stand-in of the test's own takes its place: it does what the log needs to be
- * tested, and keeps nothing secret. Do not copy it. */
+ * tested, and keeps nothing secret. Do not copy it.
+ *
+ *   the cipher
+ *   reading and writing
+ *   keys
+ *   damage, by nature and by hand
+ */
 #define NODEDB_WAL_IMPLEMENTATION
 #include "nodedb_wal.h"
 #include "test.h"

@@ -1,5 +1,12 @@
 /* Tests of what the well-known record types of nodedb_wal.h mean: transactions, tombstones, anchors. Each is a sentence
- * of its manual. */
+ * of its manual.
+ *
+ *   small helpers
+ *   transactions
+ *   tombstones
+ *   anchors, and a point in time
+ *   crashes
+ */
 #define NODEDB_WAL_IMPLEMENTATION
 #include "nodedb_wal.h"
 #include "test.h"
