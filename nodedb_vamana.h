@@ -1,363 +1,431 @@
-/* nodedb_vamana.h - v0.1 - Vamana (DiskANN) graph index for nearest neighbours, public domain or MIT
- *
- * 1. WHAT IT IS FOR
- *    Finding the k vectors nearest to a query among thousands to billions, approximately but with a recall that the
- *    caller chooses per query, while vectors come and go. One header, one macro, C99 or C++11, no library but libc,
- *    pthreads and libm, and liburing where there is one.
- *    Not for: a few hundred vectors (a loop is as fast, and exact: so is nodedb_vamana_scan); sparse vectors; several
- *    writers at once.
- *
- * 2. QUICK START
- *        #define NODEDB_VAMANA_IMPLEMENTATION
- *        #include <nodedb_vamana.h> // compile with -I and the folder it is in
- *
- *        int main(void) {
- *            float points[3][2] = {{0, 0}, {3, 4}, {10, 10}}, query_point[2] = {3, 3};
- *            nodedb_vamana_config config = {0};
- *            nodedb_vamana_query query = {0};
- *            nodedb_vamana_result results[2];
- *            uint32_t found = 0, i;
- *            nodedb_error err;
- *            config.dim = 2;
- *            nodedb_vamana *index = nodedb_vamana_create(&config, &err);
- *            for (i = 0; i < 3; i++) nodedb_vamana_insert(index, 100 + i, points[i], &err);
- *            nodedb_vamana_searcher *searcher = nodedb_vamana_searcher_create(index, NULL, &err);
- *            query.vector = query_point, query.k = 2;
- *            if (nodedb_vamana_search(searcher, &query, results, &found, NULL, &err) != NODEDB_OK) puts(err.message);
- *            for (i = 0; i < found; i++) printf("%llu: %g\n", (unsigned long long)results[i].id, results[i].distance);
- *            nodedb_vamana_searcher_destroy(searcher);
- *            nodedb_vamana_destroy(index);
- *        }                                        // prints 101: 1 and 100: 18
- *
- *        cc -std=c99 -O2 quick.c -luring -lpthread -lm        (or with -DNODEDB_NO_LIBURING and without -luring)
- *
- * 3. CONCEPTS
- *    Graph     Every vector is a node with at most R (`degree`) edges to others: near ones, and, because an edge is
- *              dropped only if a detour over another is shorter (by the factor alpha, where there is room), some far
- *              ones. Every live node can be reached from the entry, always: each has a parent whose row keeps it.
- *              A new node's neighbours are chosen among the `beam_build` nearest that a walk to it meets. One insert in
- *              64 looks whether twice as wide a beam would have met nearer ones; where it would, as among many vectors
- *              of hundreds of independent components, the beam becomes wider: unless config.beam_build says how wide.
- *    Levels    One node in 16 is of level 1, one of 16 of these of level 2, and so on. It reserves half of its row for
- *              edges to others of its levels. They lead from cluster to cluster, however large the clusters are.
- *    Beam      A search begins at the entry and at the nearest of up to 64 starts, goes along edges of the levels while
- *              they lead nearer, and then holds the `beam` nearest nodes that it has met; it looks at the neighbours of
- *              the nearest that it has not yet looked at, until none is left. A wider beam finds more and costs more,
- *              about in proportion. A beam as wide as the index looks at every vector, and finds everything.
- *    Slot      A node's place in the arrays. Ids are the caller's, 64 bits; slots are the index's, 32 bits, and reused.
- *    Recall    recall@10: how many of the true ten nearest are among the ten returned, divided by ten.
- *    DELETION  A removed vector is never returned again, but its node leads searches on until a sweep has mended the
- *              graph around it: each node that points to it gets the three nearest of its neighbours instead. Then its
- *              slot is free. A sweep starts when 1/32 of the slots (at least 32) are removed; every remove does 48
- *              nodes of it, so that no more than about 1/18 of the slots are ever waiting. `maintain` does it in
- *              idle time.
- *    IP        The graph is built by the inner product itself, so that the longest vectors, which most queries want,
- *              are near to all. The lengths may differ as they like, and grow.
- *    CODES     From 4,096 vectors on the walk does not read the vectors but codes of 4 bits for each component: one
- *              cache line where a vector of 128 floats has eight. A code is the vector (IP and COSINE: its direction),
- *              less the mean of all, turned by a fixed rotation, and rounded. Rounding changes the order of near
- *              neighbours, so the best of the beam get their exact distance: at first k and the `slack`, then more of
- *              them as long as one may still belong to the k best, by nearly three standard deviations of the
- *              difference between code and vector that this query has met so far. A beam narrower than k and the slack
- *              is widened to that. The slack is the number of places by which codes displace a true neighbour, all but
- *              1 in 200 of the ten nearest of 64 nodes, among what a walk with beam 128 (or config.beam_build, if that
- *              is more) meets; it is measured when codes are made, and followed with each insert. Where 4 bits displace
- *              by more than 20 places, or one neighbour in ten by more than 8, as in clusters that are far closer
- *              within than between, 8 bits are tried, then none; none too where codes save no cache line (up to 64
- *              bytes of vector). They are remade by what is there, a little with each insert, when there are 8 times
- *              as many vectors, when all have been replaced, when 1/16 of all have come that do not fit them, or when
- *              they displace 1/25 of the neighbours of what comes by more than the slack. config.code, query.rerank and
- *              query.exact_walk overrule; results are exact distances either way.
- *              Where even the end of a beam of 4 k or more is in doubt, the walk is repeated on vectors (in memory).
- *              IP allows for nearly five standard deviations, and its beam is wider by 1/192 for each of the slack, as
- *              its queries may be of another kind than the vectors.
- *    DISK MODE An index that is searched in its file. Opening reads the header; ids, codes and, in the RESIDENT layout,
- *              the graph come into memory when they are first needed, or by `load`, and exact vectors are read for the
- *              rerank past the page cache, in one batch and, where the query is in doubt, a few more. In the PACKED
- *              layout the graph stays on disk too, each row with its vector in one block, and a walk has four to eight
- *              reads under way; nodes near the places where walks begin are kept in memory. (An index without codes is
- *              saved with 8-bit ones for this; where even those blur it, the file is searched right and slowly, by
- *              more reads.) Each block is checked when it comes in; what is damaged is passed over, counted and logged.
- *    SNAPSHOT  `save_begin` and `save_step` write a file in slices while the index changes. The file holds the index as
- *              it was at the beginning, with all that decides what comes next (free slots and their order, the sweep,
- *              codes that are being made): a log of the changes since, applied to the opened file, gives the same
- *              index.
- *    Filter    A callback, or a bitmap, or both, that say which ids may be returned. The search asks about a sample; if
- *              a share s passes, the beam is 1/s times as wide, or, where that costs more, every vector is looked at.
- *              So the results are right for any filter; it must give the same answer for the same id during one search.
- *
- * 4. API BY TASK
- *    make and change  nodedb_vamana_create, _destroy, _insert (an existing id is replaced), _remove, _build,
- *                     _build_bytes, _reserve, _maintain, _compact
- *    search           nodedb_vamana_searcher_create, _searcher_destroy, _search, _search_many, _search_range, _scan
- *                     (exact)
- *    ask              nodedb_vamana_count, _dim, _metric_of, _type_of, _degree, _kernel, _memory_bytes, _inspect,
- *                     _contains, _get, _next
- *    files            nodedb_vamana_save, _save_begin, _save_step, _save_cancel, _open, _load, _verify
- *    exact vectors    nodedb_vamana_fetcher_memory, _fetcher_disk, or a struct of the caller's own
- *    kernels          nodedb_vamana_kernels_at, _kernels_usable
- *
- * 5. THREADS
- *    One thread at a time changes an index (insert, remove, build, maintain, compact, reserve, destroy). Meanwhile any
- *    number of others may search it, each with its own searcher, and ask it (all of "asking"). Saving is the writer's
- *    too, step by step. Only `destroy` and the use of a fetcher want the writer to rest.
- *    A search sees every change that was complete when it began; of those made while it runs, it may see any: so it may
- *    return a vector that is removed meanwhile, and of an id that is replaced the old vector, the new one, both, or
- *    neither. Whatever it returns, id and distance belong together. What two calls say need not be of one moment.
- *    Readers do not wait for the writer. The writer waits for the searches that are under way when it replaces arrays
- *    (growing, new codes, compact, removing the last vector, a build that fails or is cancelled); with enough capacity
- *    and in between it does not: slots of removed vectors are taken again only after those searches. It waits as long
- *    as they take, yielding its CPU: so a filter must neither change the index nor wait for the writer, and threads
- *    that share a CPU must not starve each other by real-time priorities.
- *    Searchers are made and destroyed by any thread, but not while the index is destroyed; they use the index's
- *    allocator, which then must allow several threads. `build` starts threads and joins them before it returns; they
- *    call nothing of the caller's. An index on disk never changes; its searchers read through the io and may log, from
- *    whatever threads use them; one thread at a time may `load`. A fetcher is used by one thread at a time.
- *
- * 6. MEMORY
- *    Per slot: its components, padded to 16 bytes (to 32 above 32 bytes, to 64 from 256 bytes on); 4 R of edges, R
- *    rounded up to 16; its code, 32 bytes for each 64 components begun with 4 bits or one for each component with 8,
- *    padded like the vector; 8 of id, 9 of state, head and parent, 6 to 12 of hash table, and 4 of length unless the
- *    metric is L2. So beyond the vector itself: at most 4 R + dim / 2 + 32 + 29 with 4-bit codes and R a multiple of
- *    16: for 128 bytes and R = 64, 349; a million of them take 345.5. On disk a slot takes its code, 13 bytes, 6 to 12
- *    of hash table, 4 of length unless the metric is L2, 4.1 for each block of the file; its row in the resident
- *    layout; in the packed one the cache, 1/32 of the records. All of it is allocated at once and touched when it is
- *    loaded. The arrays grow by 1/16 (and 64 at least, a smaller index twofold) when full, which copies them; `reserve`
- *    or config.capacity avoids it. They shrink only in `compact`, and slots are reused before they grow. While codes
- *    are remade there are two of each. Arrays over 4 MiB ask for huge pages, which makes walks faster by a fifth and
- *    more. A searcher has about 512 bytes per entry of its beam for the visited table (16 to 256 KiB) and 64 for its
- *    lists, less where the index has fewer vectors (an index of one vector of 16 floats and a searcher take under 8 KB
- *    together); on disk also a pool of twice as many blocks as its beam (at least 256) and an io_uring, and for many
- *    questions to a packed index the lists of 16. A build needs, beside the index, 8 bytes per vector, and 24 R for
- *    each vector of a batch (2% of all): nodedb_vamana_build_bytes says how much at most. Search allocates
- *    nothing unless its beam or k is larger than any before, or the index has outgrown the searcher's lists (until it
- *    has 65,536 slots), or removed vectors crowd so narrow a beam that it walks again with twice its width; search_many
- *    on disk also for the questions that fill the fetcher's pool twice, if they need more room than any before. Insert
- *    takes nothing within the capacity but when codes are remade.
- *
- * 7. ERRORS
- *    Every call that can fail returns a nodedb_status (or NULL) and says why in the nodedb_error. Refused input changes
- *    nothing. A NaN or an infinity is refused, with its position. No call returns a NaN.
- *    Damage in a file is NODEDB_ERR_CORRUPT with path and offset when it is opened into memory. On disk only a damaged
- *    header refuses it (and there are two); any other block is checked against its checksum when it is read, twice if
- *    need be, and a damaged one put into quarantine: searches pass over what stands in it and say how often
- *    (stats.damaged), the logger hears of each once, `inspect` counts them, `verify` names them all. A read that fails
- *    is tried once more; then the search fails with NODEDB_ERR_IO.
- *
- * 8. LIMITS
- *    65,535 components; 2^32 - 2 vectors; R 4 .. 1024; beam and k up to 2^20; length of a vector 1e18. Byte sums are
- *    exact up to 2^24 (258 components), then rounded like any float. Lengths under COSINE below about 1e-38 lose digits
- *    in `get`. Floats are summed in another order by each kernel, so graphs built on different CPUs may differ; with
- *    one kernel (config.kernel) they are the same.
- *
- * 9. ON-DISK FORMAT (version 4; little-endian; blocks of 4096 bytes; earlier versions are refused)
- *    Block 0, the header, and again in the last block:
- *        offset  bytes  what
- *             0      8  "NDBVAMAN"
- *             8      4  version, 4
- *            12      4  dim
- *            16      4  type: 0 F32, 1 U8, 2 I8
- *            20      4  metric: 0 L2, 1 IP, 2 COSINE
- *            24      4  degree R
- *            28      4  beam_build
- *            32      4  alpha, float
- *            36      4  slot of the entry, 0xFFFFFFFF if the index is empty
- *            40      8  seed
- *            48      4  slots
- *            52      4  live slots
- *            56      4  removed slots
- *            60      4  zeros
- *            64    112  offsets of the thirteen sections below, and the file's size
- *           176      4  bits of the codes in this file: 4 or 8; 0: none, as there are no vectors
- *           180      4  1: the index walks on them in memory; 0: there are none, or for disk mode only
- *           184      4  their step, float
- *           188      4  live slots when codes were last made, or found useless; 0: never
- *           192      4  vectors that have come since, at most 2^32 - 1
- *           196      4  of them, those that do not fit the codes
- *           200      8  live slots at which codes are made (again)
- *           208      4  passes of a build
- *           212      4  codes that are wished for: 0 AUTO, 1 NONE, 2 8BIT, 3 4BIT
- *           216      4  layout: 0 resident, 1 packed
- *           220      4  first free slot, or 0xFFFFFFFF
- *           224      4  state that a slot gets when it is removed now: 2 or 3
- *           228      4  sweep: 0 none, 1 mending, 2 waiting for searches, 3 freeing
- *           232      4  slot that it is at
- *           236      4  bits of codes that are being made; 0: none
- *           240      4  their step, float; 0: it is not known yet, see offset 792
- *           244      4  slots that have them (they are remade from the vectors)
- *           248      4  slack of the codes in this file: places by which they displace a neighbour, at most 127
- *           252      4  1: there are or were vectors of zeros (COSINE)
- *           256    256  64 slots where walks may begin beside the entry, then 0xFFFFFFFF
- *           512      4  nearest neighbours of new vectors that the slack was compared with ...
- *           516      4  ... and those that codes displaced by more
- *           520      4  nodes by which codes that are being made have been judged, at most 64 ...
- *           524    256  ... and of their nearest, u16 each, how many were displaced by 0, 1, ... 127 or more places
- *           780      4  entries of the beam that finds neighbours, if it follows the vectors: L .. 4 L; 0: it is L
- *           784      4  nearest neighbours that a beam of twice as many has found ...
- *           788      4  ... and those that the narrower one has not
- *           792      4  slots over which the sample is spread from which a coder without a step learns ...
- *           796      4  ... how many of it have been looked at ...
- *           800      4  ... and counted in the mean, in the section of means; 4 zeros
- *           808      8  their squared distances from it, added up, double
- *           816     80  squared errors of ten steps, added up, doubles
- *           896   3196  zeros; from 792 on too if no coder is learning
- *          4092      4  CRC-32C of the 4092 bytes before
- *    Then, each starting at a block and in this order, so that the offsets follow from the counts:
- *        states     u8 per slot: 0 free, 1 live, 2 and 3 removed but not yet mended (in two colours, see offset 224)
- *        ids        u64 per slot, 0 if free
- *        norms      float per slot; not for L2. IP: squared length. COSINE: F32 length, else 1 / length (0 for zeros)
- *        rows       resident: u32 per slot and R rounded up to 16: the slots of its neighbours, then 0xFFFFFFFF. Of a
- *                   free slot: the next free one first
- *        heads      4 bytes per slot: of the edges that are not of a level, how many at the head passed the strict rule
- *                   and how many either rule when the row was pruned (255: or more); how many edges, before these, are
- *                   of the node's levels; its level, 0 to 5
- *        parents    u32 per slot: the slot whose row holds this one for certain; 0xFFFFFFFF for the entry and for slots
- *                   that are not live
- *        means      float per component: of the codes; then of those that are being made
- *        codes      per slot, 4 bits: ceil(dim / 64) times 32 bytes, byte b of the k-th has component 64 k + b below
- *                   and 64 k + 32 + b above; 8 bits: u8 per component; then zeros up to a multiple of 16, above 32
- *                   bytes of 32, from 256 bytes on of 64. Value v of component i stands for (v - 7.5) or (v - 127.5)
- *                   steps of component i of the vector (IP and COSINE: of length 1) less the mean, turned: see
- *                   nodedb_vamana__turn
- *        records    the vector as stored (COSINE over F32: of length 1); packed: then zeros up to a multiple of 4, and
- *                   u32 and R: the row. Up to 4096 bytes long, they do not cross a block: as many as fit, then zeros.
- *                   Longer ones begin at a block each
- *        table      u32 each, as many as the least power of two from 16 on that is at least 1.5 times the slots: live
- *                   slots by id, at the place nodedb_mix64(id) modulo their number or the next that was empty; else
- *                   0xFFFFFFFF
- *        checksums  blocks of 1023 u32, CRC-32C of each block from 1 to the one before these, then zeros; and the
- *                   CRC-32C of those 4092 bytes, begun with the number of the block here, plus 1
- *        checksums  the same again
- *        header     the same again
- *    Ids, norms, codes and vectors of free slots are zeros. A reader refuses a file whose size or offsets differ from
- *    what the counts say, or whose parents do not lead from every live slot to the entry.
- *
- * 10. CONFIGURATION MACROS
- *    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
- *    NODEDB_VAMANA_STATIC          the implementation is private to this file
- *    NODEDB_VAMANA_API             what stands before each function instead of extern: an export attribute, say
- *    NODEDB_NO_LIBURING            without io_uring: disk mode reads with pread, one by one, or mapped
- *
- * 11. DEPARTURES FROM THE PAPERS, AND WHY
- *    DiskANN = Subramanya et al., NeurIPS 2019; FreshDiskANN = Singh et al., 2021; ParlayANN = Manohar et al., PPoPP
- *    2024; IP-DiskANN = Xu et al., 2025. Figures: sift10k and sift100k (real SIFT, 128 x u8), `build.sh bench vamana`.
- *    a. One pass, with the final alpha, from an empty graph (as ParlayANN); DiskANN makes two, from a random graph.
- *    b. Prune candidates are the final beam, not all nodes that were expanded on the way, which DiskANN keeps for their
- *       long edges. Those come from the levels here (as in HNSW, Malkov and Yashunin, 2016, but in one graph and one
- *       row): among 20 clusters of 1,000 vectors that come one after the other, a walk with beam 64 finds 0.50 by the
- *       final beam alone, and all but one in a thousand with levels. How well a level is searched for a new node's
- *       neighbours there decides whether clusters are found: 200,000 vectors of 768 floats in 1,000 clusters, beam 64,
- *       0.970 with 48 entries for a level and 1.000 with 128. DiskANN's two tiers of pruning (its code, not its paper:
- *       alpha 1 first) are kept too.
- *    c. The beam is a sorted array with binary search and memmove, not a heap: at these widths the move is one cache
- *       line or two, and the next node to expand is found by counting on.
- *    d. The visited set is a small table that forgets (as ParlayANN); see the comment at nodedb_vamana__walk. 128
- *       places for each entry of the beam, at least 4,096: with a quarter of that a query on a million vectors measured
- *       8% more distances for the same recall. A walk begins at the entry, which is any node, and at the nearest of
- *       up to 64 nodes of the highest levels, not at a medoid, which may lie in another cluster than all others.
- *    e. A full row that gets one more edge is pruned to 7/8 of R (in a build 15/16), not R, so that in high
- *       dimensions, where pruning drops little, not every insert prunes each of its neighbours again. Those of the row
- *       that have come out of one pruning are not tried against each other again: the same graph, for a seventh of the
- *       distances (100,000 vectors: 7,000 -> 1,000 for each) and two thirds of the time.
- *    f. Of vectors equal to a node's own, 3 are kept and shut nobody out; ties are broken at random. By the paper's
- *       rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six seeds, a
- *       search for each other one with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of 7.3% (COSINE).
- *    g. Removal: FreshDiskANN prunes the union of all neighbours' neighbours (some 250 candidates) for nearly every
- *       node; here each lost edge is replaced by the 3 nearest of the lost node's neighbours (IP-DiskANN's c), and only
- *       a row that overflows is pruned. IP-DiskANN finds in-neighbours by a search and misses some; the sweep meets
- *       them all. 50,000 SIFT vectors of which 5% are replaced by others fifty times over: recall@10 at beams 10, 16,
- *       32, 64 0.845, 0.955, 0.991, 0.998 (fresh build 0.849, 0.960, 0.994, 0.999), memory 1.06 of the fresh build's.
- *    h. IP: DiskANN builds by L2 over vectors with one more component that makes all equally long; that crowds short
- *       vectors together, and a walk among them finds no way out (recall@10 0.14 at beam 256 where lengths are
- *       log-normal). Here graph and walk go by the inner product (as ip-NSW, Morozov and Babenko, NeurIPS 2018). Its
- *       rule for a row of p is that of L2 with |c|^2 - <u, c> in place of a distance from u to c, which for vectors of
- *       equal length is the same; and a neighbour stays unless it is shut out by the squared distance too. A removed
- *       vector's neighbours are tied to one another before it goes, as it may have been the only way to them.
- *    i. Disk: DiskANN keeps product-quantised codes in memory and reads a node's edges and vector together at each hop:
- *       so does the packed layout, with scalar codes. The resident one keeps the edges in memory too, and a query reads
- *       once, one batch, begun before the walk ends: more memory, one round trip instead of eight. DiskANN chooses the
- *       nodes to cache by sample queries or breadth first from the medoid; here breadth first from all places where
- *       walks begin. Many questions at once walk side by side, so that the device has something to do at any time.
- *    j. Codes: RaBitQ (Gao and Long, SIGMOD 2024) has one bit per component of the turned vector and a correction for
- *       each vector; here 4 bits and no correction, so that a code of 128 components is one cache line; what
- *       RaBitQ proves of its error, a query here measures.
- *       Product quantisation was measured beside it (tests/bench/codes_beside_pq.py, sift100k): of the true ten, the
- *       ten nearest by code alone have 0.879 with these 4 bits, 0.892 with as many bytes of PQ (64 parts), 0.793 with
- *       half of them, 0.430 with RaBitQ's single bits. But a distance by PQ looks into 64 tables, and PQ
- *       trains for 123 s, these codes for 1. Among 1,000 clusters of 50 vectors each, wider than near duplicates, 4
- *       bits blur a narrow beam: recall@10 0.956 at beam 24 and 0.9997 at 48, where a walk on vectors has 1. float16
- *       was left out: the walk reads codes, not vectors.
- *
- * 12. MEASURED
- *    Kinds of vectors that graph indexes stumble over (`build.sh bench vamana --hard`, which makes them): recall@10 at
- *    beams 64 and 256, inserted one by one, and after every vector was replaced once; hnswlib beside it (M 32,
- *    efConstruction 200, ef 64 and 256). In the first table it is the same on codes and on vectors within 0.005, but
- *    for `crowd` at beam 64: 0.0058 of these 500 queries, and 0.0046 of 4,000.
- *        20,000 of 128       inserted       replaced       hnswlib
- *        lengths, IP         0.985 1.000    0.988 1.000    0.973 1.000    lengths log-normal
- *        lengths-mix, IP     1.000 1.000    1.000 1.000    1.000 1.000    the same around 100 centres
- *        zeros, COSINE       0.771 0.986    0.768 0.989    0.720 0.975    one in 200 is all zeros
- *        topics, L2          1.000 1.000    0.999 1.000    0.947 0.950    20 tight clusters, one after the other
- *        tight, COSINE       0.993 1.000    0.992 1.000    0.985 1.000    8 clusters, far closer within than between
- *        many-tight, L2      1.000 1.000    1.000 1.000    1.000 1.000    100 clusters of 200
- *        crowd, L2           0.863 0.983    0.871 0.984    0.808 0.954    a tenth are copies of 5 vectors
- *        foreign, IP         0.909 0.998    0.859 0.994    0.844 0.994    queries of another distribution
- *        outliers, COSINE    0.995 0.999    0.994 0.997    0.994 0.998    three components 20 times as large
- *        line, L2            1.000 1.000    1.000 1.000    1.000 1.000    8 dimensions bent into 128
- *                            20,000 of 768  hnswlib        200,000 of 768 hnswlib
- *        lengths             0.941 0.999    0.930 0.998    0.853 0.985    0.836 0.984
- *        topics              0.998 1.000    0.978 0.987    0.825 0.984    0.805 0.962
- *        tight               0.971 0.999    0.960 1.000    0.683 0.947    0.685 0.947
- *        many-tight          1.000 1.000    1.000 1.000    1.000          0.997 1.000
- *        outliers            0.996 0.999    0.993 0.996    0.970 0.977    0.945 0.969
- *        crowd               0.735 0.945    0.721 0.937
- *        foreign             0.590 0.953    0.513 0.888
- *        zeros               0.376 0.799    0.369 0.773
- *    A walk measures 0.5 to 1.34 times as many distances as hnswlib's; 1.4 times where that finds 0.954 and this 0.999.
- *    Beside hnswlib and SymphonyQG (rabitqlib 0.7.1, degree 32), queries/s of one core with AVX-512, at recall 0.95 and
- *    0.99 (tests/bench/ann_peers.py; 20,000 of 768 floats are built in a batch):
- *                                              ours            SymphonyQG      hnswlib
- *        sift100k, 128 bytes                   57,000 31,800   41,000 23,200   13,100  6,700
- *        114,697 text embeddings, 384 floats   29,800 20,100   48,400 23,100    7,600  3,800
- *        topics, 768 floats                    16,300 12,700    4,600  3,000    3,300      -
- *        lengths, 768 floats                    9,400  6,300    9,100  4,400    1,260    640
- *        outliers, 768 floats                  26,700 25,400    9,900      -    9,800  4,300
- *        tight, 768 floats                     10,700  7,400        -      -    2,070  1,550
- *    A million SIFT bytes beside format 3, in alternating runs: 0.99 and 1.06 times as many queries/s, a build 0.94 of
- *    its time, a vector 7 bytes more (473). Since then an insert takes 1.05 and a build 1.08 times as long.
- *    Since then, 40,000 text embeddings of 384 floats, in alternating runs: 1.2 times as many queries/s at beams 10 and
- *    16, and the same results, as AVX2 turns the query. The longest insert while the first codes of 768 floats are
- *    made takes 3.3 ms of CPU, where it is judged by four nodes (120 ms when it trained in one go), the mean 0.6 ms.
- *    A save of 100,000 SIFT bytes, either layout, in steps of 64 vectors beside another program: the longest takes 5 to
- *    10 ms. What follows was measured with format 3.
- *    `build.sh bench vamana` with the sets that it names, beside hnswlib (M 32, efConstruction 200, -O3 and
- *    -march=native) in alternating rounds; two cores of an AMD EPYC with AVX2. Queries/s of one core at recall@10
- *    0.95 and 0.99, and how many times hnswlib's that is, which takes bytes as floats:
- *                                              ours            hnswlib         times
- *        a million SIFT, 128 bytes             18,900  9,800   3,540  1,630    5.2  6.0
- *        a million SIFT, 128 floats            18,900  9,860   3,540  1,630    5.3  6.1
- *        sift100k, 128 bytes                   36,000 18,700  10,400  4,670    4.0  4.1
- *        114,697 text embeddings, 384 floats   24,700 14,500                   3.4  4.7
- *    On disk, a million SIFT floats, past the page cache, of what a bare io_uring with 64 reads in flight gives in the
- *    same run (51,000 to 54,000 reads/s), at recall@10 0.956 (resident, beam 28) and 0.959 (packed, beam 28):
- *                                      reads a query   queries/s   of the device   p99, ms   memory, MB
- *        resident, one question             24.6         1,660          0.80          1.4         342
- *        resident, 16 to a call             24.6         2,440          1.17         10.5         341
- *        packed, one question               32.0           640          0.38          4.4         116
- *        packed, 16 to a call               32.0         1,570          0.92         14.2         115
- *        packed, all in one call            32.0         1,630          0.96                      111
- *    Since then, sift100k, in alternating runs: packed, one question, 1.25 times as many queries/s at beam 24, which
- *    now finds 0.986 instead of 0.981, and 1.4 times at beam 64; resident, 1.05 times. What 24 reads, all waited for
- *    before the next, give is 0.83 of the device.
- *    Opened in 0.7 ms, loaded in 1.2 to 2 s; the floats alone are 512 MB. pread finds the same with 0.2 of the device,
- *    a mapping the same.
- *    Two threads: 2.0 times one. Distances per query on exact vectors, a million, recall 0.956: 1,325. Building the
- *    million with two threads: bytes 114 s, floats 155 s (hnswlib 475 s). Inserting 100,000 one by one: 5,300/s at
- *    recall 0.988 with beam 32 (hnswlib 1,970/s at 0.973 with as much).
- *
- * 13. LICENCE
- *    Public domain (Unlicense) or MIT, at your choice; see the end of this file.
- */
+/* nodedb_vamana.h - v0.2 - nearest vectors by a Vamana (DiskANN) graph - public domain or MIT, as you prefer
+
+1. WHAT IT IS FOR, AND NOT FOR
+   It finds the k vectors nearest to a query among thousands to billions, while vectors are inserted, replaced and
+   removed. The answer is approximate, and the caller chooses for each query how much recall to pay for. The index lives
+   in memory, or is searched in its file. It needs libc, pthreads and libm, and uses liburing where there is one.
+   Not for: a few hundred vectors (a loop over all is as fast, and exact: nodedb_vamana_scan is that loop); sparse
+   vectors; several writers at once; a durable record of each change (a save is a snapshot; keep a log beside it).
+
+2. QUICK START
+
+        #define NODEDB_VAMANA_IMPLEMENTATION // in exactly one source file of the program
+        #include "nodedb_vamana.h"
+        #include <stdio.h>
+        #include <string.h>
+
+        int main(void) {
+            const float points[3][2] = {{0, 0}, {3, 4}, {10, 10}}, wanted[2] = {3, 3};
+            nodedb_vamana_config config;
+            nodedb_vamana_query query;
+            nodedb_vamana_result results[2];
+            nodedb_error err;
+            uint32_t found = 0;
+            memset(&config, 0, sizeof config); // zero means the default, in every config and query
+            config.dim = 2;
+            nodedb_vamana *index = nodedb_vamana_create(&config, &err);
+            if (index == NULL) return puts(err.message), 1;
+            for (uint32_t i = 0; i < 3; i++)
+                if (nodedb_vamana_insert(index, 100 + i, points[i], &err) != NODEDB_OK) return puts(err.message), 1;
+            nodedb_vamana_searcher *searcher = nodedb_vamana_searcher_create(index, NULL, &err);
+            if (searcher == NULL) return puts(err.message), 1;
+            memset(&query, 0, sizeof query);
+            query.vector = wanted, query.k = 2;
+            if (nodedb_vamana_search(searcher, &query, results, &found, NULL, &err) != NODEDB_OK)
+                return puts(err.message), 1;
+            for (uint32_t i = 0; i < found; i++) // prints id 101, distance 1 and id 100, distance 18
+                printf("id %u, distance %g\n", (unsigned)results[i].id, (double)results[i].distance);
+            nodedb_vamana_searcher_destroy(searcher);
+            nodedb_vamana_destroy(index);
+            return 0;
+        }
+
+   Section 10 tells how to compile it.
+
+3. CONCEPTS
+   ID, SLOT   An id is the caller's name for a vector: any 64-bit number. A slot is the vector's place in the index's
+              arrays: 32 bits, chosen by the index, and reused after a removal. Only fetchers deal with slots.
+   METRIC     L2 is the squared Euclidean distance, IP the negative inner product, COSINE 1 minus the cosine. A smaller
+              distance is always nearer. Every distance that a search returns is exact, never one by code.
+   RECALL     recall@10 is the share of the true ten nearest that are among the ten returned.
+   GRAPH      Every vector is a node. Its row holds at most R (`degree`) edges to other nodes: many near ones, and some
+              far ones, because an edge goes if a chosen neighbour offers a detour that is short enough (`alpha` says
+              how short, where the row has room). Searches begin at one node, the entry. Every live node is reachable
+              from it, always: each has a parent whose row must keep the edge to it, and the parents lead up to the
+              entry.
+   LEVEL      One node in 16 is of level 1 or more, one in 256 of level 2 or more, and so on up to 5. Such a node
+              reserves half of its row for edges to others of its levels. They lead from cluster to cluster, however
+              large the clusters are.
+   BEAM       A search begins at the entry and at the nearest of up to 64 starts, nodes of high levels. It follows edges
+              of the levels while they lead nearer. Then it keeps the `beam` nearest nodes that it has met, and expands
+              the nearest of them that it has not expanded yet, which means that it measures that node's neighbours,
+              until all are expanded. A wider beam finds more, and costs about in proportion. If the beam is as wide as
+              the index has vectors, the search scans them all, and finds everything.
+   BEAM_BUILD A new node's neighbours are chosen among the nearest nodes that a walk to it meets, with a beam of
+              `beam_build`. Where that is 0, the beam is 128 and adapts, up to four times as wide: one insert in 64
+              walks again with twice the beam, and if that meets enough nearer nodes, the beam widens. It does so among
+              many vectors of hundreds of independent components.
+   REMOVAL    A removed vector is never returned again, but its node still leads searches on, until a sweep has repaired
+              the graph around it: every node with an edge to it gets edges to the three nearest of the removed one's
+              neighbours instead. Then the slot is free. A sweep starts when 1/32 of the slots, and at least 32, are
+              removed. Every remove advances it by 48 nodes, so no more than about 1/18 of the slots wait at any time.
+              `maintain` advances it in idle time.
+   IP         Under IP the graph itself is built by the inner product, so the longest vectors, which most queries want,
+              are near to all others. Lengths may differ as they like, and grow.
+   CODES      From 4,096 vectors on, a walk reads codes in place of the vectors: 4 bits for each component, so that the
+              code of 128 floats is one cache line where the vector has eight. To make a code, the vector (IP and
+              COSINE: its direction) has the mean of all taken off, is turned by a fixed rotation, and is rounded. Codes
+              are chosen and remade by the index itself; config.code, query.rerank and query.exact_walk overrule it.
+              - Slack. Rounding reorders near neighbours. The slack is the number of places by which codes displace a
+                true neighbour, all but 1 in 200 of the ten nearest of 64 nodes, among what a walk with beam 128 (or
+                config.beam_build, if that is wider) meets. It is measured when codes are made, and each insert updates
+                it. For k above 10 it counts once for each ten.
+              - Which codes. 4 bits are refused if they displace by more than 20 places, or one neighbour in ten by more
+                than 8, as happens in clusters that are far closer within than between. Then 8 bits are tried, then
+                none. There are none either where they save no cache line (vectors of up to 64 bytes).
+              - When they are remade. When there are 8 times as many vectors; when as many have come as there are; when
+                1/16 of all that came do not fit the codes; when the codes displace 1/25 of the neighbours of what comes
+                by more than the slack. Each insert makes 32 codes of the new ones; no call makes all of them.
+   RERANK     The nearest by code get their exact distance: first k and the slack (8 at least), then more, as long as
+              one of those that remain may still belong to the k best. "May" means within 2.7 standard deviations (IP:
+              nearly five) of the difference between code and vector that this query has met so far. So a beam narrower
+              than k and the slack is widened to that, and under IP by 1/192 more for each place of slack, as queries
+              may be of another kind than the vectors. In memory, where even the end of a beam of 4 k or more is in
+              doubt, the walk is repeated on the vectors.
+   FILTER     A callback, or a bitmap, or both, say which ids may be returned. The search first asks about a sample of
+              256. If a share s passes, the beam becomes 1/s times as wide; where that costs more than to look at every
+              vector that passes, the search scans. So the results are right for any filter. A filter must give the same
+              answer for the same id during one search.
+   ON DISK    An index can be searched in its file, read-only. Opening reads the header. Ids and codes come into memory
+              when they are first needed, or by nodedb_vamana_load. A file has one of two layouts:
+              - RESIDENT: the graph too is kept in memory, and only exact vectors are read, for the rerank: one batch
+                that begins before the walk ends, and a few more reads where the query is in doubt.
+              - PACKED: the graph stays on disk. Each row lies beside its vector in one block, so a read brings both,
+                and a walk keeps four to eight reads under way. A cache holds nodes near the starts; `load` fills it, so
+                without `load` there is none.
+              Reads go past the page cache. An index without codes is saved with 8-bit ones for this purpose; where even
+              those blur it, the search is still right, by more reads. Every block is checked when it comes in. A
+              damaged one is quarantined: searches pass over what is in it, count it and log it.
+   SNAPSHOT   save_begin and save_step write a file in slices while the index changes. The file holds the index as it
+              was at the beginning, with all that decides what comes next (the free slots and their order, the sweep,
+              codes that are being made). So the log of the changes since, applied to the opened file, gives the same
+              index.
+
+4. API BY TASK
+   make       nodedb_vamana_create, _destroy; _reserve makes room, _compact gives memory back
+   change     nodedb_vamana_insert (replaces an id that is there), _remove, _maintain; _build (many at once, with
+              threads), _build_bytes (the memory that a build takes at most)
+   search     nodedb_vamana_searcher_create, _searcher_destroy, _searcher_memory_bytes; _search, _search_many,
+              _search_range (all within a radius), _scan (exact)
+   ask        nodedb_vamana_contains, _get (floats), _next (all ids); _count, _dim,
+              _degree, _type_of, _metric_of, _kernel, _memory_bytes, _inspect
+   files      nodedb_vamana_save, or in slices _save_begin, _save_step, _save_cancel; _open, _load, _verify
+   fetchers   nodedb_vamana_fetcher_memory, _fetcher_disk, or a struct of your own: where exact vectors come from
+   kernels    nodedb_vamana_kernels_at, _kernels_usable: the distance functions themselves
+
+5. THREADS
+   - One thread at a time changes an index: insert, remove, build, maintain, compact, reserve, save and its steps. Call
+     it the writer. An index has no lock of its own; which thread is the writer may change, if the caller orders it.
+   - Meanwhile any number of other threads search, each with a searcher of its own, and ask (everything under "ask" in
+     section 4). Any thread makes and destroys searchers.
+   - Two things want the writer to rest: nodedb_vamana_destroy, which wants the searchers gone too, and the use of a
+     fetcher_memory.
+   - A search sees every change that was complete when the search began. Of changes made while it runs it may see any,
+     so it may return a vector that is removed meanwhile, and of an id that is replaced the old vector, the new one,
+     both, or neither. Id and distance of a result always belong together. What two calls say need not be of one moment.
+   - Readers never wait for the writer. The writer waits for the searches under way when it replaces arrays: when it
+     grows or compacts the index, takes new codes, removes the last vector, or withdraws what a cancelled or refused
+     build had entered. Otherwise it does not wait: a sweep leaves the slots of removed vectors until those searches are
+     over. While it waits it yields its CPU. So a filter must neither change the index nor wait for the writer, and
+     threads that share a CPU must not starve each other by real-time priorities.
+   - An index on disk never changes. Its searchers read through the io, and may log, from whatever thread uses them. One
+     thread at a time may call `load`.
+   - `build` starts threads, and joins them before it returns. They call nothing of the caller's. The allocator is
+     called by every thread that calls the index or a searcher of it.
+
+6. MEMORY
+   In memory, a slot takes:
+       components      of the type, padded to 16 bytes; above 32 bytes to 32, from 256 bytes on to 64
+       edges           4 R, R rounded up to 16
+       code            4 bits: 32 for each 64 components begun; 8 bits: 1 for each component; padded like the vector
+       id              8
+       state           1; head of the row 4; parent in the tree 4
+       table of ids    6 to 12
+       length          4, unless the metric is L2
+   So beyond the vector itself at most 4 R + dim / 2 + 32 + 29 bytes, with 4-bit codes and R a multiple of 16. For 128
+   bytes and R = 64 that is 349; a million of them take 345.5. Arrays of 4 MiB and more ask for huge pages, which makes
+   walks faster by a fifth and more.
+   GROWING. Full arrays are copied into larger ones: twice as large below 64 slots, then 64 more, then 1/16 more.
+   config.capacity or `reserve` avoids it. Removed slots are reused before the arrays grow; only `compact` shrinks them.
+   While codes are remade there are two of each.
+   ON DISK a slot takes its code, 13 bytes of state, id and head, 6 to 12 of table, 4 of length unless the metric is L2,
+   its row in the resident layout, and 4.1 bytes for each block of the file. The packed layout has its cache as well, by
+   default 1/32 of the records and at least 256 nodes. All of it is allocated when the file is opened, and touched when
+   it is loaded.
+   A SEARCHER takes 512 bytes for each entry of its beam for the visited table (16 to 256 KiB), 64 for each entry for
+   its lists, and 80 R + 5 KB. It takes less where the index is small: one of one vector of 16 floats is 4.2 KB, and its
+   searcher 1.6 KB. With config.beam_max set, or on disk, it has its full size at once (85 KB for a beam of 128). On
+   disk it has also a pool of blocks, twice as many as its beam and at least 256, and an io_uring; search_many over a
+   packed file adds the lists of 16 walkers.
+   A BUILD takes, beside the index, 8 bytes for each vector, 24 R for each vector of a batch (2% of all; IP: 0.5%), and
+   a searcher for each thread. nodedb_vamana_build_bytes says how much at most.
+   WHO ALLOCATES. A search does not, but if its beam or k is larger than any before; if the index has outgrown the
+   searcher's lists (until it has 65,536 slots); if removed vectors crowd so narrow a beam that it walks again with
+   twice its width. search_many on disk also does if more questions wait than ever before, `get` on disk for the time of
+   the call, and `inspect` for its count of the unreachable. An insert within the capacity allocates only for new codes.
+
+7. ERRORS
+   Every call that can fail returns a nodedb_status, or NULL, and explains it in the nodedb_error. Refused input changes
+   nothing. A NaN or an infinity is refused, and its position is named. No call returns a NaN.
+   Opened into memory, any damage in a file is NODEDB_ERR_CORRUPT, with path and offset. Only codes that were made for
+   disk mode alone, the table of ids, and one of two copies of checksums or header, are not needed and not missed.
+   Opened on disk, a file is refused only if both headers, or the means of its codes, are damaged. Every other block is
+   checked against its checksum when it is read, twice if it does not match. A block that stays damaged is quarantined:
+   searches pass over what is in it and say how often (stats.damaged), the logger is told of each block once, `inspect`
+   counts them, and `verify` names them all. A read that fails is repeated once; then the search fails with
+   NODEDB_ERR_IO.
+
+8. LIMITS
+   - 65,535 components; 4,294,967,294 vectors; length of a vector 1e18.
+   - R 4 .. 1024; beam_build up to 4,096; beam, k and results of a range up to 1,048,576; 256 threads in a build.
+   - Sums of bytes are exact up to 2^24 (258 components of 255 squared), then rounded like any float.
+   - Under COSINE the lengths of vectors below about 1e-38 lose digits in `get`.
+   - Each kernel adds floats in another order, so graphs built on different CPUs may differ. With one kernel
+     (config.kernel), one seed and the same calls they are the same.
+   - Linux; little-endian or big-endian, 32 or 64 bits.
+
+9. ON DISK
+   Format version 4. Little-endian, in blocks of 4096 bytes; earlier versions are refused. A file of n blocks:
+
+   | header | states | ids | norms | rows | heads | parents | means | codes | records | table | sums | sums | header |
+     block 0  each section begins at a block; their offsets follow from the header's counts            again  block n-1
+
+   The header, block 0, and the same again in the last block:
+       offset  bytes  what
+            0      8  "NDBVAMAN"
+            8      4  version, 4
+           12      4  dim
+           16      4  type: 0 F32, 1 U8, 2 I8
+           20      4  metric: 0 L2, 1 IP, 2 COSINE
+           24      4  degree R
+           28      4  beam_build
+           32      4  alpha, float
+           36      4  slot of the entry; 0xFFFFFFFF if the index is empty
+           40      8  seed
+           48      4  slots
+           52      4  live slots
+           56      4  removed slots
+           60      4  zeros
+           64    112  offsets of the thirteen sections below, and the file's size: fourteen u64
+          176      4  bits of the codes in this file: 4 or 8; 0: none, as there are no vectors
+          180      4  1: the index walks on them in memory; 0: there are none, or they are for disk mode only
+          184      4  their step, float
+          188      4  live slots when codes were last made, or found useless; 0: never
+          192      4  vectors that have come since, at most 2^32 - 1
+          196      4  of them, those that do not fit the codes
+          200      8  live slots at which codes are made (again)
+          208      4  passes of a build
+          212      4  config.code: 0 AUTO, 1 NONE, 2 8BIT, 3 4BIT
+          216      4  layout: 0 resident, 1 packed
+          220      4  first free slot, or 0xFFFFFFFF
+          224      4  state that a slot gets when it is removed now: 2 or 3
+          228      4  sweep: 0 none, 1 repairing, 2 waiting for searches, 3 freeing
+          232      4  slot that the sweep has reached
+          236      4  bits of codes that are being made; 0: none
+          240      4  their step, float; 0: not known yet, see offset 792
+          244      4  slots that have them (a reader remakes them from the vectors)
+          248      4  slack of the codes in this file, at most 127
+          252      4  1: there are or were vectors of zeros (COSINE)
+          256    256  64 slots where walks may begin beside the entry, then 0xFFFFFFFF
+          512      4  nearest neighbours of new vectors that the slack was compared with ...
+          516      4  ... and those that codes displaced by more
+          520      4  nodes by which codes that are being made have been judged, at most 64 ...
+          524    256  ... and of their nearest, u16 each, how many were displaced by 0, 1, ... 127 or more places
+          780      4  beam that finds neighbours, if it adapts: beam_build .. 4 beam_build; 0: it is beam_build
+          784      4  nearest neighbours that a beam of twice as many has found ...
+          788      4  ... and those that the narrower one has not
+          792      4  slots over which the sample is spread from which a coder without a step learns ...
+          796      4  ... how many of the sample have been looked at ...
+          800      4  ... and counted in the mean, which is in the section of means; 4 zeros follow
+          808      8  their squared distances from the mean, added up, double
+          816     80  squared errors of ten steps, added up, doubles
+          896   3196  zeros; from 792 on, if no coder is learning
+         4092      4  CRC-32C of the 4092 bytes before
+   The sections, in this order, each padded with zeros to whole blocks:
+       states     u8 per slot: 0 free, 1 live, 2 and 3 removed and not repaired yet (two colours, see offset 224)
+       ids        u64 per slot; 0 if free
+       norms      float per slot; no section for L2. IP: squared length. COSINE: F32 length; else 1 / length, and 0
+                  for zeros
+       rows       resident: u32 per slot and R rounded up to 16: the slots of its neighbours, then 0xFFFFFFFF. Of a free
+                  slot: the next free one, then 0xFFFFFFFF
+       heads      4 bytes per slot. Of the edges that are not of a level, (1) how many at the front passed the strict
+                  rule and (2) how many passed either rule when the row was pruned (255: or more); (3) how many edges in
+                  front of these are of the node's levels; (4) its level, 0 to 5
+       parents    u32 per slot: the slot whose row holds this one for certain; 0xFFFFFFFF for the entry, and for slots
+                  that are not live
+       means      float per component: of the codes; then of those that are being made
+       codes      per slot. 4 bits: ceil(dim / 64) times 32 bytes; byte b of group k has component 64 k + b in its low
+                  half and 64 k + 32 + b in its high one. 8 bits: u8 per component. Padded with zeros to a multiple of
+                  16, above 32 bytes of 32, from 256 bytes on of 64. Value v of component i stands for (v - 7.5) or
+                  (v - 127.5) steps of component i of the vector (IP and COSINE: of length 1) less the mean, turned as
+                  nodedb_vamana__turn does
+       records    the vector as stored (COSINE over F32: of length 1). Packed: then zeros up to a multiple of 4, and the
+                  row, u32 and R. Records of up to 4096 bytes do not cross a block: as many as fit, then zeros. Longer
+                  ones begin at a block each
+       table      u32 each, as many as the least power of two from 16 on that is at least 1.5 times the slots: the live
+                  slots by id, at place nodedb_mix64(id) modulo their number or the next one that was empty; else
+                  0xFFFFFFFF
+       checksums  blocks of 1023 u32: the CRC-32C of each block from 1 to the last of the table, then zeros; and the
+                  CRC-32C of those 4092 bytes, which starts from the number of this block within the section, plus 1
+       checksums  the same again
+       header     the same again
+   Ids, norms, codes and vectors of free slots are zeros. A reader refuses a file whose size or offsets differ from what
+   the counts say, or whose parents do not lead from every live slot to the entry.
+   nodedb_vamana_save writes PATH.tmp, syncs it, renames it to PATH, and syncs the directory.
+
+10. BUILDING
+   Include this header before any system header, or compile with -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64. Include it in any
+   number of files, in C99 or C++11; define NODEDB_VAMANA_IMPLEMENTATION in exactly one. Include for yourself what you
+   use of libc.
+   Compile and link: cc -std=c99 -O2 quick.c -luring -lpthread -lm
+   Without liburing: cc -std=c99 -O2 -DNODEDB_NO_LIBURING quick.c -lpthread -lm
+   On 32-bit machines whose compiler calls a library for 64-bit atomics (some Arm, MIPS, RISC-V) add -latomic. No flag
+   for the CPU is needed: the kernels for AVX2, AVX-512 and NEON are chosen when the index is created. -DNDEBUG removes
+   the assertions.
+   NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
+   NODEDB_VAMANA_STATIC          the implementation is private to this file; needs the macro above in the same file
+   NODEDB_VAMANA_API             what stands before each function instead of extern: an export attribute, for instance
+   NODEDB_NO_LIBURING            without io_uring: on disk, reads go one by one with pread, or through a mapping
+
+11. DEPARTURES
+   DiskANN is Subramanya et al., NeurIPS 2019; FreshDiskANN is Singh et al., 2021; ParlayANN is Manohar et al., PPoPP
+   2024; IP-DiskANN is Xu et al., 2025; HNSW is Malkov and Yashunin, 2016. Where nothing else is said, a figure was
+   measured once, on sift10k or sift100k (real SIFT, 128 bytes each), when the choice was made.
+   a. ONE PASS. A build makes one pass, with the final alpha, from an empty graph, as ParlayANN does. DiskANN makes two,
+      from a random graph.
+   b. LEVELS. Candidates for a row are the final beam. DiskANN also keeps all nodes that were expanded on the way, for
+      their long edges. Here long edges come from the levels, as in HNSW, but in one graph and one row. Among 20
+      clusters of 1,000 vectors that come one after the other, a walk with beam 64 finds 0.50 by the final beam alone,
+      and all but one in a thousand with levels. How wide a beam searches a level for a new node's neighbours decides
+      whether clusters are found: 200,000 vectors of 768 floats in 1,000 clusters, beam 64, 0.970 with 48 entries and
+      1.000 with 128. The two tiers of pruning (alpha 1 first; in DiskANN's code, not in its paper) are kept too.
+   c. SORTED BEAM. The beam is a sorted array with binary search and memmove, not a heap. At these widths a move is one
+      cache line or two, and the next node to expand is found by counting on.
+   d. FORGETFUL SET, STARTS. The visited set is a small table that forgets, as ParlayANN's does; nodedb_vamana__walk
+      says why that is exact. It has 128 places for each entry of the beam, at least 4,096; with a quarter of that, a
+      query on a million vectors measured 8% more distances for the same recall. A walk begins at the entry, which is
+      any node, and at the nearest of up to 64 nodes of the highest levels. It does not begin at a medoid, which may lie
+      in another cluster than all the rest.
+   e. SPARE PLACES. A full row that gets one more edge is pruned to 7/8 of R (in a build 15/16), not to R. In high
+      dimensions pruning drops little, and otherwise every insert would prune each of its neighbours again. Edges that
+      have come out of one pruning together are not tried against each other again: the same graph, for a seventh of
+      the distances (100,000 vectors: 1,000 for each instead of 7,000) and two thirds of the time.
+   f. EQUAL VECTORS. Of vectors equal to a node's own, 3 are kept and shut nobody out, and ties are broken at random. By
+      the paper's rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six
+      seeds, a search for each of the others with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of 7.3%
+      (COSINE).
+   g. REMOVAL. FreshDiskANN prunes the union of all neighbours' neighbours (some 250 candidates) for nearly every node.
+      Here each lost edge is replaced by edges to the 3 nearest of the lost node's neighbours (IP-DiskANN's c), and only
+      a row that overflows is pruned. IP-DiskANN finds in-neighbours by a search, and misses some; the sweep visits all
+      nodes. 50,000 SIFT vectors of which 5% are replaced by others fifty times over: recall@10 at beams 10, 16, 32, 64
+      is 0.845, 0.955, 0.991, 0.998 (a fresh build's 0.849, 0.960, 0.994, 0.999), memory 1.06 of a fresh build's.
+   h. IP. DiskANN builds by L2, over vectors with one more component that makes all equally long. That crowds short
+      vectors together, and a walk among them finds no way out (recall@10 0.14 at beam 256 where lengths are
+      log-normal). Here graph and walk go by the inner product (as ip-NSW, Morozov and Babenko, NeurIPS 2018). The rule
+      for a row is that of L2, with |c|^2 - <u, c> in place of the distance from u to c, which is the same for vectors
+      of equal length. The relaxed rule shuts a candidate out only if the squared distance does so too. The neighbours
+      of a removed vector are tied to one another before it goes, as it may have been the only way to them.
+   i. DISK. DiskANN keeps product-quantised codes in memory, and reads a node's edges and vector together at each hop.
+      So does the packed layout, with scalar codes. The resident layout keeps the edges in memory too, and a query reads
+      one batch, which begins before the walk ends: more memory, one round trip instead of eight. DiskANN chooses the
+      nodes to cache by sample queries, or breadth first from the medoid; here it is breadth first from all places where
+      walks begin. The questions of one search_many walk side by side, so that the device always has reads to do.
+   j. CODES. RaBitQ (Gao and Long, SIGMOD 2024) has one bit for each component of the turned vector, and a correction
+      for each vector. Here are 4 bits and no correction, so that a code of 128 components is one cache line. What
+      RaBitQ proves about its error, a query here measures. Product quantisation was measured beside it, by
+      tests/bench/codes_beside_pq.py on sift100k: of the true ten, the ten nearest by code alone have 0.879 with these
+      4 bits, 0.892 with as many bytes of PQ (64 parts), 0.793 with half of them, 0.430 with RaBitQ's single bits. But a
+      distance by PQ looks into 64 tables, and PQ trains for 123 s, these codes for 1. Among 1,000 clusters of 50
+      vectors each, wider than near duplicates, 4 bits blur a narrow beam: recall@10 0.956 at beam 24 and 0.9997 at 48,
+      where a walk on vectors has 1. float16 was left out, as the walk reads codes, not vectors.
+
+12. MEASURED
+   Recall is recall@10. hnswlib has M 32, efConstruction 200, and is built with -O3 -march=native.
+   HARD KINDS of vectors, over which graph indexes stumble; they are made by the benchmark. Recall at beams 64 and 256,
+   inserted one by one, and after every vector was replaced once; hnswlib with ef 64 and 256:
+       ./build.sh bench vamana --hard --how insert,replaced --beams 64,256           (20,000 of 128 floats)
+       20,000 of 128       inserted       replaced       hnswlib
+       lengths, IP         0.985 1.000    0.988 1.000    0.973 1.000    lengths log-normal
+       lengths-mix, IP     1.000 1.000    1.000 1.000    1.000 1.000    the same around 100 centres
+       zeros, COSINE       0.771 0.986    0.768 0.989    0.720 0.975    one in 200 is all zeros
+       topics, L2          1.000 1.000    0.999 1.000    0.947 0.950    20 tight clusters, one after the other
+       tight, COSINE       0.993 1.000    0.992 1.000    0.985 1.000    8 clusters, far closer within than between
+       many-tight, L2      1.000 1.000    1.000 1.000    1.000 1.000    100 clusters of 200
+       crowd, L2           0.863 0.983    0.871 0.984    0.808 0.954    a tenth are copies of 5 vectors
+       foreign, IP         0.909 0.998    0.859 0.994    0.844 0.994    queries of another distribution
+       outliers, COSINE    0.995 0.999    0.994 0.997    0.994 0.998    three components 20 times as large
+       line, L2            1.000 1.000    1.000 1.000    1.000 1.000    8 dimensions bent into 128
+   On codes and on vectors it is the same within 0.005, but for `crowd` at beam 64: 0.0058 of these 500 queries, and
+   0.0046 of 4,000. A walk measures 0.5 to 1.34 times as many distances as hnswlib's, and 1.4 times where that finds
+   0.954 and this 0.999. Inserted, in higher dimensions:
+       ./build.sh bench vamana --hard --how insert --beams 64,256 --dim 768          (and --n 200000)
+                           20,000 of 768  hnswlib        200,000 of 768 hnswlib
+       lengths             0.941 0.999    0.930 0.998    0.853 0.985    0.836 0.984
+       topics              0.998 1.000    0.978 0.987    0.825 0.984    0.805 0.962
+       tight               0.971 0.999    0.960 1.000    0.683 0.947    0.685 0.947
+       many-tight          1.000 1.000    1.000 1.000    1.000          0.997 1.000
+       outliers            0.996 0.999    0.993 0.996    0.970 0.977    0.945 0.969
+       crowd               0.735 0.945    0.721 0.937
+       foreign             0.590 0.953    0.513 0.888
+       zeros               0.376 0.799    0.369 0.773
+   PEERS. Queries/s of one core with AVX-512 at recall 0.95 and 0.99, beside hnswlib and SymphonyQG (rabitqlib 0.7.1,
+   degree 32); 20,000 of 768 floats are built in a batch. For a kind, and with --base, --query and --gt for a set in
+   files (tests/bench/make_glosses.py makes the text embeddings):
+       ./build.sh bench vamana --hard --kind topics --dim 768 --how build --beams 10,16,24,32,48,64,96,128,192,256
+       tests/bench/ann_peers.py --kind topics --dim 768
+                                               ours            SymphonyQG      hnswlib
+       sift100k, 128 bytes                     57,000 31,800   41,000 23,200   13,100  6,700
+       114,697 text embeddings, 384 floats     29,800 20,100   48,400 23,100    7,600  3,800
+       topics, 768 floats                      16,300 12,700    4,600  3,000    3,300      -
+       lengths, 768 floats                      9,400  6,300    9,100  4,400    1,260    640
+       outliers, 768 floats                    26,700 25,400    9,900      -    9,800  4,300
+       tight, 768 floats                       10,700  7,400        -      -    2,070  1,550
+   SIFT AND TEXT beside hnswlib in alternating rounds; two cores of an AMD EPYC with AVX2. Queries/s of one core at
+   recall 0.95 and 0.99, and how many times hnswlib's that is, which takes bytes as floats:
+       ./build.sh bench vamana --base FILE --query FILE --gt FILE                    (a million: format 3)
+                                               ours            hnswlib         times
+       a million SIFT, 128 bytes               18,900  9,800    3,540  1,630   5.2  6.0
+       a million SIFT, 128 floats              18,900  9,860    3,540  1,630   5.3  6.1
+       sift100k, 128 bytes                     36,000 18,700   10,400  4,670   4.0  4.1
+       114,697 text embeddings, 384 floats     24,700 14,500                   3.4  4.7
+   Two threads answer 2.0 times as many as one. On exact vectors a query among a million measures 1,325 distances at
+   recall 0.956. Building the million with two threads takes 114 s (bytes) and 155 s (floats), hnswlib 475 s. Inserting
+   100,000 one by one goes at 5,300/s, with recall 0.988 at beam 32; hnswlib at 1,970/s, with 0.973 for as much work.
+   Beside format 3, version 4 answers 0.99 and 1.06 times as many queries/s on the million, a build took 0.94 of its
+   time and takes 1.08 times as long as that since, an insert 1.05 times, and a vector takes 7 bytes more (473). As AVX2
+   turns the query, 40,000 text embeddings get 1.2 times as many queries/s at beams 10 and 16, with the same results.
+   ON DISK, a million SIFT floats, past the page cache. "Of the device" is the share of what a bare io_uring with 64
+   reads in flight gives in the same run (51,000 to 54,000 reads/s). Recall 0.956 (resident) and 0.959 (packed), beam
+   28:
+       ./build.sh bench vamana --base FILE --query FILE --gt FILE --only disk --dir DIR
+                                       reads a query   queries/s   of the device   p99, ms   memory, MB
+       resident, one question              24.6         1,660          0.80          1.4         342
+       resident, 16 to a call              24.6         2,440          1.17         10.5         341
+       packed, one question                32.0           640          0.38          4.4         116
+       packed, 16 to a call                32.0         1,570          0.92         14.2         115
+       packed, all in one call             32.0         1,630          0.96                      111
+   The file is opened in 0.7 ms, and loaded in 1.2 to 2 s; the floats alone are 512 MB. pread finds the same with 0.2 of
+   the device, and a mapping as much. Since these were measured (format 3), sift100k in alternating runs: packed, one
+   question, 1.25 times as many queries/s at beam 24, which now finds 0.986 instead of 0.981, and 1.4 times at beam 64;
+   resident 1.05 times. What 24 reads give that are all waited for before the next is 0.83 of the device.
+   PAUSES. The longest insert while the first codes of 768 floats are made takes 3.3 ms of CPU, when four nodes judge
+   them (120 ms when codes were trained in one go); the mean is 0.6 ms (measured once). A save of 100,000 SIFT bytes, in
+   either layout, in steps of 64 vectors beside another program: the longest step takes 5 to 10 ms (worst_slice_ms of
+   the command above).
+
+13. LICENCE
+   Public domain (Unlicense) or MIT, at your choice; both texts stand at the end of this file.
+*/
 /* ===================================================================================================================
  * BEGIN NODEDB BASE BLOCK: statuses, errors, memory, sentences, time. The same words in every nodedb_*.h, behind one
  * guard, so that any set of them compiles together; `./build.sh sync` copies it from nodedb_wal.h.
@@ -847,358 +915,401 @@ extern "C" {
 #endif
 
 #define NODEDB_VAMANA_MAX_DIM 65535u              /* components of a vector */
-#define NODEDB_VAMANA_MAX_VECTORS 4294967294u     /* slots of one index: 32 bits, and one means none */
-#define NODEDB_VAMANA_MAX_LENGTH 1e18f            /* of a vector, Euclidean: no sum of squares overflows */
-#define NODEDB_VAMANA_MIN_DEGREE 4u               /* neighbours of a node */
-#define NODEDB_VAMANA_MAX_DEGREE 1024u            /* neighbours of a node */
-#define NODEDB_VAMANA_MAX_BEAM 1048576u           /* entries of a search's list, so also results of one search */
+#define NODEDB_VAMANA_MAX_VECTORS 4294967294u     /* slots of one index: 32 bits, of which one value means none */
+#define NODEDB_VAMANA_MAX_LENGTH 1e18f            /* Euclidean length of a vector: no sum of squares overflows */
+#define NODEDB_VAMANA_MIN_DEGREE 4u               /* edges in a node's row */
+#define NODEDB_VAMANA_MAX_DEGREE 1024u            /* edges in a node's row */
+#define NODEDB_VAMANA_MAX_BEAM 1048576u           /* entries of a search's beam, so also results of one search */
+#define NODEDB_VAMANA_MAX_BEAM_BUILD 4096u        /* entries of the beam that finds a new node's neighbours */
+#define NODEDB_VAMANA_MAX_BATCH 4096u             /* slots in one prefetch_batch of a fetcher_disk */
 #define NODEDB_VAMANA_MAX_THREADS 256u            /* threads of one build */
-#define NODEDB_VAMANA_QUEUE_DEPTH 128u            /* reads of one fetcher that are under way at once */
+#define NODEDB_VAMANA_QUEUE_DEPTH 128u            /* reads that one fetcher_disk keeps under way at once */
 #define NODEDB_VAMANA_BLOCK_BYTES 4096u           /* unit of checksums and of disk reads */
 #define NODEDB_VAMANA_FORMAT_VERSION 4u           /* of the file */
 
+/* What the components of a vector are, in the caller's memory and in the index. */
 typedef enum nodedb_vamana_type {
-    NODEDB_VAMANA_F32 = 0, /* float components */
-    NODEDB_VAMANA_U8,      /* uint8_t components */
-    NODEDB_VAMANA_I8       /* int8_t components */
+    NODEDB_VAMANA_F32 = 0, /* float */
+    NODEDB_VAMANA_U8,      /* uint8_t */
+    NODEDB_VAMANA_I8       /* int8_t */
 } nodedb_vamana_type;
-
-/* What a walk compares instead of the vectors themselves; see CODES. */
-typedef enum nodedb_vamana_code {
-    NODEDB_VAMANA_CODE_AUTO = 0, /* 4 bits where they touch less memory and are good enough, else 8, else none */
-    NODEDB_VAMANA_CODE_NONE,     /* always the vectors */
-    NODEDB_VAMANA_CODE_8BIT,     /* 8 bits for each component, however good */
-    NODEDB_VAMANA_CODE_4BIT      /* 4 bits */
-} nodedb_vamana_code;
 
 /* What "near" means. Every distance that is returned is smaller for nearer vectors, and never a NaN.
  *   L2      squared Euclidean distance
- *   IP      the negative inner product, -<q, x> (so the nearest has the greatest inner product)
- *   COSINE  1 - cos(q, x), from 0 to 2; the cosine with a vector of only zeros is defined as 0, its distance as 1 */
+ *   IP      the negative inner product, -<q, x>, so the nearest has the greatest inner product
+ *   COSINE  1 - cos(q, x), from 0 to 2. The cosine with a vector of only zeros is defined as 0, so its distance is 1 */
 typedef enum nodedb_vamana_metric { NODEDB_VAMANA_L2 = 0, NODEDB_VAMANA_IP, NODEDB_VAMANA_COSINE } nodedb_vamana_metric;
 
-/* An index. One thread at a time changes it (insert, remove, build, maintain, compact, reserve); any number of others
- * search it meanwhile. See section 5, THREADS. */
+/* What a walk reads in place of the vectors; see CODES in section 3. */
+typedef enum nodedb_vamana_code {
+    NODEDB_VAMANA_CODE_AUTO = 0, /* 4 bits where they touch less memory and are good enough, else 8, else none */
+    NODEDB_VAMANA_CODE_NONE,     /* always the vectors */
+    NODEDB_VAMANA_CODE_8BIT,     /* 8 bits for each component, however good they are */
+    NODEDB_VAMANA_CODE_4BIT      /* 4 bits for each component, however good they are */
+} nodedb_vamana_code;
+
+/* An index, in memory or on disk. One thread at a time changes it, and any number of others search and ask it
+ * meanwhile: see section 5. It is made by create or open, and belongs to the caller until destroy. */
 typedef struct nodedb_vamana nodedb_vamana;
 
-/* What one thread needs to search: beam, visited table, buffers, and in disk mode its own reads. */
+/* What one thread needs to search one index: a beam, a visited table, buffers, and on disk its own reads. One thread at
+ * a time uses it. It stays valid while the index changes, and must be destroyed before the index. */
 typedef struct nodedb_vamana_searcher nodedb_vamana_searcher;
 
-/* How an index is. Only `dim` must be set. */
+/* Where exact vectors come from; see the fetchers below. */
+typedef struct nodedb_vamana_fetcher nodedb_vamana_fetcher;
+
+/* ---- make -------------------------------------------------------------------------------------------------------- */
+
+/* The properties of an index that is made. Zero is the default of each field but `dim`, which must be set. */
 typedef struct nodedb_vamana_config {
     uint32_t dim;                 /* components of every vector, 1 .. NODEDB_VAMANA_MAX_DIM */
     nodedb_vamana_type type;      /* 0: NODEDB_VAMANA_F32 */
     nodedb_vamana_metric metric;  /* 0: NODEDB_VAMANA_L2 */
-    uint32_t degree;              /* R, most neighbours of a node. 0: 64 */
-    uint32_t beam_build;          /* L, entries of the beam that finds a new node's neighbours. 0: 128, and up to 512
-                                     while twice as wide a beam finds nearer ones */
+    uint32_t degree;              /* R, edges in a row at most. 0: 64 */
+    uint32_t beam_build;          /* beam that finds a new node's neighbours, .. MAX_BEAM_BUILD. 0: 128, and adaptive */
     float alpha;                  /* how much longer a detour may be before an edge is kept, 1 .. 2. 0: 1.2 */
-    uint32_t passes;              /* of a batch build over its vectors, 1 or 2. 0: 1 */
+    uint32_t passes;              /* of a build over its vectors, 1 or 2. 0: 1 */
     nodedb_vamana_code code;      /* 0: NODEDB_VAMANA_CODE_AUTO */
-    uint64_t capacity;            /* vectors to make room for at once; the index grows by 1/16 when full. 0: 64 */
-    uint64_t seed;                /* order of a batch build, ties of equal distances. 0 is a seed like any other */
-    const char *kernel;           /* name of the distance kernels to use. NULL: the best that this CPU has */
+    uint64_t capacity;            /* vectors to make room for at once. 0: 1; the index grows when it is full */
+    uint64_t seed;                /* orders a build, and breaks ties of equal distances. 0 is a seed like any other */
+    const char *kernel;           /* name of the distance kernels to use, copied. NULL: the best that this CPU has */
     bool no_huge_pages;           /* do not ask for huge pages (madvise) for the large arrays */
-    nodedb_allocator allocator;   /* called only from the threads that call this index */
-    nodedb_logger logger;
+    nodedb_allocator allocator;   /* called by the threads that call the index and its searchers */
+    nodedb_logger logger;         /* an index in memory does not use it */
     nodedb_io io;                 /* used by save */
 } nodedb_vamana_config;
 
-/* Makes an empty index. The config is copied. NULL on failure: NODEDB_ERR_INVALID (a field is out of its range),
- * NODEDB_ERR_UNSUPPORTED (this CPU or build lacks the kernel that was named), NODEDB_ERR_NO_MEMORY. */
+/* Makes an empty index in memory. The config is copied; `io` and what the callbacks' ctx point to must outlive the
+ * index. Returns NULL on failure: NODEDB_ERR_INVALID (a field is out of its range), NODEDB_ERR_UNSUPPORTED (this CPU or
+ * build lacks the kernel that was named), NODEDB_ERR_LIMIT (capacity), NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_create(const nodedb_vamana_config *config, nodedb_error *err);
 
-/* Frees the index; NULL is fine. Every searcher and fetcher of it must be destroyed before. */
+/* Frees the index, gives up a save that is under way, and closes its file. NULL is allowed. Destroy every searcher and
+ * fetcher of the index first; no other call on it may be running. */
 NODEDB_VAMANA_API void nodedb_vamana_destroy(nodedb_vamana *index);
 
-/* ---- changing (the writer) --------------------------------------------------------------------------------------- */
+/* Makes room for `capacity` vectors in all, so that inserts up to there do not grow the arrays. Less than there is room
+ * for already: nothing happens. By the writer. NODEDB_ERR_NO_MEMORY, NODEDB_ERR_LIMIT, NODEDB_ERR_INVALID (NULL),
+ * NODEDB_ERR_STATE (on disk). */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_reserve(nodedb_vamana *index, uint64_t capacity, nodedb_error *err);
 
-/* Inserts a vector (`dim` floats or bytes, copied) under an id of the caller's. An id that is there already is
- * replaced. Source: FreshDiskANN section 4. On failure nothing has changed. NODEDB_ERR_INVALID (NULL, a component is
- * NaN or infinite: its position is named; longer than NODEDB_VAMANA_MAX_LENGTH), NODEDB_ERR_NO_MEMORY, NODEDB_ERR_LIMIT
- * (too many vectors), NODEDB_ERR_STATE (opened on disk, read-only). */
+/* Gives memory back: finishes the sweep, moves the vectors together, and shrinks the arrays to their number. It takes
+ * time in proportion to the index, and for that time memory for a second copy. Cursors of nodedb_vamana_next must start
+ * again. By the writer. NODEDB_ERR_NO_MEMORY (only the sweep is done), NODEDB_ERR_INVALID (NULL), NODEDB_ERR_STATE (on
+ * disk, or a save is under way). */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, nodedb_error *err);
+
+/* ---- change (the writer) ----------------------------------------------------------------------------------------- */
+
+/* Inserts a vector, `dim` components of the index's type, which is copied. If the id is there already, its vector is
+ * replaced. On failure nothing has changed: NODEDB_ERR_INVALID (NULL; a component is NaN or infinite, the message says
+ * which; the vector is longer than NODEDB_VAMANA_MAX_LENGTH), NODEDB_ERR_NO_MEMORY, NODEDB_ERR_LIMIT (too many
+ * vectors), NODEDB_ERR_STATE (on disk). Source: FreshDiskANN, section 4. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint64_t id, const void *vector,
                                                      nodedb_error *err);
 
-/* Removes a vector: no search returns it from now on. Its node goes on routing until the next sweep (see DELETION) has
- * mended its neighbours; this call does its share of that sweep. NODEDB_ERR_NOT_FOUND, NODEDB_ERR_STATE (read-only). */
+/* Removes a vector: a search that begins after this does not return it. Its node leads searches on until a sweep has
+ * repaired the graph around it, and this call does its share of that sweep; see REMOVAL in section 3.
+ * NODEDB_ERR_NOT_FOUND (no such id), NODEDB_ERR_INVALID (NULL), NODEDB_ERR_STATE (on disk). Source: IP-DiskANN, section
+ * 4, and section 11 g. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint64_t id, nodedb_error *err);
 
-/* Called by a build between batches, from the building thread; `false` cancels. */
+/* Advances what is due, by at most `budget` nodes: repairs the graph around removed vectors and frees their slots,
+ * starting a sweep if none is under way, and makes codes that are due. A node costs at most 5 R^2 distances; most have
+ * no edge to a removed node and cost none. Returns true while there is more to do, which includes waiting for searches
+ * that may still know a removed slot. Nobody must call it, as insert and remove do enough; it is for idle time. */
+NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget);
+
+/* Called by a build after each batch, on the thread that called it. `done` of `total` vectors are in the index (with
+ * two passes: `total` is twice their number). Return false to cancel. */
 typedef bool (*nodedb_vamana_progress)(void *ctx, uint64_t done, uint64_t total);
 
-/* Inserts `n` vectors (n rows of `dim` components, one after the other, copied) with several threads, into an empty
- * index or one that holds some already. `ids` are n different ones that the index does not hold; NULL: 0 .. n-1. The
- * same seed and input give the same graph whatever `threads` is (0: 1). Source: ParlayANN section 3, prefix doubling.
- * NODEDB_ERR_INVALID (as in insert, the row is named too), NODEDB_ERR_EXISTS (an id twice), NODEDB_ERR_LIMIT,
- * NODEDB_ERR_NO_MEMORY, NODEDB_ERR_STATE: nothing has changed. NODEDB_ERR_CANCELLED: the index is valid and holds those
- * vectors that `done` last counted. */
+/* Inserts `n` vectors with `threads` threads (0: 1), into an empty index or one that holds some. `vectors` are n rows
+ * of `dim` components, one after the other, which are copied. `ids` are n different ids that the index does not hold;
+ * NULL: 0 .. n - 1. One seed and input give the same graph, whatever `threads` is. `progress` may be NULL.
+ * Nothing has changed after NODEDB_ERR_INVALID (as in insert, and the row is named too; too many threads),
+ * NODEDB_ERR_EXISTS (an id that is there, or comes twice), NODEDB_ERR_LIMIT, NODEDB_ERR_NO_MEMORY, NODEDB_ERR_STATE (on
+ * disk, or a save is under way). After NODEDB_ERR_CANCELLED the index is valid and holds the vectors that `done`
+ * counted last. Source: ParlayANN, section 3, prefix doubling. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const uint64_t *ids, const void *vectors,
                                                     uint64_t n, uint32_t threads, nodedb_vamana_progress progress,
                                                     void *progress_ctx, nodedb_error *err);
 
-/* The most bytes that an index made with this config and a build of its first `n` vectors by so many threads take from
- * the allocator at any time, `vectors` of the caller's not counted. 0: the config is refused (NODEDB_ERR_INVALID,
- * NODEDB_ERR_UNSUPPORTED), n does not fit (NODEDB_ERR_LIMIT), or there is no memory to find out. */
+/* The most bytes that an index made with this config, and a build of its first `n` vectors with so many threads, take
+ * from the allocator at any time; the caller's `vectors` are not counted. Any thread. Returns 0 on failure:
+ * NODEDB_ERR_INVALID and NODEDB_ERR_UNSUPPORTED (the config), NODEDB_ERR_LIMIT (n), NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config *config, uint64_t n, uint32_t threads,
                                                      nodedb_error *err);
 
-/* Makes room for `capacity` vectors in all, so that inserts up to there allocate nothing. NODEDB_ERR_NO_MEMORY,
- * NODEDB_ERR_LIMIT, NODEDB_ERR_STATE. */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_reserve(nodedb_vamana *index, uint64_t capacity, nodedb_error *err);
+/* ---- search (any thread, each with its own searcher) ------------------------------------------------------------- */
 
-/* Mends the graph around removed vectors and frees their slots, looking at no more than `budget` nodes; starts a sweep
- * if none is under way and there is something to mend. A node costs at most 5 R^2 distances, one that points to nobody
- * removed (most) none. True: there is more to do. Nobody needs to call it, as `remove` does enough by itself; it is for
- * idle time. */
-NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget);
-
-/* Gives memory back: finishes the sweep, moves the vectors together and shrinks the arrays to their number. Takes time
- * and, for that time, memory in proportion to the index. Cursors of `next` start again. NODEDB_ERR_NO_MEMORY (nothing
- * has changed but the sweep), NODEDB_ERR_STATE. */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, nodedb_error *err);
-
-/* ---- asking (any thread, also while one writes) ------------------------------------------------------------------ */
-
-NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index); /* vectors that a search can return */
-NODEDB_VAMANA_API uint32_t nodedb_vamana_dim(const nodedb_vamana *index);
-NODEDB_VAMANA_API nodedb_vamana_metric nodedb_vamana_metric_of(const nodedb_vamana *index);
-NODEDB_VAMANA_API nodedb_vamana_type nodedb_vamana_type_of(const nodedb_vamana *index);
-NODEDB_VAMANA_API uint32_t nodedb_vamana_degree(const nodedb_vamana *index);
-NODEDB_VAMANA_API const char *nodedb_vamana_kernel(const nodedb_vamana *index); /* name of the kernels that it uses */
-
-/* Bytes that the index holds from its allocator (its searchers and fetchers count for themselves); on disk with what is
- * not yet loaded. */
-NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index);
-
-/* Slots in use, those of removed vectors that are not yet mended, and those free for reuse, in numbers of vectors. */
-typedef struct nodedb_vamana_info {
-    uint64_t live, removed, free, capacity;
-    uint32_t code_bits;    /* of the codes that searches walk on, for each component; 0: none */
-    uint64_t code_bytes;   /* that one code takes */
-    uint32_t beam_build;   /* entries of the beam that finds a new node's neighbours now */
-    double mean_degree; /* neighbours per live node; costs a look at every node. 0 if they are packed on disk */
-    uint64_t entry_id;  /* id of the node where every search starts; 0 if there is none */
-    uint64_t damaged_blocks; /* on disk: blocks of the file that have been found damaged so far */
-    uint64_t unreachable; /* live vectors to which no edges lead from the entry. Always 0, or the index has a fault.
-                             Costs a look at every edge and, for that time, 4 bytes a slot; UINT64_MAX without.
-                             Not exact while a writer is at work or rows are damaged; 0 if they are packed on disk */
-} nodedb_vamana_info;
-NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info);
-
-/* On disk false also if what would say so is damaged or cannot be read; `get` tells these apart. */
-NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64_t id);
-
-/* The vector of `id` as `dim` floats, whatever the type: bit for bit what was inserted, but for COSINE over F32 up to
- * the rounding of a division and a multiplication. NODEDB_ERR_NOT_FOUND; of an index opened on disk also NODEDB_ERR_IO,
- * NODEDB_ERR_CORRUPT (what is there of the id is damaged), NODEDB_ERR_NO_MEMORY. */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
-                                                  nodedb_error *err);
-
-/* Walks over all ids: set *cursor to 0, call until false. An id that stays in the index for the whole walk comes
- * exactly once, even if others are inserted and removed between the calls; one that is replaced meanwhile changes its
- * place, so it may come twice or not at all. After compact, start again. On disk it passes over ids that are damaged,
- * and ends where it cannot read; the next call then tries again. */
-NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *cursor, uint64_t *id);
-
-/* ---- exact vectors from elsewhere -------------------------------------------------------------------------------- */
-
-/* Where the rerank gets exact vectors of an index that was opened on disk. `prefetch_batch` announces `n` more slots
- * (n <= batch_max; some may repeat); `fetch` waits for one of them and returns `dim` components in the stored form
- * (COSINE over F32: of length 1) and this machine's byte order, valid until batch_max more slots have been announced,
- * or NULL and the reason. A vector that is damaged is NODEDB_ERR_CORRUPT: searches pass it over and count it; any other
- * failure is theirs. A slot out of range is NODEDB_ERR_INVALID, one that is not announced, or not any more, may be
- * NODEDB_ERR_STATE. Not for two threads at once. */
-typedef struct nodedb_vamana_fetcher {
-    void *ctx;
-    uint32_t dim;
-    uint32_t batch_max; /* slots in one prefetch_batch */
-    nodedb_status (*prefetch_batch)(void *ctx, const uint32_t *slots, size_t n, nodedb_error *err);
-    const void *(*fetch)(void *ctx, uint32_t slot, nodedb_error *err);
-    void (*counters)(void *ctx, uint64_t *reads, uint64_t *retries); /* so far; NULL: it does not count */
-    void (*destroy)(void *ctx);                                      /* NULL: nothing to free */
-} nodedb_vamana_fetcher;
-
-/* Over an index in memory. NODEDB_ERR_INVALID, NODEDB_ERR_STATE (its vectors are on disk). */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana *index, nodedb_vamana_fetcher *fetcher,
-                                                             nodedb_error *err);
-
-/* Over the file of an index opened with NODEDB_VAMANA_ON_DISK, in the way that it was opened for: io_uring with
- * registered buffers, pread, or mapped; `batch_max` 0: 128. A read that fails or does not match its checksum is
- * repeated once, then reported by fetch: NODEDB_ERR_IO, NODEDB_ERR_CORRUPT. Allocates only here. Of a packed index the
- * vectors are followed by the file's own rows. NODEDB_ERR_INVALID, NODEDB_ERR_STATE, NODEDB_ERR_NO_MEMORY. */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
-                                                           nodedb_vamana_fetcher *fetcher, nodedb_error *err);
-
-/* ---- searching --------------------------------------------------------------------------------------------------- */
-
+/* The size and the source of a searcher. Zero is the default of each field. */
 typedef struct nodedb_vamana_searcher_config {
-    uint32_t beam_max;                     /* largest k and beam to prepare for. 0: 128. A larger one allocates once */
-    const nodedb_vamana_fetcher *fetcher;  /* for an index on disk, not packed; borrowed. NULL: its own fetcher_disk */
+    uint32_t beam_max;                     /* largest k and beam to prepare for; a larger one allocates once. 0: 128,
+                                              and in memory no more than the index has vectors */
+    const nodedb_vamana_fetcher *fetcher;  /* for an index on disk that is not packed: the struct is copied, its ctx is
+                                              borrowed. NULL: a fetcher_disk of the searcher's own */
 } nodedb_vamana_searcher_config;
 
-/* Makes a searcher over an index; one thread at a time may use it, and it stays good while the index changes. config
- * NULL: all defaults. NODEDB_ERR_INVALID, NODEDB_ERR_LIMIT (beam_max), NODEDB_ERR_NO_MEMORY, NODEDB_ERR_IO,
+/* Makes a searcher. config NULL: all defaults. Any thread. Returns NULL on failure: NODEDB_ERR_INVALID (index is NULL;
+ * the fetcher lacks functions or has another dim), NODEDB_ERR_LIMIT (beam_max), NODEDB_ERR_NO_MEMORY,
  * NODEDB_ERR_UNSUPPORTED (a fetcher of the caller's for a packed index). */
 NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const nodedb_vamana *index,
                                                                         const nodedb_vamana_searcher_config *config,
                                                                         nodedb_error *err);
 
-/* Before its index is destroyed; NULL is fine. */
+/* Frees a searcher, before its index is destroyed. Any thread. NULL is allowed. */
 NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *searcher);
+
+/* Bytes that the searcher holds from the index's allocator; its fetcher is not counted. NULL: 0. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vamana_searcher *searcher);
 
-/* One question. */
+/* One question. Zero is the default of each field but `vector`. Everything is borrowed for the time of the call. */
 typedef struct nodedb_vamana_query {
-    const void *vector;  /* `dim` components of the index's type */
-    uint32_t k;          /* results wanted, 1 .. NODEDB_VAMANA_MAX_BEAM. 0: 10 */
-    uint32_t beam;       /* width of the search: more is slower and finds more. Raised to k, with codes to k and their
-                            slack, if it is less. 0: 64 */
-    uint32_t rerank;     /* with codes: how many of the beam get their exact distance, k .. beam. 0: as many as the
-                            codes' error asks for, see CODES. Packed: all that are read */
-    bool (*filter)(void *ctx, uint64_t id); /* true: this id may be returned. NULL: all may */
+    const void *vector;    /* `dim` components of the index's type */
+    uint32_t k;            /* results wanted, .. NODEDB_VAMANA_MAX_BEAM. 0: 10 */
+    uint32_t beam;         /* width of the walk, .. NODEDB_VAMANA_MAX_BEAM: a wider one is slower and finds more. Raised
+                              to k, and with codes to k and their slack, if it is less. 0: 64 */
+    uint32_t rerank;       /* with codes: how many of the beam get their exact distance, k .. beam. 0: as many as the
+                              codes' error asks for, see RERANK in section 3. Packed: all that are read */
+    bool (*filter)(void *ctx, uint64_t id); /* true: this id may be returned. NULL: all may. On the calling thread */
     void *filter_ctx;
     const uint8_t *bitmap; /* bit id % 8 of byte id / 8 is set: this id may be returned. NULL: all may */
-    uint64_t bitmap_bits;  /* ids from here on may not */
-    bool exact_walk;       /* walk on the vectors even if there are codes (in memory) */
+    uint64_t bitmap_bits;  /* ids from here on may not be returned */
+    bool exact_walk;       /* in memory: walk on the vectors even if there are codes */
 } nodedb_vamana_query;
 
+/* One answer. */
 typedef struct nodedb_vamana_result {
     uint64_t id;
-    float distance; /* see nodedb_vamana_metric */
+    float distance; /* exact; see nodedb_vamana_metric */
 } nodedb_vamana_result;
 
-/* What one question cost. */
+/* What a question cost. It is written only if the call succeeds; search_many always writes the sums. */
 typedef struct nodedb_vamana_stats {
-    uint64_t hops;      /* nodes whose neighbours were looked at */
+    uint64_t hops;      /* nodes that were expanded: whose neighbours were looked at */
     uint64_t distances; /* computed, between codes or vectors */
     uint64_t exact;     /* those of them between vectors */
     uint64_t reads;     /* from the disk, the repeated ones included */
     uint64_t retries;   /* reads that were repeated */
     uint64_t damaged;   /* on disk: nodes, codes, ids or vectors that were passed over, as they are damaged */
-    bool scanned;       /* the filter left so little that every vector was looked at */
+    bool scanned;       /* every vector was looked at: the beam is as wide as the index, or the filter leaves too few */
 } nodedb_vamana_stats;
 
-/* Greedy beam search (DiskANN algorithm 1): up to k results, the nearest first, ties by id; *found says how many (fewer
- * than k only if the index or the filter has no more). `results` has room for k. `stats` may be NULL. Allocates only if
- * k, beam (twice it, where removed vectors crowd it) or the share that passes the filter needs a longer list than this
- * searcher has had. NODEDB_ERR_INVALID (NULL,
- * NaN, infinity, too long; a searcher of another index), NODEDB_ERR_LIMIT (k or beam), NODEDB_ERR_NO_MEMORY; on disk
- * also NODEDB_ERR_IO. What is damaged in the file is passed over, counted in stats->damaged and said to the logger once
- * (never a worse answer in silence). On failure *found is 0. */
+/* Finds up to k results, the nearest first, ties by id. `results` has room for k (10 if query->k is 0). *found says how
+ * many there are: fewer than k only if the index or the filter has no more. `stats` may be NULL. Section 6 tells when
+ * it allocates. On failure *found is 0: NODEDB_ERR_INVALID (NULL; a component that is NaN or infinite; a vector that is
+ * too long), NODEDB_ERR_LIMIT (k or beam), NODEDB_ERR_NO_MEMORY; on disk also
+ * NODEDB_ERR_IO. What is damaged in the file is
+ * passed over, counted in stats->damaged, and logged once: a worse answer is never silent. Source: DiskANN, algorithm
+ * 1. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                      nodedb_vamana_result *results, uint32_t *found,
                                                      nodedb_vamana_stats *stats, nodedb_error *err);
 
-/* The truth: the same by looking at every vector (on disk: reading every vector). `beam` and `rerank` are not used. */
+/* The truth: as search, by measuring every vector (on disk: reading every vector). `beam` and `rerank` are not used. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err);
 
-/* Many questions that differ only in their vectors: `vectors` are n rows of `dim` components (common->vector is not
- * used), `results` has room for n times k, `found` for n numbers; `stats` are the sums. Each question sees the index as
- * it is when its turn comes. On disk the device reads for some questions while others walk, which is how to keep it
- * busy; it allocates if more has to wait than ever before. Errors as in search; of the first question that fails, which
- * the message names; those before it are answered. */
+/* Answers `n` questions that differ only in their vectors. `vectors` are n rows of `dim` components (common->vector is
+ * not used), `results` has room for n times k, `found` for n counts; `stats` gets the sums.
+ * Each question sees the index as it is when its turn comes. On disk the device reads for some questions while others
+ * walk, which keeps it busy. Errors are those of search, for the first question that fails, which the message names;
+ * the questions before it are answered, and *found of all others is 0. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
                                                           nodedb_vamana_stats *stats, nodedb_error *err);
 
-/* All within `radius` (a distance as it is returned, itself included), but at most the nearest `most`; `results` has
- * room for them. Approximate like search: query->beam is the narrowest beam, query->k is not used. Errors as in search;
- * NODEDB_ERR_INVALID (radius is NaN, most is 0), NODEDB_ERR_LIMIT (most is over NODEDB_VAMANA_MAX_BEAM). */
+/* Finds all vectors within `radius` (a distance as it is returned; the radius itself is within), but at most the
+ * nearest `most`, for which `results` has room. It is approximate, like search: query->beam is the narrowest beam, and
+ * query->k is not used. Errors are those of search, and NODEDB_ERR_INVALID (radius is NaN, or most is 0),
+ * NODEDB_ERR_LIMIT (most is over NODEDB_VAMANA_MAX_BEAM). */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searcher *searcher,
                                                            const nodedb_vamana_query *query, float radius,
                                                            nodedb_vamana_result *results, uint32_t most,
                                                            uint32_t *found, nodedb_vamana_stats *stats,
                                                            nodedb_error *err);
 
+/* ---- ask (any thread, also while one writes) --------------------------------------------------------------------- */
+
+/* True if a search can return this id. On disk also false if what would say so is damaged or cannot be read; `get`
+ * tells these apart. */
+NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64_t id);
+
+/* Writes the vector of `id` to `out`, as `dim` floats whatever the type: bit for bit what was inserted, but for COSINE
+ * over F32 up to the rounding of a division and a multiplication. NODEDB_ERR_NOT_FOUND (no such id), NODEDB_ERR_INVALID
+ * (NULL); on disk also NODEDB_ERR_IO, NODEDB_ERR_CORRUPT (what the file has of the id is damaged),
+ * NODEDB_ERR_NO_MEMORY. */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
+                                                  nodedb_error *err);
+
+/* Visits all ids, in no order: set *cursor to 0, and call until it returns false. An id that stays in the index for the
+ * whole walk comes exactly once, even if others are inserted and removed between the calls. One that is replaced
+ * meanwhile changes its place, so it may come twice or not at all. After compact, start again. On disk it passes over
+ * ids that are damaged, and ends where it cannot read; the next call then tries again. */
+NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *cursor, uint64_t *id);
+
+/* These six never fail. An index that is NULL counts as empty: 0, L2, F32, "". */
+NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index); /* vectors that a search can return */
+NODEDB_VAMANA_API uint32_t nodedb_vamana_dim(const nodedb_vamana *index);
+NODEDB_VAMANA_API uint32_t nodedb_vamana_degree(const nodedb_vamana *index);
+NODEDB_VAMANA_API nodedb_vamana_type nodedb_vamana_type_of(const nodedb_vamana *index);
+NODEDB_VAMANA_API nodedb_vamana_metric nodedb_vamana_metric_of(const nodedb_vamana *index);
+NODEDB_VAMANA_API const char *nodedb_vamana_kernel(const nodedb_vamana *index); /* name of its kernels, static */
+
+/* Bytes that the index holds from its allocator, on disk including what is not loaded yet. Searchers, fetchers, and a
+ * save that is under way are not counted. */
+NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index);
+
+/* The state of an index, for people and tests. Slots are in numbers of vectors. */
+typedef struct nodedb_vamana_info {
+    uint64_t live;           /* slots of vectors that a search can return */
+    uint64_t removed;        /* slots of removed vectors, around which the graph is not repaired yet */
+    uint64_t free;           /* slots that were used and can be reused */
+    uint64_t capacity;       /* slots that there is room for */
+    uint32_t code_bits;      /* of the codes that searches walk on, for each component; 0: none */
+    uint64_t code_bytes;     /* of one code */
+    uint32_t beam_build;     /* beam that finds a new node's neighbours now */
+    double mean_degree;      /* edges per live node. 0 if they are packed on disk */
+    uint64_t entry_id;       /* id of the node where every search begins; 0 if there is none */
+    uint64_t damaged_blocks; /* on disk: blocks of the file that have been found damaged so far */
+    uint64_t unreachable;    /* live vectors to which no edges lead from the entry: 0, or the index has a fault. Not
+                                exact while a writer is at work or rows are damaged; 0 if the rows are packed on disk;
+                                UINT64_MAX if there is no memory to count (4 bytes a slot) */
+} nodedb_vamana_info;
+
+/* Fills *info. It visits every node and every edge. A NULL index: all zeros. */
+NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info);
+
 /* ---- files ------------------------------------------------------------------------------------------------------- */
 
-/* How a file is laid out for those who search it on disk. Both can be opened in memory too. */
+/* How a file is laid out for those who search it on disk. Both can be opened into memory too. */
 typedef enum nodedb_vamana_layout {
     NODEDB_VAMANA_RESIDENT = 0, /* rows by themselves, to be kept in memory; a read brings exact vectors */
     NODEDB_VAMANA_PACKED        /* each row with its vector, for graphs that do not fit either; a read brings both */
 } nodedb_vamana_layout;
 
-/* Writes the index to `path`, resident, so that a crash leaves the old file or the new: into `path`.tmp, synced,
- * renamed over `path`, the directory synced. Searches may go on. NODEDB_ERR_INVALID, NODEDB_ERR_IO,
- * NODEDB_ERR_DISK_FULL, NODEDB_ERR_NO_MEMORY, NODEDB_ERR_STATE (opened on disk, or a save is under way): the old file
- * stands, except that a failure to sync the directory leaves the new one. */
+/* Writes the index to `path`, so that a crash leaves the old file or the new one: into `path`.tmp, synced, renamed over
+ * `path`, the directory synced. By the writer; searches may go on. The index must be in memory. After an error the old
+ * file stands, except that a failure to sync the directory leaves the new one: NODEDB_ERR_INVALID (NULL, no path, no
+ * such layout), NODEDB_ERR_STATE (opened on disk, or a save is under way), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL,
+ * NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const char *path, nodedb_error *err);
 
-/* The same in slices, by the writer, in either layout: begin, then step until *more is false or it fails. The index may
- * change between the steps (not by build or compact: NODEDB_ERR_STATE), and the file will hold it as it was at the
- * beginning: so a log of the changes since then, applied to the file once opened, gives the same index; to the bit, if
- * no other thread has searched meanwhile and calls of maintain are applied too. `budget` is in vectors. A step also
- * ends when it has waited for the disk: for a sync of 1 MiB, or for the file system to take back 4 MiB of a file that
- * was replaced (one that somebody else has open is left to him). What changes before it is written is copied, which
- * takes memory; where there is none the save fails, not the change. Errors as in save; a step that fails ends the save.
- * `cancel` removes what was written, at once; once the file has its name, it stays. */
+/* The same in slices, by the writer: begin, then step until *more is false or the step fails, which ends the save.
+ *   Meanwhile the index may change (not by build or compact: NODEDB_ERR_STATE). The file holds it as it was at the
+ * beginning, so a log of the changes since then, applied to the file once opened, gives the same index; the same to the
+ * bit, if no other thread has searched meanwhile and the calls of maintain are repeated too. What changes before it is
+ * written is copied first, which takes memory; without memory the save fails, not the change.
+ *   `budget` is in vectors, at least 1. A step also ends when it has waited for the disk: for a sync of 1 MiB, or for
+ * the file system to take back 4 MiB of a file that was replaced (one that somebody else has open is left to him).
+ *   Errors as in save; step without a save under way: NODEDB_ERR_STATE. `cancel` removes what was written at once; once
+ * the file has its name, it stays. With no save under way, or NULL, cancel does nothing. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
                                                          nodedb_vamana_layout layout, nodedb_error *err);
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, uint64_t budget, bool *more,
                                                         nodedb_error *err);
-NODEDB_VAMANA_API void nodedb_vamana_save_cancel(nodedb_vamana *index); /* none under way, or NULL: nothing to do */
+NODEDB_VAMANA_API void nodedb_vamana_save_cancel(nodedb_vamana *index);
 
+/* Where an opened index lives. */
 typedef enum nodedb_vamana_mode {
-    NODEDB_VAMANA_IN_MEMORY = 0, /* everything is read; the index can change */
+    NODEDB_VAMANA_IN_MEMORY = 0, /* everything is read and checked; the index can change, and no longer uses the file */
     NODEDB_VAMANA_ON_DISK        /* read-only; exact vectors stay in the file, the rest is read when it is needed */
 } nodedb_vamana_mode;
 
-/* How exact vectors are read. */
+/* How blocks are read on disk. */
 typedef enum nodedb_vamana_fetch {
     NODEDB_VAMANA_FETCH_AUTO = 0, /* io_uring where the system allows it, else pread */
-    NODEDB_VAMANA_FETCH_PREAD,
+    NODEDB_VAMANA_FETCH_PREAD,    /* one by one */
     NODEDB_VAMANA_FETCH_MAPPED    /* mmap, through the page cache (Linux 5.14, little-endian), else pread */
 } nodedb_vamana_fetch;
 
+/* How a file is opened. Zero is the default of each field. What fixes the index (dim, type, metric, degree ...) is in
+ * the file. */
 typedef struct nodedb_vamana_open_config {
-    nodedb_vamana_mode mode;
+    nodedb_vamana_mode mode;    /* 0: NODEDB_VAMANA_IN_MEMORY */
     uint64_t capacity;          /* in memory: vectors to make room for. 0: as many as there are */
-    nodedb_vamana_fetch fetch;  /* on disk */
+    nodedb_vamana_fetch fetch;  /* on disk. 0: NODEDB_VAMANA_FETCH_AUTO */
     bool no_direct;             /* on disk: read through the page cache */
-    uint64_t cache_bytes;       /* packed on disk: for nodes near the starts. 0: 1/32 of all */
+    uint64_t cache_bytes;       /* packed, on disk: for nodes near the starts, filled by load. 0: 1/32 of the records */
     const char *kernel;         /* as in nodedb_vamana_config */
     bool no_huge_pages;         /* as in nodedb_vamana_config */
     nodedb_allocator allocator;
-    nodedb_logger logger;       /* on disk: called by any thread that searches */
-    nodedb_io io;               /* the same; with a `pread` of the caller's, disk mode neither maps nor uses io_uring */
+    nodedb_logger logger;       /* told what falls back, and what is damaged; on disk by any thread that searches */
+    nodedb_io io;               /* on disk used by any thread that searches. With a `pread` of the caller's, nothing is
+                                   mapped, and io_uring is not used */
 } nodedb_vamana_open_config;
 
-/* Opens what `save` wrote; nothing is built again. In memory everything is read and checked, and any damage is an
- * error. On disk only the header is read, so it takes milliseconds at most, whatever the size; each block is checked
- * when it is first needed, and one that is damaged is passed over, see stats.damaged. config NULL: all defaults. NULL
- * on failure: NODEDB_ERR_NOT_FOUND (no such file), NODEDB_ERR_CORRUPT (message and `offset` say where),
- * NODEDB_ERR_UNSUPPORTED (another version of the format; a kernel), NODEDB_ERR_IO, NODEDB_ERR_NO_MEMORY,
- * NODEDB_ERR_INVALID. */
+/* Opens what save wrote; nothing is built again. config NULL: all defaults. In memory everything is read and checked,
+ * and any damage is an error. On disk only the header and the codes' means are read, so it takes milliseconds at most,
+ * whatever the size of the file. Returns NULL on failure: NODEDB_ERR_NOT_FOUND (no such file), NODEDB_ERR_CORRUPT
+ * (message and `offset` say where), NODEDB_ERR_UNSUPPORTED (another version of the format; a kernel), NODEDB_ERR_IO,
+ * NODEDB_ERR_NO_MEMORY, NODEDB_ERR_LIMIT (capacity), NODEDB_ERR_INVALID. */
 NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const nodedb_vamana_open_config *config,
                                                     nodedb_error *err);
 
-/* Reads what an index on disk keeps in memory, as much as is not there yet, so that no search has to wait for it;
- * about `budget` bytes of it, by one thread at a time, while others search. *more: call again. In memory: nothing.
- * NODEDB_ERR_INVALID, NODEDB_ERR_IO, NODEDB_ERR_NO_MEMORY. */
+/* Reads what an index on disk keeps in memory and has not read yet, and fills the cache of a packed one, so that no
+ * search has to wait for it: about `budget` bytes (at least 1) in one call. *more: call again. By one thread at a time,
+ * while others search. In memory there is nothing to do. NODEDB_ERR_INVALID (NULL, budget 0), NODEDB_ERR_IO,
+ * NODEDB_ERR_NO_MEMORY; after an error it may be called again. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_t budget, bool *more,
                                                    nodedb_error *err);
 
 /* Called by verify for each damaged block: its offset in the file, and the name of the section that it is in. */
 typedef void (*nodedb_vamana_on_damage)(void *ctx, uint64_t offset, const char *section);
 
-/* Reads the whole file: every block against its checksum, each damaged one reported (`report` may be NULL); if there is
- * none, all that opening in memory checks, and the table of ids. Needs the memory of an index on disk. config NULL: all
- * defaults; its mode and fetch are not used. NODEDB_ERR_CORRUPT (the first damage), else errors as in open. */
+/* Reads the whole file and checks every block against its checksum; each damaged one is reported (`report` may be
+ * NULL). If none is, it checks all that opening into memory checks, and the table of ids. It needs the memory of an
+ * index on disk. config NULL: all defaults; its mode, fetch, no_direct and logger are not used. Any thread; not while
+ * the file is replaced. NODEDB_ERR_CORRUPT (the first damage), else errors as in open. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
                                                      nodedb_vamana_on_damage report, void *ctx, nodedb_error *err);
 
-/* ---- distance kernels -------------------------------------------------------------------------------------------- */
+/* ---- fetchers: exact vectors from elsewhere ---------------------------------------------------------------------- */
 
-/* One set of distance functions over n components, 1 .. 65,536; pointers need the alignment of their type only. l2 is
+/* Where the rerank gets the exact vectors of an index on disk. One thread at a time uses it; whoever made it destroys
+ * it. Between the calls, what was announced stays announced until batch_max more slots have been. */
+struct nodedb_vamana_fetcher {
+    void *ctx;
+    uint32_t dim;       /* components of a vector */
+    uint32_t batch_max; /* slots in one prefetch_batch, at least 1 */
+    /* Announces `n` more slots, n <= batch_max; some may repeat. NODEDB_ERR_INVALID (a slot is out of range),
+     * NODEDB_ERR_LIMIT (n). */
+    nodedb_status (*prefetch_batch)(void *ctx, const uint32_t *slots, size_t n, nodedb_error *err);
+    /* Waits for an announced slot, and returns `dim` components as stored (COSINE over F32: of length 1), in this
+     * machine's byte order, valid until batch_max more slots have been announced; or NULL and the reason. A vector that
+     * is damaged is NODEDB_ERR_CORRUPT: searches pass it over and count it. Any other failure fails the search.
+     * NODEDB_ERR_INVALID (a slot out of range), NODEDB_ERR_STATE (one that is not announced, or not any more). */
+    const void *(*fetch)(void *ctx, uint32_t slot, nodedb_error *err);
+    /* Reads and repeated reads so far. NULL: it does not count. */
+    void (*counters)(void *ctx, uint64_t *reads, uint64_t *retries);
+    void (*destroy)(void *ctx); /* NULL: nothing to free */
+};
+
+/* Over an index in memory, which must not change or be destroyed while the fetcher is used. It has no destroy.
+ * NODEDB_ERR_INVALID (NULL), NODEDB_ERR_STATE (the vectors are on disk). */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana *index, nodedb_vamana_fetcher *fetcher,
+                                                             nodedb_error *err);
+
+/* Over the file of an index opened on disk, read in the way that the index was opened for: io_uring with registered
+ * buffers, pread, or mapped. `batch_max` 0: 128. It allocates only here. A read that fails or does not match its
+ * checksum is repeated once, then fetch reports NODEDB_ERR_IO or NODEDB_ERR_CORRUPT. In a packed file each vector is
+ * followed by its row. NODEDB_ERR_INVALID (NULL; batch_max is over NODEDB_VAMANA_MAX_BATCH), NODEDB_ERR_STATE (in
+ * memory), NODEDB_ERR_NO_MEMORY. */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
+                                                           nodedb_vamana_fetcher *fetcher, nodedb_error *err);
+
+/* ---- kernels: the distance functions ----------------------------------------------------------------------------- */
+
+/* One set of distance functions over n components, 1 .. 65,536. Pointers need the alignment of their type only. l2 is
  * the squared distance, dot the inner product. Sums of integers are exact, and then rounded to float. Sums of floats
  * are off by at most (n / 4 + 8) / 2^24 of the sum of their terms' magnitudes, whatever the order of the additions.
- *   4-bit codes: n is a multiple of 64; a code has n / 2 bytes, in blocks of 32 for 64 components: byte b of block k
- * has component 64 k + b in its low half and 64 k + 32 + b in its high one. The query q has n components in plain
- * order. l2_code4 is the sum of c (4 c - q): the part that depends on the code c of (2 c - q / 4) squared. */
+ *   4-bit codes: n is a multiple of 64, and a code has n / 2 bytes, in groups of 32 for 64 components: byte b of group
+ * k has component 64 k + b in its low half and 64 k + 32 + b in its high one. The query q has n components in plain
+ * order. l2_code4 is the sum of c (4 c - q): the part of (2 c - q / 4) squared that depends on the code c. */
 typedef struct nodedb_vamana_kernels {
     const char *name; /* "plain", "sse2", "avx2", "avx512", "avx512vnni", "neon", "neondot" */
     float (*l2_f32)(const float *a, const float *b, size_t n);
@@ -1213,9 +1324,11 @@ typedef struct nodedb_vamana_kernels {
     float (*dot_f32_u8)(const float *a, const uint8_t *b, size_t n); /* a query against an 8-bit code */
 } nodedb_vamana_kernels;
 
-/* The kernel sets of this build, the plainest first: 0, 1, ... until NULL. */
+/* The kernel sets of this build, the plainest first: 0, 1, ... until NULL. They are static. Any thread. */
 NODEDB_VAMANA_API const nodedb_vamana_kernels *nodedb_vamana_kernels_at(size_t i);
-NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels *kernels); /* has this CPU got it? */
+
+/* True if this CPU can run them. Any thread. */
+NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels *kernels);
 
 #ifdef __cplusplus
 }
