@@ -40,7 +40,7 @@
             return 0;
         }
 
-   Section 10 tells how to compile it.
+   Section 4 has a second program, which filters, saves, and searches on disk. Section 10 tells how to compile them.
 
 3. CONCEPTS
    ID, SLOT   An id is the caller's name for a vector: any 64-bit number. A slot is the vector's place in the index's
@@ -117,11 +117,63 @@
               threads), _build_bytes (the memory that a build takes at most)
    search     nodedb_vamana_searcher_create, _searcher_destroy, _searcher_memory_bytes; _search, _search_many,
               _search_range (all within a radius), _scan (exact)
-   ask        nodedb_vamana_contains, _get (floats), _next (all ids); _count, _dim,
+   ask        nodedb_vamana_contains, _get (floats), _get_stored (as it is stored), _next (all ids); _count, _dim,
               _degree, _type_of, _metric_of, _kernel, _memory_bytes, _inspect
    files      nodedb_vamana_save, or in slices _save_begin, _save_step, _save_cancel; _open, _load, _verify
    fetchers   nodedb_vamana_fetcher_memory, _fetcher_disk, or a struct of your own: where exact vectors come from
    kernels    nodedb_vamana_kernels_at, _kernels_usable: the distance functions themselves
+
+   This program filters, saves, opens the file on disk, and searches there for the neighbours of a stored vector:
+
+        #define NODEDB_VAMANA_IMPLEMENTATION
+        #include "nodedb_vamana.h"
+        #include <stdio.h>
+        #include <string.h>
+
+        static bool is_even(void *ctx, uint64_t id) {
+            (void)ctx;
+            return id % 2 == 0;
+        }
+
+        int main(void) {
+            nodedb_vamana_config config;
+            nodedb_vamana_open_config on_disk;
+            nodedb_vamana_query query;
+            nodedb_vamana_result results[3];
+            nodedb_error err;
+            uint32_t found = 0;
+            bool more = true;
+            memset(&config, 0, sizeof config);
+            config.dim = 3, config.type = NODEDB_VAMANA_U8;
+            nodedb_vamana *index = nodedb_vamana_create(&config, &err);
+            if (index == NULL) return puts(err.message), 1;
+            for (uint32_t i = 0; i < 200; i++) {
+                const uint8_t colour[3] = {(uint8_t)i, (uint8_t)(i / 2), (uint8_t)(255 - i)};
+                if (nodedb_vamana_insert(index, i, colour, &err) != NODEDB_OK) return puts(err.message), 1;
+            }
+            if (nodedb_vamana_save(index, "colours.index", NODEDB_VAMANA_PACKED, &err) != NODEDB_OK)
+                return puts(err.message), 1;
+            nodedb_vamana_destroy(index);
+
+            memset(&on_disk, 0, sizeof on_disk);
+            on_disk.mode = NODEDB_VAMANA_ON_DISK;
+            index = nodedb_vamana_open("colours.index", &on_disk, &err);
+            if (index == NULL) return puts(err.message), 1;
+            while (more)
+                if (nodedb_vamana_load(index, 1 << 20, &more, &err) != NODEDB_OK) return puts(err.message), 1;
+            nodedb_vamana_searcher *searcher = nodedb_vamana_searcher_create(index, NULL, &err);
+            if (searcher == NULL) return puts(err.message), 1;
+            memset(&query, 0, sizeof query);
+            query.by_id = true, query.id = 101; // the neighbours of vector 101; itself is one, unless it is filtered
+            query.k = 3, query.filter = is_even;
+            if (nodedb_vamana_search(searcher, &query, results, &found, NULL, &err) != NODEDB_OK)
+                return puts(err.message), 1;
+            for (uint32_t i = 0; i < found; i++) // prints 100, 102, 98
+                printf("%u at distance %g\n", (unsigned)results[i].id, (double)results[i].distance);
+            nodedb_vamana_searcher_destroy(searcher);
+            nodedb_vamana_destroy(index);
+            return remove("colours.index") == 0 ? 0 : 1;
+        }
 
 5. THREADS
    - One thread at a time changes an index: insert, remove, build, maintain, compact, reserve, save and its steps. Call
@@ -295,6 +347,8 @@
    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
    NODEDB_VAMANA_STATIC          the implementation is private to this file; needs the macro above in the same file
    NODEDB_VAMANA_API             what stands before each function instead of extern: an export attribute, for instance
+   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: opening with NODEDB_VAMANA_ON_DISK is UNSUPPORTED
+   NODEDB_VAMANA_NO_SIMD         leaves out the kernels for each CPU; the ones in plain C remain
    NODEDB_NO_LIBURING            without io_uring: on disk, reads go one by one with pread, or through a mapping
 
 11. DEPARTURES
@@ -1068,6 +1122,9 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vama
 /* One question. Zero is the default of each field but `vector`. Everything is borrowed for the time of the call. */
 typedef struct nodedb_vamana_query {
     const void *vector;    /* `dim` components of the index's type */
+    bool by_id;            /* ask for the neighbours of vector `id` of this index, and ignore `vector`. That vector is
+                              one of its own neighbours: ask for one more, or filter it out */
+    uint64_t id;
     uint32_t k;            /* results wanted, .. NODEDB_VAMANA_MAX_BEAM. 0: 10 */
     uint32_t beam;         /* width of the walk, .. NODEDB_VAMANA_MAX_BEAM: a wider one is slower and finds more. Raised
                               to k, and with codes to k and their slack, if it is less. 0: 64 */
@@ -1100,8 +1157,8 @@ typedef struct nodedb_vamana_stats {
 /* Finds up to k results, the nearest first, ties by id. `results` has room for k (10 if query->k is 0). *found says how
  * many there are: fewer than k only if the index or the filter has no more. `stats` may be NULL. Section 6 tells when
  * it allocates. On failure *found is 0: NODEDB_ERR_INVALID (NULL; a component that is NaN or infinite; a vector that is
- * too long), NODEDB_ERR_LIMIT (k or beam), NODEDB_ERR_NO_MEMORY; on disk also
- * NODEDB_ERR_IO. What is damaged in the file is
+ * too long), NODEDB_ERR_LIMIT (k or beam), NODEDB_ERR_NOT_FOUND (no such query->id), NODEDB_ERR_NO_MEMORY; on disk also
+ * NODEDB_ERR_IO, and NODEDB_ERR_CORRUPT if the vector of query->id is damaged. What else is damaged in the file is
  * passed over, counted in stats->damaged, and logged once: a worse answer is never silent. Source: DiskANN, algorithm
  * 1. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
@@ -1114,7 +1171,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
                                                    nodedb_vamana_stats *stats, nodedb_error *err);
 
 /* Answers `n` questions that differ only in their vectors. `vectors` are n rows of `dim` components (common->vector is
- * not used), `results` has room for n times k, `found` for n counts; `stats` gets the sums.
+ * not used, common->by_id is refused), `results` has room for n times k, `found` for n counts; `stats` gets the sums.
  * Each question sees the index as it is when its turn comes. On disk the device reads for some questions while others
  * walk, which keeps it busy. Errors are those of search, for the first question that fails, which the message names;
  * the questions before it are answered, and *found of all others is 0. */
@@ -1145,6 +1202,11 @@ NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64
  * NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
                                                   nodedb_error *err);
+
+/* Writes the vector of `id` to `out` as it is stored: `dim` components of the index's type, so that it can be inserted
+ * or asked for again without a conversion. Under COSINE over F32 it is of length 1. Errors as in get. */
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_get_stored(const nodedb_vamana *index, uint64_t id, void *out,
+                                                         nodedb_error *err);
 
 /* Visits all ids, in no order: set *cursor to 0, and call until it returns false. An id that stays in the index for the
  * whole walk comes exactly once, even if others are inserted and removed between the calls. One that is replaced
@@ -1197,7 +1259,8 @@ typedef enum nodedb_vamana_layout {
  * file stands, except that a failure to sync the directory leaves the new one: NODEDB_ERR_INVALID (NULL, no path, no
  * such layout), NODEDB_ERR_STATE (opened on disk, or a save is under way), NODEDB_ERR_IO, NODEDB_ERR_DISK_FULL,
  * NODEDB_ERR_NO_MEMORY. */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const char *path, nodedb_error *err);
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const char *path, nodedb_vamana_layout layout,
+                                                   nodedb_error *err);
 
 /* The same in slices, by the writer: begin, then step until *more is false or the step fails, which ends the save.
  *   Meanwhile the index may change (not by build or compact: NODEDB_ERR_STATE). The file holds it as it was at the
@@ -1412,7 +1475,6 @@ static inline size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a
 #define NODEDB_VAMANA__NONE UINT32_MAX          /* no slot */
 #define NODEDB_VAMANA__FIRST_CAPACITY 1u
 #define NODEDB_VAMANA__GROWTH_LEAST 64u         /* slots by which a larger index grows; a smaller one doubles */
-#define NODEDB_VAMANA__MAX_BEAM_BUILD 4096u
 #define NODEDB_VAMANA__COSINE_SAME 1e-6f        /* cosine distance below which two vectors count as equal: rounding */
 #define NODEDB_VAMANA__HUGE_BYTES ((size_t)2 << 20) /* of a huge page of x86-64 and, by default, aarch64 */
 #define NODEDB_VAMANA__STARTS_MAX 64u           /* places where a walk may begin, beside the entry */
@@ -1674,8 +1736,10 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
 static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb_vamana_open_config *config,
                                               const struct nodedb_vamana__counts *n, const uint8_t *header,
                                               uint8_t *buffer, nodedb_error *err);
-static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, float *out,
+static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, void *out, bool stored,
                                                   nodedb_error *err);
+static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err);
+static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err);
 
 /* Of KERNELS. */
 static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char *name, nodedb_error *err);
@@ -3235,7 +3299,6 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 #define NODEDB_VAMANA__DEFAULT_K 10u
 #define NODEDB_VAMANA__DEFAULT_BEAM 64u
 #define NODEDB_VAMANA__DEFAULT_BATCH 128u      /* twice the default beam */
-#define NODEDB_VAMANA__MAX_BATCH 4096u
 #define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
 #define NODEDB_VAMANA__WIDE_PER_K 4u          /* where so wide a beam ends in doubt, the walk is repeated on vectors */
 #define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
@@ -3619,6 +3682,11 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     return status;
 }
 
+/* What a question is about, a vector or an id; NULL: nothing. */
+static const void *nodedb_vamana__subject(const nodedb_vamana_query *query) {
+    return query == NULL ? NULL : query->by_id ? &query->id : query->vector;
+}
+
 static nodedb_status nodedb_vamana__check_question(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                    const void *vector, const nodedb_vamana_result *results,
                                                    uint32_t *found, nodedb_error *err) {
@@ -3643,16 +3711,22 @@ static void nodedb_vamana__hand_out(const nodedb_vamana_searcher *s, const noded
 
 enum nodedb_vamana__way { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
 
-/* Makes s->query of the question's vector, and the plan. */
+/* Makes s->query of the question's vector (`vector`, unless the question is about an id), and the plan. */
 static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                    const void *vector, enum nodedb_vamana__way way,
                                                    nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
     nodedb_status status;
+    nodedb_error reason;
     if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
                             (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     s->hops = 0, s->computed = 0, s->exact = 0;
     s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
+    if (query->by_id) vector = nodedb_vamana__vector_of_id(s, query->id, &reason);
+    if (vector == NULL) {
+        if (err != NULL) *err = reason;
+        return reason.status;
+    }
     status = nodedb_vamana__prepare(s->index, vector, s->query, norm, -1, err);
     if (status != NODEDB_OK) return status;
     if (way == NODEDB_VAMANA__SEARCH) return nodedb_vamana__plan_query(s, query, plan, err);
@@ -3670,9 +3744,10 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     uint64_t reads, retries;
     size_t n = 0;
     float norm;
-    nodedb_status status = nodedb_vamana__begin_question(s, query, vector, way, &plan, &norm, err);
-    if (status != NODEDB_OK) return status;
+    nodedb_status status;
     nodedb_vamana__reads_so_far(s, &reads, &retries);
+    status = nodedb_vamana__begin_question(s, query, vector, way, &plan, &norm, err);
+    if (status != NODEDB_OK) return status;
     status = nodedb_vamana__find_results(s, query, &plan, norm, &n, err);
     if (status != NODEDB_OK) return status;
     nodedb_vamana__hand_out(s, s->spare, n, plan.k, results, found);
@@ -3687,8 +3762,8 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                      nodedb_vamana_result *results, uint32_t *found,
                                                      nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
-                                                         found, err);
+    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                         err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
@@ -3700,8 +3775,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *sea
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
-                                                         found, err);
+    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                         err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
@@ -3758,6 +3833,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
     uint64_t i;
     for (i = 0; i < n && found != NULL; i++) found[i] = 0;
     if (status != NODEDB_OK) return status;
+    if (common->by_id) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "search_many is about vectors, not about an id");
     memset(&q, 0, sizeof q);
     q.s = searcher, q.common = common, q.vectors = (const uint8_t *)vectors, q.results = results, q.found = found;
     q.k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
@@ -3813,8 +3889,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searche
                                                            nodedb_vamana_result *results, uint32_t most,
                                                            uint32_t *found, nodedb_vamana_stats *stats,
                                                            nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
-                                                         found, err);
+    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                         err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     if (radius != radius || most == 0)
@@ -3846,7 +3922,7 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
         nodedb_vamana__leave(index, 0, parity);
     }
     s = nodedb_vamana__searcher_new(index, beam, slots, false, err);
-    batch = beam < NODEDB_VAMANA__MAX_BATCH ? beam : NODEDB_VAMANA__MAX_BATCH; /* the pool is twice as large */
+    batch = beam < NODEDB_VAMANA_MAX_BATCH ? beam : NODEDB_VAMANA_MAX_BATCH; /* the pool is twice as large */
     if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
     if (s == NULL || index->file == NULL) return s;
     if (config != NULL && config->fetcher != NULL && nodedb_vamana__is_packed(index)) {
@@ -4454,9 +4530,9 @@ static nodedb_status nodedb_vamana__check_config(const nodedb_vamana_config *c, 
     if (c->degree != 0 && (c->degree < NODEDB_VAMANA_MIN_DEGREE || c->degree > NODEDB_VAMANA_MAX_DEGREE))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "degree %u is not in %u .. %u", (unsigned)c->degree,
                             NODEDB_VAMANA_MIN_DEGREE, NODEDB_VAMANA_MAX_DEGREE);
-    if (c->beam_build > NODEDB_VAMANA__MAX_BEAM_BUILD)
+    if (c->beam_build > NODEDB_VAMANA_MAX_BEAM_BUILD)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "beam_build %u is over %u", (unsigned)c->beam_build,
-                            NODEDB_VAMANA__MAX_BEAM_BUILD);
+                            NODEDB_VAMANA_MAX_BEAM_BUILD);
     if (c->alpha != 0 && !(c->alpha >= 1 && c->alpha <= 2))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "alpha %g is not in 1 .. 2", (double)c->alpha);
     return NODEDB_OK;
@@ -4760,19 +4836,47 @@ static nodedb_status nodedb_vamana__no_such_id(uint64_t id, nodedb_error *err) {
     return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
 }
 
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
-                                                  nodedb_error *err) {
+/* Writes a stored vector out: as it is, or as floats. */
+static void nodedb_vamana__copy_out(const nodedb_vamana *index, const void *vector, float norm, void *out,
+                                    bool stored) {
+    if (stored) memcpy(out, vector, index->vector_bytes);
+    else nodedb_vamana__to_floats(index, (const uint8_t *)vector, norm, (float *)out);
+}
+
+static nodedb_status nodedb_vamana__get(const nodedb_vamana *index, uint64_t id, void *out, bool stored,
+                                        nodedb_error *err) {
     const nodedb_vamana__arrays *a;
     uint32_t parity, slot;
     if (index == NULL || out == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
-    if (index->file != NULL) return nodedb_vamana__get_from_disk(index, id, out, err);
+    if (index->file != NULL) return nodedb_vamana__get_from_disk(index, id, out, stored, err);
     a = nodedb_vamana__enter(index, 0, &parity);
     slot = nodedb_vamana__find_live(a, id);
     if (slot != NODEDB_VAMANA__NONE)
-        nodedb_vamana__to_floats(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
-                                 out);
+        nodedb_vamana__copy_out(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
+                                out, stored);
     nodedb_vamana__leave(index, 0, parity);
     return slot != NODEDB_VAMANA__NONE ? NODEDB_OK : nodedb_vamana__no_such_id(id, err);
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
+                                                  nodedb_error *err) {
+    return nodedb_vamana__get(index, id, out, false, err);
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_get_stored(const nodedb_vamana *index, uint64_t id, void *out,
+                                                         nodedb_error *err) {
+    return nodedb_vamana__get(index, id, out, true, err);
+}
+
+/* The stored vector of an id, for a searcher that is counted in as a reader; NULL and the reason. On disk it is valid
+ * until the searcher reads again. */
+static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err) {
+    uint32_t slot;
+    if (s->index->file != NULL) return nodedb_vamana__fetch_id(s, id, err);
+    slot = nodedb_vamana__find_live(s->arrays, id);
+    if (slot != NODEDB_VAMANA__NONE) return nodedb_vamana__vector(s->index, s->arrays, slot);
+    (void)nodedb_vamana__no_such_id(id, err);
+    return NULL;
 }
 
 /* ===================================================================================================================
@@ -6287,8 +6391,9 @@ NODEDB_VAMANA_API void nodedb_vamana_save_cancel(nodedb_vamana *index) {
     if (index != NULL) nodedb_vamana__save_free(index, index->save);
 }
 
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const char *path, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana_save_begin(index, path, NODEDB_VAMANA_RESIDENT, err);
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const char *path, nodedb_vamana_layout layout,
+                                                   nodedb_error *err) {
+    nodedb_status status = nodedb_vamana_save_begin(index, path, layout, err);
     bool more = true;
     while (status == NODEDB_OK && more) status = nodedb_vamana_save_step(index, UINT64_MAX, &more, err);
     return status;
@@ -8575,9 +8680,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err) {
     nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)of; /* what is found damaged is noted with its file */
     nodedb_vamana__disk *d;
-    if (index == NULL || fetcher == NULL || batch_max > NODEDB_VAMANA__MAX_BATCH)
+    if (index == NULL || fetcher == NULL || batch_max > NODEDB_VAMANA_MAX_BATCH)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL, or batch_max is over %u",
-                            NODEDB_VAMANA__MAX_BATCH);
+                            NODEDB_VAMANA_MAX_BATCH);
     if (index->file == NULL) return nodedb_fail(err, NODEDB_ERR_STATE, 0, "the index was not opened on disk");
     memset(fetcher, 0, sizeof *fetcher);
     if (batch_max == 0) batch_max = NODEDB_VAMANA__DEFAULT_BATCH;
@@ -8606,43 +8711,61 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
 
 /* ---- one vector -------------------------------------------------------------------------------------------------- */
 
-static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, float *out,
-                                                  nodedb_error *err) {
-    nodedb_vamana_fetcher fetcher;
+/* Finds the slot of an id, with its norm, in an index on disk. NODEDB_ERR_CORRUPT: what is there of the id is damaged. */
+static nodedb_status nodedb_vamana__locate(const nodedb_vamana *index, uint64_t id, uint32_t *slot,
+                                           nodedb_error *err) {
     nodedb_vamana__trouble trouble;
-    nodedb_status status;
-    nodedb_error reason;
-    const void *vector;
-    uint32_t slot;
     memset(&trouble, 0, sizeof trouble);
-    slot = nodedb_vamana__find_on_disk(index, id, &trouble);
-    if (trouble.failed == NODEDB_OK && slot == NODEDB_VAMANA__NONE && trouble.damaged == 0)
+    *slot = nodedb_vamana__find_on_disk(index, id, &trouble);
+    if (trouble.failed == NODEDB_OK && *slot == NODEDB_VAMANA__NONE && trouble.damaged == 0)
         return nodedb_vamana__no_such_id(id, err);
-    if (slot != NODEDB_VAMANA__NONE) trouble.damaged = 0; /* what it has passed on the way */
-    if (trouble.failed == NODEDB_OK && index->arrays->norms != NULL && slot != NODEDB_VAMANA__NONE)
-        (void)nodedb_vamana__have_norm(index, slot, &trouble);
+    if (*slot != NODEDB_VAMANA__NONE) trouble.damaged = 0; /* what it has passed on the way */
+    if (trouble.failed == NODEDB_OK && index->arrays->norms != NULL && *slot != NODEDB_VAMANA__NONE)
+        (void)nodedb_vamana__have_norm(index, *slot, &trouble);
     if (trouble.failed != NODEDB_OK) {
         if (err != NULL) *err = trouble.error;
         return trouble.failed;
     }
-    if (slot == NODEDB_VAMANA__NONE || trouble.damaged > 0)
-        return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what is there of id %llu is damaged", index->file->path,
-                            (unsigned long long)id);
-    status = nodedb_vamana_fetcher_disk(index, 1, &fetcher, err);
+    if (*slot != NODEDB_VAMANA__NONE && trouble.damaged == 0) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what is there of id %llu is damaged", index->file->path,
+                       (unsigned long long)id);
+}
+
+/* Reads the vector of a slot, and checks that it is one; NULL and the reason, in an err that must not be NULL. */
+static const void *nodedb_vamana__fetch_slot(const nodedb_vamana *index, const nodedb_vamana_fetcher *fetcher,
+                                             uint32_t slot, nodedb_error *err) {
+    const void *vector = NULL;
+    if (fetcher->prefetch_batch(fetcher->ctx, &slot, 1, err) == NODEDB_OK)
+        vector = fetcher->fetch(fetcher->ctx, slot, err);
+    if (vector == NULL || nodedb_vamana__is_vector(index, (const uint8_t *)vector)) return vector;
+    (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what stands in slot %u is no vector", index->file->path,
+                      (unsigned)slot);
+    return NULL;
+}
+
+static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, void *out, bool stored,
+                                                  nodedb_error *err) {
+    nodedb_vamana_fetcher fetcher;
+    nodedb_error reason;
+    const void *vector;
+    uint32_t slot;
+    nodedb_status status = nodedb_vamana__locate(index, id, &slot, err);
+    if (status == NODEDB_OK) status = nodedb_vamana_fetcher_disk(index, 1, &fetcher, err);
     if (status != NODEDB_OK) return status;
-    status = fetcher.prefetch_batch(fetcher.ctx, &slot, 1, &reason);
-    vector = status == NODEDB_OK ? fetcher.fetch(fetcher.ctx, slot, &reason) : NULL;
-    if (vector != NULL && !nodedb_vamana__is_vector(index, (const uint8_t *)vector)) {
-        (void)nodedb_fail(&reason, NODEDB_ERR_CORRUPT, 0, "%s: the vector of id %llu is no vector", index->file->path,
-                           (unsigned long long)id);
-        vector = NULL;
-    }
+    vector = nodedb_vamana__fetch_slot(index, &fetcher, slot, &reason);
     if (vector != NULL)
-        nodedb_vamana__to_floats(index, (const uint8_t *)vector,
-                                 index->arrays->norms != NULL ? index->arrays->norms[slot] : 0, out);
+        nodedb_vamana__copy_out(index, vector, index->arrays->norms != NULL ? index->arrays->norms[slot] : 0, out,
+                                stored);
     else if (err != NULL) *err = reason;
     fetcher.destroy(fetcher.ctx);
     return vector != NULL ? NODEDB_OK : reason.status;
+}
+
+/* The same by the searcher's own fetcher, which takes no memory. */
+static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err) {
+    uint32_t slot;
+    if (nodedb_vamana__locate(s->index, id, &slot, err) != NODEDB_OK) return NULL;
+    return nodedb_vamana__fetch_slot(s->index, &s->fetcher, slot, err);
 }
 
 /* ===================================================================================================================

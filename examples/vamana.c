@@ -67,7 +67,7 @@ int main(void) {
     printf("with an o in the name, ");
     if (ask(index, 10, 10, 140, is_named_with_o) != 0) return 1;
 
-    if (nodedb_vamana_save(index, path, &err) != NODEDB_OK) return fail(&err);
+    if (nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err) != NODEDB_OK) return fail(&err);
     nodedb_vamana_destroy(index);
     index = nodedb_vamana_open(path, NULL, &err);
     if (index == NULL) return fail(&err);

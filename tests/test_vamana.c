@@ -247,7 +247,7 @@ TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_INVALID);
     bad = good, bad.alpha = 0.5f;
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_INVALID);
-    bad = good, bad.beam_build = 1u << 20;
+    bad = good, bad.beam_build = NODEDB_VAMANA_MAX_BEAM_BUILD + 1;
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_INVALID);
     bad = good, bad.capacity = UINT64_C(1) << 32;
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_LIMIT);
@@ -259,6 +259,7 @@ TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     CHECK_EQ(nodedb_vamana_build(index, NULL, out, UINT64_C(1) << 33, 1, NULL, NULL, &err), NODEDB_ERR_LIMIT);
     CHECK_EQ(nodedb_vamana_get(index, 1, out, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_vamana_get(index, 1, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_vamana_get_stored(index, 1, out, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_vamana_search(NULL, &q, &result, &found, NULL, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(nodedb_vamana_search(s, NULL, &result, &found, NULL, &err), NODEDB_ERR_INVALID);
     q.vector = NULL;
@@ -268,7 +269,7 @@ TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     CHECK_EQ(nodedb_vamana_scan(s, &q, &result, &found, NULL, &err), NODEDB_ERR_LIMIT);
     CHECK(nodedb_vamana_searcher_create(NULL, NULL, &err) == NULL && err.status == NODEDB_ERR_INVALID);
     CHECK(nodedb_vamana_searcher_create(index, &huge, &err) == NULL && err.status == NODEDB_ERR_LIMIT);
-    CHECK_EQ(nodedb_vamana_save(index, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_vamana_save(index, NULL, NODEDB_VAMANA_RESIDENT, &err), NODEDB_ERR_INVALID);
     CHECK(nodedb_vamana_open("", NULL, &err) == NULL && err.status == NODEDB_ERR_INVALID);
     CHECK(nodedb_vamana_open("no/such/file", NULL, &err) == NULL && err.status == NODEDB_ERR_NOT_FOUND);
     CHECK_HAS(err.message, "no/such/file");
@@ -467,7 +468,7 @@ TEST(the_same_seed_gives_the_same_graph_whatever_the_number_of_threads) {
         nodedb_vamana *index = build_sift(SLOW ? 1000 : 2500, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2, threads);
         const char *path = path_in_test_dir("graph");
         uint8_t *file;
-        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         file = read_file(path, &bytes);
         if (threads == 1) first = file, first_bytes = bytes;
         else {
@@ -771,13 +772,13 @@ TEST(compact_gives_memory_back_and_changes_no_answer) {
     uint64_t before = nodedb_vamana_memory_bytes(index);
     size_t full, compacted;
     uint32_t i;
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     free(read_file(path, &full));
     for (i = 0; i < 3000; i++)
         if (i % 5 != 0) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
     CHECK_EQ(nodedb_vamana_compact(index, NULL), NODEDB_OK);
     CHECK_EQ(nodedb_vamana_count(index), 600);
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     free(read_file(path, &compacted));
     CHECK(compacted > 600 * 128 && compacted < full / 3);
     CHECK(nodedb_vamana_memory_bytes(index) < before / 2);
@@ -941,7 +942,7 @@ static bool live_a_life(nodedb_allocator allocator, const char *path) {
     good = good && nodedb_vamana_remove(index, 3, &err) == NODEDB_OK && nodedb_vamana_compact(index, &err) == NODEDB_OK;
     good = good && (searcher = nodedb_vamana_searcher_create(index, NULL, &err)) != NULL;
     good = good && nodedb_vamana_search(searcher, &q, r, &found, NULL, &err) == NODEDB_OK;
-    good = good && nodedb_vamana_save(index, path, &err) == NODEDB_OK &&
+    good = good && nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err) == NODEDB_OK &&
         (opened = nodedb_vamana_open(path, &o, &err)) != NULL;
     good = good && nodedb_vamana_verify(path, &o, NULL, NULL, &err) == NODEDB_OK;
     if (!good) CHECK_EQ(err.status, NODEDB_ERR_NO_MEMORY);
@@ -1000,7 +1001,7 @@ TEST(an_opened_file_gives_the_same_answers_and_deletions_survive) {
             const uint8_t *asked = type ? s->queries : (const uint8_t *)queries;
             nodedb_error err;
             for (i = 0; i < 400; i++) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
-            CHECK_EQ(nodedb_vamana_save(index, path, &err), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err), NODEDB_OK);
             CHECK_EQ(nodedb_vamana_verify(path, NULL, NULL, NULL, &err), NODEDB_OK);
             opened = nodedb_vamana_open(path, NULL, &err);
             if (opened == NULL) test_fail(__FILE__, __LINE__, err.message);
@@ -1032,11 +1033,11 @@ TEST(an_empty_index_and_one_of_a_single_wide_vector_can_be_saved) {
     int mode;
     uint32_t i;
     memset(&disk, 0, sizeof disk);
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     opened = nodedb_vamana_open(path, NULL, NULL);
     CHECK(opened != NULL && nodedb_vamana_count(opened) == 0);
     CHECK_EQ(nodedb_vamana_insert(opened, 9, wide, NULL), NODEDB_OK);
-    CHECK_EQ(nodedb_vamana_save(opened, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(opened, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     nodedb_vamana_destroy(opened);
     for (mode = 0; mode < 2; mode++) {
         disk.mode = (nodedb_vamana_mode)mode;
@@ -1110,12 +1111,12 @@ TEST(whatever_call_fails_while_saving_the_old_or_the_new_file_stands) {
         f.fail_at = at, f.fail_times = 1, f.error = at % 2 ? EIO : ENOSPC, f.short_write = true;
         old_index = nodedb_vamana_create(&c, NULL);
         CHECK_EQ(nodedb_vamana_insert(old_index, 1, s->base, NULL), NODEDB_OK);
-        CHECK_EQ(nodedb_vamana_save(old_index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(old_index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         c.io = failing_io(&f, false);
         index = nodedb_vamana_create(&c, NULL);
         CHECK_EQ(nodedb_vamana_build(index, NULL, s->base, 100, 1, NULL, NULL, NULL), NODEDB_OK);
         memset(&err, 0, sizeof err);
-        good = nodedb_vamana_save(index, path, &err) == NODEDB_OK;
+        good = nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err) == NODEDB_OK;
         if (!good) {
             failures++;
             CHECK_EQ(err.status, at % 2 ? NODEDB_ERR_IO : NODEDB_ERR_DISK_FULL);
@@ -1144,7 +1145,7 @@ TEST(garbage_truncation_and_every_flipped_bit_are_errors_that_name_the_file) {
     nodedb_error err;
     snprintf(path, sizeof path, "%s", path_in_test_dir("index"));
     snprintf(other, sizeof other, "%s", path_in_test_dir("other"));
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     good = read_file(path, &bytes);
     bad = (uint8_t *)malloc(bytes + 1);
     for (at = 0; at < bytes; at += 4096) { /* one bit in each block */
@@ -1198,7 +1199,7 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     CHECK_EQ(nodedb_vamana_remove(index, 9, NULL), NODEDB_OK);
     while (nodedb_vamana_maintain(index, 1000)) {
     }
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     good = read_file(path, &bytes);
     bad = (uint8_t *)malloc(bytes);
     ids = section(good, IDS), states = section(good, STATES), norms = section(good, NORMS), rows = section(good, ROWS);
@@ -1298,7 +1299,7 @@ static const char *saved_sift(uint32_t n, nodedb_vamana_metric metric) {
     static char path[700];
     nodedb_vamana *index = build_sift(n, NODEDB_VAMANA_F32, metric, 2);
     snprintf(path, sizeof path, "%s", path_in_test_dir("disk"));
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     nodedb_vamana_destroy(index);
     return path;
 }
@@ -1358,7 +1359,7 @@ TEST(on_disk_the_walk_uses_codes_and_the_rerank_gives_exact_distances) {
             for (j = 0; j < 128; j++) CHECK(fabsf(out[j] - sift10k()->base[1234 * 128 + j]) < 1e-4f);
             CHECK_EQ(nodedb_vamana_insert(disk, 1, queries, &err), NODEDB_ERR_STATE);
             CHECK_EQ(nodedb_vamana_remove(disk, 1, &err), NODEDB_ERR_STATE);
-            CHECK_EQ(nodedb_vamana_save(disk, path, &err), NODEDB_ERR_STATE);
+            CHECK_EQ(nodedb_vamana_save(disk, path, NODEDB_VAMANA_RESIDENT, &err), NODEDB_ERR_STATE);
             CHECK(!nodedb_vamana_maintain(disk, 10));
             nodedb_vamana_searcher_destroy(sd);
             nodedb_vamana_searcher_destroy(sm);
@@ -1415,6 +1416,7 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
         REQUIRE(index != NULL && memory != NULL);
         CHECK_EQ(nodedb_vamana_fetcher_memory(memory, &from_memory, &err), NODEDB_OK);
         CHECK_EQ(nodedb_vamana_fetcher_memory(index, &disk, &err), NODEDB_ERR_STATE);
+        CHECK_EQ(nodedb_vamana_fetcher_disk(index, NODEDB_VAMANA_MAX_BATCH + 1, &disk, &err), NODEDB_ERR_INVALID);
         CHECK_EQ(nodedb_vamana_fetcher_disk(index, 300, &disk, &err), NODEDB_OK);
         CHECK(disk.dim == 128 && disk.batch_max == 300);
         for (round = 0; round < 60; round++) { /* more than the queue's depth, fetched in another order */
@@ -1788,7 +1790,7 @@ TEST(a_long_run_of_random_changes_agrees_with_a_model) {
         else if (what == 99 && step % 16 == 0) {
             const char *path = path_in_test_dir("model");
             nodedb_vamana_searcher_destroy(s);
-            CHECK_EQ(nodedb_vamana_save(index, path, &err), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err), NODEDB_OK);
             nodedb_vamana_destroy(index);
             index = nodedb_vamana_open(path, NULL, &err);
             REQUIRE(index != NULL);

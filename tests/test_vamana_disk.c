@@ -348,6 +348,131 @@ TEST(a_packed_file_in_memory_is_the_same_index) {
     nodedb_vamana_destroy(opened), nodedb_vamana_destroy(index);
 }
 
+TEST(a_whole_save_has_the_layout_that_was_asked_for) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index = filled(&c, 600, 50);
+    char whole[700], sliced[700];
+    nodedb_error err;
+    snprintf(whole, sizeof whole, "%s", path_of("whole")), snprintf(sliced, sizeof sliced, "%s", path_of("sliced"));
+    for (int layout = 0; layout < 2; layout++) {
+        uint8_t *file;
+        size_t bytes;
+        CHECK_EQ(nodedb_vamana_save(index, whole, (nodedb_vamana_layout)layout, &err), NODEDB_OK);
+        save_as(index, sliced, (nodedb_vamana_layout)layout);
+        CHECK(same_file(whole, sliced));
+        file = read_whole(whole, &bytes);
+        REQUIRE(file != NULL && bytes > 4096);
+        CHECK_EQ(nodedb_get_u32(file + 216), layout);
+        CHECK((section(file, ROWS) == section(file, HEADS)) == (layout == NODEDB_VAMANA_PACKED));
+        free(file);
+    }
+    CHECK_EQ(nodedb_vamana_save(index, whole, (nodedb_vamana_layout)2, &err), NODEDB_ERR_INVALID);
+    nodedb_vamana_destroy(index);
+}
+
+/* An index of `c` where it lives: in memory, in a resident file, in a packed one. The other two go to `path`. */
+enum { IN_MEMORY, IN_RESIDENT, IN_PACKED, WAYS };
+static nodedb_vamana *living(const nodedb_vamana_config *c, int way, uint32_t n, uint32_t removed, const char *path) {
+    nodedb_vamana *index = filled(c, n, removed);
+    nodedb_vamana_open_config o;
+    nodedb_error err;
+    if (way == IN_MEMORY) return index;
+    memset(&o, 0, sizeof o);
+    o.mode = NODEDB_VAMANA_ON_DISK;
+    CHECK_EQ(nodedb_vamana_save(index, path, way == IN_PACKED ? NODEDB_VAMANA_PACKED : NODEDB_VAMANA_RESIDENT, &err),
+             NODEDB_OK);
+    nodedb_vamana_destroy(index);
+    index = nodedb_vamana_open(path, &o, &err);
+    if (index == NULL) test_fail(__FILE__, __LINE__, err.message);
+    return index;
+}
+
+TEST(a_stored_vector_comes_back_in_its_own_type_wherever_the_index_lives) {
+    const char *path = path_of("index");
+    for (int type = 0; type < 3; type++)
+        for (int metric = 0; metric < 3; metric++)
+            for (int way = 0; way < WAYS; way++) {
+                nodedb_vamana_config c = small_config((nodedb_vamana_type)type, (nodedb_vamana_metric)metric);
+                nodedb_vamana *index = living(&c, way, 120, 10, path);
+                size_t bytes = type == NODEDB_VAMANA_F32 ? DIM * sizeof(float) : DIM;
+                nodedb_error err;
+                REQUIRE(index != NULL);
+                for (uint32_t i = 0; i < 120; i++) {
+                    bool removed = i % 3 == 0 && i < 30;
+                    uint8_t guarded[DIM * sizeof(float) + 1];
+                    float stored[DIM];
+                    guarded[bytes] = 77;
+                    CHECK_EQ(nodedb_vamana_get_stored(index, 10 + i, guarded, &err),
+                             removed ? NODEDB_ERR_NOT_FOUND : NODEDB_OK);
+                    CHECK_EQ(guarded[bytes], 77); /* not a byte more */
+                    if (removed) continue;
+                    if (type != NODEDB_VAMANA_F32 || metric != NODEDB_VAMANA_COSINE) {
+                        CHECK(memcmp(guarded, vector_of((nodedb_vamana_type)type, i), bytes) == 0);
+                        continue;
+                    }
+                    memcpy(stored, guarded, sizeof stored); /* COSINE: of length 1, and in the same direction */
+                    double length = 0, along = 0, squares = 0;
+                    for (uint32_t j = 0; j < DIM; j++) {
+                        length += (double)stored[j] * (double)stored[j];
+                        along += (double)stored[j] * vectors[i][j], squares += (double)vectors[i][j] * vectors[i][j];
+                    }
+                    CHECK(fabs(length - 1) < 1e-5 && fabs(along - sqrt(squares)) < 1e-5 * sqrt(squares));
+                }
+                CHECK_EQ(nodedb_vamana_get_stored(index, 10, NULL, &err), NODEDB_ERR_INVALID);
+                CHECK_EQ(nodedb_vamana_get_stored(NULL, 10, vectors[0], &err), NODEDB_ERR_INVALID);
+                nodedb_vamana_destroy(index);
+            }
+}
+
+static bool is_another(void *ctx, uint64_t id) { return id != *(const uint64_t *)ctx; }
+
+TEST(a_question_about_an_id_is_the_question_about_its_vector) {
+    const char *path = path_of("index");
+    for (int type = 0; type < 3; type++)
+        for (int metric = 0; metric < 3; metric++)
+            for (int way = 0; way < WAYS; way++) {
+                nodedb_vamana_config c = small_config((nodedb_vamana_type)type, (nodedb_vamana_metric)metric);
+                nodedb_vamana *index = living(&c, way, 900, 10, path);
+                nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
+                nodedb_vamana_result by_id[64], by_vector[64];
+                uint32_t n, m;
+                nodedb_error err;
+                REQUIRE(s != NULL);
+                for (uint64_t id = 41; id < 900; id += 97) {
+                    uint8_t stored[DIM * sizeof(float)];
+                    nodedb_vamana_query q = query_of(NULL, 40), plain = query_of(stored, 40);
+                    float radius;
+                    q.by_id = true, q.id = id;
+                    CHECK_EQ(nodedb_vamana_get_stored(index, id, stored, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_search(s, &q, by_id, &n, NULL, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_search(s, &plain, by_vector, &m, NULL, &err), NODEDB_OK);
+                    CHECK(n == K && m == K);
+                    for (uint32_t i = 0; i < n; i++)
+                        CHECK(by_id[i].id == by_vector[i].id && by_id[i].distance == by_vector[i].distance);
+                    if (metric != NODEDB_VAMANA_IP) CHECK(by_id[0].distance < 1e-5f); /* itself is its nearest */
+                    radius = by_id[K - 1].distance;
+                    CHECK_EQ(nodedb_vamana_scan(s, &q, by_id, &n, NULL, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_scan(s, &plain, by_vector, &m, NULL, &err), NODEDB_OK);
+                    CHECK(n == K && m == K && by_id[K - 1].id == by_vector[K - 1].id);
+                    CHECK_EQ(nodedb_vamana_search_range(s, &q, radius, by_id, 64, &n, NULL, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_search_range(s, &plain, radius, by_vector, 64, &m, NULL, &err), NODEDB_OK);
+                    CHECK(n == m && n >= 1 && by_id[n - 1].id == by_vector[n - 1].id);
+                    q.filter = is_another, q.filter_ctx = &q.id;
+                    CHECK_EQ(nodedb_vamana_search(s, &q, by_id, &n, NULL, &err), NODEDB_OK);
+                    CHECK_EQ(n, K);
+                    for (uint32_t i = 0; i < n; i++) CHECK(by_id[i].id != id);
+                    CHECK_EQ(nodedb_vamana_search_many(s, &q, stored, 1, by_id, &n, NULL, &err), NODEDB_ERR_INVALID);
+                    q.id = id < 700 ? 10 : 5000; /* removed; never there */
+                    CHECK_EQ(nodedb_vamana_search(s, &q, by_id, &n, NULL, &err), NODEDB_ERR_NOT_FOUND);
+                    CHECK_EQ(n, 0);
+                    CHECK_HAS(err.message, id < 700 ? "10" : "5000");
+                    CHECK_EQ(nodedb_vamana_search(s, &q, by_id, &n, NULL, NULL), NODEDB_ERR_NOT_FOUND);
+                }
+                nodedb_vamana_searcher_destroy(s);
+                nodedb_vamana_destroy(index);
+            }
+}
+
 TEST(opening_on_disk_reads_the_header_and_no_more_however_large_the_file) {
     uint64_t reads[2] = {0, 0};
     int large, layout;
@@ -498,6 +623,43 @@ TEST(what_is_not_damaged_is_found_whatever_is) {
             got += status == NODEDB_OK;
         }
         CHECK_EQ(got, part == 0 ? 1500 : 1500 - 512);
+        nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
+        free(f.bytes);
+    }
+}
+
+/* Elsewhere damage makes the answer worse, and is counted. But without the vector there is no question. */
+TEST(a_question_about_a_damaged_vector_is_an_error) {
+    for (int layout = 0; layout < 2; layout++) {
+        nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+        nodedb_vamana *index = filled(&c, 1500, 0), *disk;
+        nodedb_vamana_open_config o;
+        nodedb_vamana_searcher *s;
+        const char *path = path_of("file");
+        uint32_t refused = 0, n;
+        memory_file f;
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        f.bytes = read_whole(path, &f.size), f.reads = 0;
+        f.bytes[section(f.bytes, RECORDS) + 4096 + 77] ^= 4;
+        o = memory_config(&f, NODEDB_VAMANA_ON_DISK);
+        disk = nodedb_vamana_open("file", &o, NULL);
+        s = nodedb_vamana_searcher_create(disk, NULL, NULL);
+        REQUIRE(s != NULL);
+        for (uint32_t i = 0; i < 1500; i++) {
+            nodedb_vamana_query q = query_of(NULL, 40);
+            nodedb_vamana_result got[K];
+            uint8_t stored[DIM];
+            nodedb_error err;
+            nodedb_status status;
+            q.by_id = true, q.id = 10 + i;
+            status = nodedb_vamana_search(s, &q, got, &n, NULL, &err);
+            CHECK(status == NODEDB_OK || (status == NODEDB_ERR_CORRUPT && n == 0));
+            CHECK_EQ(nodedb_vamana_get_stored(disk, q.id, stored, &err), status);
+            if (status == NODEDB_OK) CHECK(memcmp(stored, vectors[i], DIM) == 0 && got[0].distance <= 0);
+            refused += status != NODEDB_OK;
+        }
+        CHECK_EQ(refused, layout == 0 ? 4096 / DIM : 4096 / (DIM + 12 * 4));
+        nodedb_vamana_searcher_destroy(s);
         nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
         free(f.bytes);
     }
@@ -822,8 +984,8 @@ TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
             copy = nodedb_vamana_open(file, NULL, NULL);
             REQUIRE(copy != NULL);
             for (i = 0; i < logged; i++) apply(copy, &log[i]);
-            CHECK_EQ(nodedb_vamana_save(index, first, NULL), NODEDB_OK);
-            CHECK_EQ(nodedb_vamana_save(copy, second, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, first, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(copy, second, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
             CHECK(same_file(first, second));
             CHECK_EQ(nodedb_vamana_verify(first, NULL, NULL, NULL, NULL), NODEDB_OK);
             nodedb_vamana_destroy(copy);
@@ -895,7 +1057,7 @@ TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
         c.allocator.alloc = scarce_alloc, c.allocator.release = scarce_release, c.allocator.ctx = &s;
         c.capacity = 2000;
         index = filled(&c, 500, 0);
-        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         before = s.bytes, s.calls = 0, s.fail_at = at;
         status = nodedb_vamana_save_begin(index, path, NODEDB_VAMANA_RESIDENT, &err);
         while (status == NODEDB_OK && more) {
@@ -1009,7 +1171,7 @@ TEST(a_file_that_is_replaced_stays_whole_for_those_who_have_it) {
         struct stat st;
         bool more = true;
         off_t was;
-        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         CHECK(truncate(path, 14 << 20) == 0);
         before = read_whole(path, &bytes);
         watch = open(path, O_PATH | O_CLOEXEC); /* sees the file, and does not count as having it open */
@@ -1060,7 +1222,7 @@ TEST(a_power_cut_at_any_call_of_a_save_leaves_the_old_index_or_the_new) {
             sim_disk *disk = sim_new(test_seed * 100 + at * 31 + (uint64_t)way);
             c.io = disk->io;
             index = filled(&c, 150, 0);
-            CHECK_EQ(nodedb_vamana_save(index, "sim/index", NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, "sim/index", NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
             CHECK_EQ(nodedb_vamana_insert(index, 5, vectors[7], NULL), NODEDB_OK);
             disk->calls = 0, disk->fail_at = at, disk->fail_error = way % 3 == 0 ? 0 : EIO, disk->fail_on = true;
             status = nodedb_vamana_save_begin(index, "sim/index", layout, &err);
@@ -1097,7 +1259,7 @@ TEST(a_kill_during_a_save_leaves_the_old_index_or_the_new) {
             nodedb_vamana *index = filled(&c, 300, 0);
             uint32_t i;
             for (i = 0;; i++) {
-                if (nodedb_vamana_save(index, path, NULL) != NODEDB_OK) _exit(1);
+                if (nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL) != NODEDB_OK) _exit(1);
                 if (nodedb_vamana_insert(index, 1000 + i, vectors[300 + i % 5000], NULL) != NODEDB_OK) _exit(2);
             }
         }

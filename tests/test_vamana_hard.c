@@ -906,7 +906,7 @@ TEST(the_beam_that_finds_neighbours_follows_the_vectors) {
         if (way == 0) CHECK(beam_of(index) > 128 && beam_of(index) <= 512);
         else CHECK_EQ(beam_of(index), way == 1 ? 128 : 100);
         if (way == 0) {
-            CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
             copy = nodedb_vamana_open(path, NULL, NULL);
             REQUIRE(copy != NULL);
             CHECK_EQ(beam_of(copy), beam_of(index));

@@ -536,7 +536,8 @@ static nodedb_vamana *build_ours(const data_set *d, nodedb_vamana_type type, con
         if (nodedb_vamana_build(index, NULL, d->base[type], d->n, threads, NULL, NULL, &err) != NODEDB_OK)
             die("build:", err.message);
         put_row(name, "build_s", seconds_since(begin), "s");
-        if (to != NULL && nodedb_vamana_save(index, to, &err) != NODEDB_OK) die("save:", err.message);
+        if (to != NULL && nodedb_vamana_save(index, to, NODEDB_VAMANA_RESIDENT, &err) != NODEDB_OK)
+            die("save:", err.message);
     }
     fprintf(stderr, "%s: type %s, kernel %s\n", name, type_names[type], nodedb_vamana_kernel(index));
     bytes_rows(name, d, type, nodedb_vamana_memory_bytes(index));
