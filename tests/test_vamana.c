@@ -1,5 +1,15 @@
-/* Tests of nodedb_vamana.h: each name is a promise of its manual. Data: tests/data/sift10k (README there is the format:
- * u8bin and gt of the big-ann-benchmarks), and random vectors from the seed. */
+/* Tests of nodedb_vamana.h: each name is a promise of its manual. The data are random vectors from the seed, and real
+ * ones: tests/data/sift10k, in the formats u8bin and gt of the big-ann-benchmarks. The rooms:
+ *
+ *   DATA        real and random vectors, recall, an allocator that counts
+ *   KERNELS     they can be named
+ *   INPUT       what is refused, what distances are, what get returns
+ *   GRAPH       building, inserting, equal vectors
+ *   REMOVING    sweeps, churn, compacting
+ *   SEARCHING   filters, cost, threads, allocations that fail
+ *   FILES       saving, opening, damage, forgery
+ *   DISK        reranks, reads that fail or rot, fallbacks, fetchers
+ *   HISTORIES   random changes beside a model, what rows keep, a large set */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "test.h"
@@ -17,7 +27,9 @@
 #define METRICS (SLOW ? 1 : 3)
 #define GOOD (SLOW ? 0.9 : 0.98) /* recall at beam 64 */
 
-/* ---- data -------------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DATA: real and random vectors, recall, an allocator that counts
+ * ================================================================================================================ */
 
 typedef struct sift { /* vectors, queries, and the true ten nearest */
     uint8_t *base, *queries;
@@ -203,7 +215,9 @@ static void remember(void *ctx, nodedb_log_level level, const char *sentence) {
     snprintf(s->last, sizeof s->last, "%s", sentence);
 }
 
-/* ---- kernels ----------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * KERNELS: they can be named
+ * ================================================================================================================ */
 
 TEST(a_kernel_can_be_named_and_an_unknown_one_is_refused) {
     nodedb_vamana_config c = config_of(8, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2);
@@ -225,7 +239,9 @@ TEST(a_kernel_can_be_named_and_an_unknown_one_is_refused) {
     CHECK_HAS(err.message, "abacus");
 }
 
-/* ---- input and distances ----------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * INPUT: what is refused, what distances are, what get returns
+ * ================================================================================================================ */
 
 TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     nodedb_vamana_config good = config_of(4, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2), bad;
@@ -408,7 +424,9 @@ TEST(get_returns_the_bits_that_were_inserted_and_for_cosine_up_to_rounding) {
     free(v);
 }
 
-/* ---- the graph --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * GRAPH: building, inserting, equal vectors
+ * ================================================================================================================ */
 
 TEST(a_batch_build_finds_98_of_100_true_neighbours_with_beam_64) {
     const nodedb_vamana *index = shared_sift10k();
@@ -529,6 +547,35 @@ TEST(a_cancelled_build_leaves_a_valid_index_of_what_was_done) {
     nodedb_vamana_destroy(index);
 }
 
+TEST(a_build_takes_no_more_memory_than_it_said_before) {
+    const sift *s = sift10k();
+    static const nodedb_vamana_code codes[] = {NODEDB_VAMANA_CODE_AUTO, NODEDB_VAMANA_CODE_NONE,
+                                               NODEDB_VAMANA_CODE_8BIT, NODEDB_VAMANA_CODE_4BIT};
+    uint32_t n = s->n < 5000 ? s->n : 5000, i, threads;
+    for (i = 0; i < 4; i++)
+        for (threads = 1; threads <= 2; threads++) {
+            nodedb_vamana_metric metric = i % 2 == 0 ? NODEDB_VAMANA_L2 : NODEDB_VAMANA_IP;
+            nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, metric);
+            nodedb_error err;
+            nodedb_vamana *index;
+            counting count;
+            uint64_t bound;
+            c.code = codes[i], c.beam_build = 40, c.degree = 32;
+            c.capacity = (i + threads) % 3 == 0 ? n : (i + threads) % 3 == 1 ? 0 : n - 1; /* it has to grow at once */
+            c.allocator = counting_allocator(&count);
+            bound = nodedb_vamana_build_bytes(&c, n, threads, &err);
+            CHECK_EQ(count.bytes, 0);
+            index = nodedb_vamana_create(&c, &err);
+            REQUIRE(index != NULL);
+            CHECK_EQ(nodedb_vamana_build(index, NULL, s->base, n, threads, NULL, NULL, &err), NODEDB_OK);
+            printf("     code %u, %u threads: peak %llu of %llu bytes\n", (unsigned)i, (unsigned)threads,
+                   (unsigned long long)count.peak, (unsigned long long)bound);
+            CHECK(count.peak <= bound && count.peak >= bound / 2);
+            nodedb_vamana_destroy(index);
+            CHECK_EQ(count.bytes, 0);
+        }
+}
+
 TEST(a_crowd_of_equal_vectors_stays_connected_and_hides_no_other) {
     int metric;
     for (metric = 0; metric < 3; metric++) {
@@ -590,7 +637,7 @@ TEST(a_crowd_of_equal_vectors_in_a_batch_hides_few_of_the_others) {
     free(v);
 }
 
-TEST(ties_are_settled_by_the_id_and_k_may_pass_the_count) {
+TEST(ties_are_broken_by_the_id_and_k_may_pass_the_count) {
     nodedb_vamana_config c = config_of(2, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
     nodedb_vamana *index = nodedb_vamana_create(&c, NULL);
     nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
@@ -610,7 +657,9 @@ TEST(ties_are_settled_by_the_id_and_k_may_pass_the_count) {
     nodedb_vamana_destroy(index);
 }
 
-/* ---- removing ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * REMOVING: sweeps, churn, compacting
+ * ================================================================================================================ */
 
 TEST(a_removed_vector_is_never_returned_again_and_a_replaced_one_only_in_its_new_place) {
     const sift *s = sift10k();
@@ -718,7 +767,7 @@ TEST(recall_stays_when_most_vectors_are_removed_and_none_inserted) {
     nodedb_vamana_destroy(index);
 }
 
-TEST(maintain_mends_all_in_slices_and_frees_the_slots) {
+TEST(maintain_repairs_the_graph_in_slices_and_frees_the_slots) {
     const sift *s = sift10k();
     nodedb_vamana *index = build_sift(2000, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2, 2);
     nodedb_vamana_info info;
@@ -809,7 +858,9 @@ TEST(next_visits_every_id_that_stays_exactly_once) {
     nodedb_vamana_destroy(index);
 }
 
-/* ---- searching --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * SEARCHING: filters, cost, threads, allocations that fail
+ * ================================================================================================================ */
 
 typedef struct one_in { uint64_t divisor, calls; } one_in;
 static bool passes_one_in(void *ctx, uint64_t id) {
@@ -918,7 +969,7 @@ TEST(searchers_of_several_threads_get_the_same_answers) {
     nodedb_vamana_destroy(index);
 }
 
-/* Everything once, each allocation failing in turn. */
+/* One call of everything, with an allocation that fails. True: none failed. */
 static bool live_a_life(nodedb_allocator allocator, const char *path) {
     const sift *s = sift10k();
     nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, NODEDB_VAMANA_COSINE);
@@ -967,7 +1018,9 @@ TEST(every_allocation_may_fail_without_harm_or_leak) {
     CHECK(good && at > 30);
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * FILES: saving, opening, damage, forgery
+ * ================================================================================================================ */
 
 static void same_answers(const nodedb_vamana *a, const nodedb_vamana *b, const uint8_t *queries, size_t query_bytes,
                          uint32_t n) {
@@ -1157,7 +1210,7 @@ TEST(garbage_truncation_and_every_flipped_bit_are_errors_that_name_the_file) {
         CHECK_HAS(err.message, other);
         CHECK(err.offset / 4096 == at / 4096);
         opened = nodedb_vamana_open(other, NULL, &err);
-        CHECK((opened != NULL) == (at == 0 || at >= section(good, TABLE) ||       /* there twice, or made anew */
+        CHECK((opened != NULL) == (at == 0 || at >= section(good, TABLE) ||       /* there twice, or rebuilt */
                                    (at >= section(good, CODES) && at < section(good, RECORDS)))); /* for disk alone */
         CHECK(opened != NULL || (err.status == NODEDB_ERR_CORRUPT && err.offset / 4096 == at / 4096));
         nodedb_vamana_destroy(opened);
@@ -1207,7 +1260,7 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     for (forgery = 0; forgery <= 34; forgery++) {
         memcpy(bad, good, bytes);
         switch (forgery) {
-        case 0: break; /* none: the mending itself is right */
+        case 0: break; /* none: the checksums are repaired rightly */
         case 1: nodedb_put_u32(bad + rows, 200); break;                                       /* out of range */
         case 2: nodedb_put_u32(bad + rows, 0xFFFFFFFFu); break;                               /* a gap in a row */
         case 3: nodedb_put_u32(bad + rows, 7); break;                                         /* a free neighbour */
@@ -1247,7 +1300,7 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
             break;
         case 34: nodedb_put_u32(bad + 244, 201); break;                                       /* codes being made */
         }
-        mend_checksums(bad, section(good, SUMS), bytes);
+        repair_checksums(bad, section(good, SUMS), bytes);
         write_file(other, bad, bytes);
         if (forgery == 0) CHECK_EQ(nodedb_vamana_verify(other, NULL, NULL, NULL, &err), NODEDB_OK);
         else {
@@ -1263,36 +1316,9 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     nodedb_vamana_destroy(index);
 }
 
-TEST(a_build_takes_no_more_memory_than_it_said_before) {
-    const sift *s = sift10k();
-    static const nodedb_vamana_code codes[] = {NODEDB_VAMANA_CODE_AUTO, NODEDB_VAMANA_CODE_NONE,
-                                               NODEDB_VAMANA_CODE_8BIT, NODEDB_VAMANA_CODE_4BIT};
-    uint32_t n = s->n < 5000 ? s->n : 5000, i, threads;
-    for (i = 0; i < 4; i++)
-        for (threads = 1; threads <= 2; threads++) {
-            nodedb_vamana_metric metric = i % 2 == 0 ? NODEDB_VAMANA_L2 : NODEDB_VAMANA_IP;
-            nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, metric);
-            nodedb_error err;
-            nodedb_vamana *index;
-            counting count;
-            uint64_t bound;
-            c.code = codes[i], c.beam_build = 40, c.degree = 32;
-            c.capacity = (i + threads) % 3 == 0 ? n : (i + threads) % 3 == 1 ? 0 : n - 1; /* it has to grow at once */
-            c.allocator = counting_allocator(&count);
-            bound = nodedb_vamana_build_bytes(&c, n, threads, &err);
-            CHECK_EQ(count.bytes, 0);
-            index = nodedb_vamana_create(&c, &err);
-            REQUIRE(index != NULL);
-            CHECK_EQ(nodedb_vamana_build(index, NULL, s->base, n, threads, NULL, NULL, &err), NODEDB_OK);
-            printf("     code %u, %u threads: peak %llu of %llu bytes\n", (unsigned)i, (unsigned)threads,
-                   (unsigned long long)count.peak, (unsigned long long)bound);
-            CHECK(count.peak <= bound && count.peak >= bound / 2);
-            nodedb_vamana_destroy(index);
-            CHECK_EQ(count.bytes, 0);
-        }
-}
-
-/* ---- on disk ----------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DISK: reranks, reads that fail or rot, fallbacks, fetchers
+ * ================================================================================================================ */
 
 /* sift10k's first n as floats, saved in the test's directory. */
 static const char *saved_sift(uint32_t n, nodedb_vamana_metric metric) {
@@ -1422,7 +1448,7 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
         for (round = 0; round < 60; round++) { /* more than the queue's depth, fetched in another order */
             for (i = 0; i < 300; i++) slots[i] = (uint32_t)(test_random(&state) % 6000);
             CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 300, &err), NODEDB_OK);
-            if (round % 7 == 3) continue; /* and a batch may be forgotten while its reads are under way */
+            if (round % 7 == 3) continue; /* and a batch may be abandoned while its reads are under way */
             for (i = 300; i-- > 0;) {
                 const void *got = disk.fetch(disk.ctx, slots[i], &err),
                     *want = from_memory.fetch(from_memory.ctx, slots[i], &err);
@@ -1438,7 +1464,7 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
         CHECK(from_memory.fetch(from_memory.ctx, 6000, &err) == NULL && err.status == NODEDB_ERR_INVALID);
         slots[0] = 5;
         CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 1, &err), NODEDB_OK);
-        for (i = 0; i < 6000 && disk.fetch(disk.ctx, i, &err) != NULL; i++) { /* what is still in the pool may be had */
+        for (i = 0; i < 6000 && disk.fetch(disk.ctx, i, &err) != NULL; i++) { /* until the pool has it no more */
         }
         CHECK(i < 6000 && err.status == NODEDB_ERR_STATE);
         CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 301, &err), NODEDB_ERR_LIMIT);
@@ -1448,7 +1474,7 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
     nodedb_vamana_destroy(memory);
 }
 
-/* While some questions walk, the device reads for others: five groups of them here, and a rest. */
+/* While some questions walk, the device reads for others: here five groups, and a smaller one. */
 TEST(many_questions_on_disk_get_the_answers_of_each_and_errors_name_the_first) {
     enum { ASKED = 57, K = 10 };
     const char *path = saved_sift(2000, NODEDB_VAMANA_L2);
@@ -1557,7 +1583,7 @@ TEST(a_failed_read_is_repeated_once_and_then_reported) {
         if (at == 1) {
             CHECK(found == 0 && err.sys_errno == EIO && err.offset > 0);
             CHECK_HAS(err.message, path);
-            f.fail_at = 0; /* and it is not held against the block */
+            f.fail_at = 0; /* a failed read does not quarantine the block */
             CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
         }
         CHECK(found == 10 && stats.retries == (at == 0) && stats.damaged == 0);
@@ -1579,7 +1605,7 @@ TEST(a_block_that_rots_or_vanishes_after_opening_is_counted_and_never_used) {
             nodedb_vamana *index;
             nodedb_error err;
             nodedb_vamana_stats stats;
-            uint32_t i, j, found, hurt = 0;
+            uint32_t i, j, found, damaged = 0;
             uint64_t blocks;
             bool more;
             nodedb_vamana_info info;
@@ -1606,7 +1632,7 @@ TEST(a_block_that_rots_or_vanishes_after_opening_is_counted_and_never_used) {
                 const uint8_t *base = sift10k()->base;
                 nodedb_vamana_query q = query_of(queries + (size_t)i * 128, 10, 40);
                 CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
-                hurt += stats.damaged > 0;
+                damaged += stats.damaged > 0;
                 CHECK(found == 10 || stats.damaged > 0);
                 for (j = 0; j < found; j++) { /* what is returned is right */
                     double sum = 0;
@@ -1618,7 +1644,7 @@ TEST(a_block_that_rots_or_vanishes_after_opening_is_counted_and_never_used) {
                     CHECK(fabs(sum - (double)r[j].distance) <= 1e-5 * sum);
                 }
             }
-            CHECK(hurt >= 30);
+            CHECK(damaged >= 30);
             nodedb_vamana_inspect(index, &info);
             blocks = info.damaged_blocks;
             CHECK(blocks > 10 && blocks <= (section(file, TABLE) - vectors) / 4096);
@@ -1751,6 +1777,10 @@ TEST(a_searcher_can_use_a_fetcher_of_the_callers) {
     free(queries);
 }
 
+/* ===================================================================================================================
+ * HISTORIES: random changes beside a model, what rows keep, a large set
+ * ================================================================================================================ */
+
 TEST(a_long_run_of_random_changes_agrees_with_a_model) {
     enum { IDS = 600, DIM = 12 };
     uint64_t state = test_seed;
@@ -1807,7 +1837,7 @@ TEST(a_long_run_of_random_changes_agrees_with_a_model) {
     nodedb_vamana_destroy(index);
 }
 
-/* By how much `to` prefers itself to `from`: the measure of the rule that shuts neighbours out. */
+/* By how much `to`, as a query, prefers itself to `from`: what the pruning rules compare. */
 static float preference(const nodedb_vamana *index, uint32_t from, uint32_t to) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, from);
@@ -1816,8 +1846,8 @@ static float preference(const nodedb_vamana *index, uint32_t from, uint32_t to) 
     return index->metric == NODEDB_VAMANA_IP ? a->norms[to] + distance : distance;
 }
 
-/* Is a pair of a row's head as the head says? The nearer one must not shut the other out: by the strict rule, if both
- * passed that, else by the relaxed one. */
+/* True if the nearer one of a pair in a row does not shut the other out: by the strict rule if both passed that, else
+ * by the relaxed one. */
 static bool pair_holds(const nodedb_vamana *index, uint32_t slot, uint32_t nearer, uint32_t other, bool strict) {
     float to = preference(index, slot, other), apart = preference(index, nearer, other);
     const float *norms = index->arrays->norms;
@@ -1832,7 +1862,7 @@ static bool pair_holds(const nodedb_vamana *index, uint32_t slot, uint32_t neare
     return alpha * apart > to * (to > 0 ? 0.9999f : 1.0001f);
 }
 
-/* What lets a pruning skip distances: those of a row's head that have passed a rule shut none of the others out. */
+/* A pruning skips the distances between edges that have passed a rule together: none of them shuts another out. */
 TEST(the_head_of_every_row_stays_as_a_pruning_left_it_through_all_changes) {
     const sift *s = sift10k();
     uint32_t n = SLOW ? 400 : 3000, metric, i, slot;
@@ -1871,7 +1901,7 @@ TEST(the_head_of_every_row_stays_as_a_pruning_left_it_through_all_changes) {
                     nodedb_vamana__measure_many(index, &from, row + k, 1, &to[1]);
                     if (j == k || !(to[0] < to[1]) || (k < head.strict && !strict)) continue;
                     checked++;
-CHECK(pair_holds(index, slot, row[j], row[k], strict));
+                    CHECK(pair_holds(index, slot, row[j], row[k], strict));
                 }
             for (j = 0; j < head.far; j++) CHECK(a->heads[row[(int)j - head.far]].level > 0);
         }

@@ -1,5 +1,13 @@
 /* nodedb_vamana.h in a file: the two layouts, searched where they lie; what damage does to them; saving in slices while
- * the index changes; power cuts and kills during a save. Small sets, made here, so that everything can be tried. */
+ * the index changes; power cuts and kills during a save. Small sets, made here, so that everything can be tried. The
+ * rooms:
+ *
+ *   DATA         vectors, indexes and files
+ *   LAYOUTS      both answer as memory does
+ *   DAMAGE       quarantine, verify, truncation
+ *   SAVING       the index changes meanwhile; memory is short
+ *   SLICES       what one step asks of the disk
+ *   POWER CUTS   and kills during a save */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "simdisk.h"
@@ -11,9 +19,11 @@
 
 enum { DIM = 24, K = 5 };
 
-/* ---- sets and files ---------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DATA: vectors, indexes and files
+ * ================================================================================================================ */
 
-static uint8_t vectors[6000][DIM]; /* of the same for every test: clusters, so that neighbours are near */
+static uint8_t vectors[6000][DIM]; /* the same for every test; clusters, so that neighbours are near */
 static const float *floats_of(uint32_t i) {
     static float f[DIM];
     uint32_t j;
@@ -110,7 +120,9 @@ static double apart(uint32_t a, uint32_t b) {
     return sum;
 }
 
-/* ---- the two layouts --------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * LAYOUTS: both answer as memory does
+ * ================================================================================================================ */
 
 static uint32_t common(const nodedb_vamana_result *a, uint32_t na, const nodedb_vamana_result *b, uint32_t nb) {
     uint32_t i, j, n = 0;
@@ -546,7 +558,9 @@ TEST(an_empty_index_is_a_whole_file_in_both_layouts) {
         }
 }
 
-/* ---- damage ------------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * DAMAGE: quarantine, verify, truncation
+ * ================================================================================================================ */
 
 typedef struct reported { uint64_t offsets[64]; uint32_t count; } reported;
 static void report(void *ctx, uint64_t offset, const char *section_name) {
@@ -599,7 +613,7 @@ TEST(verify_names_every_damaged_block) {
     }
 }
 
-/* A block of the table of ids is lost, or one of the ids: every id that is not itself lost is found. */
+/* A block of the table of ids is lost, or a block of ids: every id outside it is found. */
 TEST(what_is_not_damaged_is_found_whatever_is) {
     int part;
     for (part = 0; part < 2; part++) {
@@ -683,7 +697,7 @@ TEST(verify_reads_the_rows_of_a_packed_file_too) {
         if (forgery == 1) nodedb_put_u32(row, 1);                /* the next free slot is one that is not */
         if (forgery == 2) nodedb_put_u32(row + 12 * 4 + DIM, 0x12345678); /* a neighbour of slot 1 */
         if (forgery == 3) nodedb_put_u32(f.bytes + 220, 0xFFFFFFFFu);     /* no free slot at all */
-        mend_checksums(f.bytes, section(f.bytes, SUMS), f.size);
+        repair_checksums(f.bytes, section(f.bytes, SUMS), f.size);
         o = memory_config(&f, NODEDB_VAMANA_IN_MEMORY);
         CHECK_EQ(nodedb_vamana_verify("file", &o, NULL, NULL, NULL), forgery == 0 ? NODEDB_OK : NODEDB_ERR_CORRUPT);
         opened = nodedb_vamana_open("file", &o, NULL);
@@ -736,7 +750,7 @@ TEST(every_flipped_bit_is_an_error_a_quarantine_or_harmless) {
         nodedb_vamana *index;
         nodedb_vamana_searcher *s;
         const char *path = path_of("file");
-        uint64_t state = test_seed, healed = 0, errors = 0, hurt = 0;
+        uint64_t state = test_seed, healed = 0, errors = 0, damaged = 0;
         memory_file f;
         size_t at, step = SLOW ? 97 : 7;
         uint32_t i, n;
@@ -777,12 +791,12 @@ TEST(every_flipped_bit_is_an_error_a_quarantine_or_harmless) {
                 if (bit % 2 == 0) CHECK_EQ(nodedb_vamana_load(opened, UINT64_MAX, &more, NULL), NODEDB_OK);
                 ask_damaged(opened, truth, asked, ASKED, bit % 5 == 0);
                 nodedb_vamana_inspect(opened, &info);
-                hurt += info.damaged_blocks > 0;
+                damaged += info.damaged_blocks > 0;
             }
             nodedb_vamana_destroy(opened);
             f.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
         }
-        CHECK(healed > 20 && errors > 20 && hurt > 20);
+        CHECK(healed > 20 && errors > 20 && damaged > 20);
         free(f.bytes);
         nodedb_vamana_destroy(index);
     }
@@ -870,7 +884,7 @@ TEST(a_mapped_file_that_is_cut_is_announced_and_no_signal) {
     free(file);
 }
 
-/* Threads that come to a cold index together load each chunk once, and get the right answers. */
+/* Threads that search a cold index together load each chunk once, and get the right answers. */
 typedef struct asking { nodedb_vamana *disk; uint32_t from; uint32_t wrong; } asking;
 static void *ask_some(void *ctx) {
     asking *a = (asking *)ctx;
@@ -921,7 +935,9 @@ TEST(searchers_of_several_threads_warm_a_cold_index_up) {
     nodedb_vamana_destroy(index);
 }
 
-/* ---- saving in slices -------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * SAVING: the index changes meanwhile; memory is short
+ * ================================================================================================================ */
 
 /* One change out of a random stream: insert, replace or remove, as the caller's log would have it. */
 typedef struct change { uint64_t id; uint32_t vector; bool removes; } change;
@@ -937,8 +953,8 @@ static void apply(nodedb_vamana *index, const change *c) {
     CHECK(status == NODEDB_OK || (c->removes && status == NODEDB_ERR_NOT_FOUND));
 }
 
-/* The log since a save began, applied to the file, gives the index that went on living, to the bit: whatever sweep,
- * free slots or codes being made there were, and though the index changed all the time while the file was written. */
+/* The log since a save began, applied to the opened file, gives the live index to the bit, although the index changed
+ * all the time: with a sweep under way, free slots, and codes that are being made. */
 TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
     int type, metric, run;
     for (run = 0; run < (SLOW ? 2 : 12); run++) {
@@ -963,7 +979,7 @@ TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
             nodedb_vamana_layout layout = (nodedb_vamana_layout)((run + (int)saves) % 2);
             bool more = true;
             logged = 0;
-            if (saves == 1) index->code_due = 0; /* all codes begin to be made anew */
+            if (saves == 1) index->code_due = 0; /* the codes are remade from here on */
             if (saves == 2) index->code_due = index->live + 20; /* and are replaced while the file is written */
             CHECK_EQ(nodedb_vamana_save_begin(index, file, layout, NULL), NODEDB_OK);
             CHECK_EQ(nodedb_vamana_save_begin(index, file, layout, NULL), NODEDB_ERR_STATE);
@@ -995,7 +1011,7 @@ TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
     }
 }
 
-/* Even when all vectors go while the file is written, it holds those that there were. */
+/* All vectors are removed while the file is written. It holds those that were there when the save began. */
 TEST(a_save_outlives_the_removal_of_everything) {
     nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
     nodedb_vamana *index, *copy;
@@ -1025,7 +1041,7 @@ TEST(a_save_outlives_the_removal_of_everything) {
     nodedb_vamana_destroy(copy), nodedb_vamana_destroy(index);
 }
 
-/* Memory that is short, or a save that is given up, harms neither the index nor the old file. */
+/* A save that fails for want of memory, or is cancelled, harms neither the index nor the old file. */
 typedef struct scarce { int64_t bytes; uint64_t fail_at, calls; } scarce;
 static void *scarce_alloc(void *ctx, size_t bytes, size_t align) {
     scarce *s = (scarce *)ctx;
@@ -1039,7 +1055,7 @@ static void scarce_release(void *ctx, void *memory, size_t bytes) {
     free(memory);
 }
 
-TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
+TEST(a_save_without_memory_or_cancelled_harms_nothing_and_leaks_nothing) {
     char path[700], temporary[720];
     uint64_t at;
     bool good = false;
@@ -1087,7 +1103,9 @@ TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
     CHECK(good && at > 12);
 }
 
-/* ---- slices of a save -------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * SLICES: what one step asks of the disk
+ * ================================================================================================================ */
 
 /* What one step of a save asked of the disk. */
 typedef struct slice_io {
@@ -1145,7 +1163,7 @@ TEST(a_step_of_a_save_waits_for_the_disk_once) {
     nodedb_vamana_destroy(index);
 }
 
-/* Does this file system tell whether a file without a name is open elsewhere? */
+/* True if this file system tells whether a file without a name is open elsewhere. */
 static bool tells_who_has_it(const char *path) {
     int fd = open(path, O_RDWR | O_CREAT, 0600);
     bool tells = fd >= 0 && unlink(path) == 0 && fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
@@ -1203,7 +1221,9 @@ TEST(a_file_that_is_replaced_stays_whole_for_those_who_have_it) {
     nodedb_vamana_destroy(index);
 }
 
-/* ---- power cuts and kills ---------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * POWER CUTS: and kills during a save
+ * ================================================================================================================ */
 
 /* The power goes at every call of a save in turn, each time in several ways: the old index or the new, whole. */
 TEST(a_power_cut_at_any_call_of_a_save_leaves_the_old_index_or_the_new) {
