@@ -47,7 +47,8 @@
               arrays: 32 bits, chosen by the index, and reused after a removal. Only fetchers deal with slots.
    METRIC     L2 is the squared Euclidean distance, IP the negative inner product, COSINE 1 minus the cosine. A smaller
               distance is always nearer. Every distance that a search returns is exact, never one by code.
-   RECALL     recall@10 is the share of the true ten nearest that are among the ten returned.
+   RECALL     recall@10 is the share of the true ten nearest that are among the ten returned. To measure it on your
+              data, give nodedb_vamana_search and nodedb_vamana_scan the same queries and compare.
    GRAPH      Every vector is a node. Its row holds at most R (`degree`) edges to other nodes: many near ones, and some
               far ones, because an edge goes if a chosen neighbour offers a detour that is short enough (`alpha` says
               how short, where the row has room). Searches begin at one node, the entry. Every live node is reachable
@@ -104,7 +105,8 @@
                 and a walk keeps four to eight reads under way. A cache holds nodes near the starts; `load` fills it, so
                 without `load` there is none.
               Reads go past the page cache. An index without codes is saved with 8-bit ones for this purpose; where even
-              those blur it, the search is still right, by more reads. Every block is checked when it comes in. A
+              those blur it, the search is still right, by more reads. A save may replace a file that is open: the
+              opened index continues with the old one. Every block is checked when it comes in. A
               damaged one is quarantined: searches pass over what is in it, count it and log it.
    SNAPSHOT   save_begin and save_step write a file in slices while the index changes. The file holds the index as it
               was at the beginning, with all that decides what comes next (the free slots and their order, the sweep,
@@ -118,10 +120,14 @@
    search     nodedb_vamana_searcher_create, _searcher_destroy, _searcher_memory_bytes; _search, _search_many,
               _search_range (all within a radius), _scan (exact)
    ask        nodedb_vamana_contains, _get (floats), _get_stored (as it is stored), _next (all ids); _count, _dim,
-              _degree, _type_of, _metric_of, _kernel, _memory_bytes, _inspect
+              _type_of, _metric_of, _kernel, _memory_bytes, _inspect
    files      nodedb_vamana_save, or in slices _save_begin, _save_step, _save_cancel; _open, _load, _verify
-   fetchers   nodedb_vamana_fetcher_memory, _fetcher_disk, or a struct of your own: where exact vectors come from
+   fetchers   nodedb_vamana_fetcher_disk, or a struct of your own: where the exact vectors of a file come from
    kernels    nodedb_vamana_kernels_at, _kernels_usable: the distance functions themselves
+
+   WHAT TO SET. Set dim, type and metric; the other defaults serve most data. Vectors need not be normalised. Use U8 or
+   I8 for components that are bytes anyway. For more recall, set query.beam (128, 256); where that is not enough, degree
+   (96, 128), which takes memory. To insert much at once, use nodedb_vamana_build.
 
    This program filters, saves, opens the file on disk, and searches there for the neighbours of a stored vector:
 
@@ -180,8 +186,7 @@
      it the writer. An index has no lock of its own; which thread is the writer may change, if the caller orders it.
    - Meanwhile any number of other threads search, each with a searcher of its own, and ask (everything under "ask" in
      section 4). Any thread makes and destroys searchers.
-   - Two things want the writer to rest: nodedb_vamana_destroy, which wants the searchers gone too, and the use of a
-     fetcher_memory.
+   - Only nodedb_vamana_destroy wants the writer to rest, and the searchers to be gone.
    - A search sees every change that was complete when the search began. Of changes made while it runs it may see any,
      so it may return a vector that is removed meanwhile, and of an id that is replaced the old vector, the new one,
      both, or neither. Id and distance of a result always belong together. What two calls say need not be of one moment.
@@ -1214,10 +1219,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get_stored(const nodedb_vamana *in
  * ids that are damaged, and ends where it cannot read; the next call then tries again. */
 NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *cursor, uint64_t *id);
 
-/* These six never fail. An index that is NULL counts as empty: 0, L2, F32, "". */
+/* These five never fail. An index that is NULL counts as empty: 0, L2, F32, "". */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index); /* vectors that a search can return */
 NODEDB_VAMANA_API uint32_t nodedb_vamana_dim(const nodedb_vamana *index);
-NODEDB_VAMANA_API uint32_t nodedb_vamana_degree(const nodedb_vamana *index);
 NODEDB_VAMANA_API nodedb_vamana_type nodedb_vamana_type_of(const nodedb_vamana *index);
 NODEDB_VAMANA_API nodedb_vamana_metric nodedb_vamana_metric_of(const nodedb_vamana *index);
 NODEDB_VAMANA_API const char *nodedb_vamana_kernel(const nodedb_vamana *index); /* name of its kernels, static */
@@ -1333,8 +1337,10 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
 
 /* ---- fetchers: exact vectors from elsewhere ---------------------------------------------------------------------- */
 
-/* Where the rerank gets the exact vectors of an index on disk. One thread at a time uses it; whoever made it destroys
- * it. Between the calls, what was announced stays announced until batch_max more slots have been. */
+/* Where the rerank gets the exact vectors of an index on disk: those in its file, or, by a struct of the caller's own,
+ * some that are kept elsewhere. It knows them by slot: if the index has only grown, the i-th vector that came has slot
+ * i, from 0. One thread at a time uses a fetcher; its maker calls destroy. Between the calls, a slot that was announced
+ * stays announced until batch_max more have been. */
 struct nodedb_vamana_fetcher {
     void *ctx;
     uint32_t dim;       /* components of a vector */
@@ -1351,11 +1357,6 @@ struct nodedb_vamana_fetcher {
     void (*counters)(void *ctx, uint64_t *reads, uint64_t *retries);
     void (*destroy)(void *ctx); /* NULL: nothing to free */
 };
-
-/* Over an index in memory, which must not change or be destroyed while the fetcher is used. It has no destroy.
- * NODEDB_ERR_INVALID (NULL), NODEDB_ERR_STATE (the vectors are on disk). */
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana *index, nodedb_vamana_fetcher *fetcher,
-                                                             nodedb_error *err);
 
 /* Over the file of an index opened on disk, read in the way that the index was opened for: io_uring with registered
  * buffers, pread, or mapped. `batch_max` 0: 128. It allocates only here. A read that fails or does not match its
@@ -4708,9 +4709,6 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_count(const nodedb_vamana *index) {
     return index == NULL ? 0 : nodedb__load_relaxed(&index->live);
 }
 NODEDB_VAMANA_API uint32_t nodedb_vamana_dim(const nodedb_vamana *index) { return index == NULL ? 0 : index->dim; }
-NODEDB_VAMANA_API uint32_t nodedb_vamana_degree(const nodedb_vamana *index) {
-    return index == NULL ? 0 : index->degree;
-}
 NODEDB_VAMANA_API nodedb_vamana_metric nodedb_vamana_metric_of(const nodedb_vamana *index) {
     return index == NULL ? NODEDB_VAMANA_L2 : index->metric;
 }
@@ -8209,34 +8207,6 @@ static nodedb_status nodedb_vamana__check_batch(const nodedb_vamana *index, uint
                             (unsigned)batch_max);
     for (i = 0; i < n; i++)
         if (slots[i] >= index->arrays->slots) return nodedb_vamana__slot_error(err, slots[i], index->arrays->slots);
-    return NODEDB_OK;
-}
-
-static nodedb_status nodedb_vamana__memory_prefetch(void *ctx, const uint32_t *slots, size_t n, nodedb_error *err) {
-    const nodedb_vamana *index = (const nodedb_vamana *)ctx;
-    nodedb_status status = nodedb_vamana__check_batch(index, UINT32_MAX, slots, n, err);
-    size_t i;
-    for (i = 0; i < n && status == NODEDB_OK; i++)
-        nodedb_vamana__prefetch(nodedb_vamana__vector(index, index->arrays, slots[i]), index->stride);
-    return status;
-}
-
-static const void *nodedb_vamana__memory_fetch(void *ctx, uint32_t slot, nodedb_error *err) {
-    const nodedb_vamana *index = (const nodedb_vamana *)ctx;
-    if (slot < index->arrays->slots) return nodedb_vamana__vector(index, index->arrays, slot);
-    (void)nodedb_vamana__slot_error(err, slot, index->arrays->slots);
-    return NULL;
-}
-
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana *index, nodedb_vamana_fetcher *fetcher,
-                                                             nodedb_error *err) {
-    if (index == NULL || fetcher == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL");
-    if (index->file != NULL)
-        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s: the exact vectors are on disk", index->file->path);
-    memset(fetcher, 0, sizeof *fetcher);
-    fetcher->ctx = (void *)(uintptr_t)index; /* only read */
-    fetcher->dim = index->dim, fetcher->batch_max = UINT32_MAX;
-    fetcher->prefetch_batch = nodedb_vamana__memory_prefetch, fetcher->fetch = nodedb_vamana__memory_fetch;
     return NODEDB_OK;
 }
 
