@@ -86,28 +86,28 @@
                 none. There are none either where they save no cache line (vectors of up to 64 bytes).
               - When they are remade. When there are 8 times as many vectors; when as many have come as there are; when
                 1/16 of all that came do not fit the codes; when the codes displace 1/25 of the neighbours of what comes
-                by more than the slack. Each insert makes 32 codes of the new ones; no call makes all of them.
+                by more than the slack. Each insert then makes 32 of the new codes, and a build makes all of them.
    RERANK     The nearest by code get their exact distance: first k and the slack (8 at least), then more, as long as
               one of those that remain may still belong to the k best. "May" means within 2.7 standard deviations (IP:
-              nearly five) of the difference between code and vector that this query has met so far. So a beam narrower
-              than k and the slack is widened to that, and under IP by 1/192 more for each place of slack, as queries
-              may be of another kind than the vectors. In memory, where even the end of a beam of 4 k or more is in
-              doubt, the walk is repeated on the vectors.
+              nearly five) of the difference between code and vector that this query has met so far. A beam that is
+              narrower than k and the slack is widened to that. Under IP it is widened by 1/192 for each place of slack,
+              as queries may be of another kind than the vectors. In memory, where even the end of a beam of 4 k or more
+              is in doubt, the walk is repeated on the vectors.
    FILTER     A callback, or a bitmap, or both, say which ids may be returned. The search first asks about a sample of
               256. If a share s passes, the beam becomes 1/s times as wide; where that costs more than to look at every
               vector that passes, the search scans. So the results are right for any filter. A filter must give the same
               answer for the same id during one search.
-   ON DISK    An index can be searched in its file, read-only. Opening reads the header. Ids and codes come into memory
-              when they are first needed, or by nodedb_vamana_load. A file has one of two layouts:
+   ON DISK    An index can be searched in its file, read-only. Opening reads little more than the header. Ids and codes
+              come into memory when they are first needed, or by nodedb_vamana_load. A file has one of two layouts:
               - RESIDENT: the graph too is kept in memory, and only exact vectors are read, for the rerank: one batch
                 that begins before the walk ends, and a few more reads where the query is in doubt.
               - PACKED: the graph stays on disk. Each row lies beside its vector in one block, so a read brings both,
                 and a walk keeps four to eight reads under way. A cache holds nodes near the starts; `load` fills it, so
                 without `load` there is none.
               Reads go past the page cache. An index without codes is saved with 8-bit ones for this purpose; where even
-              those blur it, the search is still right, by more reads. A save may replace a file that is open: the
-              opened index continues with the old one. Every block is checked when it comes in. A
-              damaged one is quarantined: searches pass over what is in it, count it and log it.
+              those blur it, the search is still right, by more reads. Every block is checked when it comes in. A
+              damaged one is quarantined: searches pass over what is in it, count it and log it. A save may replace a
+              file that is open: the opened index continues with the old one.
    SNAPSHOT   save_begin and save_step write a file in slices while the index changes. The file holds the index as it
               was at the beginning, with all that decides what comes next (the free slots and their order, the sweep,
               codes that are being made). So the log of the changes since, applied to the opened file, gives the same
