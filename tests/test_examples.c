@@ -61,9 +61,12 @@ TEST(example_tpc_loses_no_money_and_refuses_the_request_that_keeps_failing) {
     check_line("99996 transfers done, 2 failed, 2 refused; money made or lost: 0");
 }
 
-TEST(example_vamana_runs) {
+TEST(example_vamana_finds_the_nearest_colours_in_memory_and_on_disk) {
     CHECK_EQ(run("example_vamana", ""), 0);
-    CHECK(output[0] != 0);
+    check_line("near a sunset: orange (650) coral (4154) gold (4650)");
+    check_line("near a sunset, without orange: coral (4154) gold (4650) salmon (9320)");
+    check_line("on disk, like gold: gold (0) yellow (1600) coral (14144)");
+    check_line("on disk, near dusk, with an o: indigo (4425) maroon (33624) brown (34653)");
 }
 
 TEST(example_prefetch_scans_ahead_of_its_faults_and_releases_no_neighbour) {

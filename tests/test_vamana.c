@@ -1,5 +1,15 @@
-/* Tests of nodedb_vamana.h: each name is a promise of its manual. Data: tests/data/sift10k (README there is the format:
- * u8bin and gt of the big-ann-benchmarks), and random vectors from the seed. */
+/* Tests of nodedb_vamana.h: each name is a promise of its manual. The data are random vectors from the seed, and real
+ * ones: tests/data/sift10k, in the formats u8bin and gt of the big-ann-benchmarks. The rooms:
+ *
+ *   DATA        real and random vectors, recall, an allocator that counts
+ *   KERNELS     they can be named
+ *   INPUT       what is refused, what distances are, what get returns
+ *   GRAPH       building, inserting, equal vectors
+ *   REMOVING    sweeps, churn, compacting
+ *   SEARCHING   filters, cost, threads, allocations that fail
+ *   FILES       saving, opening, damage, forgery
+ *   DISK        reranks, reads that fail or rot, fallbacks, fetchers
+ *   HISTORIES   random changes beside a model, what rows keep, a large set */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "test.h"
@@ -17,7 +27,9 @@
 #define METRICS (SLOW ? 1 : 3)
 #define GOOD (SLOW ? 0.9 : 0.98) /* recall at beam 64 */
 
-/* ---- data -------------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DATA: real and random vectors, recall, an allocator that counts
+ * ================================================================================================================ */
 
 typedef struct sift { /* vectors, queries, and the true ten nearest */
     uint8_t *base, *queries;
@@ -203,7 +215,9 @@ static void remember(void *ctx, nodedb_log_level level, const char *sentence) {
     snprintf(s->last, sizeof s->last, "%s", sentence);
 }
 
-/* ---- kernels ----------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * KERNELS: they can be named
+ * ================================================================================================================ */
 
 TEST(a_kernel_can_be_named_and_an_unknown_one_is_refused) {
     nodedb_vamana_config c = config_of(8, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2);
@@ -225,7 +239,9 @@ TEST(a_kernel_can_be_named_and_an_unknown_one_is_refused) {
     CHECK_HAS(err.message, "abacus");
 }
 
-/* ---- input and distances ----------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * INPUT: what is refused, what distances are, what get returns
+ * ================================================================================================================ */
 
 TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     nodedb_vamana_config good = config_of(4, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2), bad;
@@ -247,7 +263,7 @@ TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_INVALID);
     bad = good, bad.alpha = 0.5f;
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_INVALID);
-    bad = good, bad.beam_build = 1u << 20;
+    bad = good, bad.beam_build = NODEDB_VAMANA_MAX_BEAM_BUILD + 1;
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_INVALID);
     bad = good, bad.capacity = UINT64_C(1) << 32;
     CHECK(nodedb_vamana_create(&bad, &err) == NULL && err.status == NODEDB_ERR_LIMIT);
@@ -259,6 +275,7 @@ TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     CHECK_EQ(nodedb_vamana_build(index, NULL, out, UINT64_C(1) << 33, 1, NULL, NULL, &err), NODEDB_ERR_LIMIT);
     CHECK_EQ(nodedb_vamana_get(index, 1, out, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_vamana_get(index, 1, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_vamana_get_stored(index, 1, out, &err), NODEDB_ERR_NOT_FOUND);
     CHECK_EQ(nodedb_vamana_search(NULL, &q, &result, &found, NULL, &err), NODEDB_ERR_INVALID);
     CHECK_EQ(nodedb_vamana_search(s, NULL, &result, &found, NULL, &err), NODEDB_ERR_INVALID);
     q.vector = NULL;
@@ -268,7 +285,7 @@ TEST(a_wrong_config_or_a_null_is_an_error_and_not_a_crash) {
     CHECK_EQ(nodedb_vamana_scan(s, &q, &result, &found, NULL, &err), NODEDB_ERR_LIMIT);
     CHECK(nodedb_vamana_searcher_create(NULL, NULL, &err) == NULL && err.status == NODEDB_ERR_INVALID);
     CHECK(nodedb_vamana_searcher_create(index, &huge, &err) == NULL && err.status == NODEDB_ERR_LIMIT);
-    CHECK_EQ(nodedb_vamana_save(index, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_vamana_save(index, NULL, NODEDB_VAMANA_RESIDENT, &err), NODEDB_ERR_INVALID);
     CHECK(nodedb_vamana_open("", NULL, &err) == NULL && err.status == NODEDB_ERR_INVALID);
     CHECK(nodedb_vamana_open("no/such/file", NULL, &err) == NULL && err.status == NODEDB_ERR_NOT_FOUND);
     CHECK_HAS(err.message, "no/such/file");
@@ -407,7 +424,9 @@ TEST(get_returns_the_bits_that_were_inserted_and_for_cosine_up_to_rounding) {
     free(v);
 }
 
-/* ---- the graph --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * GRAPH: building, inserting, equal vectors
+ * ================================================================================================================ */
 
 TEST(a_batch_build_finds_98_of_100_true_neighbours_with_beam_64) {
     const nodedb_vamana *index = shared_sift10k();
@@ -467,7 +486,7 @@ TEST(the_same_seed_gives_the_same_graph_whatever_the_number_of_threads) {
         nodedb_vamana *index = build_sift(SLOW ? 1000 : 2500, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2, threads);
         const char *path = path_in_test_dir("graph");
         uint8_t *file;
-        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         file = read_file(path, &bytes);
         if (threads == 1) first = file, first_bytes = bytes;
         else {
@@ -526,6 +545,35 @@ TEST(a_cancelled_build_leaves_a_valid_index_of_what_was_done) {
     CHECK_EQ(nodedb_vamana_count(index), 2000);
     CHECK(recall_by_scan(index, s->queries, s->dim, 50, 64) >= 0.98);
     nodedb_vamana_destroy(index);
+}
+
+TEST(a_build_takes_no_more_memory_than_it_said_before) {
+    const sift *s = sift10k();
+    static const nodedb_vamana_code codes[] = {NODEDB_VAMANA_CODE_AUTO, NODEDB_VAMANA_CODE_NONE,
+                                               NODEDB_VAMANA_CODE_8BIT, NODEDB_VAMANA_CODE_4BIT};
+    uint32_t n = s->n < 5000 ? s->n : 5000, i, threads;
+    for (i = 0; i < 4; i++)
+        for (threads = 1; threads <= 2; threads++) {
+            nodedb_vamana_metric metric = i % 2 == 0 ? NODEDB_VAMANA_L2 : NODEDB_VAMANA_IP;
+            nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, metric);
+            nodedb_error err;
+            nodedb_vamana *index;
+            counting count;
+            uint64_t bound;
+            c.code = codes[i], c.beam_build = 40, c.degree = 32;
+            c.capacity = (i + threads) % 3 == 0 ? n : (i + threads) % 3 == 1 ? 0 : n - 1; /* it has to grow at once */
+            c.allocator = counting_allocator(&count);
+            bound = nodedb_vamana_build_bytes(&c, n, threads, &err);
+            CHECK_EQ(count.bytes, 0);
+            index = nodedb_vamana_create(&c, &err);
+            REQUIRE(index != NULL);
+            CHECK_EQ(nodedb_vamana_build(index, NULL, s->base, n, threads, NULL, NULL, &err), NODEDB_OK);
+            printf("     code %u, %u threads: peak %llu of %llu bytes\n", (unsigned)i, (unsigned)threads,
+                   (unsigned long long)count.peak, (unsigned long long)bound);
+            CHECK(count.peak <= bound && count.peak >= bound / 2);
+            nodedb_vamana_destroy(index);
+            CHECK_EQ(count.bytes, 0);
+        }
 }
 
 TEST(a_crowd_of_equal_vectors_stays_connected_and_hides_no_other) {
@@ -589,7 +637,7 @@ TEST(a_crowd_of_equal_vectors_in_a_batch_hides_few_of_the_others) {
     free(v);
 }
 
-TEST(ties_are_settled_by_the_id_and_k_may_pass_the_count) {
+TEST(ties_are_broken_by_the_id_and_k_may_pass_the_count) {
     nodedb_vamana_config c = config_of(2, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
     nodedb_vamana *index = nodedb_vamana_create(&c, NULL);
     nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
@@ -609,7 +657,9 @@ TEST(ties_are_settled_by_the_id_and_k_may_pass_the_count) {
     nodedb_vamana_destroy(index);
 }
 
-/* ---- removing ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * REMOVING: sweeps, churn, compacting
+ * ================================================================================================================ */
 
 TEST(a_removed_vector_is_never_returned_again_and_a_replaced_one_only_in_its_new_place) {
     const sift *s = sift10k();
@@ -717,12 +767,12 @@ TEST(recall_stays_when_most_vectors_are_removed_and_none_inserted) {
     nodedb_vamana_destroy(index);
 }
 
-TEST(maintain_mends_all_in_slices_and_frees_the_slots) {
+TEST(maintain_repairs_the_graph_in_slices_and_frees_the_slots) {
     const sift *s = sift10k();
     nodedb_vamana *index = build_sift(2000, NODEDB_VAMANA_U8, NODEDB_VAMANA_L2, 2);
     nodedb_vamana_info info;
     uint32_t i, slices = 0;
-    uint64_t most = 0, bound = 5 * (uint64_t)nodedb_vamana_degree(index) * nodedb_vamana_degree(index);
+    uint64_t most = 0, bound = 5 * (uint64_t)index->degree * index->degree;
     for (i = 0; i < 60; i++) CHECK_EQ(nodedb_vamana_remove(index, i * 20, NULL), NODEDB_OK);
     nodedb_vamana_inspect(index, &info);
     CHECK_EQ(info.removed, 60);
@@ -771,13 +821,13 @@ TEST(compact_gives_memory_back_and_changes_no_answer) {
     uint64_t before = nodedb_vamana_memory_bytes(index);
     size_t full, compacted;
     uint32_t i;
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     free(read_file(path, &full));
     for (i = 0; i < 3000; i++)
         if (i % 5 != 0) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
     CHECK_EQ(nodedb_vamana_compact(index, NULL), NODEDB_OK);
     CHECK_EQ(nodedb_vamana_count(index), 600);
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     free(read_file(path, &compacted));
     CHECK(compacted > 600 * 128 && compacted < full / 3);
     CHECK(nodedb_vamana_memory_bytes(index) < before / 2);
@@ -808,7 +858,9 @@ TEST(next_visits_every_id_that_stays_exactly_once) {
     nodedb_vamana_destroy(index);
 }
 
-/* ---- searching --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * SEARCHING: filters, cost, threads, allocations that fail
+ * ================================================================================================================ */
 
 typedef struct one_in { uint64_t divisor, calls; } one_in;
 static bool passes_one_in(void *ctx, uint64_t id) {
@@ -917,7 +969,7 @@ TEST(searchers_of_several_threads_get_the_same_answers) {
     nodedb_vamana_destroy(index);
 }
 
-/* Everything once, each allocation failing in turn. */
+/* One call of everything, with an allocation that fails. True: none failed. */
 static bool live_a_life(nodedb_allocator allocator, const char *path) {
     const sift *s = sift10k();
     nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, NODEDB_VAMANA_COSINE);
@@ -941,7 +993,7 @@ static bool live_a_life(nodedb_allocator allocator, const char *path) {
     good = good && nodedb_vamana_remove(index, 3, &err) == NODEDB_OK && nodedb_vamana_compact(index, &err) == NODEDB_OK;
     good = good && (searcher = nodedb_vamana_searcher_create(index, NULL, &err)) != NULL;
     good = good && nodedb_vamana_search(searcher, &q, r, &found, NULL, &err) == NODEDB_OK;
-    good = good && nodedb_vamana_save(index, path, &err) == NODEDB_OK &&
+    good = good && nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err) == NODEDB_OK &&
         (opened = nodedb_vamana_open(path, &o, &err)) != NULL;
     good = good && nodedb_vamana_verify(path, &o, NULL, NULL, &err) == NODEDB_OK;
     if (!good) CHECK_EQ(err.status, NODEDB_ERR_NO_MEMORY);
@@ -966,7 +1018,9 @@ TEST(every_allocation_may_fail_without_harm_or_leak) {
     CHECK(good && at > 30);
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * FILES: saving, opening, damage, forgery
+ * ================================================================================================================ */
 
 static void same_answers(const nodedb_vamana *a, const nodedb_vamana *b, const uint8_t *queries, size_t query_bytes,
                          uint32_t n) {
@@ -1000,7 +1054,7 @@ TEST(an_opened_file_gives_the_same_answers_and_deletions_survive) {
             const uint8_t *asked = type ? s->queries : (const uint8_t *)queries;
             nodedb_error err;
             for (i = 0; i < 400; i++) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
-            CHECK_EQ(nodedb_vamana_save(index, path, &err), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err), NODEDB_OK);
             CHECK_EQ(nodedb_vamana_verify(path, NULL, NULL, NULL, &err), NODEDB_OK);
             opened = nodedb_vamana_open(path, NULL, &err);
             if (opened == NULL) test_fail(__FILE__, __LINE__, err.message);
@@ -1032,11 +1086,11 @@ TEST(an_empty_index_and_one_of_a_single_wide_vector_can_be_saved) {
     int mode;
     uint32_t i;
     memset(&disk, 0, sizeof disk);
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     opened = nodedb_vamana_open(path, NULL, NULL);
     CHECK(opened != NULL && nodedb_vamana_count(opened) == 0);
     CHECK_EQ(nodedb_vamana_insert(opened, 9, wide, NULL), NODEDB_OK);
-    CHECK_EQ(nodedb_vamana_save(opened, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(opened, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     nodedb_vamana_destroy(opened);
     for (mode = 0; mode < 2; mode++) {
         disk.mode = (nodedb_vamana_mode)mode;
@@ -1110,12 +1164,12 @@ TEST(whatever_call_fails_while_saving_the_old_or_the_new_file_stands) {
         f.fail_at = at, f.fail_times = 1, f.error = at % 2 ? EIO : ENOSPC, f.short_write = true;
         old_index = nodedb_vamana_create(&c, NULL);
         CHECK_EQ(nodedb_vamana_insert(old_index, 1, s->base, NULL), NODEDB_OK);
-        CHECK_EQ(nodedb_vamana_save(old_index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(old_index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         c.io = failing_io(&f, false);
         index = nodedb_vamana_create(&c, NULL);
         CHECK_EQ(nodedb_vamana_build(index, NULL, s->base, 100, 1, NULL, NULL, NULL), NODEDB_OK);
         memset(&err, 0, sizeof err);
-        good = nodedb_vamana_save(index, path, &err) == NODEDB_OK;
+        good = nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err) == NODEDB_OK;
         if (!good) {
             failures++;
             CHECK_EQ(err.status, at % 2 ? NODEDB_ERR_IO : NODEDB_ERR_DISK_FULL);
@@ -1144,7 +1198,7 @@ TEST(garbage_truncation_and_every_flipped_bit_are_errors_that_name_the_file) {
     nodedb_error err;
     snprintf(path, sizeof path, "%s", path_in_test_dir("index"));
     snprintf(other, sizeof other, "%s", path_in_test_dir("other"));
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     good = read_file(path, &bytes);
     bad = (uint8_t *)malloc(bytes + 1);
     for (at = 0; at < bytes; at += 4096) { /* one bit in each block */
@@ -1156,7 +1210,7 @@ TEST(garbage_truncation_and_every_flipped_bit_are_errors_that_name_the_file) {
         CHECK_HAS(err.message, other);
         CHECK(err.offset / 4096 == at / 4096);
         opened = nodedb_vamana_open(other, NULL, &err);
-        CHECK((opened != NULL) == (at == 0 || at >= section(good, TABLE) ||       /* there twice, or made anew */
+        CHECK((opened != NULL) == (at == 0 || at >= section(good, TABLE) ||       /* there twice, or rebuilt */
                                    (at >= section(good, CODES) && at < section(good, RECORDS)))); /* for disk alone */
         CHECK(opened != NULL || (err.status == NODEDB_ERR_CORRUPT && err.offset / 4096 == at / 4096));
         nodedb_vamana_destroy(opened);
@@ -1198,7 +1252,7 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     CHECK_EQ(nodedb_vamana_remove(index, 9, NULL), NODEDB_OK);
     while (nodedb_vamana_maintain(index, 1000)) {
     }
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     good = read_file(path, &bytes);
     bad = (uint8_t *)malloc(bytes);
     ids = section(good, IDS), states = section(good, STATES), norms = section(good, NORMS), rows = section(good, ROWS);
@@ -1206,7 +1260,7 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     for (forgery = 0; forgery <= 34; forgery++) {
         memcpy(bad, good, bytes);
         switch (forgery) {
-        case 0: break; /* none: the mending itself is right */
+        case 0: break; /* none: the checksums are repaired rightly */
         case 1: nodedb_put_u32(bad + rows, 200); break;                                       /* out of range */
         case 2: nodedb_put_u32(bad + rows, 0xFFFFFFFFu); break;                               /* a gap in a row */
         case 3: nodedb_put_u32(bad + rows, 7); break;                                         /* a free neighbour */
@@ -1246,7 +1300,7 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
             break;
         case 34: nodedb_put_u32(bad + 244, 201); break;                                       /* codes being made */
         }
-        mend_checksums(bad, section(good, SUMS), bytes);
+        repair_checksums(bad, section(good, SUMS), bytes);
         write_file(other, bad, bytes);
         if (forgery == 0) CHECK_EQ(nodedb_vamana_verify(other, NULL, NULL, NULL, &err), NODEDB_OK);
         else {
@@ -1262,43 +1316,16 @@ TEST(a_file_with_right_checksums_and_wrong_contents_is_refused) {
     nodedb_vamana_destroy(index);
 }
 
-TEST(a_build_takes_no_more_memory_than_it_said_before) {
-    const sift *s = sift10k();
-    static const nodedb_vamana_code codes[] = {NODEDB_VAMANA_CODE_AUTO, NODEDB_VAMANA_CODE_NONE,
-                                               NODEDB_VAMANA_CODE_8BIT, NODEDB_VAMANA_CODE_4BIT};
-    uint32_t n = s->n < 5000 ? s->n : 5000, i, threads;
-    for (i = 0; i < 4; i++)
-        for (threads = 1; threads <= 2; threads++) {
-            nodedb_vamana_metric metric = i % 2 == 0 ? NODEDB_VAMANA_L2 : NODEDB_VAMANA_IP;
-            nodedb_vamana_config c = config_of(s->dim, NODEDB_VAMANA_U8, metric);
-            nodedb_error err;
-            nodedb_vamana *index;
-            counting count;
-            uint64_t bound;
-            c.code = codes[i], c.beam_build = 40, c.degree = 32;
-            c.capacity = (i + threads) % 3 == 0 ? n : (i + threads) % 3 == 1 ? 0 : n - 1; /* it has to grow at once */
-            c.allocator = counting_allocator(&count);
-            bound = nodedb_vamana_build_bytes(&c, n, threads, &err);
-            CHECK_EQ(count.bytes, 0);
-            index = nodedb_vamana_create(&c, &err);
-            REQUIRE(index != NULL);
-            CHECK_EQ(nodedb_vamana_build(index, NULL, s->base, n, threads, NULL, NULL, &err), NODEDB_OK);
-            printf("     code %u, %u threads: peak %llu of %llu bytes\n", (unsigned)i, (unsigned)threads,
-                   (unsigned long long)count.peak, (unsigned long long)bound);
-            CHECK(count.peak <= bound && count.peak >= bound / 2);
-            nodedb_vamana_destroy(index);
-            CHECK_EQ(count.bytes, 0);
-        }
-}
-
-/* ---- on disk ----------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DISK: reranks, reads that fail or rot, fallbacks, fetchers
+ * ================================================================================================================ */
 
 /* sift10k's first n as floats, saved in the test's directory. */
 static const char *saved_sift(uint32_t n, nodedb_vamana_metric metric) {
     static char path[700];
     nodedb_vamana *index = build_sift(n, NODEDB_VAMANA_F32, metric, 2);
     snprintf(path, sizeof path, "%s", path_in_test_dir("disk"));
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     nodedb_vamana_destroy(index);
     return path;
 }
@@ -1358,7 +1385,7 @@ TEST(on_disk_the_walk_uses_codes_and_the_rerank_gives_exact_distances) {
             for (j = 0; j < 128; j++) CHECK(fabsf(out[j] - sift10k()->base[1234 * 128 + j]) < 1e-4f);
             CHECK_EQ(nodedb_vamana_insert(disk, 1, queries, &err), NODEDB_ERR_STATE);
             CHECK_EQ(nodedb_vamana_remove(disk, 1, &err), NODEDB_ERR_STATE);
-            CHECK_EQ(nodedb_vamana_save(disk, path, &err), NODEDB_ERR_STATE);
+            CHECK_EQ(nodedb_vamana_save(disk, path, NODEDB_VAMANA_RESIDENT, &err), NODEDB_ERR_STATE);
             CHECK(!nodedb_vamana_maintain(disk, 10));
             nodedb_vamana_searcher_destroy(sd);
             nodedb_vamana_searcher_destroy(sm);
@@ -1404,7 +1431,7 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
     int way;
     for (way = 0; way < 2; way++) {
         nodedb_vamana_open_config o;
-        nodedb_vamana_fetcher disk, from_memory;
+        nodedb_vamana_fetcher disk;
         nodedb_vamana *index;
         uint32_t slots[300], i, round;
         uint64_t state = test_seed, reads, retries;
@@ -1413,30 +1440,28 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
         o.mode = NODEDB_VAMANA_ON_DISK, o.fetch = way == 1 ? NODEDB_VAMANA_FETCH_PREAD : NODEDB_VAMANA_FETCH_AUTO;
         index = nodedb_vamana_open(path, &o, &err);
         REQUIRE(index != NULL && memory != NULL);
-        CHECK_EQ(nodedb_vamana_fetcher_memory(memory, &from_memory, &err), NODEDB_OK);
-        CHECK_EQ(nodedb_vamana_fetcher_memory(index, &disk, &err), NODEDB_ERR_STATE);
+        CHECK_EQ(nodedb_vamana_fetcher_disk(index, NODEDB_VAMANA_MAX_BATCH + 1, &disk, &err), NODEDB_ERR_INVALID);
         CHECK_EQ(nodedb_vamana_fetcher_disk(index, 300, &disk, &err), NODEDB_OK);
         CHECK(disk.dim == 128 && disk.batch_max == 300);
         for (round = 0; round < 60; round++) { /* more than the queue's depth, fetched in another order */
             for (i = 0; i < 300; i++) slots[i] = (uint32_t)(test_random(&state) % 6000);
             CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 300, &err), NODEDB_OK);
-            if (round % 7 == 3) continue; /* and a batch may be forgotten while its reads are under way */
+            if (round % 7 == 3) continue; /* and a batch may be abandoned while its reads are under way */
             for (i = 300; i-- > 0;) {
-                const void *got = disk.fetch(disk.ctx, slots[i], &err),
-                    *want = from_memory.fetch(from_memory.ctx, slots[i], &err);
-                CHECK(got != NULL && want != NULL && memcmp(got, want, 512) == 0);
+                const void *got = disk.fetch(disk.ctx, slots[i], &err);
+                float want[128]; /* slot i holds id i, as the index has only grown */
+                CHECK_EQ(nodedb_vamana_get_stored(memory, slots[i], want, &err), NODEDB_OK);
+                CHECK(got != NULL && memcmp(got, want, sizeof want) == 0);
             }
         }
         disk.counters(disk.ctx, &reads, &retries);
         CHECK(reads > 3000 && retries == 0);
         slots[0] = 6000;
         CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 1, &err), NODEDB_ERR_INVALID);
-        CHECK_EQ(from_memory.prefetch_batch(from_memory.ctx, slots, 1, &err), NODEDB_ERR_INVALID);
         CHECK(disk.fetch(disk.ctx, 6000, &err) == NULL && err.status == NODEDB_ERR_INVALID);
-        CHECK(from_memory.fetch(from_memory.ctx, 6000, &err) == NULL && err.status == NODEDB_ERR_INVALID);
         slots[0] = 5;
         CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 1, &err), NODEDB_OK);
-        for (i = 0; i < 6000 && disk.fetch(disk.ctx, i, &err) != NULL; i++) { /* what is still in the pool may be had */
+        for (i = 0; i < 6000 && disk.fetch(disk.ctx, i, &err) != NULL; i++) { /* until the pool has it no more */
         }
         CHECK(i < 6000 && err.status == NODEDB_ERR_STATE);
         CHECK_EQ(disk.prefetch_batch(disk.ctx, slots, 301, &err), NODEDB_ERR_LIMIT);
@@ -1446,7 +1471,7 @@ TEST(each_read_comes_to_its_own_request_and_wrong_slots_are_errors) {
     nodedb_vamana_destroy(memory);
 }
 
-/* While some questions walk, the device reads for others: five groups of them here, and a rest. */
+/* While some questions walk, the device reads for others: here five groups, and a smaller one. */
 TEST(many_questions_on_disk_get_the_answers_of_each_and_errors_name_the_first) {
     enum { ASKED = 57, K = 10 };
     const char *path = saved_sift(2000, NODEDB_VAMANA_L2);
@@ -1555,7 +1580,7 @@ TEST(a_failed_read_is_repeated_once_and_then_reported) {
         if (at == 1) {
             CHECK(found == 0 && err.sys_errno == EIO && err.offset > 0);
             CHECK_HAS(err.message, path);
-            f.fail_at = 0; /* and it is not held against the block */
+            f.fail_at = 0; /* a failed read does not quarantine the block */
             CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
         }
         CHECK(found == 10 && stats.retries == (at == 0) && stats.damaged == 0);
@@ -1577,7 +1602,7 @@ TEST(a_block_that_rots_or_vanishes_after_opening_is_counted_and_never_used) {
             nodedb_vamana *index;
             nodedb_error err;
             nodedb_vamana_stats stats;
-            uint32_t i, j, found, hurt = 0;
+            uint32_t i, j, found, damaged = 0;
             uint64_t blocks;
             bool more;
             nodedb_vamana_info info;
@@ -1604,7 +1629,7 @@ TEST(a_block_that_rots_or_vanishes_after_opening_is_counted_and_never_used) {
                 const uint8_t *base = sift10k()->base;
                 nodedb_vamana_query q = query_of(queries + (size_t)i * 128, 10, 40);
                 CHECK_EQ(nodedb_vamana_search(s, &q, r, &found, &stats, &err), NODEDB_OK);
-                hurt += stats.damaged > 0;
+                damaged += stats.damaged > 0;
                 CHECK(found == 10 || stats.damaged > 0);
                 for (j = 0; j < found; j++) { /* what is returned is right */
                     double sum = 0;
@@ -1616,7 +1641,7 @@ TEST(a_block_that_rots_or_vanishes_after_opening_is_counted_and_never_used) {
                     CHECK(fabs(sum - (double)r[j].distance) <= 1e-5 * sum);
                 }
             }
-            CHECK(hurt >= 30);
+            CHECK(damaged >= 30);
             nodedb_vamana_inspect(index, &info);
             blocks = info.damaged_blocks;
             CHECK(blocks > 10 && blocks <= (section(file, TABLE) - vectors) / 4096);
@@ -1749,6 +1774,10 @@ TEST(a_searcher_can_use_a_fetcher_of_the_callers) {
     free(queries);
 }
 
+/* ===================================================================================================================
+ * HISTORIES: random changes beside a model, what rows keep, a large set
+ * ================================================================================================================ */
+
 TEST(a_long_run_of_random_changes_agrees_with_a_model) {
     enum { IDS = 600, DIM = 12 };
     uint64_t state = test_seed;
@@ -1788,7 +1817,7 @@ TEST(a_long_run_of_random_changes_agrees_with_a_model) {
         else if (what == 99 && step % 16 == 0) {
             const char *path = path_in_test_dir("model");
             nodedb_vamana_searcher_destroy(s);
-            CHECK_EQ(nodedb_vamana_save(index, path, &err), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err), NODEDB_OK);
             nodedb_vamana_destroy(index);
             index = nodedb_vamana_open(path, NULL, &err);
             REQUIRE(index != NULL);
@@ -1805,7 +1834,7 @@ TEST(a_long_run_of_random_changes_agrees_with_a_model) {
     nodedb_vamana_destroy(index);
 }
 
-/* By how much `to` prefers itself to `from`: the measure of the rule that shuts neighbours out. */
+/* By how much `to`, as a query, prefers itself to `from`: what the pruning rules compare. */
 static float preference(const nodedb_vamana *index, uint32_t from, uint32_t to) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, from);
@@ -1814,8 +1843,8 @@ static float preference(const nodedb_vamana *index, uint32_t from, uint32_t to) 
     return index->metric == NODEDB_VAMANA_IP ? a->norms[to] + distance : distance;
 }
 
-/* Is a pair of a row's head as the head says? The nearer one must not shut the other out: by the strict rule, if both
- * passed that, else by the relaxed one. */
+/* True if the nearer one of a pair in a row does not shut the other out: by the strict rule if both passed that, else
+ * by the relaxed one. */
 static bool pair_holds(const nodedb_vamana *index, uint32_t slot, uint32_t nearer, uint32_t other, bool strict) {
     float to = preference(index, slot, other), apart = preference(index, nearer, other);
     const float *norms = index->arrays->norms;
@@ -1830,7 +1859,7 @@ static bool pair_holds(const nodedb_vamana *index, uint32_t slot, uint32_t neare
     return alpha * apart > to * (to > 0 ? 0.9999f : 1.0001f);
 }
 
-/* What lets a pruning skip distances: those of a row's head that have passed a rule shut none of the others out. */
+/* A pruning skips the distances between edges that have passed a rule together: none of them shuts another out. */
 TEST(the_head_of_every_row_stays_as_a_pruning_left_it_through_all_changes) {
     const sift *s = sift10k();
     uint32_t n = SLOW ? 400 : 3000, metric, i, slot;
@@ -1869,7 +1898,7 @@ TEST(the_head_of_every_row_stays_as_a_pruning_left_it_through_all_changes) {
                     nodedb_vamana__measure_many(index, &from, row + k, 1, &to[1]);
                     if (j == k || !(to[0] < to[1]) || (k < head.strict && !strict)) continue;
                     checked++;
-CHECK(pair_holds(index, slot, row[j], row[k], strict));
+                    CHECK(pair_holds(index, slot, row[j], row[k], strict));
                 }
             for (j = 0; j < head.far; j++) CHECK(a->heads[row[(int)j - head.far]].level > 0);
         }

@@ -613,7 +613,7 @@ TEST(codes_are_made_anew_when_others_have_come_in_the_place_of_all_or_that_do_no
         CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
     CHECK(index->code_strange < 5 && index->recoder == NULL);
     CHECK_EQ(index->code_came, N - live + 100);
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     nodedb_vamana_destroy(index);
     index = nodedb_vamana_open(path, NULL, NULL); /* which forgets none of it */
     REQUIRE(index != NULL);
@@ -700,7 +700,7 @@ TEST(an_index_saved_while_a_coder_learns_learns_on_from_its_file) {
                     CHECK(same_training(index, opened[j]));
                 }
                 if (i % EVERY != 0 || index->recoder == NULL || nodedb_vamana__is_trained(index->recoder)) continue;
-                CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+                CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
                 opened[n++] = nodedb_vamana_open(path, NULL, NULL);
                 REQUIRE(opened[n - 1] != NULL);
             }
@@ -823,7 +823,7 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
             } else if (what < 980) {
                 nodedb_vamana *opened;
                 which = 5;
-                CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+                CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
                 opened = nodedb_vamana_open(path, NULL, &err);
                 if (opened == NULL) test_fail(__FILE__, __LINE__, err.message);
                 REQUIRE(opened != NULL);
@@ -930,7 +930,7 @@ TEST(a_file_keeps_codes_wishes_and_passes_bit_for_bit_in_memory_and_on_disk) {
             index->code_due = 200;
             CHECK_EQ(nodedb_vamana_build(index, NULL, base, N, 1, NULL, NULL, NULL), NODEDB_OK);
             CHECK_EQ(info_of(index).code_bits, bits);
-            CHECK_EQ(nodedb_vamana_save(index, first, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, first, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
             CHECK_EQ(nodedb_vamana_verify(first, NULL, NULL, NULL, NULL), NODEDB_OK);
             opened = nodedb_vamana_open(first, NULL, NULL);
             REQUIRE(opened != NULL);
@@ -939,7 +939,7 @@ TEST(a_file_keeps_codes_wishes_and_passes_bit_for_bit_in_memory_and_on_disk) {
             CHECK_EQ(info_of(opened).code_bits, bits);
             CHECK_EQ(info_of(opened).code_bytes, info_of(index).code_bytes);
             same_answers(index, opened, asked, ASKED);
-            CHECK_EQ(nodedb_vamana_save(opened, second, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(opened, second, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
             written = read_file(first, &bytes), again = read_file(second, &bytes_again);
             CHECK(bytes > 0 && bytes == bytes_again && memcmp(written, again, bytes) == 0);
             memset(&on_disk, 0, sizeof on_disk);
@@ -972,7 +972,7 @@ TEST(an_index_without_codes_gets_8_bits_on_disk_and_none_in_memory) {
     const char *path = path_in_test_dir("file");
     nodedb_error err;
     CHECK_EQ(info_of(index).code_bits, 0);
-    CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     opened = nodedb_vamana_open(path, NULL, NULL);
     CHECK_EQ(info_of(opened).code_bits, 0);
     CHECK_EQ(opened->code_due, FIRST);
@@ -1015,7 +1015,7 @@ TEST(few_vectors_left_among_many_slots_can_be_saved_and_coded) {
         if (i != 1) CHECK_EQ(nodedb_vamana_remove(index, i, NULL), NODEDB_OK);
     CHECK(nodedb_vamana__sample_size(index, index->arrays->slots) < index->arrays->slots);
     err.message[0] = 0;
-    CHECK_EQ(nodedb_vamana_save(index, path, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err), NODEDB_OK);
     opened = nodedb_vamana_open(path, NULL, &err);
     CHECK(opened != NULL && nodedb_vamana_contains(opened, 1) && nodedb_vamana_count(opened) == 1);
     recode(index, NODEDB_VAMANA_CODE_4BIT);
@@ -1557,7 +1557,7 @@ TEST(large_arrays_are_asked_for_in_huge_pages_unless_told_not_to) {
         index = nodedb_vamana_create(&c, NULL);
         CHECK_EQ(count.align_max, without ? 64 : NODEDB_VAMANA__HUGE_BYTES);
         CHECK_EQ(nodedb_vamana_insert(index, 1, v, NULL), NODEDB_OK);
-        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         nodedb_vamana_destroy(index);
         memset(&o, 0, sizeof o);
         o.capacity = 20000, o.no_huge_pages = without != 0, o.allocator = counting_allocator(&count);
@@ -1615,7 +1615,7 @@ static bool live_a_life(counting *count, nodedb_allocator allocator, const float
     }
     index->code_due = 0;
     STEP(nodedb_vamana_compact(index, &err));
-    STEP(nodedb_vamana_save(index, path, &err));
+    STEP(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, &err));
 #undef STEP
     s = nodedb_vamana_searcher_create(index, NULL, &err);
     if (s != NULL && nodedb_vamana_count(index) > 0) {

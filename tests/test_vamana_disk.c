@@ -1,5 +1,13 @@
 /* nodedb_vamana.h in a file: the two layouts, searched where they lie; what damage does to them; saving in slices while
- * the index changes; power cuts and kills during a save. Small sets, made here, so that everything can be tried. */
+ * the index changes; power cuts and kills during a save. Small sets, made here, so that everything can be tried. The
+ * rooms:
+ *
+ *   DATA         vectors, indexes and files
+ *   LAYOUTS      both answer as memory does
+ *   DAMAGE       quarantine, verify, truncation
+ *   SAVING       the index changes meanwhile; memory is short
+ *   SLICES       what one step asks of the disk
+ *   POWER CUTS   and kills during a save */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "simdisk.h"
@@ -11,9 +19,11 @@
 
 enum { DIM = 24, K = 5 };
 
-/* ---- sets and files ---------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DATA: vectors, indexes and files
+ * ================================================================================================================ */
 
-static uint8_t vectors[6000][DIM]; /* of the same for every test: clusters, so that neighbours are near */
+static uint8_t vectors[6000][DIM]; /* the same for every test; clusters, so that neighbours are near */
 static const float *floats_of(uint32_t i) {
     static float f[DIM];
     uint32_t j;
@@ -110,7 +120,9 @@ static double apart(uint32_t a, uint32_t b) {
     return sum;
 }
 
-/* ---- the two layouts --------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * LAYOUTS: both answer as memory does
+ * ================================================================================================================ */
 
 static uint32_t common(const nodedb_vamana_result *a, uint32_t na, const nodedb_vamana_result *b, uint32_t nb) {
     uint32_t i, j, n = 0;
@@ -348,6 +360,131 @@ TEST(a_packed_file_in_memory_is_the_same_index) {
     nodedb_vamana_destroy(opened), nodedb_vamana_destroy(index);
 }
 
+TEST(a_whole_save_has_the_layout_that_was_asked_for) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+    nodedb_vamana *index = filled(&c, 600, 50);
+    char whole[700], sliced[700];
+    nodedb_error err;
+    snprintf(whole, sizeof whole, "%s", path_of("whole")), snprintf(sliced, sizeof sliced, "%s", path_of("sliced"));
+    for (int layout = 0; layout < 2; layout++) {
+        uint8_t *file;
+        size_t bytes;
+        CHECK_EQ(nodedb_vamana_save(index, whole, (nodedb_vamana_layout)layout, &err), NODEDB_OK);
+        save_as(index, sliced, (nodedb_vamana_layout)layout);
+        CHECK(same_file(whole, sliced));
+        file = read_whole(whole, &bytes);
+        REQUIRE(file != NULL && bytes > 4096);
+        CHECK_EQ(nodedb_get_u32(file + 216), layout);
+        CHECK((section(file, ROWS) == section(file, HEADS)) == (layout == NODEDB_VAMANA_PACKED));
+        free(file);
+    }
+    CHECK_EQ(nodedb_vamana_save(index, whole, (nodedb_vamana_layout)2, &err), NODEDB_ERR_INVALID);
+    nodedb_vamana_destroy(index);
+}
+
+/* An index of `c` where it lives: in memory, in a resident file, in a packed one. The other two go to `path`. */
+enum { IN_MEMORY, IN_RESIDENT, IN_PACKED, WAYS };
+static nodedb_vamana *living(const nodedb_vamana_config *c, int way, uint32_t n, uint32_t removed, const char *path) {
+    nodedb_vamana *index = filled(c, n, removed);
+    nodedb_vamana_open_config o;
+    nodedb_error err;
+    if (way == IN_MEMORY) return index;
+    memset(&o, 0, sizeof o);
+    o.mode = NODEDB_VAMANA_ON_DISK;
+    CHECK_EQ(nodedb_vamana_save(index, path, way == IN_PACKED ? NODEDB_VAMANA_PACKED : NODEDB_VAMANA_RESIDENT, &err),
+             NODEDB_OK);
+    nodedb_vamana_destroy(index);
+    index = nodedb_vamana_open(path, &o, &err);
+    if (index == NULL) test_fail(__FILE__, __LINE__, err.message);
+    return index;
+}
+
+TEST(a_stored_vector_comes_back_in_its_own_type_wherever_the_index_lives) {
+    const char *path = path_of("index");
+    for (int type = 0; type < 3; type++)
+        for (int metric = 0; metric < 3; metric++)
+            for (int way = 0; way < WAYS; way++) {
+                nodedb_vamana_config c = small_config((nodedb_vamana_type)type, (nodedb_vamana_metric)metric);
+                nodedb_vamana *index = living(&c, way, 120, 10, path);
+                size_t bytes = type == NODEDB_VAMANA_F32 ? DIM * sizeof(float) : DIM;
+                nodedb_error err;
+                REQUIRE(index != NULL);
+                for (uint32_t i = 0; i < 120; i++) {
+                    bool removed = i % 3 == 0 && i < 30;
+                    uint8_t guarded[DIM * sizeof(float) + 1];
+                    float stored[DIM];
+                    guarded[bytes] = 77;
+                    CHECK_EQ(nodedb_vamana_get_stored(index, 10 + i, guarded, &err),
+                             removed ? NODEDB_ERR_NOT_FOUND : NODEDB_OK);
+                    CHECK_EQ(guarded[bytes], 77); /* not a byte more */
+                    if (removed) continue;
+                    if (type != NODEDB_VAMANA_F32 || metric != NODEDB_VAMANA_COSINE) {
+                        CHECK(memcmp(guarded, vector_of((nodedb_vamana_type)type, i), bytes) == 0);
+                        continue;
+                    }
+                    memcpy(stored, guarded, sizeof stored); /* COSINE: of length 1, and in the same direction */
+                    double length = 0, along = 0, squares = 0;
+                    for (uint32_t j = 0; j < DIM; j++) {
+                        length += (double)stored[j] * (double)stored[j];
+                        along += (double)stored[j] * vectors[i][j], squares += (double)vectors[i][j] * vectors[i][j];
+                    }
+                    CHECK(fabs(length - 1) < 1e-5 && fabs(along - sqrt(squares)) < 1e-5 * sqrt(squares));
+                }
+                CHECK_EQ(nodedb_vamana_get_stored(index, 10, NULL, &err), NODEDB_ERR_INVALID);
+                CHECK_EQ(nodedb_vamana_get_stored(NULL, 10, vectors[0], &err), NODEDB_ERR_INVALID);
+                nodedb_vamana_destroy(index);
+            }
+}
+
+static bool is_another(void *ctx, uint64_t id) { return id != *(const uint64_t *)ctx; }
+
+TEST(a_question_about_an_id_is_the_question_about_its_vector) {
+    const char *path = path_of("index");
+    for (int type = 0; type < 3; type++)
+        for (int metric = 0; metric < 3; metric++)
+            for (int way = 0; way < WAYS; way++) {
+                nodedb_vamana_config c = small_config((nodedb_vamana_type)type, (nodedb_vamana_metric)metric);
+                nodedb_vamana *index = living(&c, way, 900, 10, path);
+                nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
+                nodedb_vamana_result by_id[64], by_vector[64];
+                uint32_t n, m;
+                nodedb_error err;
+                REQUIRE(s != NULL);
+                for (uint64_t id = 41; id < 900; id += 97) {
+                    uint8_t stored[DIM * sizeof(float)];
+                    nodedb_vamana_query q = query_of(NULL, 40), plain = query_of(stored, 40);
+                    float radius;
+                    q.by_id = true, q.id = id;
+                    CHECK_EQ(nodedb_vamana_get_stored(index, id, stored, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_search(s, &q, by_id, &n, NULL, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_search(s, &plain, by_vector, &m, NULL, &err), NODEDB_OK);
+                    CHECK(n == K && m == K);
+                    for (uint32_t i = 0; i < n; i++)
+                        CHECK(by_id[i].id == by_vector[i].id && by_id[i].distance == by_vector[i].distance);
+                    if (metric != NODEDB_VAMANA_IP) CHECK(by_id[0].distance < 1e-5f); /* itself is its nearest */
+                    radius = by_id[K - 1].distance;
+                    CHECK_EQ(nodedb_vamana_scan(s, &q, by_id, &n, NULL, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_scan(s, &plain, by_vector, &m, NULL, &err), NODEDB_OK);
+                    CHECK(n == K && m == K && by_id[K - 1].id == by_vector[K - 1].id);
+                    CHECK_EQ(nodedb_vamana_search_range(s, &q, radius, by_id, 64, &n, NULL, &err), NODEDB_OK);
+                    CHECK_EQ(nodedb_vamana_search_range(s, &plain, radius, by_vector, 64, &m, NULL, &err), NODEDB_OK);
+                    CHECK(n == m && n >= 1 && by_id[n - 1].id == by_vector[n - 1].id);
+                    q.filter = is_another, q.filter_ctx = &q.id;
+                    CHECK_EQ(nodedb_vamana_search(s, &q, by_id, &n, NULL, &err), NODEDB_OK);
+                    CHECK_EQ(n, K);
+                    for (uint32_t i = 0; i < n; i++) CHECK(by_id[i].id != id);
+                    CHECK_EQ(nodedb_vamana_search_many(s, &q, stored, 1, by_id, &n, NULL, &err), NODEDB_ERR_INVALID);
+                    q.id = id < 700 ? 10 : 5000; /* removed; never there */
+                    CHECK_EQ(nodedb_vamana_search(s, &q, by_id, &n, NULL, &err), NODEDB_ERR_NOT_FOUND);
+                    CHECK_EQ(n, 0);
+                    CHECK_HAS(err.message, id < 700 ? "10" : "5000");
+                    CHECK_EQ(nodedb_vamana_search(s, &q, by_id, &n, NULL, NULL), NODEDB_ERR_NOT_FOUND);
+                }
+                nodedb_vamana_searcher_destroy(s);
+                nodedb_vamana_destroy(index);
+            }
+}
+
 TEST(opening_on_disk_reads_the_header_and_no_more_however_large_the_file) {
     uint64_t reads[2] = {0, 0};
     int large, layout;
@@ -421,7 +558,9 @@ TEST(an_empty_index_is_a_whole_file_in_both_layouts) {
         }
 }
 
-/* ---- damage ------------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * DAMAGE: quarantine, verify, truncation
+ * ================================================================================================================ */
 
 typedef struct reported { uint64_t offsets[64]; uint32_t count; } reported;
 static void report(void *ctx, uint64_t offset, const char *section_name) {
@@ -474,7 +613,7 @@ TEST(verify_names_every_damaged_block) {
     }
 }
 
-/* A block of the table of ids is lost, or one of the ids: every id that is not itself lost is found. */
+/* A block of the table of ids is lost, or a block of ids: every id outside it is found. */
 TEST(what_is_not_damaged_is_found_whatever_is) {
     int part;
     for (part = 0; part < 2; part++) {
@@ -503,6 +642,43 @@ TEST(what_is_not_damaged_is_found_whatever_is) {
     }
 }
 
+/* Elsewhere damage makes the answer worse, and is counted. But without the vector there is no question. */
+TEST(a_question_about_a_damaged_vector_is_an_error) {
+    for (int layout = 0; layout < 2; layout++) {
+        nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
+        nodedb_vamana *index = filled(&c, 1500, 0), *disk;
+        nodedb_vamana_open_config o;
+        nodedb_vamana_searcher *s;
+        const char *path = path_of("file");
+        uint32_t refused = 0, n;
+        memory_file f;
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        f.bytes = read_whole(path, &f.size), f.reads = 0;
+        f.bytes[section(f.bytes, RECORDS) + 4096 + 77] ^= 4;
+        o = memory_config(&f, NODEDB_VAMANA_ON_DISK);
+        disk = nodedb_vamana_open("file", &o, NULL);
+        s = nodedb_vamana_searcher_create(disk, NULL, NULL);
+        REQUIRE(s != NULL);
+        for (uint32_t i = 0; i < 1500; i++) {
+            nodedb_vamana_query q = query_of(NULL, 40);
+            nodedb_vamana_result got[K];
+            uint8_t stored[DIM];
+            nodedb_error err;
+            nodedb_status status;
+            q.by_id = true, q.id = 10 + i;
+            status = nodedb_vamana_search(s, &q, got, &n, NULL, &err);
+            CHECK(status == NODEDB_OK || (status == NODEDB_ERR_CORRUPT && n == 0));
+            CHECK_EQ(nodedb_vamana_get_stored(disk, q.id, stored, &err), status);
+            if (status == NODEDB_OK) CHECK(memcmp(stored, vectors[i], DIM) == 0 && got[0].distance <= 0);
+            refused += status != NODEDB_OK;
+        }
+        CHECK_EQ(refused, layout == 0 ? 4096 / DIM : 4096 / (DIM + 12 * 4));
+        nodedb_vamana_searcher_destroy(s);
+        nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
+        free(f.bytes);
+    }
+}
+
 /* Rows of the packed layout that make no sense though their checksums are right. */
 TEST(verify_reads_the_rows_of_a_packed_file_too) {
     int forgery;
@@ -521,7 +697,7 @@ TEST(verify_reads_the_rows_of_a_packed_file_too) {
         if (forgery == 1) nodedb_put_u32(row, 1);                /* the next free slot is one that is not */
         if (forgery == 2) nodedb_put_u32(row + 12 * 4 + DIM, 0x12345678); /* a neighbour of slot 1 */
         if (forgery == 3) nodedb_put_u32(f.bytes + 220, 0xFFFFFFFFu);     /* no free slot at all */
-        mend_checksums(f.bytes, section(f.bytes, SUMS), f.size);
+        repair_checksums(f.bytes, section(f.bytes, SUMS), f.size);
         o = memory_config(&f, NODEDB_VAMANA_IN_MEMORY);
         CHECK_EQ(nodedb_vamana_verify("file", &o, NULL, NULL, NULL), forgery == 0 ? NODEDB_OK : NODEDB_ERR_CORRUPT);
         opened = nodedb_vamana_open("file", &o, NULL);
@@ -574,7 +750,7 @@ TEST(every_flipped_bit_is_an_error_a_quarantine_or_harmless) {
         nodedb_vamana *index;
         nodedb_vamana_searcher *s;
         const char *path = path_of("file");
-        uint64_t state = test_seed, healed = 0, errors = 0, hurt = 0;
+        uint64_t state = test_seed, healed = 0, errors = 0, damaged = 0;
         memory_file f;
         size_t at, step = SLOW ? 97 : 7;
         uint32_t i, n;
@@ -615,12 +791,12 @@ TEST(every_flipped_bit_is_an_error_a_quarantine_or_harmless) {
                 if (bit % 2 == 0) CHECK_EQ(nodedb_vamana_load(opened, UINT64_MAX, &more, NULL), NODEDB_OK);
                 ask_damaged(opened, truth, asked, ASKED, bit % 5 == 0);
                 nodedb_vamana_inspect(opened, &info);
-                hurt += info.damaged_blocks > 0;
+                damaged += info.damaged_blocks > 0;
             }
             nodedb_vamana_destroy(opened);
             f.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
         }
-        CHECK(healed > 20 && errors > 20 && hurt > 20);
+        CHECK(healed > 20 && errors > 20 && damaged > 20);
         free(f.bytes);
         nodedb_vamana_destroy(index);
     }
@@ -708,7 +884,7 @@ TEST(a_mapped_file_that_is_cut_is_announced_and_no_signal) {
     free(file);
 }
 
-/* Threads that come to a cold index together load each chunk once, and get the right answers. */
+/* Threads that search a cold index together load each chunk once, and get the right answers. */
 typedef struct asking { nodedb_vamana *disk; uint32_t from; uint32_t wrong; } asking;
 static void *ask_some(void *ctx) {
     asking *a = (asking *)ctx;
@@ -759,7 +935,9 @@ TEST(searchers_of_several_threads_warm_a_cold_index_up) {
     nodedb_vamana_destroy(index);
 }
 
-/* ---- saving in slices -------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * SAVING: the index changes meanwhile; memory is short
+ * ================================================================================================================ */
 
 /* One change out of a random stream: insert, replace or remove, as the caller's log would have it. */
 typedef struct change { uint64_t id; uint32_t vector; bool removes; } change;
@@ -775,8 +953,8 @@ static void apply(nodedb_vamana *index, const change *c) {
     CHECK(status == NODEDB_OK || (c->removes && status == NODEDB_ERR_NOT_FOUND));
 }
 
-/* The log since a save began, applied to the file, gives the index that went on living, to the bit: whatever sweep,
- * free slots or codes being made there were, and though the index changed all the time while the file was written. */
+/* The log since a save began, applied to the opened file, gives the live index to the bit, although the index changed
+ * all the time: with a sweep under way, free slots, and codes that are being made. */
 TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
     int type, metric, run;
     for (run = 0; run < (SLOW ? 2 : 12); run++) {
@@ -801,7 +979,7 @@ TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
             nodedb_vamana_layout layout = (nodedb_vamana_layout)((run + (int)saves) % 2);
             bool more = true;
             logged = 0;
-            if (saves == 1) index->code_due = 0; /* all codes begin to be made anew */
+            if (saves == 1) index->code_due = 0; /* the codes are remade from here on */
             if (saves == 2) index->code_due = index->live + 20; /* and are replaced while the file is written */
             CHECK_EQ(nodedb_vamana_save_begin(index, file, layout, NULL), NODEDB_OK);
             CHECK_EQ(nodedb_vamana_save_begin(index, file, layout, NULL), NODEDB_ERR_STATE);
@@ -822,8 +1000,8 @@ TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
             copy = nodedb_vamana_open(file, NULL, NULL);
             REQUIRE(copy != NULL);
             for (i = 0; i < logged; i++) apply(copy, &log[i]);
-            CHECK_EQ(nodedb_vamana_save(index, first, NULL), NODEDB_OK);
-            CHECK_EQ(nodedb_vamana_save(copy, second, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, first, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(copy, second, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
             CHECK(same_file(first, second));
             CHECK_EQ(nodedb_vamana_verify(first, NULL, NULL, NULL, NULL), NODEDB_OK);
             nodedb_vamana_destroy(copy);
@@ -833,7 +1011,7 @@ TEST(the_last_file_and_the_log_since_give_the_same_index_to_the_bit) {
     }
 }
 
-/* Even when all vectors go while the file is written, it holds those that there were. */
+/* All vectors are removed while the file is written. It holds those that were there when the save began. */
 TEST(a_save_outlives_the_removal_of_everything) {
     nodedb_vamana_config c = small_config(NODEDB_VAMANA_U8, NODEDB_VAMANA_L2);
     nodedb_vamana *index, *copy;
@@ -863,7 +1041,7 @@ TEST(a_save_outlives_the_removal_of_everything) {
     nodedb_vamana_destroy(copy), nodedb_vamana_destroy(index);
 }
 
-/* Memory that is short, or a save that is given up, harms neither the index nor the old file. */
+/* A save that fails for want of memory, or is cancelled, harms neither the index nor the old file. */
 typedef struct scarce { int64_t bytes; uint64_t fail_at, calls; } scarce;
 static void *scarce_alloc(void *ctx, size_t bytes, size_t align) {
     scarce *s = (scarce *)ctx;
@@ -877,7 +1055,7 @@ static void scarce_release(void *ctx, void *memory, size_t bytes) {
     free(memory);
 }
 
-TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
+TEST(a_save_without_memory_or_cancelled_harms_nothing_and_leaks_nothing) {
     char path[700], temporary[720];
     uint64_t at;
     bool good = false;
@@ -895,7 +1073,7 @@ TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
         c.allocator.alloc = scarce_alloc, c.allocator.release = scarce_release, c.allocator.ctx = &s;
         c.capacity = 2000;
         index = filled(&c, 500, 0);
-        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         before = s.bytes, s.calls = 0, s.fail_at = at;
         status = nodedb_vamana_save_begin(index, path, NODEDB_VAMANA_RESIDENT, &err);
         while (status == NODEDB_OK && more) {
@@ -925,7 +1103,9 @@ TEST(a_save_without_memory_or_given_up_harms_nothing_and_leaks_nothing) {
     CHECK(good && at > 12);
 }
 
-/* ---- slices of a save -------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * SLICES: what one step asks of the disk
+ * ================================================================================================================ */
 
 /* What one step of a save asked of the disk. */
 typedef struct slice_io {
@@ -983,7 +1163,7 @@ TEST(a_step_of_a_save_waits_for_the_disk_once) {
     nodedb_vamana_destroy(index);
 }
 
-/* Does this file system tell whether a file without a name is open elsewhere? */
+/* True if this file system tells whether a file without a name is open elsewhere. */
 static bool tells_who_has_it(const char *path) {
     int fd = open(path, O_RDWR | O_CREAT, 0600);
     bool tells = fd >= 0 && unlink(path) == 0 && fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
@@ -1009,7 +1189,7 @@ TEST(a_file_that_is_replaced_stays_whole_for_those_who_have_it) {
         struct stat st;
         bool more = true;
         off_t was;
-        CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
         CHECK(truncate(path, 14 << 20) == 0);
         before = read_whole(path, &bytes);
         watch = open(path, O_PATH | O_CLOEXEC); /* sees the file, and does not count as having it open */
@@ -1041,7 +1221,9 @@ TEST(a_file_that_is_replaced_stays_whole_for_those_who_have_it) {
     nodedb_vamana_destroy(index);
 }
 
-/* ---- power cuts and kills ---------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * POWER CUTS: and kills during a save
+ * ================================================================================================================ */
 
 /* The power goes at every call of a save in turn, each time in several ways: the old index or the new, whole. */
 TEST(a_power_cut_at_any_call_of_a_save_leaves_the_old_index_or_the_new) {
@@ -1060,7 +1242,7 @@ TEST(a_power_cut_at_any_call_of_a_save_leaves_the_old_index_or_the_new) {
             sim_disk *disk = sim_new(test_seed * 100 + at * 31 + (uint64_t)way);
             c.io = disk->io;
             index = filled(&c, 150, 0);
-            CHECK_EQ(nodedb_vamana_save(index, "sim/index", NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, "sim/index", NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
             CHECK_EQ(nodedb_vamana_insert(index, 5, vectors[7], NULL), NODEDB_OK);
             disk->calls = 0, disk->fail_at = at, disk->fail_error = way % 3 == 0 ? 0 : EIO, disk->fail_on = true;
             status = nodedb_vamana_save_begin(index, "sim/index", layout, &err);
@@ -1097,7 +1279,7 @@ TEST(a_kill_during_a_save_leaves_the_old_index_or_the_new) {
             nodedb_vamana *index = filled(&c, 300, 0);
             uint32_t i;
             for (i = 0;; i++) {
-                if (nodedb_vamana_save(index, path, NULL) != NODEDB_OK) _exit(1);
+                if (nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL) != NODEDB_OK) _exit(1);
                 if (nodedb_vamana_insert(index, 1000 + i, vectors[300 + i % 5000], NULL) != NODEDB_OK) _exit(2);
             }
         }

@@ -1,13 +1,23 @@
 /* Tests of nodedb_vamana.h with vectors that graph indexes stumble over (tests/hard_kinds.h), random histories, and
  * sizes and numbers at the edges of what is allowed. Each name is a promise of the manual. The implementation is part
- * of this file: codes are made earlier than at 4,096 vectors, where that saves time. */
+ * of this file: codes are made earlier than at 4,096 vectors, where that saves time. The rooms:
+ *
+ *   DATA         rows of every type
+ *   HISTORIES    every live vector stays reachable
+ *   EDGES        sizes and numbers at the limits
+ *   RECALL       of the hard kinds, on codes and on vectors
+ *   BEAM_BUILD   it adapts
+ *   MEMORY       a small index is small
+ *   FILTERS      k results at any selectivity */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "hard_kinds.h"
 #include "refusing_allocator.h"
 #include "test.h"
 
-/* ---- data -------------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DATA: rows of every type
+ * ================================================================================================================ */
 
 /* Rows of components of the index's type. The owner calls free(rows.bytes). */
 typedef struct rows {
@@ -95,7 +105,9 @@ static nodedb_vamana *open_as(const char *path, nodedb_vamana_mode mode) {
     return index;
 }
 
-/* ---- random histories -------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * HISTORIES: every live vector stays reachable
+ * ================================================================================================================ */
 
 enum { GENERATIONS = 2 }; /* sets of vectors of a kind: a replaced id may get one of the other set */
 
@@ -110,12 +122,12 @@ typedef struct history {
     rows vectors[GENERATIONS], queries;
     uint32_t n, query_count;
     uint64_t first_id;
-    bool *there; /* n: is id first_id + i in the index? */
+    bool *there; /* n: true if id first_id + i is in the index */
     uint32_t live;
     uint32_t step;       /* number of the step */
     const char *doing;   /* its name */
     char said[512];      /* what the history is, for messages */
-    bool failed;         /* ends it: what follows from a fault says little */
+    bool failed;         /* ends it: later failures would only follow from this one */
 } history;
 
 static void history_fails(history *h, int line, const char *what) {
@@ -378,7 +390,7 @@ static void check_history(history *h) {
     HOLDS(h, unreachable_in(h->index) == 0);
 }
 
-/* All that there are, by a look at all and by a walk. Removed ones, which take places in a beam, are gone by then. */
+/* All vectors are found, by a scan and by a walk. No removed ones are left, which would take places in the beam. */
 static void check_history_at_its_end(history *h) {
     uint32_t calls;
     h->doing = "the end";
@@ -459,7 +471,9 @@ TEST(every_live_vector_can_be_reached_after_any_history) {
         if (only == NULL || strtoul(only, NULL, 10) == i) faults += !run_history(i, SLOW ? 15 : 40);
 }
 
-/* ---- sizes and numbers at the edges ------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * EDGES: sizes and numbers at the limits
+ * ================================================================================================================ */
 
 /* A few vectors, as floats and as the index's type, and what is searched for. */
 typedef struct edge_case {
@@ -727,7 +741,9 @@ TEST(sizes_at_the_edges) {
     }
 }
 
-/* ---- recall ------------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * RECALL: of the hard kinds, on codes and on vectors
+ * ================================================================================================================ */
 
 /* recall@10 of all queries. */
 static double recall_of(const nodedb_vamana *index, const hard_truth *truth, uint32_t beam, bool exact_walk) {
@@ -748,12 +764,12 @@ static double recall_of(const nodedb_vamana *index, const hard_truth *truth, uin
     return (double)hits / ((double)set->query_count * truth->k);
 }
 
-/* What may be lost, however the vectors of a kind came into the index: with few queries more by chance. */
+/* How much recall may be lost, however the vectors got into the index; with few queries more, by chance. */
 #define WIDER_FINDS_LESS (SLOW ? 0.02 : 0.005)
 #define CODES_LOSE (SLOW ? 0.02 : 0.01) /* 0.005, and as much by chance */
 
-/* What a beam of 256 must find. A long vector among short ones is near to most queries, and stands far from all. */
-/* duplicates: of twenty copies of each vector, a beam of 256 holds 13 different ones. */
+/* The recall that a beam of 256 must have. rare-long: a long vector among short ones is near to most queries, and far
+ * from all vectors. duplicates: with twenty copies of each vector, a beam of 256 holds 13 different ones. */
 static double least_recall_of(const hard_kind *kind) {
     return strcmp(kind->name, "rare-long") == 0 ? 0.94 : strcmp(kind->name, "duplicates") == 0 ? 0.97 : 0.99;
 }
@@ -826,7 +842,7 @@ TEST(a_wide_walk_finds_no_less_than_a_narrow_one_and_codes_cost_nothing) {
     }
 }
 
-/* How many of the true ten, among all that there are, the queries of a set find with the default beam. */
+/* How many of the true ten, by a scan, the queries of a set find with the default beam. */
 static uint32_t hits_by_scan(const nodedb_vamana *index, const hard_set *set, bool exact_walk) {
     nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
     nodedb_vamana_result got[HARD_K], want[HARD_K];
@@ -842,7 +858,7 @@ static uint32_t hits_by_scan(const nodedb_vamana *index, const hard_set *set, bo
     return hits;
 }
 
-/* Codes made for what spreads widely blur all of what comes later, and is near together. */
+/* Codes that were made for vectors far apart blur all vectors that are inserted later and lie close together. */
 TEST(codes_follow_what_the_vectors_become) {
     uint32_t n = SLOW ? 400 : 5000, by_code, exact, all;
     hard_set wide = hard_make(hard_kind_named("line"), n, 32, 1, test_seed, 0);
@@ -864,7 +880,9 @@ TEST(codes_follow_what_the_vectors_become) {
     hard_free(&wide), hard_free(&tight);
 }
 
-/* ---- the beam that finds neighbours ------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * BEAM_BUILD: it adapts
+ * ================================================================================================================ */
 
 /* Vectors whose components are independent: the more of them, the worse a beam serves. */
 static rows independent_rows(uint32_t n, uint32_t dim, uint64_t *random) {
@@ -884,7 +902,7 @@ static uint32_t beam_of(const nodedb_vamana *index) {
     return info.beam_build;
 }
 
-/* It widens where it misses neighbours, only if nobody has said how wide it is, and a file goes on with it. */
+/* The beam widens where it misses neighbours, but only if config.beam_build is 0; an opened file continues with it. */
 TEST(the_beam_that_finds_neighbours_follows_the_vectors) {
     enum { MANY = 8400, MORE = 1000, EASY_DIM = 4, HARD_DIM = 256 };
     const uint32_t n = SLOW ? 4700 : MANY, more = SLOW ? 100 : MORE;
@@ -906,7 +924,7 @@ TEST(the_beam_that_finds_neighbours_follows_the_vectors) {
         if (way == 0) CHECK(beam_of(index) > 128 && beam_of(index) <= 512);
         else CHECK_EQ(beam_of(index), way == 1 ? 128 : 100);
         if (way == 0) {
-            CHECK_EQ(nodedb_vamana_save(index, path, NULL), NODEDB_OK);
+            CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
             copy = nodedb_vamana_open(path, NULL, NULL);
             REQUIRE(copy != NULL);
             CHECK_EQ(beam_of(copy), beam_of(index));
@@ -925,7 +943,7 @@ TEST(the_beam_that_finds_neighbours_follows_the_vectors) {
     free(hard.bytes), free(easy.bytes);
 }
 
-/* A build widens it too, and by as much whatever the threads. */
+/* A build widens the beam too, and by as much with any number of threads. */
 TEST(the_beam_of_a_build_does_not_depend_on_the_threads) {
     enum { MANY = 8400, DIM = 256 };
     const uint32_t n = SLOW ? 4700 : MANY;
@@ -946,10 +964,12 @@ TEST(the_beam_of_a_build_does_not_depend_on_the_threads) {
     free(hard.bytes);
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * MEMORY: a small index is small
+ * ================================================================================================================ */
 
-/* An index is made, gets one vector, is searched and destroyed. Returns the bytes that it and its searcher say they
- * have; 0: something failed. They are those that the allocator has given. */
+/* Makes an index of one vector, searches it and destroys it. Returns the bytes that it and its searcher report, which
+ * must be what the allocator gave; 0: something failed. */
 static uint64_t bytes_of_a_small_index(uint64_t *random) {
     nodedb_vamana_config c;
     nodedb_vamana_query q;
@@ -989,7 +1009,9 @@ TEST(an_index_of_one_vector_is_small) {
     if (most >= 8192) CHECK_EQ(most, 8191);
 }
 
-/* ---- filters ----------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * FILTERS: k results at any selectivity
+ * ================================================================================================================ */
 
 enum { FILTER_DEFAULT_BEAM = 64, FILTER_SAMPLE = 256 }; /* of the index, as its manual and its comments say */
 

@@ -1,15 +1,15 @@
-/* What tests must know of a file of nodedb_vamana.h, which is included before this. */
+/* What tests know about the files of nodedb_vamana.h, which is included before this. */
 #ifndef NODEDB_TEST_VAMANA_FILE_H
 #define NODEDB_TEST_VAMANA_FILE_H
 
-/* Where a section begins in a saved file: states, ids, norms, rows, heads, parents, means, codes, records, table, checksums,
- * their copy, the header's copy, the end. */
+/* The sections of a saved file, in order; SUMS are the checksums, and END is the end of the file. section() is the
+ * offset at which one begins. */
 enum { STATES, IDS, NORMS, ROWS, HEADS, PARENTS, MEANS, CODES, RECORDS, TABLE, SUMS, SUMS_AGAIN, HEADER_AGAIN, END };
 static inline size_t section(const uint8_t *file, int which) { return (size_t)nodedb_get_u64(file + 64 + 8 * which); }
 
-/* Makes all checksums of a file right again, so that only the checks of its meaning are left; `sums`, `end`: where the
- * checksums begin and the file ends. */
-static inline void mend_checksums(uint8_t *file, size_t sums, size_t end) {
+/* Repairs all checksums of a changed file, so that only the checks of its meaning are left to find the change. `sums`
+ * is where the checksums begin, `end` where the file ends. */
+static inline void repair_checksums(uint8_t *file, size_t sums, size_t end) {
     size_t blocks = sums / 4096 - 1, groups = (blocks + 1022) / 1023, group, i;
     for (group = 0; group < groups; group++) {
         uint8_t *block = file + sums + group * 4096;

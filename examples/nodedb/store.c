@@ -161,7 +161,7 @@ static nodedb_status save_part(saving *w, part *p, nodedb_error *err) {
         c.u.part.dim = p->dim, c.u.part.metric = p->metric;
         (void)frames_put(&w->file, &c);
         (void)snprintf(path, sizeof path, "%s/set-%016" PRIx64 ".vamana", w->dir, p->set_id);
-        status = nodedb_vamana_save(p->index, path, err);
+        status = nodedb_vamana_save(p->index, path, NODEDB_VAMANA_RESIDENT, err);
         if (status == NODEDB_OK && stat(path, &st) == 0) w->index_bytes += (uint64_t)st.st_size;
     }
     while (cursor < DICTIONARY_END && status == NODEDB_OK && w->file.error == 0) {

@@ -56,7 +56,18 @@
  *
  * --write measures nothing. It writes the kind's set to PREFIX.base.fbin, PREFIX.query.fbin and PREFIX.gt, the formats
  * above, and prints the metric that it is meant for, which the files do not tell: l2, ip or cosine. So other programs
- * measure the same vectors: ann_peers.py does. */
+ * measure the same vectors: ann_peers.py does.
+ *
+ * The rooms:
+ *
+ *   DATA           bases, queries, and the truth
+ *   ANSWERING      queries, counted and timed
+ *   SUBJECTS       what answers them: an index of ours in one of its ways, or hnswlib
+ *   EQUAL RECALL   queries/s at a recall, between two beams
+ *   BUILDING       in a batch, and one by one
+ *   KERNELS        against the speed of the memory
+ *   DISK           both layouts, against the device
+ *   THE RUN        options, and what is measured in which order */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "bench.h"
@@ -121,7 +132,7 @@ static void die(const char *what, const char *which) {
     exit(1);
 }
 
-/* Could a case of this name, or one whose name begins so, be asked for? */
+/* True if this case, or one whose name begins so, is asked for. */
 static bool wanted(const char *name) {
     size_t a = strlen(name), b = strlen(only);
     return strncmp(name, only, a < b ? a : b) == 0;
@@ -133,7 +144,9 @@ static void put_row(const char *name, const char *metric, double value, const ch
 
 static double seconds_since(uint64_t begin) { return (double)(bench_now_ns() - begin) / 1e9; }
 
-/* ---- the data ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DATA: bases, queries, and the truth
+ * ================================================================================================================ */
 
 static size_t row_bytes(const data_set *d, nodedb_vamana_type type) {
     return d->dim * (type == NODEDB_VAMANA_F32 ? sizeof(float) : 1);
@@ -227,7 +240,9 @@ static data_set first_of(const data_set *all, uint32_t n) {
     return d;
 }
 
-/* ---- answering --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * ANSWERING: queries, counted and timed
+ * ================================================================================================================ */
 
 typedef struct costs {
     uint64_t hits, distances, reads;
@@ -321,7 +336,9 @@ static double timed(const subject *s, const point *p) {
     return (double)s->threads * p->passes * s->query_count / seconds_since(begin);
 }
 
-/* ---- the subjects ------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * SUBJECTS: what answers them: an index of ours in one of its ways, or hnswlib
+ * ================================================================================================================ */
 
 static void case_name(char *name, size_t size, const subject *s, uint32_t width) {
     (void)snprintf(name, size, "%.47s/%s=%u%.23s", s->name, s->width_name, (unsigned)width, s->suffix);
@@ -417,7 +434,9 @@ static void measure(subject *list, uint32_t n) {
         }
 }
 
-/* ---- at equal recall --------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * EQUAL RECALL: queries/s at a recall, between two beams
+ * ================================================================================================================ */
 
 /* Queries per second at a recall, from the first two neighbouring widths around it; those of the narrowest, K, if that
  * finds more already: it can not be asked to find less and be faster. 0: no width gets there. */
@@ -462,7 +481,9 @@ static void recall_rows(const subject *s, const subject *peer, double recall) {
     put_row(name, "ours_over_hnswlib", bench_median(ratios, rounds), "ratio");
 }
 
-/* ---- building ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * BUILDING: in a batch, and one by one
+ * ================================================================================================================ */
 
 static const uint32_t inserted_widths[] = {16, 32, 64, 128, 0};
 
@@ -536,7 +557,8 @@ static nodedb_vamana *build_ours(const data_set *d, nodedb_vamana_type type, con
         if (nodedb_vamana_build(index, NULL, d->base[type], d->n, threads, NULL, NULL, &err) != NODEDB_OK)
             die("build:", err.message);
         put_row(name, "build_s", seconds_since(begin), "s");
-        if (to != NULL && nodedb_vamana_save(index, to, &err) != NODEDB_OK) die("save:", err.message);
+        if (to != NULL && nodedb_vamana_save(index, to, NODEDB_VAMANA_RESIDENT, &err) != NODEDB_OK)
+            die("save:", err.message);
     }
     fprintf(stderr, "%s: type %s, kernel %s\n", name, type_names[type], nodedb_vamana_kernel(index));
     bytes_rows(name, d, type, nodedb_vamana_memory_bytes(index));
@@ -599,7 +621,9 @@ static void insert_hnswlib(const data_set *d) {
     peer_hnswlib_destroy(peer);
 }
 
-/* ---- kernels against the memory ---------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * KERNELS: against the speed of the memory
+ * ================================================================================================================ */
 
 static volatile float sink;
 
@@ -657,7 +681,9 @@ static void memory_rows(void) {
     free(memory);
 }
 
-/* ---- disk mode --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * DISK: both layouts, against the device
+ * ================================================================================================================ */
 
 /* What the device gives: random blocks of the file, O_DIRECT, by nothing but io_uring: 64 always in flight, or 24 at a
  * time. */
@@ -666,7 +692,7 @@ static double random_read_row(const char *path, const char *name, bool in_batche
     enum { DEPTH = 64, BATCH = 24 };
     const uint32_t depth = in_batches ? BATCH : DEPTH;
     double rates[ROUNDS_MAX];
-    uint32_t round, reads = quick ? 4096 : 65536, done, begun;
+    uint32_t round, reads = quick ? 4096 : 65536, done, submitted;
     uint64_t state = 7, blocks;
     int fd = open(path, O_RDONLY | O_DIRECT);
     uint8_t *buffers = (uint8_t *)aligned_alloc(4096, (size_t)DEPTH * 4096);
@@ -682,16 +708,16 @@ static double random_read_row(const char *path, const char *name, bool in_batche
     blocks = (uint64_t)size / 4096;
     for (round = 0; round < rounds; round++) {
         uint64_t begin = bench_now_ns();
-        for (begun = 0, done = 0; done < reads;) {
-            while (begun < reads && begun - done < depth) {
+        for (submitted = 0, done = 0; done < reads;) {
+            while (submitted < reads && submitted - done < depth) {
                 struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
                 if (sqe == NULL) break;
                 /* nobody looks at what comes, so two reads may share a buffer */
-                io_uring_prep_read(sqe, fd, buffers + (size_t)(begun % DEPTH) * 4096, 4096,
+                io_uring_prep_read(sqe, fd, buffers + (size_t)(submitted % DEPTH) * 4096, 4096,
                                    nodedb_mix64(state++) % blocks * 4096);
-                begun++;
+                submitted++;
             }
-            if (io_uring_submit_and_wait(&ring, in_batches ? begun - done : 1) < 0)
+            if (io_uring_submit_and_wait(&ring, in_batches ? submitted - done : 1) < 0)
                 die("limit/random-read:", "the ring is broken");
             while (io_uring_peek_cqe(&ring, &cqe) == 0 && cqe != NULL) {
                 if (cqe->res != 4096) die("limit/random-read: cannot read", path);
@@ -837,12 +863,14 @@ static void disk_rows(nodedb_vamana *index, const data_set *d, nodedb_vamana_typ
 
 #include "bench_vamana_hard.h"
 
-/* ---- all of it --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * THE RUN: options, and what is measured in which order
+ * ================================================================================================================ */
 
 static const uint32_t widths[] = {10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 0};
 static const uint32_t some_widths[] = {32, 64, 0}; /* for what is about threads and calls, not about recall */
 
-/* Is a row at equal recall wanted, which needs all widths? */
+/* True if a row at equal recall is asked for: it needs all widths. */
 static bool at_recall(const char *name) {
     char at[96];
     (void)snprintf(at, sizeof at, "%s/recall=", name);
@@ -877,7 +905,7 @@ static void add_ours(const data_set *d, nodedb_vamana_type type, const nodedb_va
     count(s, widths, at_recall(name));
 }
 
-/* Is a row wanted that an index of ours of this type has to be searched for? */
+/* True if a row is wanted for which an index of ours of this type must be searched. */
 static bool searches_ours(nodedb_vamana_type type) {
     char plain[48], exact[48], ratio[48];
     (void)snprintf(plain, sizeof plain, "ours/type=%s/", type_names[type]);

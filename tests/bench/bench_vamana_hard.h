@@ -25,7 +25,7 @@ typedef struct hard_run {
 
 /* ---- the data ---------------------------------------------------------------------------------------------------- */
 
-/* Is `word` in a list with commas? */
+/* True if `word` is in a list with commas. */
 static bool listed(const char *list, const char *word) {
     size_t length = strlen(word);
     for (; list != NULL; list = strchr(list, ',') != NULL ? strchr(list, ',') + 1 : NULL)
@@ -191,7 +191,7 @@ static void kind_rows(const hard_run *r, const hard_kind *kind) {
 
 /* ---- a set in files ---------------------------------------------------------------------------------------------- */
 
-/* Writes PREFIX SUFFIX, in the format that load() reads: a header, then one or two tables of `n` rows of `width` numbers
+/* Writes PREFIX SUFFIX in the format that load() reads: a header, then one or two tables, n rows of `width` numbers
  * of 4 bytes. `second` may be NULL. */
 static void write_tables(const char *prefix, const char *suffix, uint32_t n, uint32_t width, const void *first,
                          const void *second) {

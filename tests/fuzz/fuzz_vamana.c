@@ -12,7 +12,7 @@ static void mend(memory_file *f) {
     if (f->size < 3 * 4096) return;
     sums = section(f->bytes, SUMS), groups = (sums / 4096 - 1 + 1022) / 1023;
     if (sums < 8192 || sums % 4096 != 0 || sums >= end || 2 * groups > (end - sums) / 4096) return;
-    mend_checksums(f->bytes, sums, end);
+    repair_checksums(f->bytes, sums, end);
 }
 
 static void use(nodedb_vamana *index, bool on_disk) {
