@@ -283,37 +283,6 @@ verb_bench() {
     "$OUT/bench_$name" "$@"
 }
 
-# amalgamate: the database and the five headers (and stb_ds) in one .c, and the proof that it compiles.
-verb_amalgamate() {
-    install
-    features
-    mkdir -p "$OUT"
-    awk -v stb="$STB_DIR" '
-        # where a file that `from` includes is: ours at the top, the rooms beside it or above
-        function place(name, from) {
-            if (name ~ /^nodedb_[a-z]+\.h$/) return name
-            if (name == "stb_ds.h") return stb "/" name
-            if (name == "../db.h") return "examples/nodedb/db.h"
-            return "examples/nodedb/" name
-        }
-        function paste(file,    line, part) {
-            if (file in pasted && file !~ /stb_ds/) return
-            pasted[file] = 1
-            while ((getline line < file) > 0) {
-                if (line ~ /^#include "[a-z_.\/]+"/) {
-                    split(line, part, "\"")
-                    paste(place(part[2], file))
-                } else print line
-            }
-            close(file)
-        }
-        BEGIN { paste("examples/nodedb/nodedb.c") }' >"$OUT/nodedb_amalgamated.c"
-    mkdir -p "$OUT/elsewhere" # nothing of ours is in the way there
-    $CC -std=c99 -O2 -w $FEATURES -o "$OUT/elsewhere/nodedb" "$OUT/nodedb_amalgamated.c" $LIBS
-    say "$OUT/nodedb_amalgamated.c: $(wc -l <"$OUT/nodedb_amalgamated.c") lines. Compile it with:"
-    say "    $CC -std=c99 -O2 -o nodedb nodedb_amalgamated.c $LIBS"
-}
-
 # sync: copies the blocks that headers share from nodedb_wal.h, their master, to the headers that have them.
 verb_sync() {
     for h in $HEADERS; do
@@ -350,10 +319,13 @@ verb_help() {
   build                   build everything into build/
   bench NAME [ARGS]       build and run build/bench_NAME: wal mem tpc vamana prefetch nodedb
   check [PART]            all, or one of: compilers, asan, tsan, bare (no liburing, no jemalloc), clang, fuzz, onecpu,
-                          rooms, amalgamate
+                          rooms, amalgamate, vendor (each way that a project may take the headers in)
   fuzz NAME [SECONDS]     a libFuzzer target (clang)
   cross ARCH [NAME..]     build for arm, aarch64, s390x, riscv64 or i686 and run the headers' tests under qemu
-  amalgamate              the whole database in one file, build/nodedb_amalgamated.c
+  amalgamate [HEADER..]   build/amalgam/nodedb.c and nodedb.h: the whole database, or these headers (`wal vamana`)
+  install [PREFIX]        headers, pkg-config files and a CMake package below PREFIX (/usr/local); DESTDIR counts
+  size                    what each header adds to a stripped program
+  ports [URL [REPO]]      a release's archive and its port files for vcpkg, Conan, xmake, clib and Meson: build/ports
   sync                    copy the blocks that headers share from nodedb_wal.h to the others
   clean                   remove build/
 END
@@ -367,7 +339,7 @@ test) verb_test "$@" ;;
 build) install; build ;;
 bench) verb_bench "$@" ;;
 check | fuzz | cross) . tests/check.sh; "verb_$verb" "$@" ;;
-amalgamate) verb_amalgamate ;;
+amalgamate | install | size | ports) . packaging/package.sh; "verb_$verb" "$@" ;;
 sync) verb_sync ;;
 clean) rm -rf build ;;
 help | -h | --help) verb_help ;;

@@ -157,19 +157,15 @@ check_fuzz() {
     done
 }
 
-check_amalgamate() {
-    if (verb_amalgamate) >"$OUT/amalgamate.log" 2>&1
-    then ok "amalgamate"
-    else fail "amalgamate"; tail -20 "$OUT/amalgamate.log" >&2; fi
-}
-
 verb_check() {
-    install clang:clang g++:g++ redis-cli:redis-tools
+    . packaging/package.sh
+    . tests/vendor.sh
+    install clang:clang g++:g++ redis-cli:redis-tools make:make cmake:cmake meson:meson pkg-config:pkg-config
     ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer* >/dev/null 2>&1 || ! may_install ||
         fetch_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev" || true
     features
     mkdir -p "$OUT"
-    parts="compilers asan tsan bare clang fuzz onecpu rooms amalgamate"
+    parts="compilers asan tsan bare clang fuzz onecpu rooms amalgamate vendor"
     case " $parts all " in *" ${1:-all} "*) ;; *) die "check PART: one of $parts" ;; esac
     for part in $parts; do case ${1:-all} in all | "$part") "check_$part" ;; esac; done
     totals

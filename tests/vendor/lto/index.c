@@ -1,0 +1,2 @@
+#define NODEDB_VAMANA_IMPLEMENTATION
+#include "nodedb_vamana.h"

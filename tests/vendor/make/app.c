@@ -1,0 +1,5 @@
+#include "nodedb_vamana.h"
+#include "nodedb_wal.h"
+#include "use.h"
+
+int main(int argc, char **argv) { return argc == 2 ? use_all(argv[1]) : 2; }

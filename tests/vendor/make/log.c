@@ -1,0 +1,2 @@
+#define NODEDB_WAL_IMPLEMENTATION
+#include "nodedb_wal.h"

@@ -1,0 +1,3 @@
+#include "version.h"
+
+DEFINE_VERSION(this)
