@@ -83,7 +83,8 @@
                other.
    Degraded    After faults of faults_to_degrade (3) different ids within fault_window_ns (60 s), a core refuses all
                tasks, calls and guards, until degraded_ns (30 s) have passed or nodedb_tpc_reset_core() is called. An id
-               counts once, so one client never shuts out the others. A fault without an id counts each time.
+               counts once: where ids name clients, no client shuts out the others. A fault without an id counts
+               each time.
    Gate        Of a collection. Scans enter and leave. When the collection is dropped, the gate is shut: it lets no scan
                in, and says when the last one has left.
    Quarantine  Damaged parts that the server goes on without, by name, with reason and time; in every report.
@@ -207,12 +208,13 @@
 
 8. LIMITS
    The constants of the first part of the declarations bound cores, messages, tasks, timers, defers and ids. Request ids
-   with faults are kept in 128 buckets of 8: an id is forgotten when 8 other refused ids fall into its bucket. What the
-   guard cannot do: release a lock, or finish a malloc(), in whose middle a task was abandoned (register locks with
-   nodedb_tpc_defer; let tasks allocate from the core's own arena); notice a write to a wrong but mapped address; run
-   C++ destructors. A fault outside a guard, a second fault in a signal handler, or a panic without a guard ends the
-   process as it would without this header. nodedb_tpc_stalled() reports a task that never ends; nothing can stop it.
-   Not across fork().
+   with faults are kept in 128 buckets of 8: an id is forgotten when 8 other refused ids fall into its bucket.
+
+   The guard cannot release a lock, or finish a malloc(), in whose middle a task was abandoned: register locks with
+   nodedb_tpc_defer, and let tasks allocate from the core's own arena. It does not notice a write to a wrong but mapped
+   address. It does not run C++ destructors. A fault outside a guard, a second fault in a signal handler, or a panic
+   without a guard ends the process as it would without this header. nodedb_tpc_stalled() reports a task that never
+   ends; nothing can stop it. Not across fork().
 
 9. ON DISK
    Nothing is stored.
@@ -229,26 +231,34 @@
 11. DEPARTURES
    Ring: Lamport's queue (1977) with the cached cursors of MCRingBuffer (Lee, Bu, Chandranmenon, 2010), but without its
    delayed publication: a message is visible as soon as it is pushed. Instead, the consumer of a stream looks at the
-   producer's cursor seldom, and the producer fetches the lines of free slots many at a time. On an AMD EPYC, two vCPUs
-   of a machine that others share, single messages of 8 bytes went from 30 to 84 million a second to 100 to 205 in quiet
-   times (boost::lockfree::spsc_queue: 72 to 84), and from 6 to 32 to 42 to 62 in noisy ones (boost: 20 to 24). There
-   and back takes as long as before. `./build.sh bench tpc` prints ring/single and ring/roundtrip beside boost's.
-   Notifier: Dekker's store-then-load on both sides, as in the event counts of D. Vyukov. Stop: Mattern's counters
-   (1987), read in one wave instead of two, because a unit of work counts as done only after all that it issues has been
-   counted as issued. Calls: an intrusive stack that the core takes whole, after R. K. Treiber (1986), instead of a
-   ring: a call's struct is its own place in the queue, so calls need no limit, and a thread outside can wait on its own
-   stack. Process-wide state: signal dispositions belong to the process, so the record of the previous ones does too.
-   The signal handler finds its core by a thread-local pointer. There is no other.
+   producer's cursor seldom, and the producer fetches the lines of free slots many at a time. What that gave for single
+   messages of 8 bytes, on two vCPUs of an AMD EPYC that others share (`./build.sh bench tpc`, ring/single): from 30 to
+   84 million messages a second to 100 to 205 in quiet times, beside 72 to 84 of boost::lockfree::spsc_queue; from 6 to
+   32 to 42 to 62 in noisy times, beside 20 to 24. A message there and back takes as long as before.
+
+   Notifier: Dekker's store-then-load on both sides, as in the event counts of D. Vyukov.
+
+   Stop: Mattern's counters (1987), read in one wave instead of two, because a unit of work counts as done only after
+   all that it issues has been counted as issued.
+
+   Calls: an intrusive stack that the core takes whole, after R. K. Treiber (1986), instead of a ring. A call's struct
+   is its own place in the queue, so calls need no limit, and a thread outside can wait on its own stack.
+
+   Process-wide state: signal dispositions belong to the process, so the record of the previous ones does too. The
+   signal handler finds its core by a thread-local pointer. There is no other.
 
 12. MEASURED
-   `./build.sh bench tpc --quick`, on two vCPUs of an AMD EPYC that others share: the least and the greatest of three
-   runs. Beside each stands its limit on the same machine, from the same runs. ring/single       34 to 76 million
-   messages/s     boost/single: 33 to 35 million ring/batch        170 to 210 million messages/s   of 8 bytes, 256 at a
-   time ring/roundtrip    650 to 820 ns                   limit/cacheline-roundtrip: 670 to 730 ns park/roundtrip    74
-   to 83 us                     limit/eventfd-roundtrip: 59 to 67 us core/roundtrip    330 to 770 ns
-   on_message to on_message, two cores that do not park wake-awake        2.3 ns                          waking a core
-   that is awake guard             13 to 16 ns                     nodedb_tpc_guard of an empty function idle
-   0.06% of a CPU                  for each core of a runtime with nothing to do
+   `./build.sh bench tpc --quick` prints these, on two vCPUs of an AMD EPYC that others share and use. Each figure is the
+   median of five runs; beside it stands its limit on that machine, or a peer, in the same runs.
+   ring/single      63 million messages a second, of 8 bytes; boost/single 24 million
+   ring/batch       180 million messages a second, 256 at a time
+   ring/roundtrip   600 ns; limit/cacheline-roundtrip 740 ns (the difference is noise)
+   park/roundtrip   80 us; limit/eventfd-roundtrip 70 us
+   core/roundtrip   310 ns; on_message to on_message, between two cores that do not park
+   core/call        290 ns; a call to another core, and its answer
+   wake-awake       2.4 ns; waking a core that is awake
+   guard            15 ns; nodedb_tpc_guard of an empty function
+   idle             0.04% of a CPU; each core of a runtime with nothing to do
 
 13. LICENCE
    Public domain (Unlicense) or MIT, as you prefer: both texts stand at the end of this file. */
@@ -1158,6 +1168,7 @@ static inline void nodedb_tpc__pause(void) {
 
 /* ---- a core ------------------------------------------------------------------------------------------------------ */
 
+/* A place in the run queue, which is a circle of queue_tasks of them; the core's own. */
 typedef struct nodedb_tpc__task {
     nodedb_tpc_fn fn;
     void *arg;
@@ -1165,6 +1176,7 @@ typedef struct nodedb_tpc__task {
     uint64_t spawned_ns;
 } nodedb_tpc__task;
 
+/* What a guarded function has registered; valid until it returns, or is undone. */
 typedef struct nodedb_tpc__undo {
     nodedb_tpc_fn fn;
     void *arg;
@@ -1300,6 +1312,7 @@ struct nodedb_tpc_core {
 
 /* ---- the runtime ------------------------------------------------------------------------------------------------- */
 
+/* A request id that has faulted. Written under suspects_lock, read without it: `id` is released after `faults` is 0. */
 typedef struct nodedb_tpc__suspect {
     nodedb_tpc__counter id;
     uint32_t faults; /* 0: the place is free */
@@ -1504,8 +1517,8 @@ NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_rin
  * side sees the other:
  *
  *     P2 first:  C3 sees the new tail, and the sleeper does not sleep.
- *     C2 first:  P3 sees parked == 1, and this producer wakes the sleeper. Or it sees 0: then another producer has
- *                taken the flag since C1, and wakes it; or the sleeper has passed C5 since, and is awake.
+ *     C2 first:  P3 sees parked == 1: this producer, or one that is faster in P4, wakes the sleeper. Or P3 sees 0:
+ *                another producer has taken the flag since C1, and wakes it; or the sleeper has passed C5: it is awake.
  *
  * A wake is not swallowed either. C6 may empty an eventfd that was written for this park, but C7 reads the ring after
  * it, and the message was in the ring before the write. A P5 that comes after C6 leaves the eventfd readable: the next
@@ -2266,6 +2279,7 @@ static uint32_t nodedb_tpc__count_fault(nodedb_tpc_core *core, uint64_t request_
     }
     for (uint32_t i = 0; i < core->counted_faults && request_id != 0; i++)
         if (core->counted[i].request_id == request_id) place = i;
+    assert(place < config->faults_to_degrade && place < NODEDB_TPC_MAX_FAULTS_TO_DEGRADE);
     core->counted[place].request_id = request_id;
     core->counted[place].at_ns = now;
     if (place == core->counted_faults) core->counted_faults++;
@@ -2378,7 +2392,7 @@ static bool nodedb_tpc__is_refused(nodedb_tpc *runtime, uint64_t id) {
  * else, in turn, one that is refused. */
 static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id) {
     nodedb_tpc__suspect *bucket = nodedb_tpc__suspect_bucket(runtime, id), *place = NULL;
-    if (id == 0 || runtime->config.faults_to_refuse == NODEDB_TPC_NEVER) return;
+    if (id == 0) return;
     (void)pthread_mutex_lock(&runtime->suspects_lock);
     for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) {
         nodedb_tpc__suspect *s = &bucket[way];

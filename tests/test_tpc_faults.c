@@ -294,6 +294,8 @@ TEST(a_degraded_core_and_a_refused_id_are_admitted_again_by_a_reset) {
     for (i = 0; i < 2; i++) CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 0), NODEDB_ERR_FAULT);
     CHECK_EQ(nodedb_tpc_reset_core(w.runtime, 0), NODEDB_OK); /* forgets these two as well */
     for (i = 0; i < 2; i++) CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 0), NODEDB_ERR_FAULT);
+    nodedb_tpc_get_stats(w.runtime, 0, &stats);
+    CHECK_EQ(stats.degradations, 1);
     CHECK_EQ(nodedb_tpc_guard(core, task_run, &w, 0), NODEDB_OK);
     CHECK_EQ(nodedb_tpc_reset_core(w.runtime, 2), NODEDB_ERR_INVALID);
 
