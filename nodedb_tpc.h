@@ -248,8 +248,8 @@
    signal handler finds its core by a thread-local pointer. There is no other.
 
 12. MEASURED
-   `./build.sh bench tpc --quick` prints these, on two vCPUs of an AMD EPYC that others share and use. Each figure is the
-   median of five runs; beside it stands its limit on that machine, or a peer, in the same runs.
+   `./build.sh bench tpc --quick` prints these, on two vCPUs of an AMD EPYC that others share and use. Each figure is
+   the median of five runs; beside it stands its limit on that machine, or a peer, in the same runs.
    ring/single      63 million messages a second, of 8 bytes; boost/single 24 million
    ring/batch       180 million messages a second, 256 at a time
    ring/roundtrip   600 ns; limit/cacheline-roundtrip 740 ns (the difference is noise)
@@ -1183,12 +1183,12 @@ typedef struct nodedb_tpc__undo {
 } nodedb_tpc__undo;
 
 /* The frame that a fault returns to. Lives on the stack of nodedb_tpc__run; nothing in it changes after sigsetjmp. */
-typedef struct nodedb_tpc__guard {
+typedef struct nodedb_tpc__guard_frame {
     sigjmp_buf env;
-    struct nodedb_tpc__guard *outer;
+    struct nodedb_tpc__guard_frame *outer;
     nodedb_tpc_core *current_outside; /* nodedb_tpc__current before: a manual core's guard may run between turns */
     uint32_t defers;                  /* registered before it began: its own begin there */
-} nodedb_tpc__guard;
+} nodedb_tpc__guard_frame;
 
 /* A fault that counts towards degrading a core. */
 typedef struct nodedb_tpc__counted_fault {
@@ -1284,7 +1284,7 @@ struct nodedb_tpc_core {
     uint32_t phase_seen;
 
     /* faults; the guard's fields are also written by a signal handler on this thread */
-    nodedb_tpc__guard *volatile guard;
+    nodedb_tpc__guard_frame *volatile guard;
     volatile int fault_signal;
     void *volatile fault_address;
     nodedb_tpc__undo defers[NODEDB_TPC_MAX_DEFERS];
@@ -1368,13 +1368,14 @@ static inline bool nodedb_tpc__on_own_thread(const nodedb_tpc_core *core) {
     return pthread_equal(core->thread, pthread_self()) != 0;
 }
 
-static inline nodedb_tpc_ring *nodedb_tpc__ring(const nodedb_tpc *runtime, uint32_t from, uint32_t to) {
+static inline nodedb_tpc_ring *nodedb_tpc__ring_between(const nodedb_tpc *runtime, uint32_t from, uint32_t to) {
     return runtime->rings[(size_t)from * runtime->core_count + to];
 }
 
 /* The ring number `from` that leads to this core: core_count is the inbox's. */
 static inline nodedb_tpc_ring *nodedb_tpc__ring_to(const nodedb_tpc_core *core, uint32_t from) {
-    return from == core->runtime->core_count ? core->inbox.ring : nodedb_tpc__ring(core->runtime, from, core->index);
+    if (from == core->runtime->core_count) return core->inbox.ring;
+    return nodedb_tpc__ring_between(core->runtime, from, core->index);
 }
 
 /* The core is not quiet: it has been handed something, or is about to issue something. */
@@ -1682,7 +1683,7 @@ static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeo
     core->idle_turns = 0;
 }
 
-static nodedb_status nodedb_tpc__turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
+static nodedb_status nodedb_tpc__take_turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
     const nodedb_tpc_config *config = &core->runtime->config;
     uint64_t now = nodedb_tpc__now(core->runtime), last = core->turn_ns, refused = core->stats.send_refused;
     size_t work = 0;
@@ -1729,7 +1730,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_turn(nodedb_tpc_core *core, uint64_t max
     if (core->state == NODEDB_TPC__ENDED) return NODEDB_ERR_CANCELLED;
     core->in_turn = true;
     nodedb_tpc__current = core;
-    status = nodedb_tpc__turn(core, max_wait_ns);
+    status = nodedb_tpc__take_turn(core, max_wait_ns);
     nodedb_tpc__current = before;
     core->in_turn = false;
     return status;
@@ -1765,7 +1766,7 @@ NODEDB_TPC_API void nodedb_tpc_flush(nodedb_tpc_core *core) {
 /* Looks at the pressure of the ring to core `to`, and tells on_pressure of a change. */
 static void nodedb_tpc__check_pressure(nodedb_tpc_core *core, uint32_t to) {
     const nodedb_tpc_config *config = &core->runtime->config;
-    nodedb_tpc_ring *ring = nodedb_tpc__ring(core->runtime, core->index, to);
+    nodedb_tpc_ring *ring = nodedb_tpc__ring_between(core->runtime, core->index, to);
     nodedb_tpc_pressure_level before = ring->pressure, now = nodedb_tpc_ring_pressure(ring);
     if (now == before) return;
     if (before == NODEDB_TPC_PRESSURE_NONE) core->pressed_rings++;
@@ -1777,7 +1778,7 @@ static void nodedb_tpc__check_pressure(nodedb_tpc_core *core, uint32_t to) {
 /* Every ring under pressure: it may have fallen since, although this core has sent nothing. */
 static void nodedb_tpc__check_pressures(nodedb_tpc_core *core) {
     for (uint32_t to = 0; to < core->runtime->core_count && core->pressed_rings > 0; to++)
-        if (nodedb_tpc__ring(core->runtime, core->index, to)->pressure != NODEDB_TPC_PRESSURE_NONE)
+        if (nodedb_tpc__ring_between(core->runtime, core->index, to)->pressure != NODEDB_TPC_PRESSURE_NONE)
             nodedb_tpc__check_pressure(core, to);
 }
 
@@ -1785,7 +1786,7 @@ NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_pressure(nodedb_tpc_core *fr
     nodedb_tpc_ring *ring;
     if (from == NULL || to >= from->runtime->core_count || !nodedb_tpc__on_own_thread(from))
         return NODEDB_TPC_PRESSURE_SUSPENDED;
-    ring = nodedb_tpc__ring(from->runtime, from->index, to);
+    ring = nodedb_tpc__ring_between(from->runtime, from->index, to);
     if (from->runtime->config.on_pressure == NULL) return nodedb_tpc_ring_pressure(ring);
     nodedb_tpc__check_pressure(from, to); /* with a hook every change goes through here, so that each one is told */
     return ring->pressure;
@@ -1799,7 +1800,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to,
     if (!nodedb_tpc__on_own_thread(from)) return NODEDB_ERR_STATE;
     runtime = from->runtime;
     if (nodedb__load_relaxed(&runtime->phase) == NODEDB_TPC__DRAINED) return NODEDB_ERR_CANCELLED;
-    ring = nodedb_tpc__ring(runtime, from->index, to);
+    ring = nodedb_tpc__ring_between(runtime, from->index, to);
     slot = nodedb_tpc_ring_reserve(ring);
     if (slot == NULL) {
         nodedb_tpc__count(&from->stats.send_refused, 1u);
@@ -2218,7 +2219,7 @@ static void nodedb_tpc__run_call(nodedb_tpc_core *core, nodedb_tpc_call *call) {
 
 /* The bare guard: runs fn; true if it returned. */
 static __attribute__((noinline)) bool nodedb_tpc__run(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg) {
-    nodedb_tpc__guard guard;
+    nodedb_tpc__guard_frame guard;
     bool returned;
     guard.outer = core->guard;
     guard.current_outside = nodedb_tpc__current;
@@ -2957,7 +2958,7 @@ static void *nodedb_tpc__thread(void *arg) {
     verdict = runtime->verdict;
     (void)pthread_mutex_unlock(&runtime->start_lock);
     if (verdict == NODEDB_TPC__GO)
-        while (nodedb_tpc__turn(core, NODEDB_TPC_PARK_NS_MAX) != NODEDB_ERR_CANCELLED) {}
+        while (nodedb_tpc__take_turn(core, NODEDB_TPC_PARK_NS_MAX) != NODEDB_ERR_CANCELLED) {}
     else if (core->start_status == NODEDB_OK && runtime->config.on_stop != NULL)
         runtime->config.on_stop(core, runtime->config.ctx);
     nodedb_tpc__signal_stack_reset(core);
