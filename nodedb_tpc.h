@@ -83,7 +83,8 @@
                other.
    Degraded    After faults of faults_to_degrade (3) different ids within fault_window_ns (60 s), a core refuses all
                tasks, calls and guards, until degraded_ns (30 s) have passed or nodedb_tpc_reset_core() is called. An id
-               counts once, so one client never shuts out the others. A fault without an id counts each time.
+               counts once: where ids name clients, no client shuts out the others. A fault without an id counts
+               each time.
    Gate        Of a collection. Scans enter and leave. When the collection is dropped, the gate is shut: it lets no scan
                in, and says when the last one has left.
    Quarantine  Damaged parts that the server goes on without, by name, with reason and time; in every report.
@@ -207,12 +208,13 @@
 
 8. LIMITS
    The constants of the first part of the declarations bound cores, messages, tasks, timers, defers and ids. Request ids
-   with faults are kept in 128 buckets of 8: an id is forgotten when 8 other refused ids fall into its bucket. What the
-   guard cannot do: release a lock, or finish a malloc(), in whose middle a task was abandoned (register locks with
-   nodedb_tpc_defer; let tasks allocate from the core's own arena); notice a write to a wrong but mapped address; run
-   C++ destructors. A fault outside a guard, a second fault in a signal handler, or a panic without a guard ends the
-   process as it would without this header. nodedb_tpc_stalled() reports a task that never ends; nothing can stop it.
-   Not across fork().
+   with faults are kept in 128 buckets of 8: an id is forgotten when 8 other refused ids fall into its bucket.
+
+   The guard cannot release a lock, or finish a malloc(), in whose middle a task was abandoned: register locks with
+   nodedb_tpc_defer, and let tasks allocate from the core's own arena. It does not notice a write to a wrong but mapped
+   address. It does not run C++ destructors. A fault outside a guard, a second fault in a signal handler, or a panic
+   without a guard ends the process as it would without this header. nodedb_tpc_stalled() reports a task that never
+   ends; nothing can stop it. Not across fork().
 
 9. ON DISK
    Nothing is stored.
@@ -229,26 +231,34 @@
 11. DEPARTURES
    Ring: Lamport's queue (1977) with the cached cursors of MCRingBuffer (Lee, Bu, Chandranmenon, 2010), but without its
    delayed publication: a message is visible as soon as it is pushed. Instead, the consumer of a stream looks at the
-   producer's cursor seldom, and the producer fetches the lines of free slots many at a time. On an AMD EPYC, two vCPUs
-   of a machine that others share, single messages of 8 bytes went from 30 to 84 million a second to 100 to 205 in quiet
-   times (boost::lockfree::spsc_queue: 72 to 84), and from 6 to 32 to 42 to 62 in noisy ones (boost: 20 to 24). There
-   and back takes as long as before. `./build.sh bench tpc` prints ring/single and ring/roundtrip beside boost's.
-   Notifier: Dekker's store-then-load on both sides, as in the event counts of D. Vyukov. Stop: Mattern's counters
-   (1987), read in one wave instead of two, because a unit of work counts as done only after all that it issues has been
-   counted as issued. Calls: an intrusive stack that the core takes whole, after R. K. Treiber (1986), instead of a
-   ring: a call's struct is its own place in the queue, so calls need no limit, and a thread outside can wait on its own
-   stack. Process-wide state: signal dispositions belong to the process, so the record of the previous ones does too.
-   The signal handler finds its core by a thread-local pointer. There is no other.
+   producer's cursor seldom, and the producer fetches the lines of free slots many at a time. What that gave for single
+   messages of 8 bytes, on two vCPUs of an AMD EPYC that others share (`./build.sh bench tpc`, ring/single): from 30 to
+   84 million messages a second to 100 to 205 in quiet times, beside 72 to 84 of boost::lockfree::spsc_queue; from 6 to
+   32 to 42 to 62 in noisy times, beside 20 to 24. A message there and back takes as long as before.
+
+   Notifier: Dekker's store-then-load on both sides, as in the event counts of D. Vyukov.
+
+   Stop: Mattern's counters (1987), read in one wave instead of two, because a unit of work counts as done only after
+   all that it issues has been counted as issued.
+
+   Calls: an intrusive stack that the core takes whole, after R. K. Treiber (1986), instead of a ring. A call's struct
+   is its own place in the queue, so calls need no limit, and a thread outside can wait on its own stack.
+
+   Process-wide state: signal dispositions belong to the process, so the record of the previous ones does too. The
+   signal handler finds its core by a thread-local pointer. There is no other.
 
 12. MEASURED
-   `./build.sh bench tpc --quick`, on two vCPUs of an AMD EPYC that others share: the least and the greatest of three
-   runs. Beside each stands its limit on the same machine, from the same runs. ring/single       34 to 76 million
-   messages/s     boost/single: 33 to 35 million ring/batch        170 to 210 million messages/s   of 8 bytes, 256 at a
-   time ring/roundtrip    650 to 820 ns                   limit/cacheline-roundtrip: 670 to 730 ns park/roundtrip    74
-   to 83 us                     limit/eventfd-roundtrip: 59 to 67 us core/roundtrip    330 to 770 ns
-   on_message to on_message, two cores that do not park wake-awake        2.3 ns                          waking a core
-   that is awake guard             13 to 16 ns                     nodedb_tpc_guard of an empty function idle
-   0.06% of a CPU                  for each core of a runtime with nothing to do
+   `./build.sh bench tpc --quick` prints these, on two vCPUs of an AMD EPYC that others share and use. Each figure is
+   the median of five runs; beside it stands its limit on that machine, or a peer, in the same runs.
+   ring/single      63 million messages a second, of 8 bytes; boost/single 24 million
+   ring/batch       180 million messages a second, 256 at a time
+   ring/roundtrip   600 ns; limit/cacheline-roundtrip 740 ns (the difference is noise)
+   park/roundtrip   80 us; limit/eventfd-roundtrip 70 us
+   core/roundtrip   310 ns; on_message to on_message, between two cores that do not park
+   core/call        290 ns; a call to another core, and its answer
+   wake-awake       2.4 ns; waking a core that is awake
+   guard            15 ns; nodedb_tpc_guard of an empty function
+   idle             0.04% of a CPU; each core of a runtime with nothing to do
 
 13. LICENCE
    Public domain (Unlicense) or MIT, as you prefer: both texts stand at the end of this file. */
@@ -1158,6 +1168,7 @@ static inline void nodedb_tpc__pause(void) {
 
 /* ---- a core ------------------------------------------------------------------------------------------------------ */
 
+/* A place in the run queue, which is a circle of queue_tasks of them; the core's own. */
 typedef struct nodedb_tpc__task {
     nodedb_tpc_fn fn;
     void *arg;
@@ -1165,18 +1176,19 @@ typedef struct nodedb_tpc__task {
     uint64_t spawned_ns;
 } nodedb_tpc__task;
 
+/* What a guarded function has registered; valid until it returns, or is undone. */
 typedef struct nodedb_tpc__undo {
     nodedb_tpc_fn fn;
     void *arg;
 } nodedb_tpc__undo;
 
 /* The frame that a fault returns to. Lives on the stack of nodedb_tpc__run; nothing in it changes after sigsetjmp. */
-typedef struct nodedb_tpc__guard {
+typedef struct nodedb_tpc__guard_frame {
     sigjmp_buf env;
-    struct nodedb_tpc__guard *outer;
+    struct nodedb_tpc__guard_frame *outer;
     nodedb_tpc_core *current_outside; /* nodedb_tpc__current before: a manual core's guard may run between turns */
     uint32_t defers;                  /* registered before it began: its own begin there */
-} nodedb_tpc__guard;
+} nodedb_tpc__guard_frame;
 
 /* A fault that counts towards degrading a core. */
 typedef struct nodedb_tpc__counted_fault {
@@ -1272,7 +1284,7 @@ struct nodedb_tpc_core {
     uint32_t phase_seen;
 
     /* faults; the guard's fields are also written by a signal handler on this thread */
-    nodedb_tpc__guard *volatile guard;
+    nodedb_tpc__guard_frame *volatile guard;
     volatile int fault_signal;
     void *volatile fault_address;
     nodedb_tpc__undo defers[NODEDB_TPC_MAX_DEFERS];
@@ -1300,6 +1312,7 @@ struct nodedb_tpc_core {
 
 /* ---- the runtime ------------------------------------------------------------------------------------------------- */
 
+/* A request id that has faulted. Written under suspects_lock, read without it: `id` is released after `faults` is 0. */
 typedef struct nodedb_tpc__suspect {
     nodedb_tpc__counter id;
     uint32_t faults; /* 0: the place is free */
@@ -1355,13 +1368,14 @@ static inline bool nodedb_tpc__on_own_thread(const nodedb_tpc_core *core) {
     return pthread_equal(core->thread, pthread_self()) != 0;
 }
 
-static inline nodedb_tpc_ring *nodedb_tpc__ring(const nodedb_tpc *runtime, uint32_t from, uint32_t to) {
+static inline nodedb_tpc_ring *nodedb_tpc__ring_between(const nodedb_tpc *runtime, uint32_t from, uint32_t to) {
     return runtime->rings[(size_t)from * runtime->core_count + to];
 }
 
 /* The ring number `from` that leads to this core: core_count is the inbox's. */
 static inline nodedb_tpc_ring *nodedb_tpc__ring_to(const nodedb_tpc_core *core, uint32_t from) {
-    return from == core->runtime->core_count ? core->inbox.ring : nodedb_tpc__ring(core->runtime, from, core->index);
+    if (from == core->runtime->core_count) return core->inbox.ring;
+    return nodedb_tpc__ring_between(core->runtime, from, core->index);
 }
 
 /* The core is not quiet: it has been handed something, or is about to issue something. */
@@ -1504,8 +1518,8 @@ NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_rin
  * side sees the other:
  *
  *     P2 first:  C3 sees the new tail, and the sleeper does not sleep.
- *     C2 first:  P3 sees parked == 1, and this producer wakes the sleeper. Or it sees 0: then another producer has
- *                taken the flag since C1, and wakes it; or the sleeper has passed C5 since, and is awake.
+ *     C2 first:  P3 sees parked == 1: this producer, or one that is faster in P4, wakes the sleeper. Or P3 sees 0:
+ *                another producer has taken the flag since C1, and wakes it; or the sleeper has passed C5: it is awake.
  *
  * A wake is not swallowed either. C6 may empty an eventfd that was written for this park, but C7 reads the ring after
  * it, and the message was in the ring before the write. A P5 that comes after C6 leaves the eventfd readable: the next
@@ -1669,7 +1683,7 @@ static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeo
     core->idle_turns = 0;
 }
 
-static nodedb_status nodedb_tpc__turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
+static nodedb_status nodedb_tpc__take_turn(nodedb_tpc_core *core, uint64_t max_wait_ns) {
     const nodedb_tpc_config *config = &core->runtime->config;
     uint64_t now = nodedb_tpc__now(core->runtime), last = core->turn_ns, refused = core->stats.send_refused;
     size_t work = 0;
@@ -1716,7 +1730,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_turn(nodedb_tpc_core *core, uint64_t max
     if (core->state == NODEDB_TPC__ENDED) return NODEDB_ERR_CANCELLED;
     core->in_turn = true;
     nodedb_tpc__current = core;
-    status = nodedb_tpc__turn(core, max_wait_ns);
+    status = nodedb_tpc__take_turn(core, max_wait_ns);
     nodedb_tpc__current = before;
     core->in_turn = false;
     return status;
@@ -1752,7 +1766,7 @@ NODEDB_TPC_API void nodedb_tpc_flush(nodedb_tpc_core *core) {
 /* Looks at the pressure of the ring to core `to`, and tells on_pressure of a change. */
 static void nodedb_tpc__check_pressure(nodedb_tpc_core *core, uint32_t to) {
     const nodedb_tpc_config *config = &core->runtime->config;
-    nodedb_tpc_ring *ring = nodedb_tpc__ring(core->runtime, core->index, to);
+    nodedb_tpc_ring *ring = nodedb_tpc__ring_between(core->runtime, core->index, to);
     nodedb_tpc_pressure_level before = ring->pressure, now = nodedb_tpc_ring_pressure(ring);
     if (now == before) return;
     if (before == NODEDB_TPC_PRESSURE_NONE) core->pressed_rings++;
@@ -1764,7 +1778,7 @@ static void nodedb_tpc__check_pressure(nodedb_tpc_core *core, uint32_t to) {
 /* Every ring under pressure: it may have fallen since, although this core has sent nothing. */
 static void nodedb_tpc__check_pressures(nodedb_tpc_core *core) {
     for (uint32_t to = 0; to < core->runtime->core_count && core->pressed_rings > 0; to++)
-        if (nodedb_tpc__ring(core->runtime, core->index, to)->pressure != NODEDB_TPC_PRESSURE_NONE)
+        if (nodedb_tpc__ring_between(core->runtime, core->index, to)->pressure != NODEDB_TPC_PRESSURE_NONE)
             nodedb_tpc__check_pressure(core, to);
 }
 
@@ -1772,7 +1786,7 @@ NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_pressure(nodedb_tpc_core *fr
     nodedb_tpc_ring *ring;
     if (from == NULL || to >= from->runtime->core_count || !nodedb_tpc__on_own_thread(from))
         return NODEDB_TPC_PRESSURE_SUSPENDED;
-    ring = nodedb_tpc__ring(from->runtime, from->index, to);
+    ring = nodedb_tpc__ring_between(from->runtime, from->index, to);
     if (from->runtime->config.on_pressure == NULL) return nodedb_tpc_ring_pressure(ring);
     nodedb_tpc__check_pressure(from, to); /* with a hook every change goes through here, so that each one is told */
     return ring->pressure;
@@ -1786,7 +1800,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to,
     if (!nodedb_tpc__on_own_thread(from)) return NODEDB_ERR_STATE;
     runtime = from->runtime;
     if (nodedb__load_relaxed(&runtime->phase) == NODEDB_TPC__DRAINED) return NODEDB_ERR_CANCELLED;
-    ring = nodedb_tpc__ring(runtime, from->index, to);
+    ring = nodedb_tpc__ring_between(runtime, from->index, to);
     slot = nodedb_tpc_ring_reserve(ring);
     if (slot == NULL) {
         nodedb_tpc__count(&from->stats.send_refused, 1u);
@@ -2205,7 +2219,7 @@ static void nodedb_tpc__run_call(nodedb_tpc_core *core, nodedb_tpc_call *call) {
 
 /* The bare guard: runs fn; true if it returned. */
 static __attribute__((noinline)) bool nodedb_tpc__run(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg) {
-    nodedb_tpc__guard guard;
+    nodedb_tpc__guard_frame guard;
     bool returned;
     guard.outer = core->guard;
     guard.current_outside = nodedb_tpc__current;
@@ -2266,6 +2280,7 @@ static uint32_t nodedb_tpc__count_fault(nodedb_tpc_core *core, uint64_t request_
     }
     for (uint32_t i = 0; i < core->counted_faults && request_id != 0; i++)
         if (core->counted[i].request_id == request_id) place = i;
+    assert(place < config->faults_to_degrade && place < NODEDB_TPC_MAX_FAULTS_TO_DEGRADE);
     core->counted[place].request_id = request_id;
     core->counted[place].at_ns = now;
     if (place == core->counted_faults) core->counted_faults++;
@@ -2378,7 +2393,7 @@ static bool nodedb_tpc__is_refused(nodedb_tpc *runtime, uint64_t id) {
  * else, in turn, one that is refused. */
 static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id) {
     nodedb_tpc__suspect *bucket = nodedb_tpc__suspect_bucket(runtime, id), *place = NULL;
-    if (id == 0 || runtime->config.faults_to_refuse == NODEDB_TPC_NEVER) return;
+    if (id == 0) return;
     (void)pthread_mutex_lock(&runtime->suspects_lock);
     for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) {
         nodedb_tpc__suspect *s = &bucket[way];
@@ -2943,7 +2958,7 @@ static void *nodedb_tpc__thread(void *arg) {
     verdict = runtime->verdict;
     (void)pthread_mutex_unlock(&runtime->start_lock);
     if (verdict == NODEDB_TPC__GO)
-        while (nodedb_tpc__turn(core, NODEDB_TPC_PARK_NS_MAX) != NODEDB_ERR_CANCELLED) {}
+        while (nodedb_tpc__take_turn(core, NODEDB_TPC_PARK_NS_MAX) != NODEDB_ERR_CANCELLED) {}
     else if (core->start_status == NODEDB_OK && runtime->config.on_stop != NULL)
         runtime->config.on_stop(core, runtime->config.ctx);
     nodedb_tpc__signal_stack_reset(core);

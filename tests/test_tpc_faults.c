@@ -75,10 +75,10 @@ TEST(a_panic_abandons_the_task_undoes_it_in_reverse_and_answers_at_once) {
     CHECK_EQ(nodedb_tpc_spawn(core, task_run, &w, 0, 0), NODEDB_OK);
     CHECK_EQ(nodedb_tpc_turn(core, 0), NODEDB_OK);
     CHECK_EQ(w.ends, 2);
-    CHECK_EQ(w.ran, 1); /* the next task is none the worse */
+    CHECK_EQ(w.ran, 1); /* the next task runs as usual */
     CHECK_EQ(w.undone_count, 3);
     CHECK_EQ(w.undone[0], 2);
-    CHECK_EQ(w.undone[1], 3); /* panics itself, and the next one runs all the same */
+    CHECK_EQ(w.undone[1], 3); /* it panics itself, and the next one still runs */
     CHECK_EQ(w.undone[2], 1);
     CHECK_EQ(nodedb_tpc_guard(core, task_panics, &w, 0), NODEDB_ERR_FAULT);
     CHECK_HAS(nodedb_tpc_fault_text(core), "key 42 is poisonous");
@@ -169,7 +169,7 @@ TEST(three_faults_within_a_minute_degrade_a_core_and_half_a_minute_later_it_reco
     CHECK_EQ(nodedb_tpc_guard(core, task_run, &w, 0), NODEDB_ERR_DEGRADED);
     w.clock.now += 1;
     CHECK_EQ(nodedb_tpc_guard(core, task_run, &w, 0), NODEDB_OK);
-    CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 0), NODEDB_ERR_FAULT); /* begins to count anew */
+    CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 0), NODEDB_ERR_FAULT); /* the count starts from zero */
     CHECK_EQ(nodedb_tpc_guard(core, task_run, &w, 0), NODEDB_OK);
     nodedb_tpc_destroy(w.runtime);
 }
@@ -294,6 +294,8 @@ TEST(a_degraded_core_and_a_refused_id_are_admitted_again_by_a_reset) {
     for (i = 0; i < 2; i++) CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 0), NODEDB_ERR_FAULT);
     CHECK_EQ(nodedb_tpc_reset_core(w.runtime, 0), NODEDB_OK); /* forgets these two as well */
     for (i = 0; i < 2; i++) CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 0), NODEDB_ERR_FAULT);
+    nodedb_tpc_get_stats(w.runtime, 0, &stats);
+    CHECK_EQ(stats.degradations, 1);
     CHECK_EQ(nodedb_tpc_guard(core, task_run, &w, 0), NODEDB_OK);
     CHECK_EQ(nodedb_tpc_reset_core(w.runtime, 2), NODEDB_ERR_INVALID);
 

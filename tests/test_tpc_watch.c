@@ -208,7 +208,7 @@ TEST(a_change_of_pressure_is_told_once_as_it_rises_and_as_it_falls) {
     for (i = 0; i < 60; i++) CHECK_EQ(nodedb_tpc_send(core, 1, message), NODEDB_OK);
     CHECK(pressure_count == 5 && pressures[4] == NODEDB_TPC_PRESSURE_SUSPENDED);
     CHECK_EQ(nodedb_tpc_turn(other, 0), NODEDB_OK);
-    CHECK_EQ(nodedb_tpc_pressure(core, 1), NODEDB_TPC_PRESSURE_NONE); /* who asks finds the change, and it is told */
+    CHECK_EQ(nodedb_tpc_pressure(core, 1), NODEDB_TPC_PRESSURE_NONE); /* asking finds the change, and reports it */
     CHECK(pressure_count == 6 && pressures[5] == NODEDB_TPC_PRESSURE_NONE && core->pressed_rings == 0);
     CHECK_EQ(nodedb_tpc_get_stats(w.runtime, 0, &stats), NODEDB_OK);
     CHECK_EQ(stats.pressure_changes, 6);
