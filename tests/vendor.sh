@@ -51,15 +51,26 @@ report_ways() {
 }
 
 check_vendor() {
-    ways="make cxx cmake_subdirectory cmake_fetch cmake_installed meson pkgconfig shared versions lto sections"
+    install make:make cmake:cmake meson:meson pkg-config:pkg-config
+    ways="make cxx cmake_subdirectory cmake_fetch cmake_installed meson pkgconfig shared versions lto sections size"
     rm -rf build/vendor && mkdir -p build/vendor
-    (verb_ports) >build/vendor/ports.log 2>&1
+    run_in_vendor ports # cmake_fetch and meson take its archive
     in_pairs run_in_vendor $ways # never in a condition: run_in_vendor says why
-    report_ways $ways
+    report_ways ports $ways
     check_ports
 }
 
 # ---- each way ------------------------------------------------------------------------------------------------------
+
+# A release's archive is the same bytes when it is made again, and nothing in the port files is left to fill in.
+vendor_ports() {
+    cd "$ROOT"
+    verb_ports
+    sha256sum build/ports/*.tar.gz >"$at/first"
+    verb_ports
+    sha256sum -c "$at/first"
+    refuse_output grep -rI '@[A-Z0-9]*@' build/ports
+}
 
 # Plain C, with make: an implementation is a file of its own.
 vendor_make() {
@@ -88,8 +99,7 @@ cmake_build() {
 # CMake, add_subdirectory: a target for each header, and nodedb::compiled.
 vendor_cmake_subdirectory() {
     cmake_build subdirectory
-    run_app build/by_header
-    run_app build/compiled
+    for app in wal mem tpc prefetch compiled; do run_app "build/$app"; done
 }
 
 # CMake, FetchContent from the release's archive, and nodedb::compiled as a shared library.
@@ -122,8 +132,7 @@ vendor_meson() {
     [ -z "${NODEDB_NO_LIBURING:-}" ] || liburing=disabled
     CC=$CC meson setup build --wrap-mode=forcefallback -Dbuildtype=plain -Dnodedb:liburing=$liburing
     ninja -C build
-    run_app build/by_header
-    run_app build/compiled
+    for app in wal mem tpc prefetch compiled; do run_app "build/$app"; done
 }
 
 # `./build.sh install` into a DESTDIR, and what pkg-config says of each header: its program links with that alone.
@@ -200,6 +209,12 @@ vendor_sections() {
     strip app whole
     [ "$(wc -c <app)" -lt "$(wc -c <whole)" ]
     checked "stripped $(wc -c <app) bytes instead of $(wc -c <whole)"
+}
+
+# The table of sizes, of one header.
+vendor_size() {
+    (cd "$ROOT" && OUT=$at && verb_size prefetch) >table
+    awk '$1 == "prefetch" && $2 > 1000 && $3 > $2 { rows++ } END { exit rows == 1 ? 0 : 1 }' table
 }
 
 # ---- the amalgamation ----------------------------------------------------------------------------------------------
