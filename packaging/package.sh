@@ -181,9 +181,8 @@ verb_amalgamate() {
     install
     AMALGAM=$OUT/amalgam
     amalgamate "$@"
-    started=$(date +%s)
     $proof || die "the amalgamated file does not compile: $proof"
-    say "$AMALGAM/nodedb.c: $(wc -l <"$AMALGAM/nodedb.c") lines, $(($(date +%s) - started)) s to compile. Compile it with:"
+    say "$AMALGAM/nodedb.c: $(wc -l <"$AMALGAM/nodedb.c") lines. Compile it with:"
     say "    $command_line"
 }
 
@@ -268,6 +267,7 @@ size_row() {
 # the whole program.
 verb_size() {
     install
+    for n in "$@"; do case $n in all | database) ;; *) names_of "$n" >/dev/null ;; esac; done
     rm -rf "$OUT/size" && mkdir -p "$OUT/size"
     printf 'int main(void) { return 0; }\n' >"$OUT/size/nothing.c"
     $CC $SMALL -s -o "$OUT/size/nothing" "$OUT/size/nothing.c"
@@ -282,7 +282,7 @@ verb_size() {
             paste_all examples/nodedb/nodedb.c >"$small.c"
             $CC $SMALL -w $defines -s -o "$small" "$small.c" $libraries ;;
         all) small_program $ALL_NAMES ;;
-        *) name=$(names_of "$n") || exit 1; small_program "$name" ;;
+        *) small_program "$(names_of "$n")" ;;
         esac
         size_row "$n" "$small"
     done

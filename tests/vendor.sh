@@ -260,6 +260,22 @@ END
     grep -q -e '--dir' help
 }
 
+# The database as one static program with musl, which has no libraries but its own: at most 500,000 bytes, stripped. Its
+# compiler does not look for the kernel's headers where Debian has them.
+vendor_amalgam_musl() {
+    NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1
+    amalgam database
+    needs_of $ALL_NAMES
+    mkdir kernel
+    for folder in linux asm-generic; do ln -s "/usr/include/$folder" kernel/; done
+    ln -s "/usr/include/$(gcc -dumpmachine)/asm" kernel/
+    musl-gcc $SMALL -w -static -s -idirafter kernel $defines -o nodedb nodedb.c $libraries
+    ./nodedb --help >help
+    grep -q -e '--dir' help
+    [ "$(wc -c <nodedb)" -le 500000 ]
+    checked "$(wc -c <nodedb) bytes"
+}
+
 # Two headers: the command at the top of nodedb.h. It is a C++ header as well.
 vendor_amalgam_headers() {
     amalgam wal nodedb_vamana.h
@@ -282,7 +298,8 @@ vendor_amalgam_bare_headers() {
 }
 
 check_amalgamate() {
-    ways="amalgam_database amalgam_bare amalgam_headers amalgam_bare_headers"
+    install musl-gcc:musl-tools
+    ways="amalgam_database amalgam_musl amalgam_bare amalgam_headers amalgam_bare_headers"
     mkdir -p build/vendor
     for way in $ways; do rm -rf "build/vendor/$way"; done
     in_pairs run_in_vendor $ways
