@@ -324,7 +324,7 @@ verb_help() {
   cross ARCH [NAME..]     build for arm, aarch64, s390x, riscv64 or i686 and run the headers' tests under qemu
   amalgamate [HEADER..]   build/amalgam/nodedb.c and nodedb.h: the whole database, or these headers (`wal vamana`)
   install [PREFIX]        headers, pkg-config files and a CMake package below PREFIX (/usr/local); DESTDIR counts
-  size                    what each header adds to a stripped program
+  size [NAME..]           what each header, all five and the database add to a stripped program
   ports [URL [REPO]]      a release's archive and its port files for vcpkg, Conan, xmake, clib and Meson: build/ports
   sync                    copy the blocks that headers share from nodedb_wal.h to the others
   clean                   remove build/

@@ -181,9 +181,8 @@ verb_amalgamate() {
     install
     AMALGAM=$OUT/amalgam
     amalgamate "$@"
-    started=$(date +%s)
     $proof || die "the amalgamated file does not compile: $proof"
-    say "$AMALGAM/nodedb.c: $(wc -l <"$AMALGAM/nodedb.c") lines, $(($(date +%s) - started)) s to compile. Compile it with:"
+    say "$AMALGAM/nodedb.c: $(wc -l <"$AMALGAM/nodedb.c") lines. Compile it with:"
     say "    $command_line"
 }
 
@@ -264,25 +263,29 @@ size_row() {
     printf '%-10s %14d %16d\n' "$1" "$(($(code_and_data "$2") - nothing))" "$(wc -c <"$2")"
 }
 
-# size: for each header, all of them, and the database: the bytes that it adds, and the whole program.
+# size [NAME...]: of each header, all five, and the database (or of those that are named): the bytes that it adds, and
+# the whole program.
 verb_size() {
     install
+    for n in "$@"; do case $n in all | database) ;; *) names_of "$n" >/dev/null ;; esac; done
     rm -rf "$OUT/size" && mkdir -p "$OUT/size"
     printf 'int main(void) { return 0; }\n' >"$OUT/size/nothing.c"
     $CC $SMALL -s -o "$OUT/size/nothing" "$OUT/size/nothing.c"
     nothing=$(code_and_data "$OUT/size/nothing")
     echo "# $($CC -dumpmachine), $CC $($CC -dumpversion), $SMALL -s; bytes. A program that does nothing: $nothing."
     printf '%-10s %14s %16s\n' header "code and data" "stripped program"
-    for n in $ALL_NAMES; do
-        small_program "$n"
+    for n in ${*:-$ALL_NAMES all database}; do
+        case $n in
+        database)
+            needs_of $ALL_NAMES
+            small=$OUT/size/database
+            paste_all examples/nodedb/nodedb.c >"$small.c"
+            $CC $SMALL -w $defines -s -o "$small" "$small.c" $libraries ;;
+        all) small_program $ALL_NAMES ;;
+        *) small_program "$(names_of "$n")" ;;
+        esac
         size_row "$n" "$small"
     done
-    small_program $ALL_NAMES
-    size_row "all five" "$small"
-    needs_of $ALL_NAMES
-    paste_all examples/nodedb/nodedb.c >"$OUT/size/database.c"
-    $CC $SMALL -w $defines -s -o "$OUT/size/database" "$OUT/size/database.c" $libraries
-    size_row database "$OUT/size/database"
 }
 
 # ---- ports ---------------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ check_fuzz() {
 verb_check() {
     . packaging/package.sh
     . tests/vendor.sh
-    install clang:clang g++:g++ redis-cli:redis-tools make:make cmake:cmake meson:meson pkg-config:pkg-config
+    install clang:clang g++:g++ redis-cli:redis-tools
     ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer* >/dev/null 2>&1 || ! may_install ||
         fetch_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev" || true
     features

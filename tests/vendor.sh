@@ -51,15 +51,26 @@ report_ways() {
 }
 
 check_vendor() {
-    ways="make cxx cmake_subdirectory cmake_fetch cmake_installed meson pkgconfig shared versions lto sections"
+    install make:make cmake:cmake meson:meson pkg-config:pkg-config
+    ways="make cxx cmake_subdirectory cmake_fetch cmake_installed meson pkgconfig shared versions lto sections size"
     rm -rf build/vendor && mkdir -p build/vendor
-    (verb_ports) >build/vendor/ports.log 2>&1
+    run_in_vendor ports # cmake_fetch and meson take its archive
     in_pairs run_in_vendor $ways # never in a condition: run_in_vendor says why
-    report_ways $ways
+    report_ways ports $ways
     check_ports
 }
 
 # ---- each way ------------------------------------------------------------------------------------------------------
+
+# A release's archive is the same bytes when it is made again, and nothing in the port files is left to fill in.
+vendor_ports() {
+    cd "$ROOT"
+    verb_ports
+    sha256sum build/ports/*.tar.gz >"$at/first"
+    verb_ports
+    sha256sum -c "$at/first"
+    refuse_output grep -rI '@[A-Z0-9]*@' build/ports
+}
 
 # Plain C, with make: an implementation is a file of its own.
 vendor_make() {
@@ -88,8 +99,7 @@ cmake_build() {
 # CMake, add_subdirectory: a target for each header, and nodedb::compiled.
 vendor_cmake_subdirectory() {
     cmake_build subdirectory
-    run_app build/by_header
-    run_app build/compiled
+    for app in wal mem tpc prefetch compiled; do run_app "build/$app"; done
 }
 
 # CMake, FetchContent from the release's archive, and nodedb::compiled as a shared library.
@@ -122,8 +132,7 @@ vendor_meson() {
     [ -z "${NODEDB_NO_LIBURING:-}" ] || liburing=disabled
     CC=$CC meson setup build --wrap-mode=forcefallback -Dbuildtype=plain -Dnodedb:liburing=$liburing
     ninja -C build
-    run_app build/by_header
-    run_app build/compiled
+    for app in wal mem tpc prefetch compiled; do run_app "build/$app"; done
 }
 
 # `./build.sh install` into a DESTDIR, and what pkg-config says of each header: its program links with that alone.
@@ -202,6 +211,12 @@ vendor_sections() {
     checked "stripped $(wc -c <app) bytes instead of $(wc -c <whole)"
 }
 
+# The table of sizes, of one header.
+vendor_size() {
+    (cd "$ROOT" && OUT=$at && verb_size prefetch) >table
+    awk '$1 == "prefetch" && $2 > 1000 && $3 > $2 { rows++ } END { exit rows == 1 ? 0 : 1 }' table
+}
+
 # ---- the amalgamation ----------------------------------------------------------------------------------------------
 
 # amalgam ARGUMENT...: nodedb.c and nodedb.h alone, in this folder.
@@ -245,6 +260,22 @@ END
     grep -q -e '--dir' help
 }
 
+# The database as one static program with musl, which has no libraries but its own: at most 500,000 bytes, stripped. Its
+# compiler does not look for the kernel's headers where Debian has them.
+vendor_amalgam_musl() {
+    NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1
+    amalgam database
+    needs_of $ALL_NAMES
+    mkdir kernel
+    for folder in linux asm-generic; do ln -s "/usr/include/$folder" kernel/; done
+    ln -s "/usr/include/$(gcc -dumpmachine)/asm" kernel/
+    musl-gcc $SMALL -w -static -s -idirafter kernel $defines -o nodedb nodedb.c $libraries
+    ./nodedb --help >help
+    grep -q -e '--dir' help
+    [ "$(wc -c <nodedb)" -le 500000 ]
+    checked "$(wc -c <nodedb) bytes"
+}
+
 # Two headers: the command at the top of nodedb.h. It is a C++ header as well.
 vendor_amalgam_headers() {
     amalgam wal nodedb_vamana.h
@@ -267,7 +298,8 @@ vendor_amalgam_bare_headers() {
 }
 
 check_amalgamate() {
-    ways="amalgam_database amalgam_bare amalgam_headers amalgam_bare_headers"
+    install musl-gcc:musl-tools
+    ways="amalgam_database amalgam_musl amalgam_bare amalgam_headers amalgam_bare_headers"
     mkdir -p build/vendor
     for way in $ways; do rm -rf "build/vendor/$way"; done
     in_pairs run_in_vendor $ways
