@@ -205,7 +205,7 @@ run_one_test() {
     echo "$status" >"$OUT/test_$1.status"
 }
 
-# Two lanes take the tests one after the other, the longest first. The runtime's test needs both CPUs: it runs last.
+# Two lanes take the tests one after the other, the longest first. The runtime's tests need both CPUs: they run last.
 run_lane() { for name in $lane_names; do if mkdir "$OUT/lanes/$name" 2>/dev/null; then run_one_test "$name"; fi; done; }
 
 # read_options ARGUMENT...: `options` is what the test programs get, `options_count` how many arguments that was.
@@ -230,7 +230,7 @@ run_tests() {
     for name in vamana_hard nodedb_clients vamana_codes nodedb_machine vamana_threads nodedb wal vamana "$@"; do
         case " $* " in *" $name "*) ;; *) continue ;; esac
         case "$name: $lane_names $alone " in
-        tpc:*) alone=tpc ;;
+        tpc*) case " $alone " in *" $name "*) ;; *) alone="$alone $name" ;; esac ;;
         *" $name "*) ;;
         *) lane_names="$lane_names $name" ;;
         esac

@@ -131,20 +131,24 @@ check_tsan() {
 # Without the tests that use neither liburing nor jemalloc.
 check_bare() {
     variant bare "-O2" "NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1" \
-        $(all_tests_but tpc common vamana_kernels vamana_emulated vamana_codes vamana_hard nodedb_rooms nodedb_resp \
+        $(all_tests_but 'tpc*' common vamana_kernels vamana_emulated vamana_codes vamana_hard nodedb_rooms nodedb_resp \
             nodedb_clients nodedb_machine)
 }
 
 # The headers. The tests of the database and the runtime mostly wait.
-check_clang() { variant clang "-O2" "CC=clang" $(all_tests_but manuals nodedb 'nodedb_[cms]*' tpc); }
+check_clang() { variant clang "-O2" "CC=clang" $(all_tests_but manuals nodedb 'nodedb_[cms]*' 'tpc*'); }
 
 # Rings, wake-ups and stops where two threads never run at the same time.
 check_onecpu() {
     cpu=$(taskset -cp $$ | sed 's/.*: //; s/[-,].*//') # the first that this shell may run on, of a list like 0-3,8
-    if (OUT=build/onecpu && mkdir -p "$OUT" && features && compile_program tests/test_tpc.c) &&
-        taskset -c "$cpu" build/onecpu/test_tpc >build/onecpu/log 2>&1
-    then ok "tpc on a single CPU: $(tail -1 build/onecpu/log)"
-    else fail "tpc on a single CPU"; grep -v '^ok' build/onecpu/log | head -40 >&2; fi
+    mkdir -p build/onecpu
+    for n in tpc tpc_calls tpc_faults tpc_watch; do
+        log=build/onecpu/$n.log
+        if (OUT=build/onecpu && features && compile_program "tests/test_$n.c") &&
+            taskset -c "$cpu" "build/onecpu/test_$n" >"$log" 2>&1
+        then ok "$n on a single CPU: $(tail -1 "$log")"
+        else fail "$n on a single CPU"; grep -v '^ok' "$log" | head -40 >&2; fi
+    done
 }
 
 check_fuzz() {
@@ -261,7 +265,8 @@ verb_cross() {
     CFLAGS="${CFLAGS:-} -static -DSLOW=1" # SLOW: less data, as an emulator takes its time
     case $arch in arm) CFLAGS="$CFLAGS -Wno-psabi" ;; esac
     # not prefetch: the emulator keeps madvise from the kernel
-    [ $# -gt 0 ] || set -- common wal wal_read wal_cipher wal_types mem tpc vamana vamana_kernels
+    [ $# -gt 0 ] || set -- common wal wal_read wal_cipher wal_types mem tpc tpc_calls tpc_faults tpc_watch vamana \
+        vamana_kernels
     build examples/nodedb/nodedb.c $(for n in "$@"; do echo "tests/test_$n.c"; done)
     run_tests "$@"
     totals

@@ -2,28 +2,13 @@
 #define NODEDB_WAL_IMPLEMENTATION /* any that stores brings all of it */
 #include "nodedb_wal.h"
 #include "test.h"
+#include "text.h"
 
 static const char *const headers[] = {"nodedb_wal.h", "nodedb_mem.h", "nodedb_tpc.h", "nodedb_vamana.h",
                                       "nodedb_prefetch.h"};
 enum { HEADERS = sizeof headers / sizeof headers[0] };
 
 /* ---- the headers as text ---------------------------------------------------------------------------------------- */
-
-/* The whole file with a zero behind it, or NULL. The caller frees it. */
-static char *read_text(const char *path) {
-    FILE *file = fopen(path, "rb");
-    char *text;
-    long bytes;
-    if (file == NULL) return NULL;
-    (void)fseek(file, 0, SEEK_END);
-    bytes = ftell(file);
-    rewind(file);
-    text = (char *)malloc((size_t)bytes + 1);
-    if (fread(text, 1, (size_t)bytes, file) != (size_t)bytes) bytes = 0;
-    text[bytes] = 0;
-    fclose(file);
-    return text;
-}
 
 /* Cuts `text` down to the block of that name; NULL if it has none, or more than one. */
 static char *block_of(char *text, const char *name) {
@@ -106,6 +91,83 @@ TEST(no_header_includes_another_of_ours_or_reads_the_environment) {
         if (strstr(text, "getenv") != NULL) test_fail(__FILE__, __LINE__, headers[i]);
         for (line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n"))
             if (includes(line, "nodedb") || includes(line, "stb")) test_fail(__FILE__, __LINE__, line);
+        free(text);
+    }
+}
+
+/* ---- one shape for all: sections of the manual, rooms of the code ------------------------------------------------ */
+
+TEST(manuals_have_the_same_sections_under_the_same_titles) {
+    static const char *const titles[] = {"1. WHAT IT IS FOR, AND NOT FOR", "2. QUICK START", "3. CONCEPTS",
+                                         "4. API BY TASK", "5. THREADS", "6. MEMORY", "7. ERRORS", "8. LIMITS",
+                                         "9. ON DISK", "10. BUILDING", "11. DEPARTURES", "12. MEASURED",
+                                         "13. LICENCE"};
+    for (int i = 0; i < HEADERS; i++) {
+        char *text = read_text(headers[i]), *end, *at, line[80];
+        size_t found = 0;
+        REQUIRE(text != NULL);
+        end = strstr(text, "*/");
+        REQUIRE(end != NULL);
+        *end = 0;
+        for (at = strchr(text, '\n'); at != NULL; at = strchr(at + 1, '\n')) {
+            if (at[1] < '0' || at[1] > '9') continue;
+            snprintf(line, sizeof line, "%.*s", (int)strcspn(at + 1, "\n"), at + 1);
+            if (found >= sizeof titles / sizeof titles[0] || strcmp(line, titles[found]) != 0) {
+                test_fail(__FILE__, __LINE__, headers[i]);
+                test_fail(__FILE__, __LINE__, line);
+            }
+            found++;
+        }
+        CHECK_EQ(found, sizeof titles / sizeof titles[0]);
+        free(text);
+    }
+}
+
+/* The name in a room's banner or a line of the map: what stands before a colon, or before two spaces. */
+static void name_in(const char *line, char *name, size_t bytes) {
+    size_t length = strcspn(line, ":\n");
+    const char *gap = strstr(line, "  ");
+    if (gap != NULL && (size_t)(gap - line) < length) length = (size_t)(gap - line);
+    while (length > 0 && line[length - 1] == ' ') length--;
+    snprintf(name, bytes, "%.*s", (int)length, line);
+}
+
+/* The map is the banner IMPLEMENTATION: a line `*   NAME   what it holds` for each room, in order. */
+TEST(map_of_the_implementation_names_its_rooms_in_order) {
+    enum { NAMES = 16 };
+    for (int i = 0; i < HEADERS; i++) {
+        char *text = read_text(headers[i]), *at, *map_end, map[NAMES][100], name[100];
+        int rooms = 0, banners = 0;
+        REQUIRE(text != NULL);
+        at = strstr(text, "\n * IMPLEMENTATION");
+        REQUIRE(at != NULL);
+        map_end = strstr(at, "*/");
+        for (at = strstr(at, "\n *   "); at != NULL && at < map_end; at = strstr(at + 1, "\n *   "))
+            if (at[6] >= 'A' && at[6] <= 'Z' && rooms < NAMES) name_in(at + 6, map[rooms++], sizeof map[0]);
+        CHECK(rooms >= 5 && rooms <= 12);
+        for (at = map_end; (at = strstr(at, "\n/* =====")) != NULL; at = strstr(at, "*/")) {
+            const char *line = strchr(at + 1, '\n');
+            REQUIRE(line != NULL && strncmp(line, "\n * ", 4) == 0);
+            name_in(line + 4, name, sizeof name);
+            if (banners >= rooms || strcmp(name, map[banners]) != 0) {
+                test_fail(__FILE__, __LINE__, headers[i]);
+                test_fail(__FILE__, __LINE__, name);
+            }
+            banners++;
+        }
+        CHECK_EQ(banners, rooms);
+        free(text);
+    }
+}
+
+TEST(headers_have_lines_of_120_columns_at_most) {
+    for (int i = 0; i < HEADERS; i++) {
+        char *text = read_text(headers[i]), *line, *end;
+        REQUIRE(text != NULL);
+        for (line = text; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+            *end = 0;
+            if (end - line > 120) test_fail(__FILE__, __LINE__, line);
+        }
         free(text);
     }
 }
