@@ -83,14 +83,55 @@
    find out            nodedb_prefetch_residency  nodedb_prefetch_plan
    count faults        nodedb_prefetch_faults_start  nodedb_prefetch_faults_tick
 
-   To scan ahead of the faults, keep several tickets under way and touch each batch when its ticket is back:
-      1. While batches are left and fewer than 4 tickets are under way: nodedb_prefetch_begin, with the number of the
-         batch as the tag. AGAIN means that the queue is full: go on with 2.
-      2. nodedb_prefetch_reap. It never waits. If it returns 0, wait for nodedb_prefetch_fd with poll(), and reap again.
-      3. For each ticket: check its status, touch the batch that its tag names, and go to 1 until all are done.
+   To scan ahead of the faults, keep several tickets under way, and touch each batch when its ticket is back:
+
+        #define NODEDB_PREFETCH_IMPLEMENTATION
+        #include "nodedb_prefetch.h"
+        #include <fcntl.h>
+        #include <poll.h>
+        #include <sys/mman.h>
+        #include <unistd.h>
+
+        enum { BATCH = 64, BATCHES = 16, AHEAD = 4, STRIDE = 16384, TABLE_BYTES = BATCHES * BATCH * STRIDE };
+
+        static size_t offset_of(size_t batch, size_t i) { return (batch * BATCH + i) * STRIDE; } // yours asks an index
+
+        int main(void) {
+            nodedb_prefetch *prefetch = nodedb_prefetch_create(NULL, NULL);
+            nodedb_prefetch_range wanted[BATCH];
+            nodedb_prefetch_ticket ticket;
+            struct pollfd ready;
+            size_t begun = 0, done = 0, sum = 0;
+            char *table;
+            int fd = open("scan.data", O_RDWR | O_CREAT, 0600);
+            if (prefetch == NULL || fd < 0 || ftruncate(fd, TABLE_BYTES) != 0) return 1;
+            table = (char *)mmap(NULL, TABLE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+            if (table == (char *)MAP_FAILED) return 1;
+            ready.fd = nodedb_prefetch_fd(prefetch), ready.events = POLLIN;
+
+            while (done < BATCHES) {
+                for (; begun < BATCHES && begun - done < AHEAD; begun++) {
+                    for (size_t i = 0; i < BATCH; i++)
+                        wanted[i].start = table + offset_of(begun, i), wanted[i].bytes = 100;
+                    nodedb_status status = nodedb_prefetch_begin(prefetch, wanted, BATCH, begun, NULL);
+                    if (status == NODEDB_ERR_AGAIN) break; // the queue is full: reap first
+                    if (status != NODEDB_OK) return 1;
+                }
+                if (nodedb_prefetch_reap(prefetch, &ticket, 1) == 0) { // never waits: poll does
+                    (void)poll(&ready, 1, -1);
+                    continue;
+                }
+                if (ticket.status != NODEDB_OK) return 1; // a page that cannot be read must not be touched
+                for (size_t i = 0; i < BATCH; i++) sum += (unsigned char)table[offset_of((size_t)ticket.tag, i)];
+                done++;
+            }
+            nodedb_prefetch_destroy(prefetch);
+            return sum == 0 ? 0 : 1; // a new file holds zeros
+        }
+
    Tickets come back in the order in which they are done, which is not always the order in which they were begun.
-   The loop needs no second path for kernels without io_uring: there a ticket is back at once, with `resident` false.
-   The data may be touched then as well; each page waits for its own read.
+   The loop needs no second path for kernels without io_uring. There a ticket is back at once, with `resident` false.
+   Its data may be touched as well; each page then waits for its own read.
 
    A release after the scan tells the kernel which pages the program will not need again:
       NODEDB_PREFETCH_COLD          evict these pages before others
@@ -163,13 +204,13 @@
 
 12. MEASURED
    Cold random pages of a mapped file, 64 at a time: asked for, then touched. Two cores, virtual disk, busy machine;
-   medians of five runs of the benchmark, which prints all of these columns. The two columns of each kind are
+   medians of five runs of the benchmark, which prints all of these columns. Where there are two columns, they are
       1/16   `./build.sh bench prefetch`          a file of 1 GiB, of which 1 page in 16 is touched
       1/8    `./build.sh bench prefetch --quick`  a file of 256 MiB, of which 1 page in 8 is touched
    What prefetching is compared with decides the factor. Under MADV_RANDOM a fault reads its page alone (`over_random`).
-   By the kernel's default it reads the pages around as well (`over_readaround`): slower for each fault, but a later
-   touch may find its page, the sooner the denser the touched pages lie. `of_limit` compares with O_DIRECT reads by
-   io_uring, 64 in flight.
+   By the kernel's default it reads the pages around as well (`over_readaround`): a slower fault, but a later touch
+   may find its page, more often where the touched pages lie closer together. `of_limit` compares with O_DIRECT reads by
+   io_uring, 64 in flight. own CPU is that of the calling thread, without the kernel's workers.
                               of_limit        over_random     over_readaround   own CPU, us/page
                               1/16    1/8     1/16    1/8     1/16    1/8       1/16
       faults, MADV_RANDOM     0.19    0.19                                      37
