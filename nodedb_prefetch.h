@@ -58,8 +58,8 @@
             rounds outward, to every page that a range touches. A release rounds inward, to the pages that the ranges
             cover whole, so that it never takes a page that also holds somebody else's bytes.
    Step     A part of a run that one piece of advice may cover. The kernel cuts a long MADV_WILLNEED short without
-            saying so (at the larger of the device's read_ahead_kb and max_sectors_kb), so a run is asked for in steps
-            of NODEDB_PREFETCH_STEP_BYTES.
+            saying so, at the larger of the device's read_ahead_kb and max_sectors_kb (force_page_cache_ra of
+            mm/readahead.c). So a run is asked for in steps of NODEDB_PREFETCH_STEP_BYTES.
    Batch    nodedb_prefetch_batch starts the reads of many ranges and returns. To touch a page that is not there yet
             waits for the read of that page.
    Ticket   nodedb_prefetch_begin also starts the reads of many ranges, and tells when all their pages are in memory
@@ -182,7 +182,7 @@
 10. BUILDING
    In one file: #define NODEDB_PREFETCH_IMPLEMENTATION before the #include. Include this header before any header of the
    system, or compile with -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64. C99 and C++11. Link with -luring; with
-   NODEDB_NO_LIBURING nothing needs to be linked. Linux 4.5 or newer; what newer kernels add is found at creation.
+   NODEDB_NO_LIBURING nothing needs to be linked. Linux alone; creation finds out what the kernel can do.
       NODEDB_PREFETCH_IMPLEMENTATION  compile the code in this file
       NODEDB_PREFETCH_STATIC          make all functions private to this file; needs the macro above
       NODEDB_PREFETCH_API             what stands before each function; default: extern
@@ -190,9 +190,10 @@
 
 11. DEPARTURES
    From the usual loop of posix_madvise or MADV_WILLNEED:
-   - Advice comes in steps of 128 KiB. One call for a large range reads only its beginning, and says nothing.
+   - Advice comes in steps of 128 KiB. One call for a large range reads only its beginning, and reports success.
    - A ticket advises first and populates afterwards. MADV_POPULATE_READ alone reads one run after the other; the advice
      before it starts all reads at once, and populating waits for reads that are under way.
+   - Several tickets may be under way: four make 1.06 of the rate of O_DIRECT reads, one at a time 0.77 (section 12).
    - The last entry of a ticket writes to an eventfd. A descriptor that is registered with the ring would wake the
      owner at every step.
    - Releases round inward after the ranges are merged as bytes. The kernel rounds the length up, which takes the rest
