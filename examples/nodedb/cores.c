@@ -97,7 +97,7 @@ static uint64_t count_leaving(const move *m, const shard *from, const part *p) {
     return leaving;
 }
 
-/* One element into the file of the core that it goes to. `vector` and `floats`: room for it. */
+/* Writes one element to the file of its new core. `vector` and `floats`: room for it. */
 static nodedb_status send_element(move *m, const part *p, const element *x, float *vector, char *floats,
                                   nodedb_error *err) {
     uint32_t to = core_of(m, p, x);

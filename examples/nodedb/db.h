@@ -6,7 +6,7 @@
  * logged, and what apply() is given when the record is durable, and again when the log is replayed.
  *
  * Threads. A core's structs are touched by its own thread only. Operations travel between cores as pointers in rings:
- * whoever holds one owns it. What it borrows (key, value, vector) is memory of its request, which stays until all its
+ * its holder owns it. What it borrows (key, value, vector) is memory of its request, which stays until all its
  * operations are back, and is only read. Shared by all cores are: the options and the slot map (read only while cores
  * run), the governor, the runtime, the logger with its lock, and the few numbers of struct server that say "atomic". */
 #ifndef NODEDB_DB_H
@@ -53,7 +53,7 @@ typedef enum change_kind {
     CHANGE_EXPIRE = 3,    /* key, u.expire */
     CHANGE_INCREMENT = 4, /* key, u.increment */
     CHANGE_FLUSH = 5,     /* all keys of the shard */
-    CHANGE_SWEEP = 6,     /* key: goes if it has expired at the record's time */
+    CHANGE_SWEEP = 6,     /* key: removed if it has expired at the record's time */
     CHANGE_CREATE = 10,   /* key, u.create: a vector set, if there is nothing of that name */
     CHANGE_END = 11,      /* key, u.set_id: the set has lost its last element */
     CHANGE_ADD = 12,      /* element as key, u.add; at a part */

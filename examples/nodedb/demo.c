@@ -45,7 +45,7 @@
 #define NEIGHBOURS 10
 #define MIN_RECALL 0.98
 #define SEARCH_LAPS 5      /* how often the queries are asked to measure the speed on several connections */
-#define VADD_EVERY 16      /* of the second ingest's writes one in so many is a vector, the others are keys */
+#define VADD_EVERY 16      /* one in 16 writes of the second ingest is a vector, the others are keys */
 #define MAX_VALUE_BYTES 512
 #define MAX_DIM 384        /* such that IN_FLIGHT vectors fit into OUT_BYTES */
 #define BAR_WIDTH 30
@@ -291,7 +291,7 @@ static bool client_reply(client *c, reply *r) {
     r->number = r->type == '+' || r->type == '-' ? 0 : strtoll(line + 1, NULL, 10);
     r->text = line + 1;
     r->bytes = line_bytes - 3;
-    if (r->type == '$' && r->number >= 0) { /* this line is followed by so many bytes and the end of a line */
+    if (r->type == '$' && r->number >= 0) { /* `number` bytes and the end of a line follow */
         r->bytes = (size_t)r->number;
         while (c->in_bytes - c->in_at < line_bytes + r->bytes + 2)
             if (!client_receive(c)) return false;

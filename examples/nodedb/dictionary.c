@@ -32,7 +32,7 @@
 #define DICTIONARY_FULL (DICTIONARY_PLACES / 8 * 7)
 #define DICTIONARY_MERGE (DICTIONARY_PLACES / 4) /* two buddies with fewer items become one */
 #define DICTIONARY_MAX_DEPTH 24
-#define DICTIONARY_GROW_ITEMS 16       /* the directory doubles if there are so many for each new place ... */
+#define DICTIONARY_GROW_ITEMS 16       /* the directory doubles if there are at least 16 for each new place ... */
 #define DICTIONARY_SHRINK_ITEMS 8      /* ... and halves if there are fewer for each place */
 #define DICTIONARY_ONES UINT64_C(0x0101010101010101)
 enum { DICTIONARY_EMPTY = 0, DICTIONARY_TOMBSTONE = 1, DICTIONARY_FIRST_TAG = 2 };
@@ -81,12 +81,12 @@ static uint32_t dictionary_first(uint32_t group, uint64_t bytes) {
     return group * DICTIONARY_GROUP + (uint32_t)__builtin_ctzll(bytes) / 8;
 }
 
-/* Items and tombstones that so many places may hold. */
+/* How many items and tombstones a segment of this capacity may hold. */
 static uint32_t dictionary_limit(uint32_t capacity) { return capacity / 8 * 7; }
 
 static uint32_t dictionary_larger(uint32_t capacity) { return capacity == 128 ? DICTIONARY_PLACES : capacity * 2; }
 
-/* Places for so many items and half as many more. */
+/* The capacity for this many items and half as many more. */
 static uint32_t dictionary_capacity(uint32_t items) {
     uint32_t wanted = items + items / 2, capacity = DICTIONARY_GROUP;
     if (wanted > DICTIONARY_FULL) wanted = items < DICTIONARY_FULL ? DICTIONARY_FULL : items + 1;

@@ -2,7 +2,7 @@
  *
  * A write is admitted before it is logged: data_reserve() asks the governor for what it will take. What is durable
  * cannot be refused any more, so apply() counts by force, and what the operation had reserved pays for it (credit).
- * Clients' buffers count into one number of their core, which net_maintain() tells the governor in each turn. */
+ * Clients' buffers count into one number of their core; net_report_memory() reports it to the governor in each turn. */
 #include "db.h"
 
 #include <malloc.h>

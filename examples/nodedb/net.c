@@ -198,7 +198,7 @@ static void dispatch(core *c, connection *conn, const command *cmd, const char *
     char *copy = (char *)(req->argv + argc);
     if (steal) {
         copy = req->frame.p = conn->in.p;
-        req->frame.cap = conn->in.cap; /* the buffer's count goes with it */
+        req->frame.cap = conn->in.cap; /* and the count of the buffer moves with it */
         conn->in.p = NULL;
         conn->in.len = conn->in.cap = 0;
     } else if (bytes > LONG_FRAME) {

@@ -61,7 +61,7 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 
-/* jemalloc reads this: freed memory goes back to the system soon, so that what is counted is what is used. */
+/* jemalloc reads this: it returns freed memory to the system soon, so that the counted memory is the used memory. */
 extern const char *malloc_conf;
 const char *malloc_conf = "dirty_decay_ms:200,muzzy_decay_ms:0,oversize_threshold:262144";
 
@@ -266,7 +266,7 @@ static int lock_directory(const server *srv) {
     return fd;
 }
 
-/* So many clients that logs and checkpoints always find a descriptor. */
+/* Limits the clients, so that logs and checkpoints always find a descriptor. */
 static void limit_clients(server *srv) {
     struct rlimit limit;
     uint64_t kept = 16 + UINT64_C(16) * srv->cores, most = UINT64_C(2) * MAX_CLIENTS * srv->cores;

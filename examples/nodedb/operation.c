@@ -202,7 +202,7 @@ void operation_fail(core *c, operation *op, const char *format, ...) {
 
 /* ---- applying ---------------------------------------------------------------------------------------------------- */
 
-/* The reservation of the operation pays for what the change takes; the rest goes back. */
+/* The change uses the operation's reservation; the rest is released. */
 static void apply_paid(core *c, operation *op, const change *ch, result *r) {
     shard *s = c->shard;
     s->credit_bytes = op->reserved;
@@ -287,7 +287,7 @@ size_t change_cost(const change *c) {
     return bytes > MIN_COST_BYTES ? bytes : MIN_COST_BYTES;
 }
 
-/* What makes room goes through on a full disk as well: for that is the reserve. */
+/* Changes that free space, which the reserve lets through on a full disk. */
 static bool frees_space(const operation *op) {
     switch (op->change.kind) {
     case CHANGE_DELETE: case CHANGE_EXPIRE: case CHANGE_FLUSH: case CHANGE_SWEEP: case CHANGE_END: case CHANGE_REMOVE:

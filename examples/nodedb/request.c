@@ -187,7 +187,7 @@ static bool may_start(core *c, request *req) {
     connection *conn = req->conn;
     if (req->more == NULL || req->stream != NULL ||
         req->started - req->answered >= (req->window != 0 ? req->window : WINDOW)) return false;
-    if (conn->fd < 0 && (req->cmd->flags & COMMAND_WRITE) == 0) { /* nobody reads it */
+    if (conn->fd < 0 && (req->cmd->flags & COMMAND_WRITE) == 0) { /* no client reads it */
         req->more = NULL;
         return false;
     }

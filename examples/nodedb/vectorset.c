@@ -14,8 +14,8 @@
  *   LIVE      an entry with a set_home              VADD, VREM, a read                 LIVE      to the part
  *                                                   a part answers, elements are left  LIVE      count
  *                                                   a part answers, none is left       ENDING    log END; VREM waits
- *                                                   DEL, SET, EXPIRE, FLUSHALL durable ABSENT    the parts are told
- *   ENDING    an END is in the log                  END durable                        ABSENT    the parts are told
+ *                                                   DEL, SET, EXPIRE, FLUSHALL durable ABSENT    notify the parts
+ *   ENDING    an END is in the log                  END durable                        ABSENT    notify the parts
  *                                                   DEL, SET, ... durable before it    ABSENT    END finds nothing
  *                                                   END refused (the log has failed)   LIVE      tried again later
  *

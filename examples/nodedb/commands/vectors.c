@@ -95,7 +95,7 @@ static bool is_beam(request *req, int i) {
            parse_int64(req->argv[i + 1], &n) && n > 0 && n <= MAX_EF;
 }
 
-/* What stands behind the element. */
+/* The options behind the element. */
 static bool parse_vadd_options(request *req, int i, uint32_t *metric, bool *same_metric) {
     for (; i < req->argc; i++) {
         slice a = req->argv[i];
