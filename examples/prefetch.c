@@ -14,7 +14,7 @@ enum { BATCH = 64, BATCHES = 32, AHEAD = 4 }; /* records of a ticket; tickets of
 
 static int fail(const char *what) { return fprintf(stderr, "%s\n", what), 1; }
 
-/* A file in which record i starts with the number i, mapped, and none of it in memory if the file system can do that. */
+/* Maps a file in which record i starts with the number i. None of it is in memory, if the file system can do that. */
 static char *make_table(const char *path) {
     uint32_t record[RECORD_BYTES / sizeof(uint32_t)] = {0};
     FILE *file = fopen(path, "w+b");

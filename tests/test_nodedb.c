@@ -1,8 +1,26 @@
-/* The database from outside: what its commands answer, and what survives kills and faults. See server.h for the
- * helpers. */
+/* The database from outside: what its commands answer, and what survives kills and faults. The helpers are in server.h.
+ *
+ *   COMMANDS           what each command answers, as Redis does
+ *   PROTOCOL           frames, pipelines, limits, protocol errors
+ *   SEVERAL CLIENTS    many at once, on one key and on different cores
+ *   TIME TO LIVE       expiry, and what it does to other commands
+ *   SCAN               every key that stays is found
+ *   LARGE VALUES       fetched in pieces, while others are served
+ *   RESTARTS           after orderly ends and kills, in the middle of writes
+ *   FILES              what a checkpoint makes of the log and the directory
+ *   VECTOR SETS        VADD to VSIM, restarts, the memory of indexes
+ *   MEMORY             above the ceiling: spilling, and refusals where nothing can spill
+ *   REFUSALS           a second server, damaged data, wrong options
+ *   FAULTS             a core that faults, and what the others still do
+ *   REFUSING SYSTEMS   no io_uring, tmpfs, few descriptors
+ *   DURABILITY         acknowledged writes survive kills
+ *   CLIENTS OF REDIS   redis-cli and redis-benchmark
+ *   END                the shared server stops in order */
 #include "server.h"
 
-/* ---- commands -------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * COMMANDS: what each command answers, as Redis does
+ * ================================================================================================================ */
 
 DB_TEST(connection_commands_answer_as_in_redis) {
     client *c = shared_client();
@@ -49,7 +67,7 @@ DB_TEST(unknown_commands_and_wrong_counts_have_the_wording_of_redis) {
     says(c, "FLUSHALL x", "-ERR syntax error\r\n");
     says(c, "SHUTDOWN x", "-ERR syntax error\r\n");
     says(c, "DEBUG PANIC", "-ERR DEBUG command not allowed. Start the server with --enable-debug-command.\r\n");
-    /* nothing from a client breaks the line of an error */
+    /* no byte from a client ends the line of an error early */
     says(c, "\"a\\r\\nb\"", "-ERR unknown command 'a  b', with args beginning with: \r\n");
     says(c, "PING", "+PONG\r\n");
 }
@@ -218,7 +236,9 @@ DB_TEST(a_key_of_one_type_refuses_commands_of_another) {
     says(c, "VCARD v", wrong);
 }
 
-/* ---- the protocol ---------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * PROTOCOL: frames, pipelines, limits, protocol errors
+ * ================================================================================================================ */
 
 DB_TEST(keys_and_values_are_any_bytes) {
     client *c = shared_client();
@@ -516,10 +536,12 @@ DB_TEST(two_hundred_connections_that_break_off_with_commands_under_way_do_no_har
     says(c, "SET own 1", "+OK\r\n"); /* not `count`: what was under way may still be raising it */
     says(c, "INCR own", ":2\r\n");
     says(c, "FLUSHALL", "+OK\r\n");
-    CHECK(info_reaches(c, "used_memory", false, 100000)); /* nothing stays accounted for those who have gone */
+    CHECK(info_reaches(c, "used_memory", false, 100000)); /* disconnected clients hold no memory */
 }
 
-/* ---- several clients ------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * SEVERAL CLIENTS: many at once, on one key and on different cores
+ * ================================================================================================================ */
 
 typedef struct worker {
     pthread_t thread;
@@ -578,10 +600,12 @@ DB_TEST(set_nx_from_several_connections_has_exactly_one_winner) {
         const char *r = reply(c);
         if (r[0] == '$' && r[1] == '1') owned[(r[4] - '0') % 6]++;
     }
-    for (i = 0; i < 6; i++) CHECK_EQ(owned[i], w[i].wins); /* who was told so is the owner */
+    for (i = 0; i < 6; i++) CHECK_EQ(owned[i], w[i].wins); /* the client that was told so is the owner */
 }
 
-/* ---- time to live ---------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * TIME TO LIVE: expiry, and what it does to other commands
+ * ================================================================================================================ */
 
 static bool scan_finds(client *c, const char *key) {
     char line[100], cursor[32] = "0";
@@ -679,7 +703,9 @@ DB_TEST(a_vector_set_that_expired_before_a_checkpoint_stays_expired_after_it) {
     CHECK_EQ(risen, 0);
 }
 
-/* ---- SCAN ------------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * SCAN: every key that stays is found
+ * ================================================================================================================ */
 
 DB_TEST(scan_returns_every_key_that_stays_while_others_come_and_go) {
     client *c = shared_client(), *other = client_open(shared.port);
@@ -768,7 +794,9 @@ DB_TEST(scan_has_match_count_and_type_and_refuses_nonsense) {
     begins(c, "SCAN 0 COUNT 1000000000000", "*2\r\n");
 }
 
-/* ---- large values ---------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * LARGE VALUES: fetched in pieces, while others are served
+ * ================================================================================================================ */
 
 static void fill_value(char *value, size_t n, uint64_t seed) {
     uint64_t x = 0;
@@ -838,7 +866,9 @@ DB_TEST(a_pipeline_of_large_replies_comes_whole_to_a_client_that_reads_it) {
     free(room);
 }
 
-/* ---- restarts -------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * RESTARTS: after orderly ends and kills, in the middle of writes
+ * ================================================================================================================ */
 
 DB_TEST(a_restart_keeps_everything_after_shutdown_sigterm_sigint_and_sigkill) {
     static const char *const how[] = {"SHUTDOWN", "SHUTDOWN NOSAVE", "SHUTDOWN SAVE", "TERM", "INT", "KILL", "none"};
@@ -932,7 +962,9 @@ DB_TEST(a_shutdown_in_the_middle_of_writes_keeps_all_that_were_acknowledged) {
     }
 }
 
-/* ---- files of a server ----------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * FILES: what a checkpoint makes of the log and the directory
+ * ================================================================================================================ */
 
 /* The first file below `dir` whose path has `part` and, if `holds` is given, whose bytes hold it; at what offset. */
 static bool find_file(const char *dir, const char *part, const char *holds, char *path, long *offset) {
@@ -975,7 +1007,7 @@ static long file_bytes(const char *path) {
     return stat(path, &st) == 0 ? (long)st.st_size : -1;
 }
 
-/* The path as a message names it: from the data directory on. */
+/* The path as a message names it: relative to the data directory. */
 static const char *below(const char *path, const char *dir) { return path + strlen(dir); }
 
 DB_TEST(after_a_checkpoint_the_log_behind_it_goes_and_a_restart_needs_only_what_is_left) {
@@ -1020,7 +1052,9 @@ DB_TEST(after_a_checkpoint_the_log_behind_it_goes_and_a_restart_needs_only_what_
     says(c, "VCARD v", ":0\r\n");
 }
 
-/* ---- vector sets ----------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * VECTOR SETS: VADD to VSIM, restarts, the memory of indexes
+ * ================================================================================================================ */
 
 enum { COSINE, L2, IP };
 static const char *const metric_names[] = {"COSINE", "L2", "IP"};
@@ -1278,7 +1312,7 @@ DB_TEST(a_client_that_has_sent_all_still_gets_its_replies) {
     next_is(c, "+OK\r\n"), next_is(c, ":42\r\n"), next_is(c, "$2\r\n42\r\n");
 }
 
-/* What a restart replays is what happened: also where keys expire between being logged and being applied. */
+/* A restart replays what happened, even if a key expires after a change is logged and before it is applied. */
 DB_TEST(a_restart_gives_the_same_values_where_keys_expire_under_load) {
     enum { KEYS = 600, ROUNDS = 12 };
     server *s = server_start(data_dir(), "--cores 1");
@@ -1323,8 +1357,8 @@ DB_TEST(memory_comes_back_when_values_replace_vector_sets_in_interval_mode) {
     CHECK(info_reaches(c, "used_memory", false, before + 8192)); /* what was dropped is freed step by step */
 }
 
-/* Large memory of an index is given back in pieces: all of it, also when the server ends meanwhile (which the sanitizers
- * look at), and when new vectors come in between. */
+/* Large memory of an index is returned in pieces: all of it, also if the server ends meanwhile (which the sanitizers
+ * check), and if new vectors arrive in between. */
 DB_TEST(the_memory_of_a_large_index_goes_back_whole) {
     enum { DIM = 32768, VECTORS = SLOW ? 32 : 144 };
     server *s = server_start(data_dir(), "--cores 1 --memory 1G");
@@ -1527,7 +1561,9 @@ DB_TEST(vector_sets_survive_kills_and_checkpoints_with_equal_answers) {
     }
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * MEMORY: above the ceiling: spilling, and refusals where nothing can spill
+ * ================================================================================================================ */
 
 DB_TEST(beyond_the_ceiling_cold_values_spill_and_all_stay_readable_and_right) {
     server *s = server_start(data_dir(), "--cores 2 --memory 32M");
@@ -1549,7 +1585,7 @@ DB_TEST(beyond_the_ceiling_cold_values_spill_and_all_stay_readable_and_right) {
                 bytes later = {0};
                 refused++;
                 for (i = i + 1; i < at + BATCH; i++)
-                    (void)reply(c); /* this batch again from its begin, when there is room */
+                    (void)reply(c); /* this batch again from its start, when there is room */
                 bytes_free(&later);
                 sleep_ms(5);
                 for (i = at; i < at + BATCH; i++) {
@@ -1622,14 +1658,16 @@ DB_TEST(when_nothing_can_spill_writes_get_oom_and_after_deleting_they_work_again
     says(c, "VADD v VALUES 2 1 0 e", ":1\r\n");
     says(c, "INCR n", ":1\r\n");
     (void)server_signal(s, SIGKILL);
-    s = server_start(data_dir(), "--cores 2 --memory 1M"); /* what there is is kept, also above a smaller ceiling */
+    s = server_start(data_dir(), "--cores 2 --memory 1M"); /* existing data are kept, even above a lower ceiling */
     REQUIRE(s != NULL);
     c = client_open(s->port);
     says(c, "GET again", "$5\r\nworks\r\n");
     CHECK_EQ(number(c, "DBSIZE"), stored - 4000 + 3);
 }
 
-/* ---- refusals -------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * REFUSALS: a second server, damaged data, wrong options
+ * ================================================================================================================ */
 
 DB_TEST(a_second_server_on_the_same_directory_is_refused_by_name) {
     server *s = server_start(data_dir(), "--cores 1");
@@ -1821,7 +1859,9 @@ DB_TEST(wrong_options_are_named_and_help_helps) {
     refuses(__LINE__, data_dir(), "--dir /proc/nothing", 1, "/proc/nothing", NULL);
 }
 
-/* ---- faults ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * FAULTS: a core that faults, and what the others still do
+ * ================================================================================================================ */
 
 DB_TEST(a_panic_is_answered_at_once_and_three_degrade_only_their_core) {
     server *s = server_start(data_dir(), "--cores 2 --enable-debug-command");
@@ -1866,7 +1906,9 @@ DB_TEST(a_panic_is_answered_at_once_and_three_degrade_only_their_core) {
     CHECK_EQ(good, 100); /* FLUSHALL has changed nothing, on no core */
 }
 
-/* ---- systems that refuse --------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * REFUSING SYSTEMS: no io_uring, tmpfs, few descriptors
+ * ================================================================================================================ */
 
 static void refuse_io_uring(void) {
     struct sock_filter filter[] = {
@@ -1882,7 +1924,7 @@ static void refuse_io_uring(void) {
         _exit(125);
 }
 
-/* A little of everything, a kill, and a look. */
+/* Some of each kind of data, a kill, and a check. */
 static void everything_works(const char *dir, const char *options, int *fallback_lines, const char *word, char *ready,
                              size_t ready_bytes) {
     int round, i;
@@ -1977,7 +2019,9 @@ DB_TEST(more_connections_than_descriptors_do_no_harm) {
     says(last, "SAVE", "+OK\r\n");
 }
 
-/* ---- durability ------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * DURABILITY: acknowledged writes survive kills
+ * ================================================================================================================ */
 
 DB_TEST(with_durability_interval_replies_come_at_once_and_a_little_later_all_is_on_the_disk) {
     enum { BIG = 24 };
@@ -2063,7 +2107,7 @@ static void *write_until_killed(void *argument) {
     return NULL;
 }
 
-/* How many acknowledged writes of one thread are not there. */
+/* How many acknowledged writes of one thread are missing. */
 static int count_lost(client *c, const promise *p) {
     int t = p->w.index, i, lost = 0;
     for (i = 0; i < p->sets_acked; i++) putf(c, "GET k:%d:%d", t, i);
@@ -2125,7 +2169,7 @@ DB_TEST(no_acknowledged_write_is_lost_when_the_server_is_killed_at_random_moment
         wait = 50 + (unsigned)(test_random(&random) % 350);
         if (round % 2 == 1) {
             sleep_ms(wait / 2);
-            put_line(c, "SAVE"); /* and the kill may hit it anywhere */
+            put_line(c, "SAVE"); /* the kill may interrupt it at any step */
             client_flush(c);
             sleep_ms(wait / 8);
         } else sleep_ms(wait);
@@ -2138,7 +2182,9 @@ DB_TEST(no_acknowledged_write_is_lost_when_the_server_is_killed_at_random_moment
     CHECK(acked > 100);
 }
 
-/* ---- the clients of Redis -------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * CLIENTS OF REDIS: redis-cli and redis-benchmark
+ * ================================================================================================================ */
 
 static bool installed(const char *name) {
     char command[100];
@@ -2146,7 +2192,7 @@ static bool installed(const char *name) {
     return system(command) == 0;
 }
 
-/* Output of a command, stderr included; the caller frees. */
+/* The output of a command, with stderr. The caller frees it. */
 static char *output_of(const char *command, int *status) {
     char path[PATH_BYTES], whole[3 * PATH_BYTES];
     (void)snprintf(path, sizeof path, "%s/output", test_dir());
@@ -2221,7 +2267,9 @@ DB_TEST(redis_benchmark_runs_to_its_end_without_an_error) {
     says(c, "PING", "+PONG\r\n");
 }
 
-/* ---- the end --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * END: the shared server stops in order
+ * ================================================================================================================ */
 
 TEST(the_server_that_all_tests_shared_stops_in_order_at_the_end) {
     if (shared.pid == 0) return;

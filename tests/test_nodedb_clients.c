@@ -1,19 +1,35 @@
 /* What clients can do to the database, and must not be able to: replies that nobody reads, requests that never end,
  * commands of a million keys, patterns that never match, connections without end. In each of these tests the server's
- * memory stays within its bound, and other clients are answered while it goes on.
+ * memory stays within its bound, and other clients are answered meanwhile.
  *
  * The bound: resident memory of 1.1 * (--memory + the base that INFO states as used_memory_base; 24 MiB a core if it
- * states none). It is not checked under sanitizers, whose own memory is several times larger. Limits of time are
- * multiplied there (see `slowness`), and the amount of work is divided (see `less`). */
+ * states none). It is not checked under sanitizers, whose own memory is several times larger. There, limits of time are
+ * multiplied (see `slowness`), and the amount of work is divided (see `less`).
+ *
+ *   BUILD                  sanitizers, and how much slower they are
+ *   SERVER IN THE KERNEL   its memory and processor time, from /proc
+ *   WATCH                  a client whose latency every test bounds
+ *   READERS                connections that read on demand
+ *   REQUESTS               pipelines, values, servers
+ *   UNREAD REPLIES         values, pipelines, scans, vectors, searches, errors
+ *   MANY KEYS              commands of 10,000 keys in a pipeline
+ *   ENDLESS REQUESTS       large commands of which a part never arrives
+ *   PIECES                 commands that arrive in small packets
+ *   PATTERNS               SCAN with hostile patterns, also when the server ends
+ *   CONNECTIONS            descriptors, timeouts, keepalive, clients that come and go
+ *   ANSWERS                SELECT, CLUSTER, AUTH, refused options
+ *   END                    the shared server stops in order */
 #include "server.h"
 
-/* TCP asks a receiver that had no room again after up to 12.8 s, each time twice as late (its persist timer). */
+/* TCP probes a receiver that had no room after up to 12.8 s, at intervals that double (its persist timer). */
 #define READER_PATIENCE_MS (4 * PATIENCE_MS)
 
 #define MIB (1 << 20)
 #define LATENCY_MAX_MS 100 /* of a small command of another client, whatever goes on */
 
-/* ---- what this build is ---------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * BUILD: sanitizers, and how much slower they are
+ * ================================================================================================================ */
 
 /* The server's build shows in the name of its folder only: build/asan, build/tsan. */
 static bool built_with(const char *sanitizer) {
@@ -36,9 +52,11 @@ static uint64_t clock_us(void) {
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-/* ---- what the kernel says of the server ------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * SERVER IN THE KERNEL: its memory and processor time, from /proc
+ * ================================================================================================================ */
 
-/* A field of /proc/PID/status that is in kB (VmRSS, VmHWM), in bytes. -1: the process has gone. */
+/* A field of /proc/PID/status that is in kB (VmRSS, VmHWM), in bytes. -1: the process has ended. */
 static long long status_bytes(pid_t pid, const char *field) {
     char path[64], name[32], text[4096];
     const char *at;
@@ -88,7 +106,9 @@ static void check_memory(int line, server *s, const char *what, long long bound)
         complain(line, "%s: the server took %lld MiB; the bound is %lld MiB", what, peak / MIB, bound / MIB);
 }
 
-/* ---- the other client ------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * WATCH: a client whose latency every test bounds
+ * ================================================================================================================ */
 
 /* A thread that sends small commands, one at a time, and measures how long each takes. It guards the machine, too: a
  * server that takes several times its bound is killed. One watch at a time; see CLIENTS_TEST.
@@ -254,7 +274,9 @@ static void watch_end_at(int line) {
     }                                                                                                                  \
     static void checks_##name(void)
 
-/* ---- connections that read when they are told to --------------------------------------------------------------- */
+/* ===================================================================================================================
+ * READERS: connections that read on demand
+ * ================================================================================================================ */
 
 /* A connected, blocking socket; -1 (and a failure) if there is none. receive_bytes: the kernel's buffer, 0 as usual. */
 static int raw_connect_with(int port, int receive_bytes) {
@@ -289,11 +311,11 @@ static void raw_reset(int fd) {
     (void)close(fd);
 }
 
-/* A connection that sends a request and compares the reply as it comes, without keeping it. It reads nothing before it
- * is asked what comes next. */
+/* A connection that sends a request and compares the reply as it comes, without keeping it. It reads only when a
+ * caller asks for the next bytes. */
 typedef struct reader {
     int fd;
-    bool broken; /* it was closed, late or wrong, and that has been said */
+    bool broken; /* it was closed, late or wrong, and a check has failed */
     const bytes *request;
     size_t sent, at, len, piece; /* piece: bytes read at once */
     unsigned pause_us;           /* between two reads */
@@ -388,7 +410,9 @@ static const char *reader_line(int line, reader *r, const char *what, char *to, 
     return to;
 }
 
-/* ---- requests and values --------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * REQUESTS: pipelines, values, servers
+ * ================================================================================================================ */
 
 /* Bytes that the seed determines. The caller frees. */
 static char *pattern(size_t n, uint64_t seed) {
@@ -402,7 +426,7 @@ static char *pattern(size_t n, uint64_t seed) {
     return p;
 }
 
-/* A whole pipeline is built in `out` of a client that is connected to nothing. */
+/* A client without a connection: a pipeline is built in its `out`. */
 static void request_of(bytes *request, const client *c, size_t times) {
     for (; times > 0; times--) bytes_put(request, c->out.p, c->out.len);
 }
@@ -417,7 +441,9 @@ static server *small_server(const char *more, long long *bound) {
     return s;
 }
 
-/* ---- replies that nobody reads --------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * UNREAD REPLIES: values, pipelines, scans, vectors, searches, errors
+ * ================================================================================================================ */
 
 CLIENTS_TEST(a_reply_of_two_gigabytes_takes_bounded_memory_and_comes_whole) {
     const size_t size = 8 * MIB;
@@ -457,7 +483,7 @@ CLIENTS_TEST(a_reply_of_two_gigabytes_takes_bounded_memory_and_comes_whole) {
 
 #define MAX_READERS 64
 
-/* Sends what the sockets take, until the server rests: it takes no more, and its memory does not grow. */
+/* Sends what the sockets take, until the server is idle: it takes no more, and its memory does not grow. */
 static void until_still(server *s, reader *all, int n) {
     uint64_t begin = clock_ms(), since = begin;
     long long last = 0;
@@ -643,7 +669,7 @@ CLIENTS_TEST(scans_of_long_keys_that_nobody_reads_take_bounded_memory) {
     bytes_free(&empty.out);
     if (failures() > 0) return;
     memset(seen, 0, sizeof seen);
-    do { /* and one that reads finds every key */
+    do { /* a client that reads finds every key */
         size_t n, k;
         int index;
         putf(c, "SCAN %s COUNT 100000", cursor);
@@ -851,7 +877,8 @@ CLIENTS_TEST(a_write_of_many_keys_goes_on_though_its_client_does_not_read_what_i
     }
     CHECK_EQ(number(c, "EXISTS a b c last"), 0);
     CHECK_EQ(mute.got, 0);
-    (void)reader_is(__LINE__, &mute, "GET of 8 MiB", head, (size_t)sprintf(head, "$%d\r\n", 8 * MIB)); /* now it reads */
+    /* now it reads */
+    (void)reader_is(__LINE__, &mute, "GET of 8 MiB", head, (size_t)sprintf(head, "$%d\r\n", 8 * MIB));
     (void)reader_is(__LINE__, &mute, "GET of 8 MiB", value, 8 * MIB);
     (void)reader_is(__LINE__, &mute, "DEL", want, (size_t)sprintf(want, "\r\n:4\r\n"));
     reader_close(&mute, false);
@@ -860,7 +887,9 @@ CLIENTS_TEST(a_write_of_many_keys_goes_on_though_its_client_does_not_read_what_i
     free(value);
 }
 
-/* ---- commands of many keys ------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * MANY KEYS: commands of 10,000 keys in a pipeline
+ * ================================================================================================================ */
 
 #define KEYS 10000 /* of one command */
 #define SETS 20    /* of keys; command j is about set j % SETS */
@@ -917,7 +946,9 @@ CLIENTS_TEST(commands_of_ten_thousand_keys_in_a_pipeline_leave_time_for_other_cl
     says(c, "DBSIZE", ":16\r\n");
 }
 
-/* ---- requests that do not end ---------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * ENDLESS REQUESTS: large commands of which a part never arrives
+ * ================================================================================================================ */
 
 /* A client that sends one SET of 32 MiB. */
 typedef struct giant {
@@ -975,7 +1006,7 @@ static void giants_go_on(giant *g, size_t hold, uint64_t patience_ms) {
         bool moved = false;
         for (open = 0, i = 0; i < GIANTS; i++) {
             moved = giant_step(&g[i], chunk, sizeof chunk, giant_total(&g[i]) - hold) || moved;
-            open += g[i].fd >= 0 && !(g[i].sent == giant_total(&g[i]) && g[i].got > 0); /* answered: it is over */
+            open += g[i].fd >= 0 && !(g[i].sent == giant_total(&g[i]) && g[i].got > 0); /* answered: it has ended */
         }
         if (moved) since = clock_ms();
         else sleep_ms(1);
@@ -1018,7 +1049,7 @@ CLIENTS_TEST(unfinished_requests_take_bounded_memory_and_what_does_not_fit_is_re
 }
 
 /* A client has a command of 6 MiB under way, whose reply it does not read. Others send SETs that do not fit beside it
- * into what clients may hold: it is the one that has to go, and none of them. */
+ * into what clients may hold: this client is closed, and none of the others. */
 CLIENTS_TEST(a_long_command_under_way_counts_when_the_client_that_holds_most_is_sought) {
     enum { OTHERS = 8, LONG_KEYS_OF_IT = 100, KEY_BYTES = 60000, OTHER_BYTES = 3 * MIB / 2 }; /* 6 and 12 of 16 MiB */
     char *value = pattern(8 * MIB, test_seed), key[32];
@@ -1051,7 +1082,7 @@ CLIENTS_TEST(a_long_command_under_way_counts_when_the_client_that_holds_most_is_
         client_flush(all[i]);
         sleep_ms(40); /* one after the other: what the one that goes has held is free by then */
     }
-    CHECK(info_reaches(c, "connected_clients", false, OTHERS + 1)); /* one had to go */
+    CHECK(info_reaches(c, "connected_clients", false, OTHERS + 1)); /* one was closed */
     for (i = 0; i < OTHERS; i++) {
         all[i]->out.len = 0;
         bytes_put(&all[i]->out, value + i + OTHER_BYTES - 998, 998), bytes_put(&all[i]->out, "\r\n", 2);
@@ -1070,7 +1101,8 @@ CLIENTS_TEST(a_long_command_under_way_counts_when_the_client_that_holds_most_is_
     for (i = gone = 0; i < OTHERS; i++) {
         putf(c, "GET k%d", i);
         (void)reply(c);
-        gone = (char)(gone | (c->reply.len < OTHER_BYTES || memcmp(strchr(c->reply.p, '\n') + 1, value + i, OTHER_BYTES) != 0));
+        gone = (char)(gone | (c->reply.len < OTHER_BYTES ||
+                              memcmp(strchr(c->reply.p, '\n') + 1, value + i, OTHER_BYTES) != 0));
     }
     CHECK(!gone);
     reader_close(&mute, true);
@@ -1152,7 +1184,9 @@ CLIENTS_TEST(a_client_that_announces_much_and_sends_nothing_costs_nothing) {
         if (fds[i] >= 0) (void)close(fds[i]);
 }
 
-/* ---- commands in pieces ---------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * PIECES: commands that arrive in small packets
+ * ================================================================================================================ */
 
 /* Sends all of `request` in pieces, each of which becomes a packet. */
 static void send_in_pieces(int fd, const bytes *request, size_t piece) {
@@ -1182,7 +1216,7 @@ static void raw_is(int line, int fd, const char *want, size_t n) {
     bytes_free(&got);
 }
 
-/* Whoever parses a command anew from its begin with every read needs more than 2 s for the second of these. */
+/* A parser that starts from the beginning at every read needs more than 2 s for the second of these. */
 CLIENTS_TEST(a_command_that_comes_in_pieces_is_parsed_once) {
     enum { ARGUMENTS = 65536, KEY_BYTES = 690 };
     server *s = server_start(data_dir(), "--cores 2 --memory 512M");
@@ -1230,7 +1264,9 @@ CLIENTS_TEST(a_command_that_comes_in_pieces_is_parsed_once) {
     free(value);
 }
 
-/* ---- patterns -------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * PATTERNS: SCAN with hostile patterns, also when the server ends
+ * ================================================================================================================ */
 
 /* The keys that match, of all that there are: calls on_key for each, goes on until the cursor is 0. The longest time of
  * one call in ms; -1 if one was not answered. */
@@ -1458,7 +1494,9 @@ CLIENTS_TEST(scan_matches_patterns_as_redis_does) {
     CHECK_EQ(globbed.strange, 0);
 }
 
-/* ---- descriptors and connections ------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * CONNECTIONS: descriptors, timeouts, keepalive, clients that come and go
+ * ================================================================================================================ */
 
 static void sixty_four_descriptors(void) {
     struct rlimit l;
@@ -1738,7 +1776,9 @@ CLIENTS_TEST(clients_that_come_and_go_in_every_way_leave_nothing_behind) {
     free(value);
 }
 
-/* ---- what a client is told ------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * ANSWERS: SELECT, CLUSTER, AUTH, refused options
+ * ================================================================================================================ */
 
 CLIENTS_TEST(after_a_refused_select_everything_is_refused_until_select_0) {
     static const char *const refused[] = {"SET k w",   "GET k",   "DEL k",    "MGET k k", "EXISTS k", "INCR n",
@@ -1755,7 +1795,7 @@ CLIENTS_TEST(after_a_refused_select_everything_is_refused_until_select_0) {
         for (k = 0; k < sizeof refused / sizeof *refused; k++) begins(c, refused[k], "-");
         says(c, "PING", "+PONG\r\n");
         says(c, "ECHO here", "$4\r\nhere\r\n");
-        says(other, "GET k", "$1\r\nv\r\n"); /* nobody else is concerned, and nothing has happened */
+        says(other, "GET k", "$1\r\nv\r\n"); /* other connections are not affected, and nothing was changed */
         says(other, "DBSIZE", ":2\r\n");
         says(other, "VCARD v", ":1\r\n");
         says(c, "SELECT 0", "+OK\r\n");
@@ -1886,13 +1926,13 @@ CLIENTS_TEST(a_password_is_asked_for_as_in_redis) {
     begins(c, "HELLO 3 AUTH default wrong", "-WRONGPASS");
     begins(c, "AUTH", "-ERR wrong number of arguments for 'auth' command");
     begins(c, "AUTH a b c", "-ERR");
-    says(c, "GET k", no); /* no failure lets anybody in */
+    says(c, "GET k", no); /* no failure authenticates a client */
     says(c, "AUTH secret", "+OK\r\n");
     says(c, "GET k", "$-1\r\n");
     says(c, "SET k v", "+OK\r\n");
-    begins(c, "AUTH wrong", "-WRONGPASS"); /* as in Redis, who is in stays in */
+    begins(c, "AUTH wrong", "-WRONGPASS"); /* as in Redis, an authenticated client stays so */
     says(c, "GET k", "$1\r\nv\r\n");
-    d = client_open(s->port); /* it is each connection's own */
+    d = client_open(s->port); /* each connection has its own */
     says(d, "GET k", no);
     says(d, "AUTH default secret", "+OK\r\n");
     says(d, "GET k", "$1\r\nv\r\n");
@@ -1914,7 +1954,9 @@ CLIENTS_TEST(a_password_is_asked_for_as_in_redis) {
     }
 }
 
-/* ---- the end --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * END: the shared server stops in order
+ * ================================================================================================================ */
 
 TEST(the_server_that_all_tests_shared_stops_in_order_at_the_end) {
     if (shared.pid == 0) return;

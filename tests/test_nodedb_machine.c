@@ -1,5 +1,16 @@
-/* The database on a machine that is not kind to it: clocks that jump, little memory, full disks, kills between any two
- * steps of a start, data that somebody removed, limits of the system. See server.h for the helpers. */
+/* The database on a hostile machine: clocks that jump, little memory, full disks, kills between any two steps of a
+ * start, data that were removed, limits of the system. Helpers that other files share are in server.h.
+ *
+ *   HELPERS               memory, directories, values, vectors, the preloaded shim, a disk of the test's own
+ *   CLOCKS                a wall clock that jumps, stands still and goes back
+ *   MEMORY                five times --memory of data, replays, the overflow file
+ *   FULL DISKS            refusals, the reserve, FLUSHALL, several commands at once
+ *   KILLED STARTS         first starts, second starts, changes of the number of cores
+ *   REMOVED DATA          logs, checkpoints, segments, the manifest
+ *   DURABILITY            --durability interval, SIGHUP, the length of the log
+ *   CORES AND PROCESSES   degraded cores, limits of threads, modes of files
+ *   VECTOR SETS           many small ones
+ *   NUMBER OF CORES       memory while data move; slots */
 #include "server.h"
 #include "preload_shim.h"
 
@@ -11,9 +22,11 @@
 #define MIB (1LL << 20)
 #define BASE_OF_A_CORE (24 * MIB) /* what a core takes beside --memory, where INFO does not say */
 
-/* ---- helpers --------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * HELPERS: memory, directories, values, vectors, the preloaded shim, a disk of the test's own
+ * ================================================================================================================ */
 
-/* Under a sanitizer memory means something else, and everything takes longer. */
+/* Under a sanitizer, resident memory says little and everything takes longer. */
 static bool sanitized(void) {
     const char *folder = getenv("NODEDB_BUILD_DIR");
     return folder != NULL && (strstr(folder, "asan") != NULL || strstr(folder, "tsan") != NULL);
@@ -46,7 +59,7 @@ static void check_peak(int line, const server *s, client *c, long long memory, i
              bound / MIB, process_bytes(s->pid, "RssAnon:") / MIB, process_bytes(s->pid, "RssFile:") / MIB);
 }
 
-/* What a directory takes on its disk, and how many files and directories are in it. */
+/* The bytes that a directory takes on its disk, and how many files and directories are in it. */
 static struct { long long bytes, files, dirs; } tree;
 static int visit_tree(const char *path, const struct stat *st, int kind, struct FTW *at) {
     (void)path, (void)at;
@@ -122,7 +135,7 @@ static void remove_ram_dir(void) {
 
 static void remove_dir(const char *dir) { CHECK(shell("rm -rf '%s'", dir)); }
 
-/* -- values: the content follows from the number and the version, and costs little to make -- */
+/* ---- values: the content follows from the number and the version, and is cheap to make --------------------------- */
 
 enum { VALUE_BYTES_MAX = 1 << 20 };
 
@@ -246,7 +259,7 @@ static server *restarted(server *s, const char *options, client **c, int line) {
     return s;
 }
 
-/* -- vectors -- */
+/* ---- vectors ----------------------------------------------------------------------------------------------------- */
 
 static void make_vector(uint64_t seed, float *v, int dim) {
     uint64_t random = seed * 1000003 + 17;
@@ -279,7 +292,7 @@ static bool same_answers(const char *a, const char *b) {
     return true;
 }
 
-/* -- the shim in the server (preload_shim.c) -- */
+/* ---- the shim in the server (preload_shim.c) --------------------------------------------------------------------- */
 
 static shim_state *shim; /* of the newest test that has one */
 static char shim_library[PATH_BYTES], shim_file[PATH_BYTES];
@@ -293,7 +306,7 @@ static void use_shim(void) { /* in the child */
     (void)setenv("LD_PRELOAD", shim_library, 1);
 }
 
-/* False, with a printed reason, where it cannot be had. */
+/* False, with a printed reason, where it is unavailable. */
 static bool with_shim(void) {
     char folder[PATH_BYTES], here[PATH_BYTES / 2];
     int fd;
@@ -323,7 +336,7 @@ static bool shim_works(void) {
     return false;
 }
 
-/* This test has none, whatever an earlier one had. */
+/* This test runs without the shim, even if an earlier one had it. */
 static void without_shim(void) {
     if (shim != NULL) (void)munmap(shim, 4096);
     shim = NULL, before_exec = NULL;
@@ -333,7 +346,7 @@ static void clock_ahead_by(long long seconds) {
     __atomic_store_n(&shim->offset_ns, seconds * 1000000000, __ATOMIC_RELAXED);
 }
 
-/* -- a disk of one's own -- */
+/* ---- a disk of the test's own ------------------------------------------------------------------------------------ */
 
 static bool own_mounts; /* this process sees mounts that nobody else sees; they end with it */
 
@@ -372,7 +385,9 @@ static void fill_disk(const char *dir) {
     if (fd >= 0) (void)close(fd);
 }
 
-/* ---- clocks ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * CLOCKS: a wall clock that jumps, stands still and goes back
+ * ================================================================================================================ */
 
 enum { CLOCK_KEYS = 16 }; /* of each kind: enough that every core has some */
 
@@ -398,7 +413,7 @@ static void times_to_live_are_right(int line, client *c, int round) {
                 complain(line, "a %s answered \"%.60s\"", names[k], readable(r, c->reply.len, text, sizeof text));
         }
     }
-    sleep_ms(300); /* sweeps come by */
+    sleep_ms(300); /* for the sweep */
 }
 
 /* All that times_to_live_are_right made in this round is there, `age` seconds later at most. */
@@ -505,11 +520,11 @@ DB_TEST(a_clock_that_goes_back_an_hour_takes_nothing_and_the_uptime_does_not_not
     long_lived_keys_are_there(__LINE__, c);
 }
 
-/* What the walk knows of a key. A time to live that passed on a clock that went back later may have taken the key or
+/* The model of a key. A time to live that passed on a clock that went back later may have taken the key or
  * not; the next reply that tells decides it. */
 typedef struct modelled {
     bool exists, doubtful;
-    long long value, deadline_ms; /* 0: it lives for ever */
+    long long value, deadline_ms; /* 0: it never expires */
 } modelled;
 
 enum { WALK_KEYS = 40, WALK_STEPS = 300, WALK_KILLS = 4 };
@@ -650,7 +665,9 @@ DB_TEST(after_any_walk_of_the_clock_a_restart_gives_the_state_that_was_seen_befo
     }
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * MEMORY: five times --memory of data, replays, the overflow file
+ * ================================================================================================================ */
 
 /* Five times --memory is stored; after a kill, and after a checkpoint and a kill, it is all there again within the same
  * memory, and can be written. The long form has twice as much of both. */
@@ -704,7 +721,7 @@ DB_TEST(full_memory_spills_without_being_asked_and_what_was_spilled_comes_back_w
         (void)sprintf(prefix, "k%d:", chunks++);
         REQUIRE(store(c, prefix, CHUNK, 0, BYTES) == CHUNK);
     }
-    CHECK_EQ(info(c, "oom_refused"), 0); /* nobody was refused, so maintenance alone has reason to spill */
+    CHECK_EQ(info(c, "oom_refused"), 0); /* no write was refused, so only maintenance had reason to spill */
     CHECK(info_reaches(c, "spilled_bytes", true, MIB));
     CHECK(info_reaches(c, "used_memory", false, limit / 100 * 90));
     for (i = 0; i < chunks; i += 7) {
@@ -823,7 +840,9 @@ DB_TEST(memory_beside_the_overflow_file_is_never_given_back_with_it) {
     without_shim();
 }
 
-/* ---- full disks ------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * FULL DISKS: refusals, the reserve, FLUSHALL, several commands at once
+ * ================================================================================================================ */
 
 enum { DISK_BYTES = 65536, DISK_KEYS = 12000 };
 static bool disk_stored[DISK_KEYS];
@@ -975,7 +994,7 @@ static void full_of_foreign_data(const char *disk) {
         says(c, "DEL k0", ":1\r\n");
         says(c, "SAVE", "+OK\r\n");
         if (!soon_answers(c, "SET k0 v", "+OK\r\n", 3000)) complain(__LINE__, "SET answers \"%.200s\"", c->reply.p);
-        for (i = 0; i < KEYS; i++) { /* and on as before */
+        for (i = 0; i < KEYS; i++) { /* and continues as before */
             put_set(c, "k", i, ++next, BYTES);
             if (*reply(c) != '+') break;
             version[i] = next;
@@ -994,8 +1013,8 @@ DB_TEST(on_a_disk_that_somebody_else_fills_all_that_frees_space_succeeds_and_the
     on_small_disk(150, full_of_foreign_data);
 }
 
-/* The core of a vector set's key has room on its disk, and a core with a part of it has none. The part goes all the same:
- * a restart finds the set gone, and drops the part without a record. */
+/* The core of a vector set's key has room on its disk, and a core with a part of it has none. The part is dropped all
+ * the same: a restart finds the set gone, and drops the part without a record. */
 DB_TEST(a_vector_set_that_is_deleted_leaves_the_memory_of_a_core_whose_log_has_no_room) {
     enum { ELEMENTS = 400, DIM = 256, BYTES = 65536, FILL = 600 };
     static const char options[] = "--cores 2 --memory 1G";
@@ -1033,7 +1052,7 @@ DB_TEST(a_vector_set_that_is_deleted_leaves_the_memory_of_a_core_whose_log_has_n
     for (k = 0; k < 8; k++) {
         (void)sprintf(line, "DEL %s", key[k]);
         if (answers(c, line, ":1\r\n")) continue;
-        CHECK(*c->reply.p == '-'); /* its home is core 1, where even the reserve is of no use */
+        CHECK(*c->reply.p == '-'); /* its home is core 1, where even the reserve does not help */
         sets++, (void)strcat(there, key[k]);
     }
     CHECK(sets > 0 && sets < 8);
@@ -1051,7 +1070,9 @@ DB_TEST(a_vector_set_that_is_deleted_leaves_the_memory_of_a_core_whose_log_has_n
     without_shim();
 }
 
-/* ---- kills between any two steps of a start -------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * KILLED STARTS: first starts, second starts, changes of the number of cores
+ * ================================================================================================================ */
 
 static void sleep_us(long us) {
     struct timespec t;
@@ -1317,7 +1338,9 @@ DB_TEST(a_change_of_cores_that_dies_between_two_changes_of_files_loses_nothing_a
     fprintf(stderr, "note: such a change makes about %ld changes of files\n", change_calls);
 }
 
-/* ---- data that somebody removed -------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * REMOVED DATA: logs, checkpoints, segments, the manifest
+ * ================================================================================================================ */
 
 enum { OLD_KEYS = 60 }; /* of each kind: a: in the checkpoint, b: in the log behind it, c: in its newest segment */
 
@@ -1390,7 +1413,7 @@ static void missing_is_said(int line, const char *dir, const char *victim, const
         return;
     }
     REQUIRE(shell("cp -a --sparse=always '%s' '%s' && mv '%s' '%s'", copy, forced, aside, gone));
-    s = server_start(copy, "--cores 2"); /* refusing has changed nothing */
+    s = server_start(copy, "--cores 2"); /* the refused start has changed nothing */
     REQUIRE(s != NULL);
     (void)sprintf(want, ":%d\r\n", keys);
     says_at(line, client_open(s->port), "DBSIZE", want);
@@ -1502,7 +1525,9 @@ DB_TEST(a_manifest_that_is_cut_or_damaged_is_refused_by_name_and_a_directory_of_
     free(whole);
 }
 
-/* ---- durability ------------------------------------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * DURABILITY: --durability interval, SIGHUP, the length of the log
+ * ================================================================================================================ */
 
 enum { HAMMER_CLIENTS = 32, HAMMER_DIM = 256, PROBES = 4000, LONG_BYTES = 60000 };
 
@@ -1656,7 +1681,9 @@ DB_TEST(a_lone_counter_does_not_fill_the_disk_as_checkpoints_come_by_themselves)
     says(c, "DBSIZE", ":2\r\n");
 }
 
-/* ---- cores, processes, modes ----------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * CORES AND PROCESSES: degraded cores, limits of threads, modes of files
+ * ================================================================================================================ */
 
 static int degraded_core(client *c) {
     const char *text = ask(c, "INFO"), *at = text;
@@ -1718,7 +1745,7 @@ DB_TEST(with_one_core_degraded_what_needs_all_cores_names_it_and_does_all_or_not
     if (partly > 0) complain(__LINE__, "MSETs were done in part (%d of 8 answered OK)", msets);
 }
 
-/* -- one core stands still, as its thread is stopped -- */
+/* ---- one core stands still, because its thread is stopped ------------------------------------------------------- */
 
 static pid_t core_thread(const server *s, int core) {
     char path[PATH_BYTES], want[32], *name;
@@ -1833,7 +1860,7 @@ DB_TEST(more_cores_than_the_system_allows_threads_are_refused_in_a_sentence_and_
         process_limit = limits[i];
         server_launch(&s, test_dir(), where, "--cores 16");
         p.fd = s.out, p.events = POLLIN;
-        if (poll(&p, 1, PATIENCE_MS) > 0 && (p.revents & POLLIN) != 0) { /* it got along */
+        if (poll(&p, 1, PATIENCE_MS) > 0 && (p.revents & POLLIN) != 0) { /* it started */
             CHECK_EQ(server_signal(&s, SIGTERM), 0);
         } else {
             status = server_wait(&s);
@@ -1884,7 +1911,9 @@ DB_TEST(files_are_readable_by_their_owner_only_whatever_the_umask) {
     }
 }
 
-/* ---- vector sets ----------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * VECTOR SETS: many small ones
+ * ================================================================================================================ */
 
 enum { SMALL_DIM = 16, SMALL_ELEMENTS = 3 };
 
@@ -1957,7 +1986,9 @@ DB_TEST(a_small_vector_set_takes_little_memory_and_no_file_of_its_own) {
     says(c, "DBSIZE", ":500\r\n");
 }
 
-/* ---- changes of the number of cores ---------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * NUMBER OF CORES: memory while data move; slots
+ * ================================================================================================================ */
 
 enum { MOVED_KEYS = 3000, MOVED_BYTES = 20480, MOVED_SETS = 20, MOVED_ELEMENTS = 300, MOVED_DIM = 16 };
 static char *moved_truth[MOVED_SETS];

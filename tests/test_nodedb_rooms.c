@@ -1,11 +1,18 @@
-/* Tests of three rooms of the database that need no server: the dictionary, patterns, and records. The rooms are
- * included as they are; what they use of other rooms stands here. */
+/* Tests of three rooms of the database that need no server. The rooms are included as they are; the functions of other
+ * rooms that they call stand here.
+ *
+ *   STAND-INS    counted memory in the place of memory.c
+ *   DICTIONARY   items with chosen hashes, against a model; bounds, names
+ *   PATTERNS     as in Redis, against a naive matcher; none is slow
+ *   RECORDS      changes as bytes: round trips, damage, limits */
 #include "../examples/nodedb/dictionary.c"
 #include "../examples/nodedb/glob.c"
 #include "../examples/nodedb/record.c"
 #include "test.h"
 
-/* ---- what other rooms would give: memory, counted ---------------------------------------------------------------- */
+/* ===================================================================================================================
+ * STAND-INS: counted memory in the place of memory.c
+ * ================================================================================================================ */
 
 static size_t live_blocks, live_bytes, allocated_bytes; /* allocated: by all calls since a test set it to 0 */
 
@@ -21,7 +28,7 @@ void *data_alloc(shard *s, size_t bytes) {
     live_blocks++;
     live_bytes += bytes;
     allocated_bytes += bytes;
-    memset((char *)block + 16, 0xA5, bytes); /* nobody may count on zeros */
+    memset((char *)block + 16, 0xA5, bytes); /* callers must not rely on zeros */
     return (char *)block + 16;
 }
 
@@ -34,7 +41,9 @@ void data_free(shard *s, void *memory) {
     free(block);
 }
 
-/* ---- a dictionary of numbers with chosen hashes ------------------------------------------------------------------ */
+/* ===================================================================================================================
+ * DICTIONARY: items with chosen hashes, against a model; bounds, names
+ * ================================================================================================================ */
 
 typedef struct thing {
     uint32_t hash;
@@ -255,7 +264,7 @@ static uint32_t largest_segment(const dictionary *d) {
     return most;
 }
 
-/* Three looks at each item of a segment before a split, two half-full segments at a merge, and the item itself. */
+/* Each item of a segment is read three times before a split, plus two half-full segments at a merge, and the item. */
 #define HASHES_OF_A_CALL (3 * DICTIONARY_PLACES + 1)
 
 TEST(no_call_moves_more_than_a_segment) {
@@ -412,7 +421,9 @@ TEST(names_are_hashed_by_siphash_1_3_with_the_seed) {
     CHECK(name_hash(&a, "", 0) != name_hash(&b, "", 0));
 }
 
-/* ---- patterns ---------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * PATTERNS: as in Redis, against a naive matcher; none is slow
+ * ================================================================================================================ */
 
 static slice slice_of(const char *text) {
     slice s = {text, (uint32_t)strlen(text)};
@@ -447,7 +458,8 @@ TEST(patterns_mean_what_they_mean_in_redis) {
     }
 }
 
-/* Is byte c one of the class at p, behind its bracket? *after: behind the class. By reading it anew for each byte. */
+/* Is byte c one of the class at p, behind its bracket? *after: behind the class. Reads the class again
+ * for each byte. */
 static bool naive_class(const unsigned char *p, const unsigned char *end, unsigned char c,
                         const unsigned char **after) {
     bool negated = p < end && *p == '^', match = false;
@@ -533,7 +545,7 @@ TEST(long_pieces_with_classes_are_found_where_they_are) {
     }
 }
 
-/* Each of these would take hours if it went back, or if a search were quadratic. */
+/* Each of these would take hours with backtracking or a quadratic search. */
 TEST(no_pattern_is_slow) {
     enum { N = 64 << 10 };
     char *pattern = (char *)must(malloc(2 * N)), *text = (char *)must(malloc(N));
@@ -604,7 +616,9 @@ TEST(patterns_that_would_need_too_much_are_refused) {
     free(pattern);
 }
 
-/* ---- records ----------------------------------------------------------------------------------------------------- */
+/* ===================================================================================================================
+ * RECORDS: changes as bytes: round trips, damage, limits
+ * ================================================================================================================ */
 
 static char vector_bytes[3 * 4];
 
@@ -708,7 +722,7 @@ TEST(changes_come_back_from_their_records) {
     }
 }
 
-/* The format is on disks. */
+/* The format is on disks, so it must not change. */
 TEST(record_of_a_set_has_these_bytes) {
     static const unsigned char want[] = {1, 5, 0, 0, 3, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1,
                                          0x39, 0x30, 0, 0, 0, 0, 0, 0, 'k', 'e', 'y', 'v'};

@@ -126,8 +126,8 @@ static nodedb_prefetch_ticket wait_ticket(nodedb_prefetch *p) {
     return t;
 }
 
-/* No ticket, and a descriptor that says so. The kernel signals it after it has made a completion visible: who reaps in
- * between finds the descriptor readable once more, for nothing. */
+/* No ticket is left, and the descriptor says so. The kernel signals it after it has made a completion visible, so a
+ * reap in between leaves the descriptor readable once more. */
 static bool nothing_is_left(nodedb_prefetch *p) {
     nodedb_prefetch_ticket t;
     int tries;
@@ -136,13 +136,13 @@ static bool nothing_is_left(nodedb_prefetch *p) {
     return false;
 }
 
-typedef struct said {
+typedef struct sentences {
     int n;
     char all[2000];
-} said;
+} sentences;
 
-static void hear(void *ctx, nodedb_log_level level, const char *sentence) {
-    said *s = (said *)ctx;
+static void keep_sentence(void *ctx, nodedb_log_level level, const char *sentence) {
+    sentences *s = (sentences *)ctx;
     (void)level;
     s->n++;
     strncat(s->all, sentence, sizeof s->all - strlen(s->all) - 1);
@@ -278,10 +278,13 @@ TEST(range_that_wraps_or_is_null_is_refused_and_length_zero_is_nothing_to_do) {
 
 TEST(zeroed_config_means_the_systems_page_and_a_method_that_was_tried) {
     nodedb_prefetch *p = nodedb_prefetch_create(NULL, NULL);
+    void *memory;
     int m;
     REQUIRE(p != NULL);
-    CHECK_EQ(nodedb_prefetch_one(p, p, 1, NULL), NODEDB_OK);
-    CHECK_EQ(stats_of(p).pages_advised, 1);
+    memory = mmap(NULL, 4 * page_bytes(), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK_EQ(nodedb_prefetch_one(p, memory, 4 * page_bytes(), NULL), NODEDB_OK);
+    CHECK_EQ(stats_of(p).pages_advised, 4); /* in the system's pages */
+    munmap(memory, 4 * page_bytes());
     CHECK(nodedb_prefetch_method_in_use(p) != NODEDB_PREFETCH_AUTO);
     CHECK(nodedb_prefetch_fd(p) >= 0);
     nodedb_prefetch_destroy(p);
@@ -387,20 +390,20 @@ static int child_without_system_calls(char *map, size_t bytes) {
     nodedb_prefetch_config c;
     nodedb_prefetch_range r = range_of(map, bytes);
     nodedb_prefetch_ticket t;
-    said heard;
+    sentences told;
     nodedb_prefetch *p;
     if (!refuse_system_calls()) return 77;
-    memset(&heard, 0, sizeof heard);
+    memset(&told, 0, sizeof told);
     memset(&c, 0, sizeof c);
-    c.method = NODEDB_PREFETCH_IO_URING, c.logger.write = hear, c.logger.ctx = &heard;
+    c.method = NODEDB_PREFETCH_IO_URING, c.logger.write = keep_sentence, c.logger.ctx = &told;
     p = nodedb_prefetch_create(&c, NULL);
     if (p == NULL || nodedb_prefetch_method_in_use(p) != NODEDB_PREFETCH_MADVISE ||
         nodedb_prefetch_can_wait(p)) return 1;
-    if (heard.n != 2 || strstr(heard.all, "remedy") == NULL) return 2;
+    if (told.n != 2 || strstr(told.all, "remedy") == NULL) return 2;
     if (nodedb_prefetch_batch(p, &r, 1, NULL) != NODEDB_OK || nodedb_prefetch_begin(p, &r, 1, 7,
                                                                                     NULL) != NODEDB_OK) return 3;
     if (!is_readable(nodedb_prefetch_fd(p), 0) || nodedb_prefetch_reap(p, &t, 1) != 1) return 4;
-    if (t.tag != 7 || t.resident || t.status != NODEDB_OK || heard.n != 2) return 5;
+    if (t.tag != 7 || t.resident || t.status != NODEDB_OK || told.n != 2) return 5;
     nodedb_prefetch_destroy(p);
     return 0;
 }
@@ -456,8 +459,8 @@ TEST(cold_pages_are_in_memory_after_a_prefetch_and_only_those) {
     close(fd);
 }
 
-/* Asks for a file of `pages` pages as `n` ranges in a mixed order, until all of it is in memory: at most three times, each
- * from the disk, because others on the machine may empty the page cache meanwhile. */
+/* Asks for a file of `pages` pages as `n` ranges in a mixed order, until all of it is in memory: at most three times,
+ * each from the disk, because others on the machine may empty the page cache meanwhile. */
 static void check_brought_in_whole(nodedb_prefetch_method method, int fd, size_t pages, size_t n) {
     nodedb_prefetch_range *r = (nodedb_prefetch_range *)malloc(n * sizeof *r);
     size_t i, bytes = pages * page_bytes();
@@ -678,7 +681,8 @@ TEST(four_tickets_of_64_scattered_pages_fit_into_the_default_queue) {
     unsigned seen = 0;
     char *map;
     (void)map_cold(fd, PAGES, &map);
-    CHECK(TICKETS * (2 * BATCH + 1) <= NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH); /* the pages may be read too soon to tell */
+    /* whatever the disk: a fast one could finish the first ticket before the fourth begins */
+    CHECK(TICKETS * (2 * BATCH + 1) <= NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH);
     for (int t = 0; t < TICKETS; t++) {
         for (int i = 0; i < BATCH; i++) r[i] = range_of(map + (size_t)(t * BATCH + i) * 2 * page_bytes(), 100);
         CHECK_EQ(nodedb_prefetch_begin(p, r, BATCH, (uint64_t)t, NULL), NODEDB_OK);
@@ -757,23 +761,23 @@ TEST(ring_that_breaks_is_given_up_and_no_ticket_is_lost) {
     nodedb_prefetch_config c;
     nodedb_prefetch_range r;
     nodedb_prefetch *p;
-    said heard;
+    sentences told;
     char *map;
     (void)map_cold(fd, PAGES, &map);
-    memset(&heard, 0, sizeof heard);
+    memset(&told, 0, sizeof told);
     memset(&c, 0, sizeof c);
-    c.method = NODEDB_PREFETCH_IO_URING, c.logger.write = hear, c.logger.ctx = &heard;
+    c.method = NODEDB_PREFETCH_IO_URING, c.logger.write = keep_sentence, c.logger.ctx = &told;
     p = nodedb_prefetch_create(&c, NULL);
     REQUIRE(p != NULL);
     if (nodedb_prefetch_can_wait(p)) {
         r = range_of(map + 3 * page_bytes(), 1);
-        heard.n = 0;
+        told.n = 0;
         CHECK(dup2(null, p->ring.ring_fd) >= 0); /* io_uring_enter fails from now on */
         CHECK_EQ(nodedb_prefetch_begin(p, &r, 1, 1, NULL), NODEDB_OK);
         CHECK_EQ(wait_ticket(p).status, NODEDB_ERR_IO);
         CHECK(!nodedb_prefetch_can_wait(p) && nodedb_prefetch_method_in_use(p) != NODEDB_PREFETCH_IO_URING);
-        CHECK_EQ(heard.n, 1);
-        CHECK_HAS(heard.all, "given up");
+        CHECK_EQ(told.n, 1);
+        CHECK_HAS(told.all, "given up");
         CHECK_EQ(nodedb_prefetch_begin(p, &r, 1, 2, NULL), NODEDB_OK);
         CHECK_EQ(wait_ticket(p).status, NODEDB_OK);
         CHECK_EQ(nodedb_prefetch_batch(p, &r, 1, NULL), NODEDB_OK);
@@ -984,7 +988,7 @@ TEST(faults_of_another_thread_are_not_counted_as_ones_own) {
     cold = map_cold(fd, PAGES, &t.map);
     t.from = 0, t.to = 200, t.other = &f;
     virtual_ns = 5000;
-    (void)prctl(PR_SET_NAME, "a b) R 7 (c", 0, 0, 0); /* what a parser of /proc/self/stat would trip over */
+    (void)prctl(PR_SET_NAME, "a b) R 7 (c", 0, 0, 0); /* a name that breaks parsers of /proc/self/stat */
     CHECK_EQ(nodedb_prefetch_faults_start(&f, &c, NULL), NODEDB_OK);
     virtual_ns += NODEDB_PREFETCH_DEFAULT_INTERVAL_NS;
     CHECK_EQ(pthread_create(&thread, NULL, touch_in_thread, &t), 0);
@@ -1010,11 +1014,11 @@ TEST(thread_is_degraded_above_the_threshold_and_recovers_below_it) {
     nodedb_prefetch_faults_config c = virtual_config();
     nodedb_prefetch_faults f;
     int fd = make_file("data", PAGES);
-    said heard;
+    sentences told;
     char *map;
     if (!map_cold(fd, PAGES, &map)) return;
-    memset(&heard, 0, sizeof heard);
-    c.interval_ns = 1000, c.major_faults_max = 50, c.logger.write = hear, c.logger.ctx = &heard;
+    memset(&told, 0, sizeof told);
+    c.interval_ns = 1000, c.major_faults_max = 50, c.logger.write = keep_sentence, c.logger.ctx = &told;
     virtual_ns = 77;
     CHECK_EQ(nodedb_prefetch_faults_start(&f, &c, NULL), NODEDB_OK);
     (void)touch(map, 0, 100, 1);
@@ -1026,12 +1030,12 @@ TEST(thread_is_degraded_above_the_threshold_and_recovers_below_it) {
     CHECK_EQ(f.intervals, 1);
     CHECK(f.degraded && f.interval_major >= 100 && f.miss_rate > 0.5 && f.miss_rate <= 1);
     CHECK(f.major_per_second > 90e6);
-    CHECK_EQ(heard.n, 1);
-    CHECK_HAS(heard.all, "degraded");
+    CHECK_EQ(told.n, 1);
+    CHECK_HAS(told.all, "degraded");
     virtual_ns += 1000;
     CHECK_EQ(nodedb_prefetch_faults_tick(&f, false, NULL), NODEDB_OK);
     CHECK(!f.degraded && f.interval_major < 20);
-    CHECK_EQ(heard.n, 2);
+    CHECK_EQ(told.n, 2);
     (void)touch(map, 200, 300, 1); /* twice the limit, but over ten intervals: the tick was late */
     virtual_ns += 10000;
     CHECK_EQ(nodedb_prefetch_faults_tick(&f, false, NULL), NODEDB_OK);

@@ -17,26 +17,26 @@
 #define MAX_OPERATIONS 256             /* operations of one connection that are under way */
 #define WINDOW 64                      /* operations of one request that are under way */
 #define TURN_OPERATIONS 512            /* operations that the connections of a core start in one turn */
-#define TURN_COMMANDS 64               /* commands of one connection that are begun in one turn */
+#define TURN_COMMANDS 64               /* commands of one connection that start in one turn */
 #define READ_BYTES (64u << 10)         /* one read from a socket */
-#define TURN_NS UINT64_C(1000000)      /* of each kind of work in one turn: then the others have theirs */
+#define TURN_NS UINT64_C(1000000)      /* of each kind of work in one turn; then the next kind runs */
 #define INLINE_BYTES (16u << 10)       /* of values that are answered at once, all of a connection's together */
 #define CHUNK_BYTES (64u << 10)        /* a larger value is fetched from its shard in pieces of this size */
-#define REPLY_PAUSE_BYTES (32u << 10)  /* a request with so much in its reply starts nothing more ... */
-#define CROWDED_PAUSE_BYTES (2u << 10) /* ... and with so much, while clients hold much together */
-#define OUTPUT_PAUSE_BYTES (32u << 10) /* a connection with so much unsent takes no more replies */
-#define MAX_GROUPS_IN_FLIGHT 2         /* log writes under way; what comes meanwhile forms the next group */
+#define REPLY_PAUSE_BYTES (32u << 10)  /* a request whose reply is longer starts no operation ... */
+#define PRESSURE_PAUSE_BYTES (2u << 10) /* ... and longer than this, while the core is under pressure */
+#define OUTPUT_PAUSE_BYTES (32u << 10) /* a connection with more unsent bytes takes no reply */
+#define MAX_GROUPS_IN_FLIGHT 2         /* log writes under way; later records form the next group */
 #define LOG_GROUP_BYTES (256u << 10)
 #define LOG_SEGMENT_BYTES (16u << 20)
 #define LOG_LIMIT_BYTES (UINT64_C(1) << 30) /* default of --log-limit */
 #define INTERVAL_NS UINT64_C(50000000) /* --durability interval: a group is sent so often, and durable in 100 ms */
-#define RETRY_SAVE_MS 2000             /* between two checkpoints by themselves, if the first has failed */
+#define RETRY_SAVE_MS 2000             /* from a failed automatic checkpoint to the next one */
 #define FLUSH_RESERVE_BYTES (1u << 20) /* the last of it is for FLUSHALL alone */
-#define RESERVE_BYTES (3u << 20)       /* a file of each core that is given up for what frees space on a full disk */
+#define RESERVE_BYTES (3u << 20)       /* a file of each core, deleted on a full disk for changes that free space */
 #define SPILL_MIN_BYTES 256            /* smaller values are not worth a move to the overflow file */
 #define SPILL_BATCH 64                 /* values that one step spills or restores */
 #define SPILL_AHEAD_BYTES (64u << 10)  /* spilled beyond what a refused write needs */
-#define RETIRE_BATCH 512               /* things of what was dropped that one step frees */
+#define RETIRE_BATCH 512               /* items of dropped tables that one step frees */
 #define EXPIRE_BATCH 64                /* keys that one step of the sweep looks at */
 #define FLAT_ELEMENTS 16               /* a part with more of them has an index */
 #define SEARCHERS 8                    /* per shard, shared by all its parts */
@@ -56,7 +56,7 @@ typedef struct connection connection;
 typedef struct request request;
 typedef struct operation operation;
 
-/* Bytes of somebody else's; never changed through it. */
+/* Borrowed bytes; never changed through it. */
 typedef struct slice {
     const char *p;
     uint32_t bytes;
@@ -75,18 +75,18 @@ typedef struct buffer {
 } buffer;
 
 void *must(void *memory);                            /* aborts with a sentence if it is NULL */
-char *buffer_room(buffer *b, size_t bytes);          /* where `bytes` more may be written, behind len */
+char *buffer_room(buffer *b, size_t bytes);          /* room for `bytes` more, at p + len */
 char *buffer_exact_room(buffer *b, size_t cap);       /* the capacity becomes `cap`, if it is less */
 void buffer_put(buffer *b, const void *bytes, size_t n);
 void buffer_text(buffer *b, const char *text);
 void buffer_printf(buffer *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void buffer_free(buffer *b);                         /* empty again; `counter` stays */
-void buffer_count_at(buffer *b, size_t *counter);    /* from now on it is counted there; NULL: nowhere */
+void buffer_count_at(buffer *b, size_t *counter);    /* moves its count to `counter`; NULL: not counted */
 
 /* Memory of a shard's data, counted by its real size. Never NULL: admission is before, when a write is logged. */
 void *data_alloc(shard *s, size_t bytes);
 void data_free(shard *s, void *memory);
-void data_disown(shard *s, void *memory);            /* it stays, and another shard counts it ... */
+void data_disown(shard *s, void *memory);            /* stops counting it here; another shard counts it ... */
 void data_adopt(shard *s, void *memory);
 void data_count(shard *s, int64_t bytes);            /* counts what is not from data_alloc; uses credit first */
 nodedb_allocator data_allocator(shard *s);           /* for what the headers allocate on behalf of the data ... */
@@ -94,7 +94,7 @@ nodedb_allocator vector_allocator(shard *s);         /* ... and of vectors */
 void free_large_some(shard *s);                      /* of shard.large, which is not empty */
 bool data_reserve(shard *s, size_t bytes);           /* false: the ceiling refuses, even after making room */
 void data_release(shard *s, size_t bytes);           /* of what was reserved and not used */
-uint64_t wall_ms(void);                              /* CLOCK_REALTIME. It may step back: nothing keeps its maximum */
+uint64_t wall_ms(void);                              /* CLOCK_REALTIME; it may step back */
 uint64_t steady_ms(void);                            /* CLOCK_MONOTONIC */
 
 /* ---- dictionary.c: things by name -------------------------------------------------------------------------------- */
@@ -112,8 +112,8 @@ typedef struct dictionary_kind {
 } dictionary_kind;
 typedef struct dictionary {
     const dictionary_kind *kind;
-    shard *owner; /* whose memory it is */
-    dictionary_segment **directory; /* 1 << depth; NULL while there has been nothing */
+    shard *owner; /* its memory is counted there */
+    dictionary_segment **directory; /* 1 << depth entries; NULL until the first item is added */
     uint32_t depth;
     uint64_t count;
 } dictionary;
@@ -134,7 +134,7 @@ uint32_t name_hash(const shard *s, const void *name, size_t bytes); /* seeded: n
 #define GLOB_WORDS 1024 /* a piece between two stars with ? or classes has at most 64 times as many characters */
 typedef struct glob_pattern glob_pattern;
 glob_pattern *glob_compile(slice pattern); /* NULL: a piece is too long. The pattern's bytes must stay */
-uint32_t glob_words(const glob_pattern *g); /* of the longest bit set: so often each byte of a text is looked at */
+uint32_t glob_words(const glob_pattern *g); /* of the longest bit set: the work for each byte of a text */
 bool glob_match(const glob_pattern *g, slice text);
 void glob_free(glob_pattern *g);
 

@@ -4,16 +4,16 @@
  *
  *   strings, homes of sets     the entry goes from one table to the other, as a pointer
  *   elements of sets           through a file of each core, "arrivals": a part writes what leaves it, as ADD records,
- *                              and forgets it; when all have done so, each core reads what has come for it
+ *                              and removes it; when all have done so, each core reads its file
  *
  * So nothing is in memory twice. A part that loses more than a quarter of its elements leaves with all of them, and
  * those that stay come back like the others: to repair the graph around so many removed vectors takes longer than to
  * insert the rest again, and its arrays would not become smaller.
  *
- * Then each shard writes a checkpoint, in the new generation's directory. The caller makes it count. */
+ * Then each shard writes a checkpoint, in the new generation's directory. The caller makes it the current one. */
 #include "db.h"
 
-#define WHOLE_PART_FROM 4 /* one of so many elements leaves: all do */
+#define WHOLE_PART_FROM 4 /* if more than 1 in 4 elements leaves, all do */
 
 /* ---- slots ------------------------------------------------------------------------------------------------------- */
 
@@ -29,10 +29,10 @@ static void slot_shares(const uint32_t *have, uint32_t cores, uint32_t *share) {
     }
 }
 
-void deal_slots(uint8_t *owner, uint32_t cores) {
+void assign_slots(uint8_t *owner, uint32_t cores) {
     uint32_t have[MAX_CORES] = {0}, share[MAX_CORES] = {0}, slot, to = 0;
     for (slot = 0; slot < SLOTS; slot++) have[owner[slot]]++;
-    slot_shares(have, cores, share); /* 0 for cores that are no more */
+    slot_shares(have, cores, share); /* 0 for cores that no longer exist */
     for (slot = SLOTS; slot-- > 0;) {
         uint32_t from = owner[slot];
         if (have[from] <= share[from]) continue;
@@ -47,7 +47,7 @@ void deal_slots(uint8_t *owner, uint32_t cores) {
 
 typedef struct move {
     server *srv;
-    frame_file *arrivals[MAX_CORES]; /* NULL: nothing has come for this core yet */
+    frame_file *arrivals[MAX_CORES]; /* NULL: no element has moved to this core yet */
     uint64_t keys, elements;         /* that have moved */
     uint64_t began_ms, said_ms;
 } move;
@@ -74,7 +74,7 @@ static void move_keys(move *m, shard *from) {
             size_t bytes = sizeof *e + e->key_bytes;
             if (to == from->index) continue;
             if (e->kind == ENTRY_STRING) bytes += e->u.string->bytes;
-            entry_give_up(from, e);
+            entry_detach(from, e);
             entry_add(m->srv->shards[to], e);
             make_room(m->srv->shards[to], &since[to], bytes);
             m->keys++;
@@ -97,7 +97,7 @@ static uint64_t count_leaving(const move *m, const shard *from, const part *p) {
     return leaving;
 }
 
-/* One element into the file of the core that it goes to. `vector` and `floats`: room for it. */
+/* Writes one element to the file of its new core. `vector` and `floats`: room for it. */
 static nodedb_status send_element(move *m, const part *p, const element *x, float *vector, char *floats,
                                   nodedb_error *err) {
     uint32_t to = core_of(m, p, x);
@@ -155,7 +155,7 @@ static nodedb_status move_elements(move *m, shard *from, nodedb_error *err) {
     return status;
 }
 
-/* What came for a core, if anything did. */
+/* Adds the elements that moved to a core, if there are any. */
 static nodedb_status take_in(shard *s, nodedb_error *err) {
     char path[PATH_ROOM];
     uint64_t lsn;

@@ -45,7 +45,7 @@
 #define NEIGHBOURS 10
 #define MIN_RECALL 0.98
 #define SEARCH_LAPS 5      /* how often the queries are asked to measure the speed on several connections */
-#define VADD_EVERY 16      /* of the second ingest's writes one in so many is a vector, the others are keys */
+#define VADD_EVERY 16      /* one in 16 writes of the second ingest is a vector, the others are keys */
 #define MAX_VALUE_BYTES 512
 #define MAX_DIM 384        /* such that IN_FLIGHT vectors fit into OUT_BYTES */
 #define BAR_WIDTH 30
@@ -82,10 +82,10 @@ static void server_kill(void) {
     while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {}
 }
 
-/* The end of a demonstration that failed, from any thread. exit() kills the server. */
+/* Ends a demonstration that failed, from any thread. exit() kills the server. */
 __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...) {
     va_list args;
-    (void)pthread_mutex_lock(&last_words); /* never unlocked: the first failure is the one that is told */
+    (void)pthread_mutex_lock(&last_words); /* never unlocked: only the first failure is printed */
     if (options.terminal) fputs("\r\033[K", stdout);
     (void)fflush(stdout);
     fputs("nodedb_demo: ", stderr);
@@ -197,12 +197,12 @@ static void empty_directory(void) {
 /* ---- 2 the client ------------------------------------------------------------------------------------------------ */
 
 /* One connection. Commands are collected in `out` and sent together; replies come in the order of the commands, and are
- * read from `in`. The socket blocks: what is under way always fits into the buffers of both sides, so nobody waits for
- * a peer that waits for him. */
+ * read from `in`. The socket blocks: what is under way always fits into the buffers of both sides, so neither side
+ * waits for the other in a circle. */
 typedef struct client {
     int fd;
     size_t out_bytes;       /* in `out`, not sent yet */
-    size_t in_at, in_bytes; /* in[in_at, in_bytes) has come and was not read yet */
+    size_t in_at, in_bytes; /* in[in_at, in_bytes) was received and is not parsed yet */
     char out[OUT_BYTES], in[IN_BYTES];
 } client;
 
@@ -291,7 +291,7 @@ static bool client_reply(client *c, reply *r) {
     r->number = r->type == '+' || r->type == '-' ? 0 : strtoll(line + 1, NULL, 10);
     r->text = line + 1;
     r->bytes = line_bytes - 3;
-    if (r->type == '$' && r->number >= 0) { /* this line is followed by so many bytes and the end of a line */
+    if (r->type == '$' && r->number >= 0) { /* `number` bytes and the end of a line follow */
         r->bytes = (size_t)r->number;
         while (c->in_bytes - c->in_at < line_bytes + r->bytes + 2)
             if (!client_receive(c)) return false;
@@ -312,15 +312,15 @@ static void wrong_reply(const char *to, const reply *r) {
 typedef struct job job;
 typedef struct stream stream;
 typedef void ask_function(client *c, const stream *s, uint64_t n); /* puts command n */
-typedef bool hear_function(client *c, stream *s, uint64_t n);      /* reads its reply; false: no connection any more */
+typedef bool reply_function(client *c, stream *s, uint64_t n);      /* reads its reply; false: no connection any more */
 
 /* One connection's commands, number 0 to `total` - 1. Since replies come in order, the commands that were answered are
- * the first `heard` ones. */
+ * the first `answered` ones. */
 struct stream {
     job *job;
     client *client;
     uint32_t index;
-    uint64_t total, sent, heard;
+    uint64_t total, sent, answered;
     uint64_t hits;     /* neighbours found, by queries */
     uint64_t survived; /* writes found that were sent but not acknowledged, by checks */
     pthread_t thread;
@@ -329,7 +329,7 @@ struct stream {
 struct job {
     const char *title;
     ask_function *ask;
-    hear_function *hear;
+    reply_function *read_reply;
     uint32_t streams, in_flight, round;
     bool killed_on_purpose;
     pthread_mutex_t lock; /* of what follows, and killed_on_purpose */
@@ -344,17 +344,17 @@ static void *run_stream(void *context) {
     job *j = s->job;
     client *c = s->client;
     bool open = true;
-    while (open && s->heard < s->total) {
-        uint64_t before = s->heard;
+    while (open && s->answered < s->total) {
+        uint64_t before = s->answered;
         bool taken;
-        for (; s->sent < s->total && s->sent - s->heard < j->in_flight; s->sent++) j->ask(c, s, s->sent);
+        for (; s->sent < s->total && s->sent - s->answered < j->in_flight; s->sent++) j->ask(c, s, s->sent);
         taken = client_send(c);
-        do { /* wait for one reply, and take those that have come with it; then send again as many commands */
-            open = j->hear(c, s, s->heard);
-            s->heard += open;
-        } while (open && s->heard < s->sent && (!taken || c->in_at < c->in_bytes));
+        do { /* wait for one reply, take those that arrived with it, then send as many commands again */
+            open = j->read_reply(c, s, s->answered);
+            s->answered += open;
+        } while (open && s->answered < s->sent && (!taken || c->in_at < c->in_bytes));
         (void)pthread_mutex_lock(&j->lock);
-        j->done += s->heard - before;
+        j->done += s->answered - before;
         if (!open && !j->killed_on_purpose) die_of_lost_connection();
         (void)pthread_mutex_unlock(&j->lock);
     }
@@ -378,12 +378,13 @@ static void draw(const job *j) {
     (void)fflush(stdout);
 }
 
-static job *job_new(const char *title, ask_function *ask, hear_function *hear, uint32_t streams, uint32_t in_flight) {
+static job *job_new(const char *title, ask_function *ask, reply_function *read_reply, uint32_t streams,
+                    uint32_t in_flight) {
     job *j = (job *)calloc(1, sizeof *j);
     uint32_t i;
     if (j == NULL) die("out of memory");
     assert(streams <= CONNECTIONS && in_flight <= IN_FLIGHT);
-    j->title = title, j->ask = ask, j->hear = hear, j->streams = streams, j->in_flight = in_flight;
+    j->title = title, j->ask = ask, j->read_reply = read_reply, j->streams = streams, j->in_flight = in_flight;
     (void)pthread_mutex_init(&j->lock, NULL);
     (void)pthread_cond_init(&j->progress, NULL);
     for (i = 0; i < streams; i++) j->stream[i].job = j, j->stream[i].index = i;
@@ -682,7 +683,7 @@ static void write_kill_and_check(uint32_t round) {
     (void)job_run(j, after_ms);
     for (i = 0; i < CONNECTIONS; i++) {
         sent += rounds[round].sent[i] = j->stream[i].sent;
-        acknowledged += rounds[round].acknowledged[i] = j->stream[i].heard;
+        acknowledged += rounds[round].acknowledged[i] = j->stream[i].answered;
     }
     job_free(j);
     printf("kill     SIGKILL %" PRIu64 " ms into the next ingest: ", after_ms);

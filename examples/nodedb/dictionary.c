@@ -32,7 +32,7 @@
 #define DICTIONARY_FULL (DICTIONARY_PLACES / 8 * 7)
 #define DICTIONARY_MERGE (DICTIONARY_PLACES / 4) /* two buddies with fewer items become one */
 #define DICTIONARY_MAX_DEPTH 24
-#define DICTIONARY_GROW_ITEMS 16       /* the directory doubles if there are so many for each new place ... */
+#define DICTIONARY_GROW_ITEMS 16       /* the directory doubles if there are at least 16 for each new place ... */
 #define DICTIONARY_SHRINK_ITEMS 8      /* ... and halves if there are fewer for each place */
 #define DICTIONARY_ONES UINT64_C(0x0101010101010101)
 enum { DICTIONARY_EMPTY = 0, DICTIONARY_TOMBSTONE = 1, DICTIONARY_FIRST_TAG = 2 };
@@ -81,12 +81,12 @@ static uint32_t dictionary_first(uint32_t group, uint64_t bytes) {
     return group * DICTIONARY_GROUP + (uint32_t)__builtin_ctzll(bytes) / 8;
 }
 
-/* Items and tombstones that so many places may hold. */
+/* How many items and tombstones a segment of this capacity may hold. */
 static uint32_t dictionary_limit(uint32_t capacity) { return capacity / 8 * 7; }
 
 static uint32_t dictionary_larger(uint32_t capacity) { return capacity == 128 ? DICTIONARY_PLACES : capacity * 2; }
 
-/* Places for so many items and half as many more. */
+/* The capacity for this many items and half as many more. */
 static uint32_t dictionary_capacity(uint32_t items) {
     uint32_t wanted = items + items / 2, capacity = DICTIONARY_GROUP;
     if (wanted > DICTIONARY_FULL) wanted = items < DICTIONARY_FULL ? DICTIONARY_FULL : items + 1;
@@ -128,7 +128,7 @@ static uint32_t dictionary_place(const dictionary_segment *s, uint32_t hash, con
     }
 }
 
-/* The item goes. A search that ends at this group anyway needs no tombstone in it. */
+/* Removes the item. A group that already ends a search needs no tombstone. */
 static void dictionary_vacate(dictionary_segment *s, uint32_t place) {
     bool ends_here = dictionary_zero_bytes(dictionary_word(s, place / DICTIONARY_GROUP)) != 0;
     s->tags[place] = ends_here ? DICTIONARY_EMPTY : DICTIONARY_TOMBSTONE;
@@ -189,7 +189,7 @@ static void dictionary_double(dictionary *d) {
     dictionary_set_directory(d, directory, d->depth + 1);
 }
 
-/* Half of the directory goes if there are few items and no segment needs it. */
+/* Halves the directory if there are few items and no segment needs the last bit. */
 static void dictionary_halve(dictionary *d) {
     size_t places = ((size_t)1 << d->depth) / 2, i;
     dictionary_segment **directory;
@@ -258,7 +258,7 @@ static dictionary_segment *dictionary_split(dictionary *d, dictionary_segment *s
 /* A full segment gets room for one item more. Returns the segment where that item goes. */
 static dictionary_segment *dictionary_make_room(dictionary *d, dictionary_segment *s, uint32_t hash) {
     uint32_t shared;
-    /* Many tombstones: they go. A quarter of the places is free then, so this pays before it is done again. */
+    /* Many tombstones: rebuild without them. Then a quarter of the places is free, so the next rebuild is far off. */
     if (s->used <= dictionary_limit(s->capacity) / 4 * 3) return dictionary_rebuild(d, s, s->capacity, hash);
     if (s->capacity < DICTIONARY_PLACES) return dictionary_rebuild(d, s, dictionary_larger(s->capacity), hash);
     shared = dictionary_shared_bits(d, s, hash);
@@ -352,7 +352,7 @@ void dictionary_remove(dictionary *d, void *item) {
     else dictionary_tidy(d, s, hash);
 }
 
-/* Frees every segment at once. Whoever may not take that long removes the items one by one. */
+/* Frees every segment at once. A caller that must not take that long removes the items one by one. */
 void dictionary_free(dictionary *d) {
     size_t places = d->directory == NULL ? 0 : (size_t)1 << d->depth, i = 0;
     dictionary_segment **directory = d->directory;

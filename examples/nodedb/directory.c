@@ -293,7 +293,7 @@ static nodedb_status change_generation(server *srv, manifest *m, nodedb_error *e
     uint64_t generation = m->generation;
     char dir[PATH_MAX];
     nodedb_status status;
-    deal_slots(m->owner, srv->cores);
+    assign_slots(m->owner, srv->cores);
     memcpy(srv->owner, m->owner, sizeof srv->owner);
     m->cores = srv->cores;
     m->generation++;

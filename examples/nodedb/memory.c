@@ -2,7 +2,7 @@
  *
  * A write is admitted before it is logged: data_reserve() asks the governor for what it will take. What is durable
  * cannot be refused any more, so apply() counts by force, and what the operation had reserved pays for it (credit).
- * Clients' buffers count into one number of their core, which net_maintain() tells the governor in each turn. */
+ * Clients' buffers count into one number of their core; net_report_memory() reports it to the governor in each turn. */
 #include "db.h"
 
 #include <malloc.h>
@@ -23,7 +23,7 @@ void *must(void *memory) { /* the governor refuses long before malloc does; if m
 
 static void buffer_resize(buffer *b, size_t cap) {
     b->p = must(realloc(b->p, cap));
-    if (b->counter != NULL) *b->counter += cap - b->cap; /* modulo the word, where it shrinks */
+    if (b->counter != NULL) *b->counter += cap - b->cap; /* wraps around where it shrinks; the sum is right */
     b->cap = cap;
 }
 
@@ -124,10 +124,10 @@ static void *vector_engine_alloc(void *ctx, size_t bytes, size_t align) {
     return engine_alloc(ctx, MEM_VECTORS, bytes, align);
 }
 
-/* What an index has given up, by its end or as it has grown. It stands in that memory itself. */
+/* Memory that an index has released, because it ended or has grown. The struct lies in that memory itself. */
 struct large {
     large *next;
-    size_t left; /* bytes from the beginning that the system does not have back yet */
+    size_t left; /* bytes from the start that are not returned to the system yet */
 };
 
 static void vector_engine_free(void *ctx, void *memory, size_t bytes) {
@@ -165,24 +165,26 @@ nodedb_allocator vector_allocator(shard *s) {
     return (nodedb_allocator){.alloc = vector_engine_alloc, .release = vector_engine_free, .ctx = s};
 }
 
-/* What is counted by force (clients' buffers, what values take beyond the estimate) needs room under the ceiling too:
- * so a write is granted only if a bit more would fit. */
+/* What is counted by force (clients' buffers, values beyond their estimate) needs room under the ceiling as well. So a
+ * write is granted only if FORCED_SLACK more would fit. */
+#define FORCED_SLACK(memory_bytes) ((memory_bytes) / 32)
 static bool reserve_with_slack(shard *s, size_t bytes) {
     nodedb_mem *mem = s->server->mem;
-    size_t slack = s->server->memory_bytes / 32;
+    size_t slack = FORCED_SLACK(s->server->memory_bytes);
     if (nodedb_mem_reserve(mem, s->index, MEM_DATA, bytes + slack, NULL) != NODEDB_OK) return false;
     (void)nodedb_mem_release(mem, s->index, MEM_DATA, slack, NULL);
     return true;
 }
 
-/* Where the ceiling refuses, room is made at once, as maintenance may not have come round yet: what was dropped goes
- * first, then cold values leave for the overflow file. */
+/* Where the ceiling refuses, room is made at once, because maintenance may not have run yet: dropped items are freed
+ * first, then cold values are spilled to the overflow file. A call that spills nothing may have cleared `touched` bits,
+ * so only the fourth of them gives up. */
 bool data_reserve(shard *s, size_t bytes) {
     int tries, idle = 0;
     for (tries = 0; tries < 16; tries++) {
         if (bytes == 0 || reserve_with_slack(s, bytes)) return true;
         if (has_retired(s)) (void)retire_some(s, RETIRE_BATCH);
-        else if (spill_some(s, bytes + SPILL_AHEAD_BYTES) == 0 && ++idle == 4) return false; /* marks go first */
+        else if (spill_some(s, bytes + SPILL_AHEAD_BYTES) == 0 && ++idle == 4) return false;
     }
     return false;
 }

@@ -1,9 +1,9 @@
-/* net.c - connections: bytes in, commands begun, replies out; all of it bounded, and counted.
+/* net.c - connections: reads bytes, starts commands, sends replies; all of it bounded, and counted.
  *
  * Input is read into a buffer of the core and parsed there; only what is left of an unfinished command moves to the
  * connection. Replies stay with their requests until the client fetches them: a connection whose output is not sent
- * takes no more of them, a request whose reply may not grow starts nothing more, and a command that finds so much
- * waiting is not begun. So a client that does not read holds about 200 KiB, whatever it has asked for. */
+ * takes no more replies, a request whose reply may not grow starts no operation, and a command behind that many unsent
+ * replies is not started. So a client that does not read holds about 200 KiB, whatever it has requested. */
 #include "db.h"
 
 #include <arpa/inet.h>
@@ -11,9 +11,9 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
-#define KEEPALIVE_S 300      /* of silence, until the system asks whether the client is still there */
-#define SEND_BUFFER (256 << 10) /* what the kernel keeps for a client that does not read is memory, too */
-#define LINGER_MS 2000       /* a closed connection's input is thrown away so long */
+#define KEEPALIVE_S 300      /* of silence, after which the system probes whether the client still exists */
+#define SEND_BUFFER (256 << 10) /* of the kernel, for a client that does not read */
+#define LINGER_MS 2000       /* how long the input of a closed connection is discarded */
 #define FLUSH_ROUNDS 8        /* of one connection in a turn, each up to OUTPUT_PAUSE_BYTES */
 #define LONG_FRAME 1024u         /* a longer command's bytes are freed when it is done, and not when it is sent */
 #define MAX_FRAMES_BYTES (1u << 20) /* of long commands of one connection that are under way */
@@ -34,7 +34,7 @@ static size_t unsent(const connection *conn) { return conn->out.len - conn->out_
 
 bool reply_may_grow(const request *req) {
     const connection *conn = req->conn;
-    size_t pause = conn->core->crowded ? CROWDED_PAUSE_BYTES : REPLY_PAUSE_BYTES;
+    size_t pause = conn->core->under_pressure ? PRESSURE_PAUSE_BYTES : REPLY_PAUSE_BYTES;
     if (conn->fd < 0) return true;
     return (req == conn->head ? req->reply.len : conn->held) + unsent(conn) < pause;
 }
@@ -51,10 +51,10 @@ static void connection_free(core *c, connection *conn) {
     free(conn);
 }
 
-/* The client is gone. What it began goes on without it; flush_dirty() frees the connection when that is over. */
+/* The client has disconnected. Its commands continue; flush_dirty() frees the connection when they are done. */
 void connection_close(core *c, connection *conn) {
     if (conn->fd < 0) return;
-    (void)close(conn->fd); /* leaves the epoll set by that */
+    (void)close(conn->fd); /* which also removes it from epoll */
     conn->fd = -1;
     c->clients--;
     (void)__atomic_sub_fetch(&c->server->clients, 1, __ATOMIC_RELAXED);
@@ -145,8 +145,8 @@ static bool must_wait(const connection *conn, const command *cmd) {
     size_t waiting = conn->held + unsent(conn);
     if (conn->alone || conn->requests >= MAX_REQUESTS || conn->operations >= MAX_OPERATIONS) return true;
     if (waiting >= REPLY_PAUSE_BYTES) return true; /* until the client fetches some */
-    if (conn->long_frames >= (c->crowded ? 1 : MAX_FRAMES_BYTES)) return true; /* until they are done */
-    if (waiting > 0 && c->crowded) return true;
+    if (conn->long_frames >= (c->under_pressure ? 1 : MAX_FRAMES_BYTES)) return true; /* until they are done */
+    if (waiting > 0 && c->under_pressure) return true;
     if ((flags & COMMAND_ALONE) != 0) return conn->requests > 0;
     if ((flags & COMMAND_REMOVES) == 0 && (flags & COMMAND_WRITE) != 0 && conn->removals > 0) return true;
     return (flags & COMMAND_READ) != 0 && conn->writes > 0;
@@ -198,7 +198,7 @@ static void dispatch(core *c, connection *conn, const command *cmd, const char *
     char *copy = (char *)(req->argv + argc);
     if (steal) {
         copy = req->frame.p = conn->in.p;
-        req->frame.cap = conn->in.cap; /* the buffer's count goes with it */
+        req->frame.cap = conn->in.cap; /* and the count of the buffer moves with it */
         conn->in.p = NULL;
         conn->in.len = conn->in.cap = 0;
     } else if (bytes > LONG_FRAME) {
@@ -224,7 +224,7 @@ static void protocol_error(core *c, connection *conn, const char *wrong) {
     request_pump(c, req);
 }
 
-/* Begins what is there of whole commands at p; returns how many bytes of them are done with. */
+/* Starts the complete commands at p; returns how many bytes are consumed. */
 static size_t parse_commands(core *c, connection *conn, const char *p, size_t n) {
     size_t at = 0;
     int begun = 0;
@@ -244,7 +244,7 @@ static size_t parse_commands(core *c, connection *conn, const char *p, size_t n)
         if (arrlen(conn->parser.args) > 0) {
             slice name = {p + at + conn->parser.args[0].at, conn->parser.args[0].bytes};
             if (p[at] != '*' && (is_word(name, "POST") || is_word(name, "Host:"))) {
-                conn->closing = true; /* a browser was made to talk to us */
+                conn->closing = true; /* HTTP: a browser is being misused to send commands */
                 break;
             }
             cmd = command_find(name);
@@ -297,12 +297,12 @@ static size_t connection_bytes(const connection *conn) {
     return conn->in.cap + conn->out.cap + conn->held + conn->long_frames + conn->kept + parser_bytes(&conn->parser);
 }
 
-/* What closed connections still hold is as good as free: nobody else has to go for it. */
+/* What closed connections still hold will soon be free: no other client is closed because of it. */
 static bool clients_may_hold(core *c, size_t more) {
     const connection *conn;
     nodedb_mem_usage usage;
     size_t limit = c->server->client_limit_bytes;
-    net_tell_memory(c);
+    net_report_memory(c);
     if (nodedb_mem_get_usage(c->server->mem, MEM_CLIENTS, &usage, NULL) != NODEDB_OK) return true;
     for (conn = c->first; conn != NULL && usage.reserved_bytes + more > limit; conn = conn->next)
         if (conn->fd < 0) limit += connection_bytes(conn);
@@ -326,14 +326,14 @@ static void input_refused(core *c, connection *conn) {
     protocol_error(c, conn, "OOM unfinished commands and unread replies of all clients hold too much memory");
 }
 
-/* Room for the next read in the connection's own buffer, which grows as bytes come and not as they are announced.
+/* Room for the next read in the connection's own buffer, which grows with the bytes received, not the announced length.
  * Where clients hold too much already, the one that holds most is refused. False: it is this one. */
 static bool input_room(core *c, connection *conn) {
     size_t whole, cap = conn->in.cap * 2;
     if (conn->in_at > 0 && conn->in.cap - conn->in.len < SMALL_BUFFER) input_to_front(conn);
     whole = conn->in_at + conn->parser.needs;
     if (conn->in.cap - conn->in.len >= SMALL_BUFFER || (whole > conn->in.len && whole <= conn->in.cap)) return true;
-    if (conn->parser.bulk > (int64_t)READ_BYTES && cap > whole) cap = whole; /* of small ones many may come: double */
+    if (conn->parser.bulk > (int64_t)READ_BYTES && cap > whole) cap = whole; /* many small ones may follow: double */
     if (cap < conn->in.len + SMALL_BUFFER) cap = conn->in.len + SMALL_BUFFER;
     if (cap > 2 * READ_BYTES && !clients_may_hold(c, cap - conn->in.cap)) {
         connection *most = greediest(c);
@@ -356,7 +356,7 @@ static void connection_read(core *c, connection *conn) {
     char *to = c->scratch;
     size_t room = READ_BYTES, done;
     ssize_t n;
-    if (conn->stalled && conn->in.len - conn->in_at > SMALL_BUFFER) { /* enough is waiting */
+    if (conn->stalled && conn->in.len - conn->in_at > SMALL_BUFFER) { /* enough bytes wait */
         mark_dirty(c, conn);
         return;
     }
@@ -420,7 +420,7 @@ static void connection_set_events(core *c, connection *conn) {
     (void)epoll_ctl(c->epoll, EPOLL_CTL_MOD, conn->fd, &event);
 }
 
-/* Replies move to the output, in the order of the commands, as far as it takes them. False: nothing has moved. */
+/* Moves replies to the output, in the order of the commands, as far as there is room. False: none was moved. */
 static bool take_replies(core *c, connection *conn, size_t *answered) {
     bool moved = false;
     while (conn->head != NULL && (conn->fd < 0 || unsent(conn) < OUTPUT_PAUSE_BYTES)) {
@@ -440,7 +440,7 @@ static bool take_replies(core *c, connection *conn, size_t *answered) {
     return moved;
 }
 
-/* Everything is answered and sent, and nothing more will come. */
+/* All is answered and sent, and no command will follow. */
 static void connection_end(core *c, connection *conn) {
     if (!conn->closing) {
         connection_close(c, conn);
@@ -452,7 +452,7 @@ static void connection_end(core *c, connection *conn) {
     (void)shutdown(conn->fd, SHUT_WR);
 }
 
-/* Replies out; then on with what had to wait. A client that reads fast lets the others have their turn, too. */
+/* Sends replies, then continues what waited for that. Bounded, so that a client that reads fast delays no other. */
 static size_t flush_connection(core *c, connection *conn) {
     request *req;
     size_t n = 0;
@@ -464,7 +464,7 @@ static size_t flush_connection(core *c, connection *conn) {
         moved = take_replies(c, conn, &n) || unsent(conn) > 0;
         connection_write(c, conn);
         if (conn->fd >= 0 && conn->stalled) parse_waiting(c, conn);
-        /* all is sent: the next replies may grow, also of what was just begun */
+        /* all is sent: replies may grow again */
         moved = conn->head != NULL && unsent(conn) == 0 && (moved || conn->head->reply.len > 0 || conn->head->done);
     }
     if (moved) mark_dirty(c, conn);
@@ -474,7 +474,7 @@ static size_t flush_connection(core *c, connection *conn) {
     return n;
 }
 
-/* First come, first served, until the turn is over; who becomes dirty meanwhile has the next one. */
+/* In order, until the turn is over. A connection that becomes dirty meanwhile is served in the next turn. */
 size_t flush_dirty(core *c) {
     connection *last = c->dirty_last;
     size_t n = 0;
@@ -492,20 +492,20 @@ size_t flush_dirty(core *c) {
 
 /* ---- now and then ------------------------------------------------------------------------------------------------ */
 
-void net_tell_memory(core *c) {
+void net_report_memory(core *c) {
     nodedb_mem *mem = c->server->mem;
-    if (c->client_bytes > c->client_bytes_told)
-        (void)nodedb_mem_reserve_forced(mem, c->index, MEM_CLIENTS, c->client_bytes - c->client_bytes_told, NULL);
-    else if (c->client_bytes < c->client_bytes_told)
-        (void)nodedb_mem_release(mem, c->index, MEM_CLIENTS, c->client_bytes_told - c->client_bytes, NULL);
-    c->client_bytes_told = c->client_bytes;
+    if (c->client_bytes > c->client_bytes_reported)
+        (void)nodedb_mem_reserve_forced(mem, c->index, MEM_CLIENTS, c->client_bytes - c->client_bytes_reported, NULL);
+    else if (c->client_bytes < c->client_bytes_reported)
+        (void)nodedb_mem_release(mem, c->index, MEM_CLIENTS, c->client_bytes_reported - c->client_bytes, NULL);
+    c->client_bytes_reported = c->client_bytes;
 }
 
 void net_maintain(core *c) {
     uint64_t now = steady_ms(), timeout_ms = __atomic_load_n(&c->server->timeout_s, __ATOMIC_RELAXED) * UINT64_C(1000);
     connection *conn;
-    c->crowded = nodedb_mem_pressure(c->server->mem, MEM_CLIENTS) > NODEDB_MEM_NORMAL;
-    if (c->crowded && !clients_may_hold(c, 1) && (conn = greediest(c)) != NULL) {
+    c->under_pressure = nodedb_mem_pressure(c->server->mem, MEM_CLIENTS) > NODEDB_MEM_NORMAL;
+    if (c->under_pressure && !clients_may_hold(c, 1) && (conn = greediest(c)) != NULL) {
         nodedb_say(&c->server->logger, NODEDB_LOG_WARNING,
                    "a client was disconnected: clients hold more than they may");
         if (!conn->closing && conn->long_frames == 0 && conn->parser.needs > conn->in.len - conn->in_at)
@@ -527,8 +527,8 @@ void net_maintain(core *c) {
     }
 }
 
-/* The server stops: what is answered is still sent, as far as the sockets take it. Requests go on to their end without
- * their clients: reads start nothing more, what they hold at other cores is let go. */
+/* The server stops. Replies that are ready are sent as far as the sockets take them. Requests end without their
+ * clients: reads start no operation, and what they hold at other cores is released. */
 void net_close_all(core *c) {
     connection *conn;
     c->ending = true;

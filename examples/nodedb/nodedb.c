@@ -61,7 +61,7 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 
-/* jemalloc reads this: freed memory goes back to the system soon, so that what is counted is what is used. */
+/* jemalloc reads this: it returns freed memory to the system soon, so that the counted memory is the used memory. */
 extern const char *malloc_conf;
 const char *malloc_conf = "dirty_decay_ms:200,muzzy_decay_ms:0,oversize_threshold:262144";
 
@@ -69,7 +69,7 @@ char tag_ring, tag_log, tag_listen;
 
 /* ---- a core's hooks ---------------------------------------------------------------------------------------------- */
 
-/* Each turn: what sockets have, what the log has made durable, replies out. */
+/* Each turn: read sockets, apply what has become durable, send replies. */
 static size_t core_poll(nodedb_tpc_core *tpc, void *ctx) {
     core *c = nodedb_tpc_core_data(tpc);
     size_t n = outbox_flush(c);
@@ -80,7 +80,7 @@ static size_t core_poll(nodedb_tpc_core *tpc, void *ctx) {
     if (c->ready == 0) c->ready = epoll_wait(c->epoll, c->events, (int)(sizeof c->events / sizeof *c->events), 0);
     for (i = 0; i < c->ready; i++) {
         void *what = c->events[i].data.ptr;
-        if (what == &tag_ring || what == &tag_log) continue; /* both are looked at in every turn */
+        if (what == &tag_ring || what == &tag_log) continue; /* every turn looks at both */
         if (what == &tag_listen) accept_some(c);
         else connection_event(c, what, c->events[i].events);
         n++;
@@ -92,8 +92,8 @@ static size_t core_poll(nodedb_tpc_core *tpc, void *ctx) {
     n += run_slow(c);
     turn_begin(c);
     n += flush_dirty(c);
-    net_tell_memory(c);
-    turn_begin(c); /* of the messages that come now */
+    net_report_memory(c);
+    turn_begin(c); /* of the messages that follow */
     return n + (c->dirty != NULL) + (c->slow.head != NULL);
 }
 
@@ -105,7 +105,7 @@ static void core_wait(nodedb_tpc_core *tpc, void *ctx, uint64_t timeout_ns) {
     (void)ctx;
     for (i = 0; i < c->server->cores; i++) unsent_messages += arrlen(c->outbox[i]);
     if (unsent_messages > 0 && ms > 1) ms = 1; /* a full ring does not wake its producer */
-    if (c->waiting.head != NULL && ms > 1) ms = 1; /* what it waits for may come without a wake */
+    if (c->waiting.head != NULL && ms > 1) ms = 1; /* room in the log causes no wake-up */
     if (c->dirty != NULL || c->slow.head != NULL) ms = 0;
     c->ready = epoll_wait(c->epoll, c->events, (int)(sizeof c->events / sizeof *c->events), ms);
     if (c->ready < 0) c->ready = 0;
@@ -146,7 +146,7 @@ static bool core_maintain(nodedb_tpc_core *tpc, void *ctx, uint64_t budget_ns) {
     uint64_t now = steady_ms();
     bool more = retire_some(c->shard, RETIRE_BATCH);
     (void)ctx, (void)budget_ns;
-    more = tell_parts_some(c) || more;
+    more = notify_parts_some(c) || more;
     more = sweep_some(c) || more;
     spill_maintain(c->shard);
     maintain_parts(c->shard);
@@ -217,7 +217,7 @@ static void core_stop(nodedb_tpc_core *tpc, void *ctx) {
     uint32_t i;
     (void)ctx;
     net_close_all(c);
-    net_tell_memory(c);
+    net_report_memory(c);
     for (i = 0; i < MAX_CORES; i++) arrfree(c->outbox[i]);
     buffer_free(&c->encoded);
     (void)close(c->epoll);
@@ -228,8 +228,8 @@ static void core_stop(nodedb_tpc_core *tpc, void *ctx) {
 
 /* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
-/* --durability interval: sends the logs' open groups on their way, and hears of their ends. A thread of its own, which
- * no work of a core can starve. */
+/* --durability interval: submits the logs' open groups and reaps their completions, in a thread of its own, which no
+ * work of a core can starve. */
 static void *interval_thread(void *argument) {
     server *srv = argument;
     struct timespec pause = {0, (long)INTERVAL_NS};
@@ -266,7 +266,7 @@ static int lock_directory(const server *srv) {
     return fd;
 }
 
-/* So many clients that logs and checkpoints always find a descriptor. */
+/* Limits the clients, so that logs and checkpoints always find a descriptor. */
 static void limit_clients(server *srv) {
     struct rlimit limit;
     uint64_t kept = 16 + UINT64_C(16) * srv->cores, most = UINT64_C(2) * MAX_CLIENTS * srv->cores;
@@ -364,7 +364,7 @@ int main(int argc, char **argv) {
     (void)sigaddset(&signals, SIGINT);
     (void)sigaddset(&signals, SIGTERM);
     (void)sigaddset(&signals, SIGHUP);
-    (void)pthread_sigmask(SIG_BLOCK, &signals, NULL); /* also while data are opened: they count when that is done */
+    (void)pthread_sigmask(SIG_BLOCK, &signals, NULL); /* also while data are opened: signals are handled after that */
     (void)pthread_mutex_init(&srv->said_lock, NULL);
     srv->logger.write = say, srv->logger.ctx = srv;
     srv->started_ms = steady_ms();

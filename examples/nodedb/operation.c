@@ -2,7 +2,7 @@
  *
  *   operation_run     it has arrived. A question is answered at once. A change goes on:
  *   operation_log     memory is reserved, the record is appended to the open group of the log
- *   pump_log          sends groups on their way, and hears which are durable
+ *   pump_log          submits groups, and learns which are durable
  *   operation_commit  its record is durable: apply()
  *   operation_finish  back to the request that made it
  *
@@ -35,7 +35,7 @@ static operation *list_pop(operation_list *l) {
     return op;
 }
 
-/* A full ring is not waited for: the other core may be waiting for us. */
+/* Never wait for a full ring: the other core may be waiting for us. */
 void outbox_send(core *c, uint32_t to, int kind, uint32_t number, void *pointer) {
     message m = {(uint32_t)kind, number, pointer};
     if (arrlen(c->outbox[to]) == 0 && nodedb_tpc_send(c->tpc, to, &m) == NODEDB_OK) return;
@@ -154,7 +154,7 @@ bool home_has_waiters(const core *c, slice key) {
            (waits_at_home(&c->committing, key) || waits_at_home(&c->waiting, key));
 }
 
-bool set_will_be_there(const core *c, slice key, bool is_there) {
+bool set_will_exist(const core *c, slice key, bool is_there) {
     int last = 0;
     if (c->all_keys > 0 || c->buckets[bucket_of(key)].records > 0) {
         last = last_record(&c->waiting, key);
@@ -202,7 +202,7 @@ void operation_fail(core *c, operation *op, const char *format, ...) {
 
 /* ---- applying ---------------------------------------------------------------------------------------------------- */
 
-/* The reservation of the operation pays for what the change takes; the rest goes back. */
+/* The change uses the operation's reservation; the rest is released. */
 static void apply_paid(core *c, operation *op, const change *ch, result *r) {
     shard *s = c->shard;
     s->credit_bytes = op->reserved;
@@ -218,7 +218,7 @@ static void guarded_apply(nodedb_tpc_core *tpc, void *argument) {
     apply_paid(nodedb_tpc_core_data(tpc), op, &op->change, op->ending ? NULL : &op->result);
 }
 
-/* The same question has the same id, so that one that faults again and again is refused. */
+/* The same question has the same id, so the fault guard refuses one that faults repeatedly. */
 static uint64_t fault_id(const operation *op) {
     slice value = {NULL, 0};
     uint32_t sum = nodedb_crc32c(0, op->key.p, op->key.bytes);
@@ -259,7 +259,7 @@ static void commit_save(core *c, operation *op) {
     operation_finish(c, op);
 }
 
-/* What was logged is now durable, or needs no record and its turn has come. */
+/* Its record is durable; or it has none, and is next in order. */
 static void operation_commit(core *c, operation *op) {
     if (op->logged) c->shard->applied_lsn = op->lsn;
     op->logged = false;
@@ -273,7 +273,7 @@ static void operation_commit(core *c, operation *op) {
 /* ---- logging ----------------------------------------------------------------------------------------------------- */
 
 size_t change_cost(const change *c) {
-    size_t bytes = sizeof(entry) + sizeof(value) + 64 + c->key.bytes; /* 64: its place in a table, rounding */
+    size_t bytes = sizeof(entry) + sizeof(value) + 64 + c->key.bytes; /* 64: its slot in a table, and rounding */
     switch (c->kind) {
     case CHANGE_SET: /* a large record is copied on its way into the log, where small ones share a buffer */
         bytes += c->u.set.value.bytes + c->u.set.value.bytes / 4;
@@ -287,16 +287,16 @@ size_t change_cost(const change *c) {
     return bytes > MIN_COST_BYTES ? bytes : MIN_COST_BYTES;
 }
 
-/* What makes room goes through on a full disk as well: for that is the reserve. */
+/* Changes that free space, which the reserve lets through on a full disk. */
 static bool frees_space(const operation *op) {
     switch (op->change.kind) {
     case CHANGE_DELETE: case CHANGE_EXPIRE: case CHANGE_FLUSH: case CHANGE_SWEEP: case CHANGE_END: case CHANGE_REMOVE:
     case CHANGE_DROP: return true;
-    default: return op->prepared || op->promised; /* its core has said that it will */
+    default: return op->prepared || op->promised; /* its core has granted it */
     }
 }
 
-/* What cannot be read now might be read in a replay: then it would have another outcome. */
+/* A value that is unreadable now may be readable in a replay, which would then have another outcome. */
 static bool old_value_is_lost(shard *s, const change *ch) {
     const entry *e = ch->kind == CHANGE_INCREMENT ? entry_find(s, ch->key) : NULL;
     return e != NULL && e->kind == ENTRY_STRING && e->u.string->spilled && value_bytes(s, e->u.string) == NULL;
@@ -322,7 +322,7 @@ static bool admit(core *c, operation *op, const change *ch) {
     return true;
 }
 
-/* Room for what frees space, on a full disk: the reserve, or a checkpoint, behind which the log can go. */
+/* Space on a full disk for changes that free space: the reserve, or a checkpoint, which lets the log be truncated. */
 static bool make_log_room(core *c, bool flush) {
     shard *s = c->shard;
     if (reserve_give_up(s, flush)) return true;
@@ -331,8 +331,8 @@ static bool make_log_room(core *c, bool flush) {
     return shard_save(s, NULL) == NODEDB_OK;
 }
 
-/* The space that we give up is free for all. The other cores are asked to leave it, and who was under way with some of
- * it gives it back when it is not enough for him. */
+/* Every core could take the space of our reserve, so the others are asked to append nothing meanwhile. A core that has
+ * taken some gives it back if it is not enough. */
 static nodedb_status append_in_need(core *c, const nodedb_wal_record *record, uint64_t *lsn, bool flush,
                                     nodedb_error *err) {
     struct timespec pause = {0, 2000000};
@@ -364,7 +364,7 @@ static nodedb_status append(core *c, operation *op, const change *ch, nodedb_err
     return status;
 }
 
-/* Sends one record to the log. False: not now. Otherwise the operation is on its way, or over. */
+/* Appends one record. False: the log takes none now. Else the operation is in the log, or has failed. */
 static bool log_record(core *c, operation *op) {
     change create = {.kind = CHANGE_CREATE, .key = op->key}, *ch = &op->change;
     nodedb_status status;
@@ -395,7 +395,7 @@ static bool log_record(core *c, operation *op) {
     return true;
 }
 
-/* In order of arrival. False: it has to wait for the log. */
+/* In order of arrival. False: it must wait for the log. */
 static bool enter_line(core *c, operation *op) {
     if (op->creating || (op->kind == OP_CHANGE && op->stage != STAGE_HOME)) return log_record(c, op);
     if (c->committing.head == NULL) operation_commit(c, op);
@@ -453,7 +453,7 @@ static bool disk_has_room(const shard *s, size_t bytes) {
     return statvfs(s->dir, &st) == 0 && (uint64_t)st.f_bavail * st.f_frsize > (uint64_t)bytes * 2 + (1u << 20);
 }
 
-/* 0 bytes: changes that free space, for which the reserve is. Others may have it too, if they have promised. */
+/* 0 bytes: changes that free space may use the reserve. Others may once they are granted. */
 static bool log_will_take(core *c, size_t bytes) {
     const shard *s = c->shard;
     if (!s->reserve_gone && bytes < RESERVE_BYTES / 4 && !(s->log_full && bytes > 0)) return true;
@@ -461,7 +461,7 @@ static bool log_will_take(core *c, size_t bytes) {
     return bytes == 0 && (!s->log_full || make_log_room(c, true));
 }
 
-/* The promise that the changes which follow will be taken, or a refusal, before any core has changed anything. */
+/* Grants memory to the changes that follow, or refuses, before any core has changed anything. */
 static void prepare(core *c, operation *op) {
     shard *s = c->shard;
     size_t bytes = op->u.prepare.bytes;
@@ -483,7 +483,7 @@ static void guarded_question(nodedb_tpc_core *tpc, void *argument) {
     else if (op->kind != OP_CHANGE && op->kind != OP_SAVE && op->stage != STAGE_HOME) read_now(c, op);
 }
 
-/* What a degraded core goes on to do: to count, to end what it has begun, and what nobody asked for. */
+/* What a degraded core still does: counting, finishing what it has started, its own housekeeping. */
 static bool needs_no_guard(const operation *op) {
     return op->req == NULL || op->prepared || op->kind == OP_STATS || op->kind == OP_COUNT || op->kind == OP_MORE ||
            op->stage == STAGE_ANSWER || (op->kind == OP_PREPARE && op->u.prepare.undo);
@@ -504,7 +504,7 @@ static void run_now(core *c, operation *op) {
     else operation_finish(c, op);
 }
 
-/* A search takes a while: it waits for a turn, so that what comes in meanwhile is not kept waiting by many of them. */
+/* A search takes long, so it is queued: many of them must not delay the short operations that arrive meanwhile. */
 void operation_run(core *c, operation *op) {
     if (op->kind == OP_SEARCH || op->kind == OP_SCAN) list_push(&c->slow, op);
     else run_now(c, op);

@@ -3,7 +3,7 @@
 
 #include <sched.h>
 
-/* To stderr. Two cores would say the same about their own logs: each reason is said once. */
+/* To stderr. Two cores would report the same about their logs, so each reason is printed once. */
 void say(void *ctx, nodedb_log_level level, const char *sentence) {
     server *srv = ctx;
     const char *reason = strstr(sentence, ": ");
@@ -72,7 +72,7 @@ static bool copy_text(char *to, size_t room, const char *text) {
     return true;
 }
 
-/* One option that has a value. False: there is no such, or the value is wrong. */
+/* One option with a value. False: the option is unknown, or its value is wrong. */
 static bool take_option(server *srv, const char *option, const char *value) {
     uint64_t bytes;
     long n;

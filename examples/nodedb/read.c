@@ -2,7 +2,7 @@
 #include "db.h"
 
 #define SCAN_BYTES (64u << 10) /* names in one answer, and ... */
-#define SCAN_LOOK_BYTES (1u << 20) /* ... bytes of names that are compared with the pattern for it */
+#define SCAN_LOOK_BYTES (1u << 20) /* ... bytes of names compared with the pattern for it */
 
 static bool scan_wants(const operation *op, const glob_pattern *pattern, const entry *e, uint64_t now) {
     if (e->expires_ms != 0 && e->expires_ms <= now) return false;
@@ -36,7 +36,7 @@ static void read_scan(shard *s, const operation *op, result *r) {
             buffer_put(&r->bytes, e->key, bytes);
         }
         cursor = i < n ? ((const entry *)items[i])->hash : next;
-        if (n == 0 && left > 0) left--; /* empty parts of the table cost something too */
+        if (n == 0 && left > 0) left--; /* empty parts of the table cost time as well */
     }
     r->number = (int64_t)cursor;
     glob_free(pattern);

@@ -1,12 +1,12 @@
 /* recovery.c - a shard comes back from its directory: the newest checkpoint, then the log behind it.
  *
  *   core-N/log/        the log, nodedb_wal.h
- *   core-N/progress    how far this shard is known to have come
- *   core-N/reserve     RESERVE_BYTES that are given up when the disk is full, so that what frees space finds some
+ *   core-N/progress    the highest LSN and checkpoint that are known to be durable
+ *   core-N/reserve     RESERVE_BYTES, deleted when the disk is full, so that changes which free space find some
  *
  * A log cannot tell by itself that its newest segment has been deleted, nor a directory that its checkpoint has. The
- * file "progress" can: it notes what was there, and recovery refuses to go on with less. Nothing is noted before it is
- * durable, so a note never says too much. Little-endian, two slots of 64 bytes at offsets 0 and 4096, written in turn;
+ * file "progress" can: it records what was durable, and recovery refuses to continue with less. Nothing is recorded
+ * before it is durable. Little-endian, two slots of 64 bytes at offsets 0 and 4096, written in turn;
  * of the valid ones that with the higher sequence counts:
  *   offset bytes
  *        0     8  magic "NDBNOTED"
@@ -189,7 +189,7 @@ nodedb_status shard_make(shard *s, nodedb_error *err) {
 
 /* ---- what is missing --------------------------------------------------------------------------------------------- */
 
-/* Something that was durable is not there. With --force-empty that is only said. */
+/* Something durable is missing: an error, or with --force-empty only a warning. */
 __attribute__((format(printf, 3, 4))) static nodedb_status refuse(const shard *s, nodedb_error *err,
                                                                   const char *format, ...) {
     char what[200];
@@ -227,7 +227,7 @@ static nodedb_status look_at_log(const char *dir, uint64_t from, uint64_t *oldes
     return status == NODEDB_ERR_AGAIN ? NODEDB_OK : status;
 }
 
-/* A log whose numbers end too low would give them out again: it is kept under another name. */
+/* A log that ends below a durable LSN would assign LSNs a second time. It is renamed and kept. */
 static nodedb_status put_log_aside(const shard *s, nodedb_error *err) {
     char from[PATH_ROOM], to[PATH_ROOM];
     unsigned n;
@@ -241,8 +241,8 @@ static nodedb_status put_log_aside(const shard *s, nodedb_error *err) {
     return nodedb_fail(err, nodedb_io_status(errno), errno, "cannot rename %s", path_tail(from));
 }
 
-/* Before the log is opened for writing, which would go on where it ends: is everything there that the note and the
- * checkpoint know of, up to record `need`? *from: the record with which a replay begins. */
+/* Checks, before the log is opened for writing, that it has every record up to `need`, which is what the file
+ * "progress" and the checkpoint require. *from: the record at which the replay starts. */
 static nodedb_status check_log(shard *s, uint64_t need, uint64_t *from, nodedb_error *err) {
     char log[PATH_ROOM];
     uint64_t oldest, newest, have;
@@ -333,14 +333,14 @@ nodedb_status shard_recover(shard *s, nodedb_error *err) {
                         path_tail(s->dir), noted.checkpoint_lsn, noted.checkpoint_lsn - s->checkpoint_lsn);
     need = noted.durable_lsn > s->applied_lsn ? noted.durable_lsn : s->applied_lsn;
     if (status == NODEDB_OK) status = check_log(s, need, &from, err);
-    if (status == NODEDB_OK) status = shard_open_log(s, need + 1, err); /* the number counts where there is no log */
+    if (status == NODEDB_OK) status = shard_open_log(s, need + 1, err); /* the LSN is used only if there is no log */
     if (status == NODEDB_OK) status = replay_log(s, from, err);
     if (status != NODEDB_OK) return status;
     s->applied_lsn = nodedb_wal_last_lsn(s->wal);
     s->noted_sequence = noted.sequence;
     note_progress(s, true);
     reserve_take(s);
-    /* what is missing is said once: a new checkpoint stands for what there is */
+    /* a new checkpoint makes what is there complete, so the loss is reported once */
     return s->server->force_empty ? shard_save(s, err) : NODEDB_OK;
 }
 
@@ -370,7 +370,7 @@ nodedb_status on_shards(shard **shards, uint32_t count, shard_task task, nodedb_
         jobs[i].has_thread = i + 1 < count && pthread_create(&jobs[i].thread, NULL, run_job, &jobs[i]) == 0;
     }
     for (i = 0; i < count; i++)
-        if (!jobs[i].has_thread) (void)run_job(&jobs[i]); /* the last one, and what a limit on threads left over */
+        if (!jobs[i].has_thread) (void)run_job(&jobs[i]); /* the last one, and those that got no thread */
     for (i = 0; i < count; i++) {
         if (jobs[i].has_thread) (void)pthread_join(jobs[i].thread, NULL);
         if (jobs[i].status == NODEDB_OK || status != NODEDB_OK) continue;
@@ -403,7 +403,7 @@ static void match_home(shard *s, entry *e, set_counts *counts) {
     change_encode(&c, buffer_room(&b, record.payload_bytes));
     record.payload = b.p;
     if (nodedb_wal_commit(s->wal, &record, 1, &lsn, NULL) == NODEDB_OK &&
-        change_decode(b.p, record.payload_bytes, &c)) { /* its key is in the buffer then, not in the entry that goes */
+        change_decode(b.p, record.payload_bytes, &c)) { /* its key is in the buffer, not in the entry that is freed */
         apply(s, &c, NULL);
         s->applied_lsn = lsn;
     }
@@ -434,7 +434,7 @@ static void match_parts(shard *s, set_counts *counts) {
     }
 }
 
-/* Sets whose end was replayed: their parts need not be told, as those without a home have just been dropped. */
+/* Sets whose end was replayed. Their parts need no notice: parts without a home have just been dropped. */
 static void forget_dropped(shard *s) {
     while (s->dropping != NULL) {
         set_home *h = s->dropping;
@@ -443,8 +443,8 @@ static void forget_dropped(shard *s) {
     }
 }
 
-/* All at once. A home's change is durable before its parts hear of it, so the home is always right: parts whose set is
- * gone there are dropped, like those without elements, and how many elements a set has is counted. */
+/* Recovers all shards. A home's change is durable before its parts receive it, so the home is always right: parts whose
+ * set is gone there are dropped, as are parts without elements, and the elements of each set are counted. */
 nodedb_status recover_shards(server *srv, shard **shards, uint32_t count, nodedb_error *err) {
     set_counts counts = NULL;
     nodedb_status status = on_shards(shards, count, shard_recover, err);

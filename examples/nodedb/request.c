@@ -1,8 +1,8 @@
 /* request.c - a command under way: its operations go out in windows, their answers come in order.
  *
- * request_pump() is the whole life of a request. It does what can be done now: hands over answers whose turn has come,
- * fetches the next piece of a large value, starts the next operation, begins the next step. It is called when an
- * answer comes back, and when the connection has sent some of the reply. */
+ * request_pump() is the whole life of a request. It does what can be done now: hands over the answers that are next in
+ * order, fetches the next piece of a large value, starts the next operation, starts the next step. It is called when an
+ * answer arrives, and when the connection has sent some of the reply. */
 #include "db.h"
 
 #define MIN_LIMIT_BYTES 512u
@@ -71,7 +71,7 @@ operation *request_at_home(core *c, request *req, operation_kind kind, slice key
 
 void request_send(core *c, request *req, operation *op, uint32_t to) {
     connection *conn = req->conn;
-    if (op->kind == OP_GET) { /* the more are under way, the less each brings at once */
+    if (op->kind == OP_GET) { /* more of them under way: a smaller first piece for each */
         uint32_t limit = INLINE_BYTES / (conn->operations + 1);
         op->u.get.limit = limit > MIN_LIMIT_BYTES ? limit : MIN_LIMIT_BYTES;
     }
@@ -112,7 +112,7 @@ void request_put_value(core *c, request *req, operation *op) {
     req->stream_idle = true;
 }
 
-/* Nobody wants the rest of the value: its shard takes the pin away. */
+/* The client does not want the rest of the value: its shard removes the pin. */
 static void let_go(core *c, operation *op) {
     if (op->result.pinned != NULL) {
         operation *last = operation_new(c, NULL, OP_MORE);
@@ -124,7 +124,7 @@ static void let_go(core *c, operation *op) {
 }
 
 void request_note(request *req) {
-    req->conn->held += req->reply.len - req->noted; /* modulo the word, where it has been taken */
+    req->conn->held += req->reply.len - req->noted; /* a shrinking reply wraps around; the sum is right */
     req->noted = req->reply.len;
 }
 
@@ -141,7 +141,7 @@ static void hand_over(core *c, request *req) {
 
 static void fetch_piece(core *c, request *req) {
     operation *op = req->stream;
-    op->u.get.limit = req->conn->core->crowded ? INLINE_BYTES : CHUNK_BYTES;
+    op->u.get.limit = req->conn->core->under_pressure ? INLINE_BYTES : CHUNK_BYTES;
     req->stream_idle = false;
     c->in_flight++;
     operation_send(c, op, core_of_key(c->server, op->key));
@@ -158,7 +158,7 @@ static void take_piece(core *c, request *req) {
     request_note(req);
     if (op->result.pinned != NULL) return;
     req->stream = NULL;
-    if (at != op->result.number) connection_close(c, req->conn); /* it cannot be read: half a value is no reply */
+    if (at != op->result.number) connection_close(c, req->conn); /* unreadable: half a value is no reply */
     operation_free(op);
 }
 
@@ -187,14 +187,14 @@ static bool may_start(core *c, request *req) {
     connection *conn = req->conn;
     if (req->more == NULL || req->stream != NULL ||
         req->started - req->answered >= (req->window != 0 ? req->window : WINDOW)) return false;
-    if (conn->fd < 0 && (req->cmd->flags & COMMAND_WRITE) == 0) { /* nobody reads it */
+    if (conn->fd < 0 && (req->cmd->flags & COMMAND_WRITE) == 0) { /* no client reads it */
         req->more = NULL;
         return false;
     }
     if (req->in_flight > 0 && conn->operations >= MAX_OPERATIONS) return false;
     if ((req->cmd->flags & COMMAND_WRITE) == 0 && !reply_may_grow(req)) return false; /* a write's reply is short */
     if (c->turn_operations == 0 || turn_over(c)) {
-        mark_dirty(c, conn); /* others first; on in the next turn */
+        mark_dirty(c, conn); /* other connections first; this one continues in the next turn */
         return false;
     }
     return true;
@@ -209,7 +209,7 @@ static bool pump_once(core *c, request *req) {
         fetch_piece(c, req);
     } else if (req->stream == NULL && req->early != NULL && req->early->number == req->answered) {
         if (turn_over(c)) {
-            mark_dirty(c, req->conn); /* others first: making a reply may take a while */
+            mark_dirty(c, req->conn); /* other connections first: a reply may take long to make */
             return false;
         }
         hand_over(c, req);
@@ -240,7 +240,7 @@ void request_pump(core *c, request *req) {
 }
 
 void request_run(core *c, request *req) {
-    req->running = true; /* answers that come before run() returns do not end the request */
+    req->running = true; /* answers that arrive before run() returns do not end the request */
     req->cmd->run(c, req);
     request_note(req);
     req->running = false;

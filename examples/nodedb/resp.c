@@ -5,7 +5,7 @@
  *     GET k CR LF                                           the same, inline
  *
  * A frame comes in pieces of any size. The parser keeps its place in it, so that no byte is looked at twice, and it
- * refuses what is too large when it is announced, before a byte of it is there. */
+ * refuses what is too large when its length is announced, before a byte of it has arrived. */
 #include "db.h"
 
 #define MAX_LENGTH_BYTES 32 /* "$12" and the like: digits and CR */
@@ -100,7 +100,7 @@ static parse_result parse_inline(parser *p, const char *frame, size_t bytes, con
     return PARSE_READY;
 }
 
-/* By what was announced, and at least one byte more than there are. */
+/* The length that was announced, and at least one byte more than has arrived. */
 static size_t least_bytes(const parser *p, size_t bytes) {
     size_t least = 0;
     if (p->wanted > 0) {
@@ -221,12 +221,12 @@ void reply_result(buffer *b, int resp, const result *r) {
     case RESULT_ERROR: reply_error(b, "%.*s", printed_bytes(r), r->bytes.p); break;
     case RESULT_BULK:
         if (r->pinned == NULL) reply_bulk(b, r->bytes.p, r->bytes.len);
-        else { /* whoever fetches the rest writes it, and the CR LF behind it */
+        else { /* request_put_value() fetches the rest, and writes it with its CR LF */
             reply_bulk_head(b, r->number);
             buffer_put(b, r->bytes.p, r->bytes.len);
         }
         break;
-    case RESULT_DATA: assert(0); /* is for the command that asked, which makes a reply of it */
+    case RESULT_DATA: assert(0); /* the command that asked makes a reply of it */
     }
 }
 

@@ -1,7 +1,7 @@
 /* shard.c - keys and values of one core, and apply(), the one way in which they change.
  *
  * A key is an entry: a string, or the home of a vector set. A string is a value of its own, which readers may pin: so a
- * large one is read in pieces, and what the reader gets is the value as it was when he asked. */
+ * large one is read in pieces, and the reader gets the value as it was when the read started. */
 #include "db.h"
 
 const char wrong_type[] = "WRONGTYPE Operation against a key holding the wrong kind of value";
@@ -59,7 +59,7 @@ static void value_destroy(shard *s, value *v) {
     data_free(s, v);
 }
 
-/* Its key has another value from now on, or is gone. */
+/* Its key gets another value, or is removed. */
 static void value_release(shard *s, value *v) {
     if (v->pins > 0) v->orphan = 1;
     else value_destroy(s, v);
@@ -93,7 +93,7 @@ void read_string(shard *s, slice key, uint32_t limit, result *r) {
     else answer_value(s, e->u.string, limit, r);
 }
 
-/* A further piece of a pinned value. The last one gives the pin back. */
+/* The next piece of a pinned value. The last one removes the pin. */
 void read_more(shard *s, value *v, uint32_t at, uint32_t limit, result *r) {
     uint32_t bytes = v->bytes - at < limit ? v->bytes - at : limit;
     const char *p = value_bytes(s, v);
@@ -140,7 +140,7 @@ static entry *entry_new(shard *s, slice key, entry_kind kind) {
     return e;
 }
 
-/* What the entry holds goes, and the entry. It is in no table any more. */
+/* Frees the entry and its value. It is in no table any more. */
 static void entry_free(shard *s, entry *e) {
     if (e->kind == ENTRY_SET) home_retire(s, e->u.home);
     else if (e->u.string != NULL) value_release(s, e->u.string);
@@ -153,7 +153,7 @@ static void entry_remove(shard *s, entry *e) {
     entry_free(s, e);
 }
 
-void entry_give_up(shard *s, entry *e) {
+void entry_detach(shard *s, entry *e) {
     if (e->expires_ms != 0) s->expiring--; /* it keeps its time */
     dictionary_remove(&s->keys, e);
     if (e->kind == ENTRY_STRING && e->u.string->spilled) {
@@ -213,7 +213,7 @@ bool retire_some(shard *s, size_t things) {
         size_t n = 0, i;
         if (s->large != NULL) {
             free_large_some(s);
-            freed += RETIRE_BATCH / 4; /* it takes as long as so many things */
+            freed += RETIRE_BATCH / 4; /* it takes as long as so many items */
             continue;
         }
         while (cursor < DICTIONARY_END && n == 0)
@@ -314,12 +314,12 @@ static void apply_increment(shard *s, const change *c, entry *e, result *r) {
     answer(r, RESULT_INTEGER, number);
 }
 
-/* The table of keys is put aside whole, so a flush takes no time of its own. */
+/* The whole table of keys is retired at once and freed later, so a flush takes constant time. */
 static void apply_flush(shard *s, result *r) {
     answer(r, RESULT_OK, 0);
     s->expiring = 0;
     if (s->keys.count > 0) retire(s, &s->keys, false, NULL);
-    if (s->core == NULL) { /* recovery: nobody frees it later */
+    if (s->core == NULL) { /* recovery: no later step frees it */
         while (retire_some(s, RETIRE_BATCH)) {}
     }
 }
@@ -345,7 +345,7 @@ void apply(shard *s, const change *c, result *r) {
     case CHANGE_INCREMENT: apply_increment(s, c, e, r); break;
     case CHANGE_FLUSH: apply_flush(s, r); break;
     case CHANGE_SWEEP: break; /* done above */
-    case CHANGE_CREATE: /* else it is there, or a string: whoever asked looks again */
+    case CHANGE_CREATE: /* else the key exists: the operation checks again */
         if (e == NULL)
             entry_new(s, c->key, ENTRY_SET)->u.home =
                 home_new(s, c->u.create.set_id, c->u.create.dim, c->u.create.metric);
@@ -365,8 +365,8 @@ void apply(shard *s, const change *c, result *r) {
 
 /* ---- the end of keys --------------------------------------------------------------------------------------------- */
 
-/* By what clock a key may be taken away: the least that the wall clock has shown in the last second. A clock that is
- * set ahead and back again at once ends no key that nobody writes to. */
+/* The time by which a key may be removed: the lowest that the wall clock has shown in the last second. So a clock that
+ * is set ahead and back again within a second removes no key. */
 static uint64_t sweep_ms(const core *c) {
     uint64_t least = wall_ms();
     size_t i;
@@ -375,8 +375,8 @@ static uint64_t sweep_ms(const core *c) {
     return least;
 }
 
-/* A key that has expired stays until a record says that it goes, so that a replay, whose clock is another, finds what
- * was found when the records were written. */
+/* An expired key stays until a record removes it. So a replay, which runs at another time, finds the same keys as when
+ * the records were written. */
 bool sweep_some(core *c) {
     shard *s = c->shard;
     void *items[DICTIONARY_SEGMENT];
@@ -421,7 +421,7 @@ void shard_free(shard *s) {
     void *items[DICTIONARY_SEGMENT];
     uint64_t cursor = 0;
     if (s == NULL) return;
-    s->core = NULL; /* nobody is told any more */
+    s->core = NULL; /* no other core is notified any more */
     apply_flush(s, NULL);
     while (cursor < DICTIONARY_END) {
         size_t n = dictionary_page(&s->parts, &cursor, items, DICTIONARY_SEGMENT), i;

@@ -1,7 +1,7 @@
 /* spill.c - near the ceiling cold values move to the overflow file, and come back when there is room.
  *
  * The file is mapped, so what is written or read there counts as this process' memory until it is unmapped from it:
- * spill_unmap() does so after each MiB. The page cache keeps what it likes. */
+ * spill_unmap() does so after each MiB. The page cache may keep the pages. */
 #include "db.h"
 
 #define SPILL_PAGES 32             /* of the table of keys, that one call looks at */
@@ -38,13 +38,13 @@ void spill_unmap(shard *s) {
     s->mapped_bytes = 0;
 }
 
-/* Where memory of the process may be by now: the kernel maps up to FAULT_AROUND bytes around a page that it is asked
- * for. Whole pages, as spill_unmap() rounds inward. */
+/* Widens the range that may be mapped: a fault maps up to FAULT_AROUND bytes around its page. Whole pages, because
+ * spill_unmap() rounds inward. */
 static void note_touched(shard *s, const char *p, size_t bytes) {
     const char *from = p - (uintptr_t)p % FAULT_AROUND, *end = p + bytes;
     const char *to = end + (FAULT_AROUND - (uintptr_t)end % FAULT_AROUND) % FAULT_AROUND;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    /* not beyond what was ever used of this mapping: what lies beside it is somebody else's memory */
+    /* not beyond the part of this mapping that was ever used: the memory beside it is not ours */
     if (s->file_low == NULL || p < s->file_low) s->file_low = p - (uintptr_t)p % page;
     if (end > s->file_high) s->file_high = end + (page - (uintptr_t)end % page) % page;
     if (from < s->file_low) from = s->file_low;
@@ -56,7 +56,7 @@ static void note_touched(shard *s, const char *p, size_t bytes) {
 
 const char *spill_read(shard *s, const value *v) {
     const char *p;
-    if (s->mapped_bytes >= UNMAP_BYTES) spill_unmap(s); /* not what is handed out now */
+    if (s->mapped_bytes >= UNMAP_BYTES) spill_unmap(s); /* before this value is handed out, not after */
     p = nodedb_mem_overflow_read(s->overflow, handle_of(v), NULL, NULL);
     if (p != NULL) note_touched(s, p, v->bytes);
     return p;
@@ -152,7 +152,7 @@ void restore_some(shard *s, size_t bytes) {
     if (s->mapped_bytes >= UNMAP_BYTES) spill_unmap(s);
 }
 
-/* Whole free MiBs go back to the file system; an empty file goes itself. */
+/* Returns whole free MiBs to the file system, and removes a file that is empty. */
 void spill_trim(shard *s) {
     nodedb_mem_overflow_stats st;
     if (s->overflow == NULL || nodedb_mem_overflow_get_stats(s->overflow, &st, NULL) != NODEDB_OK) return;

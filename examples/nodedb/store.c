@@ -28,7 +28,7 @@
 #define ROOM_AT_ONCE_BYTES ((size_t)64 << 10)  /* ... and after each record of this size */
 #define SAY_EVERY_MS 5000
 
-/* The end of a long path: an error's sentence has 256 bytes, and the rest of it matters more. */
+/* The end of a long path: an error message has 256 bytes, and its other words matter more. */
 const char *path_tail(const char *path) {
     size_t bytes = strlen(path);
     return bytes > 90 ? path + bytes - 90 : path;
@@ -257,7 +257,7 @@ nodedb_status shard_save(shard *s, nodedb_error *err) {
         status = write_checkpoint(s, final, err);
         if (status == NODEDB_ERR_DISK_FULL && reserve_give_up(s, s->keys.count == 0)) {
             status = write_checkpoint(s, final, err);
-            if (status == NODEDB_ERR_DISK_FULL) reserve_put_back(s); /* it is not for writes that only take space */
+            if (status == NODEDB_ERR_DISK_FULL) reserve_put_back(s); /* it is only for changes that free space */
         }
         if (status != NODEDB_OK) return status;
     }
@@ -297,15 +297,14 @@ const char *grouped(uint64_t n, char text[GROUPED_BYTES]) {
     return text;
 }
 
-/* Loading keeps the memory promise: what it has added is spilled again, as far as the governor wants and something is
- * cold. A first call may find only values that are new, and takes their mark away; so one that moves nothing is no
- * reason to stop. */
+/* Keeps memory within its bound while loading: spills what the governor asks for. A first call may find only values
+ * whose `touched` bit is set, and clears it; so a call that spills nothing is no reason to stop. */
 void make_room(shard *s, size_t *since, size_t bytes) {
     int calls, idle = 0;
     *since += bytes;
     if (*since < ROOM_EVERY_BYTES && bytes < ROOM_AT_ONCE_BYTES) return;
     *since = 0;
-    while (retire_some(s, RETIRE_BATCH)) {} /* no core is there to do it */
+    while (retire_some(s, RETIRE_BATCH)) {} /* no core runs yet that would do it */
     for (calls = 0; calls < 16 && idle < 2; calls++) {
         uint64_t before = s->spilled_bytes;
         spill_maintain(s);
@@ -313,7 +312,7 @@ void make_room(shard *s, size_t *since, size_t bytes) {
     }
 }
 
-/* After each record: memory, and every five seconds a line. `done` of `all`: whatever can be counted. */
+/* After each record: makes room, and logs progress every five seconds. `done` of `all`, in any unit. */
 void loaded(loading *l, size_t bytes, uint64_t done, uint64_t all) {
     char text[GROUPED_BYTES];
     uint64_t now;
@@ -383,7 +382,7 @@ static bool load_change(shard *s, const change *c, const char *dir, nodedb_statu
     }
 }
 
-/* An index and the elements that the file names must be the same. */
+/* The index must have exactly the elements that the file names. */
 static nodedb_status check_parts(shard *s, const char *path, nodedb_error *err) {
     void *items[DICTIONARY_SEGMENT];
     uint64_t cursor = 0;

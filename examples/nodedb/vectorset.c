@@ -1,8 +1,8 @@
 /* vectorset.c - vector sets: a home that knows what the set is, and parts that have its elements.
  *
  * The HOME of a set is the shard of its key. Every operation on an element passes it, and goes on from there to the
- * element's PART, through the rings, so parts hear of additions, removals and the end of the set in the order of the
- * home. What changes a part comes back by way of the home, which so knows how many elements there are.
+ * element's PART, through the rings, so parts receive additions, removals and the end of the set in the order of
+ * the home. The answers of changes return through the home, which so knows how many elements there are.
  *
  * A set is in one of four states at its home:
  *
@@ -14,15 +14,15 @@
  *   LIVE      an entry with a set_home              VADD, VREM, a read                 LIVE      to the part
  *                                                   a part answers, elements are left  LIVE      count
  *                                                   a part answers, none is left       ENDING    log END; VREM waits
- *                                                   DEL, SET, EXPIRE, FLUSHALL durable ABSENT    the parts are told
- *   ENDING    an END is in the log                  END durable                        ABSENT    the parts are told
+ *                                                   DEL, SET, EXPIRE, FLUSHALL durable ABSENT    notify the parts
+ *   ENDING    an END is in the log                  END durable                        ABSENT    notify the parts
  *                                                   DEL, SET, ... durable before it    ABSENT    END finds nothing
  *                                                   END refused (the log has failed)   LIVE      tried again later
  *
  * Why there are no more: an operation on an element that arrives while a record of its key is in the log, whatever it
- * says, takes its place behind it, and its turn comes when that record has been applied (home_is_quiet, home_step). So
+ * says, is queued behind it, and runs when that record has been applied (home_is_quiet, home_step). So
  * it always meets ABSENT or LIVE, and what it finds is what a replay of the home's log would find there.
- * An END, in turn, is logged only when no operation on an element of the set stands in line (end_if_empty).
+ * An END, in turn, is logged only when no operation on an element of the set is queued (end_if_empty).
  *
  * After a crash the home's log is always right: a part whose set has no home is dropped, a set none of whose elements
  * are left is ended (recover_shards). */
@@ -103,7 +103,7 @@ bool part_vector(const part *p, const element *x, float *to) {
     return true;
 }
 
-/* The index of a part that has become too large to be looked through. On failure the part stays as it is. */
+/* Builds the index of a part that has become too large for a linear search. On failure the part stays as it is. */
 static nodedb_status part_make_index(shard *s, part *p, nodedb_error *err) {
     nodedb_vamana_config config = {.dim = p->dim, .metric = (nodedb_vamana_metric)p->metric, .seed = p->set_id,
                                    .allocator = vector_allocator(s), .logger = s->logger};
@@ -355,8 +355,8 @@ void home_retire(shard *s, set_home *h) {
     s->dropping = h;
 }
 
-/* A part may hear of the end of its set late: ids of sets are never used again. */
-bool tell_parts_some(core *c) {
+/* A part may receive the end of its set late. That is safe, because ids of sets are never used again. */
+bool notify_parts_some(core *c) {
     shard *s = c->shard;
     int told;
     for (told = 0; told < 16 && s->dropping != NULL; told++) {
@@ -387,8 +387,8 @@ static void create_set(core *c, operation *op) { /* ABSENT -> CREATING */
 void home_arrival(core *c, operation *op) {
     bool is_there = entry_live(c->shard, op->key) != NULL;
     if (home_is_quiet(c, op->key)) home_step(c, op);
-    else if (is_add(op) && !set_will_be_there(c, op->key, is_there)) create_set(c, op); /* in its place in the log */
-    else operation_log(c, op); /* in line behind what is in the log */
+    else if (is_add(op) && !set_will_exist(c, op->key, is_there)) create_set(c, op); /* queued in log order */
+    else operation_log(c, op); /* queued behind the records under way */
 }
 
 static void to_part(core *c, operation *op, set_home *h) { /* LIVE -> LIVE */
@@ -410,8 +410,8 @@ static set_home *home_of(core *c, const operation *op) {
     return e != NULL && e->kind == ENTRY_SET && e->u.home->set_id == op->set_id ? e->u.home : NULL;
 }
 
-/* LIVE -> ENDING, if nothing is left and nothing is to come. Who stands in line before us has his turn first: what he
- * does comes before the END. */
+/* LIVE -> ENDING, if no element is left and no operation is pending. Operations that are queued before this one run
+ * first, so that their records precede the END. */
 static void end_if_empty(core *c, operation *op) {
     set_home *h = home_of(c, op);
     op->emptied = false;
@@ -419,7 +419,7 @@ static void end_if_empty(core *c, operation *op) {
     else if (h->state != SET_LIVE || home_has_waiters(c, op->key)) { /* ENDING: behind the END */
         op->emptied = true;
         op->stage = STAGE_HOME;
-        operation_log(c, op); /* in line */
+        operation_log(c, op); /* queued */
     } else {
         h->state = SET_ENDING;
         op->ending = true;

@@ -1,8 +1,8 @@
 /* keys.c - commands on keys of any kind: DEL, EXISTS, TTL and EXPIRE, TYPE, SCAN, and on all of them at once. */
 #include "../db.h"
 
-#define SCAN_STEP_KEYS 256u      /* one operation of a SCAN looks at so many: others have their turn between two */
-#define SCAN_REPLY_BYTES (64u << 10) /* with so many bytes of keys a SCAN is answered, whatever its COUNT */
+#define SCAN_STEP_KEYS 256u      /* in one operation of a SCAN; other work runs between two */
+#define SCAN_REPLY_BYTES (64u << 10) /* a SCAN ends with this many bytes of keys, whatever its COUNT */
 #define SCAN_MAX_COUNT 100000
 
 /* ---- DEL, UNLINK, EXISTS ----------------------------------------------------------------------------------------- */

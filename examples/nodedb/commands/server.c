@@ -1,7 +1,7 @@
-/* server.c - commands on the connection and on the server: who one is, what there is, saving, stopping. */
+/* server.c - commands on the connection and on the server: identity, information, saving, stopping. */
 #include "../db.h"
 
-/* Of a word from the client that an error repeats. */
+/* The longest word from the client that an error repeats. */
 static int shown_bytes(slice a) { return (int)(a.bytes < 64 ? a.bytes : 64); }
 
 static void fail_subcommand(request *req, const char *there) {
@@ -40,7 +40,7 @@ void run_select(core *c, request *req) {
     else reply_ok(&req->reply);
 }
 
-/* ---- who one is: AUTH, HELLO, CLIENT ----------------------------------------------------------------------------- */
+/* ---- identity: AUTH, HELLO, CLIENT ------------------------------------------------------------------------------- */
 
 /* The time that it takes says nothing about how much of the password is right. */
 static bool is_password(const server *srv, slice a) {
@@ -50,7 +50,7 @@ static bool is_password(const server *srv, slice a) {
     return differ == 0;
 }
 
-/* The one user is "default". Without a password it may be anybody's. */
+/* The only user is "default". Without a password everybody is this user. */
 static bool authenticate(core *c, request *req, slice user, slice password) {
     const server *srv = c->server;
     bool is_default = user.bytes == 7 && memcmp(user.p, "default", 7) == 0;
@@ -86,7 +86,7 @@ static void reply_hello(request *req, int version) {
     reply_bulk_text(b, "modules"), reply_array(b, 0);
 }
 
-/* HELLO [version [AUTH user password] [SETNAME name]]. What is wrong anywhere changes nothing. */
+/* HELLO [version [AUTH user password] [SETNAME name]]. An error in any part changes nothing. */
 void run_hello(core *c, request *req) {
     static const char no_auth[] =
         "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> "
@@ -364,7 +364,7 @@ void run_shutdown(core *c, request *req) {
     } else (void)request_fail(req, syntax_error);
 }
 
-/* Each of them is another question: one that faults again and again would be refused. */
+/* Each gets its own fault id: one that faults repeatedly would be refused. */
 void run_debug(core *c, request *req) {
     operation *op;
     if (!c->server->debug)

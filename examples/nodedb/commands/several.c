@@ -20,7 +20,7 @@ void write_key(core *c, request *req, const change *ch) {
 
 /* ---- several operations ------------------------------------------------------------------------------------------ */
 
-/* Looked at before anything is begun: a command with a key that is too long does nothing at all. */
+/* Checked before anything starts: a command with one key that is too long changes nothing. */
 bool keys_fit(request *req, int step) {
     int i;
     for (i = 1; i < req->argc; i += step)
@@ -28,7 +28,7 @@ bool keys_fit(request *req, int step) {
     return true;
 }
 
-/* Goes with the request, and is counted with it. */
+/* Freed and counted with the request. */
 void *request_state(core *c, request *req, size_t bytes) {
     request_count(c, req, bytes);
     return req->state = must(calloc(1, bytes));
@@ -70,7 +70,7 @@ void end_ok(core *c, request *req) {
 /* ---- all or nothing ---------------------------------------------------------------------------------------------- */
 
 /*     asked --all grant--> then(): the changes, which none of these cores refuses now
- *           --one refuses--> what the others granted is given back; the error is the reply, and nothing has changed */
+ *           --one refuses--> the other grants are released; the error is the reply, and nothing has changed */
 preparation *preparation_new(core *c, request *req) { return request_state(c, req, sizeof(preparation)); }
 
 static void send_preparation(core *c, request *req, uint32_t to, bool undo) {

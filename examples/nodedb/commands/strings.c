@@ -62,7 +62,7 @@ void run_decr(core *c, request *req) {
 
 /* ---- MGET -------------------------------------------------------------------------------------------------------- */
 
-/* What is no string reads as nothing. Another error stands in its place: what is before it may be sent already. */
+/* A key that is no string reads as null. Any other error takes the value's place: earlier ones may be sent already. */
 static void answer_mget(core *c, request *req, operation *op) {
     const buffer *text = &op->result.bytes;
     bool other_type = op->result.kind == RESULT_ERROR && text->len == strlen(wrong_type) &&
@@ -96,7 +96,7 @@ static change pair_at(const request *req, int i) {
     return (change){.kind = CHANGE_SET, .key = req->argv[i], .u.set.value = req->argv[i + 1]};
 }
 
-/* Goes on after a failure too: what was granted for each pair is used up by its change. */
+/* Continues after a failure: each change uses up the grant of its pair. */
 static bool more_mset(core *c, request *req) {
     operation *op;
     if (req->at >= req->argc) return false;

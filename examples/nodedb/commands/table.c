@@ -26,7 +26,7 @@ enum {
     NO_AUTH = COMMAND_NO_AUTH
 };
 
-/* The name; how many arguments with the name (negative: at least so many); flags; the function. */
+/* The name; the number of arguments with the name (negative: a minimum); flags; the function. */
 const command commands[] = {
     {"get", 2, READ, run_get},
     {"set", -3, WRITE, run_set},

@@ -6,7 +6,7 @@
  *     OP_SET_INFO at the home -> (ELE: OP_VECTOR at the element's part) -> OP_SEARCH on every core -> merge */
 #include "../db.h"
 
-#define PIECE_FLOATS 256   /* of a long reply, between two looks at what others want */
+#define PIECE_FLOATS 256   /* of a long reply in one piece; other work runs between two */
 #define NAMES_UNDER_WAY 8 /* names may be long */
 #define PIECE_HITS 128
 #define PIECE_BYTES (16u << 10)
@@ -95,7 +95,7 @@ static bool is_beam(request *req, int i) {
            parse_int64(req->argv[i + 1], &n) && n > 0 && n <= MAX_EF;
 }
 
-/* What stands behind the element. */
+/* The options behind the element. */
 static bool parse_vadd_options(request *req, int i, uint32_t *metric, bool *same_metric) {
     for (; i < req->argc; i++) {
         slice a = req->argv[i];
@@ -178,7 +178,7 @@ static void answer_vemb(core *c, request *req, operation *op) {
         return;
     }
     memcpy(request_state(c, req, b->len), b->p, b->len);
-    req->sum = (int64_t)(b->len / sizeof(float)); /* so many in all, req->at of them are in the reply */
+    req->sum = (int64_t)(b->len / sizeof(float)); /* how many there are; req->at of them are in the reply */
     reply_array(&req->reply, req->sum);
     req->more = more_vemb;
 }
@@ -189,7 +189,7 @@ void run_vemb(core *c, request *req) {
 
 /* ---- the set: VCARD, VDIM ---------------------------------------------------------------------------------------- */
 
-/* What the home says of the set. False: there is none, or the reply says what is wrong; then req->failed. */
+/* What the home knows about the set. False: there is no set, or the reply is an error; then req->failed. */
 static bool take_set_info(request *req, const operation *op, set_info *info) {
     if (answer_failed(req, op) || op->result.kind != RESULT_DATA) return false;
     assert(op->result.bytes.len == sizeof *info);
@@ -242,7 +242,7 @@ typedef struct search {
     set_info set;
     found parts[MAX_CORES];
     uint32_t answers; /* parts that have answered */
-    uint32_t left;    /* hits that are still to come in the reply */
+    uint32_t left;    /* hits that are not in the reply yet */
     bool asking;      /* for names: the reply is made from answers */
     uint32_t dim;
     float vector[];   /* of `dim`; read by the searches */
@@ -316,8 +316,8 @@ static void ask_name(core *c, request *req, const hit *h, uint32_t of) {
     request_send(c, req, op, of);
 }
 
-/* Piece by piece, as the client fetches it. From the first name that is not here on all are asked for, so that the
- * order of the answers is the order of the reply. */
+/* Piece by piece, as the client reads it. From the first missing name on all names are fetched, so that the order of
+ * the answers is the order of the reply. */
 static bool more_hits(core *c, request *req) {
     search *q = req->state;
     size_t begin = req->reply.len;
@@ -345,7 +345,7 @@ static void free_found(core *c, request *req) {
     }
 }
 
-/* All parts have answered. A part of an answer is no answer: if one core has failed, its error is the reply. */
+/* All parts have answered. If one of them failed, its error is the reply: an incomplete answer is none. */
 static void vsim_merge(core *c, request *req) {
     search *q = req->state;
     size_t n = 0;
@@ -370,7 +370,7 @@ static void answer_search(core *c, request *req, operation *op) {
     if (answer_failed(req, op)) return;
     f->names = *from;
     from->p = NULL, from->len = from->cap = 0;
-    buffer_count_at(&f->names, NULL); /* from now on with the request */
+    buffer_count_at(&f->names, NULL); /* now counted with the request */
     for (at = 0; at < f->names.len; f->count++) {
         search_hit from_part;
         hit h;
