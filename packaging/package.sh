@@ -138,8 +138,10 @@ amalgamate_database() {
         echo "Each begins at a line \"---- FILE begins ----\"."
     )
     {
-        heading nodedb.h "The database as a function: compile nodedb.c with -DNODEDB_NO_MAIN." \
-            "$(echo $CC -std=c99 -O2 $defines -DNODEDB_NO_MAIN -o app app.c nodedb.c $libraries)" "$contents"
+        # its functions have short names (apply, buffer_put): objcopy keeps them from the rest of the program
+        heading nodedb.h "The database as a function of a program that has a main() of its own." \
+            "$(echo $CC -std=c99 -O2 $defines -DNODEDB_NO_MAIN -c nodedb.c "&&" objcopy -G nodedb_main -G malloc_conf \
+                nodedb.o "&&" $CC -o app app.c nodedb.o $libraries)" "$contents"
         cat <<'END'
 #ifndef NODEDB_AMALGAM_H
 #define NODEDB_AMALGAM_H
