@@ -250,14 +250,13 @@ small_program() {
     needs_of "$@"
     small=$OUT/size/$(echo "$*" | tr ' ' '_')
     {
-        printf 'static int use_all(const char *);\n'
         for part in "$@"; do
             printf '#define NODEDB_%s_STATIC\n#define NODEDB_%s_IMPLEMENTATION\n' "$(upper "$part")" "$(upper "$part")"
             printf '#include "nodedb_%s.h"\n' "$part"
         done
         printf '#include "use.h"\nint main(int argc, char **argv) { return argc == 2 ? use_all(argv[1]) : 2; }\n'
     } >"$small.c"
-    $CC $SMALL -D_GNU_SOURCE $defines -I. -Itests/vendor -s -o "$small" "$small.c" $libraries
+    $CC $SMALL $defines -I. -Itests/vendor -s -o "$small" "$small.c" $libraries
 }
 
 # size_row WHAT PROGRAM
