@@ -138,8 +138,10 @@ amalgamate_database() {
         echo "Each begins at a line \"---- FILE begins ----\"."
     )
     {
-        heading nodedb.h "The database as a function: compile nodedb.c with -DNODEDB_NO_MAIN." \
-            "$(echo $CC -std=c99 -O2 $defines -DNODEDB_NO_MAIN -o app app.c nodedb.c $libraries)" "$contents"
+        # its functions have short names (apply, buffer_put): objcopy keeps them from the rest of the program
+        heading nodedb.h "The database as a function of a program that has a main() of its own." \
+            "$(echo $CC -std=c99 -O2 $defines -DNODEDB_NO_MAIN -c nodedb.c "&&" objcopy -G nodedb_main -G malloc_conf \
+                nodedb.o "&&" $CC -o app app.c nodedb.o $libraries)" "$contents"
         cat <<'END'
 #ifndef NODEDB_AMALGAM_H
 #define NODEDB_AMALGAM_H
@@ -248,14 +250,13 @@ small_program() {
     needs_of "$@"
     small=$OUT/size/$(echo "$*" | tr ' ' '_')
     {
-        printf 'static int use_all(const char *);\n'
-        for n in "$@"; do
-            printf '#define NODEDB_%s_STATIC\n#define NODEDB_%s_IMPLEMENTATION\n' "$(upper "$n")" "$(upper "$n")"
-            printf '#include "nodedb_%s.h"\n' "$n"
+        for part in "$@"; do
+            printf '#define NODEDB_%s_STATIC\n#define NODEDB_%s_IMPLEMENTATION\n' "$(upper "$part")" "$(upper "$part")"
+            printf '#include "nodedb_%s.h"\n' "$part"
         done
         printf '#include "use.h"\nint main(int argc, char **argv) { return argc == 2 ? use_all(argv[1]) : 2; }\n'
     } >"$small.c"
-    $CC $SMALL -D_GNU_SOURCE $defines -I. -Itests/vendor -s -o "$small" "$small.c" $libraries
+    $CC $SMALL $defines -I. -Itests/vendor -s -o "$small" "$small.c" $libraries
 }
 
 # size_row WHAT PROGRAM
@@ -267,24 +268,24 @@ size_row() {
 # the whole program.
 verb_size() {
     install
-    for n in "$@"; do case $n in all | database) ;; *) names_of "$n" >/dev/null ;; esac; done
+    for what in "$@"; do case $what in all | database) ;; *) names_of "$what" >/dev/null ;; esac; done
     rm -rf "$OUT/size" && mkdir -p "$OUT/size"
     printf 'int main(void) { return 0; }\n' >"$OUT/size/nothing.c"
     $CC $SMALL -s -o "$OUT/size/nothing" "$OUT/size/nothing.c"
     nothing=$(code_and_data "$OUT/size/nothing")
     echo "# $($CC -dumpmachine), $CC $($CC -dumpversion), $SMALL -s; bytes. A program that does nothing: $nothing."
     printf '%-10s %14s %16s\n' header "code and data" "stripped program"
-    for n in ${*:-$ALL_NAMES all database}; do
-        case $n in
+    for what in ${*:-$ALL_NAMES all database}; do
+        case $what in
         database)
             needs_of $ALL_NAMES
             small=$OUT/size/database
             paste_all examples/nodedb/nodedb.c >"$small.c"
             $CC $SMALL -w $defines -s -o "$small" "$small.c" $libraries ;;
         all) small_program $ALL_NAMES ;;
-        *) small_program "$(names_of "$n")" ;;
+        *) small_program "$(names_of "$what")" ;;
         esac
-        size_row "$n" "$small"
+        size_row "$what" "$small"
     done
 }
 

@@ -9,7 +9,8 @@ VENDOR_CFLAGS="-O0 -Wall -Wextra -pedantic -Werror" # what is tested is that it 
 
 # ---- the frame -----------------------------------------------------------------------------------------------------
 
-# run_in_vendor FUNCTION: in a folder of its own, which begins empty but for the way's files and the headers.
+# run_in_vendor WAY: runs vendor_WAY in a folder that holds the way's files and the headers, and nothing else. Notes the
+# status, the CPU time and what was printed beside that folder.
 run_in_vendor() {
     way=${1%%_*} at=$PWD/build/vendor/$1
     mkdir -p "$at"
@@ -44,8 +45,9 @@ cpu_seconds() { awk 'NR == 2 { split($1 $2, t, /[ms]/); printf "%.1f", t[1] * 60
 report_ways() {
     for way in "$@"; do
         log=build/vendor/$way
-        if [ "$(cat "$log.status")" = 0 ]; then
-            ok "vendored: $way ($(cpu_seconds "$log.times") s of CPU)$(sed -n 's/^checked: /, /p' "$log.log" | tr -d '\n')"
+        proven=$(sed -n 's/^checked: /, /p' "$log.log" | tr -d '\n')
+        if [ "$(cat "$log.status")" = 0 ]
+        then ok "vendored: $way ($(cpu_seconds "$log.times") s of CPU)$proven"
         else fail "vendored: $way"; tail -30 "$log.log" >&2; fi
     done
 }
@@ -142,8 +144,8 @@ vendor_pkgconfig() {
     export PKG_CONFIG_PATH="$at/root/opt/nodedb/lib/pkgconfig"
     for name in $ALL_NAMES; do
         flags=$(pkg-config --define-variable=prefix="$at/root/opt/nodedb" --cflags --libs "nodedb_$name")
-        printf '#define NODEDB_%s_IMPLEMENTATION\n#include <nodedb_%s.h>\n#include "use.h"\n' "$(upper "$name")" "$name" \
-            >"$name.c"
+        printf '#define NODEDB_%s_IMPLEMENTATION\n' "$(upper "$name")" >"$name.c"
+        printf '#include <nodedb_%s.h>\n#include "use.h"\n' "$name" >>"$name.c"
         echo 'int main(int argc, char **argv) { return argc == 2 ? use_all(argv[1]) : 2; }' >>"$name.c"
         mkdir "$name.d"
         "$CC" -std=c99 $VENDOR_CFLAGS -I. -Wl,--no-undefined -o "$name" "$name.c" $flags
@@ -190,7 +192,7 @@ vendor_versions() {
 
 # Link-time optimisation: what several files say of one function or struct must agree.
 vendor_lto() {
-    flags="-std=c99 -O1 -flto=2 -Wall -Wextra -pedantic -Werror -Wlto-type-mismatch -Inodedb $defines"
+    flags="-std=c99 -O1 -flto=1 -Wall -Wextra -pedantic -Werror -Wlto-type-mismatch -Inodedb $defines"
     for file in app log index; do "$CC" $flags -c "$file.c"; done
     "$CC" $flags -o app app.o log.o index.o $libraries
     run_app ./app
@@ -244,18 +246,21 @@ vendor_amalgam_database() {
     grep -q -e '--dir' help
 }
 
-# The database without liburing and jemalloc, as a function in a program that has its own main().
+# The database without liburing and jemalloc, as a function in a program that has its own main(), and names of its own
+# that the database has too.
 vendor_amalgam_bare() {
     NODEDB_NO_LIBURING=1 NODEDB_NO_JEMALLOC=1
     amalgam database
     cat >app.c <<'END'
 #include "nodedb.h"
+int apply(void); /* the database has one too */
+int apply(void) { return 0; }
 int main(void) {
     char name[] = "nodedb", help[] = "--help", *arguments[] = {name, help, 0};
-    return nodedb_main(2, arguments);
+    return apply() + nodedb_main(2, arguments);
 }
 END
-    $(printed_command nodedb.h | sed 's/-O2/-O0/')
+    sh -e -c "$(printed_command nodedb.h | sed 's/-O2/-O0/')"
     ./app >help
     grep -q -e '--dir' help
 }
@@ -308,8 +313,8 @@ check_amalgamate() {
 
 # ---- package managers ----------------------------------------------------------------------------------------------
 
-# Each port with its tool, where the tool is there. None of them is in Debian, and in use they fetch from the network, so
-# the checks do not install them. The archive is the one that `ports` has just made. What a port needs beside it is a
+# Each port with its tool, where the tool is there. None of them is in Debian, and in use they fetch from the network,
+# so the checks do not install them. The archive is the one that `ports` has just made. What a port needs beside it is a
 # stand-in (tests/vendor/port): a package liburing that is the system's.
 #
 #     conan, xmake    pip install conan xmake-wheel

@@ -8,8 +8,7 @@ required_conan_version = ">=2.0"
 
 class NodedbConan(ConanFile):
     name = "nodedb"
-    description = "Five single-file C99 libraries: a durable log, a memory governor, threads per core, a vector " \
-                  "index, page prefetch"
+    description = "Single-file C99 libraries: durable log, memory governor, thread per core, vector index, prefetch"
     license = "MIT OR Unlicense"
     url = "https://github.com/conan-io/conan-center-index"
     homepage = "https://github.com/@REPO@"

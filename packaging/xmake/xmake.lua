@@ -1,14 +1,15 @@
 package("nodedb")
     set_kind("library", {headeronly = true})
     set_homepage("https://github.com/@REPO@")
-    set_description("Five single-file C99 libraries: a durable log, a memory governor, threads per core, a vector index, page prefetch")
+    set_description("Single-file C99 libraries: durable log, memory governor, thread per core, vector index, prefetch")
     set_license("MIT OR Unlicense")
 
     add_urls("@URL@")
     add_versions("@VERSION@", "@SHA256@")
 
     add_configs("liburing", {description = "Read and write through io_uring.", default = true, type = "boolean"})
-    add_configs("jemalloc", {description = "Arenas in nodedb_mem.h; jemalloc then is the program's malloc.", default = false, type = "boolean"})
+    add_configs("jemalloc", {description = "Arenas; jemalloc then is the program's malloc.", default = false,
+                             type = "boolean"})
 
     add_syslinks("pthread", "m")
 

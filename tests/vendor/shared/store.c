@@ -24,7 +24,8 @@ int store_nearest(int points, float x) {
     }
     searcher = nodedb_vamana_searcher_create(index, NULL, NULL);
     query.vector = &x, query.k = 1;
-    if (searcher == NULL || nodedb_vamana_search(searcher, &query, &nearest, &found, NULL, NULL) != NODEDB_OK) return -1;
+    if (searcher == NULL) return -1;
+    if (nodedb_vamana_search(searcher, &query, &nearest, &found, NULL, NULL) != NODEDB_OK) return -1;
     nodedb_vamana_searcher_destroy(searcher);
     nodedb_vamana_destroy(index);
     return found == 1 ? (int)nearest.id : -1;
