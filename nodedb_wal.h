@@ -2865,6 +2865,7 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper
 static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index);
 static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err);
 static bool nodedb_wal__has_ring(const nodedb_wal *w);
+static bool nodedb_wal__refuse_ring(nodedb_wal *w, int error);
 static void nodedb_wal__signal(nodedb_wal *w);
 static void nodedb_wal__close_ring(nodedb_wal *w);
 static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd);
@@ -2901,20 +2902,20 @@ static nodedb_status nodedb_wal__failed(nodedb_wal *w, nodedb_error *err) {
     return w->failure.status;
 }
 
-/* Nothing is acknowledged from here on. The first reason is kept; everyone who waits is woken to hear it. */
+/* The log has failed: nothing is acknowledged from here on. Keeps the first reason, and wakes every waiter. */
 static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *what, uint64_t offset, nodedb_error *err) {
-    uint32_t i;
     if (!w->failed) {
         (void)nodedb_fail(&w->failure, NODEDB_ERR_IO, error,
-                           "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu",
-                           nodedb__path_end(w->dir), what, (unsigned long long)nodedb_wal__current_file(w)->segment.first_lsn,
-                           (unsigned long long)offset);
+                          "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu",
+                          nodedb__path_end(w->dir), what,
+                          (unsigned long long)nodedb_wal__current_file(w)->segment.first_lsn,
+                          (unsigned long long)offset);
         w->failure.offset = offset;
         nodedb__store_release(&w->failed, true);
         nodedb_say(&w->config.logger, NODEDB_LOG_ERROR, "%s", w->failure.message);
         nodedb_wal__signal(w);
     }
-    for (i = 0; i < w->config.groups; i++) nodedb_wal__wake_group(w, i);
+    for (uint32_t i = 0; i < w->config.groups; i++) nodedb_wal__wake_group(w, i);
     (void)pthread_cond_broadcast(&w->groups.space);
     (void)pthread_cond_broadcast(&w->lsns.moved);
     return nodedb_wal__failed(w, err);
@@ -2922,38 +2923,36 @@ static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *wha
 
 /* ---- append: a record goes into the open group ------------------------------------------------------------------- */
 
-/* Room for one record of `total` bytes in the open group, in the current segment; or why not. Making a spare segment
- * may let the lock go, so after it everything is looked at again. */
+/* Makes room for one record of `total` bytes in the open group, in the current segment; or says why there is none.
+ * Preparing a segment may let the lock go, so after each step everything is checked again. */
 static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_error *err) {
     uint64_t need = nodedb_wal__round_up(total, w->block_bytes) + w->block_bytes;
     uint64_t segment_bytes = need > w->config.segment_bytes ? need : w->config.segment_bytes;
-    nodedb_status status;
+    nodedb_wal__group *g;
     for (;;) {
-        nodedb_wal__group *g = nodedb_wal__open_group(w);
         nodedb_wal__file *f = nodedb_wal__current_file(w);
-        bool full =
-            f->fd < 0 || w->segments.rollover ||
-            w->segments.write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
+        nodedb_status status;
+        bool full;
+        g = nodedb_wal__open_group(w);
+        full = f->fd < 0 || w->segments.rollover ||
+               w->segments.write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
         if (g->records > 0 && (full || g->large != NULL || g->used + total > w->config.group_bytes))
             status = nodedb_wal__submit_locked(w, err);
         else if (!full) break;
         else if (nodedb_wal__previous_file(w)->in_flight > 0)
             status = nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "the segment before the last of %s is still being written",
-                                  w->dir);
+                                 w->dir);
         else if (w->spares.next.state != NODEDB_WAL__SPARE_READY || w->spares.next.bytes < segment_bytes)
             status = nodedb_wal__spare_or_small(w, need, &segment_bytes, err);
         else status = nodedb_wal__begin_segment(w, err);
         if (status != NODEDB_OK) return status;
     }
-    if (total > w->config.group_bytes) {
-        nodedb_wal__group *g = nodedb_wal__open_group(w);
-        assert(g->records == 0 && g->large == NULL);
-        g->large_bytes = (size_t)nodedb_wal__round_up(total, w->block_bytes);
-        g->large = (unsigned char *)nodedb__alloc(&w->config.allocator, g->large_bytes, w->block_bytes);
-        if (g->large == NULL)
-            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
-    }
-    return NODEDB_OK;
+    if (total <= w->config.group_bytes) return NODEDB_OK;
+    assert(g->records == 0 && g->large == NULL);
+    g->large_bytes = (size_t)nodedb_wal__round_up(total, w->block_bytes);
+    g->large = (unsigned char *)nodedb__alloc(&w->config.allocator, g->large_bytes, w->block_bytes);
+    return g->large != NULL ? NODEDB_OK
+                            : nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
 }
 
 static nodedb_status nodedb_wal__check_size(const nodedb_wal *w, uint32_t payload_bytes, nodedb_error *err) {
@@ -2963,7 +2962,7 @@ static nodedb_status nodedb_wal__check_size(const nodedb_wal *w, uint32_t payloa
                         (unsigned)payload_bytes, (unsigned)most);
 }
 
-/* With count > 0 a transaction, whose parts become the payload of `record`. */
+/* Appends one record under the lock. With count > 0 it is a transaction, whose parts become the payload of `record`. */
 static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_record *record,
                                               const nodedb_wal_record *parts, size_t count, uint32_t flags,
                                               uint64_t *lsn, nodedb_error *err) {
@@ -3006,6 +3005,7 @@ static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_re
     return NODEDB_OK;
 }
 
+/* Appends one record under the lock. A tombstone has its place in the writer's list before it has an LSN. */
 static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags,
                                                uint64_t *lsn, nodedb_error *err) {
     nodedb_wal_tombstone stone;
@@ -3020,7 +3020,7 @@ static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_r
     return status;
 }
 
-/* What the well-known types demand of a payload. */
+/* The types that mean something to the log demand something of a payload. */
 static nodedb_status nodedb_wal__check_meaning(const nodedb_wal_record *record, nodedb_error *err) {
     size_t at;
     switch (record->type & NODEDB_WAL_TYPE_MASK) {
@@ -3055,22 +3055,24 @@ static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_
 
 /* ---- the life of a group: closed, started, done, retired --------------------------------------------------------- */
 
-/* Closes the open group: padded, its place in the segment taken, in flight. Whoever calls this sees to its being
- * written. */
+/* Closes the open group: pads it, completes its first header with the group's size and zero sectors, and takes its place
+ * in the segment. From here on it is in flight, and the caller has it written. */
 static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
     uint32_t index = (uint32_t)(w->groups.head % w->config.groups);
     nodedb_wal__group *g = &w->groups.at[index];
+    nodedb_wal__file *f = nodedb_wal__current_file(w);
     size_t padded = (size_t)nodedb_wal__round_up(g->used, w->block_bytes);
     unsigned char *first = g->large != NULL ? g->large : g->buffer;
-    uint32_t blocks = (uint32_t)(padded / w->block_bytes), zeros;
+    uint32_t blocks = (uint32_t)(padded / w->block_bytes), zeros, seal;
     assert(g->records > 0 && w->groups.head + 1 - w->groups.tail < w->config.groups);
     assert(blocks <= NODEDB_WAL__GROUP_BLOCKS_MASK);
     memset(first + g->used, 0, padded - g->used);
     zeros = nodedb_wal__zero_sectors(first, padded);
     if (zeros > NODEDB_WAL__GROUP_ZEROS_MAX) zeros = NODEDB_WAL__GROUP_ZEROS_MAX;
-    nodedb_put_u32(first + 36, (nodedb_get_u32(first + 36) & NODEDB_WAL__FLAG_SEAL) |
-                                    blocks << NODEDB_WAL__GROUP_BLOCKS_SHIFT | zeros << NODEDB_WAL__GROUP_ZEROS_SHIFT);
-    nodedb_wal__put_sums(first, nodedb_wal__current_file(w)->segment.seed, g->first_sum);
+    seal = nodedb_get_u32(first + NODEDB_WAL__RECORD_FLAGS_AT) & NODEDB_WAL__FLAG_SEAL;
+    nodedb_put_u32(first + NODEDB_WAL__RECORD_FLAGS_AT,
+                   seal | blocks << NODEDB_WAL__GROUP_BLOCKS_SHIFT | zeros << NODEDB_WAL__GROUP_ZEROS_SHIFT);
+    nodedb_wal__put_sums(first, f->segment.seed, g->first_sum);
     w->stats.padding_bytes += padded - g->used;
     w->stats.written_bytes += padded;
     w->stats.groups++;
@@ -3078,9 +3080,9 @@ static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
     g->tries = 0;
     g->slot = w->segments.current;
     g->submitted_ns = nodedb_now_ns(&w->config.clock);
-    assert(g->offset == w->segments.write_offset && g->offset + padded <= nodedb_wal__current_file(w)->segment.bytes);
+    assert(g->offset == w->segments.write_offset && g->offset + padded <= f->segment.bytes);
     w->segments.write_offset += padded;
-    nodedb_wal__current_file(w)->in_flight++;
+    f->in_flight++;
     w->groups.head++;
     return index;
 }
@@ -3128,7 +3130,7 @@ static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
     return 0;
 }
 
-/* Moves the durable LSN over all groups that are done, in order, and frees them. */
+/* Moves the durable LSN over the finished groups at the tail, in order, and frees them. */
 static void nodedb_wal__retire_groups(nodedb_wal *w) {
     uint64_t before = w->groups.tail;
     while (w->groups.tail < w->groups.head) {
@@ -3152,40 +3154,47 @@ static void nodedb_wal__retire_groups(nodedb_wal *w) {
         nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped or wrote */
 }
 
-static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c) {
-    if (c->tag < NODEDB_WAL_MAX_GROUPS) {
-        nodedb_wal__group *g = &w->groups.at[c->tag];
-        w->groups.started--;
-        if (c->result == (int)g->used) {
-            g->finished = true;
-            if (nodedb_wal__has_ring(w)) w->stats.syncs++;
-            return;
-        }
-        /* ECANCELED: the thread that had submitted it has ended, and the kernel dropped what it had queued for it */
-        if (c->result == -ECANCELED ||
-            ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
-            nodedb_wal__start_group(w, c->tag); /* the whole write again: nothing in it is acknowledged yet */
-            return;
-        }
-        (void)nodedb_wal__break(w, c->result < 0 ? -c->result : EIO, "writing a group failed", g->offset, NULL);
+/* A group's write has ended. */
+static void nodedb_wal__complete_group(nodedb_wal *w, const nodedb_wal__completion *c) {
+    nodedb_wal__group *g = &w->groups.at[c->tag];
+    w->groups.started--;
+    if (c->result == (int)g->used) {
+        g->finished = true;
+        if (nodedb_wal__has_ring(w)) w->stats.syncs++;
         return;
     }
-    w->spares.next.busy = false;
-    if (c->result < 0 && c->result != -EINTR && c->result != -EAGAIN && c->result != -ECANCELED) {
-        /* a spare segment holds nothing yet: give it up, a rollover makes another or reports why it cannot */
-        (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
-    } else if (c->tag == NODEDB_WAL__TAG_FILL && c->result > 0) w->spares.next.filled += (uint64_t)c->result;
-    else if (c->tag == NODEDB_WAL__TAG_FILL_SYNC && c->result >= 0) w->spares.next.state = NODEDB_WAL__SPARE_SYNCED;
+    /* Nothing in a group is acknowledged yet, so the whole write may be repeated. ECANCELED: the thread that submitted
+     * it has ended, and the kernel has dropped what was queued for that thread. */
+    if (c->result == -ECANCELED || nodedb_wal__refuse_ring(w, -c->result) ||
+        ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
+        nodedb_wal__start_group(w, c->tag);
+        return;
+    }
+    (void)nodedb_wal__break(w, c->result < 0 ? -c->result : EIO, "writing a group failed", g->offset, NULL);
 }
 
-/* With the lock, and nobody else reaping. Lets the lock go while it waits or writes. */
+/* A step of filling the next segment has ended. That segment holds nothing yet, so an error costs it alone: a rollover
+ * makes another, or reports why it cannot. */
+static void nodedb_wal__complete_fill(nodedb_wal *w, const nodedb_wal__completion *c) {
+    nodedb_wal__spare *s = &w->spares.next;
+    s->busy = false;
+    if (c->result >= 0 && c->tag == NODEDB_WAL__TAG_FILL) s->filled += (uint64_t)c->result;
+    else if (c->result >= 0) s->state = NODEDB_WAL__SPARE_SYNCED;
+    else if (c->result != -EINTR && c->result != -EAGAIN && c->result != -ECANCELED &&
+             !nodedb_wal__refuse_ring(w, -c->result))
+        (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
+}
+
+/* Deals with finished operations. Under the lock, with nobody else reaping; lets the lock go while it waits or writes. */
 static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper) {
     nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
-    uint32_t i, n;
+    uint32_t n;
     assert(w->device.reaper == NODEDB_WAL__REAPER_NONE);
     w->device.reaper = reaper;
     n = w->device.engine.reap(w, wait, done);
-    for (i = 0; i < n; i++) nodedb_wal__complete(w, &done[i]);
+    for (uint32_t i = 0; i < n; i++)
+        if (done[i].tag < NODEDB_WAL_MAX_GROUPS) nodedb_wal__complete_group(w, &done[i]);
+        else nodedb_wal__complete_fill(w, &done[i]);
     nodedb_wal__retire_groups(w);
     w->device.reaper = NODEDB_WAL__REAPER_NONE;
     if (w->device.poll_missed) nodedb_wal__signal(w);
@@ -3196,16 +3205,34 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper
  * BACKENDS: how a group gets to the device
  * ================================================================================================================== */
 
+/* Does what starts now go through io_uring? */
 static bool nodedb_wal__has_ring(const nodedb_wal *w) {
 #if !defined(NODEDB_NO_LIBURING)
-    return w->device.has_ring;
+    return w->device.has_ring && !w->device.ring_refused;
 #else
     (void)w;
     return false;
 #endif
 }
 
-/* Makes nodedb_wal_fd readable; poll takes it back. With a ring the kernel does it for each completion. */
+/* An operation of the ring ended with `error`. If that says that the kernel does not do such an operation (an old
+ * kernel, a restricted ring), goes on with pwrite and fdatasync, says so once, and returns true: repeat it. */
+static bool nodedb_wal__refuse_ring(nodedb_wal *w, int error) {
+#if !defined(NODEDB_NO_LIBURING)
+    if (!nodedb_wal__has_ring(w) || !nodedb_wal__is_refusal(error)) return false;
+    w->device.ring_refused = true;
+    nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+               "log %s: io_uring refuses to write (%s), so pwrite and fdatasync are used; allow its operations, or "
+               "choose NODEDB_WAL_BACKEND_POSIX",
+               w->dir, strerror(error));
+    return true;
+#else
+    (void)w, (void)error;
+    return false;
+#endif
+}
+
+/* Makes nodedb_wal_fd readable; nodedb_wal_poll takes it back. With a ring the kernel does so for each completion. */
 static void nodedb_wal__signal(nodedb_wal *w) {
     uint64_t one = 1;
     ssize_t n = write(w->device.event_fd, &one, sizeof one);
@@ -3214,14 +3241,15 @@ static void nodedb_wal__signal(nodedb_wal *w) {
 
 /* ---- POSIX ------------------------------------------------------------------------------------------------------- */
 
+/* What was started waits in `ops`. Reaping writes all of it, then syncs each file once. */
 static void nodedb_wal__posix_start(nodedb_wal *w, const nodedb_wal__op *op) {
     assert(w->device.op_count < NODEDB_WAL__MAX_OPS);
     w->device.ops[w->device.op_count++] = *op;
     if (w->device.op_count == 1) nodedb_wal__signal(w);
 }
 
-/* Makes the groups in a file durable. Linux tells of a write that failed in the background once for each descriptor, to
- * whoever syncs first: so one thread syncs at a time, and an error is everybody's from then on. */
+/* Makes the groups in a file durable. Linux reports a write that failed in the background once for each descriptor, to
+ * the first thread that syncs. So one thread syncs at a time, and from an error on every sync fails. */
 static int nodedb_wal__sync_file(nodedb_wal *w, int fd) {
     int error;
     (void)pthread_mutex_lock(&w->device.sync_lock);
@@ -3264,22 +3292,36 @@ static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__com
     return count;
 }
 
-/* One durable write. Where it goes past the page cache in one call, which hears of its own errors, and which a disk
- * that can does with one command. */
+#if defined(RWF_DSYNC)
+/* Writes past the page cache and makes it durable in one call: with one command, on a disk that can. 0, or -errno. */
+static int nodedb_wal__write_dsync(const nodedb_wal__op *op) {
+    struct iovec part;
+    uint64_t offset = op->offset;
+    part.iov_base = (void *)(uintptr_t)op->data, part.iov_len = op->bytes;
+    while (part.iov_len > 0) {
+        ssize_t n = pwritev2(op->fd, &part, 1, (off_t)offset, RWF_DSYNC);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return n < 0 ? -errno : -EIO;
+        part.iov_base = (char *)part.iov_base + n, part.iov_len -= (size_t)n, offset += (uint64_t)n;
+    }
+    return 0;
+}
+#endif
+
+/* One durable write. pwritev2 is newer than the other calls (Linux 4.7), and some sandboxes refuse it: then, for good,
+ * pwrite and fdatasync, which write the whole group once more. */
 static int nodedb_wal__posix_write(nodedb_wal *w, const nodedb_wal__op *op) {
     int error;
 #if defined(RWF_DSYNC)
-    if (w->open_flags != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL) {
-        struct iovec part;
-        uint64_t offset = op->offset;
-        ssize_t n;
-        part.iov_base = (void *)(uintptr_t)op->data, part.iov_len = op->bytes;
-        do {
-            n = pwritev2(op->fd, &part, 1, (off_t)offset, RWF_DSYNC);
-            if (n > 0) part.iov_base = (char *)part.iov_base + n, part.iov_len -= (size_t)n, offset += (uint64_t)n;
-        } while ((n > 0 && part.iov_len > 0) || (n < 0 && errno == EINTR));
-        if (n >= 0) return part.iov_len == 0 ? 0 : -EIO;
-        if (errno != EOPNOTSUPP && errno != ENOSYS) return -errno;
+    if (w->open_flags != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL &&
+        !nodedb__load_relaxed(&w->device.no_dsync)) {
+        error = nodedb_wal__write_dsync(op);
+        if (!nodedb_wal__is_refusal(-error)) return error;
+        if (!__atomic_exchange_n(&w->device.no_dsync, true, __ATOMIC_RELAXED)) /* the first of several leaders */
+            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+                       "log %s: pwritev2 with RWF_DSYNC is refused (%s), so pwrite and fdatasync are used; allow "
+                       "pwritev2 (seccomp) for speed",
+                       w->dir, strerror(-error));
     }
 #endif
     error = nodedb__write_all(&w->io, op->fd, op->data, op->bytes, op->offset);
@@ -3293,18 +3335,25 @@ static const nodedb_wal__engine nodedb_wal__posix = {nodedb_wal__posix_start, no
 
 #if !defined(NODEDB_NO_LIBURING)
 static void nodedb_wal__uring_start(nodedb_wal *w, const nodedb_wal__op *op) {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&w->device.ring);
     int fd = w->device.fixed_files ? (int)op->file : op->fd;
+    struct io_uring_sqe *sqe;
+    if (w->device.ring_refused) {
+        nodedb_wal__posix_start(w, op);
+        return;
+    }
+    sqe = io_uring_get_sqe(&w->device.ring);
     assert(sqe != NULL); /* the ring has room for every tag at once */
     if (op->data == NULL) io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    else if (w->device.fixed_buffers && op->tag < NODEDB_WAL_MAX_GROUPS && op->data == (void *)w->groups.at[op->tag].buffer)
+    else if (w->device.fixed_buffers && op->tag < NODEDB_WAL_MAX_GROUPS &&
+             op->data == (void *)w->groups.at[op->tag].buffer)
         io_uring_prep_write_fixed(sqe, fd, op->data, (unsigned)op->bytes, op->offset, (int)op->tag);
     else io_uring_prep_write(sqe, fd, op->data, (unsigned)op->bytes, op->offset);
     if (op->data != NULL && op->tag < NODEDB_WAL_MAX_GROUPS) sqe->rw_flags = RWF_DSYNC;
     if (w->device.fixed_files) sqe->flags |= IOSQE_FIXED_FILE;
     sqe->user_data = op->tag;
     w->device.in_kernel++;
-    if (io_uring_submit(&w->device.ring) < 0) nodedb_wal__signal(w); /* short of memory it stays queued: reap submits it */
+    if (io_uring_submit(&w->device.ring) < 0)
+        nodedb_wal__signal(w); /* the kernel is short of memory: it stays queued, and reap submits it */
 }
 
 /* Hands over what a submit could not. False: nothing is in the kernel that a wait could end with. */
@@ -3334,8 +3383,10 @@ static uint32_t nodedb_wal__uring_take(nodedb_wal *w, bool wait, nodedb_wal__com
 }
 
 static uint32_t nodedb_wal__uring_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
-    bool any = nodedb_wal__submit_rest(w);
+    bool any;
     uint32_t n;
+    if (w->device.op_count > 0) return nodedb_wal__posix_reap(w, wait, done); /* what the refused ring did not take */
+    any = nodedb_wal__submit_rest(w);
     if (io_uring_sq_ready(&w->device.ring) > 0) nodedb_wal__signal(w); /* an event loop must come again */
     if (wait) nodedb_wal__unlock(w);
     if (wait && !any) (void)sched_yield(); /* the kernel is short of memory: try again */
@@ -3397,10 +3448,12 @@ static void nodedb_wal__close_ring(nodedb_wal *w) {
 #endif
 }
 
-/* The registered file `file` is `fd` from now on, or none (-1). Without that the descriptor itself does. */
+/* The ring's registered file `file` is `fd` from now on, or none (-1). If that is refused, the ring is given descriptors
+ * instead. */
 static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
 #if !defined(NODEDB_NO_LIBURING)
-    if (w->device.fixed_files && io_uring_register_files_update(&w->device.ring, file, &fd, 1) != 1) w->device.fixed_files = false;
+    if (w->device.fixed_files && io_uring_register_files_update(&w->device.ring, file, &fd, 1) != 1)
+        w->device.fixed_files = false;
 #else
     (void)w, (void)file, (void)fd;
 #endif
@@ -3718,57 +3771,70 @@ NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats)
 
 /* ---- a spare: space that is allocated and filled ----------------------------------------------------------------- */
 
+/* Gives up the spare that is being prepared; a full disk gets its blocks back. */
 static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err) {
+    nodedb_wal__spare *s = &w->spares.next;
+    char path[NODEDB_WAL__PATH_BYTES];
     nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
-    if (w->spares.next.state == NODEDB_WAL__SPARE_FILLING || w->spares.next.state == NODEDB_WAL__SPARE_SYNCED)
-        (void)w->io.close(w->io.ctx, w->spares.next.fd);
-    memset(&w->spares.next, 0, sizeof w->spares.next);
-    w->spares.next.refused = true;
-    {
-        char path[NODEDB_WAL__PATH_BYTES];
-        (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
-        (void)w->io.unlink(w->io.ctx, path); /* a full disk gets its blocks back */
-    }
+    if (s->state == NODEDB_WAL__SPARE_FILLING || s->state == NODEDB_WAL__SPARE_SYNCED)
+        (void)w->io.close(w->io.ctx, s->fd);
+    memset(s, 0, sizeof *s);
+    s->refused = true;
+    nodedb_wal__prepare_path(path, w->dir);
+    (void)w->io.unlink(w->io.ctx, path);
     return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot prepare a segment in %s: %s", w->dir, what);
 }
 
-/* Creates prepare.tmp with all its blocks allocated. O_DIRECT is given up here, with a note, where the first write
- * refuses it. */
+/* Writes go through the page cache from now on: said when a file was opened so. */
+static void nodedb_wal__say_no_direct(const nodedb_wal *w) {
+    nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+               "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
+               "log on ext4 or xfs",
+               w->dir);
+}
+
+/* Opens prepare.tmp and takes its blocks. 0 or -errno. */
+static int nodedb_wal__spare_open(nodedb_wal *w, const char *path, uint64_t bytes) {
+    nodedb_wal__spare *s = &w->spares.next;
+    int error;
+    s->fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | w->open_flags, 0644);
+    if (s->fd < 0) return s->fd;
+    s->state = NODEDB_WAL__SPARE_FILLING;
+    error = w->io.allocate(w->io.ctx, s->fd, 0, bytes);
+    if (nodedb_wal__is_refusal(-error)) error = 0; /* filling it takes the blocks as well */
+    return error != 0 ? error : nodedb__write_all(&w->io, s->fd, w->spares.zeros, w->block_bytes, 0);
+}
+
+/* Creates prepare.tmp with all its blocks allocated. Its first write is also the test of O_DIRECT. */
 static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
+    nodedb_wal__spare *s = &w->spares.next;
     char path[NODEDB_WAL__PATH_BYTES];
     int error;
-    assert(w->spares.next.state == NODEDB_WAL__SPARE_NONE);
-    (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
-    for (;;) {
-        w->spares.next.fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | w->open_flags, 0644);
-        if (w->spares.next.fd < 0 && !(w->spares.next.fd == -EINVAL && w->open_flags != 0))
-            return nodedb_wal__spare_failed(w, w->spares.next.fd, path, err);
-        w->spares.next.state = w->spares.next.fd < 0 ? NODEDB_WAL__SPARE_NONE : NODEDB_WAL__SPARE_FILLING;
-        error = w->spares.next.fd < 0 ? w->spares.next.fd : w->io.allocate(w->io.ctx, w->spares.next.fd, 0, bytes);
-        if (error == -EOPNOTSUPP || error == -ENOSYS) error = 0; /* filling it takes the blocks just the same */
-        if (error == 0) error = nodedb__write_all(&w->io, w->spares.next.fd, w->spares.zeros, w->block_bytes, 0);
-        if (error != -EINVAL || w->open_flags == 0) break;
-        nodedb_say(
-            &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
-            "log on ext4 or xfs", w->dir);
+    assert(s->state == NODEDB_WAL__SPARE_NONE);
+    nodedb_wal__prepare_path(path, w->dir);
+    error = nodedb_wal__spare_open(w, path, bytes);
+    if (nodedb_wal__is_refusal(-error) && w->open_flags != 0) {
+        if (s->state == NODEDB_WAL__SPARE_FILLING) (void)w->io.close(w->io.ctx, s->fd);
+        s->state = NODEDB_WAL__SPARE_NONE;
         w->open_flags = 0;
         nodedb_wal__close_ring(w);
-        if (w->spares.next.fd >= 0) (void)w->io.close(w->io.ctx, w->spares.next.fd);
+        error = nodedb_wal__spare_open(w, path, bytes);
+        if (error == 0) nodedb_wal__say_no_direct(w);
     }
-    if (error != 0) return nodedb_wal__spare_failed(w, error, "taking its space", err);
-    w->spares.next.bytes = bytes;
-    w->spares.next.filled = w->block_bytes;
-    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, w->spares.next.fd);
+    if (error != 0)
+        return nodedb_wal__spare_failed(w, error, s->state == NODEDB_WAL__SPARE_NONE ? path : "taking its space", err);
+    s->bytes = bytes;
+    s->filled = w->block_bytes;
+    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, s->fd);
     return NODEDB_OK;
 }
 
-/* Filled and synced: now it may have a name that survives a restart. */
+/* Filled and synced: gives it a name that survives a restart. */
 static nodedb_status nodedb_wal__spare_name(nodedb_wal *w, nodedb_error *err) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
     int error;
     w->spares.next.number = w->spares.next_number++;
-    (void)snprintf(from, sizeof from, "%s/prepare.tmp", w->dir);
+    nodedb_wal__prepare_path(from, w->dir);
     nodedb_wal__spare_path(to, w->dir, w->spares.next.number);
     error = w->io.rename(w->io.ctx, from, to);
     if (error != 0) return nodedb_wal__spare_failed(w, error, "naming it", err);
@@ -3781,29 +3847,30 @@ static size_t nodedb_wal__fill_bytes(const nodedb_wal *w) {
     return left < NODEDB_WAL__FILL_BYTES ? (size_t)left : NODEDB_WAL__FILL_BYTES;
 }
 
-/* One bounded step towards a spare segment, through the backend; called once for each turn of the writer. It begins
- * when an eighth of the current segment is used, so that a short-lived log does not write a second one. */
+/* One bounded step towards the next segment, through the engine; called once for each turn of the writer. Starts when an
+ * eighth of the current segment is used, so that a short-lived log does not write a second one. */
 static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err) {
+    nodedb_wal__spare *s = &w->spares.next;
     nodedb_wal__op op;
-    if (w->spares.next.busy || w->spares.next.refused || w->failed || w->spares.next.state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
-    if (w->spares.next.state == NODEDB_WAL__SPARE_NONE) {
+    if (s->busy || s->refused || w->failed || s->state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
+    if (s->state == NODEDB_WAL__SPARE_NONE) {
         const nodedb_wal__file *f = nodedb_wal__current_file(w);
         if (w->spares.pool_count > 0 || w->spares.small_left > 0) return NODEDB_OK;
         if (f->fd < 0 || w->segments.write_offset < f->segment.bytes / 8) return NODEDB_OK;
         return nodedb_wal__spare_create(w, w->config.segment_bytes, err);
     }
-    if (w->spares.next.state == NODEDB_WAL__SPARE_SYNCED) return nodedb_wal__spare_name(w, err);
+    if (s->state == NODEDB_WAL__SPARE_SYNCED) return nodedb_wal__spare_name(w, err);
     memset(&op, 0, sizeof op);
-    op.fd = w->spares.next.fd;
+    op.fd = s->fd;
     op.file = NODEDB_WAL__SPARE_FILE;
     op.tag = NODEDB_WAL__TAG_FILL_SYNC;
-    if (w->spares.next.filled < w->spares.next.bytes) {
+    if (s->filled < s->bytes) {
         op.tag = NODEDB_WAL__TAG_FILL;
         op.data = w->spares.zeros;
         op.bytes = nodedb_wal__fill_bytes(w);
-        op.offset = w->spares.next.filled;
+        op.offset = s->filled;
     }
-    w->spares.next.busy = true;
+    s->busy = true;
     w->device.engine.start(w, &op);
     return NODEDB_OK;
 }
@@ -3835,11 +3902,8 @@ static void nodedb_wal__spare_from_pool(nodedb_wal *w) {
     }
 }
 
-/* A spare of at least `bytes`, now, whatever it takes. Lets the lock go while it waits for the backend. */
-static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
-    nodedb_status status;
-    bool waited = w->spares.next.busy;
-    int error = 0;
+/* Waits until the engine has no operation of the spare. Lets the lock go meanwhile. */
+static void nodedb_wal__spare_wait(nodedb_wal *w) {
     while (w->spares.next.busy && !w->failed) {
         if (w->device.reaper != NODEDB_WAL__REAPER_NONE) {
             w->groups.space_waiters++;
@@ -3847,31 +3911,41 @@ static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nod
             w->groups.space_waiters--;
         } else nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
     }
+}
+
+/* A spare of at least `bytes`, now, whatever it takes. Where it had to wait for the engine, and so let the lock go, it
+ * returns OK without one: make_room checks everything again. */
+static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
+    nodedb_wal__spare *s = &w->spares.next;
+    bool waited = s->busy;
+    int error = 0;
+    nodedb_wal__spare_wait(w);
     if (w->failed) return nodedb_wal__failed(w, err);
-    if (waited) return NODEDB_OK; /* the lock was let go: make_room looks at everything again */
-    if (w->spares.next.state != NODEDB_WAL__SPARE_NONE && w->spares.next.bytes < bytes) /* too small for a large record */
-        nodedb_wal__spare_drop(w);
-    if (w->spares.next.state == NODEDB_WAL__SPARE_NONE && bytes == w->config.segment_bytes) nodedb_wal__spare_from_pool(w);
-    if (w->spares.next.state == NODEDB_WAL__SPARE_NONE) {
-        status = nodedb_wal__spare_create(w, bytes, err);
+    if (waited) return NODEDB_OK;
+    if (s->state != NODEDB_WAL__SPARE_NONE && s->bytes < bytes) nodedb_wal__spare_drop(w); /* for a large record */
+    if (s->state == NODEDB_WAL__SPARE_NONE && bytes == w->config.segment_bytes) nodedb_wal__spare_from_pool(w);
+    if (s->state == NODEDB_WAL__SPARE_NONE) {
+        nodedb_status status = nodedb_wal__spare_create(w, bytes, err);
         if (status != NODEDB_OK) return status;
     }
-    if (w->spares.next.state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
-    while (error == 0 && w->spares.next.state == NODEDB_WAL__SPARE_FILLING &&
-           w->spares.next.filled < w->spares.next.bytes) {
-        size_t step = nodedb_wal__fill_bytes(w);
-        error = nodedb__write_all(&w->io, w->spares.next.fd, w->spares.zeros, step, w->spares.next.filled);
-        w->spares.next.filled += step;
+    if (s->state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
+    if (s->state == NODEDB_WAL__SPARE_FILLING) {
+        while (error == 0 && s->filled < s->bytes) {
+            size_t step = nodedb_wal__fill_bytes(w);
+            error = nodedb__write_all(&w->io, s->fd, w->spares.zeros, step, s->filled);
+            s->filled += step;
+        }
+        if (error == 0) error = w->io.sync(w->io.ctx, s->fd);
+        if (error != 0) return nodedb_wal__spare_failed(w, error, "filling it with zeros", err);
+        s->state = NODEDB_WAL__SPARE_SYNCED;
     }
-    if (error == 0 && w->spares.next.state == NODEDB_WAL__SPARE_FILLING) error = w->io.sync(w->io.ctx, w->spares.next.fd);
-    if (error != 0) return nodedb_wal__spare_failed(w, error, "filling it with zeros", err);
     return nodedb_wal__spare_name(w, err);
 }
 
-/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one with
- * at least `need` bytes. *bytes is then what its size must be at least. After a refusal the next few are small without
- * being asked: each try for a whole one takes, for a moment, what other writers on this disk may need. Lets the lock
- * go, as above. */
+/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one of at
+ * least `need` bytes. Sets *bytes to the least size that will do from then on. After a refusal the next few are small at
+ * once: each try for a whole one takes, for a moment, space that other writers on this disk may need. Lets the lock go,
+ * as spare_finish does. */
 static nodedb_status nodedb_wal__spare_or_small(nodedb_wal *w, uint64_t need, uint64_t *bytes, nodedb_error *err) {
     uint64_t small = nodedb_wal__round_up(
         need > NODEDB_WAL__SMALL_SEGMENT_BYTES ? need : NODEDB_WAL__SMALL_SEGMENT_BYTES, w->block_bytes);
@@ -3895,27 +3969,27 @@ static nodedb_status nodedb_wal__spare_or_small(nodedb_wal *w, uint64_t need, ui
 
 /* ---- a segment begins -------------------------------------------------------------------------------------------- */
 
+static nodedb_status nodedb_wal__too_many_segments(const nodedb_wal *w, nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has %d segments: make a checkpoint and truncate it",
+                       w->dir, NODEDB_WAL_MAX_SEGMENTS);
+}
+
 static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__segment *segment, nodedb_error *err) {
-    if (w->segments.sealed_count == w->segments.sealed_capacity) {
-        size_t capacity = w->segments.sealed_capacity == 0 ? 64 : w->segments.sealed_capacity * 2;
+    nodedb_wal__segments *s = &w->segments;
+    if (s->sealed_count == s->sealed_capacity) {
         nodedb_wal__segment *grown;
-        if (w->segments.sealed_count >= NODEDB_WAL_MAX_SEGMENTS)
-            return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                                "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
-                                NODEDB_WAL_MAX_SEGMENTS);
-        grown = (nodedb_wal__segment *)nodedb__alloc(&w->config.allocator, capacity * sizeof *grown, 8);
+        if (s->sealed_count >= NODEDB_WAL_MAX_SEGMENTS) return nodedb_wal__too_many_segments(w, err);
+        grown = (nodedb_wal__segment *)nodedb_wal__grow(&w->config.allocator, s->sealed, s->sealed_count,
+                                                        &s->sealed_capacity, sizeof *grown, 64);
         if (grown == NULL)
             return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
-        if (w->segments.sealed_count > 0) memcpy(grown, w->segments.sealed, w->segments.sealed_count * sizeof *grown);
-        nodedb__release(&w->config.allocator, w->segments.sealed, w->segments.sealed_capacity * sizeof *grown);
-        w->segments.sealed = grown;
-        w->segments.sealed_capacity = capacity;
+        s->sealed = grown;
     }
-    w->segments.sealed[w->segments.sealed_count++] = *segment;
+    s->sealed[s->sealed_count++] = *segment;
     return NODEDB_OK;
 }
 
-/* The key for the segment that begins. */
+/* The key for the segment that begins; 0 without a cipher. */
 static nodedb_status nodedb_wal__choose_key(nodedb_wal *w, uint32_t *key_id, nodedb_error *err) {
     *key_id = 0;
     if (w->config.cipher.seal == NULL) return NODEDB_OK;
@@ -3930,8 +4004,8 @@ static nodedb_status nodedb_wal__choose_key(nodedb_wal *w, uint32_t *key_id, nod
     return NODEDB_OK;
 }
 
-/* A segment with a higher epoch is there, so these need not be remembered any more. What cannot be removed, or comes
- * back after a power cut, goes another time. */
+/* A segment with a higher epoch is durably there, so the dead-E.wal files have done their duty. One that cannot be
+ * removed, or comes back after a power cut, goes the next time. */
 static void nodedb_wal__remove_dead(nodedb_wal *w) {
     char path[NODEDB_WAL__PATH_BYTES];
     while (w->segments.dead_count > 0) {
@@ -3940,50 +4014,58 @@ static void nodedb_wal__remove_dead(nodedb_wal *w) {
     }
 }
 
-/* Makes the ready spare the current segment: preamble, sync, rename, sync of the directory; only then may a group go
- * into it. The open group must be empty, and the segment before the current one must have no group in flight. */
-static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err) {
-    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
-    nodedb_wal__file *previous = nodedb_wal__previous_file(w), *old = nodedb_wal__current_file(w);
-    nodedb_wal__segment segment;
+/* Describes the segment that begins in the ready spare, in *segment and in the preamble's block. */
+static nodedb_status nodedb_wal__make_preamble(nodedb_wal *w, nodedb_wal__segment *segment, nodedb_error *err) {
     nodedb_status status;
-    int error;
-    assert(nodedb_wal__open_group(w)->records == 0 && previous->in_flight == 0);
-    assert(w->spares.next.state == NODEDB_WAL__SPARE_READY);
-    if (w->segments.sealed_count + 2 > NODEDB_WAL_MAX_SEGMENTS)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                            "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
-                            NODEDB_WAL_MAX_SEGMENTS);
-    status = nodedb_wal__save_tombstones(w, err);
+    memset(segment, 0, sizeof *segment);
+    status = nodedb_wal__choose_key(w, &segment->key_id, err);
     if (status != NODEDB_OK) return status;
-    memset(&segment, 0, sizeof segment);
-    status = nodedb_wal__choose_key(w, &segment.key_id, err);
-    if (status != NODEDB_OK) return status;
-    segment.log_id = w->segments.log_id;
-    segment.epoch = w->segments.next_epoch++;
-    segment.first_lsn = w->lsns.next;
-    segment.bytes = w->spares.next.bytes;
-    segment.block_bytes = w->block_bytes;
-    segment.watermark = w->lsns.durable;
-    segment.tombstones = w->tombstones.in_file;
-    segment.recycled = w->spares.next.recycled;
-    nodedb_wal__encode_preamble(w->segments.preamble, &segment);
-    segment.seed = nodedb_crc32c(0, w->segments.preamble + 8, 24);
-    if (segment.key_id != 0) status = nodedb_wal__seal_preamble(&w->config.cipher, &segment, w->segments.preamble, err);
-    if (status == NODEDB_OK && old->fd >= 0) status = nodedb_wal__sealed_push(w, &old->segment, err);
-    if (status != NODEDB_OK) return status;
-    error = nodedb__write_all(&w->io, w->spares.next.fd, w->segments.preamble, w->block_bytes, 0);
-    if (error == 0) error = w->io.sync(w->io.ctx, w->spares.next.fd);
+    segment->log_id = w->segments.log_id;
+    segment->epoch = w->segments.next_epoch++;
+    segment->first_lsn = w->lsns.next;
+    segment->bytes = w->spares.next.bytes;
+    segment->block_bytes = w->block_bytes;
+    segment->watermark = w->lsns.durable;
+    segment->tombstones = w->tombstones.in_file;
+    segment->recycled = w->spares.next.recycled;
+    nodedb_wal__encode_preamble(w->segments.preamble, segment);
+    segment->seed = nodedb_wal__seed_of(w->segments.preamble);
+    if (segment->key_id == 0) return NODEDB_OK;
+    return nodedb_wal__seal_preamble(&w->config.cipher, segment, w->segments.preamble, err);
+}
+
+/* The preamble, durably, then the name, durably. Before both are there no group may go into the segment. */
+static nodedb_status nodedb_wal__name_segment(nodedb_wal *w, uint64_t first_lsn, nodedb_error *err) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int fd = w->spares.next.fd, error = nodedb__write_all(&w->io, fd, w->segments.preamble, w->block_bytes, 0);
+    if (error == 0) error = w->io.sync(w->io.ctx, fd);
     nodedb_wal__spare_path(from, w->dir, w->spares.next.number);
-    nodedb_wal__segment_path(to, w->dir, segment.first_lsn);
+    nodedb_wal__segment_path(to, w->dir, first_lsn);
     if (error == 0) error = w->io.rename(w->io.ctx, from, to);
     if (nodedb_io_status(-error) == NODEDB_ERR_DISK_FULL) { /* no room for a name: nothing has changed yet */
-        if (old->fd >= 0) w->segments.sealed_count--;
         nodedb_wal__spare_drop(w);
         return nodedb_fail(err, NODEDB_ERR_DISK_FULL, -error, "cannot begin the next segment in %s", w->dir);
     }
     if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
-    if (error != 0) return nodedb_wal__break(w, -error, "beginning the next segment failed", 0, err);
+    return error == 0 ? NODEDB_OK : nodedb_wal__break(w, -error, "beginning the next segment failed", 0, err);
+}
+
+/* Makes the ready spare the current segment. The open group must be empty, and no group may be in flight to the segment
+ * before the current one. */
+static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err) {
+    nodedb_wal__file *previous = nodedb_wal__previous_file(w), *old = nodedb_wal__current_file(w);
+    nodedb_wal__segment segment;
+    nodedb_status status;
+    assert(nodedb_wal__open_group(w)->records == 0 && previous->in_flight == 0);
+    assert(w->spares.next.state == NODEDB_WAL__SPARE_READY);
+    if (w->segments.sealed_count + 2 > NODEDB_WAL_MAX_SEGMENTS) return nodedb_wal__too_many_segments(w, err);
+    status = nodedb_wal__save_tombstones(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__make_preamble(w, &segment, err);
+    if (status == NODEDB_OK && old->fd >= 0) status = nodedb_wal__sealed_push(w, &old->segment, err);
+    if (status != NODEDB_OK) return status;
+    status = nodedb_wal__name_segment(w, segment.first_lsn, err);
+    if (status == NODEDB_ERR_DISK_FULL && old->fd >= 0) w->segments.sealed_count--;
+    if (status != NODEDB_OK) return status;
     if (previous->fd >= 0) (void)w->io.close(w->io.ctx, previous->fd);
     previous->fd = w->spares.next.fd;
     previous->segment = segment;
@@ -4009,14 +4091,15 @@ static void nodedb_wal__drop_pooled(nodedb_wal *w) {
     (void)w->io.unlink(w->io.ctx, path);
 }
 
-/* A segment that is not needed any more becomes a spare, if it has the usual size and there are not too many; else it
- * goes. Durable when this returns, so that segments go one by one and a power cut never leaves a gap. */
+/* Removes a segment: it becomes a spare if it has the usual size and there is a place, else its file is deleted. Durable
+ * when this returns, so segments go one by one and a power cut never leaves a gap. 0 or -errno. */
 static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    uint32_t spares = w->spares.pool_count + (w->spares.next.state != NODEDB_WAL__SPARE_NONE);
     int error;
     nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
-    if (w->spares.pool_count + (w->spares.next.state != NODEDB_WAL__SPARE_NONE) >= NODEDB_WAL__MAX_SPARES ||
-        segment->bytes != w->config.segment_bytes || segment->block_bytes != w->block_bytes || w->config.no_recycling) {
+    if (spares >= NODEDB_WAL__MAX_SPARES || segment->bytes != w->config.segment_bytes ||
+        segment->block_bytes != w->block_bytes || w->config.no_recycling) {
         error = w->io.unlink(w->io.ctx, from);
         return error != 0 ? error : w->io.sync(w->io.ctx, w->dir_fd);
     }
@@ -4030,6 +4113,34 @@ static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment
     return 0;
 }
 
+/* May the oldest sealed segment go? All its records must be below `lsn` and durable. The segment before the current one
+ * stays while groups are on their way to it; and one segment must stay, as it tells the next LSN. */
+static bool nodedb_wal__may_truncate(nodedb_wal *w, uint64_t lsn) {
+    const nodedb_wal__file *current = nodedb_wal__current_file(w);
+    uint64_t next = w->lsns.next; /* the first LSN behind that segment */
+    if (w->segments.sealed_count == 0) return false;
+    if (w->segments.sealed_count > 1) next = w->segments.sealed[1].first_lsn;
+    else if (current->fd >= 0) next = current->segment.first_lsn;
+    if (next > lsn || next > w->lsns.durable + 1) return false;
+    return w->segments.sealed_count > 1 || (nodedb_wal__previous_file(w)->in_flight == 0 && current->fd >= 0);
+}
+
+/* Removes the oldest sealed segment. 0 or -errno. */
+static int nodedb_wal__truncate_one(nodedb_wal *w) {
+    nodedb_wal__file *previous = nodedb_wal__previous_file(w);
+    int error;
+    if (previous->fd >= 0 && previous->segment.first_lsn == w->segments.sealed[0].first_lsn) {
+        nodedb_wal__register_file(w, 1 - w->segments.current, -1);
+        (void)w->io.close(w->io.ctx, previous->fd);
+        previous->fd = -1;
+    }
+    error = nodedb_wal__recycle(w, &w->segments.sealed[0]);
+    if (error != 0) return error;
+    w->segments.sealed_count--;
+    memmove(w->segments.sealed, w->segments.sealed + 1, w->segments.sealed_count * sizeof *w->segments.sealed);
+    return 0;
+}
+
 NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t lsn, uint32_t *removed,
                                                         nodedb_error *err) {
     uint32_t n = 0;
@@ -4038,29 +4149,12 @@ NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t 
     if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_truncate_before needs a log");
     (void)pthread_mutex_lock(&w->lock);
     if (w->failed) status = nodedb_wal__failed(w, err);
-    while (status == NODEDB_OK && w->segments.sealed_count > 0) {
-        uint64_t next = w->segments.sealed_count > 1            ? w->segments.sealed[1].first_lsn
-                        : nodedb_wal__current_file(w)->fd >= 0 ? nodedb_wal__current_file(w)->segment.first_lsn
-                                                       : w->lsns.next;
-        /* the segment before the current one may still be written; and one must stay, to know the LSN by */
-        if (next > lsn || next > w->lsns.durable + 1) break;
-        if (w->segments.sealed_count == 1 && (nodedb_wal__previous_file(w)->in_flight > 0 || nodedb_wal__current_file(w)->fd < 0)) break;
+    for (; status == NODEDB_OK && nodedb_wal__may_truncate(w, lsn); n++) {
         status = nodedb_wal__save_tombstones(w, err);
-        if (status != NODEDB_OK) break;
-        if (nodedb_wal__previous_file(w)->fd >= 0 && nodedb_wal__previous_file(w)->segment.first_lsn == w->segments.sealed[0].first_lsn) {
-            nodedb_wal__register_file(w, 1 - w->segments.current, -1);
-            (void)w->io.close(w->io.ctx, nodedb_wal__previous_file(w)->fd);
-            nodedb_wal__previous_file(w)->fd = -1;
-        }
-        error = nodedb_wal__recycle(w, &w->segments.sealed[0]);
-        if (error != 0) break;
-        n++;
-        w->segments.sealed_count--;
-        memmove(w->segments.sealed, w->segments.sealed + 1, w->segments.sealed_count * sizeof *w->segments.sealed);
+        if (status != NODEDB_OK || (error = nodedb_wal__truncate_one(w)) != 0) break;
     }
-    if (error != 0)
-        status = nodedb_wal__break(w, -error, "removing a segment failed", 0,
-                                   err); /* what is on the disk is not known any more */
+    if (error != 0) /* what is on the disk is not known any more */
+        status = nodedb_wal__break(w, -error, "removing a segment failed", 0, err);
     w->spares.next.refused = false; /* there may be room now */
     w->spares.small_left = 0;
     nodedb_wal__unlock(w);
