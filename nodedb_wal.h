@@ -1339,6 +1339,10 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #include <liburing.h>
 #endif
 
+/* =====================================================================================================================
+ * FORMAT: what stands on the disk
+ * ================================================================================================================== */
+
 #define NODEDB_WAL__FLAG_SEAL UINT32_C(1)
 #define NODEDB_WAL__GROUP_BLOCKS_SHIFT 1 /* of a record's flags, 15 bits */
 #define NODEDB_WAL__GROUP_BLOCKS_MASK UINT32_C(0x7FFF)
@@ -1378,6 +1382,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__WRITE_TRIES 3                      /* a short or interrupted write is repeated; it is idempotent */
 #define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS     /* completions: a group's index, or one of these two */
 #define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
+#define NODEDB_WAL__LATENCY_PARTS 8 /* of each power of two in the histogram of commits */
 #define NODEDB_WAL__MAX_OPS (NODEDB_WAL_MAX_GROUPS + 2)
 #define NODEDB_WAL__SPARE_FILE 2 /* registered files: files[0], files[1], the spare */
 #define NODEDB_WAL__REGISTERED_FILES 3
@@ -1386,12 +1391,13 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 #define NODEDB_WAL__TOMBSTONES_HEADER_BYTES 32
 #define NODEDB_WAL__TOMBSTONE_BYTES 24
 
-/* ---- room: small arithmetic -------------------------------------------------------------------------------------- */
+/* ---- sizes and zeros --------------------------------------------------------------------------------------------- */
 
 static inline uint64_t nodedb_wal__round_up(uint64_t value, uint64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
+/* A record with its header, up to where the next one may begin: a multiple of 8. */
 static inline size_t nodedb_wal__record_bytes(uint32_t payload_bytes) {
     return ((size_t)NODEDB_WAL_RECORD_HEADER_BYTES + payload_bytes + 7) & ~(size_t)7;
 }
@@ -1411,6 +1417,7 @@ static inline bool nodedb_wal__all_zero(const unsigned char *p, size_t bytes) {
     return true;
 }
 
+/* How many of these sectors are all zero. */
 static inline uint32_t nodedb_wal__zero_sectors(const unsigned char *p, size_t bytes) {
     uint32_t zeros = 0;
     for (; bytes >= NODEDB_WAL__SECTOR_BYTES; bytes -= NODEDB_WAL__SECTOR_BYTES, p += NODEDB_WAL__SECTOR_BYTES)
@@ -1418,31 +1425,252 @@ static inline uint32_t nodedb_wal__zero_sectors(const unsigned char *p, size_t b
     return zeros;
 }
 
-/* ---- room: segments: what a preamble says, and the list of a directory's ----------------------------------------- */
+/* ---- a segment: its preamble ------------------------------------------------------------------------------------- */
 
-/* One segment as its preamble describes it. Never changes while the file has this name. */
+/* A preamble: bytes of a segment's first block, as section 9 of the manual draws it. */
+enum {
+    NODEDB_WAL__PREAMBLE_MAGIC_AT = 0, /* "WALP" */
+    NODEDB_WAL__PREAMBLE_VERSION_AT = 4,
+    NODEDB_WAL__PREAMBLE_FLAGS_AT = 6, /* bit 0: recycled */
+    NODEDB_WAL__PREAMBLE_LOG_ID_AT = 8,
+    NODEDB_WAL__PREAMBLE_EPOCH_AT = 16,
+    NODEDB_WAL__PREAMBLE_FIRST_LSN_AT = 24,
+    NODEDB_WAL__PREAMBLE_BYTES_AT = 32,
+    NODEDB_WAL__PREAMBLE_BLOCK_BYTES_AT = 40,
+    NODEDB_WAL__PREAMBLE_KEY_ID_AT = 44,
+    NODEDB_WAL__PREAMBLE_WATERMARK_AT = 48,
+    NODEDB_WAL__PREAMBLE_TOMBSTONES_AT = 56,
+    NODEDB_WAL__PREAMBLE_CRC_AT = 60,
+    NODEDB_WAL__PREAMBLE_KEY_CHECK_AT = 64 /* of an encrypted segment: a tag */
+};
+
+/* One segment, as its preamble describes it. It does not change while the file has this name. */
 typedef struct nodedb_wal__segment {
     uint64_t first_lsn, log_id, epoch, bytes, watermark;
     uint32_t block_bytes;
-    uint32_t key_id; /* 0: not encrypted */
-    uint32_t seed; /* what the checksum of its records begins with */
+    uint32_t key_id;     /* 0: not encrypted */
+    uint32_t seed;       /* CRC-32C of log id, epoch and first LSN: the checksums of its records begin with it */
     uint32_t tombstones; /* in their file when the segment was begun */
-    bool recycled;       /* what is not written yet is not zero */
+    bool recycled;       /* what is not written yet is not zero, but records of an earlier use */
 } nodedb_wal__segment;
 
+/* A checksum begins with what tells this use of the file from every other, so no record of an earlier use passes. */
+static uint32_t nodedb_wal__seed_of(const unsigned char *preamble) {
+    return nodedb_crc32c(0, preamble + NODEDB_WAL__PREAMBLE_LOG_ID_AT,
+                         NODEDB_WAL__PREAMBLE_BYTES_AT - NODEDB_WAL__PREAMBLE_LOG_ID_AT);
+}
+
+static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__segment *segment) {
+    memset(block, 0, segment->block_bytes);
+    memcpy(block + NODEDB_WAL__PREAMBLE_MAGIC_AT, "WALP", 4);
+    nodedb_put_u16(block + NODEDB_WAL__PREAMBLE_VERSION_AT, NODEDB_WAL_FORMAT_VERSION);
+    nodedb_put_u16(block + NODEDB_WAL__PREAMBLE_FLAGS_AT, segment->recycled ? 1 : 0);
+    nodedb_put_u64(block + NODEDB_WAL__PREAMBLE_LOG_ID_AT, segment->log_id);
+    nodedb_put_u64(block + NODEDB_WAL__PREAMBLE_EPOCH_AT, segment->epoch);
+    nodedb_put_u64(block + NODEDB_WAL__PREAMBLE_FIRST_LSN_AT, segment->first_lsn);
+    nodedb_put_u64(block + NODEDB_WAL__PREAMBLE_BYTES_AT, segment->bytes);
+    nodedb_put_u32(block + NODEDB_WAL__PREAMBLE_BLOCK_BYTES_AT, segment->block_bytes);
+    nodedb_put_u32(block + NODEDB_WAL__PREAMBLE_KEY_ID_AT, segment->key_id);
+    nodedb_put_u64(block + NODEDB_WAL__PREAMBLE_WATERMARK_AT, segment->watermark);
+    nodedb_put_u32(block + NODEDB_WAL__PREAMBLE_TOMBSTONES_AT, segment->tombstones);
+    nodedb_put_u32(block + NODEDB_WAL__PREAMBLE_CRC_AT, nodedb_crc32c(0, block, NODEDB_WAL__PREAMBLE_CRC_AT));
+}
+
+/* False: the bytes are not a preamble that this version writes. */
+static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__segment *segment) {
+    if (memcmp(block + NODEDB_WAL__PREAMBLE_MAGIC_AT, "WALP", 4) != 0 ||
+        nodedb_get_u16(block + NODEDB_WAL__PREAMBLE_VERSION_AT) != NODEDB_WAL_FORMAT_VERSION ||
+        nodedb_get_u32(block + NODEDB_WAL__PREAMBLE_CRC_AT) != nodedb_crc32c(0, block, NODEDB_WAL__PREAMBLE_CRC_AT))
+        return false;
+    segment->recycled = (nodedb_get_u16(block + NODEDB_WAL__PREAMBLE_FLAGS_AT) & 1) != 0;
+    segment->log_id = nodedb_get_u64(block + NODEDB_WAL__PREAMBLE_LOG_ID_AT);
+    segment->epoch = nodedb_get_u64(block + NODEDB_WAL__PREAMBLE_EPOCH_AT);
+    segment->first_lsn = nodedb_get_u64(block + NODEDB_WAL__PREAMBLE_FIRST_LSN_AT);
+    segment->bytes = nodedb_get_u64(block + NODEDB_WAL__PREAMBLE_BYTES_AT);
+    segment->block_bytes = nodedb_get_u32(block + NODEDB_WAL__PREAMBLE_BLOCK_BYTES_AT);
+    segment->key_id = nodedb_get_u32(block + NODEDB_WAL__PREAMBLE_KEY_ID_AT);
+    segment->watermark = nodedb_get_u64(block + NODEDB_WAL__PREAMBLE_WATERMARK_AT);
+    segment->tombstones = nodedb_get_u32(block + NODEDB_WAL__PREAMBLE_TOMBSTONES_AT);
+    segment->seed = nodedb_wal__seed_of(block);
+    return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES &&
+           (segment->block_bytes & (segment->block_bytes - 1)) == 0 && segment->bytes > segment->block_bytes &&
+           segment->bytes % segment->block_bytes == 0 && segment->first_lsn <= UINT64_MAX / 2 &&
+           segment->epoch <= UINT64_MAX / 2; /* below 2^63 neither ever wraps around */
+}
+
+/* ---- a record ---------------------------------------------------------------------------------------------------- */
+
+/* A record's header; the payload follows at NODEDB_WAL_RECORD_HEADER_BYTES, then zeros up to a multiple of 8. */
+enum {
+    NODEDB_WAL__RECORD_MAGIC_AT = 0,
+    NODEDB_WAL__RECORD_VERSION_AT = 4,
+    NODEDB_WAL__RECORD_TYPE_AT = 6,
+    NODEDB_WAL__RECORD_LSN_AT = 8,
+    NODEDB_WAL__RECORD_WATERMARK_AT = 16,
+    NODEDB_WAL__RECORD_TENANT_AT = 24,
+    NODEDB_WAL__RECORD_VSHARD_AT = 28,
+    NODEDB_WAL__RECORD_PAYLOAD_BYTES_AT = 32,
+    NODEDB_WAL__RECORD_FLAGS_AT = 36, /* bit 0 seal; 1 to 15 blocks of the group; 16 to 31 its zero sectors */
+    NODEDB_WAL__RECORD_DATABASE_AT = 40,
+    NODEDB_WAL__RECORD_EPOCH_AT = 48,
+    NODEDB_WAL__RECORD_CRC_AT = 56,        /* of the header before it */
+    NODEDB_WAL__RECORD_PAYLOAD_CRC_AT = 60 /* of the payload, then the 4 bytes before it */
+};
+
+static void nodedb_wal__encode_parts(unsigned char *at, const nodedb_wal_record *parts, size_t count);
+
+/* Writes a record, but for its checksums. With count > 0 the payload is a transaction of these parts, and
+ * record->payload is not read. */
+static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segment *segment,
+                                      const nodedb_wal_record *record, const nodedb_wal_record *parts, size_t count,
+                                      uint64_t lsn, uint64_t watermark, uint32_t flags) {
+    size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + record->payload_bytes;
+    memset(at, 0, NODEDB_WAL_RECORD_HEADER_BYTES);
+    nodedb_put_u32(at + NODEDB_WAL__RECORD_MAGIC_AT, NODEDB_WAL_RECORD_MAGIC);
+    nodedb_put_u16(at + NODEDB_WAL__RECORD_VERSION_AT, NODEDB_WAL_FORMAT_VERSION);
+    nodedb_put_u16(at + NODEDB_WAL__RECORD_TYPE_AT, record->type);
+    nodedb_put_u64(at + NODEDB_WAL__RECORD_LSN_AT, lsn);
+    nodedb_put_u64(at + NODEDB_WAL__RECORD_WATERMARK_AT, watermark);
+    nodedb_put_u32(at + NODEDB_WAL__RECORD_TENANT_AT, record->tenant);
+    nodedb_put_u32(at + NODEDB_WAL__RECORD_VSHARD_AT, record->vshard);
+    nodedb_put_u32(at + NODEDB_WAL__RECORD_PAYLOAD_BYTES_AT, record->payload_bytes);
+    nodedb_put_u32(at + NODEDB_WAL__RECORD_FLAGS_AT, flags);
+    nodedb_put_u64(at + NODEDB_WAL__RECORD_DATABASE_AT, record->database);
+    nodedb_put_u64(at + NODEDB_WAL__RECORD_EPOCH_AT, segment->epoch);
+    if (count > 0) nodedb_wal__encode_parts(at + NODEDB_WAL_RECORD_HEADER_BYTES, parts, count);
+    else if (record->payload_bytes > 0)
+        memcpy(at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload, record->payload_bytes);
+    memset(at + end, 0, nodedb_wal__record_bytes(record->payload_bytes) - end);
+}
+
+/* The payload's checksum without its end, the header's checksum: so a change of the header does not need the payload
+ * again. */
+static uint32_t nodedb_wal__sum_payload(const unsigned char *at, uint32_t seed) {
+    return nodedb_crc32c(seed, at + NODEDB_WAL_RECORD_HEADER_BYTES,
+                         nodedb_get_u32(at + NODEDB_WAL__RECORD_PAYLOAD_BYTES_AT));
+}
+
+static uint32_t nodedb_wal__sum_all(const unsigned char *at, uint32_t payload_sum) {
+    return nodedb_crc32c(payload_sum, at + NODEDB_WAL__RECORD_CRC_AT, 4);
+}
+
+static void nodedb_wal__put_sums(unsigned char *at, uint32_t seed, uint32_t payload_sum) {
+    nodedb_put_u32(at + NODEDB_WAL__RECORD_CRC_AT, nodedb_crc32c(seed, at, NODEDB_WAL__RECORD_CRC_AT));
+    nodedb_put_u32(at + NODEDB_WAL__RECORD_PAYLOAD_CRC_AT, nodedb_wal__sum_all(at, payload_sum));
+}
+
+static bool nodedb_wal__good_header(const unsigned char *at, const nodedb_wal__segment *segment) {
+    return nodedb_get_u32(at + NODEDB_WAL__RECORD_MAGIC_AT) == NODEDB_WAL_RECORD_MAGIC &&
+           nodedb_get_u16(at + NODEDB_WAL__RECORD_VERSION_AT) == NODEDB_WAL_FORMAT_VERSION &&
+           nodedb_get_u64(at + NODEDB_WAL__RECORD_EPOCH_AT) == segment->epoch &&
+           nodedb_get_u32(at + NODEDB_WAL__RECORD_PAYLOAD_BYTES_AT) <= NODEDB_WAL_MAX_PAYLOAD_BYTES &&
+           nodedb_get_u32(at + NODEDB_WAL__RECORD_CRC_AT) ==
+               nodedb_crc32c(segment->seed, at, NODEDB_WAL__RECORD_CRC_AT);
+}
+
+static bool nodedb_wal__good_payload(const unsigned char *at, const nodedb_wal__segment *segment) {
+    return nodedb_get_u32(at + NODEDB_WAL__RECORD_PAYLOAD_CRC_AT) ==
+           nodedb_wal__sum_all(at, nodedb_wal__sum_payload(at, segment->seed));
+}
+
+/* What stands at a place of a segment. */
+typedef enum nodedb_wal__kind {
+    NODEDB_WAL__RECORD, /* a whole record of this segment */
+    NODEDB_WAL__ZERO,   /* no record begins here: padding, or never written */
+    NODEDB_WAL__BAD,    /* something else: torn, damaged, or of an earlier use of the file */
+    NODEDB_WAL__MORE    /* a good header, but the record's end is not in view */
+} nodedb_wal__kind;
+
+typedef struct nodedb_wal__parsed {
+    nodedb_wal__kind kind;
+    uint32_t flags; /* RECORD */
+    size_t total;   /* RECORD and MORE: bytes that the record takes; else 0 */
+} nodedb_wal__parsed;
+
+/* Reads what stands at `offset` of a segment: that place is at `p`, and `available` bytes from there are in view.
+ * `trusted`: the payload was checked before. *record is set where it is a RECORD. */
+static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t available,
+                                            const nodedb_wal__segment *segment, uint64_t offset, bool trusted,
+                                            nodedb_wal_record *record) {
+    nodedb_wal__parsed found = {NODEDB_WAL__BAD, 0, 0};
+    size_t to_block = segment->block_bytes - (size_t)(offset % segment->block_bytes); /* padding ends there */
+    size_t head = available < NODEDB_WAL_RECORD_HEADER_BYTES ? available : NODEDB_WAL_RECORD_HEADER_BYTES;
+    uint32_t payload_bytes;
+    if (nodedb_wal__all_zero(p, head < to_block ? head : to_block)) {
+        found.kind = NODEDB_WAL__ZERO;
+        return found;
+    }
+    if (available < NODEDB_WAL_RECORD_HEADER_BYTES || !nodedb_wal__good_header(p, segment)) return found;
+    payload_bytes = nodedb_get_u32(p + NODEDB_WAL__RECORD_PAYLOAD_BYTES_AT);
+    found.total = nodedb_wal__record_bytes(payload_bytes);
+    if (found.total > available) {
+        found.kind = NODEDB_WAL__MORE;
+        return found;
+    }
+    if (!trusted && !nodedb_wal__good_payload(p, segment)) return found;
+    found.kind = NODEDB_WAL__RECORD;
+    found.flags = nodedb_get_u32(p + NODEDB_WAL__RECORD_FLAGS_AT);
+    record->type = nodedb_get_u16(p + NODEDB_WAL__RECORD_TYPE_AT);
+    record->lsn = nodedb_get_u64(p + NODEDB_WAL__RECORD_LSN_AT);
+    record->watermark = nodedb_get_u64(p + NODEDB_WAL__RECORD_WATERMARK_AT);
+    record->tenant = nodedb_get_u32(p + NODEDB_WAL__RECORD_TENANT_AT);
+    record->vshard = nodedb_get_u32(p + NODEDB_WAL__RECORD_VSHARD_AT);
+    record->payload_bytes = payload_bytes;
+    record->database = nodedb_get_u64(p + NODEDB_WAL__RECORD_DATABASE_AT);
+    record->payload = p + NODEDB_WAL_RECORD_HEADER_BYTES;
+    record->source = NULL;
+    return found;
+}
+
+/* Does this version know the type? A reader hands out no other. */
+static bool nodedb_wal__known_type(uint16_t type) {
+    switch (type & NODEDB_WAL_TYPE_MASK) {
+    case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_PUT: case NODEDB_WAL_TYPE_DELETE: case NODEDB_WAL_TYPE_VECTOR_PUT:
+    case NODEDB_WAL_TYPE_VECTOR_DELETE: case NODEDB_WAL_TYPE_VECTOR_PARAMS: case NODEDB_WAL_TYPE_TRANSACTION:
+    case NODEDB_WAL_TYPE_CHECKPOINT: case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE: case NODEDB_WAL_TYPE_LSN_ANCHOR:
+        return true;
+    default: return (type & NODEDB_WAL_TYPE_MASK) >= NODEDB_WAL_TYPE_USER;
+    }
+}
+
+static bool nodedb_wal__is_tombstone(uint16_t type) {
+    return (type & NODEDB_WAL_TYPE_MASK) == NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE;
+}
+
+/* ---- the files of a directory ------------------------------------------------------------------------------------ */
+
+/* What a directory holds, as one listing found it. */
 typedef struct nodedb_wal__list {
-    nodedb_wal__segment *at; /* ascending by first LSN */
+    nodedb_wal__segment *at; /* the segments, ascending by first LSN */
     size_t count, capacity;
     const nodedb_allocator *allocator;
     bool out_of_memory;
-    uint64_t spares[NODEDB_WAL__MAX_LISTED_SPARES]; /* numbers of spare-N.wal files */
+    uint64_t spares[NODEDB_WAL__MAX_LISTED_SPARES]; /* N of the files spare-N.wal */
     size_t spare_count;
-    uint64_t spare_next; /* a number that no spare file has */
-    uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* epochs of dead-E.wal files, as many as fit; and the highest of all */
-    uint64_t dead_highest;
+    uint64_t spare_next;               /* an N that no such file has */
+    uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* E of the files dead-E.wal, as many as fit */
+    uint64_t dead_highest;             /* the highest of all */
     uint32_t dead_count;
-    bool saw_tmp;
+    bool saw_tmp; /* there is a *.tmp */
 } nodedb_wal__list;
+
+/* The first of the last two segments, the only ones that can hold a torn tail. */
+static size_t nodedb_wal__last_two(const nodedb_wal__list *list) { return list->count > 2 ? list->count - 2 : 0; }
+
+/* Makes an array of `bytes` each that is full larger: twice, and at least `first`. Returns the new array, with *capacity
+ * set, or NULL with everything as it was. */
+static void *nodedb_wal__grow(const nodedb_allocator *allocator, void *at, size_t count, size_t *capacity, size_t bytes,
+                              size_t first) {
+    size_t more = *capacity * 2 < first ? first : *capacity * 2;
+    void *grown = nodedb__alloc_zero(allocator, more * bytes, 8);
+    if (grown == NULL) return NULL;
+    if (count > 0) memcpy(grown, at, count * bytes);
+    nodedb__release(allocator, at, *capacity * bytes);
+    *capacity = more;
+    return grown;
+}
+
+/* The names of a log's files. `path` has NODEDB_WAL__PATH_BYTES. */
 
 static void nodedb_wal__segment_path(char *path, const char *dir, uint64_t first_lsn) {
     (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/%020llu.wal", dir, (unsigned long long)first_lsn);
@@ -1456,39 +1684,9 @@ static void nodedb_wal__dead_path(char *path, const char *dir, uint64_t epoch) {
     (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/dead-%llu.wal", dir, (unsigned long long)epoch);
 }
 
-static void nodedb_wal__encode_preamble(unsigned char *block, const nodedb_wal__segment *segment) {
-    memset(block, 0, segment->block_bytes);
-    memcpy(block, "WALP", 4);
-    nodedb_put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
-    nodedb_put_u16(block + 6, segment->recycled ? 1 : 0);
-    nodedb_put_u64(block + 8, segment->log_id);
-    nodedb_put_u64(block + 16, segment->epoch);
-    nodedb_put_u64(block + 24, segment->first_lsn);
-    nodedb_put_u64(block + 32, segment->bytes);
-    nodedb_put_u32(block + 40, segment->block_bytes);
-    nodedb_put_u32(block + 44, segment->key_id);
-    nodedb_put_u64(block + 48, segment->watermark);
-    nodedb_put_u32(block + 56, segment->tombstones);
-    nodedb_put_u32(block + 60, nodedb_crc32c(0, block, 60));
-}
-
-static bool nodedb_wal__decode_preamble(const unsigned char *block, nodedb_wal__segment *segment) {
-    if (memcmp(block, "WALP", 4) != 0 || nodedb_get_u16(block + 4) != NODEDB_WAL_FORMAT_VERSION) return false;
-    if (nodedb_get_u32(block + 60) != nodedb_crc32c(0, block, 60)) return false;
-    segment->recycled = (nodedb_get_u16(block + 6) & 1) != 0;
-    segment->log_id = nodedb_get_u64(block + 8);
-    segment->epoch = nodedb_get_u64(block + 16);
-    segment->first_lsn = nodedb_get_u64(block + 24);
-    segment->bytes = nodedb_get_u64(block + 32);
-    segment->block_bytes = nodedb_get_u32(block + 40);
-    segment->key_id = nodedb_get_u32(block + 44);
-    segment->watermark = nodedb_get_u64(block + 48);
-    segment->tombstones = nodedb_get_u32(block + 56);
-    segment->seed = nodedb_crc32c(0, block + 8, 24);
-    return segment->block_bytes >= NODEDB_WAL_PREAMBLE_BYTES &&
-           (segment->block_bytes & (segment->block_bytes - 1)) == 0 && segment->bytes > segment->block_bytes &&
-           segment->bytes % segment->block_bytes == 0 && segment->first_lsn <= UINT64_MAX / 2 &&
-           segment->epoch <= UINT64_MAX / 2; /* neither ever wraps around */
+/* The spare that is being filled has this name until it is durable. */
+static void nodedb_wal__prepare_path(char *path, const char *dir) {
+    (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/prepare.tmp", dir);
 }
 
 /* "00000000000000000001.wal" -> 1; false for any other name. */
@@ -1504,6 +1702,24 @@ static bool nodedb_wal__parse_name(const char *name, uint64_t *first_lsn) {
     return strcmp(name + 20, ".wal") == 0;
 }
 
+static int nodedb_wal__visit_segment(nodedb_wal__list *list, uint64_t first_lsn) {
+    if (list->count == list->capacity) {
+        nodedb_wal__segment *grown;
+        if (list->count >= NODEDB_WAL_MAX_SEGMENTS) {
+            list->count++; /* tells the caller that the limit is passed */
+            return 1;
+        }
+        grown = (nodedb_wal__segment *)nodedb_wal__grow(list->allocator, list->at, list->count, &list->capacity,
+                                                        sizeof *grown, 16);
+        list->out_of_memory = grown == NULL;
+        if (grown == NULL) return 1;
+        list->at = grown;
+    }
+    memset(&list->at[list->count], 0, sizeof *list->at);
+    list->at[list->count++].first_lsn = first_lsn;
+    return 0;
+}
+
 static int nodedb_wal__visit_name(void *visitor, const char *name) {
     nodedb_wal__list *list = (nodedb_wal__list *)visitor;
     uint64_t first_lsn;
@@ -1516,33 +1732,13 @@ static int nodedb_wal__visit_name(void *visitor, const char *name) {
     }
     if (strncmp(name, "dead-", 5) == 0) {
         uint64_t epoch = strtoull(name + 5, NULL, 10);
-        if (epoch > UINT64_MAX / 2) return 0; /* none of ours */
+        if (epoch > UINT64_MAX / 2) return 0; /* no segment has such an epoch */
         if (epoch > list->dead_highest) list->dead_highest = epoch;
         if (list->dead_count < NODEDB_WAL__MAX_DEAD) list->dead[list->dead_count++] = epoch;
         return 0;
     }
     if (length > 4 && strcmp(name + length - 4, ".tmp") == 0) list->saw_tmp = true;
-    if (!nodedb_wal__parse_name(name, &first_lsn)) return 0;
-    if (list->count == list->capacity) {
-        size_t capacity = list->capacity == 0 ? 16 : list->capacity * 2;
-        nodedb_wal__segment *grown;
-        if (list->count >= NODEDB_WAL_MAX_SEGMENTS) {
-            list->count++; /* the caller sees that the limit is passed */
-            return 1;
-        }
-        grown = (nodedb_wal__segment *)nodedb__alloc(list->allocator, capacity * sizeof *grown, 8);
-        if (grown == NULL) {
-            list->out_of_memory = true;
-            return 1;
-        }
-        if (list->count > 0) memcpy(grown, list->at, list->count * sizeof *grown);
-        nodedb__release(list->allocator, list->at, list->capacity * sizeof *grown);
-        list->at = grown;
-        list->capacity = capacity;
-    }
-    memset(&list->at[list->count], 0, sizeof *list->at);
-    list->at[list->count++].first_lsn = first_lsn;
-    return 0;
+    return nodedb_wal__parse_name(name, &first_lsn) ? nodedb_wal__visit_segment(list, first_lsn) : 0;
 }
 
 static int nodedb_wal__compare_segments(const void *a, const void *b) {
@@ -1556,6 +1752,7 @@ static void nodedb_wal__list_free(nodedb_wal__list *list) {
     list->count = list->capacity = 0;
 }
 
+/* Reads the preamble of the segment at `path`, whose name says segment->first_lsn. */
 static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *path, nodedb_wal__segment *segment,
                                                nodedb_error *err) {
     unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
@@ -1582,47 +1779,54 @@ static nodedb_status nodedb_wal__read_preamble(const nodedb_io *io, const char *
     return NODEDB_OK;
 }
 
+/* Reads the preambles of a list, and checks each against the one before it. */
+static nodedb_status nodedb_wal__list_preambles(const nodedb_io *io, const char *dir, nodedb_wal__list *list,
+                                                nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    for (size_t i = 0; i < list->count; i++) {
+        const nodedb_wal__segment *segment = &list->at[i], *before = i > 0 ? &list->at[i - 1] : NULL;
+        nodedb_status status;
+        nodedb_wal__segment_path(path, dir, segment->first_lsn);
+        status = nodedb_wal__read_preamble(io, path, &list->at[i], err);
+        if (status != NODEDB_OK) return status;
+        if (before == NULL) continue;
+        if (segment->log_id != before->log_id)
+            return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments before it",
+                               path);
+        if (segment->epoch <= before->epoch)
+            return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                               "%s is out of order: its epoch is not above the one before", path);
+        if (segment->key_id == 0 && before->key_id != 0) /* encryption, once on, stays on */
+            return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                               "%s is not encrypted, but the segment before it is: no writer does that",
+                               nodedb__path_end(path));
+    }
+    return NODEDB_OK;
+}
+
 static nodedb_status nodedb_wal__list_once(const nodedb_io *io, const nodedb_allocator *allocator, const char *dir,
                                            nodedb_wal__list *list, nodedb_error *err) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    nodedb_status status = NODEDB_OK;
-    size_t i;
+    nodedb_status status;
     int error;
     memset(list, 0, sizeof *list);
     list->allocator = allocator;
     error = io->list(io->ctx, dir, nodedb_wal__visit_name, list);
     if (error < 0)
         return nodedb_fail(err, error == -ENOENT ? NODEDB_ERR_NOT_FOUND : NODEDB_ERR_IO, -error, "cannot list %s",
-                            dir);
+                           dir);
+    if (list->count > 1 && list->count <= list->capacity)
+        qsort(list->at, list->count, sizeof *list->at, nodedb_wal__compare_segments);
     if (list->out_of_memory)
         status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments in %s", dir);
-    else if (list->count > NODEDB_WAL_MAX_SEGMENTS) {
-        list->count = NODEDB_WAL_MAX_SEGMENTS;
+    else if (list->count > NODEDB_WAL_MAX_SEGMENTS)
         status = nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%s holds more than %d segments", dir, NODEDB_WAL_MAX_SEGMENTS);
-    }
-    if (list->count > 1) qsort(list->at, list->count, sizeof *list->at, nodedb_wal__compare_segments);
-    for (i = 0; status == NODEDB_OK && i < list->count; i++) {
-        nodedb_wal__segment_path(path, dir, list->at[i].first_lsn);
-        status = nodedb_wal__read_preamble(io, path, &list->at[i], err);
-        if (status != NODEDB_OK || i == 0) continue;
-        if (list->at[i].log_id != list->at[0].log_id)
-            status =
-                nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments before it", path);
-        else if (list->at[i].epoch <= list->at[i - 1].epoch)
-            status = nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
-                                  "%s is out of order: its epoch is not above the one before", path);
-        else if (list->at[i].key_id == 0 && list->at[i - 1].key_id != 0) /* encryption, once on, stays on */
-            status = nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
-                                  "%s is not encrypted, but the segment before it is: no writer does that",
-                                  nodedb__path_end(path));
-    }
+    else status = nodedb_wal__list_preambles(io, dir, list, err);
     if (status != NODEDB_OK) nodedb_wal__list_free(list);
     return status;
 }
 
-/* All segments of `dir`, sorted, preambles checked one by one and against each other. The writer may meanwhile
- * truncate, and use a file again under another name; then what was listed is not there any more, so it is listed again.
- */
+/* Lists the segments of `dir`, sorted, with their preambles. A writer may truncate meanwhile, or use a file again under
+ * another name. What was listed is then missing or contradicts itself, so it is listed again. */
 static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb_allocator *allocator, const char *dir,
                                                nodedb_wal__list *list, nodedb_error *err) {
     nodedb_status status;
@@ -1636,7 +1840,3071 @@ static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb
     return status;
 }
 
-/* ---- room: records ----------------------------------------------------------------------------------------------- */
+/* =====================================================================================================================
+ * VIEW: how a reader gets at the bytes of a segment
+ * ================================================================================================================== */
+
+/* ---- what the rooms at the end give a reader --------------------------------------------------------------------- */
+
+/* Of the writer: ascending by LSN, those that are not durable last; several of one collection until
+ * nodedb_wal__tombstones_compact has kept the newest durable one. Of a reader: what the file says, one for each
+ * collection, ascending by tenant and collection. */
+typedef struct nodedb_wal__tombstones {
+    nodedb_wal_tombstone *at;
+    size_t count, capacity;
+    size_t reserved;      /* places for tombstones that are being appended */
+    size_t compact;       /* so many, from the first on, are of different collections */
+    uint64_t covered_lsn; /* the file holds every tombstone up to this LSN */
+    uint32_t in_file;
+} nodedb_wal__tombstones;
+
+/* How a stream gets at the device: io_uring, or what a test puts in between. `start` queues one read; `finish` hands
+ * over what is queued and, if `wait`, blocks until a read has ended. It answers 1 with that read's tag and result
+ * (bytes, or -errno), 0 where there is none (also with `wait`: then call again), or -errno where the way is broken. */
+typedef struct nodedb_wal__fetch {
+    void (*start)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag);
+    int (*finish)(void *ctx, bool wait, uint32_t *tag, int *result);
+    void *ctx;
+} nodedb_wal__fetch;
+
+/* A part of a segment file, read or being read: bytes [from, to). It never crosses a multiple of chunk_bytes. */
+typedef struct nodedb_wal__chunk {
+    size_t segment;
+    uint64_t from, to;
+    int fd;
+    bool closes; /* the last one of its file: fd is closed with it */
+    bool done;
+    int error; /* when done: 0 or -errno */
+} nodedb_wal__chunk;
+
+/* Chunks [first, next) are read or being read; a sequence number modulo `chunks` is the slot, of chunk_bytes bytes, in
+ * one piece of memory. Chunks that follow each other in a file follow each other there, but where the slots start over:
+ * a record that crosses that place has its beginning copied in front of slot 0, into the headroom. Reading goes on at
+ * ahead_offset of segment `ahead`, or, with at_end, not at all. */
+typedef struct nodedb_wal__stream {
+    const char *dir;
+    const nodedb_wal__segment *segments;
+    size_t count;
+    nodedb_allocator allocator;
+    nodedb_wal__fetch fetch;
+    void *ring;
+    size_t chunk_bytes, headroom_bytes; /* multiples of any block; may be set until the first read */
+    uint32_t chunks;
+    uint32_t reach; /* this many chunks at once: grows from 2 as they are used, so that little is read in vain */
+    unsigned char *memory, *slots;
+    size_t memory_bytes;
+    nodedb_wal__chunk chunk[NODEDB_WAL__STREAM_MAX_CHUNKS];
+    uint64_t first, next;
+    uint32_t in_flight;
+    size_t ahead;
+    uint64_t ahead_offset;
+    int fd; /* of segment `ahead`, -1: not open */
+    bool at_end;
+    bool forget;         /* what was read may be old: read again */
+    bool skipped;        /* segment `skipped_segment` seemed to end in zeros, and its rest was left out */
+    bool zeros_mislead;  /* ... but it did not end there: not to be trusted again */
+    size_t skipped_segment;
+} nodedb_wal__stream;
+
+typedef struct nodedb_wal__ahead nodedb_wal__ahead;
+static void nodedb_wal__tombstones_free(nodedb_wal__tombstones *t, const nodedb_allocator *allocator);
+static nodedb_status nodedb_wal__load_tombstones(const nodedb_io *io, const nodedb_allocator *allocator,
+                                                 const char *dir, const nodedb_wal__segment *last,
+                                                 nodedb_wal__tombstones *t, nodedb_error *err);
+static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_record *record);
+static nodedb_status nodedb_wal__reader_tombstones(nodedb_wal_reader *r, nodedb_error *err);
+static int nodedb_wal__stream_view(nodedb_wal__stream *s, size_t index, uint64_t offset, size_t bytes,
+                                   const unsigned char **view, size_t *available, uint64_t *bad_offset);
+static void nodedb_wal__stream_close(nodedb_wal__stream *s);
+static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first);
+static nodedb_wal__ahead *nodedb_wal__ahead_start(const nodedb_allocator *allocator, const char *dir,
+                                                  const nodedb_wal__segment *segments, size_t count, size_t first,
+                                                  uint32_t threads);
+static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint64_t *trusted_until);
+static void nodedb_wal__ahead_stop(nodedb_wal__ahead *ahead, const nodedb_allocator *allocator);
+static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_error *err);
+static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err);
+
+/* ---- the state of a reader --------------------------------------------------------------------------------------- */
+
+/* How the bytes of the open segment are reached. CLOSED -> one of the others in reader_enter, and back in reader_leave.
+ * STREAMED becomes MAPPED or BUFFERED where streaming turns out to be refused (reader_unstream). */
+typedef enum nodedb_wal__way {
+    NODEDB_WAL__CLOSED = 0,
+    NODEDB_WAL__MAPPED,   /* `map` is the whole segment */
+    NODEDB_WAL__BUFFERED, /* pread from `fd` into `buffer`; `window` is in it */
+    NODEDB_WAL__STREAMED  /* `window` is in the stream's memory; or in `buffer`, for a record too large for the stream */
+} nodedb_wal__way;
+
+/* The open segment as memory. Used by the thread that reads. Unless the segment is mapped, its bytes
+ * [window_offset, window_offset + window_bytes) stand at `window`. */
+typedef struct nodedb_wal__view {
+    nodedb_wal__way way;
+    int fd; /* -1: none */
+    unsigned char *map;
+    uint64_t trusted_until; /* records that begin below it were checked by a thread that reads ahead */
+    const unsigned char *window;
+    uint64_t window_offset;
+    size_t window_bytes;
+    uint64_t window_lsn; /* following a log: it was durable up to here before the window was read */
+    unsigned char *buffer;
+    size_t buffer_capacity;
+} nodedb_wal__view;
+
+/* The group that holds the record before the reader's position, as the group's first record describes it. */
+typedef struct nodedb_wal__seen_group {
+    uint64_t offset, bytes; /* bytes 0: not known */
+    uint32_t zeros;         /* how many of its sectors were all zero when it was written */
+} nodedb_wal__seen_group;
+
+/* What a reader needs to decrypt. */
+typedef struct nodedb_wal__unsealed {
+    unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* the open segment's preamble, then the record's header */
+    unsigned char *text;                                /* payload of the last record, decrypted */
+    size_t capacity;
+} nodedb_wal__unsealed;
+
+/* A reader. One thread at a time uses it. Between calls: if record `expected` is in segment list.at[index], it begins at
+ * `position`; the view shows that segment. */
+struct nodedb_wal_reader {
+    char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
+    nodedb_wal_reader_config config;
+    nodedb_io io;
+    bool may_map;    /* segments may be mapped ... */
+    bool may_stream; /* ... and are streamed, which goes before */
+    uint16_t only;   /* hands out records of this type only; 0: all */
+    nodedb_wal__list list;
+    size_t index;
+    nodedb_wal__view view;
+    nodedb_wal__stream stream;
+    nodedb_wal__ahead *ahead; /* threads that check segments before this one gets there; NULL: none */
+    uint64_t position, expected;
+    uint64_t deliver_from; /* records below it are read and not handed out */
+    nodedb_wal__seen_group group;
+    bool sealed;         /* the last record read was a seal of this segment */
+    uint64_t sealed_lsn; /* the last seal read */
+    bool ended;          /* at the end; a followed log may go on */
+    uint64_t reread_lsn; /* the record for which a followed segment was read again */
+    nodedb_error failure; /* status OK while all is well */
+    nodedb_wal_reader_stats stats;
+    nodedb_wal__unsealed unsealed;
+    uint64_t dropped_below; /* no record from this LSN on is dead; 0: none is */
+    nodedb_wal__tombstones tombstones;
+};
+
+/* ---- opening a segment, and looking at it ------------------------------------------------------------------------ */
+
+/* An error at a record: adds where it is. Use: return nodedb_wal__at(err, nodedb_fail(err, ...), lsn, offset). */
+static nodedb_status nodedb_wal__at(nodedb_error *err, nodedb_status status, uint64_t lsn, uint64_t offset) {
+    if (err != NULL) err->lsn = lsn, err->offset = offset;
+    return status;
+}
+
+/* Hands a failure that was collected to the caller. */
+static nodedb_status nodedb_wal__hand_over(nodedb_error *err, const nodedb_error *failure) {
+    if (err != NULL) *err = *failure;
+    return failure->status;
+}
+
+/* Does the errno of an optional system call say that the call is unavailable? Kernels and file systems that lack it
+ * answer ENOSYS, EOPNOTSUPP or EINVAL. Sandboxes (seccomp) answer EPERM, EACCES or ENOSYS. What is wrong with the
+ * operation itself fails once more in the way that is taken instead, and is reported there. */
+static bool nodedb_wal__is_refusal(int error) {
+    return error == ENOSYS || error == EOPNOTSUPP || error == EINVAL || error == EPERM || error == EACCES;
+}
+
+static void *nodedb_wal__map_segment(const char *path, uint64_t bytes, int *error) {
+    void *map = MAP_FAILED;
+    struct stat st;
+    int fd = nodedb__posix_open(NULL, path, O_RDONLY, 0);
+    if (fd < 0) {
+        *error = -fd;
+        return NULL;
+    }
+    if (fstat(fd, &st) != 0) *error = errno;
+    else if ((uint64_t)st.st_size < bytes || bytes > SIZE_MAX)
+        *error = EFBIG; /* shortened by another program: reading it would raise SIGBUS */
+    else if ((map = mmap(NULL, (size_t)bytes, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED) *error = errno;
+    (void)close(fd);
+    return map == MAP_FAILED ? NULL : map;
+}
+
+/* Closes the open segment, and tells the kernel that its pages are not needed any more. */
+static void nodedb_wal__reader_leave(nodedb_wal_reader *r) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    if (r->view.way == NODEDB_WAL__CLOSED) return;
+    if (r->view.way == NODEDB_WAL__MAPPED) {
+        char path[NODEDB_WAL__PATH_BYTES];
+        int fd;
+        (void)madvise(r->view.map, (size_t)segment->bytes, MADV_DONTNEED);
+        (void)munmap(r->view.map, (size_t)segment->bytes);
+        nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
+        fd = nodedb__posix_open(NULL, path, O_RDONLY, 0); /* the hint needs a descriptor; a mapping keeps none */
+        if (fd >= 0) {
+            (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+            (void)close(fd);
+        }
+        r->stats.hints_dontneed++;
+    }
+    if (r->view.fd >= 0) (void)r->io.close(r->io.ctx, r->view.fd);
+    r->view.map = NULL;
+    r->view.fd = -1;
+    r->view.window_bytes = 0;
+    r->view.trusted_until = 0;
+    r->view.way = NODEDB_WAL__CLOSED;
+}
+
+/* Maps segment `index`, if that is how it is to be read. OK with way CLOSED: read it in another way. */
+static nodedb_status nodedb_wal__reader_map(nodedb_wal_reader *r, const char *path, nodedb_error *err) {
+    uint64_t bytes = r->list.at[r->index].bytes;
+    int error = 0;
+    r->view.map = (unsigned char *)nodedb_wal__map_segment(path, bytes, &error);
+    if (r->view.map != NULL) {
+        r->view.way = NODEDB_WAL__MAPPED;
+        if (madvise(r->view.map, (size_t)bytes, MADV_SEQUENTIAL) == 0) r->stats.hints_sequential++;
+    } else if (nodedb_wal__is_refusal(error) || error == ENODEV) {
+        nodedb_say(&r->config.logger, NODEDB_LOG_WARNING,
+                   "log %s: its files cannot be mapped (%s), so they are read through a buffer; allow mmap, or choose "
+                   "NODEDB_WAL_ACCESS_BUFFERED",
+                   r->dir, strerror(error));
+        r->may_map = false;
+    } else if (error != ENOMEM) {
+        return nodedb_fail(err, nodedb_io_status(error), error, "cannot map segment %s", path);
+    }
+    return NODEDB_OK;
+}
+
+/* Opens segment `index` and goes to its first record. */
+static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[index];
+    bool growing = r->config.follow != NULL && index + 1 == r->list.count; /* written while it is read: never mapped */
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_status status = NODEDB_OK;
+    nodedb_wal__reader_leave(r);
+    r->index = index;
+    nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
+    if (r->ahead != NULL) r->view.map = (unsigned char *)nodedb_wal__ahead_take(r->ahead, index, &r->view.trusted_until);
+    if (r->view.map != NULL) {
+        r->view.way = NODEDB_WAL__MAPPED;
+        r->stats.hints_sequential++;
+    } else if (r->may_stream) {
+        r->view.way = NODEDB_WAL__STREAMED;
+        r->stats.segments_streamed++;
+    } else if (r->may_map && !growing) status = nodedb_wal__reader_map(r, path, err);
+    if (status != NODEDB_OK) return status;
+    if (r->view.way == NODEDB_WAL__CLOSED) {
+        /* O_DIRECT, so that what is read is what the log has written, and not an older page of the cache */
+        int fd = growing ? r->io.open(r->io.ctx, path, O_RDONLY | O_DIRECT, 0) : -EINVAL;
+        if (fd < 0) fd = r->io.open(r->io.ctx, path, O_RDONLY, 0);
+        if (fd < 0) return nodedb_fail(err, nodedb_io_status(-fd), -fd, "cannot open segment %s", path);
+        r->view.fd = fd;
+        r->view.way = NODEDB_WAL__BUFFERED;
+    }
+    r->position = segment->block_bytes;
+    r->expected = segment->first_lsn;
+    r->group.bytes = 0;
+    r->sealed = false;
+    r->stats.segments_opened++;
+    return nodedb_wal__reader_unlock(r, err);
+}
+
+/* Streaming is refused by this file system, or memory for it is short: goes on in another way, at the same place. */
+static nodedb_status nodedb_wal__reader_unstream(nodedb_wal_reader *r, int error, nodedb_error *err) {
+    uint64_t position = r->position, expected = r->expected;
+    bool sealed = r->sealed;
+    nodedb_status status;
+    nodedb_say(&r->config.logger, NODEDB_LOG_WARNING,
+                "log %s: it cannot be read past the page cache (%s), so it is read through it", r->dir,
+                strerror(error));
+    nodedb_wal__stream_close(&r->stream);
+    r->may_stream = false;
+    r->stats.segments_streamed--, r->stats.segments_opened--;
+    status = nodedb_wal__reader_enter(r, r->index, err);
+    r->position = position, r->expected = expected, r->sealed = sealed;
+    return status;
+}
+
+/* What is in the window may be older than what is on the disk: the next view reads again. */
+static void nodedb_wal__reader_forget(nodedb_wal_reader *r) {
+    r->view.window_bytes = 0;
+    r->stream.forget = true;
+}
+
+/* Puts at least `bytes` bytes from `offset` of a streamed segment into the window. A record that does not fit into the
+ * stream leaves the window empty and the segment's file open, for the buffer. */
+static nodedb_status nodedb_wal__reader_stream(nodedb_wal_reader *r, uint64_t offset, size_t bytes, nodedb_error *err) {
+    uint64_t bad_offset = 0;
+    char path[NODEDB_WAL__PATH_BYTES];
+    int error = nodedb_wal__stream_view(&r->stream, r->index, offset, bytes, &r->view.window, &r->view.window_bytes,
+                                        &bad_offset);
+    r->view.window_offset = offset;
+    if (error == 0) return NODEDB_OK;
+    r->view.window_bytes = 0;
+    if (nodedb_wal__is_refusal(-error) || error == -ENOMEM) return nodedb_wal__reader_unstream(r, -error, err);
+    nodedb_wal__segment_path(path, r->dir, r->list.at[r->index].first_lsn);
+    if (error > 0 && r->view.fd < 0) {
+        r->view.fd = r->io.open(r->io.ctx, path, O_RDONLY | O_DIRECT, 0);
+        error = r->view.fd < 0 ? r->view.fd : 1;
+    }
+    if (error > 0) return NODEDB_OK;
+    return nodedb_wal__at(err,
+                          nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot read %s at offset %llu",
+                                      nodedb__path_end(path), (unsigned long long)bad_offset),
+                          0, bad_offset);
+}
+
+/* O_DIRECT wants offsets, lengths and memory in whole blocks. */
+static size_t nodedb_wal__direct_align(const nodedb_wal__segment *segment) {
+    return segment->block_bytes > NODEDB_WAL_MIN_BLOCK_BYTES ? segment->block_bytes : NODEDB_WAL_MIN_BLOCK_BYTES;
+}
+
+/* Reads at least `bytes` bytes from `offset` into the buffer, which grows as needed. Reads begin and end at blocks. */
+static nodedb_status nodedb_wal__reader_fill(nodedb_wal_reader *r, uint64_t offset, size_t bytes, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    size_t align = nodedb_wal__direct_align(segment);
+    size_t chunk = r->config.follow != NULL ? NODEDB_WAL__FOLLOW_CHUNK_BYTES : NODEDB_WAL__CHUNK_BYTES;
+    uint64_t start = offset / align * align;
+    size_t want = (size_t)nodedb_wal__round_up(offset - start + bytes, align);
+    int error;
+    if (want < chunk) want = (size_t)nodedb_wal__round_up(chunk, align);
+    if (want > r->view.buffer_capacity || ((uintptr_t)r->view.buffer & (align - 1)) != 0) {
+        nodedb__release(&r->config.allocator, r->view.buffer, r->view.buffer_capacity);
+        r->view.buffer_capacity = r->view.window_bytes = 0;
+        r->view.buffer = (unsigned char *)nodedb__alloc(&r->config.allocator, want, align);
+        if (r->view.buffer == NULL)
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %zu bytes of %s", want, r->dir);
+        r->view.buffer_capacity = want;
+    }
+    want = r->view.buffer_capacity;
+    if (want > segment->bytes - start) want = (size_t)(segment->bytes - start);
+    r->view.window_bytes = 0;
+    if (r->config.follow != NULL) /* asked before reading: every record up to it will be in the window */
+        r->view.window_lsn = nodedb_wal_durable_lsn(r->config.follow);
+    error = nodedb__read_all(&r->io, r->view.fd, r->view.buffer, want, start);
+    if (error != 0)
+        return nodedb_wal__at(err,
+                              nodedb_fail(err, NODEDB_ERR_IO, -error,
+                                          "cannot read %zu bytes at offset %llu of %s/%020llu.wal", want,
+                                          (unsigned long long)start, r->dir, (unsigned long long)segment->first_lsn),
+                              0, start);
+    r->view.window = r->view.buffer;
+    r->view.window_offset = start;
+    r->view.window_bytes = want;
+    return NODEDB_OK;
+}
+
+static bool nodedb_wal__in_window(const nodedb_wal_reader *r, uint64_t offset, size_t bytes) {
+    return offset >= r->view.window_offset && offset + bytes <= r->view.window_offset + r->view.window_bytes;
+}
+
+/* Shows at least `bytes` bytes (or all up to the segment's end) from `offset` of the open segment: *available of them
+ * at *view, until the next view. */
+static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offset, size_t bytes,
+                                             const unsigned char **view, size_t *available, nodedb_error *err) {
+    uint64_t left = r->list.at[r->index].bytes - offset;
+    nodedb_status status = NODEDB_OK;
+    assert(offset <= r->list.at[r->index].bytes);
+    if (bytes > left) bytes = (size_t)left;
+    if (r->view.way == NODEDB_WAL__STREAMED && !nodedb_wal__in_window(r, offset, bytes))
+        status = nodedb_wal__reader_stream(r, offset, bytes, err); /* may turn to another way */
+    if (status != NODEDB_OK) return status;
+    if (r->view.way == NODEDB_WAL__MAPPED) {
+        *view = r->view.map + offset;
+        *available = (size_t)left;
+        return NODEDB_OK;
+    }
+    if (!nodedb_wal__in_window(r, offset, bytes)) status = nodedb_wal__reader_fill(r, offset, bytes, err);
+    if (status != NODEDB_OK) return status;
+    *view = r->view.window + (offset - r->view.window_offset);
+    *available = r->view.window_bytes - (size_t)(offset - r->view.window_offset);
+    return NODEDB_OK;
+}
+
+/* What stands at `offset` of the open segment? A record is shown whole; a MORE never comes back. */
+static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t offset, nodedb_wal__parsed *found,
+                                              nodedb_wal_record *record, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    const unsigned char *view;
+    size_t available;
+    nodedb_status status = nodedb_wal__reader_view(r, offset, NODEDB_WAL_RECORD_HEADER_BYTES, &view, &available, err);
+    if (status != NODEDB_OK) return status;
+    *found = nodedb_wal__parse(view, available, segment, offset, offset < r->view.trusted_until, record);
+    if (found->kind != NODEDB_WAL__MORE) return NODEDB_OK;
+    if (found->total > segment->bytes - offset) {
+        found->kind = NODEDB_WAL__BAD; /* no record reaches past its segment */
+        return NODEDB_OK;
+    }
+    status = nodedb_wal__reader_view(r, offset, found->total, &view, &available, err);
+    if (status == NODEDB_OK) *found = nodedb_wal__parse(view, available, segment, offset, false, record);
+    return status;
+}
+
+/* =====================================================================================================================
+ * TORN TAIL: is this the end of the log, or damage?
+ * ================================================================================================================== */
+
+/* What is known of what stands behind the bad spot. */
+typedef struct nodedb_wal__evidence {
+    uint64_t watermark;    /* the highest of any whole record there: all up to it was acknowledged */
+    uint64_t lowest_lsn;   /* of any whole record there; UINT64_MAX: there is none */
+    uint64_t last_nonzero; /* offset up to which there are bytes that are not zero */
+} nodedb_wal__evidence;
+
+/* Adds what the open segment has from offset `from` on. A record begins at a multiple of the block, or right behind
+ * another one. */
+static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from, nodedb_wal__evidence *e,
+                                             nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t at = from, checked = 0;
+    while (at < segment->bytes) {
+        uint64_t next = nodedb_wal__round_up(at + 1, segment->block_bytes);
+        nodedb_wal__parsed found;
+        nodedb_wal_record record;
+        nodedb_status status = nodedb_wal__reader_parse(r, at, &found, &record, err);
+        if (status != NODEDB_OK) return status;
+        if (found.kind == NODEDB_WAL__RECORD) {
+            if (record.watermark > e->watermark) e->watermark = record.watermark;
+            if (record.lsn < e->lowest_lsn) e->lowest_lsn = record.lsn;
+            next = at + found.total;
+        }
+        /* in a recycled file, what has no header of this segment is of an earlier use */
+        if (found.kind != NODEDB_WAL__ZERO && (!segment->recycled || found.total > 0)) e->last_nonzero = next;
+        checked += found.total;
+        if (checked > 4 * segment->bytes) { /* many false headers, one in another: made by hand, not by a crash */
+            e->watermark = UINT64_MAX;
+            return NODEDB_OK;
+        }
+        at = next;
+    }
+    return NODEDB_OK;
+}
+
+/* A record begins at `position`, the start of a block. If its flags say that a group begins with it, remembers that. */
+static void nodedb_wal__note_group(nodedb_wal_reader *r, uint32_t flags) {
+    uint32_t blocks = flags >> NODEDB_WAL__GROUP_BLOCKS_SHIFT & NODEDB_WAL__GROUP_BLOCKS_MASK;
+    if (blocks == 0) return;
+    r->group.offset = r->position;
+    r->group.bytes = (uint64_t)blocks * r->list.at[r->index].block_bytes;
+    r->group.zeros = flags >> NODEDB_WAL__GROUP_ZEROS_SHIFT;
+}
+
+/* The bad spot is inside a group whose beginning the reader has not read (a page of a replay began behind it). Finds
+ * that beginning, from the segment's first record on. */
+static nodedb_status nodedb_wal__find_group(nodedb_wal_reader *r, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t bad = r->position;
+    nodedb_status status = NODEDB_OK;
+    for (r->position = segment->block_bytes; r->position < bad;) {
+        nodedb_wal__parsed found;
+        nodedb_wal_record record;
+        status = nodedb_wal__reader_parse(r, r->position, &found, &record, err);
+        if (status != NODEDB_OK || (found.kind != NODEDB_WAL__RECORD && found.kind != NODEDB_WAL__ZERO)) break;
+        if (found.kind == NODEDB_WAL__RECORD) {
+            if (r->position % segment->block_bytes == 0) nodedb_wal__note_group(r, found.flags);
+            r->position += found.total;
+        } else r->position = nodedb_wal__round_up(r->position + 1, segment->block_bytes);
+    }
+    r->position = bad;
+    return status;
+}
+
+/* Is a header at `p` that of record `lsn`, but for one changed bit? */
+static bool nodedb_wal__header_one_bit_off(const unsigned char *p, const nodedb_wal__segment *segment, uint64_t lsn) {
+    unsigned char header[NODEDB_WAL_RECORD_HEADER_BYTES];
+    memcpy(header, p, sizeof header);
+    for (uint32_t bit = 0; bit < NODEDB_WAL__SIGNED_BYTES * 8; bit++) {
+        header[bit / 8] ^= (unsigned char)(1u << bit % 8);
+        if (nodedb_wal__good_header(header, segment) && nodedb_get_u64(header + NODEDB_WAL__RECORD_LSN_AT) == lsn)
+            return true;
+        header[bit / 8] ^= (unsigned char)(1u << bit % 8);
+    }
+    return false;
+}
+
+/* In a recycled file: is this record `lsn`, certainly written whole and changed since? What the file held before is not
+ * known, but a sector that holds a header of this segment is new. So the answer is certain in these cases:
+ *   - a header that one changed bit explains, as so much of it is known;
+ *   - a good header, and the whole payload lies in the sectors of the header;
+ *   - a good header, and one changed bit of the payload that lies there explains the checksum. A checksum is linear: it
+ *     is off by what the bit contributes, which depends on the bit's distance from the end only.
+ * A bit elsewhere may as well be a stale sector that differs by one bit, so the record counts as torn. */
+static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, const nodedb_wal__segment *segment,
+                                    uint64_t lsn, uint64_t offset) {
+    uint32_t bytes, off, by = UINT32_C(0x82F63B78); /* what the last bit of a text contributes to its CRC-32C */
+    size_t end, known; /* up to `known` the sectors are new */
+    if (available < NODEDB_WAL_RECORD_HEADER_BYTES) return false;
+    if (!nodedb_wal__good_header(p, segment)) return nodedb_wal__header_one_bit_off(p, segment, lsn);
+    bytes = nodedb_get_u32(p + NODEDB_WAL__RECORD_PAYLOAD_BYTES_AT);
+    if (nodedb_get_u64(p + NODEDB_WAL__RECORD_LSN_AT) != lsn || bytes > NODEDB_WAL__ONE_BIT_BYTES ||
+        available < nodedb_wal__record_bytes(bytes))
+        return false;
+    off = nodedb_get_u32(p + NODEDB_WAL__RECORD_PAYLOAD_CRC_AT) ^
+          nodedb_wal__sum_all(p, nodedb_wal__sum_payload(p, segment->seed));
+    if ((off & (off - 1)) == 0) return true; /* a bit of the checksum itself */
+    end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + bytes;
+    known = (size_t)(nodedb_wal__round_up(offset + NODEDB_WAL_RECORD_HEADER_BYTES, NODEDB_WAL__SECTOR_BYTES) - offset);
+    if (end <= known) return true;
+    for (uint32_t bit = 0; bit < bytes * 8 + 32; bit++) { /* from the end backwards; the first 32 are the header's sum */
+        if (bit >= 32 && by == off) return end - 1 - (bit - 32) / 8 < known;
+        by = by >> 1 ^ (UINT32_C(0x82F63B78) & (0 - (by & 1)));
+    }
+    return false;
+}
+
+/* In a file that was zero before: has the group at r->group arrived with as many zero sectors as it was written with? */
+static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arrived, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t end = r->group.offset + r->group.bytes;
+    uint32_t zeros = 0;
+    *arrived = false;
+    if (end > segment->bytes || r->group.zeros == NODEDB_WAL__GROUP_ZEROS_MAX) return NODEDB_OK;
+    for (uint64_t at = r->group.offset; at < end; at += segment->block_bytes) {
+        const unsigned char *view;
+        size_t available;
+        nodedb_status status = nodedb_wal__reader_view(r, at, segment->block_bytes, &view, &available, err);
+        if (status != NODEDB_OK) return status;
+        zeros += nodedb_wal__zero_sectors(view, segment->block_bytes);
+    }
+    *arrived = zeros <= r->group.zeros;
+    return NODEDB_OK;
+}
+
+/* Rule 5: do the sectors of record `expected` say that it was written whole and damaged since? */
+static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t start = r->position / NODEDB_WAL__SECTOR_BYTES * NODEDB_WAL__SECTOR_BYTES;
+    size_t before = (size_t)(r->position - start); /* of `position` in its sector */
+    const unsigned char *view;
+    size_t available;
+    nodedb_status status = NODEDB_OK;
+    *damaged = false;
+    if (r->position >= segment->bytes || segment->block_bytes % NODEDB_WAL__SECTOR_BYTES != 0) return NODEDB_OK;
+    if (r->group.bytes == 0 && r->position > segment->block_bytes) status = nodedb_wal__find_group(r, err);
+    if (status == NODEDB_OK)
+        status = nodedb_wal__reader_view(
+            r, start, before + NODEDB_WAL_RECORD_HEADER_BYTES + NODEDB_WAL__ONE_BIT_BYTES, &view, &available, err);
+    if (status != NODEDB_OK) return status;
+    if (r->group.bytes == 0 || r->position >= r->group.offset + r->group.bytes) { /* the first record of a group */
+        if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
+        if (!nodedb_wal__good_header(view, segment)) { /* not zero any more: the sector was written, so as a whole */
+            *damaged =
+                !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected, r->position);
+            return NODEDB_OK;
+        }
+        if (nodedb_get_u64(view + NODEDB_WAL__RECORD_LSN_AT) != r->expected) return NODEDB_OK;
+        nodedb_wal__note_group(r, nodedb_get_u32(view + NODEDB_WAL__RECORD_FLAGS_AT));
+    }
+    if (!segment->recycled) return nodedb_wal__group_arrived(r, damaged, err);
+    *damaged = nodedb_wal__one_bit_off(view + before, available - before, segment, r->expected, r->position);
+    return NODEDB_OK;
+}
+
+/* Is record `lsn` at `offset` by now? With `wait` it sleeps a little first, as a writer may be at it. */
+static nodedb_status nodedb_wal__reader_look_again(nodedb_wal_reader *r, uint64_t offset, uint64_t lsn, bool wait,
+                                                   bool *there, nodedb_error *err) {
+    nodedb_wal__parsed found;
+    nodedb_wal_record record;
+    nodedb_status status;
+    *there = false;
+    if (wait && r->config.io.pread == NULL) (void)usleep(NODEDB_WAL__LOOK_US);
+    nodedb_wal__reader_forget(r);
+    if (offset >= r->list.at[r->index].bytes) return NODEDB_OK;
+    status = nodedb_wal__reader_parse(r, offset, &found, &record, err);
+    *there = status == NODEDB_OK && found.kind == NODEDB_WAL__RECORD && record.lsn == lsn;
+    return status;
+}
+
+/* Rules 2 and 3, for the segment behind the open one: adds what it says about record `expected`. Comes back to the open
+ * segment, to the same place. */
+static nodedb_status nodedb_wal__ask_next_segment(nodedb_wal_reader *r, nodedb_wal__evidence *e, nodedb_error *err) {
+    uint64_t missing = r->expected, offset = r->position, last_nonzero = e->last_nonzero;
+    size_t here = r->index;
+    const nodedb_wal__segment *next = &r->list.at[here + 1];
+    bool sealed = r->sealed;
+    nodedb_error why;
+    nodedb_status status;
+    if (next->watermark > e->watermark) e->watermark = next->watermark;
+    if (next->first_lsn < e->lowest_lsn) e->lowest_lsn = next->first_lsn;
+    if (next->first_lsn <= missing || sealed || here + 2 < r->list.count) {
+        if (e->watermark < missing) e->watermark = missing;
+        return NODEDB_OK;
+    }
+    if (e->watermark >= missing) return NODEDB_OK;
+    memset(&why, 0, sizeof why);
+    status = nodedb_wal__reader_enter(r, here + 1, &why);
+    if (status == NODEDB_OK) status = nodedb_wal__look_behind(r, next->block_bytes, e, &why);
+    if (status == NODEDB_ERR_IO && why.sys_errno == ENOENT) status = NODEDB_OK; /* recovery has retired it since */
+    if (status == NODEDB_OK) status = nodedb_wal__reader_enter(r, here, &why);
+    if (status != NODEDB_OK) return nodedb_wal__hand_over(err, &why);
+    r->expected = missing, r->position = offset, r->sealed = sealed;
+    e->last_nonzero = last_nonzero; /* torn bytes are counted in the open segment only */
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_wal__say_damaged(nodedb_wal_reader *r, const nodedb_wal__evidence *e, nodedb_error *err) {
+    uint64_t missing = r->expected, last = missing;
+    if (e->lowest_lsn > missing && e->lowest_lsn != UINT64_MAX) last = e->lowest_lsn - 1;
+    return nodedb_wal__at(err,
+                          nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                                      "%s/%020llu.wal: %s records %llu to %llu cannot be read at offset %llu",
+                                      nodedb__path_end(r->dir), (unsigned long long)r->list.at[r->index].first_lsn,
+                                      e->watermark >= missing ? "acknowledged" : "wholly written",
+                                      (unsigned long long)missing, (unsigned long long)last,
+                                      (unsigned long long)r->position),
+                          missing, r->position);
+}
+
+/* Record `expected` cannot be read at `position`. Sets `ended`, or fails with CORRUPT. OK with neither: a writer has
+ * put the record there meanwhile. */
+static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error *err) {
+    nodedb_wal__evidence e = {0, UINT64_MAX, 0};
+    nodedb_status status = NODEDB_OK;
+    bool damaged = false, there = false;
+    e.last_nonzero = r->position;
+    if (!r->sealed) status = nodedb_wal__look_behind(r, r->position, &e, err);
+    if (status == NODEDB_OK && r->index + 1 < r->list.count) status = nodedb_wal__ask_next_segment(r, &e, err);
+    if (status != NODEDB_OK) return status;
+    if (r->config.follow != NULL && r->expected <= nodedb_wal_durable_lsn(r->config.follow)) e.watermark = r->expected;
+    if (e.watermark < r->expected && !r->sealed) status = nodedb_wal__reader_damaged(r, &damaged, err);
+    if (e.watermark >= r->expected) damaged = true;
+    for (int looks = 0; damaged && looks < NODEDB_WAL__DAMAGE_LOOKS && status == NODEDB_OK && !there; looks++)
+        status = nodedb_wal__reader_look_again(r, r->position, r->expected, looks > 0, &there, err);
+    if (status != NODEDB_OK || there) return status;
+    if (damaged) return nodedb_wal__say_damaged(r, &e, err);
+    r->stats.torn_bytes = e.last_nonzero - r->position;
+    r->ended = true;
+    return NODEDB_OK;
+}
+
+/* =====================================================================================================================
+ * READER: the next record
+ * ================================================================================================================== */
+
+/* ---- from one record to the next --------------------------------------------------------------------------------- */
+
+/* A followed log may have new segments: lists them, and stays at the same place. */
+static nodedb_status nodedb_wal__reader_refresh(nodedb_wal_reader *r, nodedb_error *err) {
+    nodedb_wal__list fresh;
+    uint64_t here = r->list.at[r->index].first_lsn;
+    nodedb_status status = nodedb_wal__list_segments(&r->io, &r->config.allocator, r->dir, &fresh, err);
+    size_t i = 0;
+    if (status != NODEDB_OK) return status;
+    while (i < fresh.count && fresh.at[i].first_lsn != here) i++;
+    if (i == fresh.count) {
+        nodedb_wal__list_free(&fresh);
+        return nodedb_wal__at(err,
+                              nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
+                                          "%s/%020llu.wal was truncated while it was being followed", r->dir,
+                                          (unsigned long long)here),
+                              r->expected, 0);
+    }
+    nodedb_wal__list_free(&r->list);
+    r->list = fresh;
+    r->index = i;
+    return NODEDB_OK;
+}
+
+static nodedb_status nodedb_wal__reader_altered(nodedb_wal_reader *r, uint64_t lsn, const char *how,
+                                                nodedb_error *err) {
+    return nodedb_wal__at(err,
+                          nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                                      "%s/%020llu.wal: record %llu at offset %llu was altered: %s",
+                                      nodedb__path_end(r->dir), (unsigned long long)r->list.at[r->index].first_lsn,
+                                      (unsigned long long)lsn, (unsigned long long)r->position, how),
+                          lsn, r->position);
+}
+
+/* Encryption, once a segment has it, is in every record. Decrypts the record, if there is a cipher. It also checks the
+ * tag of what the caller does not get, a seal or an unknown type, from deliver_from on; but where one type is looked
+ * for, only that type. */
+static nodedb_status nodedb_wal__reader_unseal(nodedb_wal_reader *r, nodedb_wal_record *record, bool deliver,
+                                               nodedb_error *err) {
+    bool encrypted = (record->type & NODEDB_WAL_ENCRYPTED) != 0;
+    if (encrypted != (r->list.at[r->index].key_id != 0))
+        return nodedb_wal__reader_altered(r, record->lsn, encrypted ? "its segment is not encrypted, and it is"
+                                                                    : "its segment is encrypted, and it is not", err);
+    if (!encrypted) return NODEDB_OK;
+    if (record->payload_bytes < NODEDB_WAL_TAG_BYTES)
+        return nodedb_wal__reader_altered(r, record->lsn, "it is too short for a tag", err);
+    if (r->config.keep_encrypted || r->config.cipher.open == NULL) return NODEDB_OK;
+    if (r->only == 0 ? record->lsn < r->deliver_from : !deliver) return NODEDB_OK;
+    return nodedb_wal__reader_decrypt(r, record, err);
+}
+
+/* Does the caller get this record, which is at or behind deliver_from? If not, it is skipped or dropped. */
+static nodedb_status nodedb_wal__reader_choose(nodedb_wal_reader *r, const nodedb_wal_record *record, bool *deliver,
+                                               nodedb_error *err) {
+    if (!nodedb_wal__known_type(record->type)) {
+        if ((record->type & NODEDB_WAL_REQUIRED) != 0)
+            return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s has the unknown required type %u",
+                               (unsigned long long)record->lsn, r->dir,
+                               (unsigned)(record->type & NODEDB_WAL_TYPE_MASK));
+        *deliver = false;
+        r->stats.skipped++;
+        return NODEDB_OK;
+    }
+    if ((record->type & NODEDB_WAL_ENCRYPTED) != 0 && !r->config.keep_encrypted)
+        return nodedb_wal__at(err,
+                              nodedb_fail(err, NODEDB_ERR_KEY, 0,
+                                          "record %llu of %s is encrypted with key %u, and there is no cipher",
+                                          (unsigned long long)record->lsn, nodedb__path_end(r->dir),
+                                          (unsigned)r->list.at[r->index].key_id),
+                              record->lsn, r->position);
+    if (nodedb_wal__is_dropped(r, record)) {
+        *deliver = false;
+        r->stats.dropped++;
+    }
+    return NODEDB_OK;
+}
+
+/* Record `expected` is good: moves behind it. *deliver: the caller gets it. */
+static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_record *record,
+                                               const nodedb_wal__parsed *found, bool *deliver, nodedb_error *err) {
+    nodedb_status status;
+    r->sealed = (found->flags & NODEDB_WAL__FLAG_SEAL) != 0;
+    if (r->sealed) r->sealed_lsn = record->lsn;
+    *deliver = !r->sealed && record->lsn >= r->deliver_from &&
+               (r->only == 0 || (record->type & NODEDB_WAL_TYPE_MASK) == r->only);
+    status = nodedb_wal__reader_unseal(r, record, *deliver, err);
+    if (status == NODEDB_OK && *deliver) status = nodedb_wal__reader_choose(r, record, deliver, err);
+    if (status != NODEDB_OK) return status;
+    if (r->position % r->list.at[r->index].block_bytes == 0) nodedb_wal__note_group(r, found->flags);
+    r->position += found->total;
+    r->expected++;
+    if (*deliver) r->stats.records++, r->stats.payload_bytes += record->payload_bytes;
+    return NODEDB_OK;
+}
+
+/* Is there nothing more to read now? A followed log is read up to its durable LSN, and what was read before that
+ * record was durable may hold half of it: it is read again. */
+static bool nodedb_wal__reader_at_end(nodedb_wal_reader *r) {
+    if (r->config.until_lsn != 0 && r->expected > r->config.until_lsn) return true;
+    if (r->config.follow == NULL) return r->ended;
+    if (r->expected > nodedb_wal_durable_lsn(r->config.follow)) return true;
+    if (r->expected > r->view.window_lsn) r->view.window_bytes = 0;
+    return r->ended = false;
+}
+
+/* Is the rest of the block at `position` zero: the padding of a group? */
+static nodedb_status nodedb_wal__reader_padding(nodedb_wal_reader *r, bool *padding, nodedb_error *err) {
+    size_t block_bytes = r->list.at[r->index].block_bytes, available;
+    size_t bytes = block_bytes - (size_t)(r->position % block_bytes);
+    const unsigned char *view;
+    nodedb_status status;
+    *padding = false;
+    if (bytes == block_bytes) return NODEDB_OK; /* a whole block is none */
+    status = nodedb_wal__reader_view(r, r->position, bytes, &view, &available, err);
+    if (status == NODEDB_OK) *padding = nodedb_wal__all_zero(view, bytes);
+    return status;
+}
+
+/* Goes to the next record that the caller gets. AGAIN at the end. */
+static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err) {
+    while (!nodedb_wal__reader_at_end(r)) {
+        nodedb_wal__parsed found = {NODEDB_WAL__BAD, 0, 0};
+        nodedb_status status = NODEDB_OK;
+        bool deliver = false, padding = false;
+        if (r->index + 1 < r->list.count && r->list.at[r->index + 1].first_lsn == r->expected) {
+            status = nodedb_wal__reader_enter(r, r->index + 1, err);
+            if (status != NODEDB_OK) return status;
+            continue;
+        }
+        if (r->position < r->list.at[r->index].bytes)
+            status = nodedb_wal__reader_parse(r, r->position, &found, record, err);
+        if (status == NODEDB_OK && found.kind == NODEDB_WAL__ZERO)
+            status = nodedb_wal__reader_padding(r, &padding, err);
+        if (status != NODEDB_OK) return status;
+        if (found.kind == NODEDB_WAL__RECORD && record->lsn == r->expected) {
+            record->source = r;
+            status = nodedb_wal__reader_accept(r, record, &found, &deliver, err);
+        } else if (padding) {
+            r->position = nodedb_wal__round_up(r->position, r->list.at[r->index].block_bytes);
+        } else if (r->config.follow != NULL && r->reread_lsn != r->expected) {
+            r->reread_lsn = r->expected; /* once: what is in the window may be older than what is durable now */
+            r->view.window_bytes = 0;
+            status = nodedb_wal__reader_refresh(r, err);
+        } else status = nodedb_wal__reader_judge(r, err);
+        if (status != NODEDB_OK || deliver) return status;
+    }
+    return NODEDB_ERR_AGAIN;
+}
+
+/* ---- open, next, tell, close ------------------------------------------------------------------------------------- */
+
+/* A reader of this config, with no segment open. */
+static nodedb_wal_reader *nodedb_wal__reader_alloc(const nodedb_wal_reader_config *config, nodedb_error *err) {
+    nodedb_wal_reader *r;
+    if (config == NULL || config->dir == NULL || config->dir[0] == 0 ||
+        strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) {
+        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a log reader needs a directory of 1 to %d bytes",
+                          NODEDB_WAL_MAX_DIR_BYTES);
+        return NULL;
+    }
+    r = (nodedb_wal_reader *)nodedb__alloc_zero(&config->allocator, sizeof *r, NODEDB_CACHE_LINE_BYTES);
+    if (r == NULL) {
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a reader of %s", config->dir);
+        return NULL;
+    }
+    r->config = *config;
+    r->view.fd = r->stream.fd = -1;
+    memcpy(r->dir, config->dir, strlen(config->dir) + 1);
+    r->config.dir = r->dir;
+    r->io = nodedb__io_or_posix(&config->io);
+    r->may_map = (config->access == NODEDB_WAL_ACCESS_MAPPED || config->access == NODEDB_WAL_ACCESS_AUTO) &&
+                 config->io.pread == NULL && config->io.open == NULL;
+    r->deliver_from = config->from_lsn;
+    return r;
+}
+
+/* Lists the segments. NOT_FOUND where there are none, or from_lsn or until_lsn lies before the oldest record. */
+static nodedb_status nodedb_wal__reader_list(nodedb_wal_reader *r, nodedb_error *err) {
+    const uint64_t wanted[2] = {r->config.from_lsn, r->config.until_lsn};
+    nodedb_status status = nodedb_wal__list_segments(&r->io, &r->config.allocator, r->dir, &r->list, err);
+    if (status != NODEDB_OK) return status;
+    if (r->list.count == 0) return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no log in %s", r->dir);
+    for (int i = 0; i < 2; i++)
+        if (wanted[i] != 0 && wanted[i] < r->list.at[0].first_lsn)
+            return nodedb_wal__at(err,
+                                  nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
+                                              "record %llu of %s is not there any more: the oldest is %llu",
+                                              (unsigned long long)wanted[i], r->dir,
+                                              (unsigned long long)r->list.at[0].first_lsn),
+                                  r->list.at[0].first_lsn, 0);
+    return NODEDB_OK;
+}
+
+/* Opens at the segment that holds from_lsn; or, for recovery, at the first of the last two. */
+static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config *config, bool at_last_two,
+                                                 nodedb_error *err) {
+    nodedb_wal_reader *r = nodedb_wal__reader_alloc(config, err);
+    size_t i = 0;
+    if (r == NULL) return NULL;
+    if (nodedb_wal__reader_list(r, err) != NODEDB_OK || nodedb_wal__reader_tombstones(r, err) != NODEDB_OK) goto fail;
+    while (i + 1 < r->list.count && r->list.at[i + 1].first_lsn <= config->from_lsn) i++;
+    if (at_last_two) i = nodedb_wal__last_two(&r->list);
+    r->may_stream = nodedb_wal__begin_streaming(r, i);
+    if (config->threads > 1 && r->may_map && !r->may_stream && config->follow == NULL &&
+        r->list.count - i >= NODEDB_WAL_PARALLEL_FROM_SEGMENTS)
+        r->ahead = nodedb_wal__ahead_start(&r->config.allocator, r->dir, r->list.at, r->list.count, i,
+                                           config->threads > NODEDB_WAL_MAX_THREADS ? NODEDB_WAL_MAX_THREADS
+                                                                                    : config->threads);
+    if (nodedb_wal__reader_enter(r, i, err) == NODEDB_OK) return r;
+fail:
+    nodedb_wal_reader_close(r);
+    return NULL;
+}
+
+NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err) {
+    return nodedb_wal__reader_new(config, false, err);
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *r, nodedb_wal_record *record,
+                                                    nodedb_error *err) {
+    nodedb_status status;
+    if (r == NULL || record == NULL)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_reader_next needs a reader and a record");
+    if (r->failure.status == NODEDB_OK) {
+        status = nodedb_wal__reader_advance(r, record, &r->failure);
+        if (status == NODEDB_OK) return status;
+        if (status == NODEDB_ERR_AGAIN)
+            return nodedb_fail(err, status, 0, "the end of the log in %s, after record %llu", r->dir,
+                                (unsigned long long)(r->expected - 1));
+    }
+    if (err != NULL) *err = r->failure;
+    return r->failure.status;
+}
+
+NODEDB_WAL_API void nodedb_wal_reader_tell(const nodedb_wal_reader *r, nodedb_wal_cursor *cursor) {
+    cursor->lsn = r->expected;
+    cursor->segment_first_lsn = r->list.at[r->index].first_lsn;
+    cursor->offset = r->position;
+}
+
+NODEDB_WAL_API void nodedb_wal_reader_get_stats(const nodedb_wal_reader *r, nodedb_wal_reader_stats *stats) {
+    *stats = r->stats;
+}
+
+NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *r) {
+    nodedb_allocator allocator;
+    if (r == NULL) return;
+    allocator = r->config.allocator;
+    if (r->list.at != NULL) nodedb_wal__reader_leave(r);
+    nodedb_wal__ahead_stop(r->ahead, &allocator);
+    nodedb_wal__stream_close(&r->stream);
+    nodedb_wal__list_free(&r->list);
+    nodedb_wal__tombstones_free(&r->tombstones, &allocator);
+    nodedb__release(&allocator, r->view.buffer, r->view.buffer_capacity);
+    nodedb__release(&allocator, r->unsealed.text, r->unsealed.capacity);
+    nodedb__release(&allocator, r, sizeof *r);
+}
+
+/* ---- replay, verify ---------------------------------------------------------------------------------------------- */
+
+/* Goes to a place that nodedb_wal_reader_tell gave, if that record still stands there. Otherwise the reader stays where
+ * it is, and reads over the records in between. */
+static void nodedb_wal__reader_seek(nodedb_wal_reader *r, const nodedb_wal_cursor *cursor) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    nodedb_wal__parsed found;
+    nodedb_wal_record record;
+    if (cursor->segment_first_lsn != segment->first_lsn || cursor->offset < segment->block_bytes ||
+        cursor->offset >= segment->bytes || cursor->offset % 8 != 0)
+        return;
+    if (nodedb_wal__reader_parse(r, cursor->offset, &found, &record, NULL) != NODEDB_OK) return;
+    if (found.kind != NODEDB_WAL__RECORD || record.lsn != cursor->lsn) return;
+    r->position = cursor->offset;
+    r->expected = cursor->lsn;
+    r->group.bytes = 0;
+}
+
+/* Hands one record to the callback. */
+static nodedb_status nodedb_wal__apply(const nodedb_wal_reader *r, const nodedb_wal_record *record,
+                                       nodedb_wal_apply_fn apply, void *ctx, nodedb_error *err) {
+    nodedb_status status = apply(ctx, record);
+    if (status == NODEDB_OK) return NODEDB_OK;
+    return nodedb_wal__at(err,
+                          nodedb_fail(err, status, 0, "the callback refused record %llu of %s",
+                                      (unsigned long long)record->lsn, r->dir),
+                          record->lsn, 0);
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
+                                               void *ctx, nodedb_wal_reader_stats *stats, nodedb_error *err) {
+    nodedb_wal_reader_config own;
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status, applied = NODEDB_OK;
+    if (config == NULL || apply == NULL)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay needs a config and a callback");
+    own = *config;
+    if (own.threads == 0) {
+        long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+        own.threads = cpus < 1 ? 1 : cpus > 4 ? 4 : (uint32_t)cpus;
+    }
+    memset(&failure, 0, sizeof failure);
+    r = nodedb_wal_reader_open(&own, &failure);
+    if (r == NULL) return nodedb_wal__hand_over(err, &failure);
+    while ((status = nodedb_wal_reader_next(r, &record, err)) == NODEDB_OK &&
+           (applied = nodedb_wal__apply(r, &record, apply, ctx, err)) == NODEDB_OK) {}
+    if (stats != NULL) *stats = r->stats;
+    if (applied != NODEDB_OK) status = applied;
+    else if (status == NODEDB_ERR_AGAIN) {
+        status = NODEDB_OK;
+        if (own.from_lsn > r->expected && (own.until_lsn == 0 || r->expected <= own.until_lsn))
+            status =
+                nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
+                            "the log in %s ends at record %llu, before record %llu from which it is to be replayed",
+                            r->dir, (unsigned long long)(r->expected - 1), (unsigned long long)own.from_lsn);
+    }
+    nodedb_wal_reader_close(r);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor,
+                                                    size_t limit, nodedb_wal_apply_fn apply, void *ctx, bool *has_more,
+                                                    nodedb_error *err) {
+    nodedb_wal_reader_config own;
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status, applied = NODEDB_OK;
+    if (config == NULL || cursor == NULL || apply == NULL || has_more == NULL || limit == 0)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
+                           "nodedb_wal_replay_page needs a config, a cursor, a limit, a callback and has_more");
+    *has_more = false;
+    own = *config;
+    own.threads = 1;
+    if (own.access == NODEDB_WAL_ACCESS_AUTO) own.access = NODEDB_WAL_ACCESS_MAPPED;
+    if (cursor->lsn != 0) own.from_lsn = cursor->lsn;
+    memset(&failure, 0, sizeof failure);
+    r = nodedb_wal_reader_open(&own, &failure);
+    if (r == NULL) return nodedb_wal__hand_over(err, &failure);
+    if (cursor->lsn != 0) nodedb_wal__reader_seek(r, cursor);
+    for (size_t n = 0; (status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK; n++) {
+        *has_more = n == limit;
+        if (*has_more || (applied = nodedb_wal__apply(r, &record, apply, ctx, &failure)) != NODEDB_OK) break;
+        nodedb_wal_reader_tell(r, cursor);
+    }
+    nodedb_wal_reader_close(r);
+    if (applied != NODEDB_OK) status = applied;
+    else if (status == NODEDB_ERR_AGAIN) status = NODEDB_OK;
+    if (status != NODEDB_OK) (void)nodedb_wal__hand_over(err, &failure);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
+                                               nodedb_error *err) {
+    nodedb_wal_reader_config reading;
+    nodedb_wal__tombstones tombstones;
+    nodedb_wal_report own;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status;
+    nodedb_wal_reader *r;
+    memset(&own, 0, sizeof own);
+    memset(&failure, 0, sizeof failure);
+    memset(&reading, 0, sizeof reading);
+    if (config != NULL) reading = *config;
+    reading.keep_encrypted = reading.cipher.open == NULL;
+    reading.keep_dropped = true; /* the dead are looked at as well */
+    r = nodedb_wal_reader_open(&reading, &failure);
+    status = failure.status;
+    if (r != NULL) {
+        own.segments = r->list.count;
+        own.first_lsn = r->list.at[0].first_lsn;
+        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK)
+            own.records++, own.payload_bytes += record.payload_bytes - nodedb_wal__tag_bytes(record.type);
+        own.last_lsn = r->expected - 1;
+        own.torn_bytes = r->stats.torn_bytes;
+        own.sealed = r->sealed_lsn != 0 && r->sealed_lsn + 1 == r->expected && own.torn_bytes == 0;
+        if (status == NODEDB_ERR_AGAIN)
+            status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1],
+                                                 &tombstones, &failure);
+        if (status == NODEDB_OK) {
+            own.tombstones = tombstones.count;
+            own.tombstones_lsn = tombstones.covered_lsn;
+            nodedb_wal__tombstones_free(&tombstones, &r->config.allocator);
+        }
+        nodedb_wal_reader_close(r);
+    }
+    if (report != NULL) *report = own;
+    if (status != NODEDB_OK && err != NULL) *err = failure;
+    return status;
+}
+
+/* =====================================================================================================================
+ * WRITER: from a record to a group that is on its way
+ * ================================================================================================================== */
+
+/* ---- the state of a writer --------------------------------------------------------------------------------------- */
+
+/* One group buffer. It belongs to one group at a time and is used in ring order:
+ *
+ *     free -> open (appends copy records in) -> closed, in flight -> finished -> retired, free again
+ *
+ * Guarded by the log's lock, but for `word`, and for the buffer while the group is in flight: then nobody changes it. */
+typedef struct nodedb_wal__group {
+    unsigned char *buffer; /* its part of groups.memory */
+    unsigned char *large;  /* instead of it, for one record larger than a group; NULL: none */
+    size_t large_bytes;
+    size_t used;
+    uint32_t records;
+    uint32_t committers; /* threads that want a record of this group durable */
+    uint32_t sleepers;   /* of these: those that sleep until `word` changes, and have not taken the lock since */
+    uint32_t word;       /* changed under the lock, read without it: the futex that sleepers wait on */
+    uint64_t last_lsn, offset, submitted_ns;
+    uint32_t slot; /* which of segments.files it goes to */
+    uint32_t tries;
+    uint32_t first_sum; /* checksum of the first record's payload: that header is completed when the group is closed */
+    bool finished;      /* its data is durable; groups before it may not be */
+} nodedb_wal__group;
+
+/* One write or sync for an engine. */
+typedef struct nodedb_wal__op {
+    const void *data; /* NULL: sync only */
+    size_t bytes;
+    uint64_t offset;
+    int fd;
+    uint32_t file; /* index of fd among the ring's registered files */
+    uint32_t tag;  /* a group's index, NODEDB_WAL__TAG_FILL or NODEDB_WAL__TAG_FILL_SYNC */
+} nodedb_wal__op;
+
+typedef struct nodedb_wal__completion {
+    uint32_t tag;
+    int result; /* bytes, or -errno */
+} nodedb_wal__completion;
+
+/* How the log writes. A group's data is durable when its completion is reaped, and when `write` returns 0. Two engines
+ * exist, POSIX and io_uring; tests put others here, which fail on demand.
+ *     start   begins an operation. Called under the lock.
+ *     reap    returns finished operations, at most NODEDB_WAL__MAX_OPS. With `wait` it may let the lock go and sleep
+ *             until there is one. One thread at a time.
+ *     write   writes now: 0 or -errno. Called without the lock, by several threads at once. */
+typedef struct nodedb_wal__engine {
+    void (*start)(nodedb_wal *w, const nodedb_wal__op *op);
+    uint32_t (*reap)(nodedb_wal *w, bool wait, nodedb_wal__completion *done);
+    int (*write)(nodedb_wal *w, const nodedb_wal__op *op);
+} nodedb_wal__engine;
+
+/* The life of a spare: NONE -> FILLING (allocated as prepare.tmp, zeros up to `filled`) -> SYNCED -> READY (renamed to
+ * spare-N.wal) -> NONE again, when a segment begins in it. A recycled segment goes from NONE to READY at once. An error
+ * leads back to NONE from every state. */
+typedef enum nodedb_wal__spare_state {
+    NODEDB_WAL__SPARE_NONE = 0,
+    NODEDB_WAL__SPARE_FILLING,
+    NODEDB_WAL__SPARE_SYNCED,
+    NODEDB_WAL__SPARE_READY
+} nodedb_wal__spare_state;
+
+/* The segment that comes next, while it is prepared. Guarded by the lock. */
+typedef struct nodedb_wal__spare {
+    nodedb_wal__spare_state state;
+    int fd; /* open in every state but NONE */
+    uint64_t bytes, filled, number;
+    bool busy;     /* FILLING only: the engine has an operation of it in flight */
+    bool recycled; /* it was a segment before; false: it is all zero */
+    bool refused;  /* NONE only: the disk was full, so it is not tried again before it is needed */
+} nodedb_wal__spare;
+
+/* A file spare-N.wal of config.segment_bytes that waits for its turn. */
+typedef struct nodedb_wal__pooled {
+    uint64_t number;
+    bool recycled; /* it was a segment before; false: it is all zero */
+} nodedb_wal__pooled;
+
+/* A segment that groups are written to. */
+typedef struct nodedb_wal__file {
+    nodedb_wal__segment segment;
+    int fd; /* -1: none */
+    uint32_t in_flight; /* groups on their way to it; while there are any, it stays open */
+} nodedb_wal__file;
+
+/* How far the log is. Guarded by the lock, but `durable` is also read without it. Between calls:
+ * durable <= last LSN given out = next - 1. */
+typedef struct nodedb_wal__lsns {
+    uint64_t durable __attribute__((aligned(8))); /* a 32-bit machine reads it in one piece only if it is aligned */
+    uint64_t next;
+    pthread_cond_t moved; /* `durable` has grown, for threads in nodedb_wal_await */
+    uint32_t watchers;    /* those threads */
+    bool wrote;           /* there is a record since the log was opened, so closing it writes a seal */
+} nodedb_wal__lsns;
+
+/* The ring of groups. Guarded by the lock. Groups [tail, head) are in flight and group `head` is open; a sequence
+ * number modulo config.groups is an index into `at`:
+ *
+ *       retired      tail            head
+ *     ...  3    4  |  5    6    7  |  8  |  free ...
+ *                     in flight     open
+ *
+ * Groups finish in any order, and are retired in order: the durable LSN moves over the finished ones at the tail. */
+typedef struct nodedb_wal__groups {
+    nodedb_wal__group at[NODEDB_WAL_MAX_GROUPS];
+    uint64_t head, tail;
+    uint32_t started;     /* of those in flight: given to engine.start, so reaping ends them. The others have a leader */
+    pthread_cond_t space; /* a group was retired */
+    uint32_t space_waiters;
+    unsigned char *memory; /* all groups' buffers */
+    size_t memory_bytes;
+} nodedb_wal__groups;
+
+/* What threads in nodedb_wal_commit and nodedb_wal_wait share: see the room COMMIT. Guarded by the lock, but for
+ * `awake`. */
+typedef struct nodedb_wal__committers {
+    uint32_t count;  /* threads that want something durable, in all groups */
+    uint32_t crowd;  /* how many there were at once recently */
+    uint32_t wake;   /* bit i: wake all sleepers of group i when the lock is let go */
+    bool gathering;  /* a leader waits for others to join its group */
+    bool awake;      /* one thread polls its word instead of sleeping; cleared without the lock */
+    uint32_t gather_skip, gather_backoff; /* groups that go without gathering; log2 of how many after the next failure */
+    uint64_t write_ns; /* what a leader's write takes: a moving average */
+} nodedb_wal__committers;
+
+/* Who reaps. From NONE to one of the others when a thread enters the engine's reap, and back when it has dealt with
+ * what came out. */
+typedef enum nodedb_wal__reaper {
+    NODEDB_WAL__REAPER_NONE = 0,
+    NODEDB_WAL__REAPER_WAITER, /* a committer, or an append that needs space */
+    NODEDB_WAL__REAPER_POLL    /* nodedb_wal_poll: its caller sees what became durable without a signal */
+} nodedb_wal__reaper;
+
+/* What stands between the groups and the disk. Guarded by the lock, but for sync_error, which sync_lock guards, and
+ * no_dsync. */
+typedef struct nodedb_wal__device {
+    nodedb_wal__engine engine;
+    nodedb_wal__reaper reaper;
+    bool poll_missed; /* nodedb_wal_poll found another thread reaping, so that thread signals event_fd at its end */
+    bool no_dsync;    /* pwritev2 is refused: leaders use pwrite and fdatasync. An atomic; it only ever becomes true */
+    int event_fd;     /* readable when nodedb_wal_poll has something to do */
+    pthread_mutex_t sync_lock; /* taken without `lock` or inside it: see nodedb_wal__sync_file */
+    int sync_error;            /* the first failed sync of a group, 0: none */
+    nodedb_wal__op ops[NODEDB_WAL__MAX_OPS]; /* POSIX: started, and waiting for reap to do them */
+    uint32_t op_count;
+#if !defined(NODEDB_NO_LIBURING)
+    struct io_uring ring;
+    bool has_ring;      /* `ring` is set up */
+    bool ring_refused;  /* it refused an operation, so what starts from then on is queued in `ops` */
+    bool fixed_buffers; /* the groups' buffers are registered with it */
+    bool fixed_files;   /* the files are */
+    uint32_t in_kernel; /* operations begun and not reaped: buffers and files must outlive them */
+#endif
+} nodedb_wal__device;
+
+/* The segments of the log. Guarded by the lock. At most two are written at a time: files[current], and the one before
+ * it until its groups are done. */
+typedef struct nodedb_wal__segments {
+    nodedb_wal__file files[2];
+    uint32_t current;
+    uint64_t write_offset; /* where the open group goes in files[current] */
+    uint64_t next_epoch, log_id;
+    nodedb_wal__segment *sealed; /* all segments before the current one, oldest first: what truncation works on */
+    size_t sealed_count, sealed_capacity;
+    uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* epochs of dead-E.wal files, to be removed when a segment is begun */
+    uint32_t dead_count;
+    bool rollover;           /* the next record begins a segment */
+    unsigned char *preamble; /* one block, for the preamble that is being written */
+    unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* the current segment's preamble, then a record's header */
+} nodedb_wal__segments;
+
+/* Space that is ready for segments to come. Guarded by the lock. */
+typedef struct nodedb_wal__spares {
+    nodedb_wal__spare next;
+    nodedb_wal__pooled pool[NODEDB_WAL__MAX_SPARES]; /* further spare-N.wal files */
+    uint32_t pool_count;
+    uint64_t next_number; /* N of the next spare-N.wal */
+    uint32_t small_left;  /* so many of the next segments are small, as the disk had no room for a whole one */
+    bool said_small;
+    unsigned char *zeros; /* NODEDB_WAL__FILL_BYTES of them */
+} nodedb_wal__spares;
+
+/* A writer. The first part is set by nodedb_wal_open and does not change from then on. `lock` guards the rest, with
+ * the exceptions that the structs name: lsns.durable and `failed` are read without it, a group's word too. */
+struct nodedb_wal {
+    char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
+    char description[160];
+    nodedb_wal_config config;
+    nodedb_io io;
+    uint32_t block_bytes;
+    int open_flags; /* O_DIRECT, or 0 */
+    int lock_fd, dir_fd;
+
+    pthread_mutex_t lock;
+    bool failed; /* nothing is acknowledged any more; it never becomes false again */
+    nodedb_error failure;
+    nodedb_wal__lsns lsns;
+    nodedb_wal__groups groups;
+    nodedb_wal__committers committers;
+    nodedb_wal__device device;
+    nodedb_wal__segments segments;
+    nodedb_wal__spares spares;
+    nodedb_wal__tombstones tombstones;
+    nodedb_wal_stats stats;
+    uint64_t latency[64 * NODEDB_WAL__LATENCY_PARTS]; /* commits by power of two of their ns, and eighth of it */
+};
+
+static inline nodedb_wal__group *nodedb_wal__group_at(nodedb_wal *w, uint64_t sequence) {
+    return &w->groups.at[sequence % w->config.groups];
+}
+
+static inline nodedb_wal__group *nodedb_wal__open_group(nodedb_wal *w) {
+    return nodedb_wal__group_at(w, w->groups.head);
+}
+
+static inline nodedb_wal__file *nodedb_wal__current_file(nodedb_wal *w) {
+    return &w->segments.files[w->segments.current];
+}
+
+/* The segment before the current one; its fd is -1 where it is not written any more. */
+static inline nodedb_wal__file *nodedb_wal__previous_file(nodedb_wal *w) {
+    return &w->segments.files[1 - w->segments.current];
+}
+
+static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper);
+static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index);
+static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err);
+static bool nodedb_wal__has_ring(const nodedb_wal *w);
+static bool nodedb_wal__refuse_ring(nodedb_wal *w, int error);
+static void nodedb_wal__signal(nodedb_wal *w);
+static void nodedb_wal__close_ring(nodedb_wal *w);
+static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd);
+static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index);
+static void nodedb_wal__unlock(nodedb_wal *w);
+static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err);
+static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err);
+static nodedb_status nodedb_wal__spare_or_small(nodedb_wal *w, uint64_t need, uint64_t *bytes, nodedb_error *err);
+static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err);
+static void nodedb_wal__drop_pooled(nodedb_wal *w);
+static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at, uint16_t *unknown);
+static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, size_t count, nodedb_wal_record *outer,
+                                              nodedb_error *err);
+static size_t nodedb_wal__tombstones_compact(nodedb_wal *w);
+static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
+                                                   nodedb_wal_tombstone *stone, nodedb_error *err);
+static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn);
+static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_lsn, nodedb_error *err);
+static nodedb_status nodedb_wal__save_tombstones(nodedb_wal *w, nodedb_error *err);
+static nodedb_status nodedb_wal__recover_tombstones(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err);
+static nodedb_status nodedb_wal__recover_tombstone(nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err);
+static nodedb_status nodedb_wal__seal_preamble(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
+                                               unsigned char *block, nodedb_error *err);
+static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
+                                             unsigned char *header, unsigned char *at, nodedb_error *err);
+static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, const char *dir,
+                                           const nodedb_wal__segment *segment, const unsigned char *block,
+                                           nodedb_error *err);
+
+/* ---- failure ----------------------------------------------------------------------------------------------------- */
+
+static nodedb_status nodedb_wal__failed(nodedb_wal *w, nodedb_error *err) {
+    if (err != NULL) *err = w->failure;
+    return w->failure.status;
+}
+
+/* The log has failed: nothing is acknowledged from here on. Keeps the first reason, and wakes every waiter. */
+static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *what, uint64_t offset, nodedb_error *err) {
+    if (!w->failed) {
+        (void)nodedb_fail(&w->failure, NODEDB_ERR_IO, error,
+                          "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu",
+                          nodedb__path_end(w->dir), what,
+                          (unsigned long long)nodedb_wal__current_file(w)->segment.first_lsn,
+                          (unsigned long long)offset);
+        w->failure.offset = offset;
+        nodedb__store_release(&w->failed, true);
+        nodedb_say(&w->config.logger, NODEDB_LOG_ERROR, "%s", w->failure.message);
+        nodedb_wal__signal(w);
+    }
+    for (uint32_t i = 0; i < w->config.groups; i++) nodedb_wal__wake_group(w, i);
+    (void)pthread_cond_broadcast(&w->groups.space);
+    (void)pthread_cond_broadcast(&w->lsns.moved);
+    return nodedb_wal__failed(w, err);
+}
+
+/* ---- append: a record goes into the open group ------------------------------------------------------------------- */
+
+/* Makes room for one record of `total` bytes in the open group, in the current segment; or says why there is none.
+ * Preparing a segment may let the lock go, so after each step everything is checked again. */
+static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_error *err) {
+    uint64_t need = nodedb_wal__round_up(total, w->block_bytes) + w->block_bytes;
+    uint64_t segment_bytes = need > w->config.segment_bytes ? need : w->config.segment_bytes;
+    nodedb_wal__group *g;
+    for (;;) {
+        nodedb_wal__file *f = nodedb_wal__current_file(w);
+        nodedb_status status;
+        bool full;
+        g = nodedb_wal__open_group(w);
+        full = f->fd < 0 || w->segments.rollover ||
+               w->segments.write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
+        if (g->records > 0 && (full || g->large != NULL || g->used + total > w->config.group_bytes))
+            status = nodedb_wal__submit_locked(w, err);
+        else if (!full) break;
+        else if (nodedb_wal__previous_file(w)->in_flight > 0)
+            status = nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "the segment before the last of %s is still being written",
+                                 w->dir);
+        else if (w->spares.next.state != NODEDB_WAL__SPARE_READY || w->spares.next.bytes < segment_bytes)
+            status = nodedb_wal__spare_or_small(w, need, &segment_bytes, err);
+        else status = nodedb_wal__begin_segment(w, err);
+        if (status != NODEDB_OK) return status;
+    }
+    if (total <= w->config.group_bytes) return NODEDB_OK;
+    assert(g->records == 0 && g->large == NULL);
+    g->large_bytes = (size_t)nodedb_wal__round_up(total, w->block_bytes);
+    g->large = (unsigned char *)nodedb__alloc(&w->config.allocator, g->large_bytes, w->block_bytes);
+    return g->large != NULL ? NODEDB_OK
+                            : nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
+}
+
+static nodedb_status nodedb_wal__check_size(const nodedb_wal *w, uint32_t payload_bytes, nodedb_error *err) {
+    uint32_t most = NODEDB_WAL_MAX_PAYLOAD_BYTES - (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0);
+    if (payload_bytes <= most) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
+                        (unsigned)payload_bytes, (unsigned)most);
+}
+
+/* Appends one record under the lock. With count > 0 it is a transaction, whose parts become the payload of `record`. */
+static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_record *record,
+                                              const nodedb_wal_record *parts, size_t count, uint32_t flags,
+                                              uint64_t *lsn, nodedb_error *err) {
+    const nodedb_wal__segment *segment;
+    unsigned char *at;
+    size_t total;
+    uint32_t sum;
+    nodedb_wal__group *g;
+    nodedb_status status;
+    if (w->failed) return nodedb_wal__failed(w, err);
+    status = nodedb_wal__check_size(w, record->payload_bytes, err);
+    if (status != NODEDB_OK) return status;
+    total = nodedb_wal__record_bytes(record->payload_bytes +
+                                     (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0));
+    status = nodedb_wal__make_room(w, total, err);
+    if (status != NODEDB_OK) return status;
+    g = nodedb_wal__open_group(w);
+    segment = &nodedb_wal__current_file(w)->segment;
+    at = (g->large != NULL ? g->large : g->buffer) + g->used;
+    if (g->records == 0) g->offset = w->segments.write_offset;
+    nodedb_wal__encode_record(at, segment, record, parts, count, w->lsns.next, w->lsns.durable, flags);
+    if (w->config.cipher.seal != NULL) {
+        status = nodedb_wal__seal_record(&w->config.cipher, segment, w->segments.header, at, err);
+        if (status != NODEDB_OK && g->records == 0) { /* as before: an empty group has no large buffer */
+            nodedb__release(&w->config.allocator, g->large, g->large_bytes);
+            g->large = NULL;
+        }
+        if (status != NODEDB_OK) return status;
+    }
+    sum = nodedb_wal__sum_payload(at, segment->seed);
+    if (g->records == 0) g->first_sum = sum;
+    nodedb_wal__put_sums(at, segment->seed, sum);
+    g->used += total;
+    g->records++;
+    g->last_lsn = w->lsns.next++;
+    w->lsns.wrote = true;
+    w->stats.records++;
+    w->stats.payload_bytes += record->payload_bytes;
+    if (lsn != NULL) *lsn = g->last_lsn;
+    return NODEDB_OK;
+}
+
+/* Appends one record under the lock. A tombstone has its place in the writer's list before it has an LSN. */
+static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags,
+                                               uint64_t *lsn, nodedb_error *err) {
+    nodedb_wal_tombstone stone;
+    uint64_t given = 0;
+    nodedb_status status;
+    if (!nodedb_wal__is_tombstone(record->type)) return nodedb_wal__append_parts(w, record, NULL, 0, flags, lsn, err);
+    status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
+    if (status != NODEDB_OK) return status;
+    status = nodedb_wal__append_parts(w, record, NULL, 0, flags, &given, err);
+    nodedb_wal__tombstone_add(w, &stone, given);
+    if (status == NODEDB_OK && lsn != NULL) *lsn = given;
+    return status;
+}
+
+/* The types that mean something to the log demand something of a payload. */
+static nodedb_status nodedb_wal__check_meaning(const nodedb_wal_record *record, nodedb_error *err) {
+    size_t at;
+    switch (record->type & NODEDB_WAL_TYPE_MASK) {
+    case NODEDB_WAL_TYPE_TRANSACTION:
+        if (!nodedb_wal__check_parts(record, &at, NULL))
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
+                                "byte %zu of a transaction's payload is not as it must be: use "
+                                "nodedb_wal_append_transaction",
+                                at);
+        return NODEDB_OK;
+    case NODEDB_WAL_TYPE_LSN_ANCHOR:
+        if (record->payload_bytes != 8)
+            return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "an anchor's payload has 8 bytes, not %u",
+                                (unsigned)record->payload_bytes);
+        return NODEDB_OK;
+    default: return NODEDB_OK;
+    }
+}
+
+static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
+    nodedb_status status;
+    if (w == NULL || record == NULL || (record->payload == NULL && record->payload_bytes > 0))
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "appending needs a log, and a record with its payload");
+    if ((record->type & NODEDB_WAL_ENCRYPTED) != 0)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
+    if (!nodedb_wal__known_type(record->type)) /* a reader would skip it, or stop at it */
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "there is no record type %u: the user's begin at %d",
+                            (unsigned)(record->type & NODEDB_WAL_TYPE_MASK), NODEDB_WAL_TYPE_USER);
+    status = nodedb_wal__check_size(w, record->payload_bytes, err);
+    return status != NODEDB_OK ? status : nodedb_wal__check_meaning(record, err);
+}
+
+/* ---- the life of a group: closed, started, done, retired --------------------------------------------------------- */
+
+/* Closes the open group: pads it, completes its first header with the group's size and zero sectors, and takes its place
+ * in the segment. From here on it is in flight, and the caller has it written. */
+static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
+    uint32_t index = (uint32_t)(w->groups.head % w->config.groups);
+    nodedb_wal__group *g = &w->groups.at[index];
+    nodedb_wal__file *f = nodedb_wal__current_file(w);
+    size_t padded = (size_t)nodedb_wal__round_up(g->used, w->block_bytes);
+    unsigned char *first = g->large != NULL ? g->large : g->buffer;
+    uint32_t blocks = (uint32_t)(padded / w->block_bytes), zeros, seal;
+    assert(g->records > 0 && w->groups.head + 1 - w->groups.tail < w->config.groups);
+    assert(blocks <= NODEDB_WAL__GROUP_BLOCKS_MASK);
+    memset(first + g->used, 0, padded - g->used);
+    zeros = nodedb_wal__zero_sectors(first, padded);
+    if (zeros > NODEDB_WAL__GROUP_ZEROS_MAX) zeros = NODEDB_WAL__GROUP_ZEROS_MAX;
+    seal = nodedb_get_u32(first + NODEDB_WAL__RECORD_FLAGS_AT) & NODEDB_WAL__FLAG_SEAL;
+    nodedb_put_u32(first + NODEDB_WAL__RECORD_FLAGS_AT,
+                   seal | blocks << NODEDB_WAL__GROUP_BLOCKS_SHIFT | zeros << NODEDB_WAL__GROUP_ZEROS_SHIFT);
+    nodedb_wal__put_sums(first, f->segment.seed, g->first_sum);
+    w->stats.padding_bytes += padded - g->used;
+    w->stats.written_bytes += padded;
+    w->stats.groups++;
+    g->used = padded;
+    g->tries = 0;
+    g->slot = w->segments.current;
+    g->submitted_ns = nodedb_now_ns(&w->config.clock);
+    assert(g->offset == w->segments.write_offset && g->offset + padded <= f->segment.bytes);
+    w->segments.write_offset += padded;
+    f->in_flight++;
+    w->groups.head++;
+    return index;
+}
+
+static nodedb_wal__op nodedb_wal__group_op(const nodedb_wal *w, uint32_t index) {
+    const nodedb_wal__group *g = &w->groups.at[index];
+    nodedb_wal__op op;
+    op.data = g->large != NULL ? g->large : g->buffer;
+    op.bytes = g->used;
+    op.offset = g->offset;
+    op.fd = w->segments.files[g->slot].fd;
+    op.file = g->slot;
+    op.tag = index;
+    return op;
+}
+
+static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index) {
+    nodedb_wal__op op = nodedb_wal__group_op(w, index);
+    w->groups.started++;
+    w->device.engine.start(w, &op);
+}
+
+static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err) {
+    if (w->failed) return nodedb_wal__failed(w, err);
+    if (nodedb_wal__open_group(w)->records == 0) return NODEDB_OK;
+    if (w->groups.head + 1 - w->groups.tail >= w->config.groups)
+        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "all %u groups of %s are in flight", w->config.groups, w->dir);
+    nodedb_wal__start_group(w, nodedb_wal__close_group(w));
+    return NODEDB_OK;
+}
+
+static void nodedb_wal__count_latency(nodedb_wal *w, uint64_t ns) {
+    uint32_t power = ns < 8 ? 3 : 63u - (uint32_t)__builtin_clzll(ns);
+    w->latency[power * NODEDB_WAL__LATENCY_PARTS + (ns < 8 ? 0 : (uint32_t)(ns >> (power - 3)) & 7)]++;
+}
+
+static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
+    uint64_t total = 0, seen = 0;
+    uint32_t i;
+    for (i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) total += w->latency[i];
+    for (i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) {
+        seen += w->latency[i];
+        if (total > 0 && (double)seen >= fraction * (double)total) return (UINT64_C(8) + i % 8) << (i / 8 - 3);
+    }
+    return 0;
+}
+
+/* Moves the durable LSN over the finished groups at the tail, in order, and frees them. */
+static void nodedb_wal__retire_groups(nodedb_wal *w) {
+    uint64_t before = w->groups.tail;
+    while (w->groups.tail < w->groups.head) {
+        nodedb_wal__group *g = nodedb_wal__group_at(w, w->groups.tail);
+        if (!g->finished || w->failed) break;
+        assert(g->last_lsn > w->lsns.durable);
+        nodedb_wal__count_latency(w, nodedb_now_ns(&w->config.clock) - g->submitted_ns);
+        w->segments.files[g->slot].in_flight--;
+        nodedb__release(&w->config.allocator, g->large, g->large_bytes);
+        g->large = NULL;
+        g->used = 0, g->records = 0, g->finished = false;
+        nodedb__store_release(&w->lsns.durable, g->last_lsn);
+        if (g->sleepers > 0) nodedb_wal__wake_group(w, (uint32_t)(w->groups.tail % w->config.groups));
+        w->committers.count -= g->committers;
+        g->committers = g->sleepers = 0; /* they leave without the lock */
+        w->groups.tail++;
+    }
+    if (w->groups.space_waiters > 0) (void)pthread_cond_broadcast(&w->groups.space);
+    if (w->groups.tail != before && w->lsns.watchers > 0) (void)pthread_cond_broadcast(&w->lsns.moved);
+    if (w->groups.tail != before && !(w->device.reaper == NODEDB_WAL__REAPER_POLL && nodedb_wal__has_ring(w)))
+        nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped or wrote */
+}
+
+/* A group's write has ended. */
+static void nodedb_wal__complete_group(nodedb_wal *w, const nodedb_wal__completion *c) {
+    nodedb_wal__group *g = &w->groups.at[c->tag];
+    w->groups.started--;
+    if (c->result == (int)g->used) {
+        g->finished = true;
+        if (nodedb_wal__has_ring(w)) w->stats.syncs++;
+        return;
+    }
+    /* Nothing in a group is acknowledged yet, so the whole write may be repeated. ECANCELED: the thread that submitted
+     * it has ended, and the kernel has dropped what was queued for that thread. */
+    if (c->result == -ECANCELED || nodedb_wal__refuse_ring(w, -c->result) ||
+        ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
+        nodedb_wal__start_group(w, c->tag);
+        return;
+    }
+    (void)nodedb_wal__break(w, c->result < 0 ? -c->result : EIO, "writing a group failed", g->offset, NULL);
+}
+
+/* A step of filling the next segment has ended. That segment holds nothing yet, so an error costs it alone: a rollover
+ * makes another, or reports why it cannot. */
+static void nodedb_wal__complete_fill(nodedb_wal *w, const nodedb_wal__completion *c) {
+    nodedb_wal__spare *s = &w->spares.next;
+    s->busy = false;
+    if (c->result >= 0 && c->tag == NODEDB_WAL__TAG_FILL) s->filled += (uint64_t)c->result;
+    else if (c->result >= 0) s->state = NODEDB_WAL__SPARE_SYNCED;
+    else if (c->result != -EINTR && c->result != -EAGAIN && c->result != -ECANCELED &&
+             !nodedb_wal__refuse_ring(w, -c->result))
+        (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
+}
+
+/* Deals with finished operations. Under the lock, with nobody else reaping; lets the lock go while it waits or writes. */
+static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper) {
+    nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
+    uint32_t n;
+    assert(w->device.reaper == NODEDB_WAL__REAPER_NONE);
+    w->device.reaper = reaper;
+    n = w->device.engine.reap(w, wait, done);
+    for (uint32_t i = 0; i < n; i++)
+        if (done[i].tag < NODEDB_WAL_MAX_GROUPS) nodedb_wal__complete_group(w, &done[i]);
+        else nodedb_wal__complete_fill(w, &done[i]);
+    nodedb_wal__retire_groups(w);
+    w->device.reaper = NODEDB_WAL__REAPER_NONE;
+    if (w->device.poll_missed) nodedb_wal__signal(w);
+    w->device.poll_missed = false;
+}
+
+/* =====================================================================================================================
+ * BACKENDS: how a group gets to the device
+ * ================================================================================================================== */
+
+/* Does what starts now go through io_uring? */
+static bool nodedb_wal__has_ring(const nodedb_wal *w) {
+#if !defined(NODEDB_NO_LIBURING)
+    return w->device.has_ring && !w->device.ring_refused;
+#else
+    (void)w;
+    return false;
+#endif
+}
+
+/* An operation of the ring ended with `error`. If that says that the kernel does not do such an operation (an old
+ * kernel, a restricted ring), goes on with pwrite and fdatasync, says so once, and returns true: repeat it. */
+static bool nodedb_wal__refuse_ring(nodedb_wal *w, int error) {
+#if !defined(NODEDB_NO_LIBURING)
+    if (!nodedb_wal__has_ring(w) || !nodedb_wal__is_refusal(error)) return false;
+    w->device.ring_refused = true;
+    nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+               "log %s: io_uring refuses to write (%s), so pwrite and fdatasync are used; allow its operations, or "
+               "choose NODEDB_WAL_BACKEND_POSIX",
+               w->dir, strerror(error));
+    return true;
+#else
+    (void)w, (void)error;
+    return false;
+#endif
+}
+
+/* Makes nodedb_wal_fd readable; nodedb_wal_poll takes it back. With a ring the kernel does so for each completion. */
+static void nodedb_wal__signal(nodedb_wal *w) {
+    uint64_t one = 1;
+    ssize_t n = write(w->device.event_fd, &one, sizeof one);
+    (void)n; /* it can only fail when it is readable already */
+}
+
+/* ---- POSIX ------------------------------------------------------------------------------------------------------- */
+
+/* What was started waits in `ops`. Reaping writes all of it, then syncs each file once. */
+static void nodedb_wal__posix_start(nodedb_wal *w, const nodedb_wal__op *op) {
+    assert(w->device.op_count < NODEDB_WAL__MAX_OPS);
+    w->device.ops[w->device.op_count++] = *op;
+    if (w->device.op_count == 1) nodedb_wal__signal(w);
+}
+
+/* Makes the groups in a file durable. Linux reports a write that failed in the background once for each descriptor, to
+ * the first thread that syncs. So one thread syncs at a time, and from an error on every sync fails. */
+static int nodedb_wal__sync_file(nodedb_wal *w, int fd) {
+    int error;
+    (void)pthread_mutex_lock(&w->device.sync_lock);
+    if (w->device.sync_error == 0) w->device.sync_error = w->io.sync(w->io.ctx, fd);
+    error = w->device.sync_error;
+    (void)pthread_mutex_unlock(&w->device.sync_lock);
+    return error;
+}
+
+static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
+    nodedb_wal__op ops[NODEDB_WAL__MAX_OPS];
+    uint32_t i, j, count = w->device.op_count;
+    uint64_t syncs = 0;
+    (void)wait; /* reaping is doing, so there is nothing to wait for */
+    if (count == 0) return 0;
+    memcpy(ops, w->device.ops, count * sizeof *ops);
+    w->device.op_count = 0;
+    nodedb_wal__unlock(w);
+    for (i = 0; i < count; i++) {
+        int error = 0;
+        done[i].tag = ops[i].tag;
+        done[i].result = (int)ops[i].bytes;
+        if (ops[i].data != NULL)
+            error = nodedb__write_all(&w->io, ops[i].fd, ops[i].data, ops[i].bytes, ops[i].offset);
+        if (error != 0) done[i].result = error;
+    }
+    for (i = 0; i < count; i++) {
+        int error;
+        if (ops[i].tag == NODEDB_WAL__TAG_FILL) continue; /* synced once, at the end */
+        for (j = 0; j < i && (ops[j].fd != ops[i].fd || ops[j].tag == NODEDB_WAL__TAG_FILL); j++) {}
+        if (j < i) continue;
+        error = ops[i].tag == NODEDB_WAL__TAG_FILL_SYNC ? w->io.sync(w->io.ctx, ops[i].fd)
+                                                        : nodedb_wal__sync_file(w, ops[i].fd);
+        syncs++;
+        for (j = i; error != 0 && j < count; j++)
+            if (ops[j].fd == ops[i].fd && done[j].result >= 0) done[j].result = error;
+    }
+    (void)pthread_mutex_lock(&w->lock);
+    w->stats.syncs += syncs;
+    return count;
+}
+
+#if defined(RWF_DSYNC)
+/* Writes past the page cache and makes it durable in one call: with one command, on a disk that can. 0, or -errno. */
+static int nodedb_wal__write_dsync(const nodedb_wal__op *op) {
+    struct iovec part;
+    uint64_t offset = op->offset;
+    part.iov_base = (void *)(uintptr_t)op->data, part.iov_len = op->bytes;
+    while (part.iov_len > 0) {
+        ssize_t n = pwritev2(op->fd, &part, 1, (off_t)offset, RWF_DSYNC);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return n < 0 ? -errno : -EIO;
+        part.iov_base = (char *)part.iov_base + n, part.iov_len -= (size_t)n, offset += (uint64_t)n;
+    }
+    return 0;
+}
+#endif
+
+/* One durable write. pwritev2 is newer than the other calls (Linux 4.7), and some sandboxes refuse it: then, for good,
+ * pwrite and fdatasync, which write the whole group once more. */
+static int nodedb_wal__posix_write(nodedb_wal *w, const nodedb_wal__op *op) {
+    int error;
+#if defined(RWF_DSYNC)
+    if (w->open_flags != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL &&
+        !nodedb__load_relaxed(&w->device.no_dsync)) {
+        error = nodedb_wal__write_dsync(op);
+        if (!nodedb_wal__is_refusal(-error)) return error;
+        if (!__atomic_exchange_n(&w->device.no_dsync, true, __ATOMIC_RELAXED)) /* the first of several leaders */
+            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+                       "log %s: pwritev2 with RWF_DSYNC is refused (%s), so pwrite and fdatasync are used; allow "
+                       "pwritev2 (seccomp) for speed",
+                       w->dir, strerror(-error));
+    }
+#endif
+    error = nodedb__write_all(&w->io, op->fd, op->data, op->bytes, op->offset);
+    return error != 0 ? error : nodedb_wal__sync_file(w, op->fd);
+}
+
+static const nodedb_wal__engine nodedb_wal__posix = {nodedb_wal__posix_start, nodedb_wal__posix_reap,
+                                                      nodedb_wal__posix_write};
+
+/* ---- io_uring ---------------------------------------------------------------------------------------------------- */
+
+#if !defined(NODEDB_NO_LIBURING)
+static void nodedb_wal__uring_start(nodedb_wal *w, const nodedb_wal__op *op) {
+    int fd = w->device.fixed_files ? (int)op->file : op->fd;
+    struct io_uring_sqe *sqe;
+    if (w->device.ring_refused) {
+        nodedb_wal__posix_start(w, op);
+        return;
+    }
+    sqe = io_uring_get_sqe(&w->device.ring);
+    assert(sqe != NULL); /* the ring has room for every tag at once */
+    if (op->data == NULL) io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+    else if (w->device.fixed_buffers && op->tag < NODEDB_WAL_MAX_GROUPS &&
+             op->data == (void *)w->groups.at[op->tag].buffer)
+        io_uring_prep_write_fixed(sqe, fd, op->data, (unsigned)op->bytes, op->offset, (int)op->tag);
+    else io_uring_prep_write(sqe, fd, op->data, (unsigned)op->bytes, op->offset);
+    if (op->data != NULL && op->tag < NODEDB_WAL_MAX_GROUPS) sqe->rw_flags = RWF_DSYNC;
+    if (w->device.fixed_files) sqe->flags |= IOSQE_FIXED_FILE;
+    sqe->user_data = op->tag;
+    w->device.in_kernel++;
+    if (io_uring_submit(&w->device.ring) < 0)
+        nodedb_wal__signal(w); /* the kernel is short of memory: it stays queued, and reap submits it */
+}
+
+/* Hands over what a submit could not. False: nothing is in the kernel that a wait could end with. */
+static bool nodedb_wal__submit_rest(nodedb_wal *w) {
+    int result = 0;
+    if (io_uring_sq_ready(&w->device.ring) > 0) result = io_uring_submit(&w->device.ring);
+    if (result < 0 && result != -EAGAIN && result != -EBUSY && result != -ENOMEM && result != -EINTR)
+        (void)nodedb_wal__break(w, -result, "io_uring_enter failed", w->segments.write_offset, NULL);
+    return w->device.in_kernel > io_uring_sq_ready(&w->device.ring);
+}
+
+static uint32_t nodedb_wal__uring_take(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
+    struct io_uring_cqe *cqe[NODEDB_WAL__MAX_OPS];
+    uint32_t i, n;
+    if (wait) {
+        int error;
+        do error = io_uring_wait_cqe(&w->device.ring, &cqe[0]);
+        while (error == -EINTR);
+    }
+    n = io_uring_peek_batch_cqe(&w->device.ring, cqe, NODEDB_WAL__MAX_OPS);
+    for (i = 0; i < n; i++) {
+        done[i].tag = (uint32_t)cqe[i]->user_data;
+        done[i].result = cqe[i]->res;
+    }
+    io_uring_cq_advance(&w->device.ring, n);
+    return n;
+}
+
+static uint32_t nodedb_wal__uring_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
+    bool any;
+    uint32_t n;
+    if (w->device.op_count > 0) return nodedb_wal__posix_reap(w, wait, done); /* what the refused ring did not take */
+    any = nodedb_wal__submit_rest(w);
+    if (io_uring_sq_ready(&w->device.ring) > 0) nodedb_wal__signal(w); /* an event loop must come again */
+    if (wait) nodedb_wal__unlock(w);
+    if (wait && !any) (void)sched_yield(); /* the kernel is short of memory: try again */
+    n = nodedb_wal__uring_take(w, wait && any, done);
+    if (wait) (void)pthread_mutex_lock(&w->lock);
+    assert(n <= w->device.in_kernel);
+    w->device.in_kernel -= n;
+    return n;
+}
+
+static const nodedb_wal__engine nodedb_wal__uring = {nodedb_wal__uring_start, nodedb_wal__uring_reap,
+                                                     nodedb_wal__posix_write};
+#endif
+
+static void nodedb_wal__open_backend(nodedb_wal *w) {
+    w->device.engine = nodedb_wal__posix;
+#if !defined(NODEDB_NO_LIBURING)
+    if (w->open_flags != 0 && w->config.backend != NODEDB_WAL_BACKEND_POSIX && w->config.io.pwrite == NULL &&
+        w->config.io.open == NULL) { /* in the page cache writes do not hear of their own errors: see sync_file */
+        int error = io_uring_queue_init(32, &w->device.ring, IORING_SETUP_CLAMP);
+        struct iovec buffers[NODEDB_WAL_MAX_GROUPS];
+        int none[NODEDB_WAL__REGISTERED_FILES] = {-1, -1, -1};
+        uint32_t i;
+        if (error == 0) {
+            w->device.has_ring = true;
+            for (i = 0; i < w->config.groups; i++)
+                buffers[i].iov_base = w->groups.at[i].buffer, buffers[i].iov_len = w->config.group_bytes;
+            w->device.fixed_buffers = io_uring_register_buffers(&w->device.ring, buffers, w->config.groups) ==
+                            0; /* else RLIMIT_MEMLOCK: plain writes do */
+            w->device.fixed_files = io_uring_register_files(&w->device.ring, none, NODEDB_WAL__REGISTERED_FILES) == 0;
+            error = io_uring_register_eventfd(&w->device.ring, w->device.event_fd);
+            if (error == 0) {
+                w->device.engine = nodedb_wal__uring;
+                return;
+            }
+            io_uring_queue_exit(&w->device.ring);
+            w->device.has_ring = w->device.fixed_buffers = w->device.fixed_files = false;
+        }
+        nodedb_say(
+            &w->config.logger, NODEDB_LOG_WARNING,
+            "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls "
+            "(seccomp, kernel.io_uring_disabled) for speed",
+            w->dir, strerror(-error));
+    }
+#else
+    if (w->config.backend == NODEDB_WAL_BACKEND_AUTO)
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
+                    "log %s: built without liburing, so pwrite and fdatasync are used", w->dir);
+#endif
+}
+
+/* Goes on with POSIX calls. Nothing may be in flight. */
+static void nodedb_wal__close_ring(nodedb_wal *w) {
+    w->device.engine = nodedb_wal__posix;
+#if !defined(NODEDB_NO_LIBURING)
+    assert(w->groups.started == 0 && w->device.in_kernel == 0);
+    if (w->device.has_ring) io_uring_queue_exit(&w->device.ring);
+    w->device.has_ring = w->device.fixed_buffers = w->device.fixed_files = false;
+#endif
+}
+
+/* The ring's registered file `file` is `fd` from now on, or none (-1). If that is refused, the ring is given descriptors
+ * instead. */
+static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
+#if !defined(NODEDB_NO_LIBURING)
+    if (w->device.fixed_files && io_uring_register_files_update(&w->device.ring, file, &fd, 1) != 1)
+        w->device.fixed_files = false;
+#else
+    (void)w, (void)file, (void)fd;
+#endif
+}
+
+/* =====================================================================================================================
+ * COMMIT: threads that wait until their records are durable
+ * ================================================================================================================== */
+
+static void nodedb_wal__futex(uint32_t *word, int operation, uint32_t value) {
+#if defined(SYS_futex)
+    (void)syscall(SYS_futex, word, operation, value, NULL, NULL, 0);
+#else
+    (void)syscall(SYS_futex_time64, word, operation, value, NULL, NULL, 0);
+#endif
+}
+
+/* All that sleep on this group's word will be woken, by whoever lets the lock go. */
+static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index) {
+    nodedb__store_release(&w->groups.at[index].word, w->groups.at[index].word + 1);
+    w->committers.wake |= UINT32_C(1) << index;
+}
+
+/* How many committers the open group should have: all, or enough of them. */
+static uint32_t nodedb_wal__full_group(const nodedb_wal *w) {
+    uint32_t share = w->committers.crowd / NODEDB_WAL__MAX_LEADERS;
+    if (share < NODEDB_WAL__FULL_COMMITTERS) share = NODEDB_WAL__FULL_COMMITTERS;
+    return share < w->committers.crowd ? share : w->committers.crowd;
+}
+
+static bool nodedb_wal__may_lead(nodedb_wal *w) {
+    const nodedb_wal__group *g = nodedb_wal__open_group(w);
+    uint64_t in_flight = w->groups.head - w->groups.tail;
+    if (w->failed || w->committers.gathering || g->records == 0 || in_flight + 1 >= w->config.groups) return false;
+    if (in_flight == 0) return true;
+    return in_flight < NODEDB_WAL__MAX_LEADERS && g->committers >= NODEDB_WAL__FULL_COMMITTERS &&
+           g->committers >= nodedb_wal__full_group(w);
+}
+
+/* Lets the lock go and wakes who is to be woken: those whose group is durable, and one that can take over where nobody
+ * leads or reaps. That one has the lock next, or another thread does and ends here as well. */
+static void nodedb_wal__unlock(nodedb_wal *w) {
+    uint32_t wake = w->committers.wake, i;
+    uint32_t *one = NULL;
+    uint64_t s = w->groups.head;
+    bool reap = w->device.reaper == NODEDB_WAL__REAPER_NONE && w->groups.started > 0;
+    if (reap)
+        for (s = w->groups.tail; s < w->groups.head && nodedb_wal__group_at(w, s)->sleepers == 0; s++) {}
+    if ((reap || nodedb_wal__may_lead(w)) && nodedb_wal__group_at(w, s)->sleepers > 0) {
+        one = &nodedb_wal__group_at(w, s)->word;
+        nodedb__store_release(one, *one + 1);
+    }
+    if (reap && w->groups.space_waiters > 0) (void)pthread_cond_signal(&w->groups.space);
+    w->committers.wake = 0;
+    (void)pthread_mutex_unlock(&w->lock);
+    if (one != NULL) nodedb_wal__futex(one, FUTEX_WAKE_PRIVATE, 1);
+    for (i = 0; wake != 0; i++, wake >>= 1)
+        if ((wake & 1) != 0) nodedb_wal__futex(&w->groups.at[i].word, FUTEX_WAKE_PRIVATE, INT32_MAX);
+}
+
+/* Waits, if that is likely to pay, until the committers that were there of late are in the open group. Never longer
+ * than a write takes. */
+static void nodedb_wal__gather(nodedb_wal *w) {
+    uint64_t seq = w->groups.head, start;
+    const nodedb_wal__group *g = nodedb_wal__group_at(w, seq);
+    uint32_t target = nodedb_wal__full_group(w), turns;
+    if (g->committers >= target) return;
+    if (w->committers.gather_skip > 0) {
+        w->committers.gather_skip--;
+        return;
+    }
+    w->committers.gathering = true;
+    start = nodedb_now_ns(NULL);
+    for (turns = 0; turns < NODEDB_WAL__GATHER_TURNS; turns++) {
+        uint64_t waited;
+        nodedb_wal__unlock(w);
+        (void)sched_yield();
+        (void)pthread_mutex_lock(&w->lock);
+        waited = nodedb_now_ns(NULL) - start;
+        if (w->failed || w->groups.head != seq || g->committers >= target || waited > w->committers.write_ns ||
+            waited > NODEDB_WAL__GATHER_NS)
+            break;
+    }
+    w->committers.gathering = false;
+    if (w->groups.head != seq || g->committers >= target) {
+        w->committers.gather_backoff = 0;
+        return;
+    }
+    w->committers.crowd -= (w->committers.crowd + 7) / 8;
+    w->committers.gather_skip = (UINT32_C(1) << w->committers.gather_backoff) - 1;
+    if (w->committers.gather_backoff < NODEDB_WAL__GATHER_BACKOFF) w->committers.gather_backoff++;
+}
+
+/* Closes the open group and writes it, on this thread. Lets the lock go meanwhile. */
+static void nodedb_wal__lead(nodedb_wal *w) {
+    uint64_t seq = w->groups.head, start, ns;
+    nodedb_wal__op op;
+    uint32_t index;
+    int error;
+    if (w->groups.head == w->groups.tail) nodedb_wal__gather(w);
+    if (w->failed || w->groups.head != seq) return; /* an append that found it full has sent it */
+    index = nodedb_wal__close_group(w);
+    op = nodedb_wal__group_op(w, index);
+    nodedb_wal__unlock(w);
+    start = nodedb_now_ns(NULL);
+    error = w->device.engine.write(w, &op);
+    ns = nodedb_now_ns(NULL) - start;
+    (void)pthread_mutex_lock(&w->lock);
+    w->committers.write_ns = w->committers.write_ns == 0 ? ns : (7 * w->committers.write_ns + ns) / 8;
+    w->stats.syncs++;
+    w->groups.at[index].finished = error == 0;
+    if (error != 0) (void)nodedb_wal__break(w, -error, "writing a group failed", op.offset, NULL);
+    nodedb_wal__retire_groups(w); /* before the next segment has its turn */
+    if (w->device.reaper == NODEDB_WAL__REAPER_NONE && !w->failed) {
+        nodedb_wal__reap(w, false, NODEDB_WAL__REAPER_WAITER);
+        (void)nodedb_wal__spare_advance(w, NULL);
+    }
+}
+
+static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
+    uint64_t s = w->groups.tail;
+    while (s < w->groups.head && nodedb_wal__group_at(w, s)->last_lsn < lsn) s++;
+    return nodedb_wal__group_at(w, s);
+}
+
+/* One of those that wait looks instead of sleeping, for as long as a write takes: a processor that went to sleep
+ * meanwhile needs half as long again to wake up. Gives way to any other thread. */
+static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t old, uint64_t most) {
+    uint64_t start = nodedb_now_ns(NULL);
+    if (most > NODEDB_WAL__GATHER_NS) most = NODEDB_WAL__GATHER_NS;
+    while (nodedb__load_acquire(word) == old && nodedb_now_ns(NULL) - start < most) (void)sched_yield();
+    nodedb__store_release(&w->committers.awake, false);
+}
+
+/* With the lock; returns without it. */
+static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
+    nodedb_wal__group *g;
+    nodedb_status status;
+    if (!w->failed && w->lsns.durable < lsn) {
+        nodedb_wal__group_of(w, lsn)->committers++;
+        if (++w->committers.count > w->committers.crowd) w->committers.crowd = w->committers.count;
+    }
+    while (!w->failed && w->lsns.durable < lsn) {
+        g = nodedb_wal__group_of(w, lsn);
+        if (g == nodedb_wal__open_group(w) && nodedb_wal__may_lead(w)) nodedb_wal__lead(w);
+        else if (w->device.reaper == NODEDB_WAL__REAPER_NONE && w->groups.started > 0) {
+            nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
+            if (!w->failed) (void)nodedb_wal__spare_advance(w, NULL);
+        } else {
+            uint32_t word = g->word;
+            uint64_t most = w->committers.write_ns * 3 / 2;
+            bool awake = !nodedb__load_acquire(&w->committers.awake) && w->committers.count > 1;
+            g->sleepers++;
+            if (awake) nodedb__store_release(&w->committers.awake, true);
+            nodedb_wal__unlock(w);
+            if (awake) nodedb_wal__stay_awake(w, &g->word, word, most);
+            while (nodedb__load_acquire(&g->word) == word) nodedb_wal__futex(&g->word, FUTEX_WAIT_PRIVATE, word);
+            if (nodedb__load_acquire(&w->lsns.durable) >= lsn) return NODEDB_OK;
+            (void)pthread_mutex_lock(&w->lock);
+            if (w->lsns.durable < lsn) g->sleepers--;
+        }
+    }
+    status = w->lsns.durable >= lsn ? NODEDB_OK : nodedb_wal__failed(w, err);
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+/* With the lock: reaps, or waits until another thread has freed something. */
+static void nodedb_wal__wait_for_space(nodedb_wal *w) {
+    if (w->device.reaper == NODEDB_WAL__REAPER_NONE && w->groups.started > 0) {
+        nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
+    } else if (w->committers.wake != 0) { /* first those that this thread owes a call */
+        nodedb_wal__unlock(w);
+        (void)pthread_mutex_lock(&w->lock);
+    } else {
+        w->groups.space_waiters++;
+        (void)pthread_cond_wait(&w->groups.space, &w->lock);
+        w->groups.space_waiters--;
+    }
+}
+
+/* ---- the API of writing ------------------------------------------------------------------------------------------ */
+
+NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *w, const nodedb_wal_record *record, uint64_t *lsn,
+                                               nodedb_error *err) {
+    nodedb_status status = nodedb_wal__check_record(w, record, err);
+    if (status != NODEDB_OK) return status;
+    (void)pthread_mutex_lock(&w->lock);
+    status = nodedb_wal__append_locked(w, record, 0, lsn, err);
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *w, nodedb_error *err) {
+    nodedb_status status;
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_submit needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    status = nodedb_wal__submit_locked(w, err);
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_lsn, nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_poll needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    {
+        uint64_t drained;
+        ssize_t n =
+            read(w->device.event_fd, &drained, sizeof drained); /* first: what happens from here on makes it readable again */
+        (void)n;
+    }
+    if (w->device.reaper != NODEDB_WAL__REAPER_NONE) w->device.poll_missed = true;
+    else if (!w->failed) {
+        nodedb_wal__reap(w, false, NODEDB_WAL__REAPER_POLL);
+        (void)nodedb_wal__spare_advance(w, NULL); /* why it cannot is said when a rollover needs it */
+    }
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    if (durable_lsn != NULL) *durable_lsn = w->lsns.durable;
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
+    nodedb_status status;
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_wait needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    if (lsn >= w->lsns.next)
+        status = nodedb_fail(err, NODEDB_ERR_INVALID, 0, "LSN %llu has not been given out in %s",
+                              (unsigned long long)lsn, w->dir);
+    else return nodedb_wal__wait_and_unlock(w, lsn, err);
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_await(nodedb_wal *w, uint64_t lsn, uint64_t timeout_ns, nodedb_error *err) {
+    struct timespec until;
+    nodedb_status status = NODEDB_OK;
+    int error = 0;
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_await needs a log");
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
+    if (timeout_ns > NODEDB_WAL__MAX_AWAIT_NS) timeout_ns = NODEDB_WAL__MAX_AWAIT_NS;
+    timeout_ns += (uint64_t)until.tv_nsec;
+    until.tv_sec += (time_t)(timeout_ns / UINT64_C(1000000000));
+    until.tv_nsec = (long)(timeout_ns % UINT64_C(1000000000));
+    (void)pthread_mutex_lock(&w->lock);
+    w->lsns.watchers++;
+    while (w->lsns.durable < lsn && !w->failed && error != ETIMEDOUT)
+        error = pthread_cond_timedwait(&w->lsns.moved, &w->lock, &until);
+    w->lsns.watchers--;
+    if (w->lsns.durable < lsn)
+        status = w->failed ? nodedb_wal__failed(w, err)
+                           : nodedb_fail(err, NODEDB_ERR_TIMEOUT, 0, "record %llu of %s is not durable yet",
+                                          (unsigned long long)lsn, nodedb__path_end(w->dir));
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
+                                               uint64_t *last_lsn, nodedb_error *err) {
+    uint64_t lsn = 0;
+    nodedb_status status = NODEDB_OK;
+    size_t i;
+    if (w == NULL || records == NULL || count == 0)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
+    for (i = 0; i < count; i++) {
+        status = nodedb_wal__check_record(w, &records[i], err);
+        if (status != NODEDB_OK) return status;
+    }
+    (void)pthread_mutex_lock(&w->lock);
+    for (i = 0; i < count && status == NODEDB_OK; i++)
+        while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN)
+            nodedb_wal__wait_for_space(w);
+    if (status == NODEDB_OK) status = nodedb_wal__wait_and_unlock(w, lsn, err);
+    else nodedb_wal__unlock(w);
+    if (last_lsn != NULL && status == NODEDB_OK) *last_lsn = lsn;
+    return status;
+}
+
+NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *w) { return nodedb__load_acquire(&w->lsns.durable); }
+
+NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *w) {
+    uint64_t lsn;
+    (void)pthread_mutex_lock(&w->lock);
+    lsn = w->lsns.next - 1;
+    nodedb_wal__unlock(w);
+    return lsn;
+}
+
+NODEDB_WAL_API uint32_t nodedb_wal_groups_in_flight(nodedb_wal *w) {
+    uint32_t n;
+    (void)pthread_mutex_lock(&w->lock);
+    n = (uint32_t)(w->groups.head - w->groups.tail);
+    nodedb_wal__unlock(w);
+    return n;
+}
+
+NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *w) { return w->device.event_fd; }
+
+NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *w) { return w->description; }
+
+NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats) {
+    (void)pthread_mutex_lock(&w->lock);
+    *stats = w->stats;
+    stats->records_per_group = stats->groups == 0 ? 0 : (double)stats->records / (double)stats->groups;
+    stats->commit_p50_ns = nodedb_wal__latency_at(w, 0.5);
+    stats->commit_p99_ns = nodedb_wal__latency_at(w, 0.99);
+    stats->commit_p999_ns = nodedb_wal__latency_at(w, 0.999);
+    nodedb_wal__unlock(w);
+}
+
+/* =====================================================================================================================
+ * NEXT SEGMENT: prepared ahead, begun, recycled
+ * ================================================================================================================== */
+
+/* ---- a spare: space that is allocated and filled ----------------------------------------------------------------- */
+
+/* Gives up the spare that is being prepared; a full disk gets its blocks back. */
+static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err) {
+    nodedb_wal__spare *s = &w->spares.next;
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
+    if (s->state == NODEDB_WAL__SPARE_FILLING || s->state == NODEDB_WAL__SPARE_SYNCED)
+        (void)w->io.close(w->io.ctx, s->fd);
+    memset(s, 0, sizeof *s);
+    s->refused = true;
+    nodedb_wal__prepare_path(path, w->dir);
+    (void)w->io.unlink(w->io.ctx, path);
+    return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot prepare a segment in %s: %s", w->dir, what);
+}
+
+/* Writes go through the page cache from now on: said when a file was opened so. */
+static void nodedb_wal__say_no_direct(const nodedb_wal *w) {
+    nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+               "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
+               "log on ext4 or xfs",
+               w->dir);
+}
+
+/* Opens prepare.tmp and takes its blocks. 0 or -errno. */
+static int nodedb_wal__spare_open(nodedb_wal *w, const char *path, uint64_t bytes) {
+    nodedb_wal__spare *s = &w->spares.next;
+    int error;
+    s->fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | w->open_flags, 0644);
+    if (s->fd < 0) return s->fd;
+    s->state = NODEDB_WAL__SPARE_FILLING;
+    error = w->io.allocate(w->io.ctx, s->fd, 0, bytes);
+    if (nodedb_wal__is_refusal(-error)) error = 0; /* filling it takes the blocks as well */
+    return error != 0 ? error : nodedb__write_all(&w->io, s->fd, w->spares.zeros, w->block_bytes, 0);
+}
+
+/* Creates prepare.tmp with all its blocks allocated. Its first write is also the test of O_DIRECT. */
+static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
+    nodedb_wal__spare *s = &w->spares.next;
+    char path[NODEDB_WAL__PATH_BYTES];
+    int error;
+    assert(s->state == NODEDB_WAL__SPARE_NONE);
+    nodedb_wal__prepare_path(path, w->dir);
+    error = nodedb_wal__spare_open(w, path, bytes);
+    if (nodedb_wal__is_refusal(-error) && w->open_flags != 0) {
+        if (s->state == NODEDB_WAL__SPARE_FILLING) (void)w->io.close(w->io.ctx, s->fd);
+        s->state = NODEDB_WAL__SPARE_NONE;
+        w->open_flags = 0;
+        nodedb_wal__close_ring(w);
+        error = nodedb_wal__spare_open(w, path, bytes);
+        if (error == 0) nodedb_wal__say_no_direct(w);
+    }
+    if (error != 0)
+        return nodedb_wal__spare_failed(w, error, s->state == NODEDB_WAL__SPARE_NONE ? path : "taking its space", err);
+    s->bytes = bytes;
+    s->filled = w->block_bytes;
+    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, s->fd);
+    return NODEDB_OK;
+}
+
+/* Filled and synced: gives it a name that survives a restart. */
+static nodedb_status nodedb_wal__spare_name(nodedb_wal *w, nodedb_error *err) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int error;
+    w->spares.next.number = w->spares.next_number++;
+    nodedb_wal__prepare_path(from, w->dir);
+    nodedb_wal__spare_path(to, w->dir, w->spares.next.number);
+    error = w->io.rename(w->io.ctx, from, to);
+    if (error != 0) return nodedb_wal__spare_failed(w, error, "naming it", err);
+    w->spares.next.state = NODEDB_WAL__SPARE_READY;
+    return NODEDB_OK;
+}
+
+static size_t nodedb_wal__fill_bytes(const nodedb_wal *w) {
+    uint64_t left = w->spares.next.bytes - w->spares.next.filled;
+    return left < NODEDB_WAL__FILL_BYTES ? (size_t)left : NODEDB_WAL__FILL_BYTES;
+}
+
+/* One bounded step towards the next segment, through the engine; called once for each turn of the writer. Starts when an
+ * eighth of the current segment is used, so that a short-lived log does not write a second one. */
+static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err) {
+    nodedb_wal__spare *s = &w->spares.next;
+    nodedb_wal__op op;
+    if (s->busy || s->refused || w->failed || s->state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
+    if (s->state == NODEDB_WAL__SPARE_NONE) {
+        const nodedb_wal__file *f = nodedb_wal__current_file(w);
+        if (w->spares.pool_count > 0 || w->spares.small_left > 0) return NODEDB_OK;
+        if (f->fd < 0 || w->segments.write_offset < f->segment.bytes / 8) return NODEDB_OK;
+        return nodedb_wal__spare_create(w, w->config.segment_bytes, err);
+    }
+    if (s->state == NODEDB_WAL__SPARE_SYNCED) return nodedb_wal__spare_name(w, err);
+    memset(&op, 0, sizeof op);
+    op.fd = s->fd;
+    op.file = NODEDB_WAL__SPARE_FILE;
+    op.tag = NODEDB_WAL__TAG_FILL_SYNC;
+    if (s->filled < s->bytes) {
+        op.tag = NODEDB_WAL__TAG_FILL;
+        op.data = w->spares.zeros;
+        op.bytes = nodedb_wal__fill_bytes(w);
+        op.offset = s->filled;
+    }
+    s->busy = true;
+    w->device.engine.start(w, &op);
+    return NODEDB_OK;
+}
+
+static void nodedb_wal__spare_drop(nodedb_wal *w) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
+    (void)w->io.close(w->io.ctx, w->spares.next.fd);
+    nodedb_wal__spare_path(path, w->dir, w->spares.next.number);
+    if (w->spares.next.state == NODEDB_WAL__SPARE_READY) (void)w->io.unlink(w->io.ctx, path);
+    memset(&w->spares.next, 0, sizeof w->spares.next);
+}
+
+/* A recycled segment becomes the spare, if there is one that can still be opened. */
+static void nodedb_wal__spare_from_pool(nodedb_wal *w) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    while (w->spares.pool_count > 0 && w->spares.next.state == NODEDB_WAL__SPARE_NONE) {
+        nodedb_wal__pooled pooled = w->spares.pool[--w->spares.pool_count];
+        int fd;
+        nodedb_wal__spare_path(path, w->dir, pooled.number);
+        fd = w->io.open(w->io.ctx, path, O_RDWR | w->open_flags, 0);
+        if (fd < 0) continue;
+        memset(&w->spares.next, 0, sizeof w->spares.next);
+        w->spares.next.fd = fd;
+        w->spares.next.bytes = w->config.segment_bytes;
+        w->spares.next.number = pooled.number;
+        w->spares.next.recycled = pooled.recycled;
+        w->spares.next.state = NODEDB_WAL__SPARE_READY;
+    }
+}
+
+/* Waits until the engine has no operation of the spare. Lets the lock go meanwhile. */
+static void nodedb_wal__spare_wait(nodedb_wal *w) {
+    while (w->spares.next.busy && !w->failed) {
+        if (w->device.reaper != NODEDB_WAL__REAPER_NONE) {
+            w->groups.space_waiters++;
+            (void)pthread_cond_wait(&w->groups.space, &w->lock);
+            w->groups.space_waiters--;
+        } else nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
+    }
+}
+
+/* A spare of at least `bytes`, now, whatever it takes. Where it had to wait for the engine, and so let the lock go, it
+ * returns OK without one: make_room checks everything again. */
+static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
+    nodedb_wal__spare *s = &w->spares.next;
+    bool waited = s->busy;
+    int error = 0;
+    nodedb_wal__spare_wait(w);
+    if (w->failed) return nodedb_wal__failed(w, err);
+    if (waited) return NODEDB_OK;
+    if (s->state != NODEDB_WAL__SPARE_NONE && s->bytes < bytes) nodedb_wal__spare_drop(w); /* for a large record */
+    if (s->state == NODEDB_WAL__SPARE_NONE && bytes == w->config.segment_bytes) nodedb_wal__spare_from_pool(w);
+    if (s->state == NODEDB_WAL__SPARE_NONE) {
+        nodedb_status status = nodedb_wal__spare_create(w, bytes, err);
+        if (status != NODEDB_OK) return status;
+    }
+    if (s->state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
+    if (s->state == NODEDB_WAL__SPARE_FILLING) {
+        while (error == 0 && s->filled < s->bytes) {
+            size_t step = nodedb_wal__fill_bytes(w);
+            error = nodedb__write_all(&w->io, s->fd, w->spares.zeros, step, s->filled);
+            s->filled += step;
+        }
+        if (error == 0) error = w->io.sync(w->io.ctx, s->fd);
+        if (error != 0) return nodedb_wal__spare_failed(w, error, "filling it with zeros", err);
+        s->state = NODEDB_WAL__SPARE_SYNCED;
+    }
+    return nodedb_wal__spare_name(w, err);
+}
+
+/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one of at
+ * least `need` bytes. Sets *bytes to the least size that will do from then on. After a refusal the next few are small at
+ * once: each try for a whole one takes, for a moment, space that other writers on this disk may need. Lets the lock go,
+ * as spare_finish does. */
+static nodedb_status nodedb_wal__spare_or_small(nodedb_wal *w, uint64_t need, uint64_t *bytes, nodedb_error *err) {
+    uint64_t small = nodedb_wal__round_up(
+        need > NODEDB_WAL__SMALL_SEGMENT_BYTES ? need : NODEDB_WAL__SMALL_SEGMENT_BYTES, w->block_bytes);
+    nodedb_status status;
+    if (small >= *bytes) return nodedb_wal__spare_finish(w, *bytes, err);
+    if (w->spares.small_left == 0 || w->spares.next.busy || w->spares.next.bytes >= *bytes) {
+        status = nodedb_wal__spare_finish(w, *bytes, err);
+        if (status != NODEDB_ERR_DISK_FULL) return status;
+        if (!w->spares.said_small)
+            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+                       "log %s: the disk has no room for a segment of %llu KiB, so small ones are begun", w->dir,
+                       (unsigned long long)(*bytes >> 10));
+        w->spares.said_small = true;
+        w->spares.small_left = NODEDB_WAL__SMALL_SEGMENTS;
+    }
+    *bytes = small;
+    status = nodedb_wal__spare_finish(w, small, err);
+    if (status == NODEDB_OK && w->spares.next.state == NODEDB_WAL__SPARE_READY) w->spares.small_left--;
+    return status;
+}
+
+/* ---- a segment begins -------------------------------------------------------------------------------------------- */
+
+static nodedb_status nodedb_wal__too_many_segments(const nodedb_wal *w, nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has %d segments: make a checkpoint and truncate it",
+                       w->dir, NODEDB_WAL_MAX_SEGMENTS);
+}
+
+static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__segment *segment, nodedb_error *err) {
+    nodedb_wal__segments *s = &w->segments;
+    if (s->sealed_count == s->sealed_capacity) {
+        nodedb_wal__segment *grown;
+        if (s->sealed_count >= NODEDB_WAL_MAX_SEGMENTS) return nodedb_wal__too_many_segments(w, err);
+        grown = (nodedb_wal__segment *)nodedb_wal__grow(&w->config.allocator, s->sealed, s->sealed_count,
+                                                        &s->sealed_capacity, sizeof *grown, 64);
+        if (grown == NULL)
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
+        s->sealed = grown;
+    }
+    s->sealed[s->sealed_count++] = *segment;
+    return NODEDB_OK;
+}
+
+/* The key for the segment that begins; 0 without a cipher. */
+static nodedb_status nodedb_wal__choose_key(nodedb_wal *w, uint32_t *key_id, nodedb_error *err) {
+    *key_id = 0;
+    if (w->config.cipher.seal == NULL) return NODEDB_OK;
+    *key_id = w->config.cipher.key_id(w->config.cipher.ctx);
+    if (*key_id == 0)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the cipher of the log in %s names key 0, which means no key",
+                            nodedb__path_end(w->dir));
+    if (w->segments.next_epoch > UINT32_MAX)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
+                            "the log in %s has used 2^32 segments, all that there are nonces for: begin a new log",
+                            nodedb__path_end(w->dir));
+    return NODEDB_OK;
+}
+
+/* A segment with a higher epoch is durably there, so the dead-E.wal files have done their duty. One that cannot be
+ * removed, or comes back after a power cut, goes the next time. */
+static void nodedb_wal__remove_dead(nodedb_wal *w) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    while (w->segments.dead_count > 0) {
+        nodedb_wal__dead_path(path, w->dir, w->segments.dead[--w->segments.dead_count]);
+        (void)w->io.unlink(w->io.ctx, path);
+    }
+}
+
+/* Describes the segment that begins in the ready spare, in *segment and in the preamble's block. */
+static nodedb_status nodedb_wal__make_preamble(nodedb_wal *w, nodedb_wal__segment *segment, nodedb_error *err) {
+    nodedb_status status;
+    memset(segment, 0, sizeof *segment);
+    status = nodedb_wal__choose_key(w, &segment->key_id, err);
+    if (status != NODEDB_OK) return status;
+    segment->log_id = w->segments.log_id;
+    segment->epoch = w->segments.next_epoch++;
+    segment->first_lsn = w->lsns.next;
+    segment->bytes = w->spares.next.bytes;
+    segment->block_bytes = w->block_bytes;
+    segment->watermark = w->lsns.durable;
+    segment->tombstones = w->tombstones.in_file;
+    segment->recycled = w->spares.next.recycled;
+    nodedb_wal__encode_preamble(w->segments.preamble, segment);
+    segment->seed = nodedb_wal__seed_of(w->segments.preamble);
+    if (segment->key_id == 0) return NODEDB_OK;
+    return nodedb_wal__seal_preamble(&w->config.cipher, segment, w->segments.preamble, err);
+}
+
+/* The preamble, durably, then the name, durably. Before both are there no group may go into the segment. */
+static nodedb_status nodedb_wal__name_segment(nodedb_wal *w, uint64_t first_lsn, nodedb_error *err) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int fd = w->spares.next.fd, error = nodedb__write_all(&w->io, fd, w->segments.preamble, w->block_bytes, 0);
+    if (error == 0) error = w->io.sync(w->io.ctx, fd);
+    nodedb_wal__spare_path(from, w->dir, w->spares.next.number);
+    nodedb_wal__segment_path(to, w->dir, first_lsn);
+    if (error == 0) error = w->io.rename(w->io.ctx, from, to);
+    if (nodedb_io_status(-error) == NODEDB_ERR_DISK_FULL) { /* no room for a name: nothing has changed yet */
+        nodedb_wal__spare_drop(w);
+        return nodedb_fail(err, NODEDB_ERR_DISK_FULL, -error, "cannot begin the next segment in %s", w->dir);
+    }
+    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
+    return error == 0 ? NODEDB_OK : nodedb_wal__break(w, -error, "beginning the next segment failed", 0, err);
+}
+
+/* Makes the ready spare the current segment. The open group must be empty, and no group may be in flight to the segment
+ * before the current one. */
+static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err) {
+    nodedb_wal__file *previous = nodedb_wal__previous_file(w), *old = nodedb_wal__current_file(w);
+    nodedb_wal__segment segment;
+    nodedb_status status;
+    assert(nodedb_wal__open_group(w)->records == 0 && previous->in_flight == 0);
+    assert(w->spares.next.state == NODEDB_WAL__SPARE_READY);
+    if (w->segments.sealed_count + 2 > NODEDB_WAL_MAX_SEGMENTS) return nodedb_wal__too_many_segments(w, err);
+    status = nodedb_wal__save_tombstones(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__make_preamble(w, &segment, err);
+    if (status == NODEDB_OK && old->fd >= 0) status = nodedb_wal__sealed_push(w, &old->segment, err);
+    if (status != NODEDB_OK) return status;
+    status = nodedb_wal__name_segment(w, segment.first_lsn, err);
+    if (status == NODEDB_ERR_DISK_FULL && old->fd >= 0) w->segments.sealed_count--;
+    if (status != NODEDB_OK) return status;
+    if (previous->fd >= 0) (void)w->io.close(w->io.ctx, previous->fd);
+    previous->fd = w->spares.next.fd;
+    previous->segment = segment;
+    w->segments.current = 1 - w->segments.current;
+    nodedb_wal__register_file(w, w->segments.current, w->spares.next.fd);
+    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
+    w->segments.write_offset = w->block_bytes;
+    memcpy(w->segments.header, w->segments.preamble, NODEDB_WAL__SIGNED_BYTES);
+    w->segments.rollover = false;
+    if (segment.bytes >= w->config.segment_bytes) w->spares.said_small = false;
+    nodedb_wal__remove_dead(w);
+    memset(&w->spares.next, 0, sizeof w->spares.next);
+    w->stats.segments_begun++;
+    return NODEDB_OK;
+}
+
+/* ---- truncation, and what else changes the set of segments ------------------------------------------------------- */
+
+/* Unlinks one spare of the pool. */
+static void nodedb_wal__drop_pooled(nodedb_wal *w) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_wal__spare_path(path, w->dir, w->spares.pool[--w->spares.pool_count].number);
+    (void)w->io.unlink(w->io.ctx, path);
+}
+
+/* Removes a segment: it becomes a spare if it has the usual size and there is a place, else its file is deleted. Durable
+ * when this returns, so segments go one by one and a power cut never leaves a gap. 0 or -errno. */
+static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    uint32_t spares = w->spares.pool_count + (w->spares.next.state != NODEDB_WAL__SPARE_NONE);
+    int error;
+    nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
+    if (spares >= NODEDB_WAL__MAX_SPARES || segment->bytes != w->config.segment_bytes ||
+        segment->block_bytes != w->block_bytes || w->config.no_recycling) {
+        error = w->io.unlink(w->io.ctx, from);
+        return error != 0 ? error : w->io.sync(w->io.ctx, w->dir_fd);
+    }
+    nodedb_wal__spare_path(to, w->dir, w->spares.next_number);
+    error = w->io.rename(w->io.ctx, from, to);
+    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
+    if (error != 0) return error;
+    w->spares.pool[w->spares.pool_count].number = w->spares.next_number++;
+    w->spares.pool[w->spares.pool_count++].recycled = true;
+    w->stats.segments_recycled++;
+    return 0;
+}
+
+/* May the oldest sealed segment go? All its records must be below `lsn` and durable. The segment before the current one
+ * stays while groups are on their way to it; and one segment must stay, as it tells the next LSN. */
+static bool nodedb_wal__may_truncate(nodedb_wal *w, uint64_t lsn) {
+    const nodedb_wal__file *current = nodedb_wal__current_file(w);
+    uint64_t next = w->lsns.next; /* the first LSN behind that segment */
+    if (w->segments.sealed_count == 0) return false;
+    if (w->segments.sealed_count > 1) next = w->segments.sealed[1].first_lsn;
+    else if (current->fd >= 0) next = current->segment.first_lsn;
+    if (next > lsn || next > w->lsns.durable + 1) return false;
+    return w->segments.sealed_count > 1 || (nodedb_wal__previous_file(w)->in_flight == 0 && current->fd >= 0);
+}
+
+/* Removes the oldest sealed segment. 0 or -errno. */
+static int nodedb_wal__truncate_one(nodedb_wal *w) {
+    nodedb_wal__file *previous = nodedb_wal__previous_file(w);
+    int error;
+    if (previous->fd >= 0 && previous->segment.first_lsn == w->segments.sealed[0].first_lsn) {
+        nodedb_wal__register_file(w, 1 - w->segments.current, -1);
+        (void)w->io.close(w->io.ctx, previous->fd);
+        previous->fd = -1;
+    }
+    error = nodedb_wal__recycle(w, &w->segments.sealed[0]);
+    if (error != 0) return error;
+    w->segments.sealed_count--;
+    memmove(w->segments.sealed, w->segments.sealed + 1, w->segments.sealed_count * sizeof *w->segments.sealed);
+    return 0;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t lsn, uint32_t *removed,
+                                                        nodedb_error *err) {
+    uint32_t n = 0;
+    int error = 0;
+    nodedb_status status = NODEDB_OK;
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_truncate_before needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    for (; status == NODEDB_OK && nodedb_wal__may_truncate(w, lsn); n++) {
+        status = nodedb_wal__save_tombstones(w, err);
+        if (status != NODEDB_OK || (error = nodedb_wal__truncate_one(w)) != 0) break;
+    }
+    if (error != 0) /* what is on the disk is not known any more */
+        status = nodedb_wal__break(w, -error, "removing a segment failed", 0, err);
+    w->spares.next.refused = false; /* there may be room now */
+    w->spares.small_left = 0;
+    nodedb_wal__unlock(w);
+    if (removed != NULL) *removed = n;
+    return status;
+}
+
+NODEDB_WAL_API uint32_t nodedb_wal_drop_spares(nodedb_wal *w) {
+    uint32_t dropped = 0;
+    if (w == NULL) return 0;
+    (void)pthread_mutex_lock(&w->lock);
+    for (; w->spares.pool_count > 0; dropped++) nodedb_wal__drop_pooled(w);
+    (void)pthread_mutex_unlock(&w->lock);
+    return dropped;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *w, nodedb_error *err) {
+    const nodedb_wal_cipher *cipher;
+    const nodedb_wal__file *f;
+    nodedb_wal_record seal;
+    nodedb_status status = NODEDB_OK;
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_rollover needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    cipher = &w->config.cipher;
+    f = nodedb_wal__current_file(w);
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    else if (f->fd >= 0 && f->segment.first_lsn != w->lsns.next) w->segments.rollover = true;
+    else if (f->fd >= 0 && cipher->seal != NULL && cipher->key_id(cipher->ctx) != f->segment.key_id) {
+        memset(&seal, 0, sizeof seal); /* the next segment's name must be another than this one's */
+        status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, NULL, err);
+        w->segments.rollover = status == NODEDB_OK;
+    }
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+/* =====================================================================================================================
+ * OPEN AND CLOSE: recovery, and the end
+ * ================================================================================================================== */
+
+/* ---- recovery ---------------------------------------------------------------------------------------------------- */
+
+/* What is read in recovery counts as durable from then on, so it is made so: a writer that was killed may have left
+ * writes and names that no sync has covered. What the cache holds of these files is dropped, as after a failed sync it
+ * may hold what the disk does not. */
+static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    size_t i = list->count > 2 ? list->count - 2 : 0;
+    int error = w->io.sync(w->io.ctx, w->dir_fd);
+    for (; i < list->count && error == 0; i++) {
+        char path[NODEDB_WAL__PATH_BYTES];
+        int fd;
+        nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
+        fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
+        if (fd < 0) {
+            error = fd;
+            break;
+        }
+        error = w->io.sync(w->io.ctx, fd);
+        if (w->config.io.open == NULL) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        (void)w->io.close(w->io.ctx, fd);
+    }
+    return error == 0 ? NODEDB_OK
+                      : nodedb_fail(err, nodedb_io_status(-error), -error, "cannot sync what is in %s", w->dir);
+}
+
+/* Puts an unfinished segment away, durably: its epoch is remembered, its records are not, its room is given back. */
+static int nodedb_wal__bury(nodedb_wal *w, const nodedb_wal__segment *segment) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int error, fd;
+    nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
+    nodedb_wal__dead_path(to, w->dir, segment->epoch);
+    /* An empty file keeps the epoch; the segment's own is removed and not shortened, as a reader may have it mapped. */
+    fd = w->io.open(w->io.ctx, to, O_RDWR | O_CREAT, 0644);
+    if (fd < 0) error = w->io.rename(w->io.ctx, from, to); /* no room for one more */
+    else {
+        (void)w->io.close(w->io.ctx, fd);
+        error = w->io.sync(w->io.ctx, w->dir_fd);
+        if (error == 0) error = w->io.unlink(w->io.ctx, from);
+    }
+    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
+    if (error != 0) return error;
+    if (w->segments.dead_count < NODEDB_WAL__MAX_DEAD) w->segments.dead[w->segments.dead_count++] = segment->epoch;
+    return 0;
+}
+
+/* The log has ended in segment `last` of the list. What stands behind is a segment that was begun, but of which nothing
+ * was acknowledged: it is buried, and its file is not used again, as a write that a killed writer had under way may
+ * still land in it. A last segment without records stays where it is: the next one has the same name and replaces it.
+ */
+static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__list *list, size_t last,
+                                               nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    size_t i;
+    int error = 0;
+    for (i = 0; i <= last && status == NODEDB_OK; i++)
+        if (list->at[i].first_lsn != w->lsns.next) status = nodedb_wal__sealed_push(w, &list->at[i], err);
+    for (i = list->count - 1; i > last && error == 0; i--) error = nodedb_wal__bury(w, &list->at[i]);
+    if (status == NODEDB_OK && error != 0)
+        status =
+            nodedb_fail(err, nodedb_io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
+    return status;
+}
+
+static void nodedb_wal__new_log(nodedb_wal *w) {
+    w->lsns.next = w->config.first_lsn != 0 ? w->config.first_lsn : 1;
+    w->segments.log_id = w->config.log_id;
+    if (w->segments.log_id == 0 && getrandom(&w->segments.log_id, sizeof w->segments.log_id, 0) != (ssize_t)sizeof w->segments.log_id)
+        w->segments.log_id = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 32);
+    nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
+}
+
+/* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
+static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    nodedb_wal_reader_config reading;
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status;
+    uint64_t bytes = 0;
+    size_t i;
+    memset(&failure, 0, sizeof failure);
+    memset(&reading, 0, sizeof reading);
+    reading.dir = w->dir;
+    for (i = list->count > 2 ? list->count - 2 : 0; i < list->count; i++) bytes += list->at[i].bytes;
+    /* not mapped: a bad sector is then an error, and not a signal */
+    reading.access = bytes < NODEDB_WAL__STREAM_FROM_BYTES || w->config.backend == NODEDB_WAL_BACKEND_POSIX
+                         ? NODEDB_WAL_ACCESS_BUFFERED
+                         : NODEDB_WAL_ACCESS_STREAMED;
+    reading.io = w->config.io;
+    reading.allocator = w->config.allocator;
+    reading.keep_dropped = true;
+    reading.cipher = w->config.cipher;
+    r = nodedb_wal__reader_new(&reading, true, &failure);
+    status = failure.status;
+    if (r != NULL) {
+        r->only = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE; /* the other types do not matter here */
+        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK &&
+               (status = nodedb_wal__recover_tombstone(w, &record, &failure)) == NODEDB_OK) {}
+        if (status == NODEDB_ERR_AGAIN && r->expected <= w->tombstones.covered_lsn)
+            status = nodedb_fail(&failure, NODEDB_ERR_CORRUPT, 0,
+                                  "the log in %s ends at record %llu, and its file of tombstones was written when %llu "
+                                  "was durable: records are missing",
+                                  nodedb__path_end(w->dir), (unsigned long long)(r->expected - 1),
+                                  (unsigned long long)w->tombstones.covered_lsn);
+        if (status == NODEDB_ERR_AGAIN) {
+            w->segments.log_id = list->at[0].log_id;
+            w->lsns.next = r->expected;
+            w->stats.dropped_bytes = r->stats.torn_bytes;
+            nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
+            status = nodedb_wal__keep_segments(w, list, r->index, &failure);
+        }
+        nodedb_wal_reader_close(r);
+    }
+    if (status != NODEDB_OK) *err = failure;
+    else if (w->stats.dropped_bytes > 0)
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
+                    "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
+                    w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->lsns.next - 1));
+    return status;
+}
+
+/* The keys of the last two segments, those that recovery reads, must be there before anything is changed. */
+static nodedb_status nodedb_wal__check_keys(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    unsigned char head[NODEDB_WAL_PREAMBLE_BYTES + NODEDB_WAL_TAG_BYTES];
+    char path[NODEDB_WAL__PATH_BYTES];
+    nodedb_status status = NODEDB_OK;
+    size_t i = list->count > 2 ? list->count - 2 : 0;
+    for (; i < list->count && status == NODEDB_OK; i++) {
+        int fd, error;
+        if (list->at[i].key_id == 0) continue;
+        nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
+        if (w->config.cipher.open == NULL)
+            return nodedb_fail(err, NODEDB_ERR_KEY, 0, "%s is encrypted with key %u, and there is no cipher",
+                                nodedb__path_end(path), (unsigned)list->at[i].key_id);
+        fd = w->io.open(w->io.ctx, path, O_RDONLY, 0);
+        error = fd < 0 ? fd : nodedb__read_all(&w->io, fd, head, sizeof head, 0);
+        if (fd >= 0) (void)w->io.close(w->io.ctx, fd);
+        if (error != 0)
+            return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot read the preamble of %s",
+                                nodedb__path_end(path));
+        status = nodedb_wal__check_key(&w->config.cipher, w->dir, &list->at[i], head, err);
+    }
+    return status;
+}
+
+/* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch
+ * must never come back, or they would. */
+static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path, bool *recycled) {
+    unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
+    nodedb_wal__segment segment;
+    int fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
+    bool readable;
+    if (fd < 0) return false;
+    readable = w->io.size(w->io.ctx, fd) == (int64_t)w->config.segment_bytes &&
+               nodedb__read_all(&w->io, fd, head, sizeof head, 0) == 0;
+    (void)w->io.close(w->io.ctx, fd);
+    if (!readable) return false;
+    *recycled = !nodedb_wal__all_zero(head, sizeof head);
+    if (!*recycled) return true;
+    if (!nodedb_wal__decode_preamble(head, &segment)) return false;
+    if (segment.epoch >= w->segments.next_epoch) w->segments.next_epoch = segment.epoch + 1;
+    return true;
+}
+
+/* Keeps the usable spares and removes the others, and what a crash left half prepared. */
+static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    size_t i;
+    w->spares.next_number = list->spare_next;
+    if (list->saw_tmp) {
+        (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
+        (void)w->io.unlink(w->io.ctx, path);
+    }
+    for (i = 0; i < list->spare_count; i++) {
+        nodedb_wal__spare_path(path, w->dir, list->spares[i]);
+        if (w->spares.pool_count < NODEDB_WAL__MAX_SPARES &&
+            nodedb_wal__spare_usable(w, path, &w->spares.pool[w->spares.pool_count].recycled) &&
+            !(w->config.no_recycling && w->spares.pool[w->spares.pool_count].recycled))
+            w->spares.pool[w->spares.pool_count++].number = list->spares[i];
+        else (void)w->io.unlink(w->io.ctx, path);
+    }
+}
+
+/* A new log: the directory's own name must be durable before anything in it counts. */
+static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    char *slash;
+    int fd, error;
+    (void)snprintf(path, sizeof path, "%s", w->dir);
+    slash = strrchr(path, '/');
+    if (slash == path) slash[1] = 0;
+    else if (slash != NULL) *slash = 0;
+    else (void)snprintf(path, sizeof path, ".");
+    fd = w->io.open(w->io.ctx, path, O_RDONLY | O_DIRECTORY, 0);
+    if (fd < 0)
+        return nodedb_fail(err, NODEDB_ERR_IO, -fd, "cannot open %s to make the name of %s durable", path, w->dir);
+    error = w->io.sync(w->io.ctx, fd);
+    (void)w->io.close(w->io.ctx, fd);
+    return error == 0 ? NODEDB_OK : nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot sync %s", path);
+}
+
+static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
+    nodedb_wal__list list;
+    nodedb_status status = nodedb_wal__list_segments(&w->io, &w->config.allocator, w->dir, &list, err);
+    size_t i;
+    if (status != NODEDB_OK) return status;
+    w->segments.next_epoch = list.dead_highest + 1;
+    for (i = 0; i < list.count; i++)
+        if (list.at[i].epoch >= w->segments.next_epoch) w->segments.next_epoch = list.at[i].epoch + 1;
+    memcpy(w->segments.dead, list.dead, sizeof w->segments.dead);
+    w->segments.dead_count = list.dead_count;
+    status = nodedb_wal__check_keys(w, &list, err);
+    if (status == NODEDB_OK) status = nodedb_wal__settle(w, &list, err);
+    if (status == NODEDB_OK) status = nodedb_wal__recover_tombstones(w, &list, err);
+    if (status == NODEDB_OK) {
+        nodedb_wal__adopt_spares(w, &list);
+        if (list.count > 0) status = nodedb_wal__find_end(w, &list, err);
+        else {
+            nodedb_wal__new_log(w);
+            status = nodedb_wal__sync_parent(w, err);
+        }
+    }
+    nodedb_wal__list_free(&list);
+    return status;
+}
+
+/* ---- open -------------------------------------------------------------------------------------------------------- */
+
+static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_error *err) {
+    const char *wrong = NULL;
+    if (config == NULL || config->dir == NULL || config->dir[0] == 0) wrong = "config.dir is missing";
+    else if (strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) wrong = "config.dir is too long";
+    else if (config->segment_bytes != 0 && config->segment_bytes < NODEDB_WAL_MIN_SEGMENT_BYTES)
+        wrong = "config.segment_bytes is below 64 KiB";
+    else if (config->groups != 0 && (config->groups < 2 || config->groups > NODEDB_WAL_MAX_GROUPS))
+        wrong = "config.groups is not 2 to 16";
+    else if (config->group_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES) wrong = "config.group_bytes is above 64 MiB";
+    else if (config->first_lsn > UINT64_MAX / 2) wrong = "config.first_lsn is above 2^63";
+    else if ((config->cipher.seal != NULL) != (config->cipher.open != NULL) ||
+             (config->cipher.seal != NULL) != (config->cipher.key_id != NULL))
+        wrong = "config.cipher has one of key_id, seal and open, but not all";
+    if (wrong == NULL) return true;
+    (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "cannot open a log: %s", wrong);
+    return false;
+}
+
+/* What direct writes must be aligned to here (statx, Linux 6.1), but never less than the block that disks write whole.
+ */
+static uint32_t nodedb_wal__block_bytes(const char *dir, bool *direct) {
+    uint32_t bytes = NODEDB_WAL_MIN_BLOCK_BYTES;
+    (void)dir;
+    (void)direct;
+#if defined(STATX_DIOALIGN)
+    {
+        char path[NODEDB_WAL__PATH_BYTES];
+        struct statx st;
+        (void)snprintf(path, sizeof path, "%s/LOCK", dir);
+        memset(&st, 0, sizeof st);
+        if (statx(AT_FDCWD, path, 0, STATX_DIOALIGN, &st) == 0 && (st.stx_mask & STATX_DIOALIGN) != 0) {
+            if (st.stx_dio_offset_align == 0) *direct = false;
+            while (bytes < st.stx_dio_offset_align || bytes < st.stx_dio_mem_align) bytes *= 2;
+        }
+    }
+#endif
+    return bytes;
+}
+
+static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    int error = w->io.make_dir(w->io.ctx, w->dir, 0755);
+    if (error != 0 && error != -EEXIST)
+        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot make the directory %s", w->dir);
+    (void)snprintf(path, sizeof path, "%s/LOCK", w->dir);
+    w->lock_fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT, 0644);
+    if (w->lock_fd < 0) {
+        error = w->lock_fd;
+        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot open %s", path);
+    }
+    error = w->io.lock(w->io.ctx, w->lock_fd);
+    if (error == -EWOULDBLOCK)
+        return nodedb_fail(err, NODEDB_ERR_LOCKED, 0, "the log in %s is in use: another writer holds %s", w->dir,
+                            path);
+    if (error != 0) return nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot lock %s", path);
+    w->dir_fd = w->io.open(w->io.ctx, w->dir, O_RDONLY | O_DIRECTORY, 0);
+    if (w->dir_fd < 0) {
+        error = w->dir_fd;
+        return nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot open the directory %s", w->dir);
+    }
+    return NODEDB_OK;
+}
+
+/* The buffers of all groups, one behind the other, in huge pages where the system has them to give: a disk is told of a
+ * few long pieces instead of 256 scattered pages for each MiB. */
+static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
+    size_t align = w->block_bytes;
+    uint32_t i;
+    if (__builtin_mul_overflow(w->config.group_bytes, w->config.groups, &w->groups.memory_bytes)) return false;
+    if (w->groups.memory_bytes >= NODEDB_WAL__HUGE_PAGE_BYTES && align < NODEDB_WAL__HUGE_PAGE_BYTES)
+        align = NODEDB_WAL__HUGE_PAGE_BYTES;
+    w->groups.memory = (unsigned char *)nodedb__alloc(&w->config.allocator, w->groups.memory_bytes, align);
+    if (w->groups.memory == NULL) return false;
+#if defined(MADV_HUGEPAGE)
+    if (align == NODEDB_WAL__HUGE_PAGE_BYTES)
+        (void)madvise(w->groups.memory, w->groups.memory_bytes & ~(NODEDB_WAL__HUGE_PAGE_BYTES - 1), MADV_HUGEPAGE);
+#endif
+    memset(w->groups.memory, 0, w->groups.memory_bytes);
+    for (i = 0; i < w->config.groups; i++) w->groups.at[i].buffer = w->groups.memory + i * w->config.group_bytes;
+    return true;
+}
+
+static void nodedb_wal__init_monotonic(pthread_cond_t *condition) {
+    pthread_condattr_t attributes;
+    (void)pthread_condattr_init(&attributes);
+    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(condition, &attributes);
+    (void)pthread_condattr_destroy(&attributes);
+}
+
+/* It is held for less time than it takes to fall asleep, so where the C library can, it spins first. */
+static void nodedb_wal__init_lock(pthread_mutex_t *lock) {
+#if defined(__GLIBC__)
+    pthread_mutexattr_t attributes;
+    (void)pthread_mutexattr_init(&attributes);
+    (void)pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+    (void)pthread_mutex_init(lock, &attributes);
+    (void)pthread_mutexattr_destroy(&attributes);
+#else
+    (void)pthread_mutex_init(lock, NULL);
+#endif
+}
+
+static void nodedb_wal__free(nodedb_wal *w) {
+    nodedb_allocator allocator = w->config.allocator;
+    uint32_t i;
+#if !defined(NODEDB_NO_LIBURING)
+    /* the kernel still reads our buffers: a late write must not find other data in them */
+    while (w->device.has_ring && nodedb_wal__submit_rest(w)) {
+        nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
+        w->device.in_kernel -= nodedb_wal__uring_take(w, true, done);
+    }
+    if (w->device.has_ring) io_uring_queue_exit(&w->device.ring);
+#endif
+    for (i = 0; i < 2; i++)
+        if (w->segments.files[i].fd >= 0) (void)w->io.close(w->io.ctx, w->segments.files[i].fd);
+    if (w->spares.next.state != NODEDB_WAL__SPARE_NONE) (void)w->io.close(w->io.ctx, w->spares.next.fd);
+    if (w->device.event_fd >= 0) (void)close(w->device.event_fd);
+    if (w->dir_fd >= 0) (void)w->io.close(w->io.ctx, w->dir_fd);
+    if (w->lock_fd >= 0) (void)w->io.close(w->io.ctx, w->lock_fd);
+    for (i = 0; i < w->config.groups; i++)
+        nodedb__release(&allocator, w->groups.at[i].large, w->groups.at[i].large_bytes);
+    nodedb__release(&allocator, w->groups.memory, w->groups.memory_bytes);
+    nodedb__release(&allocator, w->segments.sealed, w->segments.sealed_capacity * sizeof *w->segments.sealed);
+    nodedb_wal__tombstones_free(&w->tombstones, &allocator);
+    nodedb__release(&allocator, w->spares.zeros, NODEDB_WAL__FILL_BYTES);
+    nodedb__release(&allocator, w->segments.preamble, w->block_bytes);
+    (void)pthread_cond_destroy(&w->groups.space);
+    (void)pthread_cond_destroy(&w->lsns.moved);
+    (void)pthread_mutex_destroy(&w->device.sync_lock);
+    (void)pthread_mutex_destroy(&w->lock);
+    nodedb__release(&allocator, w, sizeof *w);
+}
+
+NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err) {
+    nodedb_wal *w;
+    nodedb_error own;
+    uint32_t i;
+    bool direct, memory;
+    if (err == NULL) err = &own;
+    if (!nodedb_wal__check_config(config, err)) return NULL;
+    w = (nodedb_wal *)nodedb__alloc_zero(&config->allocator, sizeof *w, NODEDB_CACHE_LINE_BYTES);
+    if (w == NULL) {
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the log in %s", config->dir);
+        return NULL;
+    }
+    memcpy(w->dir, config->dir, strlen(config->dir) + 1);
+    for (i = (uint32_t)strlen(w->dir); i > 1 && w->dir[i - 1] == '/'; i--) w->dir[i - 1] = 0;
+    w->config = *config;
+    w->config.dir = w->dir;
+    w->io = nodedb__io_or_posix(&config->io);
+    w->lock_fd = w->dir_fd = w->device.event_fd = w->segments.files[0].fd = w->segments.files[1].fd = -1;
+    if (w->config.segment_bytes == 0) w->config.segment_bytes = NODEDB_WAL_DEFAULT_SEGMENT_BYTES;
+    if (w->config.group_bytes == 0) w->config.group_bytes = NODEDB_WAL_DEFAULT_GROUP_BYTES;
+    if (w->config.groups == 0) w->config.groups = NODEDB_WAL_DEFAULT_GROUPS;
+    nodedb_wal__init_lock(&w->lock);
+    (void)pthread_mutex_init(&w->device.sync_lock, NULL);
+    (void)pthread_cond_init(&w->groups.space, NULL);
+    nodedb_wal__init_monotonic(&w->lsns.moved);
+    if (nodedb_wal__open_dir(w, err) != NODEDB_OK) goto fail;
+    direct = !config->buffered;
+    w->block_bytes = nodedb_wal__block_bytes(w->dir, &direct);
+    w->open_flags = direct ? O_DIRECT : 0;
+    if (!direct && !config->buffered)
+        nodedb_say(
+            &w->config.logger, NODEDB_LOG_WARNING,
+            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
+            "log on ext4 or xfs", w->dir);
+    w->config.segment_bytes = nodedb_wal__round_up(w->config.segment_bytes, w->block_bytes);
+    w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
+    w->spares.zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
+    w->segments.preamble = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
+    memory = w->spares.zeros != NULL && w->segments.preamble != NULL && nodedb_wal__alloc_groups(w);
+    if (!memory) {
+        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
+        goto fail;
+    }
+    w->device.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (w->device.event_fd < 0) {
+        (void)nodedb_fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", config->dir);
+        goto fail;
+    }
+    if (nodedb_wal__recover(w, err) != NODEDB_OK) goto fail;
+    nodedb_wal__open_backend(w);
+    if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
+        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                           "io_uring was demanded for the log in %s and is unavailable%s", w->dir,
+                           w->open_flags != 0 ? "" : ": it is for direct writes");
+        goto fail;
+    }
+    {
+        nodedb_error why;
+        uint64_t bytes = w->config.segment_bytes;
+        nodedb_status status = nodedb_wal__spare_or_small(w, 0, &bytes, &why);
+        if (status == NODEDB_OK) status = nodedb_wal__begin_segment(w, &why);
+        if (status == NODEDB_ERR_DISK_FULL) /* what is there can be read; appending goes on when there is room */
+            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
+        else if (status != NODEDB_OK) {
+            *err = why;
+            goto fail;
+        }
+    }
+    (void)snprintf(w->description, sizeof w->description, "%s, %s, %u-byte blocks, %llu KiB segments",
+                   nodedb_wal__has_ring(w) ? "io_uring" : "POSIX", w->open_flags != 0 ? "O_DIRECT" : "buffered",
+                   (unsigned)w->block_bytes, (unsigned long long)(w->config.segment_bytes >> 10));
+    return w;
+fail:
+    nodedb_wal__free(w);
+    return NULL;
+}
+
+/* ---- close ------------------------------------------------------------------------------------------------------- */
+
+NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    nodedb_wal_record seal;
+    uint64_t lsn = 0;
+    if (w == NULL) return NODEDB_OK;
+    (void)pthread_mutex_lock(&w->lock);
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    else if (w->lsns.wrote) {
+        status = nodedb_wal__wait_and_unlock(w, w->lsns.next - 1, err);
+        (void)pthread_mutex_lock(&w->lock);
+        w->segments.rollover = false; /* not for the seal alone */
+        memset(&seal, 0, sizeof seal);
+        if (status == NODEDB_OK) status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &lsn, err);
+        if (status == NODEDB_OK) {
+            status = nodedb_wal__wait_and_unlock(w, lsn, err);
+            (void)pthread_mutex_lock(&w->lock);
+        } else if (status == NODEDB_ERR_DISK_FULL)
+            status = NODEDB_OK; /* all records are durable; the seal is a convenience */
+    }
+    if (status == NODEDB_OK && nodedb_wal__save_tombstones(w, NULL) != NODEDB_OK && w->failed)
+        status = nodedb_wal__failed(w, err); /* while the log is well: recovery finds them in the last two segments */
+    while (w->spares.next.busy && !w->failed) nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
+    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__free(w);
+    return status;
+}
+
+/* =====================================================================================================================
+ * TRANSACTIONS AND TOMBSTONES: records with a meaning to the log
+ * ================================================================================================================== */
+
+/* ---- transactions ------------------------------------------------------------------------------------------------ */
 
 /* The payload of a transaction. */
 static void nodedb_wal__encode_parts(unsigned char *at, const nodedb_wal_record *parts, size_t count) {
@@ -1657,197 +4925,6 @@ static void nodedb_wal__encode_parts(unsigned char *at, const nodedb_wal_record 
         memset(at + end, 0, padded - end);
         at += padded;
     }
-}
-
-/* With count > 0 the payload is a transaction of these parts, and record->payload is not looked at. */
-static void nodedb_wal__encode_record(unsigned char *at, const nodedb_wal__segment *segment,
-                                      const nodedb_wal_record *record, const nodedb_wal_record *parts, size_t count,
-                                      uint64_t lsn, uint64_t watermark, uint32_t flags) {
-    size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + record->payload_bytes;
-    memset(at, 0, NODEDB_WAL_RECORD_HEADER_BYTES);
-    nodedb_put_u32(at, NODEDB_WAL_RECORD_MAGIC);
-    nodedb_put_u16(at + 4, NODEDB_WAL_FORMAT_VERSION);
-    nodedb_put_u16(at + 6, record->type);
-    nodedb_put_u64(at + 8, lsn);
-    nodedb_put_u64(at + 16, watermark);
-    nodedb_put_u32(at + 24, record->tenant);
-    nodedb_put_u32(at + 28, record->vshard);
-    nodedb_put_u32(at + 32, record->payload_bytes);
-    nodedb_put_u32(at + 36, flags);
-    nodedb_put_u64(at + 40, record->database);
-    nodedb_put_u64(at + 48, segment->epoch);
-    if (count > 0) nodedb_wal__encode_parts(at + NODEDB_WAL_RECORD_HEADER_BYTES, parts, count);
-    else if (record->payload_bytes > 0)
-        memcpy(at + NODEDB_WAL_RECORD_HEADER_BYTES, record->payload, record->payload_bytes);
-    memset(at + end, 0, nodedb_wal__record_bytes(record->payload_bytes) - end);
-}
-
-static uint32_t nodedb_wal__sum_payload(const unsigned char *at, uint32_t seed) {
-    return nodedb_crc32c(seed, at + NODEDB_WAL_RECORD_HEADER_BYTES, nodedb_get_u32(at + 32));
-}
-
-/* The two checksums of an encoded record; the payload's stands apart, so that a change of the header does not need it
- * again. */
-static void nodedb_wal__put_sums(unsigned char *at, uint32_t seed, uint32_t payload_sum) {
-    nodedb_put_u32(at + 56, nodedb_crc32c(seed, at, NODEDB_WAL__CHECKED_BYTES));
-    nodedb_put_u32(at + 60, nodedb_crc32c(payload_sum, at + 56, 4));
-}
-
-static bool nodedb_wal__good_header(const unsigned char *at, const nodedb_wal__segment *segment) {
-    return nodedb_get_u32(at) == NODEDB_WAL_RECORD_MAGIC &&
-           nodedb_get_u16(at + 4) == NODEDB_WAL_FORMAT_VERSION && nodedb_get_u64(at + 48) == segment->epoch &&
-           nodedb_get_u32(at + 32) <= NODEDB_WAL_MAX_PAYLOAD_BYTES &&
-           nodedb_get_u32(at + 56) == nodedb_crc32c(segment->seed, at, NODEDB_WAL__CHECKED_BYTES);
-}
-
-typedef enum nodedb_wal__parsed {
-    NODEDB_WAL__RECORD, /* a whole record of this segment */
-    NODEDB_WAL__ZERO,   /* no record begins here: padding, or never written */
-    NODEDB_WAL__BAD,    /* something else: torn, damaged, or of an earlier use of the file */
-    NODEDB_WAL__MORE    /* perhaps a record, *total bytes long, but not all of it is in view */
-} nodedb_wal__parsed;
-
-/* What stands at `offset` of a segment; `p` is that place in memory, and `available` bytes of it can be seen. */
-static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t available,
-                                            const nodedb_wal__segment *segment, uint64_t offset, bool trusted,
-                                            nodedb_wal_record *record, uint32_t *flags, size_t *total) {
-    uint32_t payload_bytes;
-    size_t to_block =
-        segment->block_bytes - (size_t)(offset % segment->block_bytes); /* padding ends there at the latest */
-    size_t head = available < NODEDB_WAL_RECORD_HEADER_BYTES ? available : NODEDB_WAL_RECORD_HEADER_BYTES;
-    if (nodedb_wal__all_zero(p, head < to_block ? head : to_block)) return NODEDB_WAL__ZERO;
-    if (available < NODEDB_WAL_RECORD_HEADER_BYTES) return NODEDB_WAL__BAD;
-    if (!nodedb_wal__good_header(p, segment)) return NODEDB_WAL__BAD;
-    payload_bytes = nodedb_get_u32(p + 32);
-    *total = nodedb_wal__record_bytes(payload_bytes);
-    if (*total > available) return NODEDB_WAL__MORE;
-    if (!trusted &&
-        nodedb_get_u32(p + 60) != nodedb_crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4))
-        return NODEDB_WAL__BAD;
-    record->type = nodedb_get_u16(p + 6);
-    record->lsn = nodedb_get_u64(p + 8);
-    record->watermark = nodedb_get_u64(p + 16);
-    record->tenant = nodedb_get_u32(p + 24);
-    record->vshard = nodedb_get_u32(p + 28);
-    record->payload_bytes = payload_bytes;
-    *flags = nodedb_get_u32(p + 36);
-    record->database = nodedb_get_u64(p + 40);
-    record->payload = p + NODEDB_WAL_RECORD_HEADER_BYTES;
-    record->source = NULL;
-    return NODEDB_WAL__RECORD;
-}
-
-/* ---- room: encryption -------------------------------------------------------------------------------------------- */
-
-/* Why a nonce never comes twice with two texts. A record's is its segment's epoch and its LSN. Within a segment no LSN
- * is given twice. And no two segments with sealed records in them ever have one epoch, whatever crashes come between: a
- * record is sealed only when its segment's preamble and name are durable (begin_segment), and open takes an epoch above
- * all that it finds. So it is enough that from then on a file of that epoch or a higher one is durably there:
- *   - truncation removes the oldest segment first, one by one, each durably, and never the newest; a spare that goes
- *     has a lower epoch than the segments, or one with which no record was sealed (it was not renamed in time);
- *   - a last segment without a whole record is replaced, by an atomic rename, by one with a higher epoch;
- *   - an unfinished segment behind the end of the log is not removed but renamed to dead-<its epoch>.wal, and that goes
- *     only when a segment with a higher epoch has been begun (nodedb_wal__bury, nodedb_wal__remove_dead).
- * A preamble's epoch is not as unique: a power cut may take the preamble along, and the epoch is given again. So its
- * nonce has, in place of an LSN, a hash of what the preamble says, with the top bit set, which no LSN has. */
-static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment *segment, const unsigned char *header,
-                                size_t header_bytes, uint64_t number) {
-    memset(s, 0, sizeof *s);
-    s->key_id = segment->key_id;
-    s->log_id = segment->log_id;
-    s->epoch = segment->epoch;
-    s->header = header;
-    s->header_bytes = header_bytes;
-    nodedb_put_u32(s->nonce, (uint32_t)segment->epoch);
-    nodedb_put_u64(s->nonce + 4, number);
-}
-
-static void nodedb_wal__sealing_of_preamble(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
-                                            const unsigned char *preamble) {
-    uint64_t hash = nodedb_get_u32(preamble + NODEDB_WAL__SIGNED_BYTES - 4);
-    size_t i;
-    for (i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
-    nodedb_wal__sealing(s, segment, preamble, NODEDB_WAL__SIGNED_BYTES, hash | UINT64_C(1) << 63);
-}
-
-/* `header` holds the segment's preamble in its first half; the record's header goes into the other. */
-static void nodedb_wal__sealing_of_record(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
-                                          unsigned char *header, const unsigned char *record) {
-    uint64_t lsn = nodedb_get_u64(record + 8);
-    memcpy(header + NODEDB_WAL__SIGNED_BYTES, record, NODEDB_WAL__SIGNED_BYTES);
-    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + 36, nodedb_get_u32(record + 36) & NODEDB_WAL__FLAG_SEAL);
-    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + 56, 0); /* those two are not known before the group is closed */
-    nodedb_wal__sealing(s, segment, header, 2 * NODEDB_WAL__SIGNED_BYTES, lsn);
-    s->lsn = lsn;
-}
-
-/* The key check goes behind the preamble in its block. */
-static nodedb_status nodedb_wal__seal_preamble(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
-                                               unsigned char *block, nodedb_error *err) {
-    nodedb_wal_sealing s;
-    nodedb_status status;
-    unsigned char *tag = block + NODEDB_WAL_PREAMBLE_BYTES;
-    nodedb_wal__sealing_of_preamble(&s, segment, block);
-    status = cipher->seal(cipher->ctx, &s, tag, 0, tag);
-    if (status == NODEDB_OK) return NODEDB_OK;
-    return nodedb_fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal the preamble of %020llu.wal with key %u: %s",
-                        (unsigned long long)segment->first_lsn, (unsigned)segment->key_id, nodedb_status_text(status));
-}
-
-/* Has the cipher the key of this segment? `block` begins with its preamble. */
-static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, const char *dir,
-                                           const nodedb_wal__segment *segment, const unsigned char *block,
-                                           nodedb_error *err) {
-    nodedb_wal_sealing s;
-    nodedb_status status;
-    unsigned char nothing[1];
-    const unsigned char *tag = block + NODEDB_WAL_PREAMBLE_BYTES;
-    nodedb_wal__sealing_of_preamble(&s, segment, block);
-    status = cipher->open(cipher->ctx, &s, tag, 0, tag, nothing);
-    if (status == NODEDB_OK) return NODEDB_OK;
-    return nodedb_fail(err, NODEDB_ERR_KEY, 0, "%s/%020llu.wal is encrypted with key %u: %s", nodedb__path_end(dir),
-                        (unsigned long long)segment->first_lsn, (unsigned)segment->key_id,
-                        status == NODEDB_ERR_CORRUPT
-                            ? "the cipher's key of that number is another, or the preamble was altered"
-                            : "the cipher has no such key");
-}
-
-/* Encrypts a record that nodedb_wal__encode_record made, where it stands. There is room for the tag. */
-static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
-                                             unsigned char *header, unsigned char *at, nodedb_error *err) {
-    uint32_t bytes = nodedb_get_u32(at + 32), stored = bytes + NODEDB_WAL_TAG_BYTES;
-    size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + stored;
-    unsigned char *text = at + NODEDB_WAL_RECORD_HEADER_BYTES;
-    nodedb_wal_sealing s;
-    nodedb_status status;
-    assert(segment->key_id != 0 && stored <= NODEDB_WAL_MAX_PAYLOAD_BYTES);
-    nodedb_put_u16(at + 6, (uint16_t)(nodedb_get_u16(at + 6) | NODEDB_WAL_ENCRYPTED));
-    nodedb_put_u32(at + 32, stored);
-    nodedb_wal__sealing_of_record(&s, segment, header, at);
-    assert(s.lsn != 0 && s.lsn >> 63 == 0 && s.epoch <= UINT32_MAX); /* the nonce's fields hold them */
-    status = cipher->seal(cipher->ctx, &s, text, bytes, text + bytes);
-    if (status != NODEDB_OK)
-        return nodedb_fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal record %llu with key %u: %s",
-                            (unsigned long long)s.lsn, (unsigned)segment->key_id, nodedb_status_text(status));
-    memset(at + end, 0, nodedb_wal__record_bytes(stored) - end);
-    return NODEDB_OK;
-}
-
-/* ---- room: transactions ------------------------------------------------------------------------------------------ */
-
-static bool nodedb_wal__known_type(uint16_t type) {
-    switch (type & NODEDB_WAL_TYPE_MASK) {
-    case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_PUT: case NODEDB_WAL_TYPE_DELETE: case NODEDB_WAL_TYPE_VECTOR_PUT:
-    case NODEDB_WAL_TYPE_VECTOR_DELETE: case NODEDB_WAL_TYPE_VECTOR_PARAMS: case NODEDB_WAL_TYPE_TRANSACTION:
-    case NODEDB_WAL_TYPE_CHECKPOINT:
-    case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE:
-    case NODEDB_WAL_TYPE_LSN_ANCHOR: return true;
-    default: return (type & NODEDB_WAL_TYPE_MASK) >= NODEDB_WAL_TYPE_USER;
-    }
-}
-
-static bool nodedb_wal__is_tombstone(uint16_t type) {
-    return (type & NODEDB_WAL_TYPE_MASK) == NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE;
 }
 
 /* What may stand in a transaction: neither another one, nor a tombstone, which has an LSN of its own. */
@@ -1932,6 +5009,28 @@ static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, si
     return NODEDB_OK;
 }
 
+NODEDB_WAL_API nodedb_status nodedb_wal_append_transaction(nodedb_wal *w, const nodedb_wal_record *records,
+                                                           size_t count, uint64_t *lsn, nodedb_error *err) {
+    nodedb_wal_record outer;
+    nodedb_status status = nodedb_wal__outer_record(w != NULL ? records : NULL, count, &outer, err);
+    if (status != NODEDB_OK) return status;
+    (void)pthread_mutex_lock(&w->lock);
+    status = nodedb_wal__append_parts(w, &outer, records, count, 0, lsn, err);
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_commit_transaction(nodedb_wal *w, const nodedb_wal_record *records,
+                                                           size_t count, uint64_t *lsn, nodedb_error *err) {
+    nodedb_status status;
+    uint64_t own = 0;
+    while ((status = nodedb_wal_append_transaction(w, records, count, &own, err)) == NODEDB_ERR_AGAIN)
+        (void)nodedb_wal_wait(w, nodedb_wal_durable_lsn(w) + 1, NULL); /* INVALID if all is durable by now */
+    if (status == NODEDB_OK) status = nodedb_wal_wait(w, own, err);
+    if (lsn != NULL && status == NODEDB_OK) *lsn = own;
+    return status;
+}
+
 NODEDB_WAL_API nodedb_status nodedb_wal_transaction_open(const nodedb_wal_record *record, nodedb_wal_transaction *tx,
                                                          nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
@@ -1960,19 +5059,78 @@ NODEDB_WAL_API nodedb_status nodedb_wal_transaction_open(const nodedb_wal_record
     return NODEDB_OK;
 }
 
-/* ---- room: tombstones -------------------------------------------------------------------------------------------- */
+NODEDB_WAL_API bool nodedb_wal_transaction_next(nodedb_wal_transaction *tx, nodedb_wal_record *sub) {
+    const nodedb_wal_reader *r;
+    if (tx == NULL || sub == NULL) return false;
+    r = (const nodedb_wal_reader *)tx->record.source;
+    while (tx->next < tx->count) {
+        const unsigned char *payload = (const unsigned char *)tx->record.payload;
+        size_t took;
+        memset(sub, 0, sizeof *sub);
+        sub->lsn = tx->record.lsn;
+        sub->watermark = tx->record.watermark;
+        took = nodedb_wal__decode_part(payload + tx->at, tx->record.payload_bytes - tx->at, sub);
+        assert(took > 0); /* nodedb_wal_transaction_open has been over it */
+        tx->at += took;
+        tx->next++;
+        if (!nodedb_wal__known_type(sub->type)) tx->skipped++;
+        else if (r != NULL && nodedb_wal__is_dropped(r, sub)) tx->dropped++;
+        else return true;
+    }
+    return false;
+}
 
-/* Of the writer: ascending by LSN, those that are not durable last; several of one collection until
- * nodedb_wal__tombstones_compact has kept the newest durable one. Of a reader: what the file says, one for each
- * collection, ascending by tenant and collection. */
-typedef struct nodedb_wal__tombstones {
-    nodedb_wal_tombstone *at;
-    size_t count, capacity;
-    size_t reserved;      /* places for tombstones that are being appended */
-    size_t compact;       /* so many, from the first on, are of different collections */
-    uint64_t covered_lsn; /* the file holds every tombstone up to this LSN */
-    uint32_t in_file;
-} nodedb_wal__tombstones;
+/* ---- anchors ----------------------------------------------------------------------------------------------------- */
+
+NODEDB_WAL_API nodedb_status nodedb_wal_append_anchor(nodedb_wal *w, uint64_t unix_ns, uint64_t *lsn,
+                                                      nodedb_error *err) {
+    unsigned char payload[8];
+    nodedb_wal_record record;
+    if (unix_ns == 0) {
+        struct timespec now;
+        (void)clock_gettime(CLOCK_REALTIME, &now);
+        unix_ns = (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+    }
+    nodedb_put_u64(payload, unix_ns);
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_LSN_ANCHOR;
+    record.payload = payload;
+    record.payload_bytes = sizeof payload;
+    return nodedb_wal_append(w, &record, lsn, err);
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *config, uint64_t unix_ns, uint64_t *lsn,
+                                               nodedb_error *err) {
+    nodedb_wal_reader_config reading;
+    nodedb_wal_record record;
+    nodedb_wal_reader *r;
+    nodedb_error failure;
+    nodedb_status status;
+    bool found = false;
+    if (config == NULL || lsn == NULL)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_lsn_at needs a config and a place for the LSN");
+    memset(&failure, 0, sizeof failure);
+    reading = *config;
+    reading.keep_dropped = true; /* anchors are of no collection */
+    reading.keep_encrypted = false;
+    r = nodedb_wal__reader_new(&reading, false, &failure);
+    status = failure.status;
+    if (r != NULL) {
+        r->only = NODEDB_WAL_TYPE_LSN_ANCHOR;
+        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK)
+            if (record.payload_bytes == 8 && nodedb_get_u64(record.payload) <= unix_ns)
+                *lsn = record.lsn, found = true;
+        nodedb_wal_reader_close(r);
+    }
+    if (status == NODEDB_ERR_AGAIN && found) return NODEDB_OK;
+    if (status == NODEDB_ERR_AGAIN)
+        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no anchor in %s is as old as %llu ns since 1970",
+                            config->dir, (unsigned long long)unix_ns);
+    if (err != NULL) *err = failure;
+    return status;
+}
+
+/* ---- tombstones: their list, and their file ---------------------------------------------------------------------- */
 
 static void nodedb_wal__tombstones_free(nodedb_wal__tombstones *t, const nodedb_allocator *allocator) {
     nodedb__release(allocator, t->at, t->capacity * sizeof *t->at);
@@ -2100,7 +5258,586 @@ static nodedb_status nodedb_wal__load_tombstones(const nodedb_io *io, const node
     return status;
 }
 
-/* ---- room: checking segments ahead, in threads ------------------------------------------------------------------- */
+/* ---- tombstones: what a reader skips ----------------------------------------------------------------------------- */
+
+/* Is there a tombstone that this record lies below? */
+static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_record *record) {
+    size_t low = 0, high = r->tombstones.count;
+    uint64_t collection;
+    if (record->lsn >= r->dropped_below) return false;
+    if ((record->type & NODEDB_WAL_ENCRYPTED) != 0 && r->config.collection_of != NULL)
+        return false; /* kept as it is stored: nobody can see in its payload what collection it is of */
+    switch (record->type & NODEDB_WAL_TYPE_MASK) {
+    case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_TRANSACTION: case NODEDB_WAL_TYPE_CHECKPOINT:
+    case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE: case NODEDB_WAL_TYPE_LSN_ANCHOR: return false; /* of no collection */
+    default: break;
+    }
+    collection = nodedb_wal__collection_of(r->config.collection_of, r->config.collection_ctx, record);
+    if (collection == NODEDB_WAL_NO_COLLECTION) return false;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = nodedb_wal__compare_collections(&r->tombstones.at[middle], record->tenant, collection);
+        if (order == 0) return record->lsn < r->tombstones.at[middle].lsn;
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return false;
+}
+
+/* A change stream hands out everything; for the others what the file says is dead is dead from the beginning. */
+static nodedb_status nodedb_wal__reader_tombstones(nodedb_wal_reader *r, nodedb_error *err) {
+    nodedb_wal__tombstones *t = &r->tombstones;
+    nodedb_status status;
+    if (r->config.follow != NULL || r->config.keep_dropped || r->config.keep_encrypted) return NODEDB_OK;
+    status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1], t, err);
+    if (status != NODEDB_OK) return status;
+    while (r->config.until_lsn != 0 && t->count > 0 && t->at[t->count - 1].lsn > r->config.until_lsn) t->count--;
+    if (t->count > 0) r->dropped_below = t->at[t->count - 1].lsn; /* the file is in the order of LSNs */
+    t->count = nodedb_wal__newest_tombstones(t->at, t->count);
+    return NODEDB_OK;
+}
+
+/* ---- tombstones: of the writer ----------------------------------------------------------------------------------- */
+
+static size_t nodedb_wal__durable_tombstones(const nodedb_wal *w) {
+    size_t n = w->tombstones.count;
+    while (n > 0 && w->tombstones.at[n - 1].lsn > w->lsns.durable) n--;
+    return n;
+}
+
+/* Of the durable ones the newest of each collection stays. One that is not durable yet replaces none: a crash may lose
+ * it. Answers how many durable ones there are then. */
+static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
+    nodedb_wal__tombstones *t = &w->tombstones;
+    size_t durable = nodedb_wal__durable_tombstones(w);
+    size_t kept;
+    if (durable == t->compact) return durable;
+    kept = nodedb_wal__newest_tombstones(t->at, durable);
+    if (kept > 1) qsort(t->at, kept, sizeof *t->at, nodedb_wal__by_lsn);
+    if (durable > kept) memmove(t->at + kept, t->at + durable, (t->count - durable) * sizeof *t->at);
+    t->count -= durable - kept;
+    t->compact = kept;
+    return kept;
+}
+
+/* A place for one more, before it has an LSN. */
+static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
+                                                   nodedb_wal_tombstone *stone, nodedb_error *err) {
+    nodedb_wal__tombstones *t = &w->tombstones;
+    memset(stone, 0, sizeof *stone);
+    stone->tenant = record->tenant;
+    stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
+    if (stone->collection == NODEDB_WAL_NO_COLLECTION)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a tombstone needs a collection, and %llu is none",
+                            (unsigned long long)NODEDB_WAL_NO_COLLECTION);
+    if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES) (void)nodedb_wal__tombstones_compact(w);
+    if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
+                            "the log in %s has %d tombstones: nodedb_wal_forget_tombstones those that no segment needs",
+                            nodedb__path_end(w->dir), NODEDB_WAL_MAX_TOMBSTONES);
+    if (t->count + t->reserved >= t->capacity) {
+        size_t capacity = t->capacity < 32 ? 64 : t->capacity * 2;
+        nodedb_wal_tombstone *grown =
+            (nodedb_wal_tombstone *)nodedb__alloc_zero(&w->config.allocator, capacity * sizeof *grown, 8);
+        if (grown == NULL)
+            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tombstones of %s",
+                                nodedb__path_end(w->dir));
+        if (t->count > 0) memcpy(grown, t->at, t->count * sizeof *grown);
+        nodedb__release(&w->config.allocator, t->at, t->capacity * sizeof *grown);
+        t->at = grown;
+        t->capacity = capacity;
+    }
+    t->reserved++;
+    return NODEDB_OK;
+}
+
+/* The end of a reservation; lsn 0: the record was not appended. */
+static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn) {
+    nodedb_wal__tombstones *t = &w->tombstones;
+    assert(t->reserved > 0 && t->count < t->capacity);
+    t->reserved--;
+    if (lsn == 0) return;
+    assert(t->count == 0 || t->at[t->count - 1].lsn < lsn);
+    t->at[t->count] = *stone;
+    t->at[t->count++].lsn = lsn;
+}
+
+/* Header, entries, checksum, through the preamble's block as nothing else needs it now. 0 or -errno. */
+static int nodedb_wal__encode_tombstones(nodedb_wal *w, int fd, const nodedb_wal_tombstone *at, size_t count) {
+    unsigned char *block = w->segments.preamble;
+    size_t used = NODEDB_WAL__TOMBSTONES_HEADER_BYTES, i;
+    uint64_t offset = 0;
+    uint32_t crc = 0;
+    int error = 0;
+    memset(block, 0, used);
+    memcpy(block, "WALT", 4);
+    nodedb_put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
+    nodedb_put_u64(block + 8, w->segments.log_id);
+    nodedb_put_u64(block + 16, w->lsns.durable);
+    nodedb_put_u32(block + 24, (uint32_t)count);
+    for (i = 0; i <= count && error == 0; i++) {
+        if (i == count || used + NODEDB_WAL__TOMBSTONE_BYTES > w->block_bytes) {
+            crc = nodedb_crc32c(crc, block, used);
+            error = nodedb__write_all(&w->io, fd, block, used, offset);
+            offset += used;
+            used = 0;
+        }
+        if (i == count) break;
+        nodedb_put_u64(block + used, at[i].lsn);
+        nodedb_put_u64(block + used + 8, at[i].collection);
+        nodedb_put_u32(block + used + 16, at[i].tenant);
+        nodedb_put_u32(block + used + 20, 0);
+        used += NODEDB_WAL__TOMBSTONE_BYTES;
+    }
+    nodedb_put_u32(block, crc);
+    return error != 0 ? error : nodedb__write_all(&w->io, fd, block, 4, offset);
+}
+
+/* Puts a new file in the place of the old one. 0 or -errno; *harmless: the disk is well, and the old file stands. */
+static int nodedb_wal__replace_tombstones(nodedb_wal *w, const nodedb_wal_tombstone *at, size_t count,
+                                          bool *harmless) {
+    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
+    int error, fd;
+    *harmless = true;
+    nodedb_wal__tombstones_path(from, w->dir, ".tmp");
+    nodedb_wal__tombstones_path(to, w->dir, "");
+    fd = w->io.open(w->io.ctx, from, O_RDWR | O_CREAT | O_TRUNC, 0644);
+    if (fd < 0) return fd;
+    error = nodedb_wal__encode_tombstones(w, fd, at, count);
+    if (error == 0) error = w->io.sync(w->io.ctx, fd);
+    (void)w->io.close(w->io.ctx, fd);
+    if (error == 0) error = w->io.rename(w->io.ctx, from, to);
+    *harmless = nodedb_io_status(-error) == NODEDB_ERR_DISK_FULL;
+    if (error == 0) return w->io.sync(w->io.ctx, w->dir_fd);
+    (void)w->io.unlink(w->io.ctx, from);
+    return error;
+}
+
+/* Writes the durable tombstones from from_lsn on into the file. Where the disk is full, spare segments give way: a
+ * truncation, which waits for this, would else never get room. */
+static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_lsn, nodedb_error *err) {
+    nodedb_wal__tombstones *t = &w->tombstones;
+    size_t durable = nodedb_wal__tombstones_compact(w), first = 0;
+    bool harmless;
+    int error;
+    while (first < durable && t->at[first].lsn < from_lsn) first++;
+    for (;;) {
+        error = nodedb_wal__replace_tombstones(w, t->at + first, durable - first, &harmless);
+        if (!harmless || nodedb_io_status(-error) != NODEDB_ERR_DISK_FULL || w->spares.pool_count == 0) break;
+        nodedb_wal__drop_pooled(w);
+    }
+    if (error != 0 && harmless)
+        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot save the tombstones of %s",
+                            nodedb__path_end(w->dir));
+    if (error != 0) return nodedb_wal__break(w, -error, "saving the tombstones failed", 0, err);
+    t->covered_lsn = w->lsns.durable;
+    t->in_file = (uint32_t)(durable - first);
+    return NODEDB_OK;
+}
+
+/* Brings the file up to date, if a durable tombstone is not in it. Before a segment is begun, so that what the file
+ * misses stands in the last two, which recovery reads; before one is removed; and at the end. */
+static nodedb_status nodedb_wal__save_tombstones(nodedb_wal *w, nodedb_error *err) {
+    size_t durable = nodedb_wal__durable_tombstones(w);
+    if (durable == 0 || w->tombstones.at[durable - 1].lsn <= w->tombstones.covered_lsn) return NODEDB_OK;
+    return nodedb_wal__write_tombstones(w, 0, err);
+}
+
+/* Recovery: the file. nodedb_wal__find_end adds what it misses. */
+static nodedb_status nodedb_wal__recover_tombstones(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    const nodedb_wal__segment *last = list->count > 0 ? &list->at[list->count - 1] : NULL;
+    if (list->saw_tmp) {
+        char path[NODEDB_WAL__PATH_BYTES];
+        nodedb_wal__tombstones_path(path, w->dir, ".tmp");
+        (void)w->io.unlink(w->io.ctx, path);
+    }
+    return nodedb_wal__load_tombstones(&w->io, &w->config.allocator, w->dir, last, &w->tombstones, err);
+}
+
+/* Recovery: a tombstone in one of the last two segments. It was read from the disk, so all up to it is durable. */
+static nodedb_status nodedb_wal__recover_tombstone(nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
+    nodedb_wal_tombstone stone;
+    nodedb_status status;
+    if (record->lsn <= w->tombstones.covered_lsn) return NODEDB_OK; /* in the file, or forgotten */
+    nodedb__store_release(&w->lsns.durable, record->lsn);
+    status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
+    if (status == NODEDB_OK) nodedb_wal__tombstone_add(w, &stone, record->lsn);
+    return status == NODEDB_ERR_INVALID ? NODEDB_OK : status; /* of no collection, in an old log: it kills nothing */
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_append_tombstone(nodedb_wal *w, uint32_t tenant, uint64_t database,
+                                                         uint64_t *lsn, nodedb_error *err) {
+    nodedb_wal_record record;
+    memset(&record, 0, sizeof record);
+    record.type = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE;
+    record.tenant = tenant;
+    record.database = database;
+    return nodedb_wal_append(w, &record, lsn, err);
+}
+
+NODEDB_WAL_API nodedb_status nodedb_wal_forget_tombstones(nodedb_wal *w, uint64_t before_lsn, size_t *forgotten,
+                                                          nodedb_error *err) {
+    nodedb_wal__tombstones *t;
+    nodedb_status status = NODEDB_OK;
+    size_t durable, n = 0;
+    if (forgotten != NULL) *forgotten = 0;
+    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_forget_tombstones needs a log");
+    (void)pthread_mutex_lock(&w->lock);
+    t = &w->tombstones;
+    durable = nodedb_wal__tombstones_compact(w);
+    while (n < durable && t->at[n].lsn < before_lsn) n++;
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    else if (n > 0) status = nodedb_wal__write_tombstones(w, before_lsn, err);
+    if (status == NODEDB_OK && n > 0) {
+        t->count -= n;
+        t->compact -= n;
+        memmove(t->at, t->at + n, t->count * sizeof *t->at);
+        if (forgotten != NULL) *forgotten = n;
+    }
+    nodedb_wal__unlock(w);
+    return status;
+}
+
+NODEDB_WAL_API size_t nodedb_wal_list_tombstones(nodedb_wal *w, nodedb_wal_tombstone *out, size_t most) {
+    size_t durable;
+    if (w == NULL) return 0;
+    (void)pthread_mutex_lock(&w->lock);
+    durable = nodedb_wal__tombstones_compact(w);
+    if (most > durable) most = durable;
+    if (out != NULL && most > 0) memcpy(out, w->tombstones.at, most * sizeof *out);
+    nodedb_wal__unlock(w);
+    return durable;
+}
+
+/* =====================================================================================================================
+ * READ AHEAD: streams past the page cache, and threads that check segments
+ * ================================================================================================================== */
+
+/* ---- streams ----------------------------------------------------------------------------------------------------- */
+
+#if !defined(NODEDB_NO_LIBURING)
+typedef struct nodedb_wal__ring {
+    struct io_uring ring;
+    uint32_t started; /* and not finished; queued or in the kernel */
+} nodedb_wal__ring;
+
+static void nodedb_wal__ring_start(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag) {
+    nodedb_wal__ring *own = (nodedb_wal__ring *)ctx;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&own->ring);
+    assert(sqe != NULL); /* the ring has room for all chunks */
+    io_uring_prep_read(sqe, fd, buffer, (unsigned)bytes, offset);
+    sqe->user_data = tag;
+    own->started++;
+}
+
+static int nodedb_wal__ring_finish(void *ctx, bool wait, uint32_t *tag, int *result) {
+    nodedb_wal__ring *own = (nodedb_wal__ring *)ctx;
+    struct io_uring_cqe *cqe = NULL;
+    int error = io_uring_sq_ready(&own->ring) > 0 ? io_uring_submit(&own->ring) : 0;
+    if (error < 0 && error != -EAGAIN && error != -EBUSY && error != -ENOMEM && error != -EINTR) return error;
+    if (io_uring_sq_ready(&own->ring) == own->started) { /* the kernel is short of memory: nothing to wait for */
+        if (wait) (void)sched_yield();
+        return 0;
+    }
+    error = wait ? io_uring_wait_cqe(&own->ring, &cqe) : io_uring_peek_cqe(&own->ring, &cqe);
+    if (error != 0) return error == -EAGAIN || error == -EINTR ? 0 : error;
+    *tag = (uint32_t)cqe->user_data;
+    *result = cqe->res;
+    io_uring_cqe_seen(&own->ring, cqe);
+    own->started--;
+    return 1;
+}
+#endif
+
+/* Begins nothing yet. 0, or -errno where there is no io_uring (-ENOSYS: not in this build). */
+static int nodedb_wal__stream_open(nodedb_wal__stream *s, const nodedb_allocator *allocator, const char *dir,
+                                   const nodedb_wal__segment *segments, size_t count) {
+    memset(s, 0, sizeof *s);
+    s->dir = dir;
+    s->segments = segments;
+    s->count = count;
+    s->allocator = *allocator;
+    s->chunk_bytes = NODEDB_WAL__STREAM_CHUNK_BYTES;
+    s->headroom_bytes = NODEDB_WAL__STREAM_HEADROOM_BYTES;
+    s->chunks = NODEDB_WAL__STREAM_CHUNKS;
+    s->fd = -1;
+    s->at_end = true;
+#if !defined(NODEDB_NO_LIBURING)
+    {
+        nodedb_wal__ring *own =
+            (nodedb_wal__ring *)nodedb__alloc_zero(allocator, sizeof *own, NODEDB_CACHE_LINE_BYTES);
+        int error = own == NULL ? -ENOMEM : io_uring_queue_init(NODEDB_WAL__STREAM_MAX_CHUNKS, &own->ring, 0);
+        if (error != 0) {
+            nodedb__release(allocator, own, sizeof *own);
+            return error;
+        }
+        s->fetch.start = nodedb_wal__ring_start;
+        s->fetch.finish = nodedb_wal__ring_finish;
+        s->fetch.ctx = s->ring = own;
+        return 0;
+    }
+#else
+    return -ENOSYS;
+#endif
+}
+
+static unsigned char *nodedb_wal__stream_at(const nodedb_wal__stream *s, uint64_t sequence, uint64_t offset) {
+    return s->slots + (size_t)(sequence % s->chunks) * s->chunk_bytes + (size_t)(offset % s->chunk_bytes);
+}
+
+/* A read has ended. What it left out (it was short, interrupted, or dropped with the thread that had begun it) is read
+ * here, one call after the other: it is rare. */
+static void nodedb_wal__stream_complete(nodedb_wal__stream *s, uint32_t tag, int result) {
+    nodedb_wal__chunk *c = &s->chunk[tag];
+    const nodedb_wal__segment *segment = &s->segments[c->segment];
+    size_t align = nodedb_wal__direct_align(segment), want = (size_t)(c->to - c->from), got = 0;
+    unsigned char *at = nodedb_wal__stream_at(s, tag, c->from);
+    assert(tag < s->chunks && !c->done && s->in_flight > 0);
+    s->in_flight--;
+    if (result >= 0) got = (size_t)result;
+    else if (result != -EINTR && result != -EAGAIN && result != -ECANCELED && result != -ENOMEM && result != -EBUSY)
+        c->error = result;
+    while (c->error == 0 && got < want) {
+        size_t done = got / align * align, rest = (size_t)nodedb_wal__round_up(want - done, align);
+        int64_t n = nodedb__posix_pread(NULL, c->fd, at + done, rest, c->from + done);
+        if (n < 0) c->error = (int)n;
+        else if (done + (size_t)n <= got) c->error = -ENODATA; /* the file has become shorter */
+        else got = done + (size_t)n;
+    }
+    c->done = true;
+    /* Behind the last record there are zeros up to the end of the segment. A payload may hold as many: then it is a
+     * wrong guess, which costs time once. */
+    if (c->error == 0 && !s->zeros_mislead && s->ahead == c->segment && s->ahead_offset >= c->to && want >= align &&
+        nodedb_wal__all_zero(at + want - align, align)) {
+        s->skipped = true;
+        s->skipped_segment = c->segment;
+        s->ahead_offset = segment->bytes;
+    }
+}
+
+/* Leaves the file that is being read ahead: it is closed with its last chunk. */
+static void nodedb_wal__stream_leave_file(nodedb_wal__stream *s) {
+    nodedb_wal__chunk *last = s->next > s->first ? &s->chunk[(s->next - 1) % s->chunks] : NULL;
+    if (s->fd < 0) return;
+    if (last != NULL && last->fd == s->fd) last->closes = true;
+    else (void)close(s->fd);
+    s->fd = -1;
+}
+
+/* Begins as many reads as `reach` allows. */
+static int nodedb_wal__stream_fill(nodedb_wal__stream *s) {
+    uint32_t tag;
+    int result, finished;
+    while (s->next - s->first < s->reach && !s->at_end) {
+        const nodedb_wal__segment *segment = &s->segments[s->ahead];
+        nodedb_wal__chunk *c = &s->chunk[s->next % s->chunks];
+        if (s->ahead_offset >= segment->bytes) {
+            nodedb_wal__stream_leave_file(s);
+            s->ahead_offset = 0;
+            if (s->ahead + 1 == s->count) s->at_end = true;
+            else s->ahead++;
+            continue;
+        }
+        memset(c, 0, sizeof *c);
+        c->segment = s->ahead;
+        c->from = s->ahead_offset;
+        c->to = (c->from / s->chunk_bytes + 1) * s->chunk_bytes;
+        if (c->to > segment->bytes) c->to = segment->bytes;
+        if (s->fd < 0) {
+            char path[NODEDB_WAL__PATH_BYTES];
+            nodedb_wal__segment_path(path, s->dir, segment->first_lsn);
+            s->fd = nodedb__posix_open(NULL, path, O_RDONLY | O_DIRECT, 0);
+        }
+        c->fd = s->fd;
+        tag = (uint32_t)(s->next++ % s->chunks);
+        s->ahead_offset = c->to;
+        if (c->fd < 0) {
+            c->done = true;
+            c->error = s->fd;
+            s->fd = -1;
+            s->at_end = true; /* whoever gets so far hears of it */
+            break;
+        }
+        s->in_flight++;
+        s->fetch.start(s->fetch.ctx, c->fd, nodedb_wal__stream_at(s, tag, c->from),
+                       (size_t)nodedb_wal__round_up(c->to - c->from, nodedb_wal__direct_align(segment)), c->from, tag);
+    }
+    while ((finished = s->fetch.finish(s->fetch.ctx, false, &tag, &result)) == 1)
+        nodedb_wal__stream_complete(s, tag, result);
+    return finished;
+}
+
+static int nodedb_wal__stream_wait(nodedb_wal__stream *s, uint64_t sequence) {
+    nodedb_wal__chunk *c = &s->chunk[sequence % s->chunks];
+    assert(sequence >= s->first && sequence < s->next);
+    while (!c->done) {
+        uint32_t tag;
+        int result, finished = s->fetch.finish(s->fetch.ctx, true, &tag, &result);
+        if (finished < 0) return finished;
+        if (finished == 1) nodedb_wal__stream_complete(s, tag, result);
+    }
+    return 0;
+}
+
+/* Gives up the chunks before `sequence`. The device must have let go of them. */
+static int nodedb_wal__stream_release(nodedb_wal__stream *s, uint64_t sequence) {
+    while (s->first < sequence) {
+        nodedb_wal__chunk *c = &s->chunk[s->first % s->chunks];
+        int error = nodedb_wal__stream_wait(s, s->first);
+        if (error != 0) return error;
+        if (c->closes) (void)close(c->fd);
+        s->first++;
+    }
+    return 0;
+}
+
+/* The chunk that holds `offset` of segment `index`, or UINT64_MAX. */
+static uint64_t nodedb_wal__stream_find(const nodedb_wal__stream *s, size_t index, uint64_t offset) {
+    uint64_t i;
+    for (i = s->first; i < s->next; i++) {
+        const nodedb_wal__chunk *c = &s->chunk[i % s->chunks];
+        if (c->segment == index && c->from <= offset && offset < c->to) return i;
+    }
+    return UINT64_MAX;
+}
+
+/* Drops everything and reads on from there. */
+static int nodedb_wal__stream_restart(nodedb_wal__stream *s, size_t index, uint64_t offset, uint32_t reach) {
+    int error = nodedb_wal__stream_release(s, s->next);
+    if (error != 0) return error;
+    assert(s->in_flight == 0);
+    nodedb_wal__stream_leave_file(s);
+    if (s->skipped && s->skipped_segment == index) s->zeros_mislead = true;
+    s->ahead = index;
+    s->ahead_offset = offset - offset % nodedb_wal__direct_align(&s->segments[index]);
+    s->at_end = s->forget = false;
+    s->reach = reach;
+    return nodedb_wal__stream_fill(s);
+}
+
+static int nodedb_wal__stream_memory(nodedb_wal__stream *s) {
+    assert(s->chunks <= NODEDB_WAL__STREAM_MAX_CHUNKS);
+    s->memory_bytes = s->headroom_bytes + s->chunks * s->chunk_bytes;
+    s->memory = (unsigned char *)nodedb__alloc(&s->allocator, s->memory_bytes, NODEDB_WAL__HUGE_PAGE_BYTES);
+    if (s->memory == NULL) return -ENOMEM;
+#if defined(MADV_HUGEPAGE)
+    /* 4 KiB pages, scattered over the memory, take two thirds of a virtual disk's rate */
+    if (((uintptr_t)s->memory & (NODEDB_WAL__HUGE_PAGE_BYTES - 1)) == 0)
+        (void)madvise(s->memory, s->memory_bytes, MADV_HUGEPAGE);
+#endif
+    s->slots = s->memory + s->headroom_bytes;
+    return 0;
+}
+
+/* At least `bytes` bytes from `offset` of segment `index`, in one piece. 0; 1: it is more than fits, read it in another
+ * way; or -errno, for the file's bytes from *bad_offset on. The chunks before `offset` are given up. */
+static int nodedb_wal__stream_view(nodedb_wal__stream *s, size_t index, uint64_t offset, size_t bytes,
+                                   const unsigned char **view, size_t *available, uint64_t *bad_offset) {
+    uint64_t sequence, i, more = (offset + bytes - 1) / s->chunk_bytes - offset / s->chunk_bytes;
+    size_t before_wrap;
+    int error = 0;
+    assert(bytes > 0 && offset + bytes <= s->segments[index].bytes);
+    *bad_offset = offset;
+    if (more >= s->chunks) return 1;
+    if (s->memory == NULL) error = nodedb_wal__stream_memory(s);
+    sequence = s->forget ? UINT64_MAX : nodedb_wal__stream_find(s, index, offset);
+    if (error == 0 && sequence != UINT64_MAX && sequence > s->first) {
+        error = nodedb_wal__stream_release(s, sequence);
+        s->reach = s->reach * 2 < s->chunks ? s->reach * 2 : s->chunks;
+    }
+    if (s->reach <= more) s->reach = (uint32_t)more + 1;
+    if (error == 0 && sequence != UINT64_MAX) error = nodedb_wal__stream_fill(s);
+    if (error == 0 && (sequence == UINT64_MAX ||
+                       nodedb_wal__stream_find(s, index, offset + bytes - 1) != sequence + more)) {
+        error = nodedb_wal__stream_restart(s, index, offset, more < 2 ? 2 : (uint32_t)more + 1);
+        sequence = s->first;
+    }
+    for (i = sequence; error == 0 && i <= sequence + more && i < s->next; i++) {
+        *bad_offset = s->chunk[i % s->chunks].from;
+        error = nodedb_wal__stream_wait(s, i);
+        if (error == 0) error = s->chunk[i % s->chunks].error;
+    }
+    if (error != 0) return error;
+    assert(sequence + more < s->next);
+    *view = nodedb_wal__stream_at(s, sequence, offset);
+    *available = more > 0 ? bytes : (size_t)(s->chunk[sequence % s->chunks].to - offset);
+    before_wrap = (size_t)(s->slots + s->chunks * s->chunk_bytes - *view);
+    if (bytes <= before_wrap) return 0;
+    if (before_wrap > s->headroom_bytes) return 1;
+    memcpy(s->slots - before_wrap, *view, before_wrap);
+    *view = s->slots - before_wrap;
+    return 0;
+}
+
+static void nodedb_wal__stream_close(nodedb_wal__stream *s) {
+    bool idle = s->memory == NULL || nodedb_wal__stream_release(s, s->next) == 0;
+    nodedb_wal__stream_leave_file(s);
+#if !defined(NODEDB_NO_LIBURING)
+    if (s->ring != NULL) {
+        nodedb_wal__ring *own = (nodedb_wal__ring *)s->ring;
+        io_uring_queue_exit(&own->ring);
+        nodedb__release(&s->allocator, own, sizeof *own);
+    }
+#endif
+    /* memory that the kernel may still write into must not be used for anything else: better to lose it */
+    if (idle) nodedb__release(&s->allocator, s->memory, s->memory_bytes);
+    memset(s, 0, sizeof *s);
+    s->fd = -1;
+}
+
+/* ---- does a reader stream? --------------------------------------------------------------------------------------- */
+
+/* Is most of the log from segment `first` on in the page cache? A sample, of well under a millisecond. */
+static bool nodedb_wal__mostly_cached(const nodedb_wal_reader *r, size_t first) {
+    size_t segments = r->list.count - first, page = (size_t)sysconf(_SC_PAGESIZE), i, j, k, seen = 0, cached = 0;
+    size_t sample = segments < NODEDB_WAL__SAMPLE_SEGMENTS ? segments : NODEDB_WAL__SAMPLE_SEGMENTS;
+    for (i = 0; i < sample; i++) {
+        const nodedb_wal__segment *segment = &r->list.at[first + i * segments / sample];
+        char path[NODEDB_WAL__PATH_BYTES];
+        int error = 0;
+        unsigned char *map;
+        nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
+        map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
+        for (j = 0; map != NULL && j < NODEDB_WAL__SAMPLE_PLACES; j++) {
+            unsigned char vector[NODEDB_WAL__SAMPLE_PAGES];
+            size_t at = (size_t)segment->bytes / NODEDB_WAL__SAMPLE_PLACES * j / page * page;
+            size_t bytes = (size_t)segment->bytes - at;
+            if (bytes > NODEDB_WAL__SAMPLE_PAGES * page) bytes = NODEDB_WAL__SAMPLE_PAGES * page;
+            memset(vector, 0, sizeof vector);
+            if (mincore(map + at, bytes, vector) != 0) continue;
+            for (k = 0; k * page < bytes; k++, seen++) cached += vector[k] & 1;
+        }
+        if (map != NULL) (void)munmap(map, (size_t)segment->bytes);
+    }
+    return cached * 2 >= seen;
+}
+
+/* Does this reader stream, beginning in segment `first`? One answer for the whole log, as it is mostly read whole. */
+static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
+    uint64_t bytes = 0;
+    size_t i;
+    int error;
+    if (r->config.io.pread != NULL || r->config.io.open != NULL || r->config.follow != NULL) return false;
+    if (r->config.access != NODEDB_WAL_ACCESS_AUTO && r->config.access != NODEDB_WAL_ACCESS_STREAMED) return false;
+    for (i = first; i < r->list.count; i++) {
+        bytes += r->list.at[i].bytes;
+        if (r->list.at[i].block_bytes > NODEDB_WAL__STREAM_CHUNK_BYTES) return false;
+    }
+    if (r->config.access == NODEDB_WAL_ACCESS_AUTO &&
+        (bytes < NODEDB_WAL__STREAM_FROM_BYTES || nodedb_wal__mostly_cached(r, first)))
+        return false;
+    error = nodedb_wal__stream_open(&r->stream, &r->config.allocator, r->dir, r->list.at, r->list.count);
+    if (error == -ENOSYS && r->config.access == NODEDB_WAL_ACCESS_AUTO) return false; /* not in this build */
+    if (error != 0)
+        nodedb_say(
+            &r->config.logger, NODEDB_LOG_WARNING,
+            "log %s: io_uring is refused (%s), so it is read through the page cache; allow the io_uring system calls "
+            "(seccomp, kernel.io_uring_disabled) for speed",
+            r->dir, strerror(-error));
+    return error == 0;
+}
+
+/* ---- threads ----------------------------------------------------------------------------------------------------- */
 
 /* One segment of a parallel replay. A worker maps it and checks its records; the reader takes the mapping over. */
 typedef struct nodedb_wal__ahead_slot {
@@ -2111,7 +5848,7 @@ typedef struct nodedb_wal__ahead_slot {
 
 /* Workers take segments in order, never further than `window` past the one that is being read: that bounds what is
  * mapped. */
-typedef struct nodedb_wal__ahead {
+struct nodedb_wal__ahead {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     const char *dir;
@@ -2121,46 +5858,26 @@ typedef struct nodedb_wal__ahead {
     pthread_t threads[NODEDB_WAL_MAX_THREADS];
     uint32_t thread_count;
     bool stop;
-} nodedb_wal__ahead;
+};
 
-static void *nodedb_wal__map_segment(const char *path, uint64_t bytes, int *error) {
-    void *map = MAP_FAILED;
-    struct stat st;
-    int fd = nodedb__posix_open(NULL, path, O_RDONLY, 0);
-    if (fd < 0) {
-        *error = -fd;
-        return NULL;
-    }
-    if (fstat(fd, &st) != 0) *error = errno;
-    else if ((uint64_t)st.st_size < bytes || bytes > SIZE_MAX)
-        *error = EFBIG; /* shortened by someone: touching it would be SIGBUS */
-    else if ((map = mmap(NULL, (size_t)bytes, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED) *error = errno;
-    (void)close(fd);
-    return map == MAP_FAILED ? NULL : map;
-}
-
+/* Maps segment `index` and checks its records, up to the first that is not good. The reader judges that one. */
 static void nodedb_wal__check_ahead(nodedb_wal__ahead *ahead, size_t index) {
     const nodedb_wal__segment *segment = &ahead->segments[index];
     nodedb_wal__ahead_slot *slot = &ahead->slots[index];
     char path[NODEDB_WAL__PATH_BYTES];
-    nodedb_wal_record record;
-    uint32_t flags;
-    size_t total;
-    uint64_t at = segment->block_bytes;
     int error = 0;
     nodedb_wal__segment_path(path, ahead->dir, segment->first_lsn);
     slot->map = nodedb_wal__map_segment(path, segment->bytes, &error);
     if (slot->map == NULL) return; /* the reader meets the same error, and reports it */
     (void)madvise(slot->map, (size_t)segment->bytes, MADV_SEQUENTIAL);
-    while (at < segment->bytes) {
-        nodedb_wal__parsed parsed =
-            nodedb_wal__parse((const unsigned char *)slot->map + at, (size_t)(segment->bytes - at), segment, at, false,
-                              &record, &flags, &total);
-        if (parsed == NODEDB_WAL__RECORD) at += total;
-        else if (parsed == NODEDB_WAL__ZERO && at % segment->block_bytes != 0)
+    for (uint64_t at = segment->block_bytes; at < segment->bytes; slot->trusted_until = at) {
+        nodedb_wal_record record;
+        nodedb_wal__parsed found = nodedb_wal__parse((const unsigned char *)slot->map + at,
+                                                     (size_t)(segment->bytes - at), segment, at, false, &record);
+        if (found.kind == NODEDB_WAL__RECORD) at += found.total;
+        else if (found.kind == NODEDB_WAL__ZERO && at % segment->block_bytes != 0)
             at = nodedb_wal__round_up(at, segment->block_bytes);
         else break;
-        slot->trusted_until = at;
     }
 }
 
@@ -2240,846 +5957,101 @@ static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint
     return map;
 }
 
-/* ---- room: streaming: segments read ahead past the page cache ---------------------------------------------------- */
+/* =====================================================================================================================
+ * ENCRYPTION: records sealed and opened by the caller's cipher
+ * ================================================================================================================== */
 
-/* How a stream gets at the device: io_uring, or what a test puts in between. `start` queues one read; `finish` hands
- * over what is queued and, if `wait`, blocks until a read has ended. It answers 1 with that read's tag and result
- * (bytes, or -errno), 0 where there is none (also with `wait`: then call again), or -errno where the way is broken. */
-typedef struct nodedb_wal__fetch {
-    void (*start)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag);
-    int (*finish)(void *ctx, bool wait, uint32_t *tag, int *result);
-    void *ctx;
-} nodedb_wal__fetch;
-
-/* A part of a segment file, read or being read: bytes [from, to). It never crosses a multiple of chunk_bytes. */
-typedef struct nodedb_wal__chunk {
-    size_t segment;
-    uint64_t from, to;
-    int fd;
-    bool closes; /* the last one of its file: fd is closed with it */
-    bool done;
-    int error; /* when done: 0 or -errno */
-} nodedb_wal__chunk;
-
-/* Chunks [first, next) are read or being read; a sequence number modulo `chunks` is the slot, of chunk_bytes bytes, in
- * one piece of memory. Chunks that follow each other in a file follow each other there, but where the slots start over:
- * a record that crosses that place has its beginning copied in front of slot 0, into the headroom. Reading goes on at
- * ahead_offset of segment `ahead`, or, with at_end, not at all. */
-typedef struct nodedb_wal__stream {
-    const char *dir;
-    const nodedb_wal__segment *segments;
-    size_t count;
-    nodedb_allocator allocator;
-    nodedb_wal__fetch fetch;
-    void *ring;
-    size_t chunk_bytes, headroom_bytes; /* multiples of any block; may be set until the first read */
-    uint32_t chunks;
-    uint32_t reach; /* this many chunks at once: grows from 2 as they are used, so that little is read in vain */
-    unsigned char *memory, *slots;
-    size_t memory_bytes;
-    nodedb_wal__chunk chunk[NODEDB_WAL__STREAM_MAX_CHUNKS];
-    uint64_t first, next;
-    uint32_t in_flight;
-    size_t ahead;
-    uint64_t ahead_offset;
-    int fd; /* of segment `ahead`, -1: not open */
-    bool at_end;
-    bool forget;         /* what was read may be old: read again */
-    bool skipped;        /* segment `skipped_segment` seemed to end in zeros, and its rest was left out */
-    bool zeros_mislead;  /* ... but it did not end there: not to be trusted again */
-    size_t skipped_segment;
-} nodedb_wal__stream;
-
-#if !defined(NODEDB_NO_LIBURING)
-typedef struct nodedb_wal__ring {
-    struct io_uring ring;
-    uint32_t started; /* and not finished; queued or in the kernel */
-} nodedb_wal__ring;
-
-static void nodedb_wal__ring_start(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag) {
-    nodedb_wal__ring *own = (nodedb_wal__ring *)ctx;
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&own->ring);
-    assert(sqe != NULL); /* the ring has room for all chunks */
-    io_uring_prep_read(sqe, fd, buffer, (unsigned)bytes, offset);
-    sqe->user_data = tag;
-    own->started++;
-}
-
-static int nodedb_wal__ring_finish(void *ctx, bool wait, uint32_t *tag, int *result) {
-    nodedb_wal__ring *own = (nodedb_wal__ring *)ctx;
-    struct io_uring_cqe *cqe = NULL;
-    int error = io_uring_sq_ready(&own->ring) > 0 ? io_uring_submit(&own->ring) : 0;
-    if (error < 0 && error != -EAGAIN && error != -EBUSY && error != -ENOMEM && error != -EINTR) return error;
-    if (io_uring_sq_ready(&own->ring) == own->started) { /* the kernel is short of memory: nothing to wait for */
-        if (wait) (void)sched_yield();
-        return 0;
-    }
-    error = wait ? io_uring_wait_cqe(&own->ring, &cqe) : io_uring_peek_cqe(&own->ring, &cqe);
-    if (error != 0) return error == -EAGAIN || error == -EINTR ? 0 : error;
-    *tag = (uint32_t)cqe->user_data;
-    *result = cqe->res;
-    io_uring_cqe_seen(&own->ring, cqe);
-    own->started--;
-    return 1;
-}
-#endif
-
-/* Begins nothing yet. 0, or -errno where there is no io_uring (-ENOSYS: not in this build). */
-static int nodedb_wal__stream_open(nodedb_wal__stream *s, const nodedb_allocator *allocator, const char *dir,
-                                   const nodedb_wal__segment *segments, size_t count) {
+/* Why a nonce never comes twice with two texts. A record's is its segment's epoch and its LSN. Within a segment no LSN
+ * is given twice. And no two segments with sealed records in them ever have one epoch, whatever crashes come between: a
+ * record is sealed only when its segment's preamble and name are durable (begin_segment), and open takes an epoch above
+ * all that it finds. So it is enough that from then on a file of that epoch or a higher one is durably there:
+ *   - truncation removes the oldest segment first, one by one, each durably, and never the newest; a spare that goes
+ *     has a lower epoch than the segments, or one with which no record was sealed (it was not renamed in time);
+ *   - a last segment without a whole record is replaced, by an atomic rename, by one with a higher epoch;
+ *   - an unfinished segment behind the end of the log is not removed but renamed to dead-<its epoch>.wal, and that goes
+ *     only when a segment with a higher epoch has been begun (nodedb_wal__bury, nodedb_wal__remove_dead).
+ * A preamble's epoch is not as unique: a power cut may take the preamble along, and the epoch is given again. So its
+ * nonce has, in place of an LSN, a hash of what the preamble says, with the top bit set, which no LSN has. */
+static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment *segment, const unsigned char *header,
+                                size_t header_bytes, uint64_t number) {
     memset(s, 0, sizeof *s);
-    s->dir = dir;
-    s->segments = segments;
-    s->count = count;
-    s->allocator = *allocator;
-    s->chunk_bytes = NODEDB_WAL__STREAM_CHUNK_BYTES;
-    s->headroom_bytes = NODEDB_WAL__STREAM_HEADROOM_BYTES;
-    s->chunks = NODEDB_WAL__STREAM_CHUNKS;
-    s->fd = -1;
-    s->at_end = true;
-#if !defined(NODEDB_NO_LIBURING)
-    {
-        nodedb_wal__ring *own =
-            (nodedb_wal__ring *)nodedb__alloc_zero(allocator, sizeof *own, NODEDB_CACHE_LINE_BYTES);
-        int error = own == NULL ? -ENOMEM : io_uring_queue_init(NODEDB_WAL__STREAM_MAX_CHUNKS, &own->ring, 0);
-        if (error != 0) {
-            nodedb__release(allocator, own, sizeof *own);
-            return error;
-        }
-        s->fetch.start = nodedb_wal__ring_start;
-        s->fetch.finish = nodedb_wal__ring_finish;
-        s->fetch.ctx = s->ring = own;
-        return 0;
-    }
-#else
-    return -ENOSYS;
-#endif
+    s->key_id = segment->key_id;
+    s->log_id = segment->log_id;
+    s->epoch = segment->epoch;
+    s->header = header;
+    s->header_bytes = header_bytes;
+    nodedb_put_u32(s->nonce, (uint32_t)segment->epoch);
+    nodedb_put_u64(s->nonce + 4, number);
 }
 
-static unsigned char *nodedb_wal__stream_at(const nodedb_wal__stream *s, uint64_t sequence, uint64_t offset) {
-    return s->slots + (size_t)(sequence % s->chunks) * s->chunk_bytes + (size_t)(offset % s->chunk_bytes);
-}
-
-/* O_DIRECT wants offsets, lengths and memory in whole blocks. */
-static size_t nodedb_wal__stream_align(const nodedb_wal__segment *segment) {
-    return segment->block_bytes > NODEDB_WAL_MIN_BLOCK_BYTES ? segment->block_bytes : NODEDB_WAL_MIN_BLOCK_BYTES;
-}
-
-/* A read has ended. What it left out (it was short, interrupted, or dropped with the thread that had begun it) is read
- * here, one call after the other: it is rare. */
-static void nodedb_wal__stream_complete(nodedb_wal__stream *s, uint32_t tag, int result) {
-    nodedb_wal__chunk *c = &s->chunk[tag];
-    const nodedb_wal__segment *segment = &s->segments[c->segment];
-    size_t align = nodedb_wal__stream_align(segment), want = (size_t)(c->to - c->from), got = 0;
-    unsigned char *at = nodedb_wal__stream_at(s, tag, c->from);
-    assert(tag < s->chunks && !c->done && s->in_flight > 0);
-    s->in_flight--;
-    if (result >= 0) got = (size_t)result;
-    else if (result != -EINTR && result != -EAGAIN && result != -ECANCELED && result != -ENOMEM && result != -EBUSY)
-        c->error = result;
-    while (c->error == 0 && got < want) {
-        size_t done = got / align * align, rest = (size_t)nodedb_wal__round_up(want - done, align);
-        int64_t n = nodedb__posix_pread(NULL, c->fd, at + done, rest, c->from + done);
-        if (n < 0) c->error = (int)n;
-        else if (done + (size_t)n <= got) c->error = -ENODATA; /* the file has become shorter */
-        else got = done + (size_t)n;
-    }
-    c->done = true;
-    /* Behind the last record there are zeros up to the end of the segment. A payload may hold as many: then it is a
-     * wrong guess, which costs time once. */
-    if (c->error == 0 && !s->zeros_mislead && s->ahead == c->segment && s->ahead_offset >= c->to && want >= align &&
-        nodedb_wal__all_zero(at + want - align, align)) {
-        s->skipped = true;
-        s->skipped_segment = c->segment;
-        s->ahead_offset = segment->bytes;
-    }
-}
-
-/* Leaves the file that is being read ahead: it is closed with its last chunk. */
-static void nodedb_wal__stream_leave_file(nodedb_wal__stream *s) {
-    nodedb_wal__chunk *last = s->next > s->first ? &s->chunk[(s->next - 1) % s->chunks] : NULL;
-    if (s->fd < 0) return;
-    if (last != NULL && last->fd == s->fd) last->closes = true;
-    else (void)close(s->fd);
-    s->fd = -1;
-}
-
-/* Begins as many reads as `reach` allows. */
-static int nodedb_wal__stream_fill(nodedb_wal__stream *s) {
-    uint32_t tag;
-    int result, finished;
-    while (s->next - s->first < s->reach && !s->at_end) {
-        const nodedb_wal__segment *segment = &s->segments[s->ahead];
-        nodedb_wal__chunk *c = &s->chunk[s->next % s->chunks];
-        if (s->ahead_offset >= segment->bytes) {
-            nodedb_wal__stream_leave_file(s);
-            s->ahead_offset = 0;
-            if (s->ahead + 1 == s->count) s->at_end = true;
-            else s->ahead++;
-            continue;
-        }
-        memset(c, 0, sizeof *c);
-        c->segment = s->ahead;
-        c->from = s->ahead_offset;
-        c->to = (c->from / s->chunk_bytes + 1) * s->chunk_bytes;
-        if (c->to > segment->bytes) c->to = segment->bytes;
-        if (s->fd < 0) {
-            char path[NODEDB_WAL__PATH_BYTES];
-            nodedb_wal__segment_path(path, s->dir, segment->first_lsn);
-            s->fd = nodedb__posix_open(NULL, path, O_RDONLY | O_DIRECT, 0);
-        }
-        c->fd = s->fd;
-        tag = (uint32_t)(s->next++ % s->chunks);
-        s->ahead_offset = c->to;
-        if (c->fd < 0) {
-            c->done = true;
-            c->error = s->fd;
-            s->fd = -1;
-            s->at_end = true; /* whoever gets so far hears of it */
-            break;
-        }
-        s->in_flight++;
-        s->fetch.start(s->fetch.ctx, c->fd, nodedb_wal__stream_at(s, tag, c->from),
-                       (size_t)nodedb_wal__round_up(c->to - c->from, nodedb_wal__stream_align(segment)), c->from, tag);
-    }
-    while ((finished = s->fetch.finish(s->fetch.ctx, false, &tag, &result)) == 1)
-        nodedb_wal__stream_complete(s, tag, result);
-    return finished;
-}
-
-static int nodedb_wal__stream_wait(nodedb_wal__stream *s, uint64_t sequence) {
-    nodedb_wal__chunk *c = &s->chunk[sequence % s->chunks];
-    assert(sequence >= s->first && sequence < s->next);
-    while (!c->done) {
-        uint32_t tag;
-        int result, finished = s->fetch.finish(s->fetch.ctx, true, &tag, &result);
-        if (finished < 0) return finished;
-        if (finished == 1) nodedb_wal__stream_complete(s, tag, result);
-    }
-    return 0;
-}
-
-/* Gives up the chunks before `sequence`. The device must have let go of them. */
-static int nodedb_wal__stream_release(nodedb_wal__stream *s, uint64_t sequence) {
-    while (s->first < sequence) {
-        nodedb_wal__chunk *c = &s->chunk[s->first % s->chunks];
-        int error = nodedb_wal__stream_wait(s, s->first);
-        if (error != 0) return error;
-        if (c->closes) (void)close(c->fd);
-        s->first++;
-    }
-    return 0;
-}
-
-/* The chunk that holds `offset` of segment `index`, or UINT64_MAX. */
-static uint64_t nodedb_wal__stream_find(const nodedb_wal__stream *s, size_t index, uint64_t offset) {
-    uint64_t i;
-    for (i = s->first; i < s->next; i++) {
-        const nodedb_wal__chunk *c = &s->chunk[i % s->chunks];
-        if (c->segment == index && c->from <= offset && offset < c->to) return i;
-    }
-    return UINT64_MAX;
-}
-
-/* Drops everything and reads on from there. */
-static int nodedb_wal__stream_restart(nodedb_wal__stream *s, size_t index, uint64_t offset, uint32_t reach) {
-    int error = nodedb_wal__stream_release(s, s->next);
-    if (error != 0) return error;
-    assert(s->in_flight == 0);
-    nodedb_wal__stream_leave_file(s);
-    if (s->skipped && s->skipped_segment == index) s->zeros_mislead = true;
-    s->ahead = index;
-    s->ahead_offset = offset - offset % nodedb_wal__stream_align(&s->segments[index]);
-    s->at_end = s->forget = false;
-    s->reach = reach;
-    return nodedb_wal__stream_fill(s);
-}
-
-static int nodedb_wal__stream_memory(nodedb_wal__stream *s) {
-    assert(s->chunks <= NODEDB_WAL__STREAM_MAX_CHUNKS);
-    s->memory_bytes = s->headroom_bytes + s->chunks * s->chunk_bytes;
-    s->memory = (unsigned char *)nodedb__alloc(&s->allocator, s->memory_bytes, NODEDB_WAL__HUGE_PAGE_BYTES);
-    if (s->memory == NULL) return -ENOMEM;
-#if defined(MADV_HUGEPAGE)
-    /* 4 KiB pages, scattered over the memory, take two thirds of a virtual disk's rate */
-    if (((uintptr_t)s->memory & (NODEDB_WAL__HUGE_PAGE_BYTES - 1)) == 0)
-        (void)madvise(s->memory, s->memory_bytes, MADV_HUGEPAGE);
-#endif
-    s->slots = s->memory + s->headroom_bytes;
-    return 0;
-}
-
-/* At least `bytes` bytes from `offset` of segment `index`, in one piece. 0; 1: it is more than fits, read it in another
- * way; or -errno, for the file's bytes from *bad_offset on. The chunks before `offset` are given up. */
-static int nodedb_wal__stream_view(nodedb_wal__stream *s, size_t index, uint64_t offset, size_t bytes,
-                                   const unsigned char **view, size_t *available, uint64_t *bad_offset) {
-    uint64_t sequence, i, more = (offset + bytes - 1) / s->chunk_bytes - offset / s->chunk_bytes;
-    size_t before_wrap;
-    int error = 0;
-    assert(bytes > 0 && offset + bytes <= s->segments[index].bytes);
-    *bad_offset = offset;
-    if (more >= s->chunks) return 1;
-    if (s->memory == NULL) error = nodedb_wal__stream_memory(s);
-    sequence = s->forget ? UINT64_MAX : nodedb_wal__stream_find(s, index, offset);
-    if (error == 0 && sequence != UINT64_MAX && sequence > s->first) {
-        error = nodedb_wal__stream_release(s, sequence);
-        s->reach = s->reach * 2 < s->chunks ? s->reach * 2 : s->chunks;
-    }
-    if (s->reach <= more) s->reach = (uint32_t)more + 1;
-    if (error == 0 && sequence != UINT64_MAX) error = nodedb_wal__stream_fill(s);
-    if (error == 0 && (sequence == UINT64_MAX ||
-                       nodedb_wal__stream_find(s, index, offset + bytes - 1) != sequence + more)) {
-        error = nodedb_wal__stream_restart(s, index, offset, more < 2 ? 2 : (uint32_t)more + 1);
-        sequence = s->first;
-    }
-    for (i = sequence; error == 0 && i <= sequence + more && i < s->next; i++) {
-        *bad_offset = s->chunk[i % s->chunks].from;
-        error = nodedb_wal__stream_wait(s, i);
-        if (error == 0) error = s->chunk[i % s->chunks].error;
-    }
-    if (error != 0) return error;
-    assert(sequence + more < s->next);
-    *view = nodedb_wal__stream_at(s, sequence, offset);
-    *available = more > 0 ? bytes : (size_t)(s->chunk[sequence % s->chunks].to - offset);
-    before_wrap = (size_t)(s->slots + s->chunks * s->chunk_bytes - *view);
-    if (bytes <= before_wrap) return 0;
-    if (before_wrap > s->headroom_bytes) return 1;
-    memcpy(s->slots - before_wrap, *view, before_wrap);
-    *view = s->slots - before_wrap;
-    return 0;
-}
-
-static void nodedb_wal__stream_close(nodedb_wal__stream *s) {
-    bool idle = s->memory == NULL || nodedb_wal__stream_release(s, s->next) == 0;
-    nodedb_wal__stream_leave_file(s);
-#if !defined(NODEDB_NO_LIBURING)
-    if (s->ring != NULL) {
-        nodedb_wal__ring *own = (nodedb_wal__ring *)s->ring;
-        io_uring_queue_exit(&own->ring);
-        nodedb__release(&s->allocator, own, sizeof *own);
-    }
-#endif
-    /* memory that the kernel may still write into must not be used for anything else: better to lose it */
-    if (idle) nodedb__release(&s->allocator, s->memory, s->memory_bytes);
-    memset(s, 0, sizeof *s);
-    s->fd = -1;
-}
-
-/* ---- room: the reader -------------------------------------------------------------------------------------------- */
-
-/* Between calls: `position` in segment `index` is where record `expected` begins if it is in this segment; the view (a
- * map of the segment, or `window` which holds its bytes from buffer_offset on) belongs to the open segment or is empty.
- */
-struct nodedb_wal_reader {
-    char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
-    nodedb_wal_reader_config config;
-    nodedb_io io;
-    bool may_map, may_stream;
-    nodedb_wal__list list;
-    nodedb_wal__ahead *ahead;
-    size_t index;
-    bool is_open; /* segment `index` is open, mapped or by descriptor */
-    int fd;
-    unsigned char *map;
-    uint64_t trusted_until;
-    bool streaming; /* the open segment is */
-    nodedb_wal__stream stream;
-    const unsigned char *window; /* what is in view when nothing is mapped: in `buffer` or in the stream's memory */
-    unsigned char *buffer;
-    size_t buffer_capacity, buffer_bytes;
-    uint64_t buffer_offset, buffer_lsn;
-    uint64_t position, expected, deliver_from;
-    uint64_t group_offset, group_bytes; /* the group of the record before `position`; 0: not known */
-    uint32_t group_zeros;               /* sectors of it that were all zero when it was written */
-    unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* of an encrypted segment: what its records' tags cover */
-    unsigned char *plain; /* the last record's payload, where it was encrypted */
-    size_t plain_capacity;
-    bool sealed;          /* the last record read was a seal of this segment */
-    uint64_t sealed_lsn;  /* the last seal read */
-    bool ended;           /* at the end; a followed log may go on */
-    uint64_t reread_lsn;  /* the record for which a followed segment was read again */
-    nodedb_error failure; /* status OK while all is well */
-    nodedb_wal_reader_stats stats;
-    uint16_t only;          /* hands out records of this type only; 0: all */
-    uint64_t dropped_below; /* no record from this LSN on is dead; 0: none is */
-    nodedb_wal__tombstones tombstones;
-};
-
-/* Is there a tombstone that this record lies below? */
-static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_record *record) {
-    size_t low = 0, high = r->tombstones.count;
-    uint64_t collection;
-    if (record->lsn >= r->dropped_below) return false;
-    if ((record->type & NODEDB_WAL_ENCRYPTED) != 0 && r->config.collection_of != NULL)
-        return false; /* kept as it is stored: nobody can see in its payload what collection it is of */
-    switch (record->type & NODEDB_WAL_TYPE_MASK) {
-    case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_TRANSACTION: case NODEDB_WAL_TYPE_CHECKPOINT:
-    case NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE: case NODEDB_WAL_TYPE_LSN_ANCHOR: return false; /* of no collection */
-    default: break;
-    }
-    collection = nodedb_wal__collection_of(r->config.collection_of, r->config.collection_ctx, record);
-    if (collection == NODEDB_WAL_NO_COLLECTION) return false;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = nodedb_wal__compare_collections(&r->tombstones.at[middle], record->tenant, collection);
-        if (order == 0) return record->lsn < r->tombstones.at[middle].lsn;
-        if (order < 0) low = middle + 1;
-        else high = middle;
-    }
-    return false;
-}
-
-/* A change stream hands out everything; for the others what the file says is dead is dead from the beginning. */
-static nodedb_status nodedb_wal__reader_tombstones(nodedb_wal_reader *r, nodedb_error *err) {
-    nodedb_wal__tombstones *t = &r->tombstones;
-    nodedb_status status;
-    if (r->config.follow != NULL || r->config.keep_dropped || r->config.keep_encrypted) return NODEDB_OK;
-    status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1], t, err);
-    if (status != NODEDB_OK) return status;
-    while (r->config.until_lsn != 0 && t->count > 0 && t->at[t->count - 1].lsn > r->config.until_lsn) t->count--;
-    if (t->count > 0) r->dropped_below = t->at[t->count - 1].lsn; /* the file is in the order of LSNs */
-    t->count = nodedb_wal__newest_tombstones(t->at, t->count);
-    return NODEDB_OK;
-}
-
-NODEDB_WAL_API bool nodedb_wal_transaction_next(nodedb_wal_transaction *tx, nodedb_wal_record *sub) {
-    const nodedb_wal_reader *r;
-    if (tx == NULL || sub == NULL) return false;
-    r = (const nodedb_wal_reader *)tx->record.source;
-    while (tx->next < tx->count) {
-        const unsigned char *payload = (const unsigned char *)tx->record.payload;
-        size_t took;
-        memset(sub, 0, sizeof *sub);
-        sub->lsn = tx->record.lsn;
-        sub->watermark = tx->record.watermark;
-        took = nodedb_wal__decode_part(payload + tx->at, tx->record.payload_bytes - tx->at, sub);
-        assert(took > 0); /* nodedb_wal_transaction_open has been over it */
-        tx->at += took;
-        tx->next++;
-        if (!nodedb_wal__known_type(sub->type)) tx->skipped++;
-        else if (r != NULL && nodedb_wal__is_dropped(r, sub)) tx->dropped++;
-        else return true;
-    }
-    return false;
-}
-
-static void nodedb_wal__reader_leave(nodedb_wal_reader *r) {
-    const nodedb_wal__segment *segment = &r->list.at[r->index];
-    if (!r->is_open) return;
-    if (r->map != NULL) {
-        int fd;
-        char path[NODEDB_WAL__PATH_BYTES];
-        (void)madvise(r->map, (size_t)segment->bytes, MADV_DONTNEED);
-        (void)munmap(r->map, (size_t)segment->bytes);
-        nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
-        fd =
-            nodedb__posix_open(NULL, path, O_RDONLY, 0); /* the hint wants a descriptor; the mapping did not keep one */
-        if (fd >= 0) {
-            (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-            (void)close(fd);
-        }
-        r->stats.hints_dontneed++;
-    }
-    if (r->fd >= 0) (void)r->io.close(r->io.ctx, r->fd);
-    r->map = NULL;
-    r->fd = -1;
-    r->buffer_bytes = 0;
-    r->trusted_until = 0;
-    r->is_open = r->streaming = false;
-}
-
-static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_error *err);
-
-static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index, nodedb_error *err) {
-    const nodedb_wal__segment *segment = &r->list.at[index];
-    bool growing =
-        r->config.follow != NULL && index + 1 == r->list.count; /* written while it is read: not to be mapped */
-    char path[NODEDB_WAL__PATH_BYTES];
-    int error = 0;
-    nodedb_wal__reader_leave(r);
-    r->index = index;
-    nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
-    if (r->ahead != NULL) {
-        r->map = (unsigned char *)nodedb_wal__ahead_take(r->ahead, index, &r->trusted_until);
-        if (r->map != NULL) r->stats.hints_sequential++;
-    }
-    if (r->map == NULL && r->may_map && !r->may_stream && !growing) {
-        r->map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
-        if (r->map == NULL && error != ENOMEM)
-            return nodedb_fail(err, nodedb_io_status(error), error, "cannot map segment %s", path);
-        if (r->map != NULL && madvise(r->map, (size_t)segment->bytes, MADV_SEQUENTIAL) == 0)
-            r->stats.hints_sequential++;
-    }
-    r->streaming = r->map == NULL && r->may_stream;
-    if (r->streaming) r->stats.segments_streamed++;
-    else if (r->map == NULL) {
-        /* O_DIRECT, so that what is read is what the log has written, and not an older page of the cache */
-        r->fd = growing ? r->io.open(r->io.ctx, path, O_RDONLY | O_DIRECT, 0) : -EINVAL;
-        if (r->fd < 0) r->fd = r->io.open(r->io.ctx, path, O_RDONLY, 0);
-        if (r->fd < 0) {
-            error = -r->fd, r->fd = -1;
-            return nodedb_fail(err, nodedb_io_status(error), error, "cannot open segment %s", path);
-        }
-    }
-    r->is_open = true;
-    r->position = segment->block_bytes;
-    r->expected = segment->first_lsn;
-    r->group_bytes = 0;
-    r->sealed = false;
-    r->stats.segments_opened++;
-    return nodedb_wal__reader_unlock(r, err);
-}
-
-/* Streaming is refused by this file system or for want of memory: goes on in another way, at the same place. */
-static nodedb_status nodedb_wal__reader_unstream(nodedb_wal_reader *r, int error, nodedb_error *err) {
-    uint64_t position = r->position, expected = r->expected;
-    bool sealed = r->sealed;
-    nodedb_status status;
-    nodedb_say(&r->config.logger, NODEDB_LOG_WARNING,
-                "log %s: it cannot be read past the page cache (%s), so it is read through it", r->dir,
-                strerror(error));
-    nodedb_wal__stream_close(&r->stream);
-    r->may_stream = false;
-    r->stats.segments_streamed--, r->stats.segments_opened--;
-    status = nodedb_wal__reader_enter(r, r->index, err);
-    r->position = position, r->expected = expected, r->sealed = sealed;
-    return status;
-}
-
-/* What is read by now may be older than what is on the disk. */
-static void nodedb_wal__reader_forget(nodedb_wal_reader *r) {
-    r->buffer_bytes = 0;
-    r->stream.forget = true;
-}
-
-/* Puts at least `bytes` bytes from `offset` of a streamed segment into the window, or opens its file for the buffer. */
-static nodedb_status nodedb_wal__reader_stream(nodedb_wal_reader *r, uint64_t offset, size_t bytes, nodedb_error *err) {
-    uint64_t bad_offset = 0, first_lsn = r->list.at[r->index].first_lsn;
-    int error = nodedb_wal__stream_view(&r->stream, r->index, offset, bytes, &r->window, &r->buffer_bytes, &bad_offset);
-    char path[NODEDB_WAL__PATH_BYTES];
-    r->buffer_offset = offset;
-    if (error == 0) return NODEDB_OK;
-    r->buffer_bytes = 0;
-    if (error == -EINVAL || error == -EOPNOTSUPP || error == -ENOMEM)
-        return nodedb_wal__reader_unstream(r, -error, err);
-    nodedb_wal__segment_path(path, r->dir, first_lsn);
-    if (error > 0 && r->fd < 0) {
-        r->fd = r->io.open(r->io.ctx, path, O_RDONLY | O_DIRECT, 0);
-        error = r->fd < 0 ? r->fd : 1;
-    }
-    if (error < 0) {
-        nodedb_status status = nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot read %s at offset %llu",
-                                            nodedb__path_end(path), (unsigned long long)bad_offset);
-        if (err != NULL) err->offset = bad_offset;
-        return status;
-    }
-    return NODEDB_OK;
-}
-
-/* At least `bytes` bytes (or all up to the segment's end) from `offset` of the open segment. */
-static nodedb_status nodedb_wal__reader_view(nodedb_wal_reader *r, uint64_t offset, size_t bytes,
-                                             const unsigned char **view, size_t *available, nodedb_error *err) {
-    const nodedb_wal__segment *segment = &r->list.at[r->index];
-    size_t align =
-        segment->block_bytes > NODEDB_WAL_MIN_BLOCK_BYTES ? segment->block_bytes : NODEDB_WAL_MIN_BLOCK_BYTES;
-    size_t chunk = r->config.follow != NULL ? NODEDB_WAL__FOLLOW_CHUNK_BYTES : NODEDB_WAL__CHUNK_BYTES;
-    uint64_t left = segment->bytes - offset, start = offset / align * align;
-    size_t want;
-    assert(offset <= segment->bytes);
-    if (bytes > left) bytes = (size_t)left;
-    if (r->map != NULL) {
-        *view = r->map + offset;
-        *available = (size_t)left;
-        return NODEDB_OK;
-    }
-    if (r->streaming && (offset < r->buffer_offset || offset + bytes > r->buffer_offset + r->buffer_bytes)) {
-        nodedb_status status = nodedb_wal__reader_stream(r, offset, bytes, err);
-        if (status != NODEDB_OK) return status;
-        if (!r->streaming) return nodedb_wal__reader_view(r, offset, bytes, view, available, err); /* once */
-    }
-    if (offset < r->buffer_offset || offset + bytes > r->buffer_offset + r->buffer_bytes) {
-        want = (size_t)nodedb_wal__round_up(offset - start + bytes, align);
-        if (want < chunk) want = (size_t)nodedb_wal__round_up(chunk, align);
-        if (want > r->buffer_capacity || ((uintptr_t)r->buffer & (align - 1)) != 0) {
-            nodedb__release(&r->config.allocator, r->buffer, r->buffer_capacity);
-            r->buffer_capacity = r->buffer_bytes = 0;
-            r->buffer = (unsigned char *)nodedb__alloc(&r->config.allocator, want, align);
-            if (r->buffer == NULL)
-                return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %zu bytes of %s", want, r->dir);
-            r->buffer_capacity = want;
-        }
-        want = r->buffer_capacity;
-        if (want > segment->bytes - start) want = (size_t)(segment->bytes - start);
-        r->buffer_bytes = 0;
-        if (r->config.follow != NULL)
-            r->buffer_lsn = nodedb_wal_durable_lsn(r->config.follow); /* before reading: all up to it is in there */
-        {
-            int error = nodedb__read_all(&r->io, r->fd, r->buffer, want, start);
-            if (error != 0) {
-                nodedb_status status =
-                    nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot read %zu bytes at offset %llu of %s/%020llu.wal",
-                                 want, (unsigned long long)start, r->dir, (unsigned long long)segment->first_lsn);
-                if (err != NULL) err->offset = start;
-                return status;
-            }
-        }
-        r->window = r->buffer;
-        r->buffer_offset = start;
-        r->buffer_bytes = want;
-    }
-    *view = r->window + (offset - r->buffer_offset);
-    *available = r->buffer_bytes - (size_t)(offset - r->buffer_offset);
-    return NODEDB_OK;
-}
-
-static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t offset, nodedb_wal__parsed *parsed,
-                                              nodedb_wal_record *record, uint32_t *flags, size_t *total,
-                                              nodedb_error *err) {
-    const nodedb_wal__segment *segment = &r->list.at[r->index];
-    const unsigned char *view;
-    size_t available;
-    nodedb_status status = nodedb_wal__reader_view(r, offset, NODEDB_WAL_RECORD_HEADER_BYTES, &view, &available, err);
-    if (status != NODEDB_OK) return status;
-    *parsed = nodedb_wal__parse(view, available, segment, offset, offset < r->trusted_until, record, flags, total);
-    if (*parsed != NODEDB_WAL__MORE) return NODEDB_OK;
-    if (*total > segment->bytes - offset) {
-        *parsed = NODEDB_WAL__BAD; /* no record reaches past its segment */
-        return NODEDB_OK;
-    }
-    status = nodedb_wal__reader_view(r, offset, *total, &view, &available, err);
-    if (status == NODEDB_OK) *parsed = nodedb_wal__parse(view, available, segment, offset, false, record, flags, total);
-    return status;
-}
-
-/* Looks behind a bad spot of the open segment: the highest watermark of any whole record there, the lowest LSN, and how
- * far there are bytes that are not zero. Records begin at multiples of the block, or right behind one another. */
-static nodedb_status nodedb_wal__look_behind(nodedb_wal_reader *r, uint64_t from, uint64_t *watermark,
-                                             uint64_t *lowest_lsn, uint64_t *last_nonzero, nodedb_error *err) {
-    const nodedb_wal__segment *segment = &r->list.at[r->index];
-    uint64_t at = from, checked = 0;
-    while (at < segment->bytes) {
-        uint64_t next = nodedb_wal__round_up(at + 1, segment->block_bytes);
-        nodedb_wal__parsed parsed;
-        nodedb_wal_record record;
-        uint32_t flags;
-        size_t total = 0;
-        nodedb_status status = nodedb_wal__reader_parse(r, at, &parsed, &record, &flags, &total, err);
-        if (status != NODEDB_OK) return status;
-        if (parsed == NODEDB_WAL__RECORD) {
-            if (record.watermark > *watermark) *watermark = record.watermark;
-            if (record.lsn < *lowest_lsn) *lowest_lsn = record.lsn;
-            next = at + total;
-        }
-        /* in a recycled file what has no header of this segment is of an earlier one */
-        if (parsed != NODEDB_WAL__ZERO && (!segment->recycled || total > 0)) *last_nonzero = next;
-        checked += total;
-        if (checked > 4 * segment->bytes) { /* many false headers, one in another: made by hand, not by a crash */
-            *watermark = UINT64_MAX;
-            return NODEDB_OK;
-        }
-        at = next;
-    }
-    return NODEDB_OK;
-}
-
-/* A record begins at `position`, the start of a block: of a group as well, if it says so. */
-static void nodedb_wal__note_group(nodedb_wal_reader *r, uint32_t flags) {
-    uint32_t blocks = flags >> NODEDB_WAL__GROUP_BLOCKS_SHIFT & NODEDB_WAL__GROUP_BLOCKS_MASK;
-    if (blocks == 0) return;
-    r->group_offset = r->position;
-    r->group_bytes = (uint64_t)blocks * r->list.at[r->index].block_bytes;
-    r->group_zeros = flags >> NODEDB_WAL__GROUP_ZEROS_SHIFT;
-}
-
-/* A bad spot inside a group, and the reader did not come through its beginning: goes there from the segment's. */
-static nodedb_status nodedb_wal__find_group(nodedb_wal_reader *r, nodedb_error *err) {
-    const nodedb_wal__segment *segment = &r->list.at[r->index];
-    uint64_t bad = r->position;
-    nodedb_status status = NODEDB_OK;
-    for (r->position = segment->block_bytes; r->position < bad;) {
-        nodedb_wal__parsed parsed;
-        nodedb_wal_record record;
-        uint32_t flags;
-        size_t total = 0;
-        status = nodedb_wal__reader_parse(r, r->position, &parsed, &record, &flags, &total, err);
-        if (status != NODEDB_OK || (parsed != NODEDB_WAL__RECORD && parsed != NODEDB_WAL__ZERO)) break;
-        if (parsed == NODEDB_WAL__RECORD && r->position % segment->block_bytes == 0) nodedb_wal__note_group(r, flags);
-        r->position = parsed == NODEDB_WAL__RECORD
-                          ? r->position + total
-                          : nodedb_wal__round_up(r->position + 1, segment->block_bytes);
-    }
-    r->position = bad;
-    return status;
-}
-
-/* In a recycled file: is this record `lsn`, for certain written and changed since, and not torn? What was in the file
- * before is not known, but a sector that holds a header of this segment is new. So it is certain of a header that one
- * changed bit explains, as so much of it is known, and of a payload that lies in the sectors of its header, or where
- * one bit does that lies there. A payload's checksum is off by what the bit contributes, which is found from its end
- * backwards. Elsewhere a stale sector may be one bit off as well, so it counts as torn. */
-static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, const nodedb_wal__segment *segment,
-                                    uint64_t lsn, uint64_t offset) {
-    unsigned char header[NODEDB_WAL_RECORD_HEADER_BYTES];
-    size_t at, known; /* up to here the sectors are new */
-    uint32_t bit, bits, off, by = UINT32_C(0x82F63B78); /* what the last bit of a text contributes to its CRC-32C */
-    if (available < sizeof header) return false;
-    memcpy(header, p, sizeof header);
-    for (bit = 0; !nodedb_wal__good_header(p, segment) && bit < NODEDB_WAL__SIGNED_BYTES * 8; bit++) {
-        header[bit / 8] ^= (unsigned char)(1u << bit % 8);
-        if (nodedb_wal__good_header(header, segment) && nodedb_get_u64(header + 8) == lsn) return true;
-        header[bit / 8] ^= (unsigned char)(1u << bit % 8);
-    }
-    bits = nodedb_get_u32(p + 32) <= NODEDB_WAL__ONE_BIT_BYTES ? nodedb_get_u32(p + 32) * 8 + 32 : 0;
-    if (!nodedb_wal__good_header(p, segment) || nodedb_get_u64(p + 8) != lsn || bits == 0 ||
-        available < nodedb_wal__record_bytes(nodedb_get_u32(p + 32)))
-        return false;
-    off = nodedb_get_u32(p + 60) ^ nodedb_crc32c(nodedb_wal__sum_payload(p, segment->seed), p + 56, 4);
-    if ((off & (off - 1)) == 0) return true; /* the checksum itself */
-    at = NODEDB_WAL_RECORD_HEADER_BYTES + nodedb_get_u32(p + 32);
-    known = (size_t)(nodedb_wal__round_up(offset + NODEDB_WAL_RECORD_HEADER_BYTES, NODEDB_WAL__SECTOR_BYTES) - offset);
-    if (at <= known) return true;
-    for (bit = 0; bit < bits; bit++, by = by >> 1 ^ (UINT32_C(0x82F63B78) & (0 - (by & 1))))
-        if (bit >= 32 && by == off) return at - 1 - (bit - 32) / 8 < known;
-    return false;
-}
-
-/* No later record vouches for record `expected`, which cannot be read at `position`. Was it, all the same, written as a
- * whole and damaged since? */
-static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, nodedb_error *err) {
-    const nodedb_wal__segment *segment = &r->list.at[r->index];
-    uint64_t at, end, start = r->position / NODEDB_WAL__SECTOR_BYTES * NODEDB_WAL__SECTOR_BYTES;
-    const unsigned char *view;
-    size_t available, want = NODEDB_WAL_RECORD_HEADER_BYTES + NODEDB_WAL__ONE_BIT_BYTES;
-    uint32_t zeros = 0, flags;
-    nodedb_status status = NODEDB_OK;
-    *damaged = false;
-    if (r->position >= segment->bytes || segment->block_bytes % NODEDB_WAL__SECTOR_BYTES != 0) return NODEDB_OK;
-    if (r->group_bytes == 0 && r->position > segment->block_bytes) status = nodedb_wal__find_group(r, err);
-    want += (size_t)(r->position - start);
-    if (status == NODEDB_OK) status = nodedb_wal__reader_view(r, start, want, &view, &available, err);
-    if (status != NODEDB_OK) return status;
-    if (r->group_bytes == 0 || r->position >= r->group_offset + r->group_bytes) { /* the first record of a group */
-        if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
-        flags = nodedb_get_u32(view + 36);
-        if (!nodedb_wal__good_header(view, segment)) {
-            *damaged =
-                !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected, r->position);
-            return NODEDB_OK; /* not zero any more, so it was written, and as a sector it was written whole */
-        }
-        if (nodedb_get_u64(view + 8) != r->expected) return NODEDB_OK;
-        nodedb_wal__note_group(r, flags);
-    }
-    if (segment->recycled) {
-        *damaged = nodedb_wal__one_bit_off(view + (r->position - start), available - (size_t)(r->position - start),
-                                           segment, r->expected, r->position);
-        return NODEDB_OK;
-    }
-    end = r->group_offset + r->group_bytes;
-    if (end > segment->bytes || r->group_zeros == NODEDB_WAL__GROUP_ZEROS_MAX) return NODEDB_OK;
-    for (at = r->group_offset; status == NODEDB_OK && at < end; at += segment->block_bytes) {
-        status = nodedb_wal__reader_view(r, at, segment->block_bytes, &view, &available, err);
-        if (status == NODEDB_OK) zeros += nodedb_wal__zero_sectors(view, segment->block_bytes);
-    }
-    *damaged = status == NODEDB_OK && zeros <= r->group_zeros;
-    return status;
-}
-
-/* Is record `lsn` at `offset` by now? Waits a little first, where there may be a writer. */
-static nodedb_status nodedb_wal__reader_look_again(nodedb_wal_reader *r, uint64_t offset, uint64_t lsn, bool wait,
-                                                   bool *there, nodedb_error *err) {
-    nodedb_wal__parsed parsed;
-    nodedb_wal_record record;
-    nodedb_status status;
-    uint32_t flags;
-    size_t total;
-    *there = false;
-    if (wait && r->config.io.pread == NULL) (void)usleep(NODEDB_WAL__LOOK_US);
-    nodedb_wal__reader_forget(r);
-    if (offset >= r->list.at[r->index].bytes) return NODEDB_OK;
-    status = nodedb_wal__reader_parse(r, offset, &parsed, &record, &flags, &total, err);
-    *there = status == NODEDB_OK && parsed == NODEDB_WAL__RECORD && record.lsn == lsn;
-    return status;
-}
-
-/* Record `expected` cannot be read at `position`: the end of the log, or damage? Sets ended, or fails with CORRUPT. */
-static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error *err) {
-    uint64_t missing = r->expected, offset = r->position, watermark = 0, lowest = UINT64_MAX,
-             last_nonzero = r->position;
-    uint64_t segment_lsn = r->list.at[r->index].first_lsn;
-    size_t here = r->index;
-    nodedb_status status = NODEDB_OK;
-    bool damaged = false, sealed = r->sealed;
-    int looks;
-    if (r->sealed) {
-        /* closed in order: the writer never comes back to this segment */
-    } else status = nodedb_wal__look_behind(r, offset, &watermark, &lowest, &last_nonzero, err);
-    if (status != NODEDB_OK) return status;
-    if (here + 1 < r->list.count) {
-        const nodedb_wal__segment *next = &r->list.at[here + 1];
-        if (next->watermark > watermark) watermark = next->watermark;
-        if (next->first_lsn < lowest) lowest = next->first_lsn;
-        if (next->first_lsn <= missing || sealed || here + 2 < r->list.count) {
-            /* it begins with another record than it must (behind a seal too), or it has a follower: then all before it
-             * was durable */
-            if (watermark < missing) watermark = missing;
-        } else if (watermark < missing) {
-            uint64_t ignored = 0;
-            nodedb_error why;
-            memset(&why, 0, sizeof why);
-            status = nodedb_wal__reader_enter(r, here + 1, &why);
-            if (status == NODEDB_OK)
-                status = nodedb_wal__look_behind(r, next->block_bytes, &watermark, &lowest, &ignored, &why);
-            if (status == NODEDB_ERR_IO && why.sys_errno == ENOENT) status = NODEDB_OK; /* buried since it was listed */
-            if (status == NODEDB_OK) status = nodedb_wal__reader_enter(r, here, &why);
-            if (status != NODEDB_OK) {
-                if (err != NULL) *err = why;
-                return status;
-            }
-            r->expected = missing, r->position = offset, r->sealed = sealed;
-        }
-    }
-    if (r->config.follow != NULL && missing <= nodedb_wal_durable_lsn(r->config.follow)) watermark = missing;
-    if (watermark < missing && !r->sealed) status = nodedb_wal__reader_damaged(r, &damaged, err);
-    for (looks = 0; looks < NODEDB_WAL__DAMAGE_LOOKS && status == NODEDB_OK; looks++) {
-        bool there = false; /* before it is said: a writer may be filling the spot */
-        if (watermark < missing && !damaged) break;
-        status = nodedb_wal__reader_look_again(r, offset, missing, looks > 0, &there, err);
-        if (there) return NODEDB_OK;
-    }
-    if (status != NODEDB_OK) return status;
-    if (watermark >= missing || damaged) {
-        uint64_t last = lowest > missing && lowest != UINT64_MAX ? lowest - 1 : missing;
-        status = nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
-                              "%s/%020llu.wal: %s records %llu to %llu cannot be read at offset %llu",
-                              nodedb__path_end(r->dir), (unsigned long long)segment_lsn,
-                              watermark >= missing ? "acknowledged" : "wholly written",
-                              (unsigned long long)missing, (unsigned long long)last, (unsigned long long)offset);
-        if (err != NULL) err->lsn = missing, err->offset = offset;
-        return status;
-    }
-    r->stats.torn_bytes = last_nonzero - offset;
-    r->ended = true;
-    return NODEDB_OK;
-}
-
-/* A followed log has new segments. Keeps the place. */
-static nodedb_status nodedb_wal__reader_refresh(nodedb_wal_reader *r, nodedb_error *err) {
-    nodedb_wal__list fresh;
-    uint64_t here = r->list.at[r->index].first_lsn;
-    nodedb_status status = nodedb_wal__list_segments(&r->io, &r->config.allocator, r->dir, &fresh, err);
+static void nodedb_wal__sealing_of_preamble(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
+                                            const unsigned char *preamble) {
+    uint64_t hash = nodedb_get_u32(preamble + NODEDB_WAL__SIGNED_BYTES - 4);
     size_t i;
-    if (status != NODEDB_OK) return status;
-    for (i = 0; i < fresh.count && fresh.at[i].first_lsn != here; i++) {}
-    if (i == fresh.count) {
-        nodedb_wal__list_free(&fresh);
-        (void)nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s/%020llu.wal was truncated while it was being followed",
-                           r->dir, (unsigned long long)here);
-        if (err != NULL) err->lsn = r->expected;
-        return NODEDB_ERR_NOT_FOUND;
-    }
-    nodedb_wal__list_free(&r->list);
-    r->list = fresh;
-    r->index = i;
+    for (i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
+    nodedb_wal__sealing(s, segment, preamble, NODEDB_WAL__SIGNED_BYTES, hash | UINT64_C(1) << 63);
+}
+
+/* `header` holds the segment's preamble in its first half; the record's header goes into the other. */
+static void nodedb_wal__sealing_of_record(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
+                                          unsigned char *header, const unsigned char *record) {
+    uint64_t lsn = nodedb_get_u64(record + 8);
+    memcpy(header + NODEDB_WAL__SIGNED_BYTES, record, NODEDB_WAL__SIGNED_BYTES);
+    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + 36, nodedb_get_u32(record + 36) & NODEDB_WAL__FLAG_SEAL);
+    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + 56, 0); /* those two are not known before the group is closed */
+    nodedb_wal__sealing(s, segment, header, 2 * NODEDB_WAL__SIGNED_BYTES, lsn);
+    s->lsn = lsn;
+}
+
+/* The key check goes behind the preamble in its block. */
+static nodedb_status nodedb_wal__seal_preamble(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
+                                               unsigned char *block, nodedb_error *err) {
+    nodedb_wal_sealing s;
+    nodedb_status status;
+    unsigned char *tag = block + NODEDB_WAL_PREAMBLE_BYTES;
+    nodedb_wal__sealing_of_preamble(&s, segment, block);
+    status = cipher->seal(cipher->ctx, &s, tag, 0, tag);
+    if (status == NODEDB_OK) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal the preamble of %020llu.wal with key %u: %s",
+                        (unsigned long long)segment->first_lsn, (unsigned)segment->key_id, nodedb_status_text(status));
+}
+
+/* Has the cipher the key of this segment? `block` begins with its preamble. */
+static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, const char *dir,
+                                           const nodedb_wal__segment *segment, const unsigned char *block,
+                                           nodedb_error *err) {
+    nodedb_wal_sealing s;
+    nodedb_status status;
+    unsigned char nothing[1];
+    const unsigned char *tag = block + NODEDB_WAL_PREAMBLE_BYTES;
+    nodedb_wal__sealing_of_preamble(&s, segment, block);
+    status = cipher->open(cipher->ctx, &s, tag, 0, tag, nothing);
+    if (status == NODEDB_OK) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_KEY, 0, "%s/%020llu.wal is encrypted with key %u: %s", nodedb__path_end(dir),
+                        (unsigned long long)segment->first_lsn, (unsigned)segment->key_id,
+                        status == NODEDB_ERR_CORRUPT
+                            ? "the cipher's key of that number is another, or the preamble was altered"
+                            : "the cipher has no such key");
+}
+
+/* Encrypts a record that nodedb_wal__encode_record made, where it stands. There is room for the tag. */
+static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
+                                             unsigned char *header, unsigned char *at, nodedb_error *err) {
+    uint32_t bytes = nodedb_get_u32(at + 32), stored = bytes + NODEDB_WAL_TAG_BYTES;
+    size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + stored;
+    unsigned char *text = at + NODEDB_WAL_RECORD_HEADER_BYTES;
+    nodedb_wal_sealing s;
+    nodedb_status status;
+    assert(segment->key_id != 0 && stored <= NODEDB_WAL_MAX_PAYLOAD_BYTES);
+    nodedb_put_u16(at + 6, (uint16_t)(nodedb_get_u16(at + 6) | NODEDB_WAL_ENCRYPTED));
+    nodedb_put_u32(at + 32, stored);
+    nodedb_wal__sealing_of_record(&s, segment, header, at);
+    assert(s.lsn != 0 && s.lsn >> 63 == 0 && s.epoch <= UINT32_MAX); /* the nonce's fields hold them */
+    status = cipher->seal(cipher->ctx, &s, text, bytes, text + bytes);
+    if (status != NODEDB_OK)
+        return nodedb_fail(err, NODEDB_ERR_KEY, 0, "the cipher could not seal record %llu with key %u: %s",
+                            (unsigned long long)s.lsn, (unsigned)segment->key_id, nodedb_status_text(status));
+    memset(at + end, 0, nodedb_wal__record_bytes(stored) - end);
     return NODEDB_OK;
 }
 
@@ -3092,18 +6064,8 @@ static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_erro
     if (segment->key_id == 0 || r->config.keep_encrypted || r->config.cipher.open == NULL) return NODEDB_OK;
     status = nodedb_wal__reader_view(r, 0, NODEDB_WAL_PREAMBLE_BYTES + NODEDB_WAL_TAG_BYTES, &view, &available, err);
     if (status != NODEDB_OK) return status;
-    memcpy(r->header, view, NODEDB_WAL__SIGNED_BYTES);
+    memcpy(r->unsealed.header, view, NODEDB_WAL__SIGNED_BYTES);
     return nodedb_wal__check_key(&r->config.cipher, r->dir, segment, view, err);
-}
-
-static nodedb_status nodedb_wal__reader_altered(nodedb_wal_reader *r, uint64_t lsn, const char *how,
-                                                nodedb_error *err) {
-    nodedb_status status =
-        nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s/%020llu.wal: record %llu at offset %llu was altered: %s",
-                     nodedb__path_end(r->dir), (unsigned long long)r->list.at[r->index].first_lsn,
-                     (unsigned long long)lsn, (unsigned long long)r->position, how);
-    if (err != NULL) err->lsn = lsn, err->offset = r->position;
-    return status;
 }
 
 /* A good record of an encrypted segment becomes what was appended, if the cipher opens it. */
@@ -3113,19 +6075,19 @@ static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal
     size_t bytes = record->payload_bytes - NODEDB_WAL_TAG_BYTES;
     nodedb_wal_sealing s;
     nodedb_status status;
-    if (bytes > r->plain_capacity || r->plain == NULL) {
+    if (bytes > r->unsealed.capacity || r->unsealed.text == NULL) {
         size_t capacity = bytes + bytes / 2; /* so that it does not grow with each record that is a bit larger */
         if (capacity < NODEDB_WAL_MIN_BLOCK_BYTES) capacity = NODEDB_WAL_MIN_BLOCK_BYTES;
         if (capacity > NODEDB_WAL_MAX_PAYLOAD_BYTES) capacity = NODEDB_WAL_MAX_PAYLOAD_BYTES;
-        nodedb__release(&r->config.allocator, r->plain, r->plain_capacity);
-        r->plain = (unsigned char *)nodedb__alloc(&r->config.allocator, capacity, NODEDB_CACHE_LINE_BYTES);
-        r->plain_capacity = r->plain != NULL ? capacity : 0;
-        if (r->plain == NULL)
+        nodedb__release(&r->config.allocator, r->unsealed.text, r->unsealed.capacity);
+        r->unsealed.text = (unsigned char *)nodedb__alloc(&r->config.allocator, capacity, NODEDB_CACHE_LINE_BYTES);
+        r->unsealed.capacity = r->unsealed.text != NULL ? capacity : 0;
+        if (r->unsealed.text == NULL)
             return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to decrypt %zu bytes of %s", capacity,
                                 nodedb__path_end(r->dir));
     }
-    nodedb_wal__sealing_of_record(&s, segment, r->header, text - NODEDB_WAL_RECORD_HEADER_BYTES);
-    status = r->config.cipher.open(r->config.cipher.ctx, &s, text, bytes, text + bytes, r->plain);
+    nodedb_wal__sealing_of_record(&s, segment, r->unsealed.header, text - NODEDB_WAL_RECORD_HEADER_BYTES);
+    status = r->config.cipher.open(r->config.cipher.ctx, &s, text, bytes, text + bytes, r->unsealed.text);
     if (status == NODEDB_ERR_CORRUPT) return nodedb_wal__reader_altered(r, record->lsn, "its tag does not fit", err);
     if (status != NODEDB_OK) {
         (void)nodedb_fail(err, NODEDB_ERR_KEY, 0, "the cipher could not open record %llu of %s with key %u: %s",
@@ -3135,2492 +6097,9 @@ static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal
         return NODEDB_ERR_KEY;
     }
     record->type = (uint16_t)(record->type & ~NODEDB_WAL_ENCRYPTED);
-    record->payload = r->plain;
+    record->payload = r->unsealed.text;
     record->payload_bytes = (uint32_t)bytes;
     return NODEDB_OK;
-}
-
-/* Counts a good record and says in *deliver whether the caller gets it. Of an encrypted one the cipher checks also what
- * the caller does not get, a seal or an unknown type, from deliver_from on; but where one type is looked for, only
- * that. */
-static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_record *record, uint32_t flags,
-                                               size_t total, bool *deliver, nodedb_error *err) {
-    bool encrypted = (record->type & NODEDB_WAL_ENCRYPTED) != 0;
-    r->sealed = (flags & NODEDB_WAL__FLAG_SEAL) != 0;
-    if (r->sealed) r->sealed_lsn = record->lsn;
-    *deliver = !r->sealed && record->lsn >= r->deliver_from &&
-               (r->only == 0 || (record->type & NODEDB_WAL_TYPE_MASK) == r->only);
-    if (encrypted != (r->list.at[r->index].key_id != 0))
-        return nodedb_wal__reader_altered(r, record->lsn, encrypted ? "its segment is not encrypted, and it is"
-                                                                    : "its segment is encrypted, and it is not", err);
-    if (encrypted && record->payload_bytes < NODEDB_WAL_TAG_BYTES)
-        return nodedb_wal__reader_altered(r, record->lsn, "it is too short for a tag", err);
-    if (encrypted && (r->only == 0 ? record->lsn >= r->deliver_from : *deliver) && !r->config.keep_encrypted &&
-        r->config.cipher.open != NULL) {
-        nodedb_status status = nodedb_wal__reader_decrypt(r, record, err);
-        if (status != NODEDB_OK) return status;
-    }
-    if (*deliver && !nodedb_wal__known_type(record->type)) {
-        if ((record->type & NODEDB_WAL_REQUIRED) != 0)
-            return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "record %llu of %s has the unknown required type %u",
-                                (unsigned long long)record->lsn, r->dir,
-                                (unsigned)(record->type & NODEDB_WAL_TYPE_MASK));
-        *deliver = false;
-        r->stats.skipped++;
-    }
-    if (*deliver && (record->type & NODEDB_WAL_ENCRYPTED) != 0 && !r->config.keep_encrypted) {
-        (void)nodedb_fail(err, NODEDB_ERR_KEY, 0, "record %llu of %s is encrypted with key %u, and there is no cipher",
-                           (unsigned long long)record->lsn, nodedb__path_end(r->dir),
-                           (unsigned)r->list.at[r->index].key_id);
-        if (err != NULL) err->lsn = record->lsn, err->offset = r->position;
-        return NODEDB_ERR_KEY;
-    }
-    if (*deliver && nodedb_wal__is_dropped(r, record)) {
-        *deliver = false;
-        r->stats.dropped++;
-    }
-    if (r->position % r->list.at[r->index].block_bytes == 0) nodedb_wal__note_group(r, flags);
-    r->position += total;
-    r->expected++;
-    if (*deliver) r->stats.records++, r->stats.payload_bytes += record->payload_bytes;
-    return NODEDB_OK;
-}
-
-static nodedb_status nodedb_wal__reader_advance(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err) {
-    for (;;) {
-        const nodedb_wal__segment *segment = &r->list.at[r->index];
-        nodedb_wal__parsed parsed = NODEDB_WAL__BAD;
-        nodedb_status status;
-        uint32_t flags;
-        size_t total;
-        bool deliver, padding = false;
-        if (r->config.until_lsn != 0 && r->expected > r->config.until_lsn) return NODEDB_ERR_AGAIN;
-        if (r->config.follow != NULL) {
-            if (r->expected > nodedb_wal_durable_lsn(r->config.follow)) return NODEDB_ERR_AGAIN;
-            if (r->expected > r->buffer_lsn)
-                r->buffer_bytes = 0; /* read before this record was durable: perhaps half of it */
-            r->ended = false;
-        }
-        if (r->ended) return NODEDB_ERR_AGAIN;
-        if (r->index + 1 < r->list.count && r->list.at[r->index + 1].first_lsn == r->expected) {
-            status = nodedb_wal__reader_enter(r, r->index + 1, err);
-            if (status != NODEDB_OK) return status;
-            continue;
-        }
-        if (r->position < segment->bytes) {
-            status = nodedb_wal__reader_parse(r, r->position, &parsed, record, &flags, &total, err);
-            if (status != NODEDB_OK) return status;
-        }
-        if (parsed == NODEDB_WAL__ZERO && r->position % segment->block_bytes != 0) {
-            const unsigned char *view;
-            size_t available, bytes = (size_t)(segment->block_bytes - r->position % segment->block_bytes);
-            status = nodedb_wal__reader_view(r, r->position, bytes, &view, &available, err);
-            if (status != NODEDB_OK) return status;
-            padding = nodedb_wal__all_zero(view, bytes);
-        }
-        if (parsed == NODEDB_WAL__RECORD && record->lsn == r->expected) {
-            record->source = r;
-            status = nodedb_wal__reader_accept(r, record, flags, total, &deliver, err);
-            if (status != NODEDB_OK || deliver) return status;
-        } else if (padding) {
-            r->position = nodedb_wal__round_up(r->position, segment->block_bytes); /* the padding of a group */
-        } else if (r->config.follow != NULL && r->reread_lsn != r->expected) {
-            r->reread_lsn = r->expected; /* what was read ahead may be older than what is durable now: once more */
-            r->buffer_bytes = 0;
-            status = nodedb_wal__reader_refresh(r, err);
-            if (status != NODEDB_OK) return status;
-        } else {
-            status = nodedb_wal__reader_judge(r, err);
-            if (status != NODEDB_OK) return status;
-        }
-    }
-}
-
-NODEDB_WAL_API void nodedb_wal_reader_close(nodedb_wal_reader *r) {
-    nodedb_allocator allocator;
-    if (r == NULL) return;
-    allocator = r->config.allocator;
-    if (r->list.at != NULL) nodedb_wal__reader_leave(r);
-    nodedb_wal__ahead_stop(r->ahead, &allocator);
-    nodedb_wal__stream_close(&r->stream);
-    nodedb_wal__list_free(&r->list);
-    nodedb_wal__tombstones_free(&r->tombstones, &allocator);
-    nodedb__release(&allocator, r->buffer, r->buffer_capacity);
-    nodedb__release(&allocator, r->plain, r->plain_capacity);
-    nodedb__release(&allocator, r, sizeof *r);
-}
-
-/* Is most of the log from segment `first` on in the page cache? A sample, of well under a millisecond. */
-static bool nodedb_wal__mostly_cached(const nodedb_wal_reader *r, size_t first) {
-    size_t segments = r->list.count - first, page = (size_t)sysconf(_SC_PAGESIZE), i, j, k, seen = 0, cached = 0;
-    size_t sample = segments < NODEDB_WAL__SAMPLE_SEGMENTS ? segments : NODEDB_WAL__SAMPLE_SEGMENTS;
-    for (i = 0; i < sample; i++) {
-        const nodedb_wal__segment *segment = &r->list.at[first + i * segments / sample];
-        char path[NODEDB_WAL__PATH_BYTES];
-        int error = 0;
-        unsigned char *map;
-        nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
-        map = (unsigned char *)nodedb_wal__map_segment(path, segment->bytes, &error);
-        for (j = 0; map != NULL && j < NODEDB_WAL__SAMPLE_PLACES; j++) {
-            unsigned char vector[NODEDB_WAL__SAMPLE_PAGES];
-            size_t at = (size_t)segment->bytes / NODEDB_WAL__SAMPLE_PLACES * j / page * page;
-            size_t bytes = (size_t)segment->bytes - at;
-            if (bytes > NODEDB_WAL__SAMPLE_PAGES * page) bytes = NODEDB_WAL__SAMPLE_PAGES * page;
-            memset(vector, 0, sizeof vector);
-            if (mincore(map + at, bytes, vector) != 0) continue;
-            for (k = 0; k * page < bytes; k++, seen++) cached += vector[k] & 1;
-        }
-        if (map != NULL) (void)munmap(map, (size_t)segment->bytes);
-    }
-    return cached * 2 >= seen;
-}
-
-/* Does this reader stream, beginning in segment `first`? One answer for the whole log, as it is mostly read whole. */
-static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
-    uint64_t bytes = 0;
-    size_t i;
-    int error;
-    if (r->config.io.pread != NULL || r->config.io.open != NULL || r->config.follow != NULL) return false;
-    if (r->config.access != NODEDB_WAL_ACCESS_AUTO && r->config.access != NODEDB_WAL_ACCESS_STREAMED) return false;
-    for (i = first; i < r->list.count; i++) {
-        bytes += r->list.at[i].bytes;
-        if (r->list.at[i].block_bytes > NODEDB_WAL__STREAM_CHUNK_BYTES) return false;
-    }
-    if (r->config.access == NODEDB_WAL_ACCESS_AUTO &&
-        (bytes < NODEDB_WAL__STREAM_FROM_BYTES || nodedb_wal__mostly_cached(r, first)))
-        return false;
-    error = nodedb_wal__stream_open(&r->stream, &r->config.allocator, r->dir, r->list.at, r->list.count);
-    if (error == -ENOSYS && r->config.access == NODEDB_WAL_ACCESS_AUTO) return false; /* not in this build */
-    if (error != 0)
-        nodedb_say(
-            &r->config.logger, NODEDB_LOG_WARNING,
-            "log %s: io_uring is refused (%s), so it is read through the page cache; allow the io_uring system calls "
-            "(seccomp, kernel.io_uring_disabled) for speed",
-            r->dir, strerror(-error));
-    return error == 0;
-}
-
-/* Opens at the segment that holds from_lsn, or at segment `at_segment` of the list counted from the end, if that is not
- * 0. */
-static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config *config, size_t from_end,
-                                                 nodedb_error *err) {
-    nodedb_wal_reader *r;
-    uint64_t gone = 0;
-    size_t i = 0;
-    if (config == NULL || config->dir == NULL || config->dir[0] == 0 ||
-        strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) {
-        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a log reader needs a directory of 1 to %d bytes",
-                           NODEDB_WAL_MAX_DIR_BYTES);
-        return NULL;
-    }
-    r = (nodedb_wal_reader *)nodedb__alloc_zero(&config->allocator, sizeof *r, NODEDB_CACHE_LINE_BYTES);
-    if (r == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a reader of %s", config->dir);
-        return NULL;
-    }
-    r->config = *config;
-    r->fd = r->stream.fd = -1;
-    memcpy(r->dir, config->dir, strlen(config->dir) + 1);
-    r->config.dir = r->dir;
-    r->io = nodedb__io_or_posix(&config->io);
-    r->may_map = (config->access == NODEDB_WAL_ACCESS_MAPPED || config->access == NODEDB_WAL_ACCESS_AUTO) &&
-                 config->io.pread == NULL && config->io.open == NULL;
-    if (nodedb_wal__list_segments(&r->io, &r->config.allocator, r->dir, &r->list, err) != NODEDB_OK) goto fail;
-    if (r->list.count == 0) {
-        (void)nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no log in %s", r->dir);
-        goto fail;
-    }
-    r->deliver_from = config->from_lsn;
-    if (config->until_lsn != 0 && config->until_lsn < r->list.at[0].first_lsn) gone = config->until_lsn;
-    if (config->from_lsn != 0 && config->from_lsn < r->list.at[0].first_lsn) gone = config->from_lsn;
-    if (gone != 0) {
-        (void)nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "record %llu of %s is not there any more: the oldest is %llu",
-                           (unsigned long long)gone, r->dir, (unsigned long long)r->list.at[0].first_lsn);
-        if (err != NULL) err->lsn = r->list.at[0].first_lsn;
-        goto fail;
-    }
-    if (nodedb_wal__reader_tombstones(r, err) != NODEDB_OK) goto fail;
-    while (i + 1 < r->list.count && r->list.at[i + 1].first_lsn <= config->from_lsn) i++;
-    if (from_end > 0) i = r->list.count > from_end ? r->list.count - from_end : 0;
-    r->may_stream = nodedb_wal__begin_streaming(r, i);
-    if (config->threads > 1 && r->may_map && !r->may_stream && config->follow == NULL &&
-        r->list.count - i >= NODEDB_WAL_PARALLEL_FROM_SEGMENTS)
-        r->ahead = nodedb_wal__ahead_start(&r->config.allocator, r->dir, r->list.at, r->list.count, i,
-                                           config->threads > NODEDB_WAL_MAX_THREADS ? NODEDB_WAL_MAX_THREADS
-                                                                                    : config->threads);
-    if (nodedb_wal__reader_enter(r, i, err) != NODEDB_OK) goto fail;
-    return r;
-fail:
-    nodedb_wal_reader_close(r);
-    return NULL;
-}
-
-NODEDB_WAL_API nodedb_wal_reader *nodedb_wal_reader_open(const nodedb_wal_reader_config *config, nodedb_error *err) {
-    return nodedb_wal__reader_new(config, 0, err);
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *r, nodedb_wal_record *record,
-                                                    nodedb_error *err) {
-    nodedb_status status;
-    if (r == NULL || record == NULL)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_reader_next needs a reader and a record");
-    if (r->failure.status == NODEDB_OK) {
-        status = nodedb_wal__reader_advance(r, record, &r->failure);
-        if (status == NODEDB_OK) return status;
-        if (status == NODEDB_ERR_AGAIN)
-            return nodedb_fail(err, status, 0, "the end of the log in %s, after record %llu", r->dir,
-                                (unsigned long long)(r->expected - 1));
-    }
-    if (err != NULL) *err = r->failure;
-    return r->failure.status;
-}
-
-NODEDB_WAL_API void nodedb_wal_reader_tell(const nodedb_wal_reader *r, nodedb_wal_cursor *cursor) {
-    cursor->lsn = r->expected;
-    cursor->segment_first_lsn = r->list.at[r->index].first_lsn;
-    cursor->offset = r->position;
-}
-
-NODEDB_WAL_API void nodedb_wal_reader_get_stats(const nodedb_wal_reader *r, nodedb_wal_reader_stats *stats) {
-    *stats = r->stats;
-}
-
-/* Goes to a place that nodedb_wal_reader_tell gave, if it is still what it was; else the records before it are read
- * over. */
-static void nodedb_wal__reader_seek(nodedb_wal_reader *r, const nodedb_wal_cursor *cursor) {
-    const nodedb_wal__segment *segment = &r->list.at[r->index];
-    nodedb_wal__parsed parsed;
-    nodedb_wal_record record;
-    nodedb_error ignored;
-    uint32_t flags;
-    size_t total;
-    if (cursor->segment_first_lsn != segment->first_lsn || cursor->offset < segment->block_bytes ||
-        cursor->offset >= segment->bytes)
-        return;
-    if (cursor->offset % 8 != 0 ||
-        nodedb_wal__reader_parse(r, cursor->offset, &parsed, &record, &flags, &total, &ignored) != NODEDB_OK)
-        return;
-    if (parsed != NODEDB_WAL__RECORD || record.lsn != cursor->lsn) return;
-    r->position = cursor->offset;
-    r->expected = cursor->lsn;
-    r->group_bytes = 0;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
-                                               void *ctx, nodedb_wal_reader_stats *stats, nodedb_error *err) {
-    nodedb_wal_reader_config own;
-    nodedb_wal_reader *r;
-    nodedb_wal_record record;
-    nodedb_status status;
-    bool refused = false;
-    if (config == NULL || apply == NULL)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_replay needs a config and a callback");
-    own = *config;
-    if (own.threads == 0) {
-        long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-        own.threads = cpus < 1 ? 1 : cpus > 4 ? 4 : (uint32_t)cpus;
-    }
-    {
-        nodedb_error opening;
-        memset(&opening, 0, sizeof opening);
-        r = nodedb_wal_reader_open(&own, &opening);
-        if (r == NULL) {
-            if (err != NULL) *err = opening;
-            return opening.status;
-        }
-    }
-    while ((status = nodedb_wal_reader_next(r, &record, err)) == NODEDB_OK) {
-        status = apply(ctx, &record);
-        if (status != NODEDB_OK) {
-            (void)nodedb_fail(err, status, 0, "the callback refused record %llu of %s", (unsigned long long)record.lsn,
-                               r->dir);
-            if (err != NULL) err->lsn = record.lsn;
-            refused = true;
-            break;
-        }
-    }
-    if (stats != NULL) *stats = r->stats;
-    if (status == NODEDB_ERR_AGAIN && !refused) {
-        status = NODEDB_OK;
-        if (own.from_lsn > r->expected && (own.until_lsn == 0 || r->expected <= own.until_lsn))
-            status =
-                nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
-                             "the log in %s ends at record %llu, before record %llu from which it is to be replayed",
-                             r->dir, (unsigned long long)(r->expected - 1), (unsigned long long)own.from_lsn);
-    }
-    nodedb_wal_reader_close(r);
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_config *config, nodedb_wal_cursor *cursor,
-                                                    size_t limit, nodedb_wal_apply_fn apply, void *ctx, bool *has_more,
-                                                    nodedb_error *err) {
-    nodedb_wal_reader_config own;
-    nodedb_wal_reader *r;
-    nodedb_wal_record record;
-    nodedb_error failure;
-    nodedb_status status;
-    bool refused = false;
-    size_t n = 0;
-    if (config == NULL || cursor == NULL || apply == NULL || has_more == NULL || limit == 0)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
-                            "nodedb_wal_replay_page needs a config, a cursor, a limit, a callback and has_more");
-    *has_more = false;
-    own = *config;
-    own.threads = 1;
-    if (own.access == NODEDB_WAL_ACCESS_AUTO) own.access = NODEDB_WAL_ACCESS_MAPPED;
-    if (cursor->lsn != 0) own.from_lsn = cursor->lsn;
-    memset(&failure, 0, sizeof failure);
-    r = nodedb_wal_reader_open(&own, &failure);
-    if (r == NULL) {
-        if (err != NULL) *err = failure;
-        return failure.status;
-    }
-    if (cursor->lsn != 0) nodedb_wal__reader_seek(r, cursor);
-    while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK) {
-        if (n == limit) {
-            *has_more = true;
-            break;
-        }
-        status = apply(ctx, &record);
-        if (status != NODEDB_OK) {
-            (void)nodedb_fail(&failure, status, 0, "the callback refused record %llu of %s",
-                               (unsigned long long)record.lsn, r->dir);
-            refused = true;
-            break;
-        }
-        nodedb_wal_reader_tell(r, cursor);
-        n++;
-    }
-    nodedb_wal_reader_close(r);
-    if (status == NODEDB_ERR_AGAIN && !refused) status = NODEDB_OK;
-    if (status != NODEDB_OK && err != NULL) *err = failure;
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *config, uint64_t unix_ns, uint64_t *lsn,
-                                               nodedb_error *err) {
-    nodedb_wal_reader_config reading;
-    nodedb_wal_record record;
-    nodedb_wal_reader *r;
-    nodedb_error failure;
-    nodedb_status status;
-    bool found = false;
-    if (config == NULL || lsn == NULL)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_lsn_at needs a config and a place for the LSN");
-    memset(&failure, 0, sizeof failure);
-    reading = *config;
-    reading.keep_dropped = true; /* anchors are of no collection */
-    reading.keep_encrypted = false;
-    r = nodedb_wal__reader_new(&reading, 0, &failure);
-    status = failure.status;
-    if (r != NULL) {
-        r->only = NODEDB_WAL_TYPE_LSN_ANCHOR;
-        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK)
-            if (record.payload_bytes == 8 && nodedb_get_u64(record.payload) <= unix_ns)
-                *lsn = record.lsn, found = true;
-        nodedb_wal_reader_close(r);
-    }
-    if (status == NODEDB_ERR_AGAIN && found) return NODEDB_OK;
-    if (status == NODEDB_ERR_AGAIN)
-        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no anchor in %s is as old as %llu ns since 1970",
-                            config->dir, (unsigned long long)unix_ns);
-    if (err != NULL) *err = failure;
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
-                                               nodedb_error *err) {
-    nodedb_wal_reader_config reading;
-    nodedb_wal__tombstones tombstones;
-    nodedb_wal_report own;
-    nodedb_wal_record record;
-    nodedb_error failure;
-    nodedb_status status;
-    nodedb_wal_reader *r;
-    memset(&own, 0, sizeof own);
-    memset(&failure, 0, sizeof failure);
-    memset(&reading, 0, sizeof reading);
-    if (config != NULL) reading = *config;
-    reading.keep_encrypted = reading.cipher.open == NULL;
-    reading.keep_dropped = true; /* the dead are looked at as well */
-    r = nodedb_wal_reader_open(&reading, &failure);
-    status = failure.status;
-    if (r != NULL) {
-        own.segments = r->list.count;
-        own.first_lsn = r->list.at[0].first_lsn;
-        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK)
-            own.records++, own.payload_bytes += record.payload_bytes - nodedb_wal__tag_bytes(record.type);
-        own.last_lsn = r->expected - 1;
-        own.torn_bytes = r->stats.torn_bytes;
-        own.sealed = r->sealed_lsn != 0 && r->sealed_lsn + 1 == r->expected && own.torn_bytes == 0;
-        if (status == NODEDB_ERR_AGAIN)
-            status = nodedb_wal__load_tombstones(&r->io, &r->config.allocator, r->dir, &r->list.at[r->list.count - 1],
-                                                 &tombstones, &failure);
-        if (status == NODEDB_OK) {
-            own.tombstones = tombstones.count;
-            own.tombstones_lsn = tombstones.covered_lsn;
-            nodedb_wal__tombstones_free(&tombstones, &r->config.allocator);
-        }
-        nodedb_wal_reader_close(r);
-    }
-    if (report != NULL) *report = own;
-    if (status != NODEDB_OK && err != NULL) *err = failure;
-    return status;
-}
-
-/* ---- room: the writer's state ------------------------------------------------------------------------------------ */
-
-/* One group buffer. Free, then open (records are copied in), then in flight, then done, then free again, in ring order.
- */
-typedef struct nodedb_wal__group {
-    unsigned char *buffer; /* its part of group_region */
-    unsigned char *large;  /* or a larger one, for one large record */
-    size_t large_bytes;
-    size_t used;
-    uint32_t records;
-    uint32_t committers; /* threads that want a record of this group durable */
-    uint32_t sleepers;   /* those of them that sleep until `word` changes, and have not had the lock since */
-    uint32_t word;       /* changed with the lock, read without: futex(2) */
-    uint64_t last_lsn, offset, submitted_ns;
-    uint32_t slot; /* of nodedb_wal.files */
-    uint32_t tries;
-    uint32_t first_sum; /* of the first record's payload: its header is completed when the group is closed */
-    bool finished;
-} nodedb_wal__group;
-
-/* One write or sync for the backend. */
-typedef struct nodedb_wal__op {
-    const void *data; /* NULL: sync only */
-    size_t bytes;
-    uint64_t offset;
-    int fd;
-    uint32_t file; /* index of fd among the registered files */
-    uint32_t tag;
-} nodedb_wal__op;
-
-typedef struct nodedb_wal__completion {
-    uint32_t tag;
-    int result; /* bytes, or -errno */
-} nodedb_wal__completion;
-
-/* How writing is done: begin it and hear of its end later (start with the lock; reap without it if it may wait; at most
- * one thread reaps at a time), or do it now (write: without the lock, several threads at once; 0 or -errno). The data
- * of a group is durable at the end of either. Two of them below; tests put others here, that fail. */
-typedef struct nodedb_wal__backend {
-    void (*start)(nodedb_wal *w, const nodedb_wal__op *op);
-    uint32_t (*reap)(nodedb_wal *w, bool wait, nodedb_wal__completion *done);
-    int (*write)(nodedb_wal *w, const nodedb_wal__op *op);
-} nodedb_wal__backend;
-
-typedef enum nodedb_wal__spare_state {
-    NODEDB_WAL__SPARE_NONE,
-    NODEDB_WAL__SPARE_FILLING, /* zeros up to spare.filled */
-    NODEDB_WAL__SPARE_READY
-} nodedb_wal__spare_state;
-
-/* The segment that comes next, while it is made: allocated, filled with zeros, synced, and only then named spare-N.wal.
- */
-typedef struct nodedb_wal__spare {
-    nodedb_wal__spare_state state;
-    int fd;
-    uint64_t bytes, filled, number;
-    bool busy;    /* an operation of the backend's is under way */
-    bool recycled; /* it was a segment before, else it is all zero */
-    bool refused; /* the disk was full: not tried again before it is needed */
-} nodedb_wal__spare;
-
-typedef struct nodedb_wal__pooled {
-    uint64_t number;
-    bool recycled; /* it was a segment before, else it is all zero */
-} nodedb_wal__pooled;
-
-typedef struct nodedb_wal__file {
-    nodedb_wal__segment segment;
-    int fd; /* -1: none */
-    uint32_t in_flight;
-} nodedb_wal__file;
-
-/* `lock` guards everything but durable_lsn, failed, and the groups' words, which are read without. Groups [tail, head)
- * are in flight, group `head` is open; a sequence number modulo `groups` is the group's index. At most one thread is in
- * the backend's reap at a time. Two segments at most are written: files[current], and the one before, until its groups
- * are done.
- *
- * Blocking commits. A thread that finds its record in the open group may lead it: it closes the group and writes it
- * itself, without the lock, while others fill the next one. (A ring's completion runs in the thread that submitted it,
- * and with 64 threads on two cores that one waits for its turn: 50,000 commits per second against 180,000 this way.)
- * The others sleep on their group's word, and when it is durable leave without the lock. What keeps the device busy is
- * few large groups, so the first leader waits a little for those that were just served and will be back at once, and a
- * second group goes only when it is large. Whoever lets the lock go looks whether sleepers are left with nobody to lead
- * or to reap, and wakes one: so somebody always does. */
-struct nodedb_wal {
-    char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
-    char description[160];
-    nodedb_wal_config config;
-    nodedb_io io;
-    uint32_t block_bytes;
-    int lock_fd, dir_fd, event_fd;
-    int open_flags;
-    pthread_mutex_t lock;
-    pthread_cond_t space; /* a group became free */
-    pthread_cond_t moved; /* durable_lsn has, for those in nodedb_wal_await */
-    uint32_t watchers;
-    uint32_t space_waiters; /* threads that wait for it */
-    nodedb_wal__group group[NODEDB_WAL_MAX_GROUPS];
-    uint64_t head, tail;
-    uint32_t started;     /* groups in flight that the backend was told to start: reaping ends them */
-    uint32_t wake;        /* bit i: all that sleep on group i's word are to be woken when the lock is let go */
-    uint32_t committers;  /* threads that want something durable, in all groups */
-    uint32_t crowd;       /* so many there were at once of late */
-    bool gathering;       /* a leader waits for others to join its group */
-    bool awake;           /* a sleeper looks instead of sleeping; cleared without the lock */
-    uint32_t gather_skip, gather_backoff;
-    uint64_t write_ns;    /* what leaders' writes take, a moving average */
-    bool polling;         /* the thread that reaps is in nodedb_wal_poll, and sees for itself what became durable */
-    bool passed;          /* nodedb_wal_poll found another thread reaping: what that leaves is to be signalled */
-    pthread_mutex_t sync_lock; /* see nodedb_wal__sync_file; taken without `lock` or inside it */
-    int sync_error;
-    nodedb_wal__backend backend;
-    nodedb_wal__file files[2];
-    uint32_t current;
-    uint64_t write_offset; /* where the next group goes in files[current] */
-    uint64_t durable_lsn __attribute__((aligned(8))); /* 32-bit machines read it whole only so */
-    uint64_t next_lsn, next_epoch, log_id;
-    nodedb_wal__segment *sealed; /* segments behind the current one, oldest first: what truncation works on */
-    size_t sealed_count, sealed_capacity;
-    uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* epochs of dead-E.wal files, to be removed when a segment is begun */
-    uint32_t dead_count;
-    unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* the current segment's preamble, and a record's header */
-    bool rollover; /* the next record begins a segment */
-    uint32_t small_next; /* so many of the next segments are small: the disk had no room for a whole one */
-    bool said_small;
-    nodedb_wal__spare spare;
-    nodedb_wal__pooled pool[NODEDB_WAL__MAX_SPARES]; /* further spare-N.wal files, of segment_bytes each */
-    uint32_t pool_count;
-    uint64_t spare_next;
-    unsigned char *zeros, *preamble;
-    unsigned char *group_region; /* all groups' buffers */
-    size_t group_region_bytes;
-    bool reaping, failed, wrote;
-    nodedb_error failure;
-    nodedb_wal__op ops[NODEDB_WAL__MAX_OPS]; /* POSIX backend: what waits for reap */
-    uint32_t op_count;
-#if !defined(NODEDB_NO_LIBURING)
-    struct io_uring ring;
-    bool has_ring, registered, fixed_files;
-    uint32_t in_kernel; /* operations begun and not reaped; buffers and files must outlive them */
-#endif
-    nodedb_wal_stats stats;
-    uint64_t latency[64 * 8]; /* counts by power of two and eighth of it, in ns */
-    nodedb_wal__tombstones tombstones;
-};
-
-static bool nodedb_wal__has_ring(const nodedb_wal *w) {
-#if !defined(NODEDB_NO_LIBURING)
-    return w->has_ring;
-#else
-    (void)w;
-    return false;
-#endif
-}
-
-static nodedb_status nodedb_wal__failed(nodedb_wal *w, nodedb_error *err) {
-    if (err != NULL) *err = w->failure;
-    return w->failure.status;
-}
-
-static void nodedb_wal__signal(nodedb_wal *w);
-
-/* All that sleep on this group's word will be woken, by whoever lets the lock go. */
-static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index) {
-    nodedb__store_release(&w->group[index].word, w->group[index].word + 1);
-    w->wake |= UINT32_C(1) << index;
-}
-
-/* Nothing is acknowledged from here on. The first reason is kept; everyone who waits is woken to hear it. */
-static nodedb_status nodedb_wal__break(nodedb_wal *w, int error, const char *what, uint64_t offset, nodedb_error *err) {
-    uint32_t i;
-    if (!w->failed) {
-        (void)nodedb_fail(&w->failure, NODEDB_ERR_IO, error,
-                           "the log in %s has failed and must be reopened: %s in segment %020llu at offset %llu",
-                           nodedb__path_end(w->dir), what, (unsigned long long)w->files[w->current].segment.first_lsn,
-                           (unsigned long long)offset);
-        w->failure.offset = offset;
-        nodedb__store_release(&w->failed, true);
-        nodedb_say(&w->config.logger, NODEDB_LOG_ERROR, "%s", w->failure.message);
-        nodedb_wal__signal(w);
-    }
-    for (i = 0; i < w->config.groups; i++) nodedb_wal__wake_group(w, i);
-    (void)pthread_cond_broadcast(&w->space);
-    (void)pthread_cond_broadcast(&w->moved);
-    return nodedb_wal__failed(w, err);
-}
-
-static void nodedb_wal__count_latency(nodedb_wal *w, uint64_t ns) {
-    uint32_t power = ns < 8 ? 3 : 63u - (uint32_t)__builtin_clzll(ns);
-    w->latency[power * 8 + (ns < 8 ? 0 : (uint32_t)(ns >> (power - 3)) & 7)]++;
-}
-
-static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
-    uint64_t total = 0, seen = 0;
-    uint32_t i;
-    for (i = 0; i < 64 * 8; i++) total += w->latency[i];
-    for (i = 0; i < 64 * 8; i++) {
-        seen += w->latency[i];
-        if (total > 0 && (double)seen >= fraction * (double)total) return (UINT64_C(8) + i % 8) << (i / 8 - 3);
-    }
-    return 0;
-}
-
-/* ---- room: the two backends: start an operation, and reap finished ones ------------------------------------------ */
-
-static void nodedb_wal__unlock(nodedb_wal *w);
-
-/* Makes nodedb_wal_fd readable; poll takes it back. With a ring the kernel does it for each completion. */
-static void nodedb_wal__signal(nodedb_wal *w) {
-    uint64_t one = 1;
-    ssize_t n = write(w->event_fd, &one, sizeof one);
-    (void)n; /* it can only fail when it is readable already */
-}
-
-/* ---- POSIX: what was started waits in `ops`; all of it is written, then each file is synced once ---- */
-
-static void nodedb_wal__posix_start(nodedb_wal *w, const nodedb_wal__op *op) {
-    assert(w->op_count < NODEDB_WAL__MAX_OPS);
-    w->ops[w->op_count++] = *op;
-    if (w->op_count == 1) nodedb_wal__signal(w);
-}
-
-/* Makes the groups in a file durable. Linux tells of a write that failed in the background once for each descriptor, to
- * whoever syncs first: so one thread syncs at a time, and an error is everybody's from then on. */
-static int nodedb_wal__sync_file(nodedb_wal *w, int fd) {
-    int error;
-    (void)pthread_mutex_lock(&w->sync_lock);
-    if (w->sync_error == 0) w->sync_error = w->io.sync(w->io.ctx, fd);
-    error = w->sync_error;
-    (void)pthread_mutex_unlock(&w->sync_lock);
-    return error;
-}
-
-static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
-    nodedb_wal__op ops[NODEDB_WAL__MAX_OPS];
-    uint32_t i, j, count = w->op_count;
-    uint64_t syncs = 0;
-    (void)wait; /* reaping is doing, so there is nothing to wait for */
-    if (count == 0) return 0;
-    memcpy(ops, w->ops, count * sizeof *ops);
-    w->op_count = 0;
-    nodedb_wal__unlock(w);
-    for (i = 0; i < count; i++) {
-        int error = 0;
-        done[i].tag = ops[i].tag;
-        done[i].result = (int)ops[i].bytes;
-        if (ops[i].data != NULL)
-            error = nodedb__write_all(&w->io, ops[i].fd, ops[i].data, ops[i].bytes, ops[i].offset);
-        if (error != 0) done[i].result = error;
-    }
-    for (i = 0; i < count; i++) {
-        int error;
-        if (ops[i].tag == NODEDB_WAL__TAG_FILL) continue; /* synced once, at the end */
-        for (j = 0; j < i && (ops[j].fd != ops[i].fd || ops[j].tag == NODEDB_WAL__TAG_FILL); j++) {}
-        if (j < i) continue;
-        error = ops[i].tag == NODEDB_WAL__TAG_FILL_SYNC ? w->io.sync(w->io.ctx, ops[i].fd)
-                                                        : nodedb_wal__sync_file(w, ops[i].fd);
-        syncs++;
-        for (j = i; error != 0 && j < count; j++)
-            if (ops[j].fd == ops[i].fd && done[j].result >= 0) done[j].result = error;
-    }
-    (void)pthread_mutex_lock(&w->lock);
-    w->stats.syncs += syncs;
-    return count;
-}
-
-/* One durable write. Where it goes past the page cache in one call, which hears of its own errors, and which a disk
- * that can does with one command. */
-static int nodedb_wal__posix_write(nodedb_wal *w, const nodedb_wal__op *op) {
-    int error;
-#if defined(RWF_DSYNC)
-    if (w->open_flags != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL) {
-        struct iovec part;
-        uint64_t offset = op->offset;
-        ssize_t n;
-        part.iov_base = (void *)(uintptr_t)op->data, part.iov_len = op->bytes;
-        do {
-            n = pwritev2(op->fd, &part, 1, (off_t)offset, RWF_DSYNC);
-            if (n > 0) part.iov_base = (char *)part.iov_base + n, part.iov_len -= (size_t)n, offset += (uint64_t)n;
-        } while ((n > 0 && part.iov_len > 0) || (n < 0 && errno == EINTR));
-        if (n >= 0) return part.iov_len == 0 ? 0 : -EIO;
-        if (errno != EOPNOTSUPP && errno != ENOSYS) return -errno;
-    }
-#endif
-    error = nodedb__write_all(&w->io, op->fd, op->data, op->bytes, op->offset);
-    return error != 0 ? error : nodedb_wal__sync_file(w, op->fd);
-}
-
-static const nodedb_wal__backend nodedb_wal__posix = {nodedb_wal__posix_start, nodedb_wal__posix_reap,
-                                                      nodedb_wal__posix_write};
-
-/* ---- io_uring ---- */
-
-#if !defined(NODEDB_NO_LIBURING)
-static void nodedb_wal__uring_start(nodedb_wal *w, const nodedb_wal__op *op) {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&w->ring);
-    int fd = w->fixed_files ? (int)op->file : op->fd;
-    assert(sqe != NULL); /* the ring has room for every tag at once */
-    if (op->data == NULL) io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    else if (w->registered && op->tag < NODEDB_WAL_MAX_GROUPS && op->data == (void *)w->group[op->tag].buffer)
-        io_uring_prep_write_fixed(sqe, fd, op->data, (unsigned)op->bytes, op->offset, (int)op->tag);
-    else io_uring_prep_write(sqe, fd, op->data, (unsigned)op->bytes, op->offset);
-    if (op->data != NULL && op->tag < NODEDB_WAL_MAX_GROUPS) sqe->rw_flags = RWF_DSYNC;
-    if (w->fixed_files) sqe->flags |= IOSQE_FIXED_FILE;
-    sqe->user_data = op->tag;
-    w->in_kernel++;
-    if (io_uring_submit(&w->ring) < 0) nodedb_wal__signal(w); /* short of memory it stays queued: reap submits it */
-}
-
-/* Hands over what a submit could not. False: nothing is in the kernel that a wait could end with. */
-static bool nodedb_wal__submit_rest(nodedb_wal *w) {
-    int result = 0;
-    if (io_uring_sq_ready(&w->ring) > 0) result = io_uring_submit(&w->ring);
-    if (result < 0 && result != -EAGAIN && result != -EBUSY && result != -ENOMEM && result != -EINTR)
-        (void)nodedb_wal__break(w, -result, "io_uring_enter failed", w->write_offset, NULL);
-    return w->in_kernel > io_uring_sq_ready(&w->ring);
-}
-
-static uint32_t nodedb_wal__uring_take(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
-    struct io_uring_cqe *cqe[NODEDB_WAL__MAX_OPS];
-    uint32_t i, n;
-    if (wait) {
-        int error;
-        do error = io_uring_wait_cqe(&w->ring, &cqe[0]);
-        while (error == -EINTR);
-    }
-    n = io_uring_peek_batch_cqe(&w->ring, cqe, NODEDB_WAL__MAX_OPS);
-    for (i = 0; i < n; i++) {
-        done[i].tag = (uint32_t)cqe[i]->user_data;
-        done[i].result = cqe[i]->res;
-    }
-    io_uring_cq_advance(&w->ring, n);
-    return n;
-}
-
-static uint32_t nodedb_wal__uring_reap(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
-    bool any = nodedb_wal__submit_rest(w);
-    uint32_t n;
-    if (io_uring_sq_ready(&w->ring) > 0) nodedb_wal__signal(w); /* an event loop must come again */
-    if (wait) nodedb_wal__unlock(w);
-    if (wait && !any) (void)sched_yield(); /* the kernel is short of memory: try again */
-    n = nodedb_wal__uring_take(w, wait && any, done);
-    if (wait) (void)pthread_mutex_lock(&w->lock);
-    assert(n <= w->in_kernel);
-    w->in_kernel -= n;
-    return n;
-}
-
-static const nodedb_wal__backend nodedb_wal__uring = {nodedb_wal__uring_start, nodedb_wal__uring_reap,
-                                                     nodedb_wal__posix_write};
-#endif
-
-/* Goes on with POSIX calls. Nothing may be in flight. */
-static void nodedb_wal__close_ring(nodedb_wal *w) {
-    w->backend = nodedb_wal__posix;
-#if !defined(NODEDB_NO_LIBURING)
-    assert(w->started == 0 && w->in_kernel == 0);
-    if (w->has_ring) io_uring_queue_exit(&w->ring);
-    w->has_ring = w->registered = w->fixed_files = false;
-#endif
-}
-
-/* The registered file `file` is `fd` from now on, or none (-1). Without that the descriptor itself does. */
-static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
-#if !defined(NODEDB_NO_LIBURING)
-    if (w->fixed_files && io_uring_register_files_update(&w->ring, file, &fd, 1) != 1) w->fixed_files = false;
-#else
-    (void)w, (void)file, (void)fd;
-#endif
-}
-
-static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err);
-
-static nodedb_wal__op nodedb_wal__group_op(const nodedb_wal *w, uint32_t index) {
-    const nodedb_wal__group *g = &w->group[index];
-    nodedb_wal__op op;
-    op.data = g->large != NULL ? g->large : g->buffer;
-    op.bytes = g->used;
-    op.offset = g->offset;
-    op.fd = w->files[g->slot].fd;
-    op.file = g->slot;
-    op.tag = index;
-    return op;
-}
-
-static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index) {
-    nodedb_wal__op op = nodedb_wal__group_op(w, index);
-    w->started++;
-    w->backend.start(w, &op);
-}
-
-/* Moves the durable LSN over all groups that are done, in order, and frees them. */
-static void nodedb_wal__retire_groups(nodedb_wal *w) {
-    uint64_t before = w->tail;
-    while (w->tail < w->head) {
-        nodedb_wal__group *g = &w->group[w->tail % w->config.groups];
-        if (!g->finished || w->failed) break;
-        assert(g->last_lsn > w->durable_lsn);
-        nodedb_wal__count_latency(w, nodedb_now_ns(&w->config.clock) - g->submitted_ns);
-        w->files[g->slot].in_flight--;
-        nodedb__release(&w->config.allocator, g->large, g->large_bytes);
-        g->large = NULL;
-        g->used = 0, g->records = 0, g->finished = false;
-        nodedb__store_release(&w->durable_lsn, g->last_lsn);
-        if (g->sleepers > 0) nodedb_wal__wake_group(w, (uint32_t)(w->tail % w->config.groups));
-        w->committers -= g->committers;
-        g->committers = g->sleepers = 0; /* they leave without the lock */
-        w->tail++;
-    }
-    if (w->space_waiters > 0) (void)pthread_cond_broadcast(&w->space);
-    if (w->tail != before && w->watchers > 0) (void)pthread_cond_broadcast(&w->moved);
-    if (w->tail != before && !(w->polling && nodedb_wal__has_ring(w)))
-        nodedb_wal__signal(w); /* an event loop may wait for what another thread reaped or wrote */
-}
-
-static void nodedb_wal__complete(nodedb_wal *w, const nodedb_wal__completion *c) {
-    if (c->tag < NODEDB_WAL_MAX_GROUPS) {
-        nodedb_wal__group *g = &w->group[c->tag];
-        w->started--;
-        if (c->result == (int)g->used) {
-            g->finished = true;
-            if (nodedb_wal__has_ring(w)) w->stats.syncs++;
-            return;
-        }
-        /* ECANCELED: the thread that had submitted it has ended, and the kernel dropped what it had queued for it */
-        if (c->result == -ECANCELED ||
-            ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
-            nodedb_wal__start_group(w, c->tag); /* the whole write again: nothing in it is acknowledged yet */
-            return;
-        }
-        (void)nodedb_wal__break(w, c->result < 0 ? -c->result : EIO, "writing a group failed", g->offset, NULL);
-        return;
-    }
-    w->spare.busy = false;
-    if (c->result < 0 && c->result != -EINTR && c->result != -EAGAIN && c->result != -ECANCELED) {
-        /* a spare segment holds nothing yet: give it up, a rollover makes another or reports why it cannot */
-        (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
-    } else if (c->tag == NODEDB_WAL__TAG_FILL && c->result > 0) w->spare.filled += (uint64_t)c->result;
-    else if (c->tag == NODEDB_WAL__TAG_FILL_SYNC && c->result >= 0) w->spare.filled = UINT64_MAX; /* synced */
-}
-
-/* With the lock, and nobody else reaping. Lets the lock go while it waits or writes. */
-static void nodedb_wal__reap(nodedb_wal *w, bool wait) {
-    nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
-    uint32_t i, n;
-    assert(!w->reaping);
-    w->reaping = true;
-    n = w->backend.reap(w, wait, done);
-    w->reaping = false;
-    for (i = 0; i < n; i++) nodedb_wal__complete(w, &done[i]);
-    nodedb_wal__retire_groups(w);
-    if (w->passed) nodedb_wal__signal(w);
-    w->passed = false;
-}
-
-/* ---- room: the writer's tombstones. All of it with the lock ------------------------------------------------------ */
-
-static size_t nodedb_wal__durable_tombstones(const nodedb_wal *w) {
-    size_t n = w->tombstones.count;
-    while (n > 0 && w->tombstones.at[n - 1].lsn > w->durable_lsn) n--;
-    return n;
-}
-
-/* Of the durable ones the newest of each collection stays. One that is not durable yet replaces none: a crash may lose
- * it. Answers how many durable ones there are then. */
-static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
-    nodedb_wal__tombstones *t = &w->tombstones;
-    size_t durable = nodedb_wal__durable_tombstones(w);
-    size_t kept;
-    if (durable == t->compact) return durable;
-    kept = nodedb_wal__newest_tombstones(t->at, durable);
-    if (kept > 1) qsort(t->at, kept, sizeof *t->at, nodedb_wal__by_lsn);
-    if (durable > kept) memmove(t->at + kept, t->at + durable, (t->count - durable) * sizeof *t->at);
-    t->count -= durable - kept;
-    t->compact = kept;
-    return kept;
-}
-
-/* A place for one more, before it has an LSN. */
-static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
-                                                   nodedb_wal_tombstone *stone, nodedb_error *err) {
-    nodedb_wal__tombstones *t = &w->tombstones;
-    memset(stone, 0, sizeof *stone);
-    stone->tenant = record->tenant;
-    stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
-    if (stone->collection == NODEDB_WAL_NO_COLLECTION)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a tombstone needs a collection, and %llu is none",
-                            (unsigned long long)NODEDB_WAL_NO_COLLECTION);
-    if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES) (void)nodedb_wal__tombstones_compact(w);
-    if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                            "the log in %s has %d tombstones: nodedb_wal_forget_tombstones those that no segment needs",
-                            nodedb__path_end(w->dir), NODEDB_WAL_MAX_TOMBSTONES);
-    if (t->count + t->reserved >= t->capacity) {
-        size_t capacity = t->capacity < 32 ? 64 : t->capacity * 2;
-        nodedb_wal_tombstone *grown =
-            (nodedb_wal_tombstone *)nodedb__alloc_zero(&w->config.allocator, capacity * sizeof *grown, 8);
-        if (grown == NULL)
-            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tombstones of %s",
-                                nodedb__path_end(w->dir));
-        if (t->count > 0) memcpy(grown, t->at, t->count * sizeof *grown);
-        nodedb__release(&w->config.allocator, t->at, t->capacity * sizeof *grown);
-        t->at = grown;
-        t->capacity = capacity;
-    }
-    t->reserved++;
-    return NODEDB_OK;
-}
-
-/* The end of a reservation; lsn 0: the record was not appended. */
-static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn) {
-    nodedb_wal__tombstones *t = &w->tombstones;
-    assert(t->reserved > 0 && t->count < t->capacity);
-    t->reserved--;
-    if (lsn == 0) return;
-    assert(t->count == 0 || t->at[t->count - 1].lsn < lsn);
-    t->at[t->count] = *stone;
-    t->at[t->count++].lsn = lsn;
-}
-
-/* Header, entries, checksum, through the preamble's block as nothing else needs it now. 0 or -errno. */
-static int nodedb_wal__encode_tombstones(nodedb_wal *w, int fd, const nodedb_wal_tombstone *at, size_t count) {
-    unsigned char *block = w->preamble;
-    size_t used = NODEDB_WAL__TOMBSTONES_HEADER_BYTES, i;
-    uint64_t offset = 0;
-    uint32_t crc = 0;
-    int error = 0;
-    memset(block, 0, used);
-    memcpy(block, "WALT", 4);
-    nodedb_put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
-    nodedb_put_u64(block + 8, w->log_id);
-    nodedb_put_u64(block + 16, w->durable_lsn);
-    nodedb_put_u32(block + 24, (uint32_t)count);
-    for (i = 0; i <= count && error == 0; i++) {
-        if (i == count || used + NODEDB_WAL__TOMBSTONE_BYTES > w->block_bytes) {
-            crc = nodedb_crc32c(crc, block, used);
-            error = nodedb__write_all(&w->io, fd, block, used, offset);
-            offset += used;
-            used = 0;
-        }
-        if (i == count) break;
-        nodedb_put_u64(block + used, at[i].lsn);
-        nodedb_put_u64(block + used + 8, at[i].collection);
-        nodedb_put_u32(block + used + 16, at[i].tenant);
-        nodedb_put_u32(block + used + 20, 0);
-        used += NODEDB_WAL__TOMBSTONE_BYTES;
-    }
-    nodedb_put_u32(block, crc);
-    return error != 0 ? error : nodedb__write_all(&w->io, fd, block, 4, offset);
-}
-
-/* Puts a new file in the place of the old one. 0 or -errno; *harmless: the disk is well, and the old file stands. */
-static int nodedb_wal__replace_tombstones(nodedb_wal *w, const nodedb_wal_tombstone *at, size_t count,
-                                          bool *harmless) {
-    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
-    int error, fd;
-    *harmless = true;
-    nodedb_wal__tombstones_path(from, w->dir, ".tmp");
-    nodedb_wal__tombstones_path(to, w->dir, "");
-    fd = w->io.open(w->io.ctx, from, O_RDWR | O_CREAT | O_TRUNC, 0644);
-    if (fd < 0) return fd;
-    error = nodedb_wal__encode_tombstones(w, fd, at, count);
-    if (error == 0) error = w->io.sync(w->io.ctx, fd);
-    (void)w->io.close(w->io.ctx, fd);
-    if (error == 0) error = w->io.rename(w->io.ctx, from, to);
-    *harmless = nodedb_io_status(-error) == NODEDB_ERR_DISK_FULL;
-    if (error == 0) return w->io.sync(w->io.ctx, w->dir_fd);
-    (void)w->io.unlink(w->io.ctx, from);
-    return error;
-}
-
-/* Unlinks one spare of the pool. */
-static void nodedb_wal__drop_pooled(nodedb_wal *w) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    nodedb_wal__spare_path(path, w->dir, w->pool[--w->pool_count].number);
-    (void)w->io.unlink(w->io.ctx, path);
-}
-
-/* Writes the durable tombstones from from_lsn on into the file. Where the disk is full, spare segments give way: a
- * truncation, which waits for this, would else never get room. */
-static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_lsn, nodedb_error *err) {
-    nodedb_wal__tombstones *t = &w->tombstones;
-    size_t durable = nodedb_wal__tombstones_compact(w), first = 0;
-    bool harmless;
-    int error;
-    while (first < durable && t->at[first].lsn < from_lsn) first++;
-    for (;;) {
-        error = nodedb_wal__replace_tombstones(w, t->at + first, durable - first, &harmless);
-        if (!harmless || nodedb_io_status(-error) != NODEDB_ERR_DISK_FULL || w->pool_count == 0) break;
-        nodedb_wal__drop_pooled(w);
-    }
-    if (error != 0 && harmless)
-        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot save the tombstones of %s",
-                            nodedb__path_end(w->dir));
-    if (error != 0) return nodedb_wal__break(w, -error, "saving the tombstones failed", 0, err);
-    t->covered_lsn = w->durable_lsn;
-    t->in_file = (uint32_t)(durable - first);
-    return NODEDB_OK;
-}
-
-/* Brings the file up to date, if a durable tombstone is not in it. Before a segment is begun, so that what the file
- * misses stands in the last two, which recovery reads; before one is removed; and at the end. */
-static nodedb_status nodedb_wal__save_tombstones(nodedb_wal *w, nodedb_error *err) {
-    size_t durable = nodedb_wal__durable_tombstones(w);
-    if (durable == 0 || w->tombstones.at[durable - 1].lsn <= w->tombstones.covered_lsn) return NODEDB_OK;
-    return nodedb_wal__write_tombstones(w, 0, err);
-}
-
-/* Recovery: the file. nodedb_wal__find_end adds what it misses. */
-static nodedb_status nodedb_wal__recover_tombstones(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
-    const nodedb_wal__segment *last = list->count > 0 ? &list->at[list->count - 1] : NULL;
-    if (list->saw_tmp) {
-        char path[NODEDB_WAL__PATH_BYTES];
-        nodedb_wal__tombstones_path(path, w->dir, ".tmp");
-        (void)w->io.unlink(w->io.ctx, path);
-    }
-    return nodedb_wal__load_tombstones(&w->io, &w->config.allocator, w->dir, last, &w->tombstones, err);
-}
-
-/* Recovery: a tombstone in one of the last two segments. It was read from the disk, so all up to it is durable. */
-static nodedb_status nodedb_wal__recover_tombstone(nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
-    nodedb_wal_tombstone stone;
-    nodedb_status status;
-    if (record->lsn <= w->tombstones.covered_lsn) return NODEDB_OK; /* in the file, or forgotten */
-    nodedb__store_release(&w->durable_lsn, record->lsn);
-    status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
-    if (status == NODEDB_OK) nodedb_wal__tombstone_add(w, &stone, record->lsn);
-    return status == NODEDB_ERR_INVALID ? NODEDB_OK : status; /* of no collection, in an old log: it kills nothing */
-}
-
-/* ---- room: segments: prepare, begin, recycle --------------------------------------------------------------------- */
-
-static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err) {
-    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
-    if (w->spare.fd >= 0 && w->spare.state == NODEDB_WAL__SPARE_FILLING) (void)w->io.close(w->io.ctx, w->spare.fd);
-    memset(&w->spare, 0, sizeof w->spare);
-    w->spare.refused = true;
-    {
-        char path[NODEDB_WAL__PATH_BYTES];
-        (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
-        (void)w->io.unlink(w->io.ctx, path); /* a full disk gets its blocks back */
-    }
-    return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot prepare a segment in %s: %s", w->dir, what);
-}
-
-/* Creates prepare.tmp with all its blocks allocated. O_DIRECT is given up here, with a note, where the first write
- * refuses it. */
-static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    int error;
-    assert(w->spare.state == NODEDB_WAL__SPARE_NONE);
-    (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
-    for (;;) {
-        w->spare.fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | w->open_flags, 0644);
-        if (w->spare.fd < 0 && !(w->spare.fd == -EINVAL && w->open_flags != 0))
-            return nodedb_wal__spare_failed(w, w->spare.fd, path, err);
-        w->spare.state = w->spare.fd < 0 ? NODEDB_WAL__SPARE_NONE : NODEDB_WAL__SPARE_FILLING;
-        error = w->spare.fd < 0 ? w->spare.fd : w->io.allocate(w->io.ctx, w->spare.fd, 0, bytes);
-        if (error == -EOPNOTSUPP || error == -ENOSYS) error = 0; /* filling it takes the blocks just the same */
-        if (error == 0) error = nodedb__write_all(&w->io, w->spare.fd, w->zeros, w->block_bytes, 0);
-        if (error != -EINVAL || w->open_flags == 0) break;
-        nodedb_say(
-            &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
-            "log on ext4 or xfs", w->dir);
-        w->open_flags = 0;
-        nodedb_wal__close_ring(w);
-        if (w->spare.fd >= 0) (void)w->io.close(w->io.ctx, w->spare.fd);
-    }
-    if (error != 0) return nodedb_wal__spare_failed(w, error, "taking its space", err);
-    w->spare.bytes = bytes;
-    w->spare.filled = w->block_bytes;
-    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, w->spare.fd);
-    return NODEDB_OK;
-}
-
-/* Filled and synced: now it may have a name that survives a restart. */
-static nodedb_status nodedb_wal__spare_name(nodedb_wal *w, nodedb_error *err) {
-    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
-    int error;
-    w->spare.number = w->spare_next++;
-    (void)snprintf(from, sizeof from, "%s/prepare.tmp", w->dir);
-    nodedb_wal__spare_path(to, w->dir, w->spare.number);
-    error = w->io.rename(w->io.ctx, from, to);
-    if (error != 0) return nodedb_wal__spare_failed(w, error, "naming it", err);
-    w->spare.state = NODEDB_WAL__SPARE_READY;
-    return NODEDB_OK;
-}
-
-static size_t nodedb_wal__fill_bytes(const nodedb_wal *w) {
-    uint64_t left = w->spare.bytes - w->spare.filled;
-    return left < NODEDB_WAL__FILL_BYTES ? (size_t)left : NODEDB_WAL__FILL_BYTES;
-}
-
-/* One bounded step towards a spare segment, through the backend; called once for each turn of the writer. It begins
- * when an eighth of the current segment is used, so that a short-lived log does not write a second one. */
-static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err) {
-    nodedb_wal__op op;
-    if (w->spare.busy || w->spare.refused || w->failed || w->spare.state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
-    if (w->spare.state == NODEDB_WAL__SPARE_NONE) {
-        const nodedb_wal__file *f = &w->files[w->current];
-        if (w->pool_count > 0 || w->small_next > 0) return NODEDB_OK;
-        if (f->fd < 0 || w->write_offset < f->segment.bytes / 8) return NODEDB_OK;
-        return nodedb_wal__spare_create(w, w->config.segment_bytes, err);
-    }
-    if (w->spare.filled == UINT64_MAX) return nodedb_wal__spare_name(w, err);
-    memset(&op, 0, sizeof op);
-    op.fd = w->spare.fd;
-    op.file = NODEDB_WAL__SPARE_FILE;
-    op.tag = NODEDB_WAL__TAG_FILL_SYNC;
-    if (w->spare.filled < w->spare.bytes) {
-        op.tag = NODEDB_WAL__TAG_FILL;
-        op.data = w->zeros;
-        op.bytes = nodedb_wal__fill_bytes(w);
-        op.offset = w->spare.filled;
-    }
-    w->spare.busy = true;
-    w->backend.start(w, &op);
-    return NODEDB_OK;
-}
-
-static void nodedb_wal__spare_drop(nodedb_wal *w) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
-    (void)w->io.close(w->io.ctx, w->spare.fd);
-    nodedb_wal__spare_path(path, w->dir, w->spare.number);
-    if (w->spare.state == NODEDB_WAL__SPARE_READY) (void)w->io.unlink(w->io.ctx, path);
-    memset(&w->spare, 0, sizeof w->spare);
-}
-
-/* A recycled segment becomes the spare, if there is one that can still be opened. */
-static void nodedb_wal__spare_from_pool(nodedb_wal *w) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    while (w->pool_count > 0 && w->spare.state == NODEDB_WAL__SPARE_NONE) {
-        nodedb_wal__pooled pooled = w->pool[--w->pool_count];
-        int fd;
-        nodedb_wal__spare_path(path, w->dir, pooled.number);
-        fd = w->io.open(w->io.ctx, path, O_RDWR | w->open_flags, 0);
-        if (fd < 0) continue;
-        memset(&w->spare, 0, sizeof w->spare);
-        w->spare.fd = fd;
-        w->spare.bytes = w->config.segment_bytes;
-        w->spare.number = pooled.number;
-        w->spare.recycled = pooled.recycled;
-        w->spare.state = NODEDB_WAL__SPARE_READY;
-    }
-}
-
-/* A spare of at least `bytes`, now, whatever it takes. Lets the lock go while it waits for the backend. */
-static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
-    nodedb_status status;
-    bool waited = w->spare.busy;
-    int error = 0;
-    while (w->spare.busy && !w->failed) {
-        if (w->reaping) {
-            w->space_waiters++;
-            (void)pthread_cond_wait(&w->space, &w->lock);
-            w->space_waiters--;
-        } else nodedb_wal__reap(w, true);
-    }
-    if (w->failed) return nodedb_wal__failed(w, err);
-    if (waited) return NODEDB_OK; /* the lock was let go: make_room looks at everything again */
-    if (w->spare.state != NODEDB_WAL__SPARE_NONE && w->spare.bytes < bytes) /* too small for a large record */
-        nodedb_wal__spare_drop(w);
-    if (w->spare.state == NODEDB_WAL__SPARE_NONE && bytes == w->config.segment_bytes) nodedb_wal__spare_from_pool(w);
-    if (w->spare.state == NODEDB_WAL__SPARE_NONE) {
-        status = nodedb_wal__spare_create(w, bytes, err);
-        if (status != NODEDB_OK) return status;
-    }
-    if (w->spare.state == NODEDB_WAL__SPARE_READY) return NODEDB_OK;
-    while (error == 0 && w->spare.filled < w->spare.bytes) {
-        size_t step = nodedb_wal__fill_bytes(w);
-        error = nodedb__write_all(&w->io, w->spare.fd, w->zeros, step, w->spare.filled);
-        w->spare.filled += step;
-    }
-    if (error == 0 && w->spare.filled != UINT64_MAX) error = w->io.sync(w->io.ctx, w->spare.fd);
-    if (error != 0) return nodedb_wal__spare_failed(w, error, "filling it with zeros", err);
-    return nodedb_wal__spare_name(w, err);
-}
-
-/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one with
- * at least `need` bytes. *bytes is then what its size must be at least. After a refusal the next few are small without
- * being asked: each try for a whole one takes, for a moment, what other writers on this disk may need. Lets the lock
- * go, as above. */
-static nodedb_status nodedb_wal__spare_or_small(nodedb_wal *w, uint64_t need, uint64_t *bytes, nodedb_error *err) {
-    uint64_t small = nodedb_wal__round_up(
-        need > NODEDB_WAL__SMALL_SEGMENT_BYTES ? need : NODEDB_WAL__SMALL_SEGMENT_BYTES, w->block_bytes);
-    nodedb_status status;
-    if (small >= *bytes) return nodedb_wal__spare_finish(w, *bytes, err);
-    if (w->small_next == 0 || w->spare.busy || w->spare.bytes >= *bytes) {
-        status = nodedb_wal__spare_finish(w, *bytes, err);
-        if (status != NODEDB_ERR_DISK_FULL) return status;
-        if (!w->said_small)
-            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
-                       "log %s: the disk has no room for a segment of %llu KiB, so small ones are begun", w->dir,
-                       (unsigned long long)(*bytes >> 10));
-        w->said_small = true;
-        w->small_next = NODEDB_WAL__SMALL_SEGMENTS;
-    }
-    *bytes = small;
-    status = nodedb_wal__spare_finish(w, small, err);
-    if (status == NODEDB_OK && w->spare.state == NODEDB_WAL__SPARE_READY) w->small_next--;
-    return status;
-}
-
-static nodedb_status nodedb_wal__sealed_push(nodedb_wal *w, const nodedb_wal__segment *segment, nodedb_error *err) {
-    if (w->sealed_count == w->sealed_capacity) {
-        size_t capacity = w->sealed_capacity == 0 ? 64 : w->sealed_capacity * 2;
-        nodedb_wal__segment *grown;
-        if (w->sealed_count >= NODEDB_WAL_MAX_SEGMENTS)
-            return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                                "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
-                                NODEDB_WAL_MAX_SEGMENTS);
-        grown = (nodedb_wal__segment *)nodedb__alloc(&w->config.allocator, capacity * sizeof *grown, 8);
-        if (grown == NULL)
-            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the list of segments of %s", w->dir);
-        if (w->sealed_count > 0) memcpy(grown, w->sealed, w->sealed_count * sizeof *grown);
-        nodedb__release(&w->config.allocator, w->sealed, w->sealed_capacity * sizeof *grown);
-        w->sealed = grown;
-        w->sealed_capacity = capacity;
-    }
-    w->sealed[w->sealed_count++] = *segment;
-    return NODEDB_OK;
-}
-
-/* The key for the segment that begins. */
-static nodedb_status nodedb_wal__choose_key(nodedb_wal *w, uint32_t *key_id, nodedb_error *err) {
-    *key_id = 0;
-    if (w->config.cipher.seal == NULL) return NODEDB_OK;
-    *key_id = w->config.cipher.key_id(w->config.cipher.ctx);
-    if (*key_id == 0)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the cipher of the log in %s names key 0, which means no key",
-                            nodedb__path_end(w->dir));
-    if (w->next_epoch > UINT32_MAX)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                            "the log in %s has used 2^32 segments, all that there are nonces for: begin a new log",
-                            nodedb__path_end(w->dir));
-    return NODEDB_OK;
-}
-
-/* A segment with a higher epoch is there, so these need not be remembered any more. What cannot be removed, or comes
- * back after a power cut, goes another time. */
-static void nodedb_wal__remove_dead(nodedb_wal *w) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    while (w->dead_count > 0) {
-        nodedb_wal__dead_path(path, w->dir, w->dead[--w->dead_count]);
-        (void)w->io.unlink(w->io.ctx, path);
-    }
-}
-
-/* Makes the ready spare the current segment: preamble, sync, rename, sync of the directory; only then may a group go
- * into it. The open group must be empty, and the segment before the current one must have no group in flight. */
-static nodedb_status nodedb_wal__begin_segment(nodedb_wal *w, nodedb_error *err) {
-    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
-    nodedb_wal__file *previous = &w->files[1 - w->current], *old = &w->files[w->current];
-    nodedb_wal__segment segment;
-    nodedb_status status;
-    int error;
-    assert(w->group[w->head % w->config.groups].records == 0 && previous->in_flight == 0);
-    assert(w->spare.state == NODEDB_WAL__SPARE_READY);
-    if (w->sealed_count + 2 > NODEDB_WAL_MAX_SEGMENTS)
-        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                            "the log in %s has %d segments: make a checkpoint and truncate it", w->dir,
-                            NODEDB_WAL_MAX_SEGMENTS);
-    status = nodedb_wal__save_tombstones(w, err);
-    if (status != NODEDB_OK) return status;
-    memset(&segment, 0, sizeof segment);
-    status = nodedb_wal__choose_key(w, &segment.key_id, err);
-    if (status != NODEDB_OK) return status;
-    segment.log_id = w->log_id;
-    segment.epoch = w->next_epoch++;
-    segment.first_lsn = w->next_lsn;
-    segment.bytes = w->spare.bytes;
-    segment.block_bytes = w->block_bytes;
-    segment.watermark = w->durable_lsn;
-    segment.tombstones = w->tombstones.in_file;
-    segment.recycled = w->spare.recycled;
-    nodedb_wal__encode_preamble(w->preamble, &segment);
-    segment.seed = nodedb_crc32c(0, w->preamble + 8, 24);
-    if (segment.key_id != 0) status = nodedb_wal__seal_preamble(&w->config.cipher, &segment, w->preamble, err);
-    if (status == NODEDB_OK && old->fd >= 0) status = nodedb_wal__sealed_push(w, &old->segment, err);
-    if (status != NODEDB_OK) return status;
-    error = nodedb__write_all(&w->io, w->spare.fd, w->preamble, w->block_bytes, 0);
-    if (error == 0) error = w->io.sync(w->io.ctx, w->spare.fd);
-    nodedb_wal__spare_path(from, w->dir, w->spare.number);
-    nodedb_wal__segment_path(to, w->dir, segment.first_lsn);
-    if (error == 0) error = w->io.rename(w->io.ctx, from, to);
-    if (nodedb_io_status(-error) == NODEDB_ERR_DISK_FULL) { /* no room for a name: nothing has changed yet */
-        if (old->fd >= 0) w->sealed_count--;
-        nodedb_wal__spare_drop(w);
-        return nodedb_fail(err, NODEDB_ERR_DISK_FULL, -error, "cannot begin the next segment in %s", w->dir);
-    }
-    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
-    if (error != 0) return nodedb_wal__break(w, -error, "beginning the next segment failed", 0, err);
-    if (previous->fd >= 0) (void)w->io.close(w->io.ctx, previous->fd);
-    previous->fd = w->spare.fd;
-    previous->segment = segment;
-    w->current = 1 - w->current;
-    nodedb_wal__register_file(w, w->current, w->spare.fd);
-    nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, -1);
-    w->write_offset = w->block_bytes;
-    memcpy(w->header, w->preamble, NODEDB_WAL__SIGNED_BYTES);
-    w->rollover = false;
-    if (segment.bytes >= w->config.segment_bytes) w->said_small = false;
-    nodedb_wal__remove_dead(w);
-    memset(&w->spare, 0, sizeof w->spare);
-    w->stats.segments_begun++;
-    return NODEDB_OK;
-}
-
-/* A segment that is not needed any more becomes a spare, if it has the usual size and there are not too many; else it
- * goes. Durable when this returns, so that segments go one by one and a power cut never leaves a gap. */
-static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment) {
-    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
-    int error;
-    nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
-    if (w->pool_count + (w->spare.state != NODEDB_WAL__SPARE_NONE) >= NODEDB_WAL__MAX_SPARES ||
-        segment->bytes != w->config.segment_bytes || segment->block_bytes != w->block_bytes || w->config.no_recycling) {
-        error = w->io.unlink(w->io.ctx, from);
-        return error != 0 ? error : w->io.sync(w->io.ctx, w->dir_fd);
-    }
-    nodedb_wal__spare_path(to, w->dir, w->spare_next);
-    error = w->io.rename(w->io.ctx, from, to);
-    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
-    if (error != 0) return error;
-    w->pool[w->pool_count].number = w->spare_next++;
-    w->pool[w->pool_count++].recycled = true;
-    w->stats.segments_recycled++;
-    return 0;
-}
-
-/* ---- room: writing ----------------------------------------------------------------------------------------------- */
-
-/* Closes the open group: padded, its place in the segment taken, in flight. Whoever calls this sees to its being
- * written. */
-static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
-    uint32_t index = (uint32_t)(w->head % w->config.groups);
-    nodedb_wal__group *g = &w->group[index];
-    size_t padded = (size_t)nodedb_wal__round_up(g->used, w->block_bytes);
-    unsigned char *first = g->large != NULL ? g->large : g->buffer;
-    uint32_t blocks = (uint32_t)(padded / w->block_bytes), zeros;
-    assert(g->records > 0 && w->head + 1 - w->tail < w->config.groups);
-    assert(blocks <= NODEDB_WAL__GROUP_BLOCKS_MASK);
-    memset(first + g->used, 0, padded - g->used);
-    zeros = nodedb_wal__zero_sectors(first, padded);
-    if (zeros > NODEDB_WAL__GROUP_ZEROS_MAX) zeros = NODEDB_WAL__GROUP_ZEROS_MAX;
-    nodedb_put_u32(first + 36, (nodedb_get_u32(first + 36) & NODEDB_WAL__FLAG_SEAL) |
-                                    blocks << NODEDB_WAL__GROUP_BLOCKS_SHIFT | zeros << NODEDB_WAL__GROUP_ZEROS_SHIFT);
-    nodedb_wal__put_sums(first, w->files[w->current].segment.seed, g->first_sum);
-    w->stats.padding_bytes += padded - g->used;
-    w->stats.written_bytes += padded;
-    w->stats.groups++;
-    g->used = padded;
-    g->tries = 0;
-    g->slot = w->current;
-    g->submitted_ns = nodedb_now_ns(&w->config.clock);
-    assert(g->offset == w->write_offset && g->offset + padded <= w->files[w->current].segment.bytes);
-    w->write_offset += padded;
-    w->files[w->current].in_flight++;
-    w->head++;
-    return index;
-}
-
-static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err) {
-    if (w->failed) return nodedb_wal__failed(w, err);
-    if (w->group[w->head % w->config.groups].records == 0) return NODEDB_OK;
-    if (w->head + 1 - w->tail >= w->config.groups)
-        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "all %u groups of %s are in flight", w->config.groups, w->dir);
-    nodedb_wal__start_group(w, nodedb_wal__close_group(w));
-    return NODEDB_OK;
-}
-
-/* Room for one record of `total` bytes in the open group, in the current segment; or why not. Making a spare segment
- * may let the lock go, so after it everything is looked at again. */
-static nodedb_status nodedb_wal__make_room(nodedb_wal *w, size_t total, nodedb_error *err) {
-    uint64_t need = nodedb_wal__round_up(total, w->block_bytes) + w->block_bytes;
-    uint64_t segment_bytes = need > w->config.segment_bytes ? need : w->config.segment_bytes;
-    nodedb_status status;
-    for (;;) {
-        nodedb_wal__group *g = &w->group[w->head % w->config.groups];
-        nodedb_wal__file *f = &w->files[w->current];
-        bool full =
-            f->fd < 0 || w->rollover ||
-            w->write_offset + nodedb_wal__round_up(g->used + total, w->block_bytes) > f->segment.bytes;
-        if (g->records > 0 && (full || g->large != NULL || g->used + total > w->config.group_bytes))
-            status = nodedb_wal__submit_locked(w, err);
-        else if (!full) break;
-        else if (w->files[1 - w->current].in_flight > 0)
-            status = nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "the segment before the last of %s is still being written",
-                                  w->dir);
-        else if (w->spare.state != NODEDB_WAL__SPARE_READY || w->spare.bytes < segment_bytes)
-            status = nodedb_wal__spare_or_small(w, need, &segment_bytes, err);
-        else status = nodedb_wal__begin_segment(w, err);
-        if (status != NODEDB_OK) return status;
-    }
-    if (total > w->config.group_bytes) {
-        nodedb_wal__group *g = &w->group[w->head % w->config.groups];
-        assert(g->records == 0 && g->large == NULL);
-        g->large_bytes = (size_t)nodedb_wal__round_up(total, w->block_bytes);
-        g->large = (unsigned char *)nodedb__alloc(&w->config.allocator, g->large_bytes, w->block_bytes);
-        if (g->large == NULL)
-            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a record of %zu bytes", total);
-    }
-    return NODEDB_OK;
-}
-
-static nodedb_status nodedb_wal__check_size(const nodedb_wal *w, uint32_t payload_bytes, nodedb_error *err) {
-    uint32_t most = NODEDB_WAL_MAX_PAYLOAD_BYTES - (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0);
-    if (payload_bytes <= most) return NODEDB_OK;
-    return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "a payload of %u bytes passes the limit of %u",
-                        (unsigned)payload_bytes, (unsigned)most);
-}
-
-/* With count > 0 a transaction, whose parts become the payload of `record`. */
-static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_record *record,
-                                              const nodedb_wal_record *parts, size_t count, uint32_t flags,
-                                              uint64_t *lsn, nodedb_error *err) {
-    const nodedb_wal__segment *segment;
-    unsigned char *at;
-    size_t total;
-    uint32_t sum;
-    nodedb_wal__group *g;
-    nodedb_status status;
-    if (w->failed) return nodedb_wal__failed(w, err);
-    status = nodedb_wal__check_size(w, record->payload_bytes, err);
-    if (status != NODEDB_OK) return status;
-    total = nodedb_wal__record_bytes(record->payload_bytes +
-                                     (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0));
-    status = nodedb_wal__make_room(w, total, err);
-    if (status != NODEDB_OK) return status;
-    g = &w->group[w->head % w->config.groups];
-    segment = &w->files[w->current].segment;
-    at = (g->large != NULL ? g->large : g->buffer) + g->used;
-    if (g->records == 0) g->offset = w->write_offset;
-    nodedb_wal__encode_record(at, segment, record, parts, count, w->next_lsn, w->durable_lsn, flags);
-    if (w->config.cipher.seal != NULL) {
-        status = nodedb_wal__seal_record(&w->config.cipher, segment, w->header, at, err);
-        if (status != NODEDB_OK && g->records == 0) { /* as before: an empty group has no large buffer */
-            nodedb__release(&w->config.allocator, g->large, g->large_bytes);
-            g->large = NULL;
-        }
-        if (status != NODEDB_OK) return status;
-    }
-    sum = nodedb_wal__sum_payload(at, segment->seed);
-    if (g->records == 0) g->first_sum = sum;
-    nodedb_wal__put_sums(at, segment->seed, sum);
-    g->used += total;
-    g->records++;
-    g->last_lsn = w->next_lsn++;
-    w->wrote = true;
-    w->stats.records++;
-    w->stats.payload_bytes += record->payload_bytes;
-    if (lsn != NULL) *lsn = g->last_lsn;
-    return NODEDB_OK;
-}
-
-static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags,
-                                               uint64_t *lsn, nodedb_error *err) {
-    nodedb_wal_tombstone stone;
-    uint64_t given = 0;
-    nodedb_status status;
-    if (!nodedb_wal__is_tombstone(record->type)) return nodedb_wal__append_parts(w, record, NULL, 0, flags, lsn, err);
-    status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
-    if (status != NODEDB_OK) return status;
-    status = nodedb_wal__append_parts(w, record, NULL, 0, flags, &given, err);
-    nodedb_wal__tombstone_add(w, &stone, given);
-    if (status == NODEDB_OK && lsn != NULL) *lsn = given;
-    return status;
-}
-
-/* What the well-known types demand of a payload. */
-static nodedb_status nodedb_wal__check_meaning(const nodedb_wal_record *record, nodedb_error *err) {
-    size_t at;
-    switch (record->type & NODEDB_WAL_TYPE_MASK) {
-    case NODEDB_WAL_TYPE_TRANSACTION:
-        if (!nodedb_wal__check_parts(record, &at, NULL))
-            return nodedb_fail(err, NODEDB_ERR_INVALID, 0,
-                                "byte %zu of a transaction's payload is not as it must be: use "
-                                "nodedb_wal_append_transaction",
-                                at);
-        return NODEDB_OK;
-    case NODEDB_WAL_TYPE_LSN_ANCHOR:
-        if (record->payload_bytes != 8)
-            return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "an anchor's payload has 8 bytes, not %u",
-                                (unsigned)record->payload_bytes);
-        return NODEDB_OK;
-    default: return NODEDB_OK;
-    }
-}
-
-static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
-    nodedb_status status;
-    if (w == NULL || record == NULL || (record->payload == NULL && record->payload_bytes > 0))
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "appending needs a log, and a record with its payload");
-    if ((record->type & NODEDB_WAL_ENCRYPTED) != 0)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "bit 14 of a record's type is reserved for encryption");
-    if (!nodedb_wal__known_type(record->type)) /* a reader would skip it, or stop at it */
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "there is no record type %u: the user's begin at %d",
-                            (unsigned)(record->type & NODEDB_WAL_TYPE_MASK), NODEDB_WAL_TYPE_USER);
-    status = nodedb_wal__check_size(w, record->payload_bytes, err);
-    return status != NODEDB_OK ? status : nodedb_wal__check_meaning(record, err);
-}
-
-/* With the lock: reaps, or waits until another thread has freed something. */
-static void nodedb_wal__wait_for_space(nodedb_wal *w) {
-    if (!w->reaping && w->started > 0) {
-        nodedb_wal__reap(w, true);
-    } else if (w->wake != 0) { /* first those that this thread owes a call */
-        nodedb_wal__unlock(w);
-        (void)pthread_mutex_lock(&w->lock);
-    } else {
-        w->space_waiters++;
-        (void)pthread_cond_wait(&w->space, &w->lock);
-        w->space_waiters--;
-    }
-}
-
-/* ---- room: blocking commits (see struct nodedb_wal) -------------------------------------------------------------- */
-
-static void nodedb_wal__futex(uint32_t *word, int operation, uint32_t value) {
-#if defined(SYS_futex)
-    (void)syscall(SYS_futex, word, operation, value, NULL, NULL, 0);
-#else
-    (void)syscall(SYS_futex_time64, word, operation, value, NULL, NULL, 0);
-#endif
-}
-
-/* How many committers the open group should have: all, or enough of them. */
-static uint32_t nodedb_wal__full_group(const nodedb_wal *w) {
-    uint32_t share = w->crowd / NODEDB_WAL__MAX_LEADERS;
-    if (share < NODEDB_WAL__FULL_COMMITTERS) share = NODEDB_WAL__FULL_COMMITTERS;
-    return share < w->crowd ? share : w->crowd;
-}
-
-static bool nodedb_wal__may_lead(const nodedb_wal *w) {
-    const nodedb_wal__group *g = &w->group[w->head % w->config.groups];
-    uint64_t in_flight = w->head - w->tail;
-    if (w->failed || w->gathering || g->records == 0 || in_flight + 1 >= w->config.groups) return false;
-    if (in_flight == 0) return true;
-    return in_flight < NODEDB_WAL__MAX_LEADERS && g->committers >= NODEDB_WAL__FULL_COMMITTERS &&
-           g->committers >= nodedb_wal__full_group(w);
-}
-
-/* Lets the lock go and wakes who is to be woken: those whose group is durable, and one that can take over where nobody
- * leads or reaps. That one has the lock next, or another thread does and ends here as well. */
-static void nodedb_wal__unlock(nodedb_wal *w) {
-    uint32_t wake = w->wake, i;
-    uint32_t *one = NULL;
-    uint64_t s = w->head;
-    bool reap = !w->reaping && w->started > 0;
-    if (reap)
-        for (s = w->tail; s < w->head && w->group[s % w->config.groups].sleepers == 0; s++) {}
-    if ((reap || nodedb_wal__may_lead(w)) && w->group[s % w->config.groups].sleepers > 0) {
-        one = &w->group[s % w->config.groups].word;
-        nodedb__store_release(one, *one + 1);
-    }
-    if (reap && w->space_waiters > 0) (void)pthread_cond_signal(&w->space);
-    w->wake = 0;
-    (void)pthread_mutex_unlock(&w->lock);
-    if (one != NULL) nodedb_wal__futex(one, FUTEX_WAKE_PRIVATE, 1);
-    for (i = 0; wake != 0; i++, wake >>= 1)
-        if ((wake & 1) != 0) nodedb_wal__futex(&w->group[i].word, FUTEX_WAKE_PRIVATE, INT32_MAX);
-}
-
-/* Waits, if that is likely to pay, until the committers that were there of late are in the open group. Never longer
- * than a write takes. */
-static void nodedb_wal__gather(nodedb_wal *w) {
-    uint64_t seq = w->head, start;
-    const nodedb_wal__group *g = &w->group[seq % w->config.groups];
-    uint32_t target = nodedb_wal__full_group(w), turns;
-    if (g->committers >= target) return;
-    if (w->gather_skip > 0) {
-        w->gather_skip--;
-        return;
-    }
-    w->gathering = true;
-    start = nodedb_now_ns(NULL);
-    for (turns = 0; turns < NODEDB_WAL__GATHER_TURNS; turns++) {
-        uint64_t waited;
-        nodedb_wal__unlock(w);
-        (void)sched_yield();
-        (void)pthread_mutex_lock(&w->lock);
-        waited = nodedb_now_ns(NULL) - start;
-        if (w->failed || w->head != seq || g->committers >= target || waited > w->write_ns ||
-            waited > NODEDB_WAL__GATHER_NS)
-            break;
-    }
-    w->gathering = false;
-    if (w->head != seq || g->committers >= target) {
-        w->gather_backoff = 0;
-        return;
-    }
-    w->crowd -= (w->crowd + 7) / 8;
-    w->gather_skip = (UINT32_C(1) << w->gather_backoff) - 1;
-    if (w->gather_backoff < NODEDB_WAL__GATHER_BACKOFF) w->gather_backoff++;
-}
-
-/* Closes the open group and writes it, on this thread. Lets the lock go meanwhile. */
-static void nodedb_wal__lead(nodedb_wal *w) {
-    uint64_t seq = w->head, start, ns;
-    nodedb_wal__op op;
-    uint32_t index;
-    int error;
-    if (w->head == w->tail) nodedb_wal__gather(w);
-    if (w->failed || w->head != seq) return; /* an append that found it full has sent it */
-    index = nodedb_wal__close_group(w);
-    op = nodedb_wal__group_op(w, index);
-    nodedb_wal__unlock(w);
-    start = nodedb_now_ns(NULL);
-    error = w->backend.write(w, &op);
-    ns = nodedb_now_ns(NULL) - start;
-    (void)pthread_mutex_lock(&w->lock);
-    w->write_ns = w->write_ns == 0 ? ns : (7 * w->write_ns + ns) / 8;
-    w->stats.syncs++;
-    w->group[index].finished = error == 0;
-    if (error != 0) (void)nodedb_wal__break(w, -error, "writing a group failed", op.offset, NULL);
-    nodedb_wal__retire_groups(w); /* before the next segment has its turn */
-    if (!w->reaping && !w->failed) {
-        nodedb_wal__reap(w, false);
-        (void)nodedb_wal__spare_advance(w, NULL);
-    }
-}
-
-static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
-    uint64_t s = w->tail;
-    while (s < w->head && w->group[s % w->config.groups].last_lsn < lsn) s++;
-    return &w->group[s % w->config.groups];
-}
-
-/* One of those that wait looks instead of sleeping, for as long as a write takes: a processor that went to sleep
- * meanwhile needs half as long again to wake up. Gives way to any other thread. */
-static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t old, uint64_t most) {
-    uint64_t start = nodedb_now_ns(NULL);
-    if (most > NODEDB_WAL__GATHER_NS) most = NODEDB_WAL__GATHER_NS;
-    while (nodedb__load_acquire(word) == old && nodedb_now_ns(NULL) - start < most) (void)sched_yield();
-    nodedb__store_release(&w->awake, false);
-}
-
-/* With the lock; returns without it. */
-static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
-    nodedb_wal__group *g;
-    nodedb_status status;
-    if (!w->failed && w->durable_lsn < lsn) {
-        nodedb_wal__group_of(w, lsn)->committers++;
-        if (++w->committers > w->crowd) w->crowd = w->committers;
-    }
-    while (!w->failed && w->durable_lsn < lsn) {
-        g = nodedb_wal__group_of(w, lsn);
-        if (g == &w->group[w->head % w->config.groups] && nodedb_wal__may_lead(w)) nodedb_wal__lead(w);
-        else if (!w->reaping && w->started > 0) {
-            nodedb_wal__reap(w, true);
-            if (!w->failed) (void)nodedb_wal__spare_advance(w, NULL);
-        } else {
-            uint32_t word = g->word;
-            uint64_t most = w->write_ns * 3 / 2;
-            bool awake = !nodedb__load_acquire(&w->awake) && w->committers > 1;
-            g->sleepers++;
-            if (awake) nodedb__store_release(&w->awake, true);
-            nodedb_wal__unlock(w);
-            if (awake) nodedb_wal__stay_awake(w, &g->word, word, most);
-            while (nodedb__load_acquire(&g->word) == word) nodedb_wal__futex(&g->word, FUTEX_WAIT_PRIVATE, word);
-            if (nodedb__load_acquire(&w->durable_lsn) >= lsn) return NODEDB_OK;
-            (void)pthread_mutex_lock(&w->lock);
-            if (w->durable_lsn < lsn) g->sleepers--;
-        }
-    }
-    status = w->durable_lsn >= lsn ? NODEDB_OK : nodedb_wal__failed(w, err);
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-/* ---- room: the writer's API -------------------------------------------------------------------------------------- */
-
-NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *w, const nodedb_wal_record *record, uint64_t *lsn,
-                                               nodedb_error *err) {
-    nodedb_status status = nodedb_wal__check_record(w, record, err);
-    if (status != NODEDB_OK) return status;
-    (void)pthread_mutex_lock(&w->lock);
-    status = nodedb_wal__append_locked(w, record, 0, lsn, err);
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_submit(nodedb_wal *w, nodedb_error *err) {
-    nodedb_status status;
-    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_submit needs a log");
-    (void)pthread_mutex_lock(&w->lock);
-    status = nodedb_wal__submit_locked(w, err);
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_lsn, nodedb_error *err) {
-    nodedb_status status = NODEDB_OK;
-    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_poll needs a log");
-    (void)pthread_mutex_lock(&w->lock);
-    {
-        uint64_t drained;
-        ssize_t n =
-            read(w->event_fd, &drained, sizeof drained); /* first: what happens from here on makes it readable again */
-        (void)n;
-    }
-    if (w->reaping) w->passed = true;
-    else if (!w->failed) {
-        w->polling = true;
-        nodedb_wal__reap(w, false);
-        w->polling = false;
-        (void)nodedb_wal__spare_advance(w, NULL); /* why it cannot is said when a rollover needs it */
-    }
-    if (w->failed) status = nodedb_wal__failed(w, err);
-    if (durable_lsn != NULL) *durable_lsn = w->durable_lsn;
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_wait(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
-    nodedb_status status;
-    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_wait needs a log");
-    (void)pthread_mutex_lock(&w->lock);
-    if (lsn >= w->next_lsn)
-        status = nodedb_fail(err, NODEDB_ERR_INVALID, 0, "LSN %llu has not been given out in %s",
-                              (unsigned long long)lsn, w->dir);
-    else return nodedb_wal__wait_and_unlock(w, lsn, err);
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_await(nodedb_wal *w, uint64_t lsn, uint64_t timeout_ns, nodedb_error *err) {
-    struct timespec until;
-    nodedb_status status = NODEDB_OK;
-    int error = 0;
-    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_await needs a log");
-    (void)clock_gettime(CLOCK_MONOTONIC, &until);
-    if (timeout_ns > NODEDB_WAL__MAX_AWAIT_NS) timeout_ns = NODEDB_WAL__MAX_AWAIT_NS;
-    timeout_ns += (uint64_t)until.tv_nsec;
-    until.tv_sec += (time_t)(timeout_ns / UINT64_C(1000000000));
-    until.tv_nsec = (long)(timeout_ns % UINT64_C(1000000000));
-    (void)pthread_mutex_lock(&w->lock);
-    w->watchers++;
-    while (w->durable_lsn < lsn && !w->failed && error != ETIMEDOUT)
-        error = pthread_cond_timedwait(&w->moved, &w->lock, &until);
-    w->watchers--;
-    if (w->durable_lsn < lsn)
-        status = w->failed ? nodedb_wal__failed(w, err)
-                           : nodedb_fail(err, NODEDB_ERR_TIMEOUT, 0, "record %llu of %s is not durable yet",
-                                          (unsigned long long)lsn, nodedb__path_end(w->dir));
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
-                                               uint64_t *last_lsn, nodedb_error *err) {
-    uint64_t lsn = 0;
-    nodedb_status status = NODEDB_OK;
-    size_t i;
-    if (w == NULL || records == NULL || count == 0)
-        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
-    for (i = 0; i < count; i++) {
-        status = nodedb_wal__check_record(w, &records[i], err);
-        if (status != NODEDB_OK) return status;
-    }
-    (void)pthread_mutex_lock(&w->lock);
-    for (i = 0; i < count && status == NODEDB_OK; i++)
-        while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN)
-            nodedb_wal__wait_for_space(w);
-    if (status == NODEDB_OK) status = nodedb_wal__wait_and_unlock(w, lsn, err);
-    else nodedb_wal__unlock(w);
-    if (last_lsn != NULL && status == NODEDB_OK) *last_lsn = lsn;
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_append_transaction(nodedb_wal *w, const nodedb_wal_record *records,
-                                                           size_t count, uint64_t *lsn, nodedb_error *err) {
-    nodedb_wal_record outer;
-    nodedb_status status = nodedb_wal__outer_record(w != NULL ? records : NULL, count, &outer, err);
-    if (status != NODEDB_OK) return status;
-    (void)pthread_mutex_lock(&w->lock);
-    status = nodedb_wal__append_parts(w, &outer, records, count, 0, lsn, err);
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_commit_transaction(nodedb_wal *w, const nodedb_wal_record *records,
-                                                           size_t count, uint64_t *lsn, nodedb_error *err) {
-    nodedb_status status;
-    uint64_t own = 0;
-    while ((status = nodedb_wal_append_transaction(w, records, count, &own, err)) == NODEDB_ERR_AGAIN)
-        (void)nodedb_wal_wait(w, nodedb_wal_durable_lsn(w) + 1, NULL); /* INVALID if all is durable by now */
-    if (status == NODEDB_OK) status = nodedb_wal_wait(w, own, err);
-    if (lsn != NULL && status == NODEDB_OK) *lsn = own;
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_append_tombstone(nodedb_wal *w, uint32_t tenant, uint64_t database,
-                                                         uint64_t *lsn, nodedb_error *err) {
-    nodedb_wal_record record;
-    memset(&record, 0, sizeof record);
-    record.type = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE;
-    record.tenant = tenant;
-    record.database = database;
-    return nodedb_wal_append(w, &record, lsn, err);
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_forget_tombstones(nodedb_wal *w, uint64_t before_lsn, size_t *forgotten,
-                                                          nodedb_error *err) {
-    nodedb_wal__tombstones *t;
-    nodedb_status status = NODEDB_OK;
-    size_t durable, n = 0;
-    if (forgotten != NULL) *forgotten = 0;
-    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_forget_tombstones needs a log");
-    (void)pthread_mutex_lock(&w->lock);
-    t = &w->tombstones;
-    durable = nodedb_wal__tombstones_compact(w);
-    while (n < durable && t->at[n].lsn < before_lsn) n++;
-    if (w->failed) status = nodedb_wal__failed(w, err);
-    else if (n > 0) status = nodedb_wal__write_tombstones(w, before_lsn, err);
-    if (status == NODEDB_OK && n > 0) {
-        t->count -= n;
-        t->compact -= n;
-        memmove(t->at, t->at + n, t->count * sizeof *t->at);
-        if (forgotten != NULL) *forgotten = n;
-    }
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-NODEDB_WAL_API size_t nodedb_wal_list_tombstones(nodedb_wal *w, nodedb_wal_tombstone *out, size_t most) {
-    size_t durable;
-    if (w == NULL) return 0;
-    (void)pthread_mutex_lock(&w->lock);
-    durable = nodedb_wal__tombstones_compact(w);
-    if (most > durable) most = durable;
-    if (out != NULL && most > 0) memcpy(out, w->tombstones.at, most * sizeof *out);
-    nodedb_wal__unlock(w);
-    return durable;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_append_anchor(nodedb_wal *w, uint64_t unix_ns, uint64_t *lsn,
-                                                      nodedb_error *err) {
-    unsigned char payload[8];
-    nodedb_wal_record record;
-    if (unix_ns == 0) {
-        struct timespec now;
-        (void)clock_gettime(CLOCK_REALTIME, &now);
-        unix_ns = (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-    }
-    nodedb_put_u64(payload, unix_ns);
-    memset(&record, 0, sizeof record);
-    record.type = NODEDB_WAL_TYPE_LSN_ANCHOR;
-    record.payload = payload;
-    record.payload_bytes = sizeof payload;
-    return nodedb_wal_append(w, &record, lsn, err);
-}
-
-NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *w) { return nodedb__load_acquire(&w->durable_lsn); }
-
-NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *w) {
-    uint64_t lsn;
-    (void)pthread_mutex_lock(&w->lock);
-    lsn = w->next_lsn - 1;
-    nodedb_wal__unlock(w);
-    return lsn;
-}
-
-NODEDB_WAL_API uint32_t nodedb_wal_groups_in_flight(nodedb_wal *w) {
-    uint32_t n;
-    (void)pthread_mutex_lock(&w->lock);
-    n = (uint32_t)(w->head - w->tail);
-    nodedb_wal__unlock(w);
-    return n;
-}
-
-NODEDB_WAL_API int nodedb_wal_fd(const nodedb_wal *w) { return w->event_fd; }
-
-NODEDB_WAL_API const char *nodedb_wal_describe(const nodedb_wal *w) { return w->description; }
-
-NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats) {
-    (void)pthread_mutex_lock(&w->lock);
-    *stats = w->stats;
-    stats->records_per_group = stats->groups == 0 ? 0 : (double)stats->records / (double)stats->groups;
-    stats->commit_p50_ns = nodedb_wal__latency_at(w, 0.5);
-    stats->commit_p99_ns = nodedb_wal__latency_at(w, 0.99);
-    stats->commit_p999_ns = nodedb_wal__latency_at(w, 0.999);
-    nodedb_wal__unlock(w);
-}
-
-NODEDB_WAL_API uint32_t nodedb_wal_drop_spares(nodedb_wal *w) {
-    uint32_t dropped = 0;
-    if (w == NULL) return 0;
-    (void)pthread_mutex_lock(&w->lock);
-    for (; w->pool_count > 0; dropped++) nodedb_wal__drop_pooled(w);
-    (void)pthread_mutex_unlock(&w->lock);
-    return dropped;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *w, uint64_t lsn, uint32_t *removed,
-                                                        nodedb_error *err) {
-    uint32_t n = 0;
-    int error = 0;
-    nodedb_status status = NODEDB_OK;
-    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_truncate_before needs a log");
-    (void)pthread_mutex_lock(&w->lock);
-    if (w->failed) status = nodedb_wal__failed(w, err);
-    while (status == NODEDB_OK && w->sealed_count > 0) {
-        uint64_t next = w->sealed_count > 1            ? w->sealed[1].first_lsn
-                        : w->files[w->current].fd >= 0 ? w->files[w->current].segment.first_lsn
-                                                       : w->next_lsn;
-        /* the segment before the current one may still be written; and one must stay, to know the LSN by */
-        if (next > lsn || next > w->durable_lsn + 1) break;
-        if (w->sealed_count == 1 && (w->files[1 - w->current].in_flight > 0 || w->files[w->current].fd < 0)) break;
-        status = nodedb_wal__save_tombstones(w, err);
-        if (status != NODEDB_OK) break;
-        if (w->files[1 - w->current].fd >= 0 && w->files[1 - w->current].segment.first_lsn == w->sealed[0].first_lsn) {
-            nodedb_wal__register_file(w, 1 - w->current, -1);
-            (void)w->io.close(w->io.ctx, w->files[1 - w->current].fd);
-            w->files[1 - w->current].fd = -1;
-        }
-        error = nodedb_wal__recycle(w, &w->sealed[0]);
-        if (error != 0) break;
-        n++;
-        w->sealed_count--;
-        memmove(w->sealed, w->sealed + 1, w->sealed_count * sizeof *w->sealed);
-    }
-    if (error != 0)
-        status = nodedb_wal__break(w, -error, "removing a segment failed", 0,
-                                   err); /* what is on the disk is not known any more */
-    w->spare.refused = false; /* there may be room now */
-    w->small_next = 0;
-    nodedb_wal__unlock(w);
-    if (removed != NULL) *removed = n;
-    return status;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *w, nodedb_error *err) {
-    const nodedb_wal_cipher *cipher;
-    const nodedb_wal__file *f;
-    nodedb_wal_record seal;
-    nodedb_status status = NODEDB_OK;
-    if (w == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_rollover needs a log");
-    (void)pthread_mutex_lock(&w->lock);
-    cipher = &w->config.cipher;
-    f = &w->files[w->current];
-    if (w->failed) status = nodedb_wal__failed(w, err);
-    else if (f->fd >= 0 && f->segment.first_lsn != w->next_lsn) w->rollover = true;
-    else if (f->fd >= 0 && cipher->seal != NULL && cipher->key_id(cipher->ctx) != f->segment.key_id) {
-        memset(&seal, 0, sizeof seal); /* the next segment's name must be another than this one's */
-        status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, NULL, err);
-        w->rollover = status == NODEDB_OK;
-    }
-    nodedb_wal__unlock(w);
-    return status;
-}
-
-/* ---- room: open and close ---------------------------------------------------------------------------------------- */
-
-static void nodedb_wal__free(nodedb_wal *w) {
-    nodedb_allocator allocator = w->config.allocator;
-    uint32_t i;
-#if !defined(NODEDB_NO_LIBURING)
-    /* the kernel still reads our buffers: a late write must not find other data in them */
-    while (w->has_ring && nodedb_wal__submit_rest(w)) {
-        nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
-        w->in_kernel -= nodedb_wal__uring_take(w, true, done);
-    }
-    if (w->has_ring) io_uring_queue_exit(&w->ring);
-#endif
-    for (i = 0; i < 2; i++)
-        if (w->files[i].fd >= 0) (void)w->io.close(w->io.ctx, w->files[i].fd);
-    if (w->spare.state != NODEDB_WAL__SPARE_NONE) (void)w->io.close(w->io.ctx, w->spare.fd);
-    if (w->event_fd >= 0) (void)close(w->event_fd);
-    if (w->dir_fd >= 0) (void)w->io.close(w->io.ctx, w->dir_fd);
-    if (w->lock_fd >= 0) (void)w->io.close(w->io.ctx, w->lock_fd);
-    for (i = 0; i < w->config.groups; i++)
-        nodedb__release(&allocator, w->group[i].large, w->group[i].large_bytes);
-    nodedb__release(&allocator, w->group_region, w->group_region_bytes);
-    nodedb__release(&allocator, w->sealed, w->sealed_capacity * sizeof *w->sealed);
-    nodedb_wal__tombstones_free(&w->tombstones, &allocator);
-    nodedb__release(&allocator, w->zeros, NODEDB_WAL__FILL_BYTES);
-    nodedb__release(&allocator, w->preamble, w->block_bytes);
-    (void)pthread_cond_destroy(&w->space);
-    (void)pthread_cond_destroy(&w->moved);
-    (void)pthread_mutex_destroy(&w->sync_lock);
-    (void)pthread_mutex_destroy(&w->lock);
-    nodedb__release(&allocator, w, sizeof *w);
-}
-
-/* What direct writes must be aligned to here (statx, Linux 6.1), but never less than the block that disks write whole.
- */
-static uint32_t nodedb_wal__block_bytes(const char *dir, bool *direct) {
-    uint32_t bytes = NODEDB_WAL_MIN_BLOCK_BYTES;
-    (void)dir;
-    (void)direct;
-#if defined(STATX_DIOALIGN)
-    {
-        char path[NODEDB_WAL__PATH_BYTES];
-        struct statx st;
-        (void)snprintf(path, sizeof path, "%s/LOCK", dir);
-        memset(&st, 0, sizeof st);
-        if (statx(AT_FDCWD, path, 0, STATX_DIOALIGN, &st) == 0 && (st.stx_mask & STATX_DIOALIGN) != 0) {
-            if (st.stx_dio_offset_align == 0) *direct = false;
-            while (bytes < st.stx_dio_offset_align || bytes < st.stx_dio_mem_align) bytes *= 2;
-        }
-    }
-#endif
-    return bytes;
-}
-
-/* A new log: the directory's own name must be durable before anything in it counts. */
-static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    char *slash;
-    int fd, error;
-    (void)snprintf(path, sizeof path, "%s", w->dir);
-    slash = strrchr(path, '/');
-    if (slash == path) slash[1] = 0;
-    else if (slash != NULL) *slash = 0;
-    else (void)snprintf(path, sizeof path, ".");
-    fd = w->io.open(w->io.ctx, path, O_RDONLY | O_DIRECTORY, 0);
-    if (fd < 0)
-        return nodedb_fail(err, NODEDB_ERR_IO, -fd, "cannot open %s to make the name of %s durable", path, w->dir);
-    error = w->io.sync(w->io.ctx, fd);
-    (void)w->io.close(w->io.ctx, fd);
-    return error == 0 ? NODEDB_OK : nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot sync %s", path);
-}
-
-static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    int error = w->io.make_dir(w->io.ctx, w->dir, 0755);
-    if (error != 0 && error != -EEXIST)
-        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot make the directory %s", w->dir);
-    (void)snprintf(path, sizeof path, "%s/LOCK", w->dir);
-    w->lock_fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT, 0644);
-    if (w->lock_fd < 0) {
-        error = w->lock_fd;
-        return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot open %s", path);
-    }
-    error = w->io.lock(w->io.ctx, w->lock_fd);
-    if (error == -EWOULDBLOCK)
-        return nodedb_fail(err, NODEDB_ERR_LOCKED, 0, "the log in %s is in use: another writer holds %s", w->dir,
-                            path);
-    if (error != 0) return nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot lock %s", path);
-    w->dir_fd = w->io.open(w->io.ctx, w->dir, O_RDONLY | O_DIRECTORY, 0);
-    if (w->dir_fd < 0) {
-        error = w->dir_fd;
-        return nodedb_fail(err, NODEDB_ERR_IO, -error, "cannot open the directory %s", w->dir);
-    }
-    return NODEDB_OK;
-}
-
-static void nodedb_wal__open_backend(nodedb_wal *w) {
-    w->backend = nodedb_wal__posix;
-#if !defined(NODEDB_NO_LIBURING)
-    if (w->open_flags != 0 && w->config.backend != NODEDB_WAL_BACKEND_POSIX && w->config.io.pwrite == NULL &&
-        w->config.io.open == NULL) { /* in the page cache writes do not hear of their own errors: see sync_file */
-        int error = io_uring_queue_init(32, &w->ring, IORING_SETUP_CLAMP);
-        struct iovec buffers[NODEDB_WAL_MAX_GROUPS];
-        int none[NODEDB_WAL__REGISTERED_FILES] = {-1, -1, -1};
-        uint32_t i;
-        if (error == 0) {
-            w->has_ring = true;
-            for (i = 0; i < w->config.groups; i++)
-                buffers[i].iov_base = w->group[i].buffer, buffers[i].iov_len = w->config.group_bytes;
-            w->registered = io_uring_register_buffers(&w->ring, buffers, w->config.groups) ==
-                            0; /* else RLIMIT_MEMLOCK: plain writes do */
-            w->fixed_files = io_uring_register_files(&w->ring, none, NODEDB_WAL__REGISTERED_FILES) == 0;
-            error = io_uring_register_eventfd(&w->ring, w->event_fd);
-            if (error == 0) {
-                w->backend = nodedb_wal__uring;
-                return;
-            }
-            io_uring_queue_exit(&w->ring);
-            w->has_ring = w->registered = w->fixed_files = false;
-        }
-        nodedb_say(
-            &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: io_uring is refused (%s), so pwrite and fdatasync are used; allow the io_uring system calls "
-            "(seccomp, kernel.io_uring_disabled) for speed",
-            w->dir, strerror(-error));
-    }
-#else
-    if (w->config.backend == NODEDB_WAL_BACKEND_AUTO)
-        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
-                    "log %s: built without liburing, so pwrite and fdatasync are used", w->dir);
-#endif
-}
-
-/* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch
- * must never come back, or they would. */
-static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path, bool *recycled) {
-    unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
-    nodedb_wal__segment segment;
-    int fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
-    bool readable;
-    if (fd < 0) return false;
-    readable = w->io.size(w->io.ctx, fd) == (int64_t)w->config.segment_bytes &&
-               nodedb__read_all(&w->io, fd, head, sizeof head, 0) == 0;
-    (void)w->io.close(w->io.ctx, fd);
-    if (!readable) return false;
-    *recycled = !nodedb_wal__all_zero(head, sizeof head);
-    if (!*recycled) return true;
-    if (!nodedb_wal__decode_preamble(head, &segment)) return false;
-    if (segment.epoch >= w->next_epoch) w->next_epoch = segment.epoch + 1;
-    return true;
-}
-
-/* Keeps the usable spares and removes the others, and what a crash left half prepared. */
-static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list) {
-    char path[NODEDB_WAL__PATH_BYTES];
-    size_t i;
-    w->spare_next = list->spare_next;
-    if (list->saw_tmp) {
-        (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
-        (void)w->io.unlink(w->io.ctx, path);
-    }
-    for (i = 0; i < list->spare_count; i++) {
-        nodedb_wal__spare_path(path, w->dir, list->spares[i]);
-        if (w->pool_count < NODEDB_WAL__MAX_SPARES &&
-            nodedb_wal__spare_usable(w, path, &w->pool[w->pool_count].recycled) &&
-            !(w->config.no_recycling && w->pool[w->pool_count].recycled))
-            w->pool[w->pool_count++].number = list->spares[i];
-        else (void)w->io.unlink(w->io.ctx, path);
-    }
-}
-
-/* What is read in recovery counts as durable from then on, so it is made so: a writer that was killed may have left
- * writes and names that no sync has covered. What the cache holds of these files is dropped, as after a failed sync it
- * may hold what the disk does not. */
-static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
-    size_t i = list->count > 2 ? list->count - 2 : 0;
-    int error = w->io.sync(w->io.ctx, w->dir_fd);
-    for (; i < list->count && error == 0; i++) {
-        char path[NODEDB_WAL__PATH_BYTES];
-        int fd;
-        nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
-        fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
-        if (fd < 0) {
-            error = fd;
-            break;
-        }
-        error = w->io.sync(w->io.ctx, fd);
-        if (w->config.io.open == NULL) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-        (void)w->io.close(w->io.ctx, fd);
-    }
-    return error == 0 ? NODEDB_OK
-                      : nodedb_fail(err, nodedb_io_status(-error), -error, "cannot sync what is in %s", w->dir);
-}
-
-/* Puts an unfinished segment away, durably: its epoch is remembered, its records are not, its room is given back. */
-static int nodedb_wal__bury(nodedb_wal *w, const nodedb_wal__segment *segment) {
-    char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
-    int error, fd;
-    nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
-    nodedb_wal__dead_path(to, w->dir, segment->epoch);
-    /* An empty file keeps the epoch; the segment's own is removed and not shortened, as a reader may have it mapped. */
-    fd = w->io.open(w->io.ctx, to, O_RDWR | O_CREAT, 0644);
-    if (fd < 0) error = w->io.rename(w->io.ctx, from, to); /* no room for one more */
-    else {
-        (void)w->io.close(w->io.ctx, fd);
-        error = w->io.sync(w->io.ctx, w->dir_fd);
-        if (error == 0) error = w->io.unlink(w->io.ctx, from);
-    }
-    if (error == 0) error = w->io.sync(w->io.ctx, w->dir_fd);
-    if (error != 0) return error;
-    if (w->dead_count < NODEDB_WAL__MAX_DEAD) w->dead[w->dead_count++] = segment->epoch;
-    return 0;
-}
-
-/* The log has ended in segment `last` of the list. What stands behind is a segment that was begun, but of which nothing
- * was acknowledged: it is buried, and its file is not used again, as a write that a killed writer had under way may
- * still land in it. A last segment without records stays where it is: the next one has the same name and replaces it.
- */
-static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__list *list, size_t last,
-                                               nodedb_error *err) {
-    nodedb_status status = NODEDB_OK;
-    size_t i;
-    int error = 0;
-    for (i = 0; i <= last && status == NODEDB_OK; i++)
-        if (list->at[i].first_lsn != w->next_lsn) status = nodedb_wal__sealed_push(w, &list->at[i], err);
-    for (i = list->count - 1; i > last && error == 0; i--) error = nodedb_wal__bury(w, &list->at[i]);
-    if (status == NODEDB_OK && error != 0)
-        status =
-            nodedb_fail(err, nodedb_io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
-    return status;
-}
-
-static void nodedb_wal__new_log(nodedb_wal *w) {
-    w->next_lsn = w->config.first_lsn != 0 ? w->config.first_lsn : 1;
-    w->log_id = w->config.log_id;
-    if (w->log_id == 0 && getrandom(&w->log_id, sizeof w->log_id, 0) != (ssize_t)sizeof w->log_id)
-        w->log_id = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 32);
-    nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
-}
-
-/* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
-static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
-    nodedb_wal_reader_config reading;
-    nodedb_wal_reader *r;
-    nodedb_wal_record record;
-    nodedb_error failure;
-    nodedb_status status;
-    uint64_t bytes = 0;
-    size_t i;
-    memset(&failure, 0, sizeof failure);
-    memset(&reading, 0, sizeof reading);
-    reading.dir = w->dir;
-    for (i = list->count > 2 ? list->count - 2 : 0; i < list->count; i++) bytes += list->at[i].bytes;
-    /* not mapped: a bad sector is then an error, and not a signal */
-    reading.access = bytes < NODEDB_WAL__STREAM_FROM_BYTES || w->config.backend == NODEDB_WAL_BACKEND_POSIX
-                         ? NODEDB_WAL_ACCESS_BUFFERED
-                         : NODEDB_WAL_ACCESS_STREAMED;
-    reading.io = w->config.io;
-    reading.allocator = w->config.allocator;
-    reading.keep_dropped = true;
-    reading.cipher = w->config.cipher;
-    r = nodedb_wal__reader_new(&reading, 2, &failure);
-    status = failure.status;
-    if (r != NULL) {
-        r->only = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE; /* the other types do not matter here */
-        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK &&
-               (status = nodedb_wal__recover_tombstone(w, &record, &failure)) == NODEDB_OK) {}
-        if (status == NODEDB_ERR_AGAIN && r->expected <= w->tombstones.covered_lsn)
-            status = nodedb_fail(&failure, NODEDB_ERR_CORRUPT, 0,
-                                  "the log in %s ends at record %llu, and its file of tombstones was written when %llu "
-                                  "was durable: records are missing",
-                                  nodedb__path_end(w->dir), (unsigned long long)(r->expected - 1),
-                                  (unsigned long long)w->tombstones.covered_lsn);
-        if (status == NODEDB_ERR_AGAIN) {
-            w->log_id = list->at[0].log_id;
-            w->next_lsn = r->expected;
-            w->stats.dropped_bytes = r->stats.torn_bytes;
-            nodedb__store_release(&w->durable_lsn, w->next_lsn - 1);
-            status = nodedb_wal__keep_segments(w, list, r->index, &failure);
-        }
-        nodedb_wal_reader_close(r);
-    }
-    if (status != NODEDB_OK) *err = failure;
-    else if (w->stats.dropped_bytes > 0)
-        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
-                    "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
-                    w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->next_lsn - 1));
-    return status;
-}
-
-/* The keys of the last two segments, those that recovery reads, must be there before anything is changed. */
-static nodedb_status nodedb_wal__check_keys(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
-    unsigned char head[NODEDB_WAL_PREAMBLE_BYTES + NODEDB_WAL_TAG_BYTES];
-    char path[NODEDB_WAL__PATH_BYTES];
-    nodedb_status status = NODEDB_OK;
-    size_t i = list->count > 2 ? list->count - 2 : 0;
-    for (; i < list->count && status == NODEDB_OK; i++) {
-        int fd, error;
-        if (list->at[i].key_id == 0) continue;
-        nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
-        if (w->config.cipher.open == NULL)
-            return nodedb_fail(err, NODEDB_ERR_KEY, 0, "%s is encrypted with key %u, and there is no cipher",
-                                nodedb__path_end(path), (unsigned)list->at[i].key_id);
-        fd = w->io.open(w->io.ctx, path, O_RDONLY, 0);
-        error = fd < 0 ? fd : nodedb__read_all(&w->io, fd, head, sizeof head, 0);
-        if (fd >= 0) (void)w->io.close(w->io.ctx, fd);
-        if (error != 0)
-            return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot read the preamble of %s",
-                                nodedb__path_end(path));
-        status = nodedb_wal__check_key(&w->config.cipher, w->dir, &list->at[i], head, err);
-    }
-    return status;
-}
-
-static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
-    nodedb_wal__list list;
-    nodedb_status status = nodedb_wal__list_segments(&w->io, &w->config.allocator, w->dir, &list, err);
-    size_t i;
-    if (status != NODEDB_OK) return status;
-    w->next_epoch = list.dead_highest + 1;
-    for (i = 0; i < list.count; i++)
-        if (list.at[i].epoch >= w->next_epoch) w->next_epoch = list.at[i].epoch + 1;
-    memcpy(w->dead, list.dead, sizeof w->dead);
-    w->dead_count = list.dead_count;
-    status = nodedb_wal__check_keys(w, &list, err);
-    if (status == NODEDB_OK) status = nodedb_wal__settle(w, &list, err);
-    if (status == NODEDB_OK) status = nodedb_wal__recover_tombstones(w, &list, err);
-    if (status == NODEDB_OK) {
-        nodedb_wal__adopt_spares(w, &list);
-        if (list.count > 0) status = nodedb_wal__find_end(w, &list, err);
-        else {
-            nodedb_wal__new_log(w);
-            status = nodedb_wal__sync_parent(w, err);
-        }
-    }
-    nodedb_wal__list_free(&list);
-    return status;
-}
-
-static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_error *err) {
-    const char *wrong = NULL;
-    if (config == NULL || config->dir == NULL || config->dir[0] == 0) wrong = "config.dir is missing";
-    else if (strlen(config->dir) > NODEDB_WAL_MAX_DIR_BYTES) wrong = "config.dir is too long";
-    else if (config->segment_bytes != 0 && config->segment_bytes < NODEDB_WAL_MIN_SEGMENT_BYTES)
-        wrong = "config.segment_bytes is below 64 KiB";
-    else if (config->groups != 0 && (config->groups < 2 || config->groups > NODEDB_WAL_MAX_GROUPS))
-        wrong = "config.groups is not 2 to 16";
-    else if (config->group_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES) wrong = "config.group_bytes is above 64 MiB";
-    else if (config->first_lsn > UINT64_MAX / 2) wrong = "config.first_lsn is above 2^63";
-    else if ((config->cipher.seal != NULL) != (config->cipher.open != NULL) ||
-             (config->cipher.seal != NULL) != (config->cipher.key_id != NULL))
-        wrong = "config.cipher has one of key_id, seal and open, but not all";
-    if (wrong == NULL) return true;
-    (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "cannot open a log: %s", wrong);
-    return false;
-}
-
-/* The buffers of all groups, one behind the other, in huge pages where the system has them to give: a disk is told of a
- * few long pieces instead of 256 scattered pages for each MiB. */
-static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
-    size_t align = w->block_bytes;
-    uint32_t i;
-    if (__builtin_mul_overflow(w->config.group_bytes, w->config.groups, &w->group_region_bytes)) return false;
-    if (w->group_region_bytes >= NODEDB_WAL__HUGE_PAGE_BYTES && align < NODEDB_WAL__HUGE_PAGE_BYTES)
-        align = NODEDB_WAL__HUGE_PAGE_BYTES;
-    w->group_region = (unsigned char *)nodedb__alloc(&w->config.allocator, w->group_region_bytes, align);
-    if (w->group_region == NULL) return false;
-#if defined(MADV_HUGEPAGE)
-    if (align == NODEDB_WAL__HUGE_PAGE_BYTES)
-        (void)madvise(w->group_region, w->group_region_bytes & ~(NODEDB_WAL__HUGE_PAGE_BYTES - 1), MADV_HUGEPAGE);
-#endif
-    memset(w->group_region, 0, w->group_region_bytes);
-    for (i = 0; i < w->config.groups; i++) w->group[i].buffer = w->group_region + i * w->config.group_bytes;
-    return true;
-}
-
-static void nodedb_wal__init_monotonic(pthread_cond_t *condition) {
-    pthread_condattr_t attributes;
-    (void)pthread_condattr_init(&attributes);
-    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(condition, &attributes);
-    (void)pthread_condattr_destroy(&attributes);
-}
-
-/* It is held for less time than it takes to fall asleep, so where the C library can, it spins first. */
-static void nodedb_wal__init_lock(pthread_mutex_t *lock) {
-#if defined(__GLIBC__)
-    pthread_mutexattr_t attributes;
-    (void)pthread_mutexattr_init(&attributes);
-    (void)pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
-    (void)pthread_mutex_init(lock, &attributes);
-    (void)pthread_mutexattr_destroy(&attributes);
-#else
-    (void)pthread_mutex_init(lock, NULL);
-#endif
-}
-
-NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err) {
-    nodedb_wal *w;
-    nodedb_error own;
-    uint32_t i;
-    bool direct, memory;
-    if (err == NULL) err = &own;
-    if (!nodedb_wal__check_config(config, err)) return NULL;
-    w = (nodedb_wal *)nodedb__alloc_zero(&config->allocator, sizeof *w, NODEDB_CACHE_LINE_BYTES);
-    if (w == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the log in %s", config->dir);
-        return NULL;
-    }
-    memcpy(w->dir, config->dir, strlen(config->dir) + 1);
-    for (i = (uint32_t)strlen(w->dir); i > 1 && w->dir[i - 1] == '/'; i--) w->dir[i - 1] = 0;
-    w->config = *config;
-    w->config.dir = w->dir;
-    w->io = nodedb__io_or_posix(&config->io);
-    w->lock_fd = w->dir_fd = w->event_fd = w->files[0].fd = w->files[1].fd = -1;
-    if (w->config.segment_bytes == 0) w->config.segment_bytes = NODEDB_WAL_DEFAULT_SEGMENT_BYTES;
-    if (w->config.group_bytes == 0) w->config.group_bytes = NODEDB_WAL_DEFAULT_GROUP_BYTES;
-    if (w->config.groups == 0) w->config.groups = NODEDB_WAL_DEFAULT_GROUPS;
-    nodedb_wal__init_lock(&w->lock);
-    (void)pthread_mutex_init(&w->sync_lock, NULL);
-    (void)pthread_cond_init(&w->space, NULL);
-    nodedb_wal__init_monotonic(&w->moved);
-    if (nodedb_wal__open_dir(w, err) != NODEDB_OK) goto fail;
-    direct = !config->buffered;
-    w->block_bytes = nodedb_wal__block_bytes(w->dir, &direct);
-    w->open_flags = direct ? O_DIRECT : 0;
-    if (!direct && !config->buffered)
-        nodedb_say(
-            &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
-            "log on ext4 or xfs", w->dir);
-    w->config.segment_bytes = nodedb_wal__round_up(w->config.segment_bytes, w->block_bytes);
-    w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
-    w->zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
-    w->preamble = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
-    memory = w->zeros != NULL && w->preamble != NULL && nodedb_wal__alloc_groups(w);
-    if (!memory) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
-        goto fail;
-    }
-    w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (w->event_fd < 0) {
-        (void)nodedb_fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", config->dir);
-        goto fail;
-    }
-    if (nodedb_wal__recover(w, err) != NODEDB_OK) goto fail;
-    nodedb_wal__open_backend(w);
-    if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
-        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
-                           "io_uring was demanded for the log in %s and is unavailable%s", w->dir,
-                           w->open_flags != 0 ? "" : ": it is for direct writes");
-        goto fail;
-    }
-    {
-        nodedb_error why;
-        uint64_t bytes = w->config.segment_bytes;
-        nodedb_status status = nodedb_wal__spare_or_small(w, 0, &bytes, &why);
-        if (status == NODEDB_OK) status = nodedb_wal__begin_segment(w, &why);
-        if (status == NODEDB_ERR_DISK_FULL) /* what is there can be read; appending goes on when there is room */
-            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
-        else if (status != NODEDB_OK) {
-            *err = why;
-            goto fail;
-        }
-    }
-    (void)snprintf(w->description, sizeof w->description, "%s, %s, %u-byte blocks, %llu KiB segments",
-                   nodedb_wal__has_ring(w) ? "io_uring" : "POSIX", w->open_flags != 0 ? "O_DIRECT" : "buffered",
-                   (unsigned)w->block_bytes, (unsigned long long)(w->config.segment_bytes >> 10));
-    return w;
-fail:
-    nodedb_wal__free(w);
-    return NULL;
-}
-
-NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) {
-    nodedb_status status = NODEDB_OK;
-    nodedb_wal_record seal;
-    uint64_t lsn = 0;
-    if (w == NULL) return NODEDB_OK;
-    (void)pthread_mutex_lock(&w->lock);
-    if (w->failed) status = nodedb_wal__failed(w, err);
-    else if (w->wrote) {
-        status = nodedb_wal__wait_and_unlock(w, w->next_lsn - 1, err);
-        (void)pthread_mutex_lock(&w->lock);
-        w->rollover = false; /* not for the seal alone */
-        memset(&seal, 0, sizeof seal);
-        if (status == NODEDB_OK) status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &lsn, err);
-        if (status == NODEDB_OK) {
-            status = nodedb_wal__wait_and_unlock(w, lsn, err);
-            (void)pthread_mutex_lock(&w->lock);
-        } else if (status == NODEDB_ERR_DISK_FULL)
-            status = NODEDB_OK; /* all records are durable; the seal is a convenience */
-    }
-    if (status == NODEDB_OK && nodedb_wal__save_tombstones(w, NULL) != NODEDB_OK && w->failed)
-        status = nodedb_wal__failed(w, err); /* while the log is well: recovery finds them in the last two segments */
-    while (w->spare.busy && !w->failed) nodedb_wal__reap(w, true);
-    (void)pthread_mutex_unlock(&w->lock);
-    nodedb_wal__free(w);
-    return status;
 }
 
 #endif /* NODEDB_WAL_IMPLEMENTATION */

@@ -12,7 +12,7 @@ static struct {
     uint32_t count;
     uint64_t started, fault_at; /* this operation fails (counting from 1), 0: none */
     int fault;                  /* with this -errno, 0: it does half of what was asked */
-    nodedb_wal__backend below;  /* the real one */
+    nodedb_wal__engine below;  /* the real one */
 } simring;
 
 /* On the disk and durable, these bytes alone. */
@@ -53,8 +53,8 @@ static inline uint32_t simring_reap(nodedb_wal *w, bool wait, nodedb_wal__comple
 /* The log writes asynchronously from now on, also where it writes and waits. */
 static inline void simring_install(nodedb_wal *w) {
     memset(&simring, 0, sizeof simring);
-    w->backend.start = simring_start;
-    w->backend.reap = simring_reap;
+    w->device.engine.start = simring_start;
+    w->device.engine.reap = simring_reap;
 }
 
 /* ---- a real backend, one operation of which fails ---- */
@@ -94,12 +94,12 @@ static inline int simring_faulty_write(nodedb_wal *w, const nodedb_wal__op *op) 
 
 static inline void simring_install_fault(nodedb_wal *w, uint64_t fault_at, int fault) {
     memset(&simring, 0, sizeof simring);
-    simring.below = w->backend;
+    simring.below = w->device.engine;
     simring.fault_at = fault_at;
     simring.fault = fault;
-    w->backend.start = simring_faulty_start;
-    w->backend.reap = simring_faulty_reap;
-    w->backend.write = simring_faulty_write;
+    w->device.engine.start = simring_faulty_start;
+    w->device.engine.reap = simring_faulty_reap;
+    w->device.engine.write = simring_faulty_write;
 }
 
 #endif

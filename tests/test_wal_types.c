@@ -721,7 +721,7 @@ TEST(on_a_full_disk_tombstones_wait_and_nothing_is_lost) {
     fill_segment(wal);
     (void)commit_tombstone(wal, 1, 8);
     refusals = 1; /* now one can */
-    CHECK(wal->pool_count > 0);
+    CHECK(wal->spares.pool_count > 0);
     CHECK_EQ(nodedb_wal_truncate_before(wal, nodedb_wal_durable_lsn(wal), &removed, &err), NODEDB_OK);
     CHECK(removed > 0 && refusals == 0);
     (void)commit_tombstone(wal, 1, 9);
