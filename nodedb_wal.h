@@ -216,10 +216,10 @@
    Every function on a nodedb_wal may be called from any thread, but nodedb_wal_close: then no other call may be under
    way, and readers that follow the log must be closed. A mutex guards the log. nodedb_wal_commit and _wait write and
    sleep without it.
-   Of the threads that commit at once, one leads: it closes the group and writes it with pwritev2(RWF_DSYNC). The others
-   sleep until the group is durable. A first leader may wait for threads that have just been served, no longer than a
-   write takes, if such waits paid before. One of the threads that wait stays awake for as long as a write takes, and
-   yields to any other thread.
+   Of the threads that commit at once, one leads: it closes the group and writes it with pwritev2(RWF_DSYNC), or with
+   pwrite and fdatasync where the system refuses that. The others sleep until the group is durable. A first leader may
+   wait for threads that have just been served, no longer than a write takes, if such waits paid before. One of the
+   threads that wait stays awake for as long as a write takes, and yields to any other thread.
    What nodedb_wal_submit sends goes through io_uring, and nodedb_wal_poll takes notice when it is done.
    Several threads call a nodedb_io of the caller's at the same time.
    A nodedb_wal_reader belongs to one thread at a time. Replay calls back on the calling thread only.
@@ -2656,6 +2656,23 @@ static nodedb_wal_reader *nodedb_wal__reader_alloc(const nodedb_wal_reader_confi
     return r;
 }
 
+/* Reading failed with `status`. If the open segment was truncated meanwhile, that is the reason: says so instead, with
+ * NOT_FOUND. A file is renamed or removed before anybody writes to it again, so a reader that has met bytes of its next
+ * use finds its name gone. */
+static nodedb_status nodedb_wal__reader_reason(nodedb_wal_reader *r, nodedb_status status, nodedb_error *err) {
+    char path[NODEDB_WAL__PATH_BYTES];
+    int fd;
+    if (status != NODEDB_ERR_CORRUPT && status != NODEDB_ERR_IO) return status;
+    nodedb_wal__segment_path(path, r->dir, r->list.at[r->index].first_lsn);
+    fd = r->io.open(r->io.ctx, path, O_RDONLY, 0);
+    if (fd >= 0) (void)r->io.close(r->io.ctx, fd);
+    if (fd != -ENOENT) return status;
+    return nodedb_wal__at(err,
+                          nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "%s was truncated before it was read",
+                                      nodedb__path_end(path)),
+                          r->expected, 0);
+}
+
 /* Lists the segments. NOT_FOUND where there are none, or from_lsn or until_lsn lies before the oldest record. */
 static nodedb_status nodedb_wal__reader_list(nodedb_wal_reader *r, nodedb_error *err) {
     const uint64_t wanted[2] = {r->config.from_lsn, r->config.until_lsn};
@@ -2688,7 +2705,7 @@ static nodedb_wal_reader *nodedb_wal__reader_new(const nodedb_wal_reader_config 
         r->ahead = nodedb_wal__ahead_start(&r->config.allocator, r->dir, r->list.at, r->list.count, i,
                                            config->threads > NODEDB_WAL_MAX_THREADS ? NODEDB_WAL_MAX_THREADS
                                                                                     : config->threads);
-    if (nodedb_wal__reader_enter(r, i, err) == NODEDB_OK) return r;
+    if (nodedb_wal__reader_reason(r, nodedb_wal__reader_enter(r, i, err), err) == NODEDB_OK) return r;
 fail:
     nodedb_wal_reader_close(r);
     return NULL;
@@ -2709,6 +2726,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_reader_next(nodedb_wal_reader *r, nodedb
         if (status == NODEDB_ERR_AGAIN)
             return nodedb_fail(err, status, 0, "the end of the log in %s, after record %llu", r->dir,
                                 (unsigned long long)(r->expected - 1));
+        (void)nodedb_wal__reader_reason(r, status, &r->failure);
     }
     if (err != NULL) *err = r->failure;
     return r->failure.status;
@@ -2966,6 +2984,7 @@ typedef struct nodedb_wal__lsns {
     uint64_t next;
     pthread_cond_t moved; /* `durable` has grown, for threads in nodedb_wal_await */
     uint32_t watchers;    /* those threads */
+    bool await_cancelled; /* they do not sleep: nodedb_wal_cancel_await */
     bool wrote;           /* there is a record since the log was opened, so closing it writes a seal */
 } nodedb_wal__lsns;
 
@@ -3938,15 +3957,23 @@ NODEDB_WAL_API nodedb_status nodedb_wal_await(nodedb_wal *w, uint64_t lsn, uint6
     until.tv_nsec = (long)(timeout_ns % UINT64_C(1000000000));
     (void)pthread_mutex_lock(&w->lock);
     w->lsns.watchers++;
-    while (w->lsns.durable < lsn && !w->failed && error != ETIMEDOUT)
+    while (w->lsns.durable < lsn && !w->failed && !w->lsns.await_cancelled && error != ETIMEDOUT)
         error = pthread_cond_timedwait(&w->lsns.moved, &w->lock, &until);
     w->lsns.watchers--;
     if (w->lsns.durable < lsn)
         status = w->failed ? nodedb_wal__failed(w, err)
-                           : nodedb_fail(err, NODEDB_ERR_TIMEOUT, 0, "record %llu of %s is not durable yet",
-                                          (unsigned long long)lsn, nodedb__path_end(w->dir));
+                           : nodedb_fail(err, w->lsns.await_cancelled ? NODEDB_ERR_CANCELLED : NODEDB_ERR_TIMEOUT, 0,
+                                         "record %llu of %s is not durable yet", (unsigned long long)lsn,
+                                         nodedb__path_end(w->dir));
     nodedb_wal__unlock(w);
     return status;
+}
+
+NODEDB_WAL_API void nodedb_wal_cancel_await(nodedb_wal *w, bool cancel) {
+    (void)pthread_mutex_lock(&w->lock);
+    w->lsns.await_cancelled = cancel;
+    if (cancel) (void)pthread_cond_broadcast(&w->lsns.moved);
+    nodedb_wal__unlock(w);
 }
 
 NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
@@ -3971,6 +3998,18 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
 }
 
 NODEDB_WAL_API uint64_t nodedb_wal_durable_lsn(const nodedb_wal *w) { return nodedb__load_acquire(&w->lsns.durable); }
+
+NODEDB_WAL_API uint64_t nodedb_wal_first_lsn(nodedb_wal *w) {
+    const nodedb_wal__file *current;
+    uint64_t lsn;
+    (void)pthread_mutex_lock(&w->lock);
+    current = nodedb_wal__current_file(w);
+    lsn = w->segments.sealed_count > 0 ? w->segments.sealed[0].first_lsn
+          : current->fd >= 0           ? current->segment.first_lsn
+                                       : w->lsns.next;
+    nodedb_wal__unlock(w);
+    return lsn;
+}
 
 NODEDB_WAL_API uint64_t nodedb_wal_last_lsn(nodedb_wal *w) {
     uint64_t lsn;

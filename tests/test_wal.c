@@ -356,6 +356,83 @@ TEST(a_thread_that_follows_sleeps_until_there_is_more) {
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_ERR_IO);
 }
 
+typedef struct sleeper {
+    nodedb_wal *wal;
+    nodedb_status status;
+} sleeper;
+
+static void *sleep_until_100(void *ctx) {
+    sleeper *s = (sleeper *)ctx;
+    s->status = nodedb_wal_await(s->wal, 100, UINT64_C(3600000000000), NULL);
+    return NULL;
+}
+
+TEST(a_follower_that_sleeps_wakes_when_awaiting_is_cancelled) {
+    nodedb_wal_config config = config_here("cancel");
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    sleeper s = {NULL, NODEDB_OK};
+    pthread_t thread;
+    bool asleep = false;
+    REQUIRE(wal != NULL);
+    s.wal = wal;
+    pthread_create(&thread, NULL, sleep_until_100, &s);
+    while (!asleep) { /* it counts itself with the lock, and lets that go only in its sleep */
+        (void)pthread_mutex_lock(&wal->lock);
+        asleep = wal->lsns.watchers == 1;
+        (void)pthread_mutex_unlock(&wal->lock);
+        (void)sched_yield();
+    }
+    nodedb_wal_cancel_await(wal, true);
+    pthread_join(thread, NULL);
+    CHECK_EQ(s.status, NODEDB_ERR_CANCELLED);
+    CHECK_EQ(nodedb_wal_await(wal, 1, UINT64_MAX, &err), NODEDB_ERR_CANCELLED); /* who comes later does not sleep */
+    CHECK(commit_range(wal, 1, 1, 100));
+    CHECK_EQ(nodedb_wal_await(wal, 1, UINT64_MAX, &err), NODEDB_OK); /* and is told what is durable */
+    nodedb_wal_cancel_await(wal, false);
+    CHECK_EQ(nodedb_wal_await(wal, 2, 1000, &err), NODEDB_ERR_TIMEOUT);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+/* What the writer says, what a new reader stands at, and what an opening too early is told, are the same LSN. */
+static void check_first_lsn(nodedb_wal *wal, uint64_t want) {
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_wal_cursor at;
+    nodedb_error err;
+    nodedb_wal_reader *r = nodedb_wal_reader_open(&reading, &err);
+    CHECK_EQ(nodedb_wal_first_lsn(wal), want);
+    REQUIRE(r != NULL);
+    nodedb_wal_reader_tell(r, &at);
+    CHECK_EQ(at.lsn, want);
+    nodedb_wal_reader_close(r);
+    reading.from_lsn = want - 1;
+    if (want == 1) return;
+    CHECK(nodedb_wal_reader_open(&reading, &err) == NULL && err.status == NODEDB_ERR_NOT_FOUND && err.lsn == want);
+}
+
+TEST(the_first_lsn_is_known_without_an_opening_that_fails) {
+    nodedb_wal_config config = config_here("first");
+    nodedb_error err;
+    nodedb_wal *wal;
+    uint64_t first;
+    config.first_lsn = 5;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    check_first_lsn(wal, 5);
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 4);
+    CHECK(append_range(wal, 5, 1000, 3000));
+    check_first_lsn(wal, 5);
+    CHECK_EQ(nodedb_wal_truncate_before(wal, 600, NULL, &err), NODEDB_OK);
+    first = nodedb_wal_first_lsn(wal);
+    CHECK(first > 5 && first <= 600);
+    check_first_lsn(wal, first);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    check_first_lsn(wal, first);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
 /* ---- limits and wrong arguments ---------------------------------------------------------------------------------- */
 
 TEST(a_record_larger_than_a_group_or_a_segment_is_written_all_the_same) {
