@@ -1106,53 +1106,17 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
  * FORMAT: what stands on the disk
  * ================================================================================================================== */
 
-#define NODEDB_WAL__FLAG_SEAL UINT32_C(1)
-#define NODEDB_WAL__GROUP_BLOCKS_SHIFT 1 /* of a record's flags, 15 bits */
+#define NODEDB_WAL__FLAG_SEAL UINT32_C(1) /* of a record: the segment's last, which no reader hands out */
+#define NODEDB_WAL__GROUP_BLOCKS_SHIFT 1  /* in a record's flags: 15 bits */
 #define NODEDB_WAL__GROUP_BLOCKS_MASK UINT32_C(0x7FFF)
 #define NODEDB_WAL__GROUP_ZEROS_SHIFT 16 /* 16 bits */
 #define NODEDB_WAL__GROUP_ZEROS_MAX UINT32_C(0xFFFF)
 #define NODEDB_WAL__SECTOR_BYTES ((size_t)512) /* what every disk writes whole or not at all */
-#define NODEDB_WAL__ONE_BIT_BYTES 4096 /* a bit that changed is looked for in payloads up to this */
-#define NODEDB_WAL__CHECKED_BYTES ((size_t)56) /* of a record's header, by the checksum that stands behind them */
-#define NODEDB_WAL__DAMAGE_LOOKS 4 /* before a group is called damaged that a writer may be at, so long apart: */
-#define NODEDB_WAL__LOOK_US 500
+#define NODEDB_WAL__SIGNED_BYTES ((size_t)60)  /* of a preamble and of a record's header: what a cipher authenticates */
 #define NODEDB_WAL__PATH_BYTES (NODEDB_WAL_MAX_DIR_BYTES + 64)
-#define NODEDB_WAL__CHUNK_BYTES ((size_t)1 << 20)      /* a buffered reader's window, before it meets a larger record */
-#define NODEDB_WAL__FILL_BYTES ((size_t)256 << 10)     /* zeros written at a time into a segment being prepared */
-#define NODEDB_WAL__MAX_LEADERS 3                      /* groups that blocking committers keep at the device at once */
-#define NODEDB_WAL__FULL_COMMITTERS 16                 /* a group for so many need not wait for more of them */
-#define NODEDB_WAL__GATHER_NS UINT64_C(500000)         /* a leader waits so long for others, and no more turns than: */
-#define NODEDB_WAL__GATHER_TURNS 1024
-#define NODEDB_WAL__GATHER_BACKOFF 6                   /* after waits in vain up to 2^6 groups go without one */
-#define NODEDB_WAL__HUGE_PAGE_BYTES ((size_t)2 << 20)
-#define NODEDB_WAL__MAX_AWAIT_NS (UINT64_C(1000000000) * 3600 * 24) /* so that no sum overflows */
-#define NODEDB_WAL__SMALL_SEGMENT_BYTES (UINT64_C(256) << 10) /* where the disk has no room for a whole one ... */
-#define NODEDB_WAL__SMALL_SEGMENTS 16 /* ... and so many follow each other before a whole one is tried again */
-#define NODEDB_WAL__MAX_SPARES 4                       /* truncated segments that are kept for use again */
 #define NODEDB_WAL__MAX_LISTED_SPARES 64
-#define NODEDB_WAL__MAX_DEAD 8 /* dead-E.wal files that go when a segment is begun; a crash leaves one at most */
-#define NODEDB_WAL__SIGNED_BYTES ((size_t)60) /* of a preamble and of a record's header: all before the checksum */
+#define NODEDB_WAL__MAX_DEAD 8   /* dead-E.wal files that are remembered; a crash leaves one at most */
 #define NODEDB_WAL__LIST_TRIES 8 /* a directory that is being truncated may change while it is listed */
-#define NODEDB_WAL__FOLLOW_CHUNK_BYTES ((size_t)64 << 10)
-#define NODEDB_WAL__STREAM_CHUNK_BYTES ((size_t)512 << 10) /* one read of a streaming reader */
-#define NODEDB_WAL__STREAM_CHUNKS 8
-#define NODEDB_WAL__STREAM_MAX_CHUNKS 32
-#define NODEDB_WAL__STREAM_HEADROOM_BYTES ((size_t)2 << 20)
-#define NODEDB_WAL__STREAM_FROM_BYTES (UINT64_C(4) << 20) /* with less to read, its buffer and ring do not pay */
-#define NODEDB_WAL__SAMPLE_SEGMENTS 4 /* is a log in the page cache? So many segments, so many places in each, ... */
-#define NODEDB_WAL__SAMPLE_PLACES 8
-#define NODEDB_WAL__SAMPLE_PAGES 16 /* ... so many pages in a row */
-#define NODEDB_WAL__WRITE_TRIES 3                      /* a short or interrupted write is repeated; it is idempotent */
-#define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS     /* completions: a group's index, or one of these two */
-#define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
-#define NODEDB_WAL__LATENCY_PARTS 8 /* of each power of two in the histogram of commits */
-#define NODEDB_WAL__MAX_OPS (NODEDB_WAL_MAX_GROUPS + 2)
-#define NODEDB_WAL__SPARE_FILE 2 /* registered files: files[0], files[1], the spare */
-#define NODEDB_WAL__REGISTERED_FILES 3
-#define NODEDB_WAL__TRANSACTION_HEADER_BYTES 8
-#define NODEDB_WAL__SUB_HEADER_BYTES 24
-#define NODEDB_WAL__TOMBSTONES_HEADER_BYTES 32
-#define NODEDB_WAL__TOMBSTONE_BYTES 24
 
 /* ---- sizes and zeros --------------------------------------------------------------------------------------------- */
 
@@ -1609,14 +1573,20 @@ static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb
 
 /* ---- what the rooms at the end give a reader --------------------------------------------------------------------- */
 
-/* Of the writer: ascending by LSN, those that are not durable last; several of one collection until
- * nodedb_wal__tombstones_compact has kept the newest durable one. Of a reader: what the file says, one for each
- * collection, ascending by tenant and collection. */
+#define NODEDB_WAL__CHUNK_BYTES ((size_t)1 << 20) /* a buffered reader's window, until it meets a larger record */
+#define NODEDB_WAL__FOLLOW_CHUNK_BYTES ((size_t)64 << 10) /* the same, of a reader that follows a log */
+#define NODEDB_WAL__STREAM_FROM_BYTES (UINT64_C(4) << 20) /* with less to read, a stream's buffer and ring do not pay */
+#define NODEDB_WAL__STREAM_MAX_CHUNKS 32
+
+/* A list of tombstones, see the room TRANSACTIONS AND TOMBSTONES. The writer's is guarded by its lock and ascends by
+ * LSN, so those that are not durable come last; a collection may have several until nodedb_wal__tombstones_compact has
+ * kept the newest durable one. A reader's holds what the file says, one for each collection, ascending by tenant and
+ * collection. */
 typedef struct nodedb_wal__tombstones {
     nodedb_wal_tombstone *at;
     size_t count, capacity;
     size_t reserved;      /* places for tombstones that are being appended */
-    size_t compact;       /* so many, from the first on, are of different collections */
+    size_t compact;       /* the first so many are of different collections */
     uint64_t covered_lsn; /* the file holds every tombstone up to this LSN */
     uint32_t in_file;
 } nodedb_wal__tombstones;
@@ -2012,6 +1982,10 @@ typedef struct nodedb_wal__evidence {
     uint64_t lowest_lsn;   /* of any whole record there; UINT64_MAX: there is none */
     uint64_t last_nonzero; /* offset up to which there are bytes that are not zero */
 } nodedb_wal__evidence;
+
+#define NODEDB_WAL__ONE_BIT_BYTES 4096 /* a changed bit is looked for in payloads up to this */
+#define NODEDB_WAL__DAMAGE_LOOKS 4     /* looks at a damaged place before it is reported: a writer may be filling it */
+#define NODEDB_WAL__LOOK_US 500        /* between two of them */
 
 /* Adds what the open segment has from offset `from` on. A record begins at a multiple of the block, or right behind
  * another one. */
@@ -2640,6 +2614,16 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
  * ================================================================================================================== */
 
 /* ---- the state of a writer --------------------------------------------------------------------------------------- */
+
+#define NODEDB_WAL__WRITE_TRIES 3 /* a short or interrupted write is repeated so often; it is idempotent */
+#define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS /* an operation's tag: a group's index, or one of these two */
+#define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
+#define NODEDB_WAL__MAX_OPS (NODEDB_WAL_MAX_GROUPS + 2)
+#define NODEDB_WAL__SPARE_FILE 2 /* the ring's registered files: files[0], files[1], the spare */
+#define NODEDB_WAL__REGISTERED_FILES 3
+#define NODEDB_WAL__MAX_SPARES 4      /* truncated segments that are kept for use again */
+#define NODEDB_WAL__LATENCY_PARTS 8   /* of each power of two in the histogram of commits */
+#define NODEDB_WAL__HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 /* One group buffer. It belongs to one group at a time and is used in ring order:
  *
@@ -3463,6 +3447,13 @@ static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
  * COMMIT: threads that wait until their records are durable
  * ================================================================================================================== */
 
+#define NODEDB_WAL__MAX_LEADERS 3              /* groups that blocking committers keep at the device at once */
+#define NODEDB_WAL__FULL_COMMITTERS 16         /* a group for so many need not wait for more of them */
+#define NODEDB_WAL__GATHER_NS UINT64_C(500000) /* a leader waits so long for others at most ... */
+#define NODEDB_WAL__GATHER_TURNS 1024          /* ... and gives way so often */
+#define NODEDB_WAL__GATHER_BACKOFF 6           /* after waits in vain, up to 2^6 groups go without one */
+#define NODEDB_WAL__MAX_AWAIT_NS (UINT64_C(1000000000) * 3600 * 24) /* so that no sum overflows */
+
 static void nodedb_wal__futex(uint32_t *word, int operation, uint32_t value) {
 #if defined(SYS_futex)
     (void)syscall(SYS_futex, word, operation, value, NULL, NULL, 0);
@@ -3770,6 +3761,10 @@ NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats)
  * ================================================================================================================== */
 
 /* ---- a spare: space that is allocated and filled ----------------------------------------------------------------- */
+
+#define NODEDB_WAL__FILL_BYTES ((size_t)256 << 10) /* zeros written at a time into a segment that is prepared */
+#define NODEDB_WAL__SMALL_SEGMENT_BYTES (UINT64_C(256) << 10) /* where the disk has no room for a whole one ... */
+#define NODEDB_WAL__SMALL_SEGMENTS 16 /* ... and so many follow each other before a whole one is tried again */
 
 /* Gives up the spare that is being prepared; a full disk gets its blocks back. */
 static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const char *what, nodedb_error *err) {
@@ -4669,20 +4664,33 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
 
 /* ---- transactions ------------------------------------------------------------------------------------------------ */
 
-/* The payload of a transaction. */
+/* The payload of a transaction: a header, then for each record this sub-header, its payload, and zeros up to a multiple
+ * of 8. */
+enum {
+    NODEDB_WAL__TRANSACTION_COUNT_AT = 0,
+    NODEDB_WAL__TRANSACTION_ZERO_AT = 4,
+    NODEDB_WAL__TRANSACTION_HEADER_BYTES = 8,
+    NODEDB_WAL__SUB_TYPE_AT = 0,
+    NODEDB_WAL__SUB_ZERO_AT = 2,
+    NODEDB_WAL__SUB_TENANT_AT = 4,
+    NODEDB_WAL__SUB_VSHARD_AT = 8,
+    NODEDB_WAL__SUB_PAYLOAD_BYTES_AT = 12,
+    NODEDB_WAL__SUB_DATABASE_AT = 16,
+    NODEDB_WAL__SUB_HEADER_BYTES = 24
+};
+
 static void nodedb_wal__encode_parts(unsigned char *at, const nodedb_wal_record *parts, size_t count) {
-    size_t i;
-    nodedb_put_u32(at, (uint32_t)count);
-    nodedb_put_u32(at + 4, 0);
+    nodedb_put_u32(at + NODEDB_WAL__TRANSACTION_COUNT_AT, (uint32_t)count);
+    nodedb_put_u32(at + NODEDB_WAL__TRANSACTION_ZERO_AT, 0);
     at += NODEDB_WAL__TRANSACTION_HEADER_BYTES;
-    for (i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         size_t end = (size_t)NODEDB_WAL__SUB_HEADER_BYTES + parts[i].payload_bytes, padded = (end + 7) & ~(size_t)7;
-        nodedb_put_u16(at, parts[i].type);
-        nodedb_put_u16(at + 2, 0);
-        nodedb_put_u32(at + 4, parts[i].tenant);
-        nodedb_put_u32(at + 8, parts[i].vshard);
-        nodedb_put_u32(at + 12, parts[i].payload_bytes);
-        nodedb_put_u64(at + 16, parts[i].database);
+        nodedb_put_u16(at + NODEDB_WAL__SUB_TYPE_AT, parts[i].type);
+        nodedb_put_u16(at + NODEDB_WAL__SUB_ZERO_AT, 0);
+        nodedb_put_u32(at + NODEDB_WAL__SUB_TENANT_AT, parts[i].tenant);
+        nodedb_put_u32(at + NODEDB_WAL__SUB_VSHARD_AT, parts[i].vshard);
+        nodedb_put_u32(at + NODEDB_WAL__SUB_PAYLOAD_BYTES_AT, parts[i].payload_bytes);
+        nodedb_put_u64(at + NODEDB_WAL__SUB_DATABASE_AT, parts[i].database);
         if (parts[i].payload_bytes > 0)
             memcpy(at + NODEDB_WAL__SUB_HEADER_BYTES, parts[i].payload, parts[i].payload_bytes);
         memset(at + end, 0, padded - end);
@@ -4690,44 +4698,46 @@ static void nodedb_wal__encode_parts(unsigned char *at, const nodedb_wal_record 
     }
 }
 
-/* What may stand in a transaction: neither another one, nor a tombstone, which has an LSN of its own. */
+/* What may stand in a transaction: neither another one, nor a tombstone, which needs an LSN of its own. */
 static bool nodedb_wal__part_type(uint16_t type) {
     return (type & NODEDB_WAL_ENCRYPTED) == 0 && !nodedb_wal__is_tombstone(type) &&
            (type & NODEDB_WAL_TYPE_MASK) != NODEDB_WAL_TYPE_TRANSACTION;
 }
 
-/* The part that stands at `p`, `left` bytes before the payload's end. Answers how many bytes it takes, 0 where no part
- * stands there. Sets what the part itself says; the rest of *sub stays. */
+/* Reads the part at `p`, `left` bytes before the payload's end. Returns how many bytes it takes, or 0 where no valid
+ * part stands there. Sets what the part itself says; the rest of *sub stays. */
 static size_t nodedb_wal__decode_part(const unsigned char *p, size_t left, nodedb_wal_record *sub) {
     size_t end, padded;
     if (left < NODEDB_WAL__SUB_HEADER_BYTES) return 0;
-    sub->type = nodedb_get_u16(p);
-    sub->tenant = nodedb_get_u32(p + 4);
-    sub->vshard = nodedb_get_u32(p + 8);
-    sub->payload_bytes = nodedb_get_u32(p + 12);
-    sub->database = nodedb_get_u64(p + 16);
+    sub->type = nodedb_get_u16(p + NODEDB_WAL__SUB_TYPE_AT);
+    sub->tenant = nodedb_get_u32(p + NODEDB_WAL__SUB_TENANT_AT);
+    sub->vshard = nodedb_get_u32(p + NODEDB_WAL__SUB_VSHARD_AT);
+    sub->payload_bytes = nodedb_get_u32(p + NODEDB_WAL__SUB_PAYLOAD_BYTES_AT);
+    sub->database = nodedb_get_u64(p + NODEDB_WAL__SUB_DATABASE_AT);
     sub->payload = p + NODEDB_WAL__SUB_HEADER_BYTES;
-    if (nodedb_get_u16(p + 2) != 0 || !nodedb_wal__part_type(sub->type)) return 0;
+    if (nodedb_get_u16(p + NODEDB_WAL__SUB_ZERO_AT) != 0 || !nodedb_wal__part_type(sub->type)) return 0;
     if (sub->payload_bytes > left - NODEDB_WAL__SUB_HEADER_BYTES) return 0;
     end = (size_t)NODEDB_WAL__SUB_HEADER_BYTES + sub->payload_bytes;
     padded = (end + 7) & ~(size_t)7;
     return padded <= left && nodedb_wal__all_zero(p + end, padded - end) ? padded : 0;
 }
 
-/* Is this a transaction's payload, from its first to its last byte? If not, *at is how far it is one. `unknown`, if
- * there is one, becomes the first required type in it that is not known; 0: none. */
+/* True if this is a valid transaction's payload, from its first to its last byte. If not, *at is the offset up to which
+ * it is. *unknown (if not NULL) becomes the first required type in it that this version does not know, or 0. */
 static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at, uint16_t *unknown) {
     const unsigned char *p = (const unsigned char *)record->payload;
     size_t bytes = record->payload_bytes;
     nodedb_wal_record sub;
-    uint32_t count, i;
+    uint32_t count;
     *at = 0;
     if (unknown != NULL) *unknown = 0;
     if (bytes < NODEDB_WAL__TRANSACTION_HEADER_BYTES) return false;
-    count = nodedb_get_u32(p);
-    if (count == 0 || count > NODEDB_WAL_MAX_TRANSACTION_RECORDS || nodedb_get_u32(p + 4) != 0) return false;
+    count = nodedb_get_u32(p + NODEDB_WAL__TRANSACTION_COUNT_AT);
+    if (count == 0 || count > NODEDB_WAL_MAX_TRANSACTION_RECORDS ||
+        nodedb_get_u32(p + NODEDB_WAL__TRANSACTION_ZERO_AT) != 0)
+        return false;
     *at = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
-    for (i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         size_t took = nodedb_wal__decode_part(p + *at, bytes - *at, &sub);
         if (took == 0) return false;
         if (unknown != NULL && *unknown == 0 && (sub.type & NODEDB_WAL_REQUIRED) != 0 &&
@@ -4895,6 +4905,22 @@ NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *c
 
 /* ---- tombstones: their list, and their file ---------------------------------------------------------------------- */
 
+/* The file of tombstones: a header, the entries, then a CRC-32C of both. */
+enum {
+    NODEDB_WAL__STONES_MAGIC_AT = 0, /* "WALT" */
+    NODEDB_WAL__STONES_VERSION_AT = 4,
+    NODEDB_WAL__STONES_LOG_ID_AT = 8,
+    NODEDB_WAL__STONES_COVERED_LSN_AT = 16,
+    NODEDB_WAL__STONES_COUNT_AT = 24,
+    NODEDB_WAL__STONES_HEADER_BYTES = 32,
+    NODEDB_WAL__STONE_LSN_AT = 0,
+    NODEDB_WAL__STONE_COLLECTION_AT = 8,
+    NODEDB_WAL__STONE_TENANT_AT = 16,
+    NODEDB_WAL__STONE_ZERO_AT = 20,
+    NODEDB_WAL__STONE_BYTES = 24,
+    NODEDB_WAL__STONES_PER_READ = 128
+};
+
 static void nodedb_wal__tombstones_free(nodedb_wal__tombstones *t, const nodedb_allocator *allocator) {
     nodedb__release(allocator, t->at, t->capacity * sizeof *t->at);
     memset(t, 0, sizeof *t);
@@ -4916,7 +4942,7 @@ static int nodedb_wal__by_lsn(const void *left, const void *right) {
     return (a->lsn > b->lsn) - (a->lsn < b->lsn);
 }
 
-/* Sorts by collection and keeps the newest of each. Answers how many are left. */
+/* Sorts by collection and keeps the newest of each. Returns how many are left. */
 static size_t nodedb_wal__newest_tombstones(nodedb_wal_tombstone *at, size_t count) {
     size_t i, n = 0;
     if (count > 1) qsort(at, count, sizeof *at, nodedb_wal__by_collection);
@@ -4936,24 +4962,25 @@ static void nodedb_wal__tombstones_path(char *path, const char *dir, const char 
     (void)snprintf(path, NODEDB_WAL__PATH_BYTES, "%s/tombstones%s", dir, suffix);
 }
 
-/* The entries behind the header, whose checksum is `crc`, and the checksum behind them. False: they are damaged. */
+/* Reads the entries behind the header, whose checksum is `crc`, and the checksum behind them. False: they are damaged,
+ * or, with *error, cannot be read. */
 static bool nodedb_wal__read_tombstones(const nodedb_io *io, int fd, uint32_t crc, nodedb_wal__tombstones *t,
                                         int *error) {
-    unsigned char chunk[128 * NODEDB_WAL__TOMBSTONE_BYTES];
-    uint64_t offset = NODEDB_WAL__TOMBSTONES_HEADER_BYTES, before = 0;
-    size_t i, n;
+    unsigned char chunk[NODEDB_WAL__STONES_PER_READ * NODEDB_WAL__STONE_BYTES];
+    uint64_t offset = NODEDB_WAL__STONES_HEADER_BYTES, before = 0;
     while (t->count < t->in_file) {
-        n = t->in_file - t->count < 128 ? t->in_file - t->count : 128;
-        *error = nodedb__read_all(io, fd, chunk, n * NODEDB_WAL__TOMBSTONE_BYTES, offset);
+        size_t left = t->in_file - t->count;
+        size_t n = left < NODEDB_WAL__STONES_PER_READ ? left : NODEDB_WAL__STONES_PER_READ;
+        *error = nodedb__read_all(io, fd, chunk, n * NODEDB_WAL__STONE_BYTES, offset);
         if (*error != 0) return false;
-        crc = nodedb_crc32c(crc, chunk, n * NODEDB_WAL__TOMBSTONE_BYTES);
-        offset += n * NODEDB_WAL__TOMBSTONE_BYTES;
-        for (i = 0; i < n; i++) {
-            const unsigned char *p = chunk + i * NODEDB_WAL__TOMBSTONE_BYTES;
+        crc = nodedb_crc32c(crc, chunk, n * NODEDB_WAL__STONE_BYTES);
+        offset += n * NODEDB_WAL__STONE_BYTES;
+        for (size_t i = 0; i < n; i++) {
+            const unsigned char *p = chunk + i * NODEDB_WAL__STONE_BYTES;
             nodedb_wal_tombstone *to = &t->at[t->count++];
-            to->lsn = nodedb_get_u64(p);
-            to->collection = nodedb_get_u64(p + 8);
-            to->tenant = nodedb_get_u32(p + 16);
+            to->lsn = nodedb_get_u64(p + NODEDB_WAL__STONE_LSN_AT);
+            to->collection = nodedb_get_u64(p + NODEDB_WAL__STONE_COLLECTION_AT);
+            to->tenant = nodedb_get_u32(p + NODEDB_WAL__STONE_TENANT_AT);
             if (to->lsn <= before || to->lsn > t->covered_lsn) return false;
             before = to->lsn;
         }
@@ -4962,19 +4989,20 @@ static bool nodedb_wal__read_tombstones(const nodedb_io *io, int fd, uint32_t cr
     return *error == 0 && nodedb_get_u32(chunk) == crc;
 }
 
-/* The file of tombstones, open as `fd`, of the log that `last` is a segment of. */
+/* Reads the file of tombstones, open as `fd`, of the log that `last` is a segment of. */
 static nodedb_status nodedb_wal__decode_tombstones(const nodedb_io *io, const nodedb_allocator *allocator, int fd,
                                                    const char *path, const nodedb_wal__segment *last,
                                                    nodedb_wal__tombstones *t, nodedb_error *err) {
-    unsigned char head[NODEDB_WAL__TOMBSTONES_HEADER_BYTES];
+    unsigned char head[NODEDB_WAL__STONES_HEADER_BYTES];
     int64_t size = io->size(io->ctx, fd);
     int error = size < 0 ? (int)size : nodedb__read_all(io, fd, head, sizeof head, 0);
-    bool good = error == 0 && memcmp(head, "WALT", 4) == 0 && nodedb_get_u16(head + 4) == NODEDB_WAL_FORMAT_VERSION;
+    bool good = error == 0 && memcmp(head, "WALT", 4) == 0 &&
+                nodedb_get_u16(head + NODEDB_WAL__STONES_VERSION_AT) == NODEDB_WAL_FORMAT_VERSION;
     if (good) {
-        t->covered_lsn = nodedb_get_u64(head + 16);
-        t->in_file = nodedb_get_u32(head + 24);
+        t->covered_lsn = nodedb_get_u64(head + NODEDB_WAL__STONES_COVERED_LSN_AT);
+        t->in_file = nodedb_get_u32(head + NODEDB_WAL__STONES_COUNT_AT);
         good = t->in_file <= NODEDB_WAL_MAX_TOMBSTONES &&
-               (uint64_t)size == sizeof head + 4 + (uint64_t)t->in_file * NODEDB_WAL__TOMBSTONE_BYTES;
+               (uint64_t)size == sizeof head + 4 + (uint64_t)t->in_file * NODEDB_WAL__STONE_BYTES;
     }
     if (good && t->in_file > 0) {
         t->capacity = t->in_file;
@@ -4992,7 +5020,7 @@ static nodedb_status nodedb_wal__decode_tombstones(const nodedb_io *io, const no
         return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
                             "%s is damaged or not of this version: without it dropped collections would come back",
                             nodedb__path_end(path));
-    if (last == NULL || nodedb_get_u64(head + 8) != last->log_id)
+    if (last == NULL || nodedb_get_u64(head + NODEDB_WAL__STONES_LOG_ID_AT) != last->log_id)
         return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s belongs to another log than the segments beside it",
                             nodedb__path_end(path));
     return NODEDB_OK;
@@ -5023,7 +5051,7 @@ static nodedb_status nodedb_wal__load_tombstones(const nodedb_io *io, const node
 
 /* ---- tombstones: what a reader skips ----------------------------------------------------------------------------- */
 
-/* Is there a tombstone that this record lies below? */
+/* True if a tombstone above it has dropped this record's collection. */
 static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_record *record) {
     size_t low = 0, high = r->tombstones.count;
     uint64_t collection;
@@ -5047,7 +5075,8 @@ static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_
     return false;
 }
 
-/* A change stream hands out everything; for the others what the file says is dead is dead from the beginning. */
+/* Loads what this reader drops. A change stream hands out everything. For the other readers, what the file says is dead
+ * is dead from the beginning. */
 static nodedb_status nodedb_wal__reader_tombstones(nodedb_wal_reader *r, nodedb_error *err) {
     nodedb_wal__tombstones *t = &r->tombstones;
     nodedb_status status;
@@ -5068,8 +5097,8 @@ static size_t nodedb_wal__durable_tombstones(const nodedb_wal *w) {
     return n;
 }
 
-/* Of the durable ones the newest of each collection stays. One that is not durable yet replaces none: a crash may lose
- * it. Answers how many durable ones there are then. */
+/* Keeps the newest durable tombstone of each collection. One that is not durable yet replaces none, as a crash may lose
+ * it. Returns how many durable ones there are then. */
 static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
     nodedb_wal__tombstones *t = &w->tombstones;
     size_t durable = nodedb_wal__durable_tombstones(w);
@@ -5083,7 +5112,7 @@ static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
     return kept;
 }
 
-/* A place for one more, before it has an LSN. */
+/* Reserves a place for one more, before its record has an LSN: so a record that has one is never missing here. */
 static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
                                                    nodedb_wal_tombstone *stone, nodedb_error *err) {
     nodedb_wal__tombstones *t = &w->tombstones;
@@ -5092,29 +5121,25 @@ static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_w
     stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
     if (stone->collection == NODEDB_WAL_NO_COLLECTION)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a tombstone needs a collection, and %llu is none",
-                            (unsigned long long)NODEDB_WAL_NO_COLLECTION);
+                           (unsigned long long)NODEDB_WAL_NO_COLLECTION);
     if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES) (void)nodedb_wal__tombstones_compact(w);
     if (t->count + t->reserved >= NODEDB_WAL_MAX_TOMBSTONES)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0,
-                            "the log in %s has %d tombstones: nodedb_wal_forget_tombstones those that no segment needs",
-                            nodedb__path_end(w->dir), NODEDB_WAL_MAX_TOMBSTONES);
+                           "the log in %s has %d tombstones: nodedb_wal_forget_tombstones those that no segment needs",
+                           nodedb__path_end(w->dir), NODEDB_WAL_MAX_TOMBSTONES);
     if (t->count + t->reserved >= t->capacity) {
-        size_t capacity = t->capacity < 32 ? 64 : t->capacity * 2;
-        nodedb_wal_tombstone *grown =
-            (nodedb_wal_tombstone *)nodedb__alloc_zero(&w->config.allocator, capacity * sizeof *grown, 8);
+        nodedb_wal_tombstone *grown = (nodedb_wal_tombstone *)nodedb_wal__grow(
+            &w->config.allocator, t->at, t->count, &t->capacity, sizeof *grown, 64);
         if (grown == NULL)
             return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the tombstones of %s",
-                                nodedb__path_end(w->dir));
-        if (t->count > 0) memcpy(grown, t->at, t->count * sizeof *grown);
-        nodedb__release(&w->config.allocator, t->at, t->capacity * sizeof *grown);
+                               nodedb__path_end(w->dir));
         t->at = grown;
-        t->capacity = capacity;
     }
     t->reserved++;
     return NODEDB_OK;
 }
 
-/* The end of a reservation; lsn 0: the record was not appended. */
+/* Ends a reservation. lsn 0: the record was not appended. */
 static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn) {
     nodedb_wal__tombstones *t = &w->tombstones;
     assert(t->reserved > 0 && t->count < t->capacity);
@@ -5125,38 +5150,40 @@ static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone 
     t->at[t->count++].lsn = lsn;
 }
 
-/* Header, entries, checksum, through the preamble's block as nothing else needs it now. 0 or -errno. */
+/* Writes header, entries and checksum, one block at a time through the preamble's block, which nothing else needs now.
+ * 0 or -errno. */
 static int nodedb_wal__encode_tombstones(nodedb_wal *w, int fd, const nodedb_wal_tombstone *at, size_t count) {
     unsigned char *block = w->segments.preamble;
-    size_t used = NODEDB_WAL__TOMBSTONES_HEADER_BYTES, i;
+    size_t used = NODEDB_WAL__STONES_HEADER_BYTES;
     uint64_t offset = 0;
     uint32_t crc = 0;
     int error = 0;
     memset(block, 0, used);
-    memcpy(block, "WALT", 4);
-    nodedb_put_u16(block + 4, NODEDB_WAL_FORMAT_VERSION);
-    nodedb_put_u64(block + 8, w->segments.log_id);
-    nodedb_put_u64(block + 16, w->lsns.durable);
-    nodedb_put_u32(block + 24, (uint32_t)count);
-    for (i = 0; i <= count && error == 0; i++) {
-        if (i == count || used + NODEDB_WAL__TOMBSTONE_BYTES > w->block_bytes) {
+    memcpy(block + NODEDB_WAL__STONES_MAGIC_AT, "WALT", 4);
+    nodedb_put_u16(block + NODEDB_WAL__STONES_VERSION_AT, NODEDB_WAL_FORMAT_VERSION);
+    nodedb_put_u64(block + NODEDB_WAL__STONES_LOG_ID_AT, w->segments.log_id);
+    nodedb_put_u64(block + NODEDB_WAL__STONES_COVERED_LSN_AT, w->lsns.durable);
+    nodedb_put_u32(block + NODEDB_WAL__STONES_COUNT_AT, (uint32_t)count);
+    for (size_t i = 0; i <= count && error == 0; i++) {
+        if (i == count || used + NODEDB_WAL__STONE_BYTES > w->block_bytes) {
             crc = nodedb_crc32c(crc, block, used);
             error = nodedb__write_all(&w->io, fd, block, used, offset);
             offset += used;
             used = 0;
         }
         if (i == count) break;
-        nodedb_put_u64(block + used, at[i].lsn);
-        nodedb_put_u64(block + used + 8, at[i].collection);
-        nodedb_put_u32(block + used + 16, at[i].tenant);
-        nodedb_put_u32(block + used + 20, 0);
-        used += NODEDB_WAL__TOMBSTONE_BYTES;
+        nodedb_put_u64(block + used + NODEDB_WAL__STONE_LSN_AT, at[i].lsn);
+        nodedb_put_u64(block + used + NODEDB_WAL__STONE_COLLECTION_AT, at[i].collection);
+        nodedb_put_u32(block + used + NODEDB_WAL__STONE_TENANT_AT, at[i].tenant);
+        nodedb_put_u32(block + used + NODEDB_WAL__STONE_ZERO_AT, 0);
+        used += NODEDB_WAL__STONE_BYTES;
     }
     nodedb_put_u32(block, crc);
     return error != 0 ? error : nodedb__write_all(&w->io, fd, block, 4, offset);
 }
 
-/* Puts a new file in the place of the old one. 0 or -errno; *harmless: the disk is well, and the old file stands. */
+/* Puts a new file in the place of the old one. 0 or -errno; *harmless: nothing is wrong with the disk but that it is
+ * full, and the old file stands. */
 static int nodedb_wal__replace_tombstones(nodedb_wal *w, const nodedb_wal_tombstone *at, size_t count,
                                           bool *harmless) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
@@ -5177,7 +5204,7 @@ static int nodedb_wal__replace_tombstones(nodedb_wal *w, const nodedb_wal_tombst
 }
 
 /* Writes the durable tombstones from from_lsn on into the file. Where the disk is full, spare segments give way: a
- * truncation, which waits for this, would else never get room. */
+ * truncation waits for this, so no other space would ever become free. */
 static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_lsn, nodedb_error *err) {
     nodedb_wal__tombstones *t = &w->tombstones;
     size_t durable = nodedb_wal__tombstones_compact(w), first = 0;
@@ -5198,15 +5225,15 @@ static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_l
     return NODEDB_OK;
 }
 
-/* Brings the file up to date, if a durable tombstone is not in it. Before a segment is begun, so that what the file
- * misses stands in the last two, which recovery reads; before one is removed; and at the end. */
+/* Brings the file up to date, if it misses a durable tombstone: before a segment is begun, so that what it misses is in
+ * the last two segments, which recovery reads; before a segment is removed; and when the log is closed. */
 static nodedb_status nodedb_wal__save_tombstones(nodedb_wal *w, nodedb_error *err) {
     size_t durable = nodedb_wal__durable_tombstones(w);
     if (durable == 0 || w->tombstones.at[durable - 1].lsn <= w->tombstones.covered_lsn) return NODEDB_OK;
     return nodedb_wal__write_tombstones(w, 0, err);
 }
 
-/* Recovery: the file. nodedb_wal__find_end adds what it misses. */
+/* Recovery: loads the file. nodedb_wal__find_end adds what it misses. */
 static nodedb_status nodedb_wal__recover_tombstones(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     const nodedb_wal__segment *last = list->count > 0 ? &list->at[list->count - 1] : NULL;
     if (list->saw_tmp) {
@@ -5217,7 +5244,7 @@ static nodedb_status nodedb_wal__recover_tombstones(nodedb_wal *w, const nodedb_
     return nodedb_wal__load_tombstones(&w->io, &w->config.allocator, w->dir, last, &w->tombstones, err);
 }
 
-/* Recovery: a tombstone in one of the last two segments. It was read from the disk, so all up to it is durable. */
+/* Recovery: adds a tombstone of the last two segments. It was read from the disk, so all up to it is durable. */
 static nodedb_status nodedb_wal__recover_tombstone(nodedb_wal *w, const nodedb_wal_record *record, nodedb_error *err) {
     nodedb_wal_tombstone stone;
     nodedb_status status;
@@ -5277,6 +5304,13 @@ NODEDB_WAL_API size_t nodedb_wal_list_tombstones(nodedb_wal *w, nodedb_wal_tombs
  * ================================================================================================================== */
 
 /* ---- streams ----------------------------------------------------------------------------------------------------- */
+
+#define NODEDB_WAL__STREAM_CHUNK_BYTES ((size_t)512 << 10) /* one read */
+#define NODEDB_WAL__STREAM_CHUNKS 8
+#define NODEDB_WAL__STREAM_HEADROOM_BYTES ((size_t)2 << 20)
+#define NODEDB_WAL__SAMPLE_SEGMENTS 4 /* is a log in the page cache? So many segments are sampled, ... */
+#define NODEDB_WAL__SAMPLE_PLACES 8   /* ... in so many places each, ... */
+#define NODEDB_WAL__SAMPLE_PAGES 16   /* ... so many pages in a row */
 
 #if !defined(NODEDB_NO_LIBURING)
 typedef struct nodedb_wal__ring {
@@ -5758,10 +5792,11 @@ static void nodedb_wal__sealing_of_preamble(nodedb_wal_sealing *s, const nodedb_
 /* `header` holds the segment's preamble in its first half; the record's header goes into the other. */
 static void nodedb_wal__sealing_of_record(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
                                           unsigned char *header, const unsigned char *record) {
-    uint64_t lsn = nodedb_get_u64(record + 8);
+    uint64_t lsn = nodedb_get_u64(record + NODEDB_WAL__RECORD_LSN_AT);
     memcpy(header + NODEDB_WAL__SIGNED_BYTES, record, NODEDB_WAL__SIGNED_BYTES);
-    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + 36, nodedb_get_u32(record + 36) & NODEDB_WAL__FLAG_SEAL);
-    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + 56, 0); /* those two are not known before the group is closed */
+    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + NODEDB_WAL__RECORD_FLAGS_AT,
+                   nodedb_get_u32(record + NODEDB_WAL__RECORD_FLAGS_AT) & NODEDB_WAL__FLAG_SEAL);
+    nodedb_put_u32(header + NODEDB_WAL__SIGNED_BYTES + NODEDB_WAL__RECORD_CRC_AT, 0); /* both change with the group */
     nodedb_wal__sealing(s, segment, header, 2 * NODEDB_WAL__SIGNED_BYTES, lsn);
     s->lsn = lsn;
 }
@@ -5771,7 +5806,7 @@ static nodedb_status nodedb_wal__seal_preamble(const nodedb_wal_cipher *cipher, 
                                                unsigned char *block, nodedb_error *err) {
     nodedb_wal_sealing s;
     nodedb_status status;
-    unsigned char *tag = block + NODEDB_WAL_PREAMBLE_BYTES;
+    unsigned char *tag = block + NODEDB_WAL__PREAMBLE_KEY_CHECK_AT;
     nodedb_wal__sealing_of_preamble(&s, segment, block);
     status = cipher->seal(cipher->ctx, &s, tag, 0, tag);
     if (status == NODEDB_OK) return NODEDB_OK;
@@ -5786,7 +5821,7 @@ static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, cons
     nodedb_wal_sealing s;
     nodedb_status status;
     unsigned char nothing[1];
-    const unsigned char *tag = block + NODEDB_WAL_PREAMBLE_BYTES;
+    const unsigned char *tag = block + NODEDB_WAL__PREAMBLE_KEY_CHECK_AT;
     nodedb_wal__sealing_of_preamble(&s, segment, block);
     status = cipher->open(cipher->ctx, &s, tag, 0, tag, nothing);
     if (status == NODEDB_OK) return NODEDB_OK;
@@ -5800,14 +5835,15 @@ static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, cons
 /* Encrypts a record that nodedb_wal__encode_record made, where it stands. There is room for the tag. */
 static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, const nodedb_wal__segment *segment,
                                              unsigned char *header, unsigned char *at, nodedb_error *err) {
-    uint32_t bytes = nodedb_get_u32(at + 32), stored = bytes + NODEDB_WAL_TAG_BYTES;
+    uint32_t bytes = nodedb_get_u32(at + NODEDB_WAL__RECORD_PAYLOAD_BYTES_AT), stored = bytes + NODEDB_WAL_TAG_BYTES;
     size_t end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + stored;
     unsigned char *text = at + NODEDB_WAL_RECORD_HEADER_BYTES;
     nodedb_wal_sealing s;
     nodedb_status status;
     assert(segment->key_id != 0 && stored <= NODEDB_WAL_MAX_PAYLOAD_BYTES);
-    nodedb_put_u16(at + 6, (uint16_t)(nodedb_get_u16(at + 6) | NODEDB_WAL_ENCRYPTED));
-    nodedb_put_u32(at + 32, stored);
+    nodedb_put_u16(at + NODEDB_WAL__RECORD_TYPE_AT,
+                   (uint16_t)(nodedb_get_u16(at + NODEDB_WAL__RECORD_TYPE_AT) | NODEDB_WAL_ENCRYPTED));
+    nodedb_put_u32(at + NODEDB_WAL__RECORD_PAYLOAD_BYTES_AT, stored);
     nodedb_wal__sealing_of_record(&s, segment, header, at);
     assert(s.lsn != 0 && s.lsn >> 63 == 0 && s.epoch <= UINT32_MAX); /* the nonce's fields hold them */
     status = cipher->seal(cipher->ctx, &s, text, bytes, text + bytes);
