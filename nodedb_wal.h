@@ -118,22 +118,23 @@
                                                      dropped, as they were not acknowledged before 4
       3           4, 5 and 6, watermark 3            corruption: 4, 5 and 6 say that 3 had been acknowledged
 
-   Record N cannot be read. The rules, in order:
-   1. A record behind it, in this segment or the next one, has a watermark of N or more: corruption.
-   2. The next segment's preamble has a watermark of N or more, or another segment follows the next one, or the next
-      segment begins with an LSN that does not fit: corruption.
-   3. A follower finds that N is not above the durable LSN of the open log: corruption.
-   4. The record before N is the seal: the log ends there, in order.
-   5. Otherwise nobody vouches for N. It is in one of the last groups of a log that was not closed, and the sectors
-      decide. A disk writes each sector of 512 bytes whole or not at all, and the file was zero before. So:
-      - N would begin a group, and its first sector is zero: the group never arrived. The log ends before it.
-      - N would begin a group, and its first sector holds something else than a good header: corruption.
-      - The header of the group's first record is good. It says how many of the group's sectors are all zero. Where the
-        file has more zero sectors, some never arrived: torn. Where it has no more, all arrived and one was damaged
-        since: corruption. (65,535 or more zero sectors are not counted: such a group counts as torn.)
-   6. A recycled file was not zero before: old bytes may stand where a new sector did not arrive. Only a sector that
-      holds a header of this segment is certainly new. One changed bit that is found there is corruption; everything
-      else counts as torn. config.no_recycling makes rule 5 hold in every segment, and each is then written twice.
+   Record N cannot be read. The rules, in order, with the numbers of the room TORN TAIL in the implementation:
+   1. The record before N is a seal: nothing behind it in this segment counts. Only the next segment can speak (2, 3).
+   2. A whole record behind N, in this segment or the next one, has a watermark of N or more, or the next segment's
+      preamble has: corruption. A follower finds that N is not above the durable LSN of its log: corruption.
+   3. The next segment begins with N or an earlier record, or behind a seal with another record than N, or another
+      segment follows it: corruption. A third segment is begun only when all of the first is durable.
+   4. Otherwise nobody vouches for N. Behind a seal the log ends there, in order. Without one, N is in one of the last
+      groups of a log that was not closed. Then the sectors decide: a disk writes each 512 bytes whole or not at all.
+   5. a. In a file that was zero before, N would begin a group, and its first sector is neither zero nor a good header.
+         It was written, so it was written whole, and has changed since: corruption.
+      b. In a file that was zero before, the first record of a group says how many of its sectors are all zero. Where
+         more are zero, some never arrived: torn. Where no more are, all arrived, and one has changed since: corruption.
+         (65,535 or more zero sectors are not counted: such a group counts as torn.)
+      c. A recycled file was not zero: old bytes may stand where a new sector did not arrive. Only a sector that holds a
+         header of this segment is certainly new. One changed bit that is found there is corruption; everything else
+         counts as torn. config.no_recycling makes a and b hold in every segment, and each is then written twice.
+   6. None of these: torn. The log ends before N.
    Before corruption is reported the place is read again, up to four times in 1.5 ms, as a writer may be at it. Every
    call that meets it answers NODEDB_ERR_CORRUPT with file, offset and LSNs, and goes no further.
 
@@ -1013,7 +1014,7 @@ typedef struct nodedb_wal_config {
     size_t group_bytes;     /* [1 MiB] most bytes in one group, at most 64 MiB; rounded up to blocks */
     uint32_t groups;        /* [8] group buffers, 2 to 16: one fills while the others are in flight */
     nodedb_wal_backend backend; /* [AUTO] */
-    bool no_recycling;      /* every segment is written through with zeros: manual, section 3, rule 6 */
+    bool no_recycling;      /* every segment is written through with zeros: manual, section 3, rule 5 */
     bool buffered;          /* through the page cache instead of O_DIRECT, and without io_uring */
     uint64_t first_lsn;     /* [1] of a new log, at most 2^63; ignored where a log is there */
     uint64_t log_id;        /* [random] of a new log; set it for byte-identical logs in tests */
