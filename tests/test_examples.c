@@ -38,14 +38,16 @@ static void check_line(const char *line) {
     CHECK_HAS(output, whole);
 }
 
-TEST(example_wal_replays_every_posting_that_was_committed) {
-    CHECK_EQ(run("example_wal", "."), 0); /* the log goes here, and not to /tmp */
-    check_line("committed 6 records of 126 bytes with at most one write for each");
-    check_line("replayed posting 1 of tenant 0");
-    check_line("replayed posting 3 of tenant 1");
-    check_line("replayed 6 records");
-    CHECK_HAS(output, "checkpoint is record ");
-    check_line("replayed 1 record");
+TEST(example_wal_follows_every_change_and_goes_on_from_its_checkpoint) {
+    CHECK_EQ(run("example_wal", "."), 0);
+    check_line("counter 0 is 6");
+    check_line("counter 1 is 6");
+    check_line("truncated 0 segments: the log begins with record 1");
+    CHECK_EQ(run("example_wal", "."), 0);
+    check_line("counter 0 is 12");
+    check_line("truncated 1 segments: the log begins with record 9"); /* 6 changes, a checkpoint, a seal */
+    CHECK_EQ(run("example_wal", "."), 0);
+    check_line("counter 1 is 18"); /* 6 of them from the checkpoint: its changes were truncated */
 }
 
 TEST(example_mem_stays_inside_its_budget_and_loses_no_value) {

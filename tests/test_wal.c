@@ -8,6 +8,7 @@
  *   failed writes, and full disks
  *   power cuts, and every call failing in turn
  *   how it is written
+ *   optional system calls are refused
  *   killed writers, threads, event loops
  *   the life of a log
  */
@@ -17,12 +18,16 @@
 #include "simdisk.h"
 #include "wal_helpers.h"
 #include <linux/fiemap.h>
+#include <linux/filter.h>
 #include <linux/fs.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/poll.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 /* ---- write: from one thread, from many, without waiting ---------------------------------------------------------- */
@@ -349,6 +354,83 @@ TEST(a_thread_that_follows_sleeps_until_there_is_more) {
     }
     CHECK_EQ(nodedb_wal_await(wal, 2001, UINT64_C(20000000000), &err), NODEDB_ERR_IO);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_ERR_IO);
+}
+
+typedef struct sleeper {
+    nodedb_wal *wal;
+    nodedb_status status;
+} sleeper;
+
+static void *sleep_until_100(void *ctx) {
+    sleeper *s = (sleeper *)ctx;
+    s->status = nodedb_wal_await(s->wal, 100, UINT64_C(3600000000000), NULL);
+    return NULL;
+}
+
+TEST(a_follower_that_sleeps_wakes_when_awaiting_is_cancelled) {
+    nodedb_wal_config config = config_here("cancel");
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    sleeper s = {NULL, NODEDB_OK};
+    pthread_t thread;
+    bool asleep = false;
+    REQUIRE(wal != NULL);
+    s.wal = wal;
+    pthread_create(&thread, NULL, sleep_until_100, &s);
+    while (!asleep) { /* it counts itself with the lock, and lets that go only in its sleep */
+        (void)pthread_mutex_lock(&wal->lock);
+        asleep = wal->lsns.watchers == 1;
+        (void)pthread_mutex_unlock(&wal->lock);
+        (void)sched_yield();
+    }
+    nodedb_wal_cancel_await(wal, true);
+    pthread_join(thread, NULL);
+    CHECK_EQ(s.status, NODEDB_ERR_CANCELLED);
+    CHECK_EQ(nodedb_wal_await(wal, 1, UINT64_MAX, &err), NODEDB_ERR_CANCELLED); /* who comes later does not sleep */
+    CHECK(commit_range(wal, 1, 1, 100));
+    CHECK_EQ(nodedb_wal_await(wal, 1, UINT64_MAX, &err), NODEDB_OK); /* and is told what is durable */
+    nodedb_wal_cancel_await(wal, false);
+    CHECK_EQ(nodedb_wal_await(wal, 2, 1000, &err), NODEDB_ERR_TIMEOUT);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+/* What the writer says, what a new reader stands at, and what an opening too early is told, are the same LSN. */
+static void check_first_lsn(nodedb_wal *wal, uint64_t want) {
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_wal_cursor at;
+    nodedb_error err;
+    nodedb_wal_reader *r = nodedb_wal_reader_open(&reading, &err);
+    CHECK_EQ(nodedb_wal_first_lsn(wal), want);
+    REQUIRE(r != NULL);
+    nodedb_wal_reader_tell(r, &at);
+    CHECK_EQ(at.lsn, want);
+    nodedb_wal_reader_close(r);
+    reading.from_lsn = want - 1;
+    if (want == 1) return;
+    CHECK(nodedb_wal_reader_open(&reading, &err) == NULL && err.status == NODEDB_ERR_NOT_FOUND && err.lsn == want);
+}
+
+TEST(the_first_lsn_is_known_without_an_opening_that_fails) {
+    nodedb_wal_config config = config_here("first");
+    nodedb_error err;
+    nodedb_wal *wal;
+    uint64_t first;
+    config.first_lsn = 5;
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    check_first_lsn(wal, 5);
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 4);
+    CHECK(append_range(wal, 5, 1000, 3000));
+    check_first_lsn(wal, 5);
+    CHECK_EQ(nodedb_wal_truncate_before(wal, 600, NULL, &err), NODEDB_OK);
+    first = nodedb_wal_first_lsn(wal);
+    CHECK(first > 5 && first <= 600);
+    check_first_lsn(wal, first);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    check_first_lsn(wal, first);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
 }
 
 /* ---- limits and wrong arguments ---------------------------------------------------------------------------------- */
@@ -1302,6 +1384,136 @@ TEST(where_direct_writes_are_refused_the_log_goes_through_the_page_cache_and_say
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     CHECK_EQ(sentences, 1);
     CHECK_EQ(replay_all(1, 2000, NODEDB_OK).count, 1000);
+}
+
+/* ---- optional system calls are refused --------------------------------------------------------------------------- */
+
+static void count_sentence(void *ctx, nodedb_log_level level, const char *sentence) {
+    (void)level, (void)sentence;
+    ++*(int *)ctx;
+}
+
+/* A system call that a sandbox refuses with `error`: always, or where argument `argument` has a bit of `bits`. */
+typedef struct refusal {
+    const char *name;
+    int number, argument;
+    uint32_t bits;
+    int writing, reading; /* sentences to the logger that are expected then */
+} refusal;
+
+/* From now on this process gets `error` for that call. False: no filters here (an emulator, a kernel without them). */
+static bool refuse_call(const refusal *what, int error) {
+    const uint32_t low = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? 4 : 0;
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)what->number, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+                 (uint32_t)offsetof(struct seccomp_data, args) + 8 * (uint32_t)what->argument + low),
+        BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, what->bits, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (uint32_t)error),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    struct sock_fprog program;
+    program.len = sizeof code / sizeof *code, program.filter = code;
+    if (what->bits == 0) code[3] = code[4]; /* whatever the arguments are */
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+/* In a child: writes a log in both ways, over two segments, and reads it. 0: all went well; 77: nothing can be
+ * refused here. */
+static int live_with(const refusal *what, int error, bool refused_later) {
+    nodedb_wal_config config = config_here("refused");
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_error err;
+    nodedb_wal *wal;
+    counting c;
+    int writing = 0, read = 0;
+    config.logger.write = reading.logger.write = count_sentence;
+    config.logger.ctx = &writing, reading.logger.ctx = &read;
+    if (!refused_later && !refuse_call(what, error)) return 77;
+    wal = nodedb_wal_open(&config, &err);
+    if (refused_later && !refuse_call(what, error)) return 77;
+    if (wal == NULL || !commit_range(wal, 1, 10, 3000) || !append_range(wal, 11, 200, 3000)) return 1;
+    if (!commit_range(wal, 201, 210, 3000) || nodedb_wal_close(wal, &err) != NODEDB_OK) return 2;
+    memset(&c, 0, sizeof c);
+    c.max = 3000;
+    reading.threads = 1;
+    if (nodedb_wal_replay(&reading, count_record, &c, NULL, &err) != NODEDB_OK || c.count != 210 || c.wrong) return 3;
+    return writing != (refused_later ? 1 : what->writing) ? 4 : read != what->reading ? 5 : 0;
+}
+
+static void remove_log(const char *name) {
+    char command[700];
+    snprintf(command, sizeof command, "rm -rf '%s/%s'", test_dir(), name);
+    CHECK_EQ(system(command), 0);
+}
+
+static void refuse(const refusal *what, int error, bool refused_later) {
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) _exit(live_with(what, error, refused_later));
+    REQUIRE(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77) fprintf(stderr, "system calls cannot be refused here: not tested\n");
+    else if (WEXITSTATUS(status) != 0) {
+        char text[200];
+        snprintf(text, sizeof text, "%s refused with errno %d: step %d failed", what->name, error, WEXITSTATUS(status));
+        test_fail(__FILE__, __LINE__, text);
+    }
+    remove_log("refused");
+}
+
+static const int refusals[] = {EPERM, EACCES, ENOSYS, EOPNOTSUPP, EINVAL};
+
+TEST(an_optional_system_call_may_be_refused_and_the_log_goes_on_and_says_so_once) {
+#if defined(SYS_mmap2)
+    const int map = SYS_mmap2;
+#else
+    const int map = SYS_mmap;
+#endif
+    const refusal calls[] = {{"pwritev2", SYS_pwritev2, 0, 0, 1, 0},
+                             {"openat, O_DIRECT", SYS_openat, 2, O_DIRECT, 1, 0},
+                             {"io_uring_setup", SYS_io_uring_setup, 0, 0, 1, 0},
+                             {"mmap, MAP_SHARED", map, 3, MAP_SHARED, -1, 1},
+                             {"fallocate", SYS_fallocate, 0, 0, 0, 0},
+                             {"statx", SYS_statx, 0, 0, 0, 0},
+                             {"getrandom", SYS_getrandom, 0, 0, 0, 0},
+                             {"fadvise64", SYS_fadvise64, 0, 0, 0, 0},
+                             {"madvise", SYS_madvise, 0, 0, 0, 0}};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
+        for (size_t k = 0; k < sizeof refusals / sizeof *refusals; k++) {
+            refusal what = calls[i];
+#if defined(NODEDB_NO_LIBURING)
+            if (strcmp(what.name, "openat, O_DIRECT") != 0 && strcmp(what.name, "pwritev2") != 0) what.writing = 1;
+            else what.writing = 2; /* and that it was built without liburing */
+#else
+            if (what.writing < 0) what.writing = 1; /* a ring is a shared mapping too */
+#endif
+            refuse(&what, refusals[k], false);
+        }
+}
+
+TEST(pwritev2_may_be_refused_by_a_sandbox_that_begins_later) {
+    const refusal what = {"pwritev2", SYS_pwritev2, 0, 0, 1, 0};
+    nodedb_wal_config config = config_here("probe");
+    nodedb_wal *wal = nodedb_wal_open(&config, NULL);
+    REQUIRE(wal != NULL);
+    if (strstr(nodedb_wal_describe(wal), "io_uring") != NULL) refuse(&what, EPERM, true);
+    CHECK_EQ(nodedb_wal_close(wal, NULL), NODEDB_OK);
+}
+
+/* A kernel whose io_uring lacks an operation ends it with an errno like these; the log then goes on without the ring. */
+TEST(an_operation_that_io_uring_refuses_is_done_without_it) {
+    for (size_t k = 0; k < sizeof refusals / sizeof *refusals; k++)
+        for (uint64_t operation = 1; operation < 34; operation += 3) {
+            bool fatal = false, has_ring;
+            nodedb_wal_config config = config_here("probe");
+            nodedb_wal *wal = nodedb_wal_open(&config, NULL);
+            REQUIRE(wal != NULL);
+            has_ring = strstr(nodedb_wal_describe(wal), "io_uring") != NULL;
+            CHECK_EQ(nodedb_wal_close(wal, NULL), NODEDB_OK);
+            if (!has_ring) return; /* nothing to do without, then */
+            one_operation_fails(operation, -refusals[k], &fatal);
+            CHECK(!fatal);
+        }
 }
 
 /* ---- killed writers, threads, event loops ------------------------------------------------------------------------ */

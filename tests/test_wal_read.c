@@ -632,4 +632,53 @@ TEST(pages_of_a_streamed_log_are_the_same_records) {
     CHECK(c.count == LARGE_RECORDS && !c.wrong);
 }
 
+/* Reads on until a call fails; *last is the last record that was handed out, each of them as it was written. */
+static nodedb_status read_on(nodedb_wal_reader *r, uint64_t *last, nodedb_error *err) {
+    nodedb_wal_record record;
+    nodedb_status status;
+    memset(err, 0, sizeof *err);
+    while ((status = nodedb_wal_reader_next(r, &record, err)) == NODEDB_OK)
+        CHECK(record.lsn == ++*last && is_record(&record, *last, 3000));
+    return status;
+}
+
+TEST(a_reader_in_a_truncated_segment_is_told_so_and_not_of_damage) {
+    static const nodedb_wal_access ways[] = {NODEDB_WAL_ACCESS_MAPPED, NODEDB_WAL_ACCESS_BUFFERED,
+                                             NODEDB_WAL_ACCESS_STREAMED};
+    uint32_t i, used_again, followed;
+    for (i = 0; i < 12; i++) {
+        nodedb_wal_config config;
+        nodedb_wal_reader_config reading;
+        nodedb_wal_reader *r;
+        nodedb_wal *wal;
+        nodedb_wal_record record;
+        nodedb_error err;
+        nodedb_status status;
+        uint64_t last = 1, first;
+        uint32_t removed = 0;
+        char name[20];
+        used_again = i / 3 % 2, followed = i / 6;
+        snprintf(name, sizeof name, "gone-%u", (unsigned)i);
+        config = config_here(name);
+        wal = nodedb_wal_open(&config, &err);
+        REQUIRE(wal != NULL && append_range(wal, 1, 1000, 3000)); /* six segments */
+        reading = reading_here();
+        reading.access = ways[i % 3];
+        reading.follow = followed ? wal : NULL;
+        r = nodedb_wal_reader_open(&reading, &err);
+        REQUIRE(r != NULL && nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK && record.lsn == 1);
+        CHECK_EQ(nodedb_wal_truncate_before(wal, 1000, &removed, &err), NODEDB_OK);
+        CHECK(removed >= 4);
+        first = nodedb_wal_first_lsn(wal);
+        if (used_again) CHECK(append_range(wal, 1001, 1900, 3000));
+        status = read_on(r, &last, &err);
+        CHECK_EQ(status, NODEDB_ERR_NOT_FOUND);
+        CHECK(err.lsn == last + 1 && last + 1 < first);
+        CHECK_HAS(err.message, "truncated");
+        CHECK_EQ(read_on(r, &last, &err), NODEDB_ERR_NOT_FOUND); /* for good */
+        nodedb_wal_reader_close(r);
+        CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    }
+}
+
 TEST_MAIN("wal_read")
