@@ -1118,8 +1118,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 /* ===================================================================================================================
  * FORMAT: the bytes of a segment, and the files of a directory
  *
- * Section "On disk" of the manual draws the format; here its offsets have names. A log is a directory of segment files. A
- * segment is a preamble, in a block of its own, and groups behind it. A group is records, then zeros up to a whole block:
+ * Section "On disk" of the manual draws the format; here its offsets have names. A log is a directory of segment
+ * files. A segment is a preamble, in a block of its own, and groups behind it. A group is records, then zeros up to a
+ * whole block:
  *
  *     block 0      block 1               block 2       block 3             ...   end of the file
  *     | preamble | r1 | r2 | r3 | 0000 | r4 ......... ......... | 0000000 | never written: zeros, or an earlier use |
@@ -1406,8 +1407,8 @@ typedef struct nodedb_wal__list {
 /* The first of the last two segments, the only ones that can hold a torn tail. */
 static size_t nodedb_wal__last_two(const nodedb_wal__list *list) { return list->count > 2 ? list->count - 2 : 0; }
 
-/* Makes an array of `bytes` each that is full larger: twice, and at least `first`. Returns the new array, with *capacity
- * set, or NULL with everything as it was. */
+/* Makes an array of `bytes` each that is full larger: twice, and at least `first`. Returns the new array, with
+ * *capacity set, or NULL with everything as it was. */
 static void *nodedb_wal__grow(const nodedb_allocator *allocator, void *at, size_t count, size_t *capacity, size_t bytes,
                               size_t first) {
     size_t more = *capacity * 2 < first ? first : *capacity * 2;
@@ -1692,7 +1693,7 @@ typedef enum nodedb_wal__way {
     NODEDB_WAL__CLOSED = 0,
     NODEDB_WAL__MAPPED,   /* `map` is the whole segment */
     NODEDB_WAL__BUFFERED, /* pread from `fd` into `buffer`; `window` is in it */
-    NODEDB_WAL__STREAMED  /* `window` is in the stream's memory; or in `buffer`, for a record too large for the stream */
+    NODEDB_WAL__STREAMED  /* `window` is in the stream's memory; for a record too large for that, in `buffer` */
 } nodedb_wal__way;
 
 /* The open segment as memory. Used by the thread that reads. Unless the segment is mapped, its bytes
@@ -1723,8 +1724,8 @@ typedef struct nodedb_wal__unsealed {
     size_t capacity;
 } nodedb_wal__unsealed;
 
-/* A reader. One thread at a time uses it. Between calls: if record `expected` is in segment list.at[index], it begins at
- * `position`; the view shows that segment. */
+/* A reader. One thread at a time uses it. Between calls: if record `expected` is in segment list.at[index], it begins
+ * at `position`; the view shows that segment. */
 struct nodedb_wal_reader {
     char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
     nodedb_wal_reader_config config;
@@ -1842,7 +1843,8 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
     nodedb_wal__reader_leave(r);
     r->index = index;
     nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
-    if (r->ahead != NULL) r->view.map = (unsigned char *)nodedb_wal__ahead_take(r->ahead, index, &r->view.trusted_until);
+    if (r->ahead != NULL)
+        r->view.map = (unsigned char *)nodedb_wal__ahead_take(r->ahead, index, &r->view.trusted_until);
     if (r->view.map != NULL) {
         r->view.way = NODEDB_WAL__MAPPED;
         r->stats.hints_sequential++;
@@ -2003,8 +2005,8 @@ static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t off
  *
  * A reader is at a place where record N must begin, and no valid record N is there. One of two things has happened:
  *
- *   - The log ends here. A crash interrupted the last groups (a torn tail). No caller was told that they are durable, so
- *     they are dropped, and the log goes on with record N.
+ *   - The log ends here. A crash interrupted the last groups (a torn tail). No caller was told that they are durable,
+ *     so they are dropped, and the log goes on with record N.
  *   - Record N was acknowledged and is damaged. Dropping it would lose data in silence, so the reader reports the LSNs
  *     and the offset, and stops.
  *
@@ -2012,23 +2014,24 @@ static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t off
  *     | r7 r8 r9    00000 | r10 r11       0000 | ?????? r13 (watermark 11) 0000 | 0000000 ...
  *       watermark 5         watermark 9          r12 is unreadable
  *
- * Here r12 is torn, unless its sectors say otherwise (rule 5): the only record behind it says that 11 was durable when it
- * was written, so no record vouches for r12. If r11 were unreadable instead, r13 would vouch for it: r11 was acknowledged,
- * and this is damage. The rules, in order:
+ * Here r12 is torn, unless its sectors say otherwise (rule 5): the only record behind it says that 11 was durable
+ * when it was written, so no record vouches for r12. If r11 were unreadable instead, r13 would vouch for it: r11 was
+ * acknowledged, and this is damage. The rules, in order:
  *
  *   1. The last record read was a seal. The writer closed this segment in order and never comes back to it, so nothing
  *      behind the seal counts. Only the next segment can testify (rules 2 and 3).
- *   2. A valid record behind the place has a watermark of N or more, or the next segment's preamble or one of its records
- *      has: damage. The log that is followed says that N is durable: damage as well.
- *   3. The next segment begins with record N or an earlier one, though the reader did not arrive there with N; or stands
- *      behind a seal and begins with another record than N; or has a segment behind it: damage. A writer begins a third
- *      segment only when all of the first is durable.
+ *   2. A valid record behind the place has a watermark of N or more, or the next segment's preamble or one of its
+ *      records has: damage. The log that is followed says that N is durable: damage as well.
+ *   3. The next segment begins with an earlier record than N; or it stands behind a seal and begins with another
+ *      record than N; or it has a segment behind it: damage. A writer begins a third segment only when all of the
+ *      first is durable.
  *   4. Otherwise no record vouches for N. It belongs to the last groups of a log that was not closed in order. What is
  *      left to ask are the sectors, which a disk writes whole or not at all.
- *   5. a. In a file that was zero: the first sector of a group is not zero and has no valid header. It was written, so it
- *         was written whole, and has changed since: damage.
- *      b. In a file that was zero: the first record of a group says how many of the group's sectors are zero. If more are
- *         zero now, not everything arrived: torn. If no more are, everything arrived, and has changed since: damage.
+ *   5. a. In a file that was zero: the first sector of a group is not zero and has no valid header. It was written,
+ *         so it was written whole, and has changed since: damage.
+ *      b. In a file that was zero: the first record of a group says how many of the group's sectors are zero. If more
+ *         are zero now, not everything arrived: torn. If no more are, everything arrived, and has changed since:
+ *         damage.
  *      c. In a recycled file the old content is unknown, so zeros prove nothing. Only a sector with a header of this
  *         segment is certainly new. A single changed bit there is damage; anything else counts as torn.
  *   6. None of these: torn. The log ends in front of N.
@@ -2142,14 +2145,15 @@ static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, co
     end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + bytes;
     known = (size_t)(nodedb_wal__round_up(offset + NODEDB_WAL_RECORD_HEADER_BYTES, NODEDB_WAL__SECTOR_BYTES) - offset);
     if (end <= known) return true;
-    for (uint32_t bit = 0; bit < bytes * 8 + 32; bit++) { /* from the end backwards; the first 32 are the header's sum */
+    for (uint32_t bit = 0; bit < bytes * 8 + 32; bit++) { /* backwards; the first 32 are the header's sum */
         if (bit >= 32 && by == off) return end - 1 - (bit - 32) / 8 < known;
         by = by >> 1 ^ (UINT32_C(0x82F63B78) & (0 - (by & 1)));
     }
     return false;
 }
 
-/* In a file that was zero before: has the group at r->group arrived with as many zero sectors as it was written with? */
+/* In a file that was zero before: has the group at r->group arrived with as many zero sectors as it was written with?
+ * */
 static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arrived, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t end = r->group.offset + r->group.bytes;
@@ -2277,9 +2281,9 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
 /* ===================================================================================================================
  * READER: the next record, replay and verification
  *
- * The reader keeps a place: a segment, a position, and the LSN `expected` that must stand there. One step is: parse what
- * stands there; a record is accepted, padding is skipped, and anything else is judged (TORN TAIL). A record that is
- * accepted is handed out, unless it is a seal, of an unknown optional type, or of a dropped collection.
+ * The reader keeps a place: a segment, a position, and the LSN `expected` that must stand there. One step is: parse
+ * what stands there; a record is accepted, padding is skipped, and anything else is judged (TORN TAIL). A record that
+ * is accepted is handed out, unless it is a seal, of an unknown optional type, or of a dropped collection.
  * ================================================================================================================ */
 
 /* ---- from one record to the next -------------------------------------------------------------------------------- */
@@ -2678,8 +2682,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
  * WRITER: from a record to a group, and from a group to the durable LSN
  *
  * Appending copies a record into the open group and gives it an LSN. A group is closed when it is full, when the caller
- * submits it, or when a committer writes it; then it has a place in the current segment and is in flight. Several groups
- * may be in flight. They finish in any order and are retired in order: if N is durable, all before it are.
+ * submits it, or when a committer writes it; then it has a place in the current segment and is in flight. Several
+ * groups may be in flight. They finish in any order and are retired in order: if N is durable, all before it are.
  *
  *     append --> open group --close--> in flight --finished--> retired: the durable LSN moves, waiters wake
  *
@@ -2702,7 +2706,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
  *
  *     free -> open (appends copy records in) -> closed, in flight -> finished -> retired, free again
  *
- * Guarded by the log's lock, but for `word`, and for the buffer while the group is in flight: then nobody changes it. */
+ * Guarded by the log's lock, but for `word`, and for the buffer while the group is in flight: then nobody changes it.
+ * */
 typedef struct nodedb_wal__group {
     unsigned char *buffer; /* its part of groups.memory */
     unsigned char *large;  /* instead of it, for one record larger than a group; NULL: none */
@@ -2800,7 +2805,7 @@ typedef struct nodedb_wal__lsns {
 typedef struct nodedb_wal__groups {
     nodedb_wal__group at[NODEDB_WAL_MAX_GROUPS];
     uint64_t head, tail;
-    uint32_t started;     /* of those in flight: given to engine.start, so reaping ends them. The others have a leader */
+    uint32_t started;     /* of those in flight: begun by engine.start and ended by reaping; the rest have a leader */
     pthread_cond_t space; /* a group was retired */
     uint32_t space_waiters;
     unsigned char *memory; /* all groups' buffers */
@@ -2815,7 +2820,8 @@ typedef struct nodedb_wal__committers {
     uint32_t wake;   /* bit i: wake all sleepers of group i when the lock is let go */
     bool gathering;  /* a leader waits for others to join its group */
     bool awake;      /* one thread polls its word instead of sleeping; cleared without the lock */
-    uint32_t gather_skip, gather_backoff; /* groups that go without gathering; log2 of how many after the next failure */
+    uint32_t gather_skip;    /* groups that go without gathering */
+    uint32_t gather_backoff; /* log2 of how many it will be after the next wait in vain */
     uint64_t write_ns; /* what a leader's write takes: a moving average */
 } nodedb_wal__committers;
 
@@ -3112,8 +3118,8 @@ static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_
 
 /* ---- the life of a group: closed, started, done, retired -------------------------------------------------------- */
 
-/* Closes the open group: pads it, completes its first header with the group's size and zero sectors, and takes its place
- * in the segment. From here on it is in flight, and the caller has it written. */
+/* Closes the open group: pads it, completes its first header with the group's size and zero sectors, and takes its
+ * place in the segment. From here on it is in flight, and the caller has it written. */
 static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
     uint32_t index = (uint32_t)(w->groups.head % w->config.groups);
     nodedb_wal__group *g = &w->groups.at[index];
@@ -3242,7 +3248,8 @@ static void nodedb_wal__complete_fill(nodedb_wal *w, const nodedb_wal__completio
         (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
 }
 
-/* Deals with finished operations. Under the lock, with nobody else reaping; lets the lock go while it waits or writes. */
+/* Deals with finished operations. Under the lock, with nobody else reaping; lets the lock go while it waits or
+ * writes. */
 static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper) {
     nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
     uint32_t n;
@@ -3261,10 +3268,10 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper
 /* ===================================================================================================================
  * BACKENDS: POSIX calls and io_uring
  *
- * A committer that leads writes its group itself, with one durable write (`write`). What nodedb_wal_submit sends, and the
- * filling of the next segment, is started and reaped: through io_uring, or, with POSIX, done in `reap`. At the end of
- * either the group is durable. For every optional call that a sandbox, a file system or an old kernel refuses there is
- * another way. The log takes it from then on, and tells the logger once.
+ * A committer that leads writes its group itself, with one durable write (`write`). What nodedb_wal_submit sends, and
+ * the filling of the next segment, is started and reaped: through io_uring, or, with POSIX, done in `reap`. At the
+ * end of either the group is durable. For every optional call that a sandbox, a file system or an old kernel refuses
+ * there is another way. The log takes it from then on, and tells the logger once.
  * ================================================================================================================ */
 
 /* Does what starts now go through io_uring? */
@@ -3510,8 +3517,8 @@ static void nodedb_wal__close_ring(nodedb_wal *w) {
 #endif
 }
 
-/* The ring's registered file `file` is `fd` from now on, or none (-1). If that is refused, the ring is given descriptors
- * instead. */
+/* The ring's registered file `file` is `fd` from now on, or none (-1). If that is refused, the ring is given
+ * descriptors instead. */
 static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
 #if !defined(NODEDB_NO_LIBURING)
     if (w->device.fixed_files && io_uring_register_files_update(&w->device.ring, file, &fd, 1) != 1)
@@ -3524,17 +3531,18 @@ static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
 /* ===================================================================================================================
  * COMMIT: threads that wait until their records are durable
  *
- * A thread whose record is in the open group may lead it: it closes the group and writes it itself, without the lock, while
- * others fill the next one. The others sleep on their group's word (a futex), and leave without the lock when it is
- * durable. Why not through the ring: its completion runs in the thread that submitted it, and with 64 threads on two cores
- * that thread waits for its turn. This way 50,000 commits a second became 180,000 (`./build.sh bench wal`).
+ * A thread whose record is in the open group may lead it: it closes the group and writes it itself, without the lock,
+ * while others fill the next one. The others sleep on their group's word (a futex), and leave without the lock when
+ * it is durable. Why not through the ring: its completion runs in the thread that submitted it, and with 64 threads
+ * on two cores that thread waits for its turn. This way 50,000 commits a second became 180,000 (`./build.sh bench
+ * wal`).
  *
- * A device is kept busy best by few large groups. So the first leader gathers: it waits a little for committers that have
- * just been served and will be back at once. A second group goes to the device only when it is large.
+ * A device is kept busy best by few large groups. So the first leader gathers: it waits a little for committers that
+ * have just been served and will be back at once. A second group goes to the device only when it is large.
  *
- * No sleeper is left behind, because every release of the lock goes through nodedb_wal__unlock. It asks: is there a sleeper
- * whose group nobody leads, or operations that nobody reaps? Then it wakes one sleeper, who does it. A sleeper reads its
- * word under the lock, and the futex returns at once if the word has changed since.
+ * No sleeper is left behind, because every release of the lock goes through nodedb_wal__unlock. It asks: is there a
+ * sleeper whose group nobody leads, or operations that nobody reaps? Then it wakes one sleeper, who does it. A
+ * sleeper reads its word under the lock, and the futex returns at once if the word has changed since.
  * ================================================================================================================ */
 
 #define NODEDB_WAL__MAX_LEADERS 3              /* groups that blocking committers keep at the device at once */
@@ -3552,19 +3560,21 @@ static void nodedb_wal__futex(uint32_t *word, int operation, uint32_t value) {
 #endif
 }
 
-/* All that sleep on this group's word will be woken, by whoever lets the lock go. */
+/* All who sleep on this group's word will be woken when the lock is let go. */
 static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index) {
     nodedb__store_release(&w->groups.at[index].word, w->groups.at[index].word + 1);
     w->committers.wake |= UINT32_C(1) << index;
 }
 
-/* How many committers the open group should have: all, or enough of them. */
+/* How many committers the open group should have before a second group goes: all, or enough of them. */
 static uint32_t nodedb_wal__full_group(const nodedb_wal *w) {
     uint32_t share = w->committers.crowd / NODEDB_WAL__MAX_LEADERS;
     if (share < NODEDB_WAL__FULL_COMMITTERS) share = NODEDB_WAL__FULL_COMMITTERS;
     return share < w->committers.crowd ? share : w->committers.crowd;
 }
 
+/* May a thread of the open group write it now? The first group in flight goes at once; another only when it is large.
+ * */
 static bool nodedb_wal__may_lead(nodedb_wal *w) {
     const nodedb_wal__group *g = nodedb_wal__open_group(w);
     uint64_t in_flight = w->groups.head - w->groups.tail;
@@ -3574,10 +3584,10 @@ static bool nodedb_wal__may_lead(nodedb_wal *w) {
            g->committers >= nodedb_wal__full_group(w);
 }
 
-/* Lets the lock go and wakes who is to be woken: those whose group is durable, and one that can take over where nobody
- * leads or reaps. That one has the lock next, or another thread does and ends here as well. */
+/* Lets the lock go, and wakes who must be woken: those whose group is durable, and one sleeper that can take over where
+ * nobody leads or reaps. That one takes the lock next, or another thread does and ends here as well. */
 static void nodedb_wal__unlock(nodedb_wal *w) {
-    uint32_t wake = w->committers.wake, i;
+    uint32_t wake = w->committers.wake;
     uint32_t *one = NULL;
     uint64_t s = w->groups.head;
     bool reap = w->device.reaper == NODEDB_WAL__REAPER_NONE && w->groups.started > 0;
@@ -3591,12 +3601,12 @@ static void nodedb_wal__unlock(nodedb_wal *w) {
     w->committers.wake = 0;
     (void)pthread_mutex_unlock(&w->lock);
     if (one != NULL) nodedb_wal__futex(one, FUTEX_WAKE_PRIVATE, 1);
-    for (i = 0; wake != 0; i++, wake >>= 1)
+    for (uint32_t i = 0; wake != 0; i++, wake >>= 1)
         if ((wake & 1) != 0) nodedb_wal__futex(&w->groups.at[i].word, FUTEX_WAKE_PRIVATE, INT32_MAX);
 }
 
-/* Waits, if that is likely to pay, until the committers that were there of late are in the open group. Never longer
- * than a write takes. */
+/* Waits, if that has paid recently, until the usual crowd of committers is in the open group; never longer than a write
+ * takes. Lets the lock go meanwhile. */
 static void nodedb_wal__gather(nodedb_wal *w) {
     uint64_t seq = w->groups.head, start;
     const nodedb_wal__group *g = nodedb_wal__group_at(w, seq);
@@ -3654,14 +3664,15 @@ static void nodedb_wal__lead(nodedb_wal *w) {
     }
 }
 
+/* The group that holds record `lsn`, which is not durable yet. */
 static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
     uint64_t s = w->groups.tail;
     while (s < w->groups.head && nodedb_wal__group_at(w, s)->last_lsn < lsn) s++;
     return nodedb_wal__group_at(w, s);
 }
 
-/* One of those that wait looks instead of sleeping, for as long as a write takes: a processor that went to sleep
- * meanwhile needs half as long again to wake up. Gives way to any other thread. */
+/* One of the waiting threads polls its word instead of sleeping, for as long as a write takes: a processor that has
+ * gone to sleep needs half as long again to wake up. Gives way to any other thread. */
 static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t old, uint64_t most) {
     uint64_t start = nodedb_now_ns(NULL);
     if (most > NODEDB_WAL__GATHER_NS) most = NODEDB_WAL__GATHER_NS;
@@ -3669,7 +3680,7 @@ static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t
     nodedb__store_release(&w->committers.awake, false);
 }
 
-/* With the lock; returns without it. */
+/* Waits until `lsn` is durable: leads, reaps or sleeps. Called with the lock; returns without it. */
 static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
     nodedb_wal__group *g;
     nodedb_status status;
@@ -3702,7 +3713,7 @@ static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, no
     return status;
 }
 
-/* With the lock: reaps, or waits until another thread has freed something. */
+/* An append found no free group: reaps, or waits until another thread has retired one. Under the lock. */
 static void nodedb_wal__wait_for_space(nodedb_wal *w) {
     if (w->device.reaper == NODEDB_WAL__REAPER_NONE && w->groups.started > 0) {
         nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
@@ -3743,8 +3754,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_ls
     (void)pthread_mutex_lock(&w->lock);
     {
         uint64_t drained;
-        ssize_t n =
-            read(w->device.event_fd, &drained, sizeof drained); /* first: what happens from here on makes it readable again */
+        ssize_t n = read(w->device.event_fd, &drained, sizeof drained); /* first: later events make it readable again */
         (void)n;
     }
     if (w->device.reaper != NODEDB_WAL__REAPER_NONE) w->device.poll_missed = true;
@@ -3852,7 +3862,7 @@ NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats)
  * A commit must not change file-system metadata, which costs a second write. So a segment is allocated and filled with
  * zeros before it is used, a step at a time while the current one fills; or a truncated segment is used again.
  *
- *     prepare.tmp --filled, synced--> spare-N.wal --preamble synced, renamed--> <first LSN>.wal --truncated--> spare-M.wal
+ *     prepare.tmp --filled, synced--> spare-N.wal --preamble synced--> <first LSN>.wal --truncated--> spare-M.wal
  * ================================================================================================================ */
 
 /* ---- a spare: space that is allocated and filled ---------------------------------------------------------------- */
@@ -3878,8 +3888,8 @@ static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const ch
 /* Writes go through the page cache from now on: said when a file was opened so. */
 static void nodedb_wal__say_no_direct(const nodedb_wal *w) {
     nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
-               "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
-               "log on ext4 or xfs",
+               "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put "
+               "the log on ext4 or xfs",
                w->dir);
 }
 
@@ -3937,8 +3947,8 @@ static size_t nodedb_wal__fill_bytes(const nodedb_wal *w) {
     return left < NODEDB_WAL__FILL_BYTES ? (size_t)left : NODEDB_WAL__FILL_BYTES;
 }
 
-/* One bounded step towards the next segment, through the engine; called once for each turn of the writer. Starts when an
- * eighth of the current segment is used, so that a short-lived log does not write a second one. */
+/* One bounded step towards the next segment, through the engine; called once for each turn of the writer. Starts when
+ * an eighth of the current segment is used, so that a short-lived log does not write a second one. */
 static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err) {
     nodedb_wal__spare *s = &w->spares.next;
     nodedb_wal__op op;
@@ -4032,10 +4042,10 @@ static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nod
     return nodedb_wal__spare_name(w, err);
 }
 
-/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one of at
- * least `need` bytes. Sets *bytes to the least size that will do from then on. After a refusal the next few are small at
- * once: each try for a whole one takes, for a moment, space that other writers on this disk may need. Lets the lock go,
- * as spare_finish does. */
+/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one of
+ * at least `need` bytes. Sets *bytes to the least size that will do from then on. After a refusal the next few are
+ * small at once: each try for a whole one takes, for a moment, space that other writers on this disk may need. Lets
+ * the lock go, as spare_finish does. */
 static nodedb_status nodedb_wal__spare_or_small(nodedb_wal *w, uint64_t need, uint64_t *bytes, nodedb_error *err) {
     uint64_t small = nodedb_wal__round_up(
         need > NODEDB_WAL__SMALL_SEGMENT_BYTES ? need : NODEDB_WAL__SMALL_SEGMENT_BYTES, w->block_bytes);
@@ -4181,8 +4191,8 @@ static void nodedb_wal__drop_pooled(nodedb_wal *w) {
     (void)w->io.unlink(w->io.ctx, path);
 }
 
-/* Removes a segment: it becomes a spare if it has the usual size and there is a place, else its file is deleted. Durable
- * when this returns, so segments go one by one and a power cut never leaves a gap. 0 or -errno. */
+/* Removes a segment: it becomes a spare if it has the usual size and there is a place, else its file is deleted.
+ * Durable when this returns, so segments go one by one and a power cut never leaves a gap. 0 or -errno. */
 static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
     uint32_t spares = w->spares.pool_count + (w->spares.next.state != NODEDB_WAL__SPARE_NONE);
@@ -4284,29 +4294,25 @@ NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *w, nodedb_error *er
 /* ===================================================================================================================
  * OPEN AND CLOSE: recovery, and a seal at the end
  *
- * Opening reads the preambles of all segments and the records of the last two: no other can hold a torn tail, as a third
- * segment is not begun before all of the first is durable. What follows the end of the log is dropped. Writing goes on in a
- * new segment, so a block that holds an acknowledged record is never written again.
+ * Opening reads the preambles of all segments and the records of the last two: no other can hold a torn tail, as a
+ * third segment is not begun before all of the first is durable. What follows the end of the log is dropped. Writing
+ * goes on in a new segment, so a block that holds an acknowledged record is never written again.
  * ================================================================================================================ */
 
 /* ---- recovery --------------------------------------------------------------------------------------------------- */
 
-/* What is read in recovery counts as durable from then on, so it is made so: a writer that was killed may have left
- * writes and names that no sync has covered. What the cache holds of these files is dropped, as after a failed sync it
- * may hold what the disk does not. */
-static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
-    size_t i = list->count > 2 ? list->count - 2 : 0;
+/* What recovery reads counts as durable from then on, so it is made durable first: a writer that was killed may have
+ * left writes and names that no sync has covered. What the page cache holds of these files is dropped: after a failed
+ * sync it may hold what the disk does not. */
+static nodedb_status nodedb_wal__sync_found(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     int error = w->io.sync(w->io.ctx, w->dir_fd);
-    for (; i < list->count && error == 0; i++) {
+    for (size_t i = nodedb_wal__last_two(list); i < list->count && error == 0; i++) {
         char path[NODEDB_WAL__PATH_BYTES];
         int fd;
         nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
         fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
-        if (fd < 0) {
-            error = fd;
-            break;
-        }
-        error = w->io.sync(w->io.ctx, fd);
+        error = fd < 0 ? fd : w->io.sync(w->io.ctx, fd);
+        if (fd < 0) break;
         if (w->config.io.open == NULL) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
         (void)w->io.close(w->io.ctx, fd);
     }
@@ -4314,15 +4320,16 @@ static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *l
                       : nodedb_fail(err, nodedb_io_status(-error), -error, "cannot sync what is in %s", w->dir);
 }
 
-/* Puts an unfinished segment away, durably: its epoch is remembered, its records are not, its room is given back. */
-static int nodedb_wal__bury(nodedb_wal *w, const nodedb_wal__segment *segment) {
+/* Removes an unfinished segment, durably: dead-E.wal remembers its epoch, its records are gone, its space is free. An
+ * empty file is enough for that. The segment's own file is removed and not shortened, as a reader may have it mapped.
+ * 0 or -errno. */
+static int nodedb_wal__retire_segment(nodedb_wal *w, const nodedb_wal__segment *segment) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
     int error, fd;
     nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
     nodedb_wal__dead_path(to, w->dir, segment->epoch);
-    /* An empty file keeps the epoch; the segment's own is removed and not shortened, as a reader may have it mapped. */
     fd = w->io.open(w->io.ctx, to, O_RDWR | O_CREAT, 0644);
-    if (fd < 0) error = w->io.rename(w->io.ctx, from, to); /* no room for one more */
+    if (fd < 0) error = w->io.rename(w->io.ctx, from, to); /* no room for one more file */
     else {
         (void)w->io.close(w->io.ctx, fd);
         error = w->io.sync(w->io.ctx, w->dir_fd);
@@ -4334,18 +4341,16 @@ static int nodedb_wal__bury(nodedb_wal *w, const nodedb_wal__segment *segment) {
     return 0;
 }
 
-/* The log has ended in segment `last` of the list. What stands behind is a segment that was begun, but of which nothing
- * was acknowledged: it is buried, and its file is not used again, as a write that a killed writer had under way may
- * still land in it. A last segment without records stays where it is: the next one has the same name and replaces it.
- */
+/* The log ends in segment `last` of the list. A segment behind it was begun, but nothing in it was acknowledged: it is
+ * retired, and its file is not used again, as a write that a killed writer had in flight may still land in it. A last
+ * segment without records stays where it is: the next one has the same name and replaces it. */
 static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__list *list, size_t last,
                                                nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
-    size_t i;
     int error = 0;
-    for (i = 0; i <= last && status == NODEDB_OK; i++)
+    for (size_t i = 0; i <= last && status == NODEDB_OK; i++)
         if (list->at[i].first_lsn != w->lsns.next) status = nodedb_wal__sealed_push(w, &list->at[i], err);
-    for (i = list->count - 1; i > last && error == 0; i--) error = nodedb_wal__bury(w, &list->at[i]);
+    for (size_t i = list->count - 1; i > last && error == 0; i--) error = nodedb_wal__retire_segment(w, &list->at[i]);
     if (status == NODEDB_OK && error != 0)
         status =
             nodedb_fail(err, nodedb_io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
@@ -4353,27 +4358,22 @@ static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__
 }
 
 static void nodedb_wal__new_log(nodedb_wal *w) {
+    uint64_t id = w->config.log_id;
     w->lsns.next = w->config.first_lsn != 0 ? w->config.first_lsn : 1;
-    w->segments.log_id = w->config.log_id;
-    if (w->segments.log_id == 0 && getrandom(&w->segments.log_id, sizeof w->segments.log_id, 0) != (ssize_t)sizeof w->segments.log_id)
-        w->segments.log_id = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 32);
+    if (id == 0 && getrandom(&id, sizeof id, 0) != (ssize_t)sizeof id)
+        id = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 32); /* unlikely twice, and not secret */
+    w->segments.log_id = id;
     nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
 }
 
-/* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
-static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+/* How recovery reads the last two segments: not mapped, so that a bad sector is an error and not a signal. */
+static nodedb_wal_reader *nodedb_wal__recovery_reader(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     nodedb_wal_reader_config reading;
     nodedb_wal_reader *r;
-    nodedb_wal_record record;
-    nodedb_error failure;
-    nodedb_status status;
     uint64_t bytes = 0;
-    size_t i;
-    memset(&failure, 0, sizeof failure);
     memset(&reading, 0, sizeof reading);
+    for (size_t i = nodedb_wal__last_two(list); i < list->count; i++) bytes += list->at[i].bytes;
     reading.dir = w->dir;
-    for (i = list->count > 2 ? list->count - 2 : 0; i < list->count; i++) bytes += list->at[i].bytes;
-    /* not mapped: a bad sector is then an error, and not a signal */
     reading.access = bytes < NODEDB_WAL__STREAM_FROM_BYTES || w->config.backend == NODEDB_WAL_BACKEND_POSIX
                          ? NODEDB_WAL_ACCESS_BUFFERED
                          : NODEDB_WAL_ACCESS_STREAMED;
@@ -4381,61 +4381,72 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
     reading.allocator = w->config.allocator;
     reading.keep_dropped = true;
     reading.cipher = w->config.cipher;
-    r = nodedb_wal__reader_new(&reading, true, &failure);
-    status = failure.status;
-    if (r != NULL) {
-        r->only = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE; /* the other types do not matter here */
-        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK &&
-               (status = nodedb_wal__recover_tombstone(w, &record, &failure)) == NODEDB_OK) {}
-        if (status == NODEDB_ERR_AGAIN && r->expected <= w->tombstones.covered_lsn)
-            status = nodedb_fail(&failure, NODEDB_ERR_CORRUPT, 0,
-                                  "the log in %s ends at record %llu, and its file of tombstones was written when %llu "
-                                  "was durable: records are missing",
-                                  nodedb__path_end(w->dir), (unsigned long long)(r->expected - 1),
-                                  (unsigned long long)w->tombstones.covered_lsn);
-        if (status == NODEDB_ERR_AGAIN) {
-            w->segments.log_id = list->at[0].log_id;
-            w->lsns.next = r->expected;
-            w->stats.dropped_bytes = r->stats.torn_bytes;
-            nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
-            status = nodedb_wal__keep_segments(w, list, r->index, &failure);
-        }
-        nodedb_wal_reader_close(r);
-    }
-    if (status != NODEDB_OK) *err = failure;
-    else if (w->stats.dropped_bytes > 0)
-        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
-                    "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
-                    w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->lsns.next - 1));
-    return status;
+    r = nodedb_wal__reader_new(&reading, true, err);
+    if (r != NULL) r->only = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE; /* the other types do not matter here */
+    return r;
 }
 
-/* The keys of the last two segments, those that recovery reads, must be there before anything is changed. */
+/* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
+static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status;
+    memset(&failure, 0, sizeof failure);
+    r = nodedb_wal__recovery_reader(w, list, &failure);
+    if (r == NULL) return nodedb_wal__hand_over(err, &failure);
+    while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK &&
+           (status = nodedb_wal__recover_tombstone(w, &record, &failure)) == NODEDB_OK) {}
+    if (status == NODEDB_ERR_AGAIN && r->expected <= w->tombstones.covered_lsn)
+        status = nodedb_fail(&failure, NODEDB_ERR_CORRUPT, 0,
+                             "the log in %s ends at record %llu, and its file of tombstones was written when %llu "
+                             "was durable: records are missing",
+                             nodedb__path_end(w->dir), (unsigned long long)(r->expected - 1),
+                             (unsigned long long)w->tombstones.covered_lsn);
+    if (status == NODEDB_ERR_AGAIN) { /* at the end */
+        w->segments.log_id = list->at[0].log_id;
+        w->lsns.next = r->expected;
+        w->stats.dropped_bytes = r->stats.torn_bytes;
+        nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
+        status = nodedb_wal__keep_segments(w, list, r->index, &failure);
+    }
+    nodedb_wal_reader_close(r);
+    if (status != NODEDB_OK) {
+        (void)nodedb_wal__hand_over(err, &failure);
+        return status;
+    }
+    if (w->stats.dropped_bytes > 0)
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
+                   "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
+                   w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->lsns.next - 1));
+    return NODEDB_OK;
+}
+
+/* Checks the keys of the last two segments, which recovery reads, before anything is changed. */
 static nodedb_status nodedb_wal__check_keys(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     unsigned char head[NODEDB_WAL_PREAMBLE_BYTES + NODEDB_WAL_TAG_BYTES];
     char path[NODEDB_WAL__PATH_BYTES];
     nodedb_status status = NODEDB_OK;
-    size_t i = list->count > 2 ? list->count - 2 : 0;
-    for (; i < list->count && status == NODEDB_OK; i++) {
+    for (size_t i = nodedb_wal__last_two(list); i < list->count && status == NODEDB_OK; i++) {
         int fd, error;
         if (list->at[i].key_id == 0) continue;
         nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
         if (w->config.cipher.open == NULL)
             return nodedb_fail(err, NODEDB_ERR_KEY, 0, "%s is encrypted with key %u, and there is no cipher",
-                                nodedb__path_end(path), (unsigned)list->at[i].key_id);
+                               nodedb__path_end(path), (unsigned)list->at[i].key_id);
         fd = w->io.open(w->io.ctx, path, O_RDONLY, 0);
         error = fd < 0 ? fd : nodedb__read_all(&w->io, fd, head, sizeof head, 0);
         if (fd >= 0) (void)w->io.close(w->io.ctx, fd);
         if (error != 0)
             return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot read the preamble of %s",
-                                nodedb__path_end(path));
+                               nodedb__path_end(path));
         status = nodedb_wal__check_key(&w->config.cipher, w->dir, &list->at[i], head, err);
     }
     return status;
 }
 
-/* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch
- * must never come back, or they would. */
+/* True if this spare may be used: it has the right size, and is empty or says which epoch its old records have. That
+ * epoch must never be given out again, or they would count once more. */
 static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path, bool *recycled) {
     unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
     nodedb_wal__segment segment;
@@ -4453,7 +4464,7 @@ static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path, bool *recy
     return true;
 }
 
-/* Keeps the usable spares and removes the others, and what a crash left half prepared. */
+/* Keeps the usable spares. Removes the others, and the one that a crash left half prepared. */
 static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list) {
     char path[NODEDB_WAL__PATH_BYTES];
     size_t i;
@@ -4472,7 +4483,7 @@ static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list
     }
 }
 
-/* A new log: the directory's own name must be durable before anything in it counts. */
+/* A new log: the name of its directory must be durable before anything in it counts. */
 static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
     char path[NODEDB_WAL__PATH_BYTES];
     char *slash;
@@ -4493,15 +4504,14 @@ static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
 static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
     nodedb_wal__list list;
     nodedb_status status = nodedb_wal__list_segments(&w->io, &w->config.allocator, w->dir, &list, err);
-    size_t i;
     if (status != NODEDB_OK) return status;
     w->segments.next_epoch = list.dead_highest + 1;
-    for (i = 0; i < list.count; i++)
+    for (size_t i = 0; i < list.count; i++)
         if (list.at[i].epoch >= w->segments.next_epoch) w->segments.next_epoch = list.at[i].epoch + 1;
     memcpy(w->segments.dead, list.dead, sizeof w->segments.dead);
     w->segments.dead_count = list.dead_count;
     status = nodedb_wal__check_keys(w, &list, err);
-    if (status == NODEDB_OK) status = nodedb_wal__settle(w, &list, err);
+    if (status == NODEDB_OK) status = nodedb_wal__sync_found(w, &list, err);
     if (status == NODEDB_OK) status = nodedb_wal__recover_tombstones(w, &list, err);
     if (status == NODEDB_OK) {
         nodedb_wal__adopt_spares(w, &list);
@@ -4535,8 +4545,8 @@ static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_err
     return false;
 }
 
-/* What direct writes must be aligned to here (statx, Linux 6.1), but never less than the block that disks write whole.
- */
+/* The block: what direct writes must be aligned to here (statx, Linux 6.1), but never less than what disks write whole.
+ * *direct becomes false where the file system has no direct writes. */
 static uint32_t nodedb_wal__block_bytes(const char *dir, bool *direct) {
     uint32_t bytes = NODEDB_WAL_MIN_BLOCK_BYTES;
     (void)dir;
@@ -4580,8 +4590,8 @@ static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
     return NODEDB_OK;
 }
 
-/* The buffers of all groups, one behind the other, in huge pages where the system has them to give: a disk is told of a
- * few long pieces instead of 256 scattered pages for each MiB. */
+/* The buffers of all groups, one behind the other, in huge pages where the system gives them: a disk then gets a few
+ * long pieces instead of 256 scattered pages for each MiB. */
 static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
     size_t align = w->block_bytes;
     uint32_t i;
@@ -4607,7 +4617,7 @@ static void nodedb_wal__init_monotonic(pthread_cond_t *condition) {
     (void)pthread_condattr_destroy(&attributes);
 }
 
-/* It is held for less time than it takes to fall asleep, so where the C library can, it spins first. */
+/* The lock is held for less time than it takes to fall asleep, so where the C library can, it spins first. */
 static void nodedb_wal__init_lock(pthread_mutex_t *lock) {
 #if defined(__GLIBC__)
     pthread_mutexattr_t attributes;
@@ -4651,20 +4661,15 @@ static void nodedb_wal__free(nodedb_wal *w) {
     nodedb__release(&allocator, w, sizeof *w);
 }
 
-NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err) {
-    nodedb_wal *w;
-    nodedb_error own;
-    uint32_t i;
-    bool direct, memory;
-    if (err == NULL) err = &own;
-    if (!nodedb_wal__check_config(config, err)) return NULL;
-    w = (nodedb_wal *)nodedb__alloc_zero(&config->allocator, sizeof *w, NODEDB_CACHE_LINE_BYTES);
+/* A writer of this config, with its locks, and nothing open. */
+static nodedb_wal *nodedb_wal__alloc(const nodedb_wal_config *config, nodedb_error *err) {
+    nodedb_wal *w = (nodedb_wal *)nodedb__alloc_zero(&config->allocator, sizeof *w, NODEDB_CACHE_LINE_BYTES);
     if (w == NULL) {
         (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the log in %s", config->dir);
         return NULL;
     }
     memcpy(w->dir, config->dir, strlen(config->dir) + 1);
-    for (i = (uint32_t)strlen(w->dir); i > 1 && w->dir[i - 1] == '/'; i--) w->dir[i - 1] = 0;
+    for (size_t i = strlen(w->dir); i > 1 && w->dir[i - 1] == '/'; i--) w->dir[i - 1] = 0;
     w->config = *config;
     w->config.dir = w->dir;
     w->io = nodedb__io_or_posix(&config->io);
@@ -4676,56 +4681,68 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     (void)pthread_mutex_init(&w->device.sync_lock, NULL);
     (void)pthread_cond_init(&w->groups.space, NULL);
     nodedb_wal__init_monotonic(&w->lsns.moved);
-    if (nodedb_wal__open_dir(w, err) != NODEDB_OK) goto fail;
-    direct = !config->buffered;
+    return w;
+}
+
+/* The block of this file system, and memory in such blocks. */
+static nodedb_status nodedb_wal__alloc_buffers(nodedb_wal *w, nodedb_error *err) {
+    bool direct = !w->config.buffered;
     w->block_bytes = nodedb_wal__block_bytes(w->dir, &direct);
     w->open_flags = direct ? O_DIRECT : 0;
-    if (!direct && !config->buffered)
-        nodedb_say(
-            &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
-            "log on ext4 or xfs", w->dir);
+    if (!direct && !w->config.buffered) nodedb_wal__say_no_direct(w);
     w->config.segment_bytes = nodedb_wal__round_up(w->config.segment_bytes, w->block_bytes);
     w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
-    w->spares.zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
-    w->segments.preamble = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
-    memory = w->spares.zeros != NULL && w->segments.preamble != NULL && nodedb_wal__alloc_groups(w);
-    if (!memory) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
-        goto fail;
-    }
-    w->device.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (w->device.event_fd < 0) {
-        (void)nodedb_fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", config->dir);
-        goto fail;
-    }
-    if (nodedb_wal__recover(w, err) != NODEDB_OK) goto fail;
+    w->spares.zeros =
+        (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
+    w->segments.preamble =
+        (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
+    if (w->spares.zeros != NULL && w->segments.preamble != NULL && nodedb_wal__alloc_groups(w)) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
+}
+
+static nodedb_status nodedb_wal__open_device(nodedb_wal *w, nodedb_error *err) {
     nodedb_wal__open_backend(w);
-    if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
-        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
-                           "io_uring was demanded for the log in %s and is unavailable%s", w->dir,
-                           w->open_flags != 0 ? "" : ": it is for direct writes");
-        goto fail;
-    }
-    {
-        nodedb_error why;
-        uint64_t bytes = w->config.segment_bytes;
-        nodedb_status status = nodedb_wal__spare_or_small(w, 0, &bytes, &why);
-        if (status == NODEDB_OK) status = nodedb_wal__begin_segment(w, &why);
-        if (status == NODEDB_ERR_DISK_FULL) /* what is there can be read; appending goes on when there is room */
-            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
-        else if (status != NODEDB_OK) {
-            *err = why;
-            goto fail;
-        }
+    if (w->config.backend != NODEDB_WAL_BACKEND_IO_URING || nodedb_wal__has_ring(w)) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "io_uring was demanded for the log in %s and is unavailable%s",
+                       w->dir, w->open_flags != 0 ? "" : ": it is for direct writes");
+}
+
+/* The first segment of this writer. Where the disk is full, what is there can be read, and appending goes on when there
+ * is room. */
+static nodedb_status nodedb_wal__first_segment(nodedb_wal *w, nodedb_error *err) {
+    nodedb_error why;
+    uint64_t bytes = w->config.segment_bytes;
+    nodedb_status status = nodedb_wal__spare_or_small(w, 0, &bytes, &why);
+    if (status == NODEDB_OK) status = nodedb_wal__begin_segment(w, &why);
+    if (status == NODEDB_ERR_DISK_FULL) nodedb_say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
+    if (status == NODEDB_OK || status == NODEDB_ERR_DISK_FULL) return NODEDB_OK;
+    return nodedb_wal__hand_over(err, &why);
+}
+
+static nodedb_status nodedb_wal__open_event(nodedb_wal *w, nodedb_error *err) {
+    w->device.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (w->device.event_fd >= 0) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", w->dir);
+}
+
+NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err) {
+    nodedb_wal *w = nodedb_wal__check_config(config, err) ? nodedb_wal__alloc(config, err) : NULL;
+    nodedb_status status;
+    if (w == NULL) return NULL;
+    status = nodedb_wal__open_dir(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__alloc_buffers(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__open_event(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__recover(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__open_device(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__first_segment(w, err);
+    if (status != NODEDB_OK) {
+        nodedb_wal__free(w);
+        return NULL;
     }
     (void)snprintf(w->description, sizeof w->description, "%s, %s, %u-byte blocks, %llu KiB segments",
                    nodedb_wal__has_ring(w) ? "io_uring" : "POSIX", w->open_flags != 0 ? "O_DIRECT" : "buffered",
                    (unsigned)w->block_bytes, (unsigned long long)(w->config.segment_bytes >> 10));
     return w;
-fail:
-    nodedb_wal__free(w);
-    return NULL;
 }
 
 /* ---- close ------------------------------------------------------------------------------------------------------ */
@@ -4760,9 +4777,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
 /* ===================================================================================================================
  * TRANSACTIONS AND TOMBSTONES: records that mean something to the log
  *
- * A transaction is one record whose payload is records. An anchor gives an LSN a time. A tombstone drops a collection: what
- * is below it is skipped by readers, even in segments that are read without the one that held the tombstone. For that all
- * durable tombstones are also in a file, "tombstones", which is replaced as a whole.
+ * A transaction is one record whose payload is records. An anchor gives an LSN a time. A tombstone drops a
+ * collection: what is below it is skipped by readers, even in segments that are read without the one that held the
+ * tombstone. For that all durable tombstones are also in a file, "tombstones", which is replaced as a whole.
  * ================================================================================================================ */
 
 /* ---- transactions ----------------------------------------------------------------------------------------------- */
@@ -5494,7 +5511,7 @@ static unsigned char *nodedb_wal__stream_at(const nodedb_wal__stream *s, uint64_
 }
 
 /* A read has ended. What it left out (it was short, interrupted, or dropped with the thread that had begun it) is read
- * here, one call after the other: it is rare. */
+ * here, one call after the other, as it is rare. */
 static void nodedb_wal__stream_complete(nodedb_wal__stream *s, uint32_t tag, int result) {
     nodedb_wal__chunk *c = &s->chunk[tag];
     const nodedb_wal__segment *segment = &s->segments[c->segment];
@@ -5532,7 +5549,7 @@ static void nodedb_wal__stream_leave_file(nodedb_wal__stream *s) {
     s->fd = -1;
 }
 
-/* Begins as many reads as `reach` allows. */
+/* Starts as many reads as `reach` allows. 0, or -errno where the ring fails. */
 static int nodedb_wal__stream_fill(nodedb_wal__stream *s) {
     uint32_t tag;
     int result, finished;
@@ -5587,7 +5604,7 @@ static int nodedb_wal__stream_wait(nodedb_wal__stream *s, uint64_t sequence) {
     return 0;
 }
 
-/* Gives up the chunks before `sequence`. The device must have let go of them. */
+/* Gives up the chunks before `sequence`; waits until the device has finished with them. */
 static int nodedb_wal__stream_release(nodedb_wal__stream *s, uint64_t sequence) {
     while (s->first < sequence) {
         nodedb_wal__chunk *c = &s->chunk[s->first % s->chunks];
@@ -5609,7 +5626,7 @@ static uint64_t nodedb_wal__stream_find(const nodedb_wal__stream *s, size_t inde
     return UINT64_MAX;
 }
 
-/* Drops everything and reads on from there. */
+/* Drops everything, and reads on from `offset` of segment `index`. */
 static int nodedb_wal__stream_restart(nodedb_wal__stream *s, size_t index, uint64_t offset, uint32_t reach) {
     int error = nodedb_wal__stream_release(s, s->next);
     if (error != 0) return error;
@@ -5695,7 +5712,7 @@ static void nodedb_wal__stream_close(nodedb_wal__stream *s) {
 
 /* ---- does a reader stream? -------------------------------------------------------------------------------------- */
 
-/* Is most of the log from segment `first` on in the page cache? A sample, of well under a millisecond. */
+/* True if most of the log from segment `first` on is in the page cache: a sample, of well under a millisecond. */
 static bool nodedb_wal__mostly_cached(const nodedb_wal_reader *r, size_t first) {
     size_t segments = r->list.count - first, page = (size_t)sysconf(_SC_PAGESIZE), i, j, k, seen = 0, cached = 0;
     size_t sample = segments < NODEDB_WAL__SAMPLE_SEGMENTS ? segments : NODEDB_WAL__SAMPLE_SEGMENTS;
@@ -5720,7 +5737,7 @@ static bool nodedb_wal__mostly_cached(const nodedb_wal_reader *r, size_t first) 
     return cached * 2 >= seen;
 }
 
-/* Does this reader stream, beginning in segment `first`? One answer for the whole log, as it is mostly read whole. */
+/* True if this reader streams, from segment `first` on. One answer for the whole log, as it is mostly read whole. */
 static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
     uint64_t bytes = 0;
     size_t i;
@@ -5824,7 +5841,7 @@ static void nodedb_wal__ahead_stop(nodedb_wal__ahead *ahead, const nodedb_alloca
     nodedb__release(allocator, ahead, sizeof *ahead);
 }
 
-/* NULL where threads cannot be had: the reader then works alone. */
+/* NULL where no thread can be started: the reader then works alone. */
 static nodedb_wal__ahead *nodedb_wal__ahead_start(const nodedb_allocator *allocator, const char *dir,
                                                   const nodedb_wal__segment *segments, size_t count, size_t first,
                                                   uint32_t threads) {
@@ -5868,19 +5885,19 @@ static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint
 /* ===================================================================================================================
  * ENCRYPTION: records sealed and opened by the caller's cipher
  *
- * Why no nonce is used for two texts. A record's nonce is its segment's epoch and its LSN. Within a segment no LSN is given
- * twice. No two segments with sealed records ever have one epoch, whatever crashes come between: a record is sealed only
- * when its segment's preamble and name are durable (begin_segment), and opening takes an epoch above all that it finds. So
- * it suffices that from then on a file of that epoch or a higher one is durably there:
+ * Why no nonce is used for two texts. A record's nonce is its segment's epoch and its LSN. Within a segment no LSN is
+ * given twice. No two segments with sealed records ever have one epoch, whatever crashes come between: a record is
+ * sealed only when its segment's preamble and name are durable (begin_segment), and opening takes an epoch above all
+ * that it finds. So it suffices that from then on a file of that epoch or a higher one is durably there:
  *
- *   - Truncation removes the oldest segment first, one by one, each durably, and never the newest. A spare that is deleted
- *     has a lower epoch than the segments, or one with which no record was sealed (it was not renamed in time).
+ *   - Truncation removes the oldest segment first, one by one, each durably, and never the newest. A spare that is
+ *     deleted has a lower epoch than the segments, or one with which no record was sealed (it was not renamed in time).
  *   - A last segment without a whole record is replaced, by an atomic rename, by one with a higher epoch.
- *   - An unfinished segment behind the end of the log is not deleted but becomes dead-<its epoch>.wal. That goes only when
- *     a segment with a higher epoch has been begun (nodedb_wal__retire_segment, nodedb_wal__remove_dead).
+ *   - An unfinished segment behind the end of the log is not deleted but becomes dead-<its epoch>.wal. That goes only
+ *     when a segment with a higher epoch has been begun (nodedb_wal__retire_segment, nodedb_wal__remove_dead).
  *
- * A preamble's epoch is not as unique: a power cut may take the preamble, and the epoch is given out again. So its nonce
- * has, in place of an LSN, a hash of what the preamble says, with the top bit set, which no LSN has.
+ * A preamble's epoch is not as unique: a power cut may take the preamble, and the epoch is given out again. So its
+ * nonce has, in place of an LSN, a hash of what the preamble says, with the top bit set, which no LSN has.
  * ================================================================================================================ */
 
 static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment *segment, const unsigned char *header,
@@ -5928,7 +5945,7 @@ static nodedb_status nodedb_wal__seal_preamble(const nodedb_wal_cipher *cipher, 
                         (unsigned long long)segment->first_lsn, (unsigned)segment->key_id, nodedb_status_text(status));
 }
 
-/* Has the cipher the key of this segment? `block` begins with its preamble. */
+/* Checks that the cipher has the key of this segment. `block` begins with its preamble and the key check. */
 static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, const char *dir,
                                            const nodedb_wal__segment *segment, const unsigned char *block,
                                            nodedb_error *err) {
@@ -5968,7 +5985,7 @@ static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, co
     return NODEDB_OK;
 }
 
-/* The open segment, if it is encrypted: has the cipher its key? */
+/* Checks that the cipher has the key of the open segment, if that is encrypted. */
 static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     const unsigned char *view;
@@ -5981,7 +5998,7 @@ static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_erro
     return nodedb_wal__check_key(&r->config.cipher, r->dir, segment, view, err);
 }
 
-/* A good record of an encrypted segment becomes what was appended, if the cipher opens it. */
+/* Makes a valid record of an encrypted segment what was appended, if the cipher opens it. */
 static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     const unsigned char *text = (const unsigned char *)record->payload;

@@ -605,10 +605,11 @@ static void killed_log(sim_disk *disk, bool recycled, int *f, size_t *at) {
         CHECK_EQ(nodedb_wal_truncate_before(wal, UINT64_MAX, NULL, &err), NODEDB_OK);
         n = 401;
     }
-    while (n < 3 || wal->segments.files[wal->segments.current].segment.recycled != recycled || content_of(n, content, 2000) < 1000)
+    while (n < 3 || nodedb_wal__current_file(wal)->segment.recycled != recycled || content_of(n, content, 2000) < 1000)
         CHECK(commit_range(wal, n, n, 2000)), n++; /* until the right segment and a record with some sectors */
     CHECK(commit_range(wal, n, n, 2000));
-    snprintf(path, sizeof path, "d/%020llu.wal", (unsigned long long)wal->segments.files[wal->segments.current].segment.first_lsn);
+    snprintf(path, sizeof path, "d/%020llu.wal",
+             (unsigned long long)nodedb_wal__current_file(wal)->segment.first_lsn);
     *f = disk->now.name[sim_find(&disk->now, path)].file;
     *at = (size_t)wal->segments.write_offset - 4096;
     nodedb_wal__free(wal);
@@ -681,7 +682,7 @@ TEST(without_recycling_no_segment_is_one_that_was_used_before) {
     for (n = 1; n < 400; n += 50) {
         CHECK(append_range(wal, n, n + 49, 2000));
         CHECK_EQ(nodedb_wal_truncate_before(wal, n + 49, NULL, &err), NODEDB_OK);
-        CHECK(!wal->segments.files[wal->segments.current].segment.recycled);
+        CHECK(!nodedb_wal__current_file(wal)->segment.recycled);
     }
     nodedb_wal_get_stats(wal, &stats);
     CHECK(stats.segments_begun > 4 && stats.segments_recycled == 0);
@@ -1558,8 +1559,8 @@ TEST(a_sync_that_failed_for_one_group_has_failed_for_all) { /* Linux tells of it
     nodedb_wal *wal = nodedb_wal_open(&config, &err);
     REQUIRE(wal != NULL);
     disk->fail_at = disk->calls + 1, disk->fail_error = EIO;
-    CHECK_EQ(nodedb_wal__sync_file(wal, wal->segments.files[wal->segments.current].fd), -EIO);
-    CHECK_EQ(nodedb_wal__sync_file(wal, wal->segments.files[wal->segments.current].fd), -EIO); /* another leader's, a moment later */
+    CHECK_EQ(nodedb_wal__sync_file(wal, nodedb_wal__current_file(wal)->fd), -EIO);
+    CHECK_EQ(nodedb_wal__sync_file(wal, nodedb_wal__current_file(wal)->fd), -EIO); /* another leader's, a moment later */
     CHECK(nodedb_wal_close(wal, &err) == NODEDB_OK); /* nothing was written */
     sim_free(disk);
 }

@@ -585,7 +585,7 @@ TEST(keys_change_from_one_segment_to_the_next_and_old_ones_are_needed_until_trun
     CHECK_EQ(nodedb_wal_rollover(wal, &err), NODEDB_OK);
     CHECK_EQ(nodedb_wal_last_lsn(wal), 33);
     CHECK(commit_range(wal, 34, 40, 300));
-    CHECK_EQ(wal->segments.files[wal->segments.current].segment.key_id, 3);
+    CHECK_EQ(nodedb_wal__current_file(wal)->segment.key_id, 3);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     wal = nodedb_wal_open(&config, &err);
     REQUIRE(wal != NULL);
@@ -917,7 +917,7 @@ TEST(what_the_key_would_notice_verify_does_not_see_without_it) {
     nodedb_wal__segment segment;
     REQUIRE(wal != NULL);
     CHECK(commit_range(wal, 1, 10, 300));
-    segment = wal->segments.files[wal->segments.current].segment;
+    segment = nodedb_wal__current_file(wal)->segment;
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     snprintf(path, sizeof path, "%s/00000000000000000001.wal", log_dir);
     fd = open(path, O_RDWR);
