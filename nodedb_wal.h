@@ -1372,7 +1372,7 @@ static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t avail
     return found;
 }
 
-/* Does this version know the type? A reader hands out no other. */
+/* True if this version knows the type. A reader hands out no other. */
 static bool nodedb_wal__known_type(uint16_t type) {
     switch (type & NODEDB_WAL_TYPE_MASK) {
     case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_PUT: case NODEDB_WAL_TYPE_DELETE: case NODEDB_WAL_TYPE_VECTOR_PUT:
@@ -1766,7 +1766,7 @@ static nodedb_status nodedb_wal__hand_over(nodedb_error *err, const nodedb_error
     return failure->status;
 }
 
-/* Does the errno of an optional system call say that the call is unavailable? Kernels and file systems that lack it
+/* True if the errno of an optional system call says that the call is unavailable. Kernels and file systems that lack it
  * answer ENOSYS, EOPNOTSUPP or EINVAL. Sandboxes (seccomp) answer EPERM, EACCES or ENOSYS. What is wrong with the
  * operation itself fails once more in the way that is taken instead, and is reported there. */
 static bool nodedb_wal__is_refusal(int error) {
@@ -2109,7 +2109,7 @@ static nodedb_status nodedb_wal__find_group(nodedb_wal_reader *r, nodedb_error *
     return status;
 }
 
-/* Is a header at `p` that of record `lsn`, but for one changed bit? */
+/* True if the header at `p` is that of record `lsn`, but for one changed bit. */
 static bool nodedb_wal__header_one_bit_off(const unsigned char *p, const nodedb_wal__segment *segment, uint64_t lsn) {
     unsigned char header[NODEDB_WAL_RECORD_HEADER_BYTES];
     memcpy(header, p, sizeof header);
@@ -2152,8 +2152,7 @@ static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, co
     return false;
 }
 
-/* In a file that was zero before: has the group at r->group arrived with as many zero sectors as it was written with?
- * */
+/* Rule 5b. *arrived: the group at r->group has no more zero sectors now than it was written with. */
 static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arrived, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t end = r->group.offset + r->group.bytes;
@@ -2171,7 +2170,7 @@ static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arriv
     return NODEDB_OK;
 }
 
-/* Rule 5: do the sectors of record `expected` say that it was written whole and damaged since? */
+/* Rule 5. *damaged: the sectors of record `expected` say that it was written whole, and has changed since. */
 static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t start = r->position / NODEDB_WAL__SECTOR_BYTES * NODEDB_WAL__SECTOR_BYTES;
@@ -2201,7 +2200,8 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
     return NODEDB_OK;
 }
 
-/* Is record `lsn` at `offset` by now? With `wait` it sleeps a little first, as a writer may be at it. */
+/* *there: record `lsn` is at `offset` now. With `wait` it sleeps a little first, as a writer may be filling the
+ * place. */
 static nodedb_status nodedb_wal__reader_look_again(nodedb_wal_reader *r, uint64_t offset, uint64_t lsn, bool wait,
                                                    bool *there, nodedb_error *err) {
     nodedb_wal__parsed found;
@@ -2337,7 +2337,8 @@ static nodedb_status nodedb_wal__reader_unseal(nodedb_wal_reader *r, nodedb_wal_
     return nodedb_wal__reader_decrypt(r, record, err);
 }
 
-/* Does the caller get this record, which is at or behind deliver_from? If not, it is skipped or dropped. */
+/* Clears *deliver if the caller does not get this record: an unknown type is skipped, a dropped collection is
+ * dropped. */
 static nodedb_status nodedb_wal__reader_choose(nodedb_wal_reader *r, const nodedb_wal_record *record, bool *deliver,
                                                nodedb_error *err) {
     if (!nodedb_wal__known_type(record->type)) {
@@ -2381,8 +2382,8 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_
     return NODEDB_OK;
 }
 
-/* Is there nothing more to read now? A followed log is read up to its durable LSN, and what was read before that
- * record was durable may hold half of it: it is read again. */
+/* True if there is nothing more to read now. A followed log is read up to its durable LSN, and what was read before
+ * that record was durable may hold half of it: it is read again. */
 static bool nodedb_wal__reader_at_end(nodedb_wal_reader *r) {
     if (r->config.until_lsn != 0 && r->expected > r->config.until_lsn) return true;
     if (r->config.follow == NULL) return r->ended;
@@ -2391,7 +2392,7 @@ static bool nodedb_wal__reader_at_end(nodedb_wal_reader *r) {
     return r->ended = false;
 }
 
-/* Is the rest of the block at `position` zero: the padding of a group? */
+/* *padding: the rest of the block at `position` is zero, the padding of a group. */
 static nodedb_status nodedb_wal__reader_padding(nodedb_wal_reader *r, bool *padding, nodedb_error *err) {
     size_t block_bytes = r->list.at[r->index].block_bytes, available;
     size_t bytes = block_bytes - (size_t)(r->position % block_bytes);
@@ -2652,7 +2653,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
     memset(&reading, 0, sizeof reading);
     if (config != NULL) reading = *config;
     reading.keep_encrypted = reading.cipher.open == NULL;
-    reading.keep_dropped = true; /* the dead are looked at as well */
+    reading.keep_dropped = true; /* dropped records are checked as well */
     r = nodedb_wal_reader_open(&reading, &failure);
     status = failure.status;
     if (r != NULL) {
@@ -2706,8 +2707,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
  *
  *     free -> open (appends copy records in) -> closed, in flight -> finished -> retired, free again
  *
- * Guarded by the log's lock, but for `word`, and for the buffer while the group is in flight: then nobody changes it.
- * */
+ * Guarded by the log's lock, but for `word`, and for the buffer while the group is in flight: then nobody changes it. */
 typedef struct nodedb_wal__group {
     unsigned char *buffer; /* its part of groups.memory */
     unsigned char *large;  /* instead of it, for one record larger than a group; NULL: none */
@@ -3274,7 +3274,7 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper
  * there is another way. The log takes it from then on, and tells the logger once.
  * ================================================================================================================ */
 
-/* Does what starts now go through io_uring? */
+/* True if what starts now goes through io_uring. */
 static bool nodedb_wal__has_ring(const nodedb_wal *w) {
 #if !defined(NODEDB_NO_LIBURING)
     return w->device.has_ring && !w->device.ring_refused;
@@ -3474,7 +3474,7 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
     w->device.engine = nodedb_wal__posix;
 #if !defined(NODEDB_NO_LIBURING)
     if (w->open_flags != 0 && w->config.backend != NODEDB_WAL_BACKEND_POSIX && w->config.io.pwrite == NULL &&
-        w->config.io.open == NULL) { /* in the page cache writes do not hear of their own errors: see sync_file */
+        w->config.io.open == NULL) { /* cached writes do not report their own errors: see sync_file */
         int error = io_uring_queue_init(32, &w->device.ring, IORING_SETUP_CLAMP);
         struct iovec buffers[NODEDB_WAL_MAX_GROUPS];
         int none[NODEDB_WAL__REGISTERED_FILES] = {-1, -1, -1};
@@ -3507,7 +3507,7 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
 #endif
 }
 
-/* Goes on with POSIX calls. Nothing may be in flight. */
+/* Goes on with POSIX calls, for good. Nothing may be in flight. */
 static void nodedb_wal__close_ring(nodedb_wal *w) {
     w->device.engine = nodedb_wal__posix;
 #if !defined(NODEDB_NO_LIBURING)
@@ -3573,8 +3573,8 @@ static uint32_t nodedb_wal__full_group(const nodedb_wal *w) {
     return share < w->committers.crowd ? share : w->committers.crowd;
 }
 
-/* May a thread of the open group write it now? The first group in flight goes at once; another only when it is large.
- * */
+/* True if a thread of the open group may write it now. The first group in flight goes at once; another only when it
+ * is large. */
 static bool nodedb_wal__may_lead(nodedb_wal *w) {
     const nodedb_wal__group *g = nodedb_wal__open_group(w);
     uint64_t in_flight = w->groups.head - w->groups.tail;
@@ -4213,8 +4213,9 @@ static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment
     return 0;
 }
 
-/* May the oldest sealed segment go? All its records must be below `lsn` and durable. The segment before the current one
- * stays while groups are on their way to it; and one segment must stay, as it tells the next LSN. */
+/* True if the oldest sealed segment may be removed. All its records must be below `lsn` and durable. The segment
+ * before the current one stays while groups are on their way to it; and one segment must stay, as it tells the next
+ * LSN. */
 static bool nodedb_wal__may_truncate(nodedb_wal *w, uint64_t lsn) {
     const nodedb_wal__file *current = nodedb_wal__current_file(w);
     uint64_t next = w->lsns.next; /* the first LSN behind that segment */
@@ -4767,7 +4768,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
             status = NODEDB_OK; /* all records are durable; the seal is a convenience */
     }
     if (status == NODEDB_OK && nodedb_wal__save_tombstones(w, NULL) != NODEDB_OK && w->failed)
-        status = nodedb_wal__failed(w, err); /* while the log is well: recovery finds them in the last two segments */
+        status = nodedb_wal__failed(w, err); /* without a failure, recovery finds them in the last two segments */
     while (w->spares.next.busy && !w->failed) nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
     (void)pthread_mutex_unlock(&w->lock);
     nodedb_wal__free(w);
@@ -5090,7 +5091,7 @@ static bool nodedb_wal__read_tombstones(const nodedb_io *io, int fd, uint32_t cr
     uint64_t offset = NODEDB_WAL__STONES_HEADER_BYTES, before = 0;
     while (t->count < t->in_file) {
         size_t left = t->in_file - t->count;
-        size_t n = left < NODEDB_WAL__STONES_PER_READ ? left : NODEDB_WAL__STONES_PER_READ;
+        size_t n = left < NODEDB_WAL__STONES_PER_READ ? left : (size_t)NODEDB_WAL__STONES_PER_READ;
         *error = nodedb__read_all(io, fd, chunk, n * NODEDB_WAL__STONE_BYTES, offset);
         if (*error != 0) return false;
         crc = nodedb_crc32c(crc, chunk, n * NODEDB_WAL__STONE_BYTES);
@@ -5580,7 +5581,7 @@ static int nodedb_wal__stream_fill(nodedb_wal__stream *s) {
             c->done = true;
             c->error = s->fd;
             s->fd = -1;
-            s->at_end = true; /* whoever gets so far hears of it */
+            s->at_end = true; /* a reader that gets here reports it */
             break;
         }
         s->in_flight++;

@@ -1,4 +1,14 @@
-/* Tests of nodedb_wal.h: each is a sentence of its manual. */
+/* Tests of nodedb_wal.h: each is a sentence of its manual.
+ *
+ *   writing, reading, following
+ *   wrong arguments and unknown types
+ *   torn tails and damage
+ *   full disks
+ *   power cuts and failing calls
+ *   what reaches the disk, and how
+ *   optional system calls are refused
+ *   killed writers, and threads that share a log
+ *   numbers that survive */
 #define NODEDB_WAL_IMPLEMENTATION
 #include "nodedb_wal.h"
 #include "test.h"
@@ -16,6 +26,8 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+
+/* ---- writing, reading, following -------------------------------------------------------------------------------- */
 
 TEST(records_come_back_in_order_after_reopen) {
     nodedb_wal_config config = config_here("log");
@@ -375,6 +387,8 @@ TEST(a_record_larger_than_a_group_or_a_segment_is_written_all_the_same) {
     free(payload);
 }
 
+/* ---- wrong arguments and unknown types -------------------------------------------------------------------------- */
+
 TEST(a_second_writer_is_refused_by_name) {
     nodedb_wal_config config = config_here("locked");
     nodedb_error err;
@@ -445,6 +459,8 @@ TEST(unknown_optional_records_are_skipped_and_required_ones_stop_the_reader_by_n
     CHECK_EQ(nodedb_wal_reader_next(r, &got, &err), NODEDB_ERR_UNSUPPORTED); /* and it stays stopped */
     nodedb_wal_reader_close(r);
 }
+
+/* ---- torn tails and damage -------------------------------------------------------------------------------------- */
 
 TEST(a_torn_tail_is_dropped_and_the_log_goes_on) {
     nodedb_wal_config config = config_here("torn");
@@ -784,7 +800,7 @@ TEST(a_reader_does_not_mind_that_a_writer_recovers_meanwhile) {
         in_a_child(&config, lose_six_and_begin_seven);
         reading.access = access;
         r = nodedb_wal_reader_open(&reading, &err);
-        wal = nodedb_wal_open(&config, &err); /* buries segment 7, which the reader has in its list */
+        wal = nodedb_wal_open(&config, &err); /* retires segment 7, which the reader has in its list */
         REQUIRE(r != NULL && wal != NULL);
         while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK) CHECK(is_record(&record, ++n, 700));
         CHECK_EQ(err.status, NODEDB_ERR_AGAIN);
@@ -844,6 +860,8 @@ TEST(after_a_failed_write_or_sync_nothing_is_acknowledged_until_the_log_is_reope
         sim_free(disk);
     }
 }
+
+/* ---- full disks ------------------------------------------------------------------------------------------------- */
 
 TEST(on_a_full_disk_an_append_fails_without_an_lsn_and_goes_on_once_there_is_room) {
     sim_disk *disk = sim_new(test_seed);
@@ -1054,6 +1072,8 @@ TEST(every_call_may_fail_where_a_small_segment_is_begun_and_what_was_acknowledge
     }
 }
 
+/* ---- power cuts and failing calls ------------------------------------------------------------------------------- */
+
 TEST(whatever_a_power_cut_leaves_recovery_returns_a_prefix_with_everything_acknowledged) {
     uint64_t history, histories = test_long ? 100000 : 400;
     int failures = 0;
@@ -1191,6 +1211,8 @@ TEST(every_operation_of_the_backend_fails_in_turn_and_nothing_acknowledged_is_lo
         }
 }
 
+/* ---- what reaches the disk, and how ----------------------------------------------------------------------------- */
+
 TEST(no_block_that_holds_an_acknowledged_record_is_written_again_and_the_page_cache_does_not_grow) {
     nodedb_wal_config config = config_here("cache");
     nodedb_error err;
@@ -1280,7 +1302,7 @@ TEST(where_direct_writes_are_refused_the_log_goes_through_the_page_cache_and_say
     CHECK_EQ(replay_all(1, 2000, NODEDB_OK).count, 1000);
 }
 
-/* ---- optional system calls are refused ---- */
+/* ---- optional system calls are refused -------------------------------------------------------------------------- */
 
 static void count_sentence(void *ctx, nodedb_log_level level, const char *sentence) {
     (void)level, (void)sentence;
@@ -1410,6 +1432,8 @@ TEST(an_operation_that_io_uring_refuses_is_done_without_it) {
         }
 }
 
+/* ---- killed writers, and threads that share a log --------------------------------------------------------------- */
+
 /* Threads commit in a child and tell the parent through a pipe what was acknowledged; the child is killed; nothing may
  * miss. */
 static int told;
@@ -1469,7 +1493,7 @@ TEST(a_killed_writer_loses_nothing_that_it_acknowledged) {
     }
 }
 
-/* A thread polls, one appends without waiting, one commits: whoever reaps hands the duty on, so nobody sleeps for ever.
+/* A thread polls, one appends without waiting, one commits: the thread that reaps hands the duty on, so nobody sleeps for ever.
  */
 typedef struct mixed { nodedb_wal *wal; int done; } mixed;
 static void *mixed_poll(void *argument) {
@@ -1525,7 +1549,7 @@ static bool is_readable(int fd) {
     return poll(&p, 1, 0) == 1;
 }
 
-static void an_event_loop_hears(nodedb_wal_backend backend) {
+static void an_event_loop_is_told(nodedb_wal_backend backend) {
     nodedb_wal_config config = config_here(backend == NODEDB_WAL_BACKEND_POSIX ? "hears-posix" : "hears");
     nodedb_error err;
     nodedb_wal *wal;
@@ -1549,8 +1573,8 @@ static void an_event_loop_hears(nodedb_wal_backend backend) {
     CHECK_EQ(nodedb_wal_poll(wal, &durable, &err), NODEDB_ERR_IO);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_ERR_IO);
 }
-TEST(an_event_loop_hears_of_what_committers_wrote_and_of_failure) { an_event_loop_hears(NODEDB_WAL_BACKEND_AUTO); }
-TEST(an_event_loop_hears_so_with_posix) { an_event_loop_hears(NODEDB_WAL_BACKEND_POSIX); }
+TEST(an_event_loop_is_told_what_committers_wrote_and_of_failure) { an_event_loop_is_told(NODEDB_WAL_BACKEND_AUTO); }
+TEST(an_event_loop_is_told_so_with_posix) { an_event_loop_is_told(NODEDB_WAL_BACKEND_POSIX); }
 
 TEST(a_sync_that_failed_for_one_group_has_failed_for_all) { /* Linux tells of it once for each descriptor */
     sim_disk *disk = sim_new(test_seed);
@@ -1592,6 +1616,8 @@ TEST(threads_that_end_do_not_break_the_log) {
     CHECK_EQ(failures, 0);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
 }
+
+/* ---- numbers that survive --------------------------------------------------------------------------------------- */
 
 TEST(the_lsn_survives_truncation_of_everything) {
     nodedb_wal_config config = config_here("all");
@@ -1641,7 +1667,7 @@ TEST(replay_from_beyond_the_end_is_an_error_and_so_is_a_refusal_of_the_callback)
     CHECK_EQ(c.count, 2);
 }
 
-TEST(two_logs_in_one_process_know_nothing_of_each_other) {
+TEST(two_logs_in_one_process_are_independent) {
     nodedb_wal_config config = config_here("one");
     nodedb_error err;
     nodedb_wal *one = nodedb_wal_open(&config, &err), *two;
