@@ -1442,8 +1442,7 @@ static void nodedb_wal__prepare_path(char *path, const char *dir) {
 /* "00000000000000000001.wal" -> 1; false for any other name. */
 static bool nodedb_wal__parse_name(const char *name, uint64_t *first_lsn) {
     uint64_t value = 0;
-    int i;
-    for (i = 0; i < 20; i++) {
+    for (int i = 0; i < 20; i++) {
         if (name[i] < '0' || name[i] > '9') return false;
         if (value > (UINT64_MAX - (uint64_t)(name[i] - '0')) / 10) return false;
         value = value * 10 + (uint64_t)(name[i] - '0');
@@ -2707,7 +2706,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
  *
  *     free -> open (appends copy records in) -> closed, in flight -> finished -> retired, free again
  *
- * Guarded by the log's lock, but for `word`, and for the buffer while the group is in flight: then nobody changes it. */
+ * Guarded by the log's lock, but for `word`; and while the group is in flight, nobody changes its buffer. */
 typedef struct nodedb_wal__group {
     unsigned char *buffer; /* its part of groups.memory */
     unsigned char *large;  /* instead of it, for one record larger than a group; NULL: none */
@@ -3184,9 +3183,8 @@ static void nodedb_wal__count_latency(nodedb_wal *w, uint64_t ns) {
 
 static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
     uint64_t total = 0, seen = 0;
-    uint32_t i;
-    for (i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) total += w->latency[i];
-    for (i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) {
+    for (uint32_t i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) total += w->latency[i];
+    for (uint32_t i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) {
         seen += w->latency[i];
         if (total > 0 && (double)seen >= fraction * (double)total) return (UINT64_C(8) + i % 8) << (i / 8 - 3);
     }
@@ -3807,15 +3805,14 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
                                                uint64_t *last_lsn, nodedb_error *err) {
     uint64_t lsn = 0;
     nodedb_status status = NODEDB_OK;
-    size_t i;
     if (w == NULL || records == NULL || count == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
-    for (i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         status = nodedb_wal__check_record(w, &records[i], err);
         if (status != NODEDB_OK) return status;
     }
     (void)pthread_mutex_lock(&w->lock);
-    for (i = 0; i < count && status == NODEDB_OK; i++)
+    for (size_t i = 0; i < count && status == NODEDB_OK; i++)
         while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN)
             nodedb_wal__wait_for_space(w);
     if (status == NODEDB_OK) status = nodedb_wal__wait_and_unlock(w, lsn, err);
@@ -4468,13 +4465,12 @@ static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path, bool *recy
 /* Keeps the usable spares. Removes the others, and the one that a crash left half prepared. */
 static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list) {
     char path[NODEDB_WAL__PATH_BYTES];
-    size_t i;
     w->spares.next_number = list->spare_next;
     if (list->saw_tmp) {
         (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
         (void)w->io.unlink(w->io.ctx, path);
     }
-    for (i = 0; i < list->spare_count; i++) {
+    for (size_t i = 0; i < list->spare_count; i++) {
         nodedb_wal__spare_path(path, w->dir, list->spares[i]);
         if (w->spares.pool_count < NODEDB_WAL__MAX_SPARES &&
             nodedb_wal__spare_usable(w, path, &w->spares.pool[w->spares.pool_count].recycled) &&
@@ -4595,7 +4591,6 @@ static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
  * long pieces instead of 256 scattered pages for each MiB. */
 static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
     size_t align = w->block_bytes;
-    uint32_t i;
     if (__builtin_mul_overflow(w->config.group_bytes, w->config.groups, &w->groups.memory_bytes)) return false;
     if (w->groups.memory_bytes >= NODEDB_WAL__HUGE_PAGE_BYTES && align < NODEDB_WAL__HUGE_PAGE_BYTES)
         align = NODEDB_WAL__HUGE_PAGE_BYTES;
@@ -4606,7 +4601,7 @@ static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
         (void)madvise(w->groups.memory, w->groups.memory_bytes & ~(NODEDB_WAL__HUGE_PAGE_BYTES - 1), MADV_HUGEPAGE);
 #endif
     memset(w->groups.memory, 0, w->groups.memory_bytes);
-    for (i = 0; i < w->config.groups; i++) w->groups.at[i].buffer = w->groups.memory + i * w->config.group_bytes;
+    for (uint32_t i = 0; i < w->config.groups; i++) w->groups.at[i].buffer = w->groups.memory + i * w->config.group_bytes;
     return true;
 }
 
@@ -4633,7 +4628,6 @@ static void nodedb_wal__init_lock(pthread_mutex_t *lock) {
 
 static void nodedb_wal__free(nodedb_wal *w) {
     nodedb_allocator allocator = w->config.allocator;
-    uint32_t i;
 #if !defined(NODEDB_NO_LIBURING)
     /* the kernel still reads our buffers: a late write must not find other data in them */
     while (w->device.has_ring && nodedb_wal__submit_rest(w)) {
@@ -4642,13 +4636,13 @@ static void nodedb_wal__free(nodedb_wal *w) {
     }
     if (w->device.has_ring) io_uring_queue_exit(&w->device.ring);
 #endif
-    for (i = 0; i < 2; i++)
+    for (uint32_t i = 0; i < 2; i++)
         if (w->segments.files[i].fd >= 0) (void)w->io.close(w->io.ctx, w->segments.files[i].fd);
     if (w->spares.next.state != NODEDB_WAL__SPARE_NONE) (void)w->io.close(w->io.ctx, w->spares.next.fd);
     if (w->device.event_fd >= 0) (void)close(w->device.event_fd);
     if (w->dir_fd >= 0) (void)w->io.close(w->io.ctx, w->dir_fd);
     if (w->lock_fd >= 0) (void)w->io.close(w->io.ctx, w->lock_fd);
-    for (i = 0; i < w->config.groups; i++)
+    for (uint32_t i = 0; i < w->config.groups; i++)
         nodedb__release(&allocator, w->groups.at[i].large, w->groups.at[i].large_bytes);
     nodedb__release(&allocator, w->groups.memory, w->groups.memory_bytes);
     nodedb__release(&allocator, w->segments.sealed, w->segments.sealed_capacity * sizeof *w->segments.sealed);
@@ -4873,13 +4867,12 @@ static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at,
 static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, size_t count, nodedb_wal_record *outer,
                                               nodedb_error *err) {
     uint64_t bytes = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
-    size_t i;
     if (parts == NULL || count == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a transaction needs a log and records");
     if (count > NODEDB_WAL_MAX_TRANSACTION_RECORDS)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %zu records passes the limit of %d", count,
                             NODEDB_WAL_MAX_TRANSACTION_RECORDS);
-    for (i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         if (parts[i].payload == NULL && parts[i].payload_bytes > 0)
             return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "record %zu of a transaction has no payload", i);
         if (!nodedb_wal__part_type(parts[i].type))
@@ -5619,8 +5612,7 @@ static int nodedb_wal__stream_release(nodedb_wal__stream *s, uint64_t sequence) 
 
 /* The chunk that holds `offset` of segment `index`, or UINT64_MAX. */
 static uint64_t nodedb_wal__stream_find(const nodedb_wal__stream *s, size_t index, uint64_t offset) {
-    uint64_t i;
-    for (i = s->first; i < s->next; i++) {
+    for (uint64_t i = s->first; i < s->next; i++) {
         const nodedb_wal__chunk *c = &s->chunk[i % s->chunks];
         if (c->segment == index && c->from <= offset && offset < c->to) return i;
     }
@@ -5741,11 +5733,10 @@ static bool nodedb_wal__mostly_cached(const nodedb_wal_reader *r, size_t first) 
 /* True if this reader streams, from segment `first` on. One answer for the whole log, as it is mostly read whole. */
 static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
     uint64_t bytes = 0;
-    size_t i;
     int error;
     if (r->config.io.pread != NULL || r->config.io.open != NULL || r->config.follow != NULL) return false;
     if (r->config.access != NODEDB_WAL_ACCESS_AUTO && r->config.access != NODEDB_WAL_ACCESS_STREAMED) return false;
-    for (i = first; i < r->list.count; i++) {
+    for (size_t i = first; i < r->list.count; i++) {
         bytes += r->list.at[i].bytes;
         if (r->list.at[i].block_bytes > NODEDB_WAL__STREAM_CHUNK_BYTES) return false;
     }
@@ -5827,14 +5818,13 @@ static void *nodedb_wal__ahead_main(void *argument) {
 }
 
 static void nodedb_wal__ahead_stop(nodedb_wal__ahead *ahead, const nodedb_allocator *allocator) {
-    size_t i;
     if (ahead == NULL) return;
     (void)pthread_mutex_lock(&ahead->lock);
     ahead->stop = true;
     (void)pthread_cond_broadcast(&ahead->changed);
     (void)pthread_mutex_unlock(&ahead->lock);
-    for (i = 0; i < ahead->thread_count; i++) (void)pthread_join(ahead->threads[i], NULL);
-    for (i = 0; i < ahead->count; i++)
+    for (size_t i = 0; i < ahead->thread_count; i++) (void)pthread_join(ahead->threads[i], NULL);
+    for (size_t i = 0; i < ahead->count; i++)
         if (ahead->slots[i].map != NULL) (void)munmap(ahead->slots[i].map, (size_t)ahead->segments[i].bytes);
     (void)pthread_mutex_destroy(&ahead->lock);
     (void)pthread_cond_destroy(&ahead->changed);
@@ -5916,8 +5906,7 @@ static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment
 static void nodedb_wal__sealing_of_preamble(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
                                             const unsigned char *preamble) {
     uint64_t hash = nodedb_get_u32(preamble + NODEDB_WAL__SIGNED_BYTES - 4);
-    size_t i;
-    for (i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
+    for (size_t i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
     nodedb_wal__sealing(s, segment, preamble, NODEDB_WAL__SIGNED_BYTES, hash | UINT64_C(1) << 63);
 }
 

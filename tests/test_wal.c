@@ -548,7 +548,7 @@ TEST(a_missing_doubled_or_foreign_segment_is_corruption) {
     CHECK_HAS(err.message, "another log");
 }
 
-/* Every bit and every length; with an emulator, and where a sanitizer looks for threads, which these tests have none of,
+/* Every bit and every length; with an emulator, and under the thread sanitizer, though these tests have no threads,
  * every seventh. */
 #if SLOW
 enum { STRIDE = 7 };
@@ -606,8 +606,8 @@ TEST(a_shortened_segment_is_corruption) {
     sim_free(disk);
 }
 
-/* A log whose writer was killed after its last record, which has 1000 bytes or more; its group begins at *at of file *f. With
- * `recycled` in a file that was full of other records before. */
+/* A log whose writer was killed after its last record, which has 1000 bytes or more. Its group begins at *at of file *f;
+ * with `recycled`, in a file that was full of other records before. */
 static void killed_log(sim_disk *disk, bool recycled, int *f, size_t *at) {
     nodedb_wal_config config = sim_config(disk);
     nodedb_error err;
@@ -682,7 +682,9 @@ static void tear_the_last_group_in_every_way(bool recycled, bool near) {
     sim_free(disk);
 }
 TEST(a_group_with_any_of_its_sectors_missing_is_torn_not_damaged) { tear_the_last_group_in_every_way(false, false); }
-TEST(a_group_with_stale_sectors_in_a_recycled_segment_is_torn_not_damaged) { tear_the_last_group_in_every_way(true, false); }
+TEST(a_group_with_stale_sectors_in_a_recycled_segment_is_torn_not_damaged) {
+    tear_the_last_group_in_every_way(true, false);
+}
 TEST(a_stale_sector_that_is_one_bit_off_is_torn_not_damaged) { tear_the_last_group_in_every_way(true, true); }
 
 TEST(without_recycling_no_segment_is_one_that_was_used_before) {
@@ -820,7 +822,7 @@ TEST(a_log_that_is_opened_and_closed_without_a_record_stays_sealed) {
         nodedb_wal *wal = nodedb_wal_open(&config, &err);
         REQUIRE(wal != NULL);
         if (round == 0) CHECK(append_range(wal, 1, 1000, 2000));
-        if (round == 0) CHECK_EQ(nodedb_wal_truncate_before(wal, 990, NULL, &err), NODEDB_OK); /* spares full of records */
+        if (round == 0) CHECK_EQ(nodedb_wal_truncate_before(wal, 990, NULL, &err), NODEDB_OK); /* full spares */
         CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
         CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);
         CHECK(report.sealed && report.torn_bytes == 0);
@@ -966,7 +968,7 @@ TEST(on_a_nearly_full_disk_segments_are_small_and_whole_ones_come_back_when_ther
     segments = files_of(disk, "d/spare-", ".wal", bytes, SIM_MAX_NAMES);
     CHECK(segments >= 1);
     for (i = 0; i < segments; i++) CHECK_EQ(bytes[i], WHOLE);
-    CHECK(nodedb_wal_drop_spares(wal) >= 1); /* the disk has their space again, but for the one that is being prepared */
+    CHECK(nodedb_wal_drop_spares(wal) >= 1); /* all but the one that is being prepared */
     CHECK(files_of(disk, "d/spare-", ".wal", bytes, SIM_MAX_NAMES) <= 1);
     CHECK_EQ(nodedb_wal_drop_spares(wal) + nodedb_wal_drop_spares(NULL), 0);
     CHECK(commit_range(wal, n + 1, n + 300, 9000));
@@ -1416,7 +1418,7 @@ TEST(pwritev2_may_be_refused_by_a_sandbox_that_begins_later) {
     CHECK_EQ(nodedb_wal_close(wal, NULL), NODEDB_OK);
 }
 
-/* A kernel whose io_uring lacks an operation ends it with an errno like these; the log then goes on without the ring. */
+/* A kernel whose io_uring lacks an operation ends it with an errno like these. The log goes on without the ring. */
 TEST(an_operation_that_io_uring_refuses_is_done_without_it) {
     for (size_t k = 0; k < sizeof refusals / sizeof *refusals; k++)
         for (uint64_t operation = 1; operation < 34; operation += 3) {
@@ -1493,7 +1495,7 @@ TEST(a_killed_writer_loses_nothing_that_it_acknowledged) {
     }
 }
 
-/* A thread polls, one appends without waiting, one commits: the thread that reaps hands the duty on, so nobody sleeps for ever.
+/* A thread polls, one appends without waiting, one commits. Who reaps hands the duty on, so nobody sleeps for ever.
  */
 typedef struct mixed { nodedb_wal *wal; int done; } mixed;
 static void *mixed_poll(void *argument) {
@@ -1584,7 +1586,7 @@ TEST(a_sync_that_failed_for_one_group_has_failed_for_all) { /* Linux tells of it
     REQUIRE(wal != NULL);
     disk->fail_at = disk->calls + 1, disk->fail_error = EIO;
     CHECK_EQ(nodedb_wal__sync_file(wal, nodedb_wal__current_file(wal)->fd), -EIO);
-    CHECK_EQ(nodedb_wal__sync_file(wal, nodedb_wal__current_file(wal)->fd), -EIO); /* another leader's, a moment later */
+    CHECK_EQ(nodedb_wal__sync_file(wal, nodedb_wal__current_file(wal)->fd), -EIO); /* another leader's */
     CHECK(nodedb_wal_close(wal, &err) == NODEDB_OK); /* nothing was written */
     sim_free(disk);
 }
