@@ -1617,16 +1617,19 @@ typedef struct nodedb_wal__tombstones {
     uint32_t in_file;
 } nodedb_wal__tombstones;
 
-/* How a stream gets at the device: io_uring, or what a test puts in between. `start` queues one read; `finish` hands
- * over what is queued and, if `wait`, blocks until a read has ended. It answers 1 with that read's tag and result
- * (bytes, or -errno), 0 where there is none (also with `wait`: then call again), or -errno where the way is broken. */
+/* How a stream reads: an io_uring, or what a test puts there.
+ *     start    queues one read.
+ *     finish   hands over what is queued and, with `wait`, blocks until a read has ended. Returns 1 with that read's
+ *     tag
+ *              and result (bytes, or -errno); 0 where none has ended (with `wait` too: call again); or -errno where the
+ *              ring itself fails. */
 typedef struct nodedb_wal__fetch {
     void (*start)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag);
     int (*finish)(void *ctx, bool wait, uint32_t *tag, int *result);
     void *ctx;
 } nodedb_wal__fetch;
 
-/* A part of a segment file, read or being read: bytes [from, to). It never crosses a multiple of chunk_bytes. */
+/* A part of a segment file, read or being read: bytes [from, to), which never cross a multiple of chunk_bytes. */
 typedef struct nodedb_wal__chunk {
     size_t segment;
     uint64_t from, to;
@@ -1636,10 +1639,10 @@ typedef struct nodedb_wal__chunk {
     int error; /* when done: 0 or -errno */
 } nodedb_wal__chunk;
 
-/* Chunks [first, next) are read or being read; a sequence number modulo `chunks` is the slot, of chunk_bytes bytes, in
- * one piece of memory. Chunks that follow each other in a file follow each other there, but where the slots start over:
- * a record that crosses that place has its beginning copied in front of slot 0, into the headroom. Reading goes on at
- * ahead_offset of segment `ahead`, or, with at_end, not at all. */
+/* Reads ahead of a reader; the reader's thread uses it. Chunks [first, next) are read or being read. A sequence number
+ * modulo `chunks` is a slot of chunk_bytes bytes; the slots stand one behind the other in memory. So chunks that follow
+ * each other in a file are one piece of memory, except where the slots start over: see the room READ AHEAD. The next
+ * read is at ahead_offset of segment `ahead`; with at_end there is none. */
 typedef struct nodedb_wal__stream {
     const char *dir;
     const nodedb_wal__segment *segments;
@@ -1665,6 +1668,7 @@ typedef struct nodedb_wal__stream {
     size_t skipped_segment;
 } nodedb_wal__stream;
 
+/* Called by the reader, and told in TRANSACTIONS AND TOMBSTONES, READ AHEAD and ENCRYPTION. */
 typedef struct nodedb_wal__ahead nodedb_wal__ahead;
 static void nodedb_wal__tombstones_free(nodedb_wal__tombstones *t, const nodedb_allocator *allocator);
 static nodedb_status nodedb_wal__load_tombstones(const nodedb_io *io, const nodedb_allocator *allocator,
@@ -2923,6 +2927,7 @@ static inline nodedb_wal__file *nodedb_wal__previous_file(nodedb_wal *w) {
     return &w->segments.files[1 - w->segments.current];
 }
 
+/* Called before they are told, in the rooms below. */
 static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper);
 static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index);
 static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err);
@@ -3636,7 +3641,7 @@ static void nodedb_wal__gather(nodedb_wal *w) {
     if (w->committers.gather_backoff < NODEDB_WAL__GATHER_BACKOFF) w->committers.gather_backoff++;
 }
 
-/* Closes the open group and writes it, on this thread. Lets the lock go meanwhile. */
+/* Closes the open group and writes it on this thread, without the lock. */
 static void nodedb_wal__lead(nodedb_wal *w) {
     uint64_t seq = w->groups.head, start, ns;
     nodedb_wal__op op;
@@ -5468,7 +5473,7 @@ static int nodedb_wal__ring_finish(void *ctx, bool wait, uint32_t *tag, int *res
 }
 #endif
 
-/* Begins nothing yet. 0, or -errno where there is no io_uring (-ENOSYS: not in this build). */
+/* Sets up a stream, which reads nothing yet. 0, or -errno where there is no io_uring (-ENOSYS: not in this build). */
 static int nodedb_wal__stream_open(nodedb_wal__stream *s, const nodedb_allocator *allocator, const char *dir,
                                    const nodedb_wal__segment *segments, size_t count) {
     memset(s, 0, sizeof *s);
@@ -5534,7 +5539,7 @@ static void nodedb_wal__stream_complete(nodedb_wal__stream *s, uint32_t tag, int
     }
 }
 
-/* Leaves the file that is being read ahead: it is closed with its last chunk. */
+/* Reading ahead has finished with its file, which is closed with its last chunk. */
 static void nodedb_wal__stream_leave_file(nodedb_wal__stream *s) {
     nodedb_wal__chunk *last = s->next > s->first ? &s->chunk[(s->next - 1) % s->chunks] : NULL;
     if (s->fd < 0) return;
@@ -5610,7 +5615,7 @@ static int nodedb_wal__stream_release(nodedb_wal__stream *s, uint64_t sequence) 
     return 0;
 }
 
-/* The chunk that holds `offset` of segment `index`, or UINT64_MAX. */
+/* The chunk that holds `offset` of segment `index`; UINT64_MAX: there is none. */
 static uint64_t nodedb_wal__stream_find(const nodedb_wal__stream *s, size_t index, uint64_t offset) {
     for (uint64_t i = s->first; i < s->next; i++) {
         const nodedb_wal__chunk *c = &s->chunk[i % s->chunks];
@@ -5647,8 +5652,9 @@ static int nodedb_wal__stream_memory(nodedb_wal__stream *s) {
     return 0;
 }
 
-/* At least `bytes` bytes from `offset` of segment `index`, in one piece. 0; 1: it is more than fits, read it in another
- * way; or -errno, for the file's bytes from *bad_offset on. The chunks before `offset` are given up. */
+/* Shows at least `bytes` bytes from `offset` of segment `index`, in one piece. 0; 1 where that is more than fits, so
+ * that it must be read in another way; or -errno, for the file's bytes from *bad_offset on. Gives up the chunks before
+ * `offset`. */
 static int nodedb_wal__stream_view(nodedb_wal__stream *s, size_t index, uint64_t offset, size_t bytes,
                                    const unsigned char **view, size_t *available, uint64_t *bad_offset) {
     uint64_t sequence, i, more = (offset + bytes - 1) / s->chunk_bytes - offset / s->chunk_bytes;
@@ -5756,7 +5762,8 @@ static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
 
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
 
-/* One segment of a parallel replay. A worker maps it and checks its records; the reader takes the mapping over. */
+/* One segment of a parallel replay. A worker maps it and checks its records; the reader takes the mapping over. `lock`
+ * guards `done`; before it is set the worker owns the rest, afterwards the reader. */
 typedef struct nodedb_wal__ahead_slot {
     void *map;
     uint64_t trusted_until; /* every record that begins below it has a good checksum */
@@ -5859,7 +5866,8 @@ static nodedb_wal__ahead *nodedb_wal__ahead_start(const nodedb_allocator *alloca
     return NULL;
 }
 
-/* The checked mapping of segment `index`, now the caller's; NULL where it could not be mapped. */
+/* Waits for the checked mapping of segment `index`, which is the caller's from then on. NULL: it could not be mapped.
+ * */
 static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint64_t *trusted_until) {
     void *map;
     (void)pthread_mutex_lock(&ahead->lock);
