@@ -4606,7 +4606,8 @@ static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
         (void)madvise(w->groups.memory, w->groups.memory_bytes & ~(NODEDB_WAL__HUGE_PAGE_BYTES - 1), MADV_HUGEPAGE);
 #endif
     memset(w->groups.memory, 0, w->groups.memory_bytes);
-    for (uint32_t i = 0; i < w->config.groups; i++) w->groups.at[i].buffer = w->groups.memory + i * w->config.group_bytes;
+    for (uint32_t i = 0; i < w->config.groups; i++)
+        w->groups.at[i].buffer = w->groups.memory + i * w->config.group_bytes;
     return true;
 }
 
@@ -5440,9 +5441,10 @@ NODEDB_WAL_API size_t nodedb_wal_list_tombstones(nodedb_wal *w, nodedb_wal_tombs
 #define NODEDB_WAL__SAMPLE_PAGES 16   /* ... so many pages in a row */
 
 #if !defined(NODEDB_NO_LIBURING)
+/* The ring of a stream. */
 typedef struct nodedb_wal__ring {
     struct io_uring ring;
-    uint32_t started; /* and not finished; queued or in the kernel */
+    uint32_t started; /* reads that are queued or in the kernel */
 } nodedb_wal__ring;
 
 static void nodedb_wal__ring_start(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag) {
@@ -5770,8 +5772,8 @@ typedef struct nodedb_wal__ahead_slot {
     bool done;
 } nodedb_wal__ahead_slot;
 
-/* Workers take segments in order, never further than `window` past the one that is being read: that bounds what is
- * mapped. */
+/* Threads that check segments before the reader gets there. `lock` guards all that changes. Workers take segments in
+ * order, at most `window` beyond the one that is being read, which bounds how many are mapped. */
 struct nodedb_wal__ahead {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -5914,7 +5916,8 @@ static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment
 static void nodedb_wal__sealing_of_preamble(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
                                             const unsigned char *preamble) {
     uint64_t hash = nodedb_get_u32(preamble + NODEDB_WAL__SIGNED_BYTES - 4);
-    for (size_t i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
+    for (size_t i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8)
+        hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
     nodedb_wal__sealing(s, segment, preamble, NODEDB_WAL__SIGNED_BYTES, hash | UINT64_C(1) << 63);
 }
 
