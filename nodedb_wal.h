@@ -1356,8 +1356,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 /* ===================================================================================================================
  * FORMAT: the bytes of a segment, and the files of a directory
  *
- * Section "On disk" of the manual draws the format; here its offsets have names. A log is a directory of segment files. A
- * segment is a preamble, in a block of its own, and groups behind it. A group is records, then zeros up to a whole block:
+ * Section "On disk" of the manual draws the format; here its offsets have names. A log is a directory of segment
+ * files. A segment is a preamble, in a block of its own, and groups behind it. A group is records, then zeros up to a
+ * whole block:
  *
  *     block 0      block 1               block 2       block 3             ...   end of the file
  *     | preamble | r1 | r2 | r3 | 0000 | r4 ......... ......... | 0000000 | never written: zeros, or an earlier use |
@@ -1609,7 +1610,7 @@ static nodedb_wal__parsed nodedb_wal__parse(const unsigned char *p, size_t avail
     return found;
 }
 
-/* Does this version know the type? A reader hands out no other. */
+/* True if this version knows the type. A reader hands out no other. */
 static bool nodedb_wal__known_type(uint16_t type) {
     switch (type & NODEDB_WAL_TYPE_MASK) {
     case NODEDB_WAL_TYPE_NOOP: case NODEDB_WAL_TYPE_PUT: case NODEDB_WAL_TYPE_DELETE: case NODEDB_WAL_TYPE_VECTOR_PUT:
@@ -1644,8 +1645,8 @@ typedef struct nodedb_wal__list {
 /* The first of the last two segments, the only ones that can hold a torn tail. */
 static size_t nodedb_wal__last_two(const nodedb_wal__list *list) { return list->count > 2 ? list->count - 2 : 0; }
 
-/* Makes an array of `bytes` each that is full larger: twice, and at least `first`. Returns the new array, with *capacity
- * set, or NULL with everything as it was. */
+/* Makes an array of `bytes` each that is full larger: twice, and at least `first`. Returns the new array, with
+ * *capacity set, or NULL with everything as it was. */
 static void *nodedb_wal__grow(const nodedb_allocator *allocator, void *at, size_t count, size_t *capacity, size_t bytes,
                               size_t first) {
     size_t more = *capacity * 2 < first ? first : *capacity * 2;
@@ -1679,8 +1680,7 @@ static void nodedb_wal__prepare_path(char *path, const char *dir) {
 /* "00000000000000000001.wal" -> 1; false for any other name. */
 static bool nodedb_wal__parse_name(const char *name, uint64_t *first_lsn) {
     uint64_t value = 0;
-    int i;
-    for (i = 0; i < 20; i++) {
+    for (int i = 0; i < 20; i++) {
         if (name[i] < '0' || name[i] > '9') return false;
         if (value > (UINT64_MAX - (uint64_t)(name[i] - '0')) / 10) return false;
         value = value * 10 + (uint64_t)(name[i] - '0');
@@ -1855,16 +1855,19 @@ typedef struct nodedb_wal__tombstones {
     uint32_t in_file;
 } nodedb_wal__tombstones;
 
-/* How a stream gets at the device: io_uring, or what a test puts in between. `start` queues one read; `finish` hands
- * over what is queued and, if `wait`, blocks until a read has ended. It answers 1 with that read's tag and result
- * (bytes, or -errno), 0 where there is none (also with `wait`: then call again), or -errno where the way is broken. */
+/* How a stream reads: an io_uring, or what a test puts there.
+ *     start    queues one read.
+ *     finish   hands over what is queued and, with `wait`, blocks until a read has ended. Returns 1 with that read's
+ *     tag
+ *              and result (bytes, or -errno); 0 where none has ended (with `wait` too: call again); or -errno where the
+ *              ring itself fails. */
 typedef struct nodedb_wal__fetch {
     void (*start)(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag);
     int (*finish)(void *ctx, bool wait, uint32_t *tag, int *result);
     void *ctx;
 } nodedb_wal__fetch;
 
-/* A part of a segment file, read or being read: bytes [from, to). It never crosses a multiple of chunk_bytes. */
+/* A part of a segment file, read or being read: bytes [from, to), which never cross a multiple of chunk_bytes. */
 typedef struct nodedb_wal__chunk {
     size_t segment;
     uint64_t from, to;
@@ -1874,10 +1877,10 @@ typedef struct nodedb_wal__chunk {
     int error; /* when done: 0 or -errno */
 } nodedb_wal__chunk;
 
-/* Chunks [first, next) are read or being read; a sequence number modulo `chunks` is the slot, of chunk_bytes bytes, in
- * one piece of memory. Chunks that follow each other in a file follow each other there, but where the slots start over:
- * a record that crosses that place has its beginning copied in front of slot 0, into the headroom. Reading goes on at
- * ahead_offset of segment `ahead`, or, with at_end, not at all. */
+/* Reads ahead of a reader; the reader's thread uses it. Chunks [first, next) are read or being read. A sequence number
+ * modulo `chunks` is a slot of chunk_bytes bytes; the slots stand one behind the other in memory. So chunks that follow
+ * each other in a file are one piece of memory, except where the slots start over: see the room READ AHEAD. The next
+ * read is at ahead_offset of segment `ahead`; with at_end there is none. */
 typedef struct nodedb_wal__stream {
     const char *dir;
     const nodedb_wal__segment *segments;
@@ -1903,6 +1906,7 @@ typedef struct nodedb_wal__stream {
     size_t skipped_segment;
 } nodedb_wal__stream;
 
+/* Called by the reader, and told in TRANSACTIONS AND TOMBSTONES, READ AHEAD and ENCRYPTION. */
 typedef struct nodedb_wal__ahead nodedb_wal__ahead;
 static void nodedb_wal__tombstones_free(nodedb_wal__tombstones *t, const nodedb_allocator *allocator);
 static nodedb_status nodedb_wal__load_tombstones(const nodedb_io *io, const nodedb_allocator *allocator,
@@ -1930,7 +1934,7 @@ typedef enum nodedb_wal__way {
     NODEDB_WAL__CLOSED = 0,
     NODEDB_WAL__MAPPED,   /* `map` is the whole segment */
     NODEDB_WAL__BUFFERED, /* pread from `fd` into `buffer`; `window` is in it */
-    NODEDB_WAL__STREAMED  /* `window` is in the stream's memory; or in `buffer`, for a record too large for the stream */
+    NODEDB_WAL__STREAMED  /* `window` is in the stream's memory; for a record too large for that, in `buffer` */
 } nodedb_wal__way;
 
 /* The open segment as memory. Used by the thread that reads. Unless the segment is mapped, its bytes
@@ -1961,8 +1965,8 @@ typedef struct nodedb_wal__unsealed {
     size_t capacity;
 } nodedb_wal__unsealed;
 
-/* A reader. One thread at a time uses it. Between calls: if record `expected` is in segment list.at[index], it begins at
- * `position`; the view shows that segment. */
+/* A reader. One thread at a time uses it. Between calls: if record `expected` is in segment list.at[index], it begins
+ * at `position`; the view shows that segment. */
 struct nodedb_wal_reader {
     char dir[NODEDB_WAL_MAX_DIR_BYTES + 1];
     nodedb_wal_reader_config config;
@@ -2003,7 +2007,7 @@ static nodedb_status nodedb_wal__hand_over(nodedb_error *err, const nodedb_error
     return failure->status;
 }
 
-/* Does the errno of an optional system call say that the call is unavailable? Kernels and file systems that lack it
+/* True if the errno of an optional system call says that the call is unavailable. Kernels and file systems that lack it
  * answer ENOSYS, EOPNOTSUPP or EINVAL. Sandboxes (seccomp) answer EPERM, EACCES or ENOSYS. What is wrong with the
  * operation itself fails once more in the way that is taken instead, and is reported there. */
 static bool nodedb_wal__is_refusal(int error) {
@@ -2080,7 +2084,8 @@ static nodedb_status nodedb_wal__reader_enter(nodedb_wal_reader *r, size_t index
     nodedb_wal__reader_leave(r);
     r->index = index;
     nodedb_wal__segment_path(path, r->dir, segment->first_lsn);
-    if (r->ahead != NULL) r->view.map = (unsigned char *)nodedb_wal__ahead_take(r->ahead, index, &r->view.trusted_until);
+    if (r->ahead != NULL)
+        r->view.map = (unsigned char *)nodedb_wal__ahead_take(r->ahead, index, &r->view.trusted_until);
     if (r->view.map != NULL) {
         r->view.way = NODEDB_WAL__MAPPED;
         r->stats.hints_sequential++;
@@ -2241,8 +2246,8 @@ static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t off
  *
  * A reader is at a place where record N must begin, and no valid record N is there. One of two things has happened:
  *
- *   - The log ends here. A crash interrupted the last groups (a torn tail). No caller was told that they are durable, so
- *     they are dropped, and the log goes on with record N.
+ *   - The log ends here. A crash interrupted the last groups (a torn tail). No caller was told that they are durable,
+ *     so they are dropped, and the log goes on with record N.
  *   - Record N was acknowledged and is damaged. Dropping it would lose data in silence, so the reader reports the LSNs
  *     and the offset, and stops.
  *
@@ -2250,23 +2255,24 @@ static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t off
  *     | r7 r8 r9    00000 | r10 r11       0000 | ?????? r13 (watermark 11) 0000 | 0000000 ...
  *       watermark 5         watermark 9          r12 is unreadable
  *
- * Here r12 is torn, unless its sectors say otherwise (rule 5): the only record behind it says that 11 was durable when it
- * was written, so no record vouches for r12. If r11 were unreadable instead, r13 would vouch for it: r11 was acknowledged,
- * and this is damage. The rules, in order:
+ * Here r12 is torn, unless its sectors say otherwise (rule 5): the only record behind it says that 11 was durable
+ * when it was written, so no record vouches for r12. If r11 were unreadable instead, r13 would vouch for it: r11 was
+ * acknowledged, and this is damage. The rules, in order:
  *
  *   1. The last record read was a seal. The writer closed this segment in order and never comes back to it, so nothing
  *      behind the seal counts. Only the next segment can testify (rules 2 and 3).
- *   2. A valid record behind the place has a watermark of N or more, or the next segment's preamble or one of its records
- *      has: damage. The log that is followed says that N is durable: damage as well.
- *   3. The next segment begins with record N or an earlier one, though the reader did not arrive there with N; or stands
- *      behind a seal and begins with another record than N; or has a segment behind it: damage. A writer begins a third
- *      segment only when all of the first is durable.
+ *   2. A valid record behind the place has a watermark of N or more, or the next segment's preamble or one of its
+ *      records has: damage. The log that is followed says that N is durable: damage as well.
+ *   3. The next segment begins with an earlier record than N; or it stands behind a seal and begins with another
+ *      record than N; or it has a segment behind it: damage. A writer begins a third segment only when all of the
+ *      first is durable.
  *   4. Otherwise no record vouches for N. It belongs to the last groups of a log that was not closed in order. What is
  *      left to ask are the sectors, which a disk writes whole or not at all.
- *   5. a. In a file that was zero: the first sector of a group is not zero and has no valid header. It was written, so it
- *         was written whole, and has changed since: damage.
- *      b. In a file that was zero: the first record of a group says how many of the group's sectors are zero. If more are
- *         zero now, not everything arrived: torn. If no more are, everything arrived, and has changed since: damage.
+ *   5. a. In a file that was zero: the first sector of a group is not zero and has no valid header. It was written,
+ *         so it was written whole, and has changed since: damage.
+ *      b. In a file that was zero: the first record of a group says how many of the group's sectors are zero. If more
+ *         are zero now, not everything arrived: torn. If no more are, everything arrived, and has changed since:
+ *         damage.
  *      c. In a recycled file the old content is unknown, so zeros prove nothing. Only a sector with a header of this
  *         segment is certainly new. A single changed bit there is damage; anything else counts as torn.
  *   6. None of these: torn. The log ends in front of N.
@@ -2344,7 +2350,7 @@ static nodedb_status nodedb_wal__find_group(nodedb_wal_reader *r, nodedb_error *
     return status;
 }
 
-/* Is a header at `p` that of record `lsn`, but for one changed bit? */
+/* True if the header at `p` is that of record `lsn`, but for one changed bit. */
 static bool nodedb_wal__header_one_bit_off(const unsigned char *p, const nodedb_wal__segment *segment, uint64_t lsn) {
     unsigned char header[NODEDB_WAL_RECORD_HEADER_BYTES];
     memcpy(header, p, sizeof header);
@@ -2380,14 +2386,14 @@ static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, co
     end = (size_t)NODEDB_WAL_RECORD_HEADER_BYTES + bytes;
     known = (size_t)(nodedb_wal__round_up(offset + NODEDB_WAL_RECORD_HEADER_BYTES, NODEDB_WAL__SECTOR_BYTES) - offset);
     if (end <= known) return true;
-    for (uint32_t bit = 0; bit < bytes * 8 + 32; bit++) { /* from the end backwards; the first 32 are the header's sum */
+    for (uint32_t bit = 0; bit < bytes * 8 + 32; bit++) { /* backwards; the first 32 are the header's sum */
         if (bit >= 32 && by == off) return end - 1 - (bit - 32) / 8 < known;
         by = by >> 1 ^ (UINT32_C(0x82F63B78) & (0 - (by & 1)));
     }
     return false;
 }
 
-/* In a file that was zero before: has the group at r->group arrived with as many zero sectors as it was written with? */
+/* Rule 5b. *arrived: the group at r->group has no more zero sectors now than it was written with. */
 static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arrived, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t end = r->group.offset + r->group.bytes;
@@ -2405,7 +2411,7 @@ static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arriv
     return NODEDB_OK;
 }
 
-/* Rule 5: do the sectors of record `expected` say that it was written whole and damaged since? */
+/* Rule 5. *damaged: the sectors of record `expected` say that it was written whole, and has changed since. */
 static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t start = r->position / NODEDB_WAL__SECTOR_BYTES * NODEDB_WAL__SECTOR_BYTES;
@@ -2435,7 +2441,8 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
     return NODEDB_OK;
 }
 
-/* Is record `lsn` at `offset` by now? With `wait` it sleeps a little first, as a writer may be at it. */
+/* *there: record `lsn` is at `offset` now. With `wait` it sleeps a little first, as a writer may be filling the
+ * place. */
 static nodedb_status nodedb_wal__reader_look_again(nodedb_wal_reader *r, uint64_t offset, uint64_t lsn, bool wait,
                                                    bool *there, nodedb_error *err) {
     nodedb_wal__parsed found;
@@ -2515,9 +2522,9 @@ static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error
 /* ===================================================================================================================
  * READER: the next record, replay and verification
  *
- * The reader keeps a place: a segment, a position, and the LSN `expected` that must stand there. One step is: parse what
- * stands there; a record is accepted, padding is skipped, and anything else is judged (TORN TAIL). A record that is
- * accepted is handed out, unless it is a seal, of an unknown optional type, or of a dropped collection.
+ * The reader keeps a place: a segment, a position, and the LSN `expected` that must stand there. One step is: parse
+ * what stands there; a record is accepted, padding is skipped, and anything else is judged (TORN TAIL). A record that
+ * is accepted is handed out, unless it is a seal, of an unknown optional type, or of a dropped collection.
  * ================================================================================================================ */
 
 /* ---- from one record to the next -------------------------------------------------------------------------------- */
@@ -2571,7 +2578,8 @@ static nodedb_status nodedb_wal__reader_unseal(nodedb_wal_reader *r, nodedb_wal_
     return nodedb_wal__reader_decrypt(r, record, err);
 }
 
-/* Does the caller get this record, which is at or behind deliver_from? If not, it is skipped or dropped. */
+/* Clears *deliver if the caller does not get this record: an unknown type is skipped, a dropped collection is
+ * dropped. */
 static nodedb_status nodedb_wal__reader_choose(nodedb_wal_reader *r, const nodedb_wal_record *record, bool *deliver,
                                                nodedb_error *err) {
     if (!nodedb_wal__known_type(record->type)) {
@@ -2615,8 +2623,8 @@ static nodedb_status nodedb_wal__reader_accept(nodedb_wal_reader *r, nodedb_wal_
     return NODEDB_OK;
 }
 
-/* Is there nothing more to read now? A followed log is read up to its durable LSN, and what was read before that
- * record was durable may hold half of it: it is read again. */
+/* True if there is nothing more to read now. A followed log is read up to its durable LSN, and what was read before
+ * that record was durable may hold half of it: it is read again. */
 static bool nodedb_wal__reader_at_end(nodedb_wal_reader *r) {
     if (r->config.until_lsn != 0 && r->expected > r->config.until_lsn) return true;
     if (r->config.follow == NULL) return r->ended;
@@ -2625,7 +2633,7 @@ static bool nodedb_wal__reader_at_end(nodedb_wal_reader *r) {
     return r->ended = false;
 }
 
-/* Is the rest of the block at `position` zero: the padding of a group? */
+/* *padding: the rest of the block at `position` is zero, the padding of a group. */
 static nodedb_status nodedb_wal__reader_padding(nodedb_wal_reader *r, bool *padding, nodedb_error *err) {
     size_t block_bytes = r->list.at[r->index].block_bytes, available;
     size_t bytes = block_bytes - (size_t)(r->position % block_bytes);
@@ -2904,7 +2912,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
     memset(&reading, 0, sizeof reading);
     if (config != NULL) reading = *config;
     reading.keep_encrypted = reading.cipher.open == NULL;
-    reading.keep_dropped = true; /* the dead are looked at as well */
+    reading.keep_dropped = true; /* dropped records are checked as well */
     r = nodedb_wal_reader_open(&reading, &failure);
     status = failure.status;
     if (r != NULL) {
@@ -2934,8 +2942,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
  * WRITER: from a record to a group, and from a group to the durable LSN
  *
  * Appending copies a record into the open group and gives it an LSN. A group is closed when it is full, when the caller
- * submits it, or when a committer writes it; then it has a place in the current segment and is in flight. Several groups
- * may be in flight. They finish in any order and are retired in order: if N is durable, all before it are.
+ * submits it, or when a committer writes it; then it has a place in the current segment and is in flight. Several
+ * groups may be in flight. They finish in any order and are retired in order: if N is durable, all before it are.
  *
  *     append --> open group --close--> in flight --finished--> retired: the durable LSN moves, waiters wake
  *
@@ -2958,7 +2966,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
  *
  *     free -> open (appends copy records in) -> closed, in flight -> finished -> retired, free again
  *
- * Guarded by the log's lock, but for `word`, and for the buffer while the group is in flight: then nobody changes it. */
+ * Guarded by the log's lock, but for `word`; and while the group is in flight, nobody changes its buffer. */
 typedef struct nodedb_wal__group {
     unsigned char *buffer; /* its part of groups.memory */
     unsigned char *large;  /* instead of it, for one record larger than a group; NULL: none */
@@ -3057,7 +3065,7 @@ typedef struct nodedb_wal__lsns {
 typedef struct nodedb_wal__groups {
     nodedb_wal__group at[NODEDB_WAL_MAX_GROUPS];
     uint64_t head, tail;
-    uint32_t started;     /* of those in flight: given to engine.start, so reaping ends them. The others have a leader */
+    uint32_t started;     /* of those in flight: begun by engine.start and ended by reaping; the rest have a leader */
     pthread_cond_t space; /* a group was retired */
     uint32_t space_waiters;
     unsigned char *memory; /* all groups' buffers */
@@ -3072,7 +3080,8 @@ typedef struct nodedb_wal__committers {
     uint32_t wake;   /* bit i: wake all sleepers of group i when the lock is let go */
     bool gathering;  /* a leader waits for others to join its group */
     bool awake;      /* one thread polls its word instead of sleeping; cleared without the lock */
-    uint32_t gather_skip, gather_backoff; /* groups that go without gathering; log2 of how many after the next failure */
+    uint32_t gather_skip;    /* groups that go without gathering */
+    uint32_t gather_backoff; /* log2 of how many it will be after the next wait in vain */
     uint64_t write_ns; /* what a leader's write takes: a moving average */
 } nodedb_wal__committers;
 
@@ -3175,6 +3184,7 @@ static inline nodedb_wal__file *nodedb_wal__previous_file(nodedb_wal *w) {
     return &w->segments.files[1 - w->segments.current];
 }
 
+/* Called before they are told, in the rooms below. */
 static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper);
 static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index);
 static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err);
@@ -3369,8 +3379,8 @@ static nodedb_status nodedb_wal__check_record(const nodedb_wal *w, const nodedb_
 
 /* ---- the life of a group: closed, started, done, retired -------------------------------------------------------- */
 
-/* Closes the open group: pads it, completes its first header with the group's size and zero sectors, and takes its place
- * in the segment. From here on it is in flight, and the caller has it written. */
+/* Closes the open group: pads it, completes its first header with the group's size and zero sectors, and takes its
+ * place in the segment. From here on it is in flight, and the caller has it written. */
 static uint32_t nodedb_wal__close_group(nodedb_wal *w) {
     uint32_t index = (uint32_t)(w->groups.head % w->config.groups);
     nodedb_wal__group *g = &w->groups.at[index];
@@ -3435,9 +3445,8 @@ static void nodedb_wal__count_latency(nodedb_wal *w, uint64_t ns) {
 
 static uint64_t nodedb_wal__latency_at(const nodedb_wal *w, double fraction) {
     uint64_t total = 0, seen = 0;
-    uint32_t i;
-    for (i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) total += w->latency[i];
-    for (i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) {
+    for (uint32_t i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) total += w->latency[i];
+    for (uint32_t i = 0; i < 64 * NODEDB_WAL__LATENCY_PARTS; i++) {
         seen += w->latency[i];
         if (total > 0 && (double)seen >= fraction * (double)total) return (UINT64_C(8) + i % 8) << (i / 8 - 3);
     }
@@ -3499,7 +3508,8 @@ static void nodedb_wal__complete_fill(nodedb_wal *w, const nodedb_wal__completio
         (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
 }
 
-/* Deals with finished operations. Under the lock, with nobody else reaping; lets the lock go while it waits or writes. */
+/* Deals with finished operations. Under the lock, with nobody else reaping; lets the lock go while it waits or
+ * writes. */
 static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper) {
     nodedb_wal__completion done[NODEDB_WAL__MAX_OPS];
     uint32_t n;
@@ -3518,13 +3528,13 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper
 /* ===================================================================================================================
  * BACKENDS: POSIX calls and io_uring
  *
- * A committer that leads writes its group itself, with one durable write (`write`). What nodedb_wal_submit sends, and the
- * filling of the next segment, is started and reaped: through io_uring, or, with POSIX, done in `reap`. At the end of
- * either the group is durable. For every optional call that a sandbox, a file system or an old kernel refuses there is
- * another way. The log takes it from then on, and tells the logger once.
+ * A committer that leads writes its group itself, with one durable write (`write`). What nodedb_wal_submit sends, and
+ * the filling of the next segment, is started and reaped: through io_uring, or, with POSIX, done in `reap`. At the
+ * end of either the group is durable. For every optional call that a sandbox, a file system or an old kernel refuses
+ * there is another way. The log takes it from then on, and tells the logger once.
  * ================================================================================================================ */
 
-/* Does what starts now go through io_uring? */
+/* True if what starts now goes through io_uring. */
 static bool nodedb_wal__has_ring(const nodedb_wal *w) {
 #if !defined(NODEDB_NO_LIBURING)
     return w->device.has_ring && !w->device.ring_refused;
@@ -3724,7 +3734,7 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
     w->device.engine = nodedb_wal__posix;
 #if !defined(NODEDB_NO_LIBURING)
     if (w->open_flags != 0 && w->config.backend != NODEDB_WAL_BACKEND_POSIX && w->config.io.pwrite == NULL &&
-        w->config.io.open == NULL) { /* in the page cache writes do not hear of their own errors: see sync_file */
+        w->config.io.open == NULL) { /* cached writes do not report their own errors: see sync_file */
         int error = io_uring_queue_init(32, &w->device.ring, IORING_SETUP_CLAMP);
         struct iovec buffers[NODEDB_WAL_MAX_GROUPS];
         int none[NODEDB_WAL__REGISTERED_FILES] = {-1, -1, -1};
@@ -3757,7 +3767,7 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
 #endif
 }
 
-/* Goes on with POSIX calls. Nothing may be in flight. */
+/* Goes on with POSIX calls, for good. Nothing may be in flight. */
 static void nodedb_wal__close_ring(nodedb_wal *w) {
     w->device.engine = nodedb_wal__posix;
 #if !defined(NODEDB_NO_LIBURING)
@@ -3767,8 +3777,8 @@ static void nodedb_wal__close_ring(nodedb_wal *w) {
 #endif
 }
 
-/* The ring's registered file `file` is `fd` from now on, or none (-1). If that is refused, the ring is given descriptors
- * instead. */
+/* The ring's registered file `file` is `fd` from now on, or none (-1). If that is refused, the ring is given
+ * descriptors instead. */
 static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
 #if !defined(NODEDB_NO_LIBURING)
     if (w->device.fixed_files && io_uring_register_files_update(&w->device.ring, file, &fd, 1) != 1)
@@ -3781,17 +3791,18 @@ static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
 /* ===================================================================================================================
  * COMMIT: threads that wait until their records are durable
  *
- * A thread whose record is in the open group may lead it: it closes the group and writes it itself, without the lock, while
- * others fill the next one. The others sleep on their group's word (a futex), and leave without the lock when it is
- * durable. Why not through the ring: its completion runs in the thread that submitted it, and with 64 threads on two cores
- * that thread waits for its turn. This way 50,000 commits a second became 180,000 (`./build.sh bench wal`).
+ * A thread whose record is in the open group may lead it: it closes the group and writes it itself, without the lock,
+ * while others fill the next one. The others sleep on their group's word (a futex), and leave without the lock when
+ * it is durable. Why not through the ring: its completion runs in the thread that submitted it, and with 64 threads
+ * on two cores that thread waits for its turn. This way 50,000 commits a second became 180,000 (`./build.sh bench
+ * wal`).
  *
- * A device is kept busy best by few large groups. So the first leader gathers: it waits a little for committers that have
- * just been served and will be back at once. A second group goes to the device only when it is large.
+ * A device is kept busy best by few large groups. So the first leader gathers: it waits a little for committers that
+ * have just been served and will be back at once. A second group goes to the device only when it is large.
  *
- * No sleeper is left behind, because every release of the lock goes through nodedb_wal__unlock. It asks: is there a sleeper
- * whose group nobody leads, or operations that nobody reaps? Then it wakes one sleeper, who does it. A sleeper reads its
- * word under the lock, and the futex returns at once if the word has changed since.
+ * No sleeper is left behind, because every release of the lock goes through nodedb_wal__unlock. It asks: is there a
+ * sleeper whose group nobody leads, or operations that nobody reaps? Then it wakes one sleeper, who does it. A
+ * sleeper reads its word under the lock, and the futex returns at once if the word has changed since.
  * ================================================================================================================ */
 
 #define NODEDB_WAL__MAX_LEADERS 3              /* groups that blocking committers keep at the device at once */
@@ -3809,19 +3820,21 @@ static void nodedb_wal__futex(uint32_t *word, int operation, uint32_t value) {
 #endif
 }
 
-/* All that sleep on this group's word will be woken, by whoever lets the lock go. */
+/* All who sleep on this group's word will be woken when the lock is let go. */
 static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index) {
     nodedb__store_release(&w->groups.at[index].word, w->groups.at[index].word + 1);
     w->committers.wake |= UINT32_C(1) << index;
 }
 
-/* How many committers the open group should have: all, or enough of them. */
+/* How many committers the open group should have before a second group goes: all, or enough of them. */
 static uint32_t nodedb_wal__full_group(const nodedb_wal *w) {
     uint32_t share = w->committers.crowd / NODEDB_WAL__MAX_LEADERS;
     if (share < NODEDB_WAL__FULL_COMMITTERS) share = NODEDB_WAL__FULL_COMMITTERS;
     return share < w->committers.crowd ? share : w->committers.crowd;
 }
 
+/* True if a thread of the open group may write it now. The first group in flight goes at once; another only when it
+ * is large. */
 static bool nodedb_wal__may_lead(nodedb_wal *w) {
     const nodedb_wal__group *g = nodedb_wal__open_group(w);
     uint64_t in_flight = w->groups.head - w->groups.tail;
@@ -3831,10 +3844,10 @@ static bool nodedb_wal__may_lead(nodedb_wal *w) {
            g->committers >= nodedb_wal__full_group(w);
 }
 
-/* Lets the lock go and wakes who is to be woken: those whose group is durable, and one that can take over where nobody
- * leads or reaps. That one has the lock next, or another thread does and ends here as well. */
+/* Lets the lock go, and wakes who must be woken: those whose group is durable, and one sleeper that can take over where
+ * nobody leads or reaps. That one takes the lock next, or another thread does and ends here as well. */
 static void nodedb_wal__unlock(nodedb_wal *w) {
-    uint32_t wake = w->committers.wake, i;
+    uint32_t wake = w->committers.wake;
     uint32_t *one = NULL;
     uint64_t s = w->groups.head;
     bool reap = w->device.reaper == NODEDB_WAL__REAPER_NONE && w->groups.started > 0;
@@ -3848,12 +3861,12 @@ static void nodedb_wal__unlock(nodedb_wal *w) {
     w->committers.wake = 0;
     (void)pthread_mutex_unlock(&w->lock);
     if (one != NULL) nodedb_wal__futex(one, FUTEX_WAKE_PRIVATE, 1);
-    for (i = 0; wake != 0; i++, wake >>= 1)
+    for (uint32_t i = 0; wake != 0; i++, wake >>= 1)
         if ((wake & 1) != 0) nodedb_wal__futex(&w->groups.at[i].word, FUTEX_WAKE_PRIVATE, INT32_MAX);
 }
 
-/* Waits, if that is likely to pay, until the committers that were there of late are in the open group. Never longer
- * than a write takes. */
+/* Waits, if that has paid recently, until the usual crowd of committers is in the open group; never longer than a write
+ * takes. Lets the lock go meanwhile. */
 static void nodedb_wal__gather(nodedb_wal *w) {
     uint64_t seq = w->groups.head, start;
     const nodedb_wal__group *g = nodedb_wal__group_at(w, seq);
@@ -3885,7 +3898,7 @@ static void nodedb_wal__gather(nodedb_wal *w) {
     if (w->committers.gather_backoff < NODEDB_WAL__GATHER_BACKOFF) w->committers.gather_backoff++;
 }
 
-/* Closes the open group and writes it, on this thread. Lets the lock go meanwhile. */
+/* Closes the open group and writes it on this thread, without the lock. */
 static void nodedb_wal__lead(nodedb_wal *w) {
     uint64_t seq = w->groups.head, start, ns;
     nodedb_wal__op op;
@@ -3911,14 +3924,15 @@ static void nodedb_wal__lead(nodedb_wal *w) {
     }
 }
 
+/* The group that holds record `lsn`, which is not durable yet. */
 static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
     uint64_t s = w->groups.tail;
     while (s < w->groups.head && nodedb_wal__group_at(w, s)->last_lsn < lsn) s++;
     return nodedb_wal__group_at(w, s);
 }
 
-/* One of those that wait looks instead of sleeping, for as long as a write takes: a processor that went to sleep
- * meanwhile needs half as long again to wake up. Gives way to any other thread. */
+/* One of the waiting threads polls its word instead of sleeping, for as long as a write takes: a processor that has
+ * gone to sleep needs half as long again to wake up. Gives way to any other thread. */
 static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t old, uint64_t most) {
     uint64_t start = nodedb_now_ns(NULL);
     if (most > NODEDB_WAL__GATHER_NS) most = NODEDB_WAL__GATHER_NS;
@@ -3926,7 +3940,7 @@ static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t
     nodedb__store_release(&w->committers.awake, false);
 }
 
-/* With the lock; returns without it. */
+/* Waits until `lsn` is durable: leads, reaps or sleeps. Called with the lock; returns without it. */
 static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, nodedb_error *err) {
     nodedb_wal__group *g;
     nodedb_status status;
@@ -3959,7 +3973,7 @@ static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, no
     return status;
 }
 
-/* With the lock: reaps, or waits until another thread has freed something. */
+/* An append found no free group: reaps, or waits until another thread has retired one. Under the lock. */
 static void nodedb_wal__wait_for_space(nodedb_wal *w) {
     if (w->device.reaper == NODEDB_WAL__REAPER_NONE && w->groups.started > 0) {
         nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
@@ -4000,8 +4014,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_poll(nodedb_wal *w, uint64_t *durable_ls
     (void)pthread_mutex_lock(&w->lock);
     {
         uint64_t drained;
-        ssize_t n =
-            read(w->device.event_fd, &drained, sizeof drained); /* first: what happens from here on makes it readable again */
+        ssize_t n = read(w->device.event_fd, &drained, sizeof drained); /* first: later events make it readable again */
         (void)n;
     }
     if (w->device.reaper != NODEDB_WAL__REAPER_NONE) w->device.poll_missed = true;
@@ -4062,15 +4075,14 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
                                                uint64_t *last_lsn, nodedb_error *err) {
     uint64_t lsn = 0;
     nodedb_status status = NODEDB_OK;
-    size_t i;
     if (w == NULL || records == NULL || count == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
-    for (i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         status = nodedb_wal__check_record(w, &records[i], err);
         if (status != NODEDB_OK) return status;
     }
     (void)pthread_mutex_lock(&w->lock);
-    for (i = 0; i < count && status == NODEDB_OK; i++)
+    for (size_t i = 0; i < count && status == NODEDB_OK; i++)
         while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN)
             nodedb_wal__wait_for_space(w);
     if (status == NODEDB_OK) status = nodedb_wal__wait_and_unlock(w, lsn, err);
@@ -4129,7 +4141,7 @@ NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *w, nodedb_wal_stats *stats)
  * A commit must not change file-system metadata, which costs a second write. So a segment is allocated and filled with
  * zeros before it is used, a step at a time while the current one fills; or a truncated segment is used again.
  *
- *     prepare.tmp --filled, synced--> spare-N.wal --preamble synced, renamed--> <first LSN>.wal --truncated--> spare-M.wal
+ *     prepare.tmp --filled, synced--> spare-N.wal --preamble synced--> <first LSN>.wal --truncated--> spare-M.wal
  * ================================================================================================================ */
 
 /* ---- a spare: space that is allocated and filled ---------------------------------------------------------------- */
@@ -4155,8 +4167,8 @@ static nodedb_status nodedb_wal__spare_failed(nodedb_wal *w, int error, const ch
 /* Writes go through the page cache from now on: said when a file was opened so. */
 static void nodedb_wal__say_no_direct(const nodedb_wal *w) {
     nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
-               "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
-               "log on ext4 or xfs",
+               "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put "
+               "the log on ext4 or xfs",
                w->dir);
 }
 
@@ -4214,8 +4226,8 @@ static size_t nodedb_wal__fill_bytes(const nodedb_wal *w) {
     return left < NODEDB_WAL__FILL_BYTES ? (size_t)left : NODEDB_WAL__FILL_BYTES;
 }
 
-/* One bounded step towards the next segment, through the engine; called once for each turn of the writer. Starts when an
- * eighth of the current segment is used, so that a short-lived log does not write a second one. */
+/* One bounded step towards the next segment, through the engine; called once for each turn of the writer. Starts when
+ * an eighth of the current segment is used, so that a short-lived log does not write a second one. */
 static nodedb_status nodedb_wal__spare_advance(nodedb_wal *w, nodedb_error *err) {
     nodedb_wal__spare *s = &w->spares.next;
     nodedb_wal__op op;
@@ -4309,10 +4321,10 @@ static nodedb_status nodedb_wal__spare_finish(nodedb_wal *w, uint64_t bytes, nod
     return nodedb_wal__spare_name(w, err);
 }
 
-/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one of at
- * least `need` bytes. Sets *bytes to the least size that will do from then on. After a refusal the next few are small at
- * once: each try for a whole one takes, for a moment, space that other writers on this disk may need. Lets the lock go,
- * as spare_finish does. */
+/* A spare of *bytes, the usual size or what a large record needs; where the disk has no room for that, a small one of
+ * at least `need` bytes. Sets *bytes to the least size that will do from then on. After a refusal the next few are
+ * small at once: each try for a whole one takes, for a moment, space that other writers on this disk may need. Lets
+ * the lock go, as spare_finish does. */
 static nodedb_status nodedb_wal__spare_or_small(nodedb_wal *w, uint64_t need, uint64_t *bytes, nodedb_error *err) {
     uint64_t small = nodedb_wal__round_up(
         need > NODEDB_WAL__SMALL_SEGMENT_BYTES ? need : NODEDB_WAL__SMALL_SEGMENT_BYTES, w->block_bytes);
@@ -4458,8 +4470,8 @@ static void nodedb_wal__drop_pooled(nodedb_wal *w) {
     (void)w->io.unlink(w->io.ctx, path);
 }
 
-/* Removes a segment: it becomes a spare if it has the usual size and there is a place, else its file is deleted. Durable
- * when this returns, so segments go one by one and a power cut never leaves a gap. 0 or -errno. */
+/* Removes a segment: it becomes a spare if it has the usual size and there is a place, else its file is deleted.
+ * Durable when this returns, so segments go one by one and a power cut never leaves a gap. 0 or -errno. */
 static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
     uint32_t spares = w->spares.pool_count + (w->spares.next.state != NODEDB_WAL__SPARE_NONE);
@@ -4480,8 +4492,9 @@ static int nodedb_wal__recycle(nodedb_wal *w, const nodedb_wal__segment *segment
     return 0;
 }
 
-/* May the oldest sealed segment go? All its records must be below `lsn` and durable. The segment before the current one
- * stays while groups are on their way to it; and one segment must stay, as it tells the next LSN. */
+/* True if the oldest sealed segment may be removed. All its records must be below `lsn` and durable. The segment
+ * before the current one stays while groups are on their way to it; and one segment must stay, as it tells the next
+ * LSN. */
 static bool nodedb_wal__may_truncate(nodedb_wal *w, uint64_t lsn) {
     const nodedb_wal__file *current = nodedb_wal__current_file(w);
     uint64_t next = w->lsns.next; /* the first LSN behind that segment */
@@ -4561,29 +4574,25 @@ NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *w, nodedb_error *er
 /* ===================================================================================================================
  * OPEN AND CLOSE: recovery, and a seal at the end
  *
- * Opening reads the preambles of all segments and the records of the last two: no other can hold a torn tail, as a third
- * segment is not begun before all of the first is durable. What follows the end of the log is dropped. Writing goes on in a
- * new segment, so a block that holds an acknowledged record is never written again.
+ * Opening reads the preambles of all segments and the records of the last two: no other can hold a torn tail, as a
+ * third segment is not begun before all of the first is durable. What follows the end of the log is dropped. Writing
+ * goes on in a new segment, so a block that holds an acknowledged record is never written again.
  * ================================================================================================================ */
 
 /* ---- recovery --------------------------------------------------------------------------------------------------- */
 
-/* What is read in recovery counts as durable from then on, so it is made so: a writer that was killed may have left
- * writes and names that no sync has covered. What the cache holds of these files is dropped, as after a failed sync it
- * may hold what the disk does not. */
-static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
-    size_t i = list->count > 2 ? list->count - 2 : 0;
+/* What recovery reads counts as durable from then on, so it is made durable first: a writer that was killed may have
+ * left writes and names that no sync has covered. What the page cache holds of these files is dropped: after a failed
+ * sync it may hold what the disk does not. */
+static nodedb_status nodedb_wal__sync_found(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     int error = w->io.sync(w->io.ctx, w->dir_fd);
-    for (; i < list->count && error == 0; i++) {
+    for (size_t i = nodedb_wal__last_two(list); i < list->count && error == 0; i++) {
         char path[NODEDB_WAL__PATH_BYTES];
         int fd;
         nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
         fd = w->io.open(w->io.ctx, path, O_RDWR, 0);
-        if (fd < 0) {
-            error = fd;
-            break;
-        }
-        error = w->io.sync(w->io.ctx, fd);
+        error = fd < 0 ? fd : w->io.sync(w->io.ctx, fd);
+        if (fd < 0) break;
         if (w->config.io.open == NULL) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
         (void)w->io.close(w->io.ctx, fd);
     }
@@ -4591,15 +4600,16 @@ static nodedb_status nodedb_wal__settle(nodedb_wal *w, const nodedb_wal__list *l
                       : nodedb_fail(err, nodedb_io_status(-error), -error, "cannot sync what is in %s", w->dir);
 }
 
-/* Puts an unfinished segment away, durably: its epoch is remembered, its records are not, its room is given back. */
-static int nodedb_wal__bury(nodedb_wal *w, const nodedb_wal__segment *segment) {
+/* Removes an unfinished segment, durably: dead-E.wal remembers its epoch, its records are gone, its space is free. An
+ * empty file is enough for that. The segment's own file is removed and not shortened, as a reader may have it mapped.
+ * 0 or -errno. */
+static int nodedb_wal__retire_segment(nodedb_wal *w, const nodedb_wal__segment *segment) {
     char from[NODEDB_WAL__PATH_BYTES], to[NODEDB_WAL__PATH_BYTES];
     int error, fd;
     nodedb_wal__segment_path(from, w->dir, segment->first_lsn);
     nodedb_wal__dead_path(to, w->dir, segment->epoch);
-    /* An empty file keeps the epoch; the segment's own is removed and not shortened, as a reader may have it mapped. */
     fd = w->io.open(w->io.ctx, to, O_RDWR | O_CREAT, 0644);
-    if (fd < 0) error = w->io.rename(w->io.ctx, from, to); /* no room for one more */
+    if (fd < 0) error = w->io.rename(w->io.ctx, from, to); /* no room for one more file */
     else {
         (void)w->io.close(w->io.ctx, fd);
         error = w->io.sync(w->io.ctx, w->dir_fd);
@@ -4611,18 +4621,16 @@ static int nodedb_wal__bury(nodedb_wal *w, const nodedb_wal__segment *segment) {
     return 0;
 }
 
-/* The log has ended in segment `last` of the list. What stands behind is a segment that was begun, but of which nothing
- * was acknowledged: it is buried, and its file is not used again, as a write that a killed writer had under way may
- * still land in it. A last segment without records stays where it is: the next one has the same name and replaces it.
- */
+/* The log ends in segment `last` of the list. A segment behind it was begun, but nothing in it was acknowledged: it is
+ * retired, and its file is not used again, as a write that a killed writer had in flight may still land in it. A last
+ * segment without records stays where it is: the next one has the same name and replaces it. */
 static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__list *list, size_t last,
                                                nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
-    size_t i;
     int error = 0;
-    for (i = 0; i <= last && status == NODEDB_OK; i++)
+    for (size_t i = 0; i <= last && status == NODEDB_OK; i++)
         if (list->at[i].first_lsn != w->lsns.next) status = nodedb_wal__sealed_push(w, &list->at[i], err);
-    for (i = list->count - 1; i > last && error == 0; i--) error = nodedb_wal__bury(w, &list->at[i]);
+    for (size_t i = list->count - 1; i > last && error == 0; i--) error = nodedb_wal__retire_segment(w, &list->at[i]);
     if (status == NODEDB_OK && error != 0)
         status =
             nodedb_fail(err, nodedb_io_status(-error), -error, "cannot remove an unfinished segment of %s", w->dir);
@@ -4630,27 +4638,22 @@ static nodedb_status nodedb_wal__keep_segments(nodedb_wal *w, const nodedb_wal__
 }
 
 static void nodedb_wal__new_log(nodedb_wal *w) {
+    uint64_t id = w->config.log_id;
     w->lsns.next = w->config.first_lsn != 0 ? w->config.first_lsn : 1;
-    w->segments.log_id = w->config.log_id;
-    if (w->segments.log_id == 0 && getrandom(&w->segments.log_id, sizeof w->segments.log_id, 0) != (ssize_t)sizeof w->segments.log_id)
-        w->segments.log_id = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 32);
+    if (id == 0 && getrandom(&id, sizeof id, 0) != (ssize_t)sizeof id)
+        id = nodedb_mix64(nodedb_now_ns(NULL) ^ (uint64_t)getpid() << 32); /* unlikely twice, and not secret */
+    w->segments.log_id = id;
     nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
 }
 
-/* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
-static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+/* How recovery reads the last two segments: not mapped, so that a bad sector is an error and not a signal. */
+static nodedb_wal_reader *nodedb_wal__recovery_reader(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     nodedb_wal_reader_config reading;
     nodedb_wal_reader *r;
-    nodedb_wal_record record;
-    nodedb_error failure;
-    nodedb_status status;
     uint64_t bytes = 0;
-    size_t i;
-    memset(&failure, 0, sizeof failure);
     memset(&reading, 0, sizeof reading);
+    for (size_t i = nodedb_wal__last_two(list); i < list->count; i++) bytes += list->at[i].bytes;
     reading.dir = w->dir;
-    for (i = list->count > 2 ? list->count - 2 : 0; i < list->count; i++) bytes += list->at[i].bytes;
-    /* not mapped: a bad sector is then an error, and not a signal */
     reading.access = bytes < NODEDB_WAL__STREAM_FROM_BYTES || w->config.backend == NODEDB_WAL_BACKEND_POSIX
                          ? NODEDB_WAL_ACCESS_BUFFERED
                          : NODEDB_WAL_ACCESS_STREAMED;
@@ -4658,61 +4661,72 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
     reading.allocator = w->config.allocator;
     reading.keep_dropped = true;
     reading.cipher = w->config.cipher;
-    r = nodedb_wal__reader_new(&reading, true, &failure);
-    status = failure.status;
-    if (r != NULL) {
-        r->only = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE; /* the other types do not matter here */
-        while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK &&
-               (status = nodedb_wal__recover_tombstone(w, &record, &failure)) == NODEDB_OK) {}
-        if (status == NODEDB_ERR_AGAIN && r->expected <= w->tombstones.covered_lsn)
-            status = nodedb_fail(&failure, NODEDB_ERR_CORRUPT, 0,
-                                  "the log in %s ends at record %llu, and its file of tombstones was written when %llu "
-                                  "was durable: records are missing",
-                                  nodedb__path_end(w->dir), (unsigned long long)(r->expected - 1),
-                                  (unsigned long long)w->tombstones.covered_lsn);
-        if (status == NODEDB_ERR_AGAIN) {
-            w->segments.log_id = list->at[0].log_id;
-            w->lsns.next = r->expected;
-            w->stats.dropped_bytes = r->stats.torn_bytes;
-            nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
-            status = nodedb_wal__keep_segments(w, list, r->index, &failure);
-        }
-        nodedb_wal_reader_close(r);
-    }
-    if (status != NODEDB_OK) *err = failure;
-    else if (w->stats.dropped_bytes > 0)
-        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
-                    "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
-                    w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->lsns.next - 1));
-    return status;
+    r = nodedb_wal__reader_new(&reading, true, err);
+    if (r != NULL) r->only = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE; /* the other types do not matter here */
+    return r;
 }
 
-/* The keys of the last two segments, those that recovery reads, must be there before anything is changed. */
+/* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
+static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
+    nodedb_wal_reader *r;
+    nodedb_wal_record record;
+    nodedb_error failure;
+    nodedb_status status;
+    memset(&failure, 0, sizeof failure);
+    r = nodedb_wal__recovery_reader(w, list, &failure);
+    if (r == NULL) return nodedb_wal__hand_over(err, &failure);
+    while ((status = nodedb_wal_reader_next(r, &record, &failure)) == NODEDB_OK &&
+           (status = nodedb_wal__recover_tombstone(w, &record, &failure)) == NODEDB_OK) {}
+    if (status == NODEDB_ERR_AGAIN && r->expected <= w->tombstones.covered_lsn)
+        status = nodedb_fail(&failure, NODEDB_ERR_CORRUPT, 0,
+                             "the log in %s ends at record %llu, and its file of tombstones was written when %llu "
+                             "was durable: records are missing",
+                             nodedb__path_end(w->dir), (unsigned long long)(r->expected - 1),
+                             (unsigned long long)w->tombstones.covered_lsn);
+    if (status == NODEDB_ERR_AGAIN) { /* at the end */
+        w->segments.log_id = list->at[0].log_id;
+        w->lsns.next = r->expected;
+        w->stats.dropped_bytes = r->stats.torn_bytes;
+        nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
+        status = nodedb_wal__keep_segments(w, list, r->index, &failure);
+    }
+    nodedb_wal_reader_close(r);
+    if (status != NODEDB_OK) {
+        (void)nodedb_wal__hand_over(err, &failure);
+        return status;
+    }
+    if (w->stats.dropped_bytes > 0)
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
+                   "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
+                   w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->lsns.next - 1));
+    return NODEDB_OK;
+}
+
+/* Checks the keys of the last two segments, which recovery reads, before anything is changed. */
 static nodedb_status nodedb_wal__check_keys(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     unsigned char head[NODEDB_WAL_PREAMBLE_BYTES + NODEDB_WAL_TAG_BYTES];
     char path[NODEDB_WAL__PATH_BYTES];
     nodedb_status status = NODEDB_OK;
-    size_t i = list->count > 2 ? list->count - 2 : 0;
-    for (; i < list->count && status == NODEDB_OK; i++) {
+    for (size_t i = nodedb_wal__last_two(list); i < list->count && status == NODEDB_OK; i++) {
         int fd, error;
         if (list->at[i].key_id == 0) continue;
         nodedb_wal__segment_path(path, w->dir, list->at[i].first_lsn);
         if (w->config.cipher.open == NULL)
             return nodedb_fail(err, NODEDB_ERR_KEY, 0, "%s is encrypted with key %u, and there is no cipher",
-                                nodedb__path_end(path), (unsigned)list->at[i].key_id);
+                               nodedb__path_end(path), (unsigned)list->at[i].key_id);
         fd = w->io.open(w->io.ctx, path, O_RDONLY, 0);
         error = fd < 0 ? fd : nodedb__read_all(&w->io, fd, head, sizeof head, 0);
         if (fd >= 0) (void)w->io.close(w->io.ctx, fd);
         if (error != 0)
             return nodedb_fail(err, nodedb_io_status(-error), -error, "cannot read the preamble of %s",
-                                nodedb__path_end(path));
+                               nodedb__path_end(path));
         status = nodedb_wal__check_key(&w->config.cipher, w->dir, &list->at[i], head, err);
     }
     return status;
 }
 
-/* May this spare be used? It has the right size and is empty, or it says which epoch its old records have: that epoch
- * must never come back, or they would. */
+/* True if this spare may be used: it has the right size, and is empty or says which epoch its old records have. That
+ * epoch must never be given out again, or they would count once more. */
 static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path, bool *recycled) {
     unsigned char head[NODEDB_WAL_PREAMBLE_BYTES];
     nodedb_wal__segment segment;
@@ -4730,16 +4744,15 @@ static bool nodedb_wal__spare_usable(nodedb_wal *w, const char *path, bool *recy
     return true;
 }
 
-/* Keeps the usable spares and removes the others, and what a crash left half prepared. */
+/* Keeps the usable spares. Removes the others, and the one that a crash left half prepared. */
 static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list) {
     char path[NODEDB_WAL__PATH_BYTES];
-    size_t i;
     w->spares.next_number = list->spare_next;
     if (list->saw_tmp) {
         (void)snprintf(path, sizeof path, "%s/prepare.tmp", w->dir);
         (void)w->io.unlink(w->io.ctx, path);
     }
-    for (i = 0; i < list->spare_count; i++) {
+    for (size_t i = 0; i < list->spare_count; i++) {
         nodedb_wal__spare_path(path, w->dir, list->spares[i]);
         if (w->spares.pool_count < NODEDB_WAL__MAX_SPARES &&
             nodedb_wal__spare_usable(w, path, &w->spares.pool[w->spares.pool_count].recycled) &&
@@ -4749,7 +4762,7 @@ static void nodedb_wal__adopt_spares(nodedb_wal *w, const nodedb_wal__list *list
     }
 }
 
-/* A new log: the directory's own name must be durable before anything in it counts. */
+/* A new log: the name of its directory must be durable before anything in it counts. */
 static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
     char path[NODEDB_WAL__PATH_BYTES];
     char *slash;
@@ -4770,15 +4783,14 @@ static nodedb_status nodedb_wal__sync_parent(nodedb_wal *w, nodedb_error *err) {
 static nodedb_status nodedb_wal__recover(nodedb_wal *w, nodedb_error *err) {
     nodedb_wal__list list;
     nodedb_status status = nodedb_wal__list_segments(&w->io, &w->config.allocator, w->dir, &list, err);
-    size_t i;
     if (status != NODEDB_OK) return status;
     w->segments.next_epoch = list.dead_highest + 1;
-    for (i = 0; i < list.count; i++)
+    for (size_t i = 0; i < list.count; i++)
         if (list.at[i].epoch >= w->segments.next_epoch) w->segments.next_epoch = list.at[i].epoch + 1;
     memcpy(w->segments.dead, list.dead, sizeof w->segments.dead);
     w->segments.dead_count = list.dead_count;
     status = nodedb_wal__check_keys(w, &list, err);
-    if (status == NODEDB_OK) status = nodedb_wal__settle(w, &list, err);
+    if (status == NODEDB_OK) status = nodedb_wal__sync_found(w, &list, err);
     if (status == NODEDB_OK) status = nodedb_wal__recover_tombstones(w, &list, err);
     if (status == NODEDB_OK) {
         nodedb_wal__adopt_spares(w, &list);
@@ -4812,8 +4824,8 @@ static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_err
     return false;
 }
 
-/* What direct writes must be aligned to here (statx, Linux 6.1), but never less than the block that disks write whole.
- */
+/* The block: what direct writes must be aligned to here (statx, Linux 6.1), but never less than what disks write whole.
+ * *direct becomes false where the file system has no direct writes. */
 static uint32_t nodedb_wal__block_bytes(const char *dir, bool *direct) {
     uint32_t bytes = NODEDB_WAL_MIN_BLOCK_BYTES;
     (void)dir;
@@ -4857,11 +4869,10 @@ static nodedb_status nodedb_wal__open_dir(nodedb_wal *w, nodedb_error *err) {
     return NODEDB_OK;
 }
 
-/* The buffers of all groups, one behind the other, in huge pages where the system has them to give: a disk is told of a
- * few long pieces instead of 256 scattered pages for each MiB. */
+/* The buffers of all groups, one behind the other, in huge pages where the system gives them: a disk then gets a few
+ * long pieces instead of 256 scattered pages for each MiB. */
 static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
     size_t align = w->block_bytes;
-    uint32_t i;
     if (__builtin_mul_overflow(w->config.group_bytes, w->config.groups, &w->groups.memory_bytes)) return false;
     if (w->groups.memory_bytes >= NODEDB_WAL__HUGE_PAGE_BYTES && align < NODEDB_WAL__HUGE_PAGE_BYTES)
         align = NODEDB_WAL__HUGE_PAGE_BYTES;
@@ -4872,7 +4883,8 @@ static bool nodedb_wal__alloc_groups(nodedb_wal *w) {
         (void)madvise(w->groups.memory, w->groups.memory_bytes & ~(NODEDB_WAL__HUGE_PAGE_BYTES - 1), MADV_HUGEPAGE);
 #endif
     memset(w->groups.memory, 0, w->groups.memory_bytes);
-    for (i = 0; i < w->config.groups; i++) w->groups.at[i].buffer = w->groups.memory + i * w->config.group_bytes;
+    for (uint32_t i = 0; i < w->config.groups; i++)
+        w->groups.at[i].buffer = w->groups.memory + i * w->config.group_bytes;
     return true;
 }
 
@@ -4884,7 +4896,7 @@ static void nodedb_wal__init_monotonic(pthread_cond_t *condition) {
     (void)pthread_condattr_destroy(&attributes);
 }
 
-/* It is held for less time than it takes to fall asleep, so where the C library can, it spins first. */
+/* The lock is held for less time than it takes to fall asleep, so where the C library can, it spins first. */
 static void nodedb_wal__init_lock(pthread_mutex_t *lock) {
 #if defined(__GLIBC__)
     pthread_mutexattr_t attributes;
@@ -4899,7 +4911,6 @@ static void nodedb_wal__init_lock(pthread_mutex_t *lock) {
 
 static void nodedb_wal__free(nodedb_wal *w) {
     nodedb_allocator allocator = w->config.allocator;
-    uint32_t i;
 #if !defined(NODEDB_NO_LIBURING)
     /* the kernel still reads our buffers: a late write must not find other data in them */
     while (w->device.has_ring && nodedb_wal__submit_rest(w)) {
@@ -4908,13 +4919,13 @@ static void nodedb_wal__free(nodedb_wal *w) {
     }
     if (w->device.has_ring) io_uring_queue_exit(&w->device.ring);
 #endif
-    for (i = 0; i < 2; i++)
+    for (uint32_t i = 0; i < 2; i++)
         if (w->segments.files[i].fd >= 0) (void)w->io.close(w->io.ctx, w->segments.files[i].fd);
     if (w->spares.next.state != NODEDB_WAL__SPARE_NONE) (void)w->io.close(w->io.ctx, w->spares.next.fd);
     if (w->device.event_fd >= 0) (void)close(w->device.event_fd);
     if (w->dir_fd >= 0) (void)w->io.close(w->io.ctx, w->dir_fd);
     if (w->lock_fd >= 0) (void)w->io.close(w->io.ctx, w->lock_fd);
-    for (i = 0; i < w->config.groups; i++)
+    for (uint32_t i = 0; i < w->config.groups; i++)
         nodedb__release(&allocator, w->groups.at[i].large, w->groups.at[i].large_bytes);
     nodedb__release(&allocator, w->groups.memory, w->groups.memory_bytes);
     nodedb__release(&allocator, w->segments.sealed, w->segments.sealed_capacity * sizeof *w->segments.sealed);
@@ -4928,20 +4939,15 @@ static void nodedb_wal__free(nodedb_wal *w) {
     nodedb__release(&allocator, w, sizeof *w);
 }
 
-NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err) {
-    nodedb_wal *w;
-    nodedb_error own;
-    uint32_t i;
-    bool direct, memory;
-    if (err == NULL) err = &own;
-    if (!nodedb_wal__check_config(config, err)) return NULL;
-    w = (nodedb_wal *)nodedb__alloc_zero(&config->allocator, sizeof *w, NODEDB_CACHE_LINE_BYTES);
+/* A writer of this config, with its locks, and nothing open. */
+static nodedb_wal *nodedb_wal__alloc(const nodedb_wal_config *config, nodedb_error *err) {
+    nodedb_wal *w = (nodedb_wal *)nodedb__alloc_zero(&config->allocator, sizeof *w, NODEDB_CACHE_LINE_BYTES);
     if (w == NULL) {
         (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the log in %s", config->dir);
         return NULL;
     }
     memcpy(w->dir, config->dir, strlen(config->dir) + 1);
-    for (i = (uint32_t)strlen(w->dir); i > 1 && w->dir[i - 1] == '/'; i--) w->dir[i - 1] = 0;
+    for (size_t i = strlen(w->dir); i > 1 && w->dir[i - 1] == '/'; i--) w->dir[i - 1] = 0;
     w->config = *config;
     w->config.dir = w->dir;
     w->io = nodedb__io_or_posix(&config->io);
@@ -4953,56 +4959,68 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     (void)pthread_mutex_init(&w->device.sync_lock, NULL);
     (void)pthread_cond_init(&w->groups.space, NULL);
     nodedb_wal__init_monotonic(&w->lsns.moved);
-    if (nodedb_wal__open_dir(w, err) != NODEDB_OK) goto fail;
-    direct = !config->buffered;
+    return w;
+}
+
+/* The block of this file system, and memory in such blocks. */
+static nodedb_status nodedb_wal__alloc_buffers(nodedb_wal *w, nodedb_error *err) {
+    bool direct = !w->config.buffered;
     w->block_bytes = nodedb_wal__block_bytes(w->dir, &direct);
     w->open_flags = direct ? O_DIRECT : 0;
-    if (!direct && !config->buffered)
-        nodedb_say(
-            &w->config.logger, NODEDB_LOG_WARNING,
-            "log %s: the file system refuses O_DIRECT, so writes go through the page cache; for direct writes put the "
-            "log on ext4 or xfs", w->dir);
+    if (!direct && !w->config.buffered) nodedb_wal__say_no_direct(w);
     w->config.segment_bytes = nodedb_wal__round_up(w->config.segment_bytes, w->block_bytes);
     w->config.group_bytes = (size_t)nodedb_wal__round_up(w->config.group_bytes, w->block_bytes);
-    w->spares.zeros = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
-    w->segments.preamble = (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
-    memory = w->spares.zeros != NULL && w->segments.preamble != NULL && nodedb_wal__alloc_groups(w);
-    if (!memory) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
-        goto fail;
-    }
-    w->device.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (w->device.event_fd < 0) {
-        (void)nodedb_fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", config->dir);
-        goto fail;
-    }
-    if (nodedb_wal__recover(w, err) != NODEDB_OK) goto fail;
+    w->spares.zeros =
+        (unsigned char *)nodedb__alloc_zero(&w->config.allocator, NODEDB_WAL__FILL_BYTES, w->block_bytes);
+    w->segments.preamble =
+        (unsigned char *)nodedb__alloc_zero(&w->config.allocator, w->block_bytes, w->block_bytes);
+    if (w->spares.zeros != NULL && w->segments.preamble != NULL && nodedb_wal__alloc_groups(w)) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for the buffers of the log in %s", w->dir);
+}
+
+static nodedb_status nodedb_wal__open_device(nodedb_wal *w, nodedb_error *err) {
     nodedb_wal__open_backend(w);
-    if (config->backend == NODEDB_WAL_BACKEND_IO_URING && !nodedb_wal__has_ring(w)) {
-        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
-                           "io_uring was demanded for the log in %s and is unavailable%s", w->dir,
-                           w->open_flags != 0 ? "" : ": it is for direct writes");
-        goto fail;
-    }
-    {
-        nodedb_error why;
-        uint64_t bytes = w->config.segment_bytes;
-        nodedb_status status = nodedb_wal__spare_or_small(w, 0, &bytes, &why);
-        if (status == NODEDB_OK) status = nodedb_wal__begin_segment(w, &why);
-        if (status == NODEDB_ERR_DISK_FULL) /* what is there can be read; appending goes on when there is room */
-            nodedb_say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
-        else if (status != NODEDB_OK) {
-            *err = why;
-            goto fail;
-        }
+    if (w->config.backend != NODEDB_WAL_BACKEND_IO_URING || nodedb_wal__has_ring(w)) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "io_uring was demanded for the log in %s and is unavailable%s",
+                       w->dir, w->open_flags != 0 ? "" : ": it is for direct writes");
+}
+
+/* The first segment of this writer. Where the disk is full, what is there can be read, and appending goes on when there
+ * is room. */
+static nodedb_status nodedb_wal__first_segment(nodedb_wal *w, nodedb_error *err) {
+    nodedb_error why;
+    uint64_t bytes = w->config.segment_bytes;
+    nodedb_status status = nodedb_wal__spare_or_small(w, 0, &bytes, &why);
+    if (status == NODEDB_OK) status = nodedb_wal__begin_segment(w, &why);
+    if (status == NODEDB_ERR_DISK_FULL) nodedb_say(&w->config.logger, NODEDB_LOG_WARNING, "%s", why.message);
+    if (status == NODEDB_OK || status == NODEDB_ERR_DISK_FULL) return NODEDB_OK;
+    return nodedb_wal__hand_over(err, &why);
+}
+
+static nodedb_status nodedb_wal__open_event(nodedb_wal *w, nodedb_error *err) {
+    w->device.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (w->device.event_fd >= 0) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_IO, errno, "no eventfd for the log in %s", w->dir);
+}
+
+NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err) {
+    nodedb_wal *w = nodedb_wal__check_config(config, err) ? nodedb_wal__alloc(config, err) : NULL;
+    nodedb_status status;
+    if (w == NULL) return NULL;
+    status = nodedb_wal__open_dir(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__alloc_buffers(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__open_event(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__recover(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__open_device(w, err);
+    if (status == NODEDB_OK) status = nodedb_wal__first_segment(w, err);
+    if (status != NODEDB_OK) {
+        nodedb_wal__free(w);
+        return NULL;
     }
     (void)snprintf(w->description, sizeof w->description, "%s, %s, %u-byte blocks, %llu KiB segments",
                    nodedb_wal__has_ring(w) ? "io_uring" : "POSIX", w->open_flags != 0 ? "O_DIRECT" : "buffered",
                    (unsigned)w->block_bytes, (unsigned long long)(w->config.segment_bytes >> 10));
     return w;
-fail:
-    nodedb_wal__free(w);
-    return NULL;
 }
 
 /* ---- close ------------------------------------------------------------------------------------------------------ */
@@ -5027,7 +5045,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
             status = NODEDB_OK; /* all records are durable; the seal is a convenience */
     }
     if (status == NODEDB_OK && nodedb_wal__save_tombstones(w, NULL) != NODEDB_OK && w->failed)
-        status = nodedb_wal__failed(w, err); /* while the log is well: recovery finds them in the last two segments */
+        status = nodedb_wal__failed(w, err); /* without a failure, recovery finds them in the last two segments */
     while (w->spares.next.busy && !w->failed) nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
     (void)pthread_mutex_unlock(&w->lock);
     nodedb_wal__free(w);
@@ -5037,9 +5055,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
 /* ===================================================================================================================
  * TRANSACTIONS AND TOMBSTONES: records that mean something to the log
  *
- * A transaction is one record whose payload is records. An anchor gives an LSN a time. A tombstone drops a collection: what
- * is below it is skipped by readers, even in segments that are read without the one that held the tombstone. For that all
- * durable tombstones are also in a file, "tombstones", which is replaced as a whole.
+ * A transaction is one record whose payload is records. An anchor gives an LSN a time. A tombstone drops a
+ * collection: what is below it is skipped by readers, even in segments that are read without the one that held the
+ * tombstone. For that all durable tombstones are also in a file, "tombstones", which is replaced as a whole.
  * ================================================================================================================ */
 
 /* ---- transactions ----------------------------------------------------------------------------------------------- */
@@ -5132,13 +5150,12 @@ static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at,
 static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, size_t count, nodedb_wal_record *outer,
                                               nodedb_error *err) {
     uint64_t bytes = NODEDB_WAL__TRANSACTION_HEADER_BYTES;
-    size_t i;
     if (parts == NULL || count == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a transaction needs a log and records");
     if (count > NODEDB_WAL_MAX_TRANSACTION_RECORDS)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "a transaction of %zu records passes the limit of %d", count,
                             NODEDB_WAL_MAX_TRANSACTION_RECORDS);
-    for (i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         if (parts[i].payload == NULL && parts[i].payload_bytes > 0)
             return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "record %zu of a transaction has no payload", i);
         if (!nodedb_wal__part_type(parts[i].type))
@@ -5350,7 +5367,7 @@ static bool nodedb_wal__read_tombstones(const nodedb_io *io, int fd, uint32_t cr
     uint64_t offset = NODEDB_WAL__STONES_HEADER_BYTES, before = 0;
     while (t->count < t->in_file) {
         size_t left = t->in_file - t->count;
-        size_t n = left < NODEDB_WAL__STONES_PER_READ ? left : NODEDB_WAL__STONES_PER_READ;
+        size_t n = left < NODEDB_WAL__STONES_PER_READ ? left : (size_t)NODEDB_WAL__STONES_PER_READ;
         *error = nodedb__read_all(io, fd, chunk, n * NODEDB_WAL__STONE_BYTES, offset);
         if (*error != 0) return false;
         crc = nodedb_crc32c(crc, chunk, n * NODEDB_WAL__STONE_BYTES);
@@ -5701,9 +5718,10 @@ NODEDB_WAL_API size_t nodedb_wal_list_tombstones(nodedb_wal *w, nodedb_wal_tombs
 #define NODEDB_WAL__SAMPLE_PAGES 16   /* ... so many pages in a row */
 
 #if !defined(NODEDB_NO_LIBURING)
+/* The ring of a stream. */
 typedef struct nodedb_wal__ring {
     struct io_uring ring;
-    uint32_t started; /* and not finished; queued or in the kernel */
+    uint32_t started; /* reads that are queued or in the kernel */
 } nodedb_wal__ring;
 
 static void nodedb_wal__ring_start(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset, uint32_t tag) {
@@ -5734,7 +5752,7 @@ static int nodedb_wal__ring_finish(void *ctx, bool wait, uint32_t *tag, int *res
 }
 #endif
 
-/* Begins nothing yet. 0, or -errno where there is no io_uring (-ENOSYS: not in this build). */
+/* Sets up a stream, which reads nothing yet. 0, or -errno where there is no io_uring (-ENOSYS: not in this build). */
 static int nodedb_wal__stream_open(nodedb_wal__stream *s, const nodedb_allocator *allocator, const char *dir,
                                    const nodedb_wal__segment *segments, size_t count) {
     memset(s, 0, sizeof *s);
@@ -5771,7 +5789,7 @@ static unsigned char *nodedb_wal__stream_at(const nodedb_wal__stream *s, uint64_
 }
 
 /* A read has ended. What it left out (it was short, interrupted, or dropped with the thread that had begun it) is read
- * here, one call after the other: it is rare. */
+ * here, one call after the other, as it is rare. */
 static void nodedb_wal__stream_complete(nodedb_wal__stream *s, uint32_t tag, int result) {
     nodedb_wal__chunk *c = &s->chunk[tag];
     const nodedb_wal__segment *segment = &s->segments[c->segment];
@@ -5800,7 +5818,7 @@ static void nodedb_wal__stream_complete(nodedb_wal__stream *s, uint32_t tag, int
     }
 }
 
-/* Leaves the file that is being read ahead: it is closed with its last chunk. */
+/* Reading ahead has finished with its file, which is closed with its last chunk. */
 static void nodedb_wal__stream_leave_file(nodedb_wal__stream *s) {
     nodedb_wal__chunk *last = s->next > s->first ? &s->chunk[(s->next - 1) % s->chunks] : NULL;
     if (s->fd < 0) return;
@@ -5809,7 +5827,7 @@ static void nodedb_wal__stream_leave_file(nodedb_wal__stream *s) {
     s->fd = -1;
 }
 
-/* Begins as many reads as `reach` allows. */
+/* Starts as many reads as `reach` allows. 0, or -errno where the ring fails. */
 static int nodedb_wal__stream_fill(nodedb_wal__stream *s) {
     uint32_t tag;
     int result, finished;
@@ -5840,7 +5858,7 @@ static int nodedb_wal__stream_fill(nodedb_wal__stream *s) {
             c->done = true;
             c->error = s->fd;
             s->fd = -1;
-            s->at_end = true; /* whoever gets so far hears of it */
+            s->at_end = true; /* a reader that gets here reports it */
             break;
         }
         s->in_flight++;
@@ -5864,7 +5882,7 @@ static int nodedb_wal__stream_wait(nodedb_wal__stream *s, uint64_t sequence) {
     return 0;
 }
 
-/* Gives up the chunks before `sequence`. The device must have let go of them. */
+/* Gives up the chunks before `sequence`; waits until the device has finished with them. */
 static int nodedb_wal__stream_release(nodedb_wal__stream *s, uint64_t sequence) {
     while (s->first < sequence) {
         nodedb_wal__chunk *c = &s->chunk[s->first % s->chunks];
@@ -5876,17 +5894,16 @@ static int nodedb_wal__stream_release(nodedb_wal__stream *s, uint64_t sequence) 
     return 0;
 }
 
-/* The chunk that holds `offset` of segment `index`, or UINT64_MAX. */
+/* The chunk that holds `offset` of segment `index`; UINT64_MAX: there is none. */
 static uint64_t nodedb_wal__stream_find(const nodedb_wal__stream *s, size_t index, uint64_t offset) {
-    uint64_t i;
-    for (i = s->first; i < s->next; i++) {
+    for (uint64_t i = s->first; i < s->next; i++) {
         const nodedb_wal__chunk *c = &s->chunk[i % s->chunks];
         if (c->segment == index && c->from <= offset && offset < c->to) return i;
     }
     return UINT64_MAX;
 }
 
-/* Drops everything and reads on from there. */
+/* Drops everything, and reads on from `offset` of segment `index`. */
 static int nodedb_wal__stream_restart(nodedb_wal__stream *s, size_t index, uint64_t offset, uint32_t reach) {
     int error = nodedb_wal__stream_release(s, s->next);
     if (error != 0) return error;
@@ -5914,8 +5931,9 @@ static int nodedb_wal__stream_memory(nodedb_wal__stream *s) {
     return 0;
 }
 
-/* At least `bytes` bytes from `offset` of segment `index`, in one piece. 0; 1: it is more than fits, read it in another
- * way; or -errno, for the file's bytes from *bad_offset on. The chunks before `offset` are given up. */
+/* Shows at least `bytes` bytes from `offset` of segment `index`, in one piece. 0; 1 where that is more than fits, so
+ * that it must be read in another way; or -errno, for the file's bytes from *bad_offset on. Gives up the chunks before
+ * `offset`. */
 static int nodedb_wal__stream_view(nodedb_wal__stream *s, size_t index, uint64_t offset, size_t bytes,
                                    const unsigned char **view, size_t *available, uint64_t *bad_offset) {
     uint64_t sequence, i, more = (offset + bytes - 1) / s->chunk_bytes - offset / s->chunk_bytes;
@@ -5972,7 +5990,7 @@ static void nodedb_wal__stream_close(nodedb_wal__stream *s) {
 
 /* ---- does a reader stream? -------------------------------------------------------------------------------------- */
 
-/* Is most of the log from segment `first` on in the page cache? A sample, of well under a millisecond. */
+/* True if most of the log from segment `first` on is in the page cache: a sample, of well under a millisecond. */
 static bool nodedb_wal__mostly_cached(const nodedb_wal_reader *r, size_t first) {
     size_t segments = r->list.count - first, page = (size_t)sysconf(_SC_PAGESIZE), i, j, k, seen = 0, cached = 0;
     size_t sample = segments < NODEDB_WAL__SAMPLE_SEGMENTS ? segments : NODEDB_WAL__SAMPLE_SEGMENTS;
@@ -5997,14 +6015,13 @@ static bool nodedb_wal__mostly_cached(const nodedb_wal_reader *r, size_t first) 
     return cached * 2 >= seen;
 }
 
-/* Does this reader stream, beginning in segment `first`? One answer for the whole log, as it is mostly read whole. */
+/* True if this reader streams, from segment `first` on. One answer for the whole log, as it is mostly read whole. */
 static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
     uint64_t bytes = 0;
-    size_t i;
     int error;
     if (r->config.io.pread != NULL || r->config.io.open != NULL || r->config.follow != NULL) return false;
     if (r->config.access != NODEDB_WAL_ACCESS_AUTO && r->config.access != NODEDB_WAL_ACCESS_STREAMED) return false;
-    for (i = first; i < r->list.count; i++) {
+    for (size_t i = first; i < r->list.count; i++) {
         bytes += r->list.at[i].bytes;
         if (r->list.at[i].block_bytes > NODEDB_WAL__STREAM_CHUNK_BYTES) return false;
     }
@@ -6024,15 +6041,16 @@ static bool nodedb_wal__begin_streaming(nodedb_wal_reader *r, size_t first) {
 
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
 
-/* One segment of a parallel replay. A worker maps it and checks its records; the reader takes the mapping over. */
+/* One segment of a parallel replay. A worker maps it and checks its records; the reader takes the mapping over. `lock`
+ * guards `done`; before it is set the worker owns the rest, afterwards the reader. */
 typedef struct nodedb_wal__ahead_slot {
     void *map;
     uint64_t trusted_until; /* every record that begins below it has a good checksum */
     bool done;
 } nodedb_wal__ahead_slot;
 
-/* Workers take segments in order, never further than `window` past the one that is being read: that bounds what is
- * mapped. */
+/* Threads that check segments before the reader gets there. `lock` guards all that changes. Workers take segments in
+ * order, at most `window` beyond the one that is being read, which bounds how many are mapped. */
 struct nodedb_wal__ahead {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -6086,14 +6104,13 @@ static void *nodedb_wal__ahead_main(void *argument) {
 }
 
 static void nodedb_wal__ahead_stop(nodedb_wal__ahead *ahead, const nodedb_allocator *allocator) {
-    size_t i;
     if (ahead == NULL) return;
     (void)pthread_mutex_lock(&ahead->lock);
     ahead->stop = true;
     (void)pthread_cond_broadcast(&ahead->changed);
     (void)pthread_mutex_unlock(&ahead->lock);
-    for (i = 0; i < ahead->thread_count; i++) (void)pthread_join(ahead->threads[i], NULL);
-    for (i = 0; i < ahead->count; i++)
+    for (size_t i = 0; i < ahead->thread_count; i++) (void)pthread_join(ahead->threads[i], NULL);
+    for (size_t i = 0; i < ahead->count; i++)
         if (ahead->slots[i].map != NULL) (void)munmap(ahead->slots[i].map, (size_t)ahead->segments[i].bytes);
     (void)pthread_mutex_destroy(&ahead->lock);
     (void)pthread_cond_destroy(&ahead->changed);
@@ -6101,7 +6118,7 @@ static void nodedb_wal__ahead_stop(nodedb_wal__ahead *ahead, const nodedb_alloca
     nodedb__release(allocator, ahead, sizeof *ahead);
 }
 
-/* NULL where threads cannot be had: the reader then works alone. */
+/* NULL where no thread can be started: the reader then works alone. */
 static nodedb_wal__ahead *nodedb_wal__ahead_start(const nodedb_allocator *allocator, const char *dir,
                                                   const nodedb_wal__segment *segments, size_t count, size_t first,
                                                   uint32_t threads) {
@@ -6128,7 +6145,8 @@ static nodedb_wal__ahead *nodedb_wal__ahead_start(const nodedb_allocator *alloca
     return NULL;
 }
 
-/* The checked mapping of segment `index`, now the caller's; NULL where it could not be mapped. */
+/* Waits for the checked mapping of segment `index`, which is the caller's from then on. NULL: it could not be mapped.
+ * */
 static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint64_t *trusted_until) {
     void *map;
     (void)pthread_mutex_lock(&ahead->lock);
@@ -6145,19 +6163,19 @@ static void *nodedb_wal__ahead_take(nodedb_wal__ahead *ahead, size_t index, uint
 /* ===================================================================================================================
  * ENCRYPTION: records sealed and opened by the caller's cipher
  *
- * Why no nonce is used for two texts. A record's nonce is its segment's epoch and its LSN. Within a segment no LSN is given
- * twice. No two segments with sealed records ever have one epoch, whatever crashes come between: a record is sealed only
- * when its segment's preamble and name are durable (begin_segment), and opening takes an epoch above all that it finds. So
- * it suffices that from then on a file of that epoch or a higher one is durably there:
+ * Why no nonce is used for two texts. A record's nonce is its segment's epoch and its LSN. Within a segment no LSN is
+ * given twice. No two segments with sealed records ever have one epoch, whatever crashes come between: a record is
+ * sealed only when its segment's preamble and name are durable (begin_segment), and opening takes an epoch above all
+ * that it finds. So it suffices that from then on a file of that epoch or a higher one is durably there:
  *
- *   - Truncation removes the oldest segment first, one by one, each durably, and never the newest. A spare that is deleted
- *     has a lower epoch than the segments, or one with which no record was sealed (it was not renamed in time).
+ *   - Truncation removes the oldest segment first, one by one, each durably, and never the newest. A spare that is
+ *     deleted has a lower epoch than the segments, or one with which no record was sealed (it was not renamed in time).
  *   - A last segment without a whole record is replaced, by an atomic rename, by one with a higher epoch.
- *   - An unfinished segment behind the end of the log is not deleted but becomes dead-<its epoch>.wal. That goes only when
- *     a segment with a higher epoch has been begun (nodedb_wal__retire_segment, nodedb_wal__remove_dead).
+ *   - An unfinished segment behind the end of the log is not deleted but becomes dead-<its epoch>.wal. That goes only
+ *     when a segment with a higher epoch has been begun (nodedb_wal__retire_segment, nodedb_wal__remove_dead).
  *
- * A preamble's epoch is not as unique: a power cut may take the preamble, and the epoch is given out again. So its nonce
- * has, in place of an LSN, a hash of what the preamble says, with the top bit set, which no LSN has.
+ * A preamble's epoch is not as unique: a power cut may take the preamble, and the epoch is given out again. So its
+ * nonce has, in place of an LSN, a hash of what the preamble says, with the top bit set, which no LSN has.
  * ================================================================================================================ */
 
 static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment *segment, const unsigned char *header,
@@ -6175,8 +6193,8 @@ static void nodedb_wal__sealing(nodedb_wal_sealing *s, const nodedb_wal__segment
 static void nodedb_wal__sealing_of_preamble(nodedb_wal_sealing *s, const nodedb_wal__segment *segment,
                                             const unsigned char *preamble) {
     uint64_t hash = nodedb_get_u32(preamble + NODEDB_WAL__SIGNED_BYTES - 4);
-    size_t i;
-    for (i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8) hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
+    for (size_t i = 0; i + 8 <= NODEDB_WAL__SIGNED_BYTES; i += 8)
+        hash = nodedb_mix64(hash ^ nodedb_get_u64(preamble + i));
     nodedb_wal__sealing(s, segment, preamble, NODEDB_WAL__SIGNED_BYTES, hash | UINT64_C(1) << 63);
 }
 
@@ -6205,7 +6223,7 @@ static nodedb_status nodedb_wal__seal_preamble(const nodedb_wal_cipher *cipher, 
                         (unsigned long long)segment->first_lsn, (unsigned)segment->key_id, nodedb_status_text(status));
 }
 
-/* Has the cipher the key of this segment? `block` begins with its preamble. */
+/* Checks that the cipher has the key of this segment. `block` begins with its preamble and the key check. */
 static nodedb_status nodedb_wal__check_key(const nodedb_wal_cipher *cipher, const char *dir,
                                            const nodedb_wal__segment *segment, const unsigned char *block,
                                            nodedb_error *err) {
@@ -6245,7 +6263,7 @@ static nodedb_status nodedb_wal__seal_record(const nodedb_wal_cipher *cipher, co
     return NODEDB_OK;
 }
 
-/* The open segment, if it is encrypted: has the cipher its key? */
+/* Checks that the cipher has the key of the open segment, if that is encrypted. */
 static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     const unsigned char *view;
@@ -6258,7 +6276,7 @@ static nodedb_status nodedb_wal__reader_unlock(nodedb_wal_reader *r, nodedb_erro
     return nodedb_wal__check_key(&r->config.cipher, r->dir, segment, view, err);
 }
 
-/* A good record of an encrypted segment becomes what was appended, if the cipher opens it. */
+/* Makes a valid record of an encrypted segment what was appended, if the cipher opens it. */
 static nodedb_status nodedb_wal__reader_decrypt(nodedb_wal_reader *r, nodedb_wal_record *record, nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     const unsigned char *text = (const unsigned char *)record->payload;

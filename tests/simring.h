@@ -16,7 +16,7 @@ static struct {
 } simring;
 
 /* On the disk and durable, these bytes alone. */
-static inline void sim_settle(sim_disk *d, int fd, uint64_t offset, size_t bytes) {
+static inline void sim_make_durable(sim_disk *d, int fd, uint64_t offset, size_t bytes) {
     sim_file *f = &d->file[d->fd_file[fd]];
     size_t s;
     memcpy(f->durable + offset, f->now + offset, bytes);
@@ -40,7 +40,7 @@ static inline uint32_t simring_reap(nodedb_wal *w, bool wait, nodedb_wal__comple
         nodedb_wal__op op = simring.op[i];
         int result = simring.result[i];
         if (op.data == NULL) result = sim_sync(d, op.fd);
-        else if (op.tag < NODEDB_WAL_MAX_GROUPS && result > 0) sim_settle(d, op.fd, op.offset, (size_t)result);
+        else if (op.tag < NODEDB_WAL_MAX_GROUPS && result > 0) sim_make_durable(d, op.fd, op.offset, (size_t)result);
         simring.count--;
         simring.op[i] = simring.op[simring.count];
         simring.result[i] = simring.result[simring.count];

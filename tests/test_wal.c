@@ -471,6 +471,8 @@ TEST(a_record_larger_than_a_group_or_a_segment_is_written_all_the_same) {
     free(payload);
 }
 
+/* ---- wrong arguments and unknown types -------------------------------------------------------------------------- */
+
 TEST(a_second_writer_is_refused_by_name) {
     nodedb_wal_config config = config_here("locked");
     nodedb_error err;
@@ -703,10 +705,11 @@ static void killed_log(sim_disk *disk, bool recycled, int *f, size_t *at) {
         CHECK_EQ(nodedb_wal_truncate_before(wal, UINT64_MAX, NULL, &err), NODEDB_OK);
         n = 401;
     }
-    while (n < 3 || wal->segments.files[wal->segments.current].segment.recycled != recycled || content_of(n, content, 2000) < 1000)
+    while (n < 3 || nodedb_wal__current_file(wal)->segment.recycled != recycled || content_of(n, content, 2000) < 1000)
         CHECK(commit_range(wal, n, n, 2000)), n++; /* until the right segment and a record with some sectors */
     CHECK(commit_range(wal, n, n, 2000));
-    snprintf(path, sizeof path, "d/%020llu.wal", (unsigned long long)wal->segments.files[wal->segments.current].segment.first_lsn);
+    snprintf(path, sizeof path, "d/%020llu.wal",
+             (unsigned long long)nodedb_wal__current_file(wal)->segment.first_lsn);
     *f = disk->now.name[sim_find(&disk->now, path)].file;
     *at = (size_t)wal->segments.write_offset - 4096;
     nodedb_wal__free(wal);
@@ -781,7 +784,7 @@ TEST(without_recycling_no_segment_is_one_that_was_used_before) {
     for (n = 1; n < 400; n += 50) {
         CHECK(append_range(wal, n, n + 49, 2000));
         CHECK_EQ(nodedb_wal_truncate_before(wal, n + 49, NULL, &err), NODEDB_OK);
-        CHECK(!wal->segments.files[wal->segments.current].segment.recycled);
+        CHECK(!nodedb_wal__current_file(wal)->segment.recycled);
     }
     nodedb_wal_get_stats(wal, &stats);
     CHECK(stats.segments_begun > 4 && stats.segments_recycled == 0);
@@ -883,7 +886,7 @@ TEST(a_reader_does_not_mind_that_a_writer_recovers_meanwhile) {
         in_a_child(&config, lose_six_and_begin_seven);
         reading.access = access;
         r = nodedb_wal_reader_open(&reading, &err);
-        wal = nodedb_wal_open(&config, &err); /* buries segment 7, which the reader has in its list */
+        wal = nodedb_wal_open(&config, &err); /* retires segment 7, which the reader has in its list */
         REQUIRE(r != NULL && wal != NULL);
         while (nodedb_wal_reader_next(r, &record, &err) == NODEDB_OK) CHECK(is_record(&record, ++n, 700));
         CHECK_EQ(err.status, NODEDB_ERR_AGAIN);
@@ -946,6 +949,8 @@ TEST(after_a_failed_write_or_sync_nothing_is_acknowledged_until_the_log_is_reope
         sim_free(disk);
     }
 }
+
+/* ---- full disks ------------------------------------------------------------------------------------------------- */
 
 TEST(on_a_full_disk_an_append_fails_without_an_lsn_and_goes_on_once_there_is_room) {
     sim_disk *disk = sim_new(test_seed);
@@ -1500,7 +1505,7 @@ TEST(pwritev2_may_be_refused_by_a_sandbox_that_begins_later) {
     CHECK_EQ(nodedb_wal_close(wal, NULL), NODEDB_OK);
 }
 
-/* A kernel whose io_uring lacks an operation ends it with an errno like these; the log then goes on without the ring. */
+/* A kernel whose io_uring lacks an operation ends it with an errno like these. The log goes on without the ring. */
 TEST(an_operation_that_io_uring_refuses_is_done_without_it) {
     for (size_t k = 0; k < sizeof refusals / sizeof *refusals; k++)
         for (uint64_t operation = 1; operation < 34; operation += 3) {
@@ -1577,7 +1582,7 @@ TEST(a_killed_writer_loses_nothing_that_it_acknowledged) {
     }
 }
 
-/* A thread polls, one appends without waiting, one commits: whoever reaps hands the duty on, so nobody sleeps for ever.
+/* A thread polls, one appends without waiting, one commits. Who reaps hands the duty on, so nobody sleeps for ever.
  */
 typedef struct mixed { nodedb_wal *wal; int done; } mixed;
 static void *mixed_poll(void *argument) {
@@ -1667,8 +1672,8 @@ TEST(a_sync_that_failed_for_one_group_has_failed_for_all) { /* Linux tells of it
     nodedb_wal *wal = nodedb_wal_open(&config, &err);
     REQUIRE(wal != NULL);
     disk->fail_at = disk->calls + 1, disk->fail_error = EIO;
-    CHECK_EQ(nodedb_wal__sync_file(wal, wal->segments.files[wal->segments.current].fd), -EIO);
-    CHECK_EQ(nodedb_wal__sync_file(wal, wal->segments.files[wal->segments.current].fd), -EIO); /* another leader's, a moment later */
+    CHECK_EQ(nodedb_wal__sync_file(wal, nodedb_wal__current_file(wal)->fd), -EIO);
+    CHECK_EQ(nodedb_wal__sync_file(wal, nodedb_wal__current_file(wal)->fd), -EIO); /* another leader's */
     CHECK(nodedb_wal_close(wal, &err) == NODEDB_OK); /* nothing was written */
     sim_free(disk);
 }
@@ -1751,7 +1756,7 @@ TEST(replay_from_beyond_the_end_is_an_error_and_so_is_a_refusal_of_the_callback)
     CHECK_EQ(c.count, 2);
 }
 
-TEST(two_logs_in_one_process_know_nothing_of_each_other) {
+TEST(two_logs_in_one_process_are_independent) {
     nodedb_wal_config config = config_here("one");
     nodedb_error err;
     nodedb_wal *one = nodedb_wal_open(&config, &err), *two;

@@ -17,7 +17,7 @@
 #include <openssl/evp.h>
 #endif
 
-/* ---- the cipher -------------------------------------------------------------------------------------------------- */
+/* ---- the cipher ------------------------------------------------------------------------------------------------- */
 
 enum { KEY_BYTES = 32, KEYS = 8, NOTES = 1 << 14 };
 
@@ -90,7 +90,7 @@ typedef struct keys {
     uint32_t fail_seals;
     nodedb_status fail_with;
     uint64_t seals, opens, repeats;
-    int inside, overlaps; /* calls that came while another was under way */
+    int inside, overlaps; /* calls that came while another was running */
     note *notes;          /* NOTES of them, where nonces are watched */
 } keys;
 
@@ -226,7 +226,7 @@ static bool log_of(const nodedb_wal_config *config, uint64_t records, uint32_t m
     return nodedb_wal_close(wal, &err) == NODEDB_OK && good;
 }
 
-/* ---- reading and writing ----------------------------------------------------------------------------------------- */
+/* ---- reading and writing ---------------------------------------------------------------------------------------- */
 
 TEST(an_encrypted_log_reads_as_a_clear_one_by_every_reader) {
     keys k = keys_from(1), other;
@@ -508,7 +508,7 @@ TEST(records_are_handed_out_as_stored_on_demand_and_that_needs_no_key) {
     nodedb_wal_reader_close(r);
 }
 
-/* ---- keys -------------------------------------------------------------------------------------------------------- */
+/* ---- keys ------------------------------------------------------------------------------------------------------- */
 
 TEST(a_wrong_key_is_an_error_that_says_so_and_so_are_an_unknown_and_a_missing_one) {
     keys k = keys_from(8), wrong = keys_from(9), unknown = keys_from(8);
@@ -591,7 +591,7 @@ TEST(keys_change_from_one_segment_to_the_next_and_old_ones_are_needed_until_trun
     CHECK_EQ(nodedb_wal_rollover(wal, &err), NODEDB_OK);
     CHECK_EQ(nodedb_wal_last_lsn(wal), 33);
     CHECK(commit_range(wal, 34, 40, 300));
-    CHECK_EQ(wal->segments.files[wal->segments.current].segment.key_id, 3);
+    CHECK_EQ(nodedb_wal__current_file(wal)->segment.key_id, 3);
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     wal = nodedb_wal_open(&config, &err);
     REQUIRE(wal != NULL);
@@ -816,7 +816,7 @@ TEST(a_transaction_too_large_for_its_tag_is_refused) {
     free(payload);
 }
 
-/* ---- damage, by nature and by hand ------------------------------------------------------------------------------- */
+/* ---- damage, by nature and by hand ------------------------------------------------------------------------------ */
 
 static nodedb_wal_config encrypted_sim(sim_disk *disk, keys *k) {
     nodedb_wal_config config = sim_config(disk);
@@ -833,19 +833,19 @@ static nodedb_status sim_replay_with(sim_disk *disk, keys *k, uint32_t max, coun
 }
 
 /* What somebody does who alters files and knows the format: all checksums fit again. */
-static void mend_record(unsigned char *record, uint32_t seed) {
+static void fix_record(unsigned char *record, uint32_t seed) {
     uint32_t crc;
     nodedb_put_u32(record + 56, nodedb_crc32c(seed, record, 56));
     crc = nodedb_crc32c(seed, record + 64, nodedb_get_u32(record + 32));
     nodedb_put_u32(record + 60, nodedb_crc32c(crc, record + 56, 4));
 }
 
-static void mend_checksums(unsigned char *file, size_t used) {
+static void fix_checksums(unsigned char *file, size_t used) {
     uint32_t seed = nodedb_crc32c(0, file + 8, 24);
     size_t at;
     nodedb_put_u32(file + 60, nodedb_crc32c(0, file, 60));
     for (at = 4096; at < used; at += 4096) { /* one record in each block */
-        if (nodedb_get_u32(file + at + 32) <= 4096 - 64) mend_record(file + at, seed);
+        if (nodedb_get_u32(file + at + 32) <= 4096 - 64) fix_record(file + at, seed);
     }
 }
 
@@ -871,12 +871,12 @@ TEST(any_altered_bit_is_noticed_though_every_checksum_fits) {
     for (at = 0; at < used; at++) {
         size_t in_block = at % 4096, end = at < 4096 ? 80 : 64 + nodedb_get_u32(good + at / 4096 * 4096 + 32);
         bool group = at >= 4096 && in_block >= 36 && in_block < 40; /* what its group is like: no tag covers it */
-        if (in_block >= (at < 4096 ? 60 : 56) && in_block < 64) continue; /* the checksums themselves are mended */
+        if (in_block >= (at < 4096 ? 60 : 56) && in_block < 64) continue; /* the checksums themselves are made to fit */
         if (in_block >= end) continue;
         for (bit = 0; bit < 8; bit++) {
             nodedb_status status;
             file[at] ^= (unsigned char)(1 << bit);
-            mend_checksums(file, used);
+            fix_checksums(file, used);
             status = sim_replay_with(disk, &k, 60, &c, &err);
             wrong += c.wrong;
             if (status == NODEDB_OK && c.count != 4) silent++;
@@ -899,11 +899,11 @@ TEST(any_altered_bit_is_noticed_though_every_checksum_fits) {
     /* records that change places, or lose their tags */
     memcpy(file + 4096, good + 2 * 4096, 4096);
     nodedb_put_u64(file + 4096 + 8, 1);
-    mend_checksums(file, used);
+    fix_checksums(file, used);
     CHECK_EQ(sim_replay_with(disk, &k, 60, &c, &err), NODEDB_ERR_CORRUPT);
     memcpy(file, good, used);
     nodedb_put_u32(file + 4096 + 32, 15);
-    mend_checksums(file, used);
+    fix_checksums(file, used);
     CHECK_EQ(sim_replay_with(disk, &k, 60, &c, &err), NODEDB_ERR_CORRUPT);
     CHECK_HAS(err.message, "too short for a tag");
     free(good);
@@ -923,7 +923,7 @@ TEST(what_the_key_would_notice_verify_does_not_see_without_it) {
     nodedb_wal__segment segment;
     REQUIRE(wal != NULL);
     CHECK(commit_range(wal, 1, 10, 300));
-    segment = wal->segments.files[wal->segments.current].segment;
+    segment = nodedb_wal__current_file(wal)->segment;
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
     snprintf(path, sizeof path, "%s/00000000000000000001.wal", log_dir);
     fd = open(path, O_RDWR);
@@ -932,7 +932,7 @@ TEST(what_the_key_would_notice_verify_does_not_see_without_it) {
     CHECK(pwrite(fd, block, sizeof block, 5 * 4096) == 4096);
     reading = reading_with(NULL);
     CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT); /* rot: the checksum tells */
-    mend_record(block, segment.seed);
+    fix_record(block, segment.seed);
     CHECK(pwrite(fd, block, sizeof block, 5 * 4096) == 4096);
     close(fd);
     CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);

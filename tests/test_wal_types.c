@@ -14,7 +14,7 @@
 #include "wal_helpers.h"
 #include <pthread.h>
 
-/* ---- small helpers ----------------------------------------------------------------------------------------------- */
+/* ---- small helpers ---------------------------------------------------------------------------------------------- */
 
 static nodedb_wal_record put_of(uint32_t tenant, uint64_t collection, const char *text) {
     nodedb_wal_record record;
@@ -106,7 +106,7 @@ static void shell(const char *format, const char *from, const char *to) {
     CHECK(system(command) == 0);
 }
 
-/* ---- transactions ------------------------------------------------------------------------------------------------ */
+/* ---- transactions ----------------------------------------------------------------------------------------------- */
 
 TEST(a_transaction_is_one_record_that_gives_back_what_was_put_into_it) {
     nodedb_wal_config config = config_here("transaction");
@@ -278,7 +278,7 @@ TEST(of_a_malformed_transaction_nothing_is_handed_out) {
     CHECK(!nodedb_wal_transaction_next(NULL, &sub));
 }
 
-/* ---- tombstones -------------------------------------------------------------------------------------------------- */
+/* ---- tombstones ------------------------------------------------------------------------------------------------- */
 
 TEST(a_dropped_collection_stays_dead_and_what_is_written_after_it_lives) {
     nodedb_wal_config config = config_here("dropped");
@@ -582,7 +582,7 @@ TEST(a_damaged_missing_or_foreign_file_of_tombstones_is_corruption_for_writer_an
     CHECK_HAS(err.message, "is missing");
     (void)told_by(&reading, NODEDB_ERR_CORRUPT);
     CHECK_EQ(nodedb_wal_verify(&reading, NULL, &err), NODEDB_ERR_CORRUPT);
-    reading.keep_dropped = true; /* whoever does not want it does not need it */
+    reading.keep_dropped = true; /* a reader that drops nothing does not need it */
     CHECK_TOLD(&reading, "a,b,c,#5,#6,");
     reading.keep_dropped = false;
     disk->now.name[name].file = f;
@@ -794,7 +794,7 @@ static void drop_in_threads(nodedb_wal_backend backend) {
 TEST(threads_may_drop_truncate_and_commit_transactions_together) { drop_in_threads(NODEDB_WAL_BACKEND_AUTO); }
 TEST(threads_may_do_so_with_posix_too) { drop_in_threads(NODEDB_WAL_BACKEND_POSIX); }
 
-/* ---- anchors, and a point in time -------------------------------------------------------------------------------- */
+/* ---- anchors, and a point in time ------------------------------------------------------------------------------- */
 
 TEST(an_anchor_leads_from_a_time_to_an_lsn_and_a_reader_stops_there) {
     nodedb_wal_config config = config_here("anchors");
@@ -853,7 +853,7 @@ TEST(an_anchor_leads_from_a_time_to_an_lsn_and_a_reader_stops_there) {
     CHECK_EQ(stats.records, 0);
 }
 
-/* ---- crashes ----------------------------------------------------------------------------------------------------- */
+/* ---- crashes ---------------------------------------------------------------------------------------------------- */
 
 enum { MAX_LSN = 4000, COLLECTIONS = 7, MOST_PARTS = 5 };
 typedef enum kind { PUT, TOMBSTONE, TRANSACTION, SEAL } kind;

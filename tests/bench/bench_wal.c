@@ -267,9 +267,9 @@ static void ours_commit(void *session) {
     check(nodedb_wal_commit(wal, &record, 1, NULL, &err), &err);
 }
 
-static void ours_settle(void) { truncate_log(nodedb_wal_durable_lsn(wal)); }
+static void ours_truncate(void) { truncate_log(nodedb_wal_durable_lsn(wal)); }
 
-static const engine ours = {"ours", NULL, NULL, ours_commit, ours_settle, NULL, NULL, false};
+static const engine ours = {"ours", NULL, NULL, ours_commit, ours_truncate, NULL, NULL, false};
 
 /* One turn of an event loop: append what there is, send it unless enough is on its way, see what has arrived. */
 static result ours_async(int bytes) {
@@ -351,7 +351,7 @@ static result commit_threads(int which, int threads) {
         n += c[i].count;
     }
     rate = per_second((double)n, start);
-    if (engines[which]->settle != NULL) engines[which]->settle();
+    if (engines[which]->clean_up != NULL) engines[which]->clean_up();
     return of_samples(rate, n);
 }
 

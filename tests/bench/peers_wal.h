@@ -20,13 +20,13 @@
 enum { PEER_KEY_BYTES = 16, PEER_VALUE_BYTES = 112 };
 
 /* How threads commit: `open` before the first commit, in `dir`, which is there and empty; a `session` for each thread,
- * kept for all rounds (NULL: none is needed); `settle` after each round, outside of its time. */
+ * kept for all rounds (NULL: none is needed); `clean_up` after each round, outside of its time. */
 typedef struct engine {
     const char *name;
     void (*open)(const char *dir);
     void *(*session)(void);
     void (*commit)(void *session); /* NULL: this engine is not built in */
-    void (*settle)(void);
+    void (*clean_up)(void);
     void (*end_session)(void *session);
     void (*close)(void);
     bool slow; /* one commit at a time, whatever the threads: measured in some rounds only */
