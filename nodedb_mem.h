@@ -1,72 +1,90 @@
-/* nodedb_mem.h - v0.1 - memory governor: exact budgets, pressure, spill to a mapped file, arenas; public domain or MIT
-
-   In *one* C or C++ file create the implementation, before any system header (or compile with -D_GNU_SOURCE):
-       #define NODEDB_MEM_IMPLEMENTATION
-       #include <nodedb_mem.h> // compile with -I and the folder it is in
-   and include the file plainly wherever else you need it. Linux; link with -lpthread, and -ljemalloc for arenas.
+/* nodedb_mem.h - v0.2 - exact memory budgets, pressure, spill to a file, arenas - public domain or MIT, as you prefer
 
 1. WHAT IT IS FOR, AND NOT FOR
    A server that must stay inside a fixed amount of memory, with several parts ("engines") and a thread per core:
-     - a GOVERNOR that says yes or no to "may I hold N more bytes", exactly, for a few nanoseconds;
-     - PRESSURE levels and a SPILL controller that tell when to move cold data out of memory and when to bring it back;
-     - an OVERFLOW REGION, a mapped file for that data, with pointers that stay valid while it grows: scratch, or kept;
-     - ARENAS: the allocator's memory of one thread, apart from all others (needs jemalloc);
+     - a GOVERNOR that answers "may I hold N more bytes", exactly, for a few nanoseconds;
+     - PRESSURE levels and a SPILL controller, which tell when to move cold data out of memory and when to bring it
+       back;
+     - an OVERFLOW REGION, a mapped file for that data, whose pointers stay valid while it grows: scratch, or kept;
+     - ARENAS: the allocator's memory of one thread or one set of data, apart from all others (needs jemalloc);
      - what the process REALLY uses, beside what was accounted.
    It is not an allocator: it counts what you say you hold. It does not kill, evict or free anything by itself. A kept
-   region is no log: what was written since the last sync may be gone after a power cut (and says so), and there are no
-   transactions.
+   region is no log and has no transactions: what was written since the last sync may be gone after a power cut, and
+   then it says so.
 
 2. QUICK START
-       nodedb_error err;
-       nodedb_mem_config config = {0};
-       nodedb_mem *mem;
-       config.ceiling_bytes = 1 << 30;
-       mem = nodedb_mem_create(&config, &err);
-       if (mem == NULL) { fprintf(stderr, "%s\n", err.message); return 1; }
-       nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 256 << 20, NULL);
-       if (nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 4096, &err) != NODEDB_OK) {
-           fprintf(stderr, "%s\n", err.message);     // which limit, how much was asked, how much is left
-       } else {
-           void *page = malloc(4096);
-           free(page);
-           nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 4096, &err);
-       }
-       nodedb_mem_destroy(mem);
+   A value is accounted before it is allocated, moved to the file when memory is short, and read from there.
+
+        #define NODEDB_MEM_IMPLEMENTATION
+        #include "nodedb_mem.h"
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <string.h>
+        static int fail(const nodedb_error *err) { return fprintf(stderr, "%s\n", err->message), 1; }
+        int main(void) {
+            nodedb_mem_config config;
+            nodedb_mem_overflow_config file;
+            nodedb_mem_spill spill;
+            nodedb_mem_spill_action action;
+            nodedb_mem_handle handle;
+            nodedb_error err;
+            size_t bytes = 1000, move, length;
+            memset(&config, 0, sizeof config), memset(&file, 0, sizeof file), memset(&spill, 0, sizeof spill);
+            config.ceiling_bytes = 1100, config.max_cores = 1;
+            file.dir = ".";
+            nodedb_mem *mem = nodedb_mem_create(&config, &err);
+            if (mem == NULL) return fail(&err);
+            nodedb_mem_overflow *region = nodedb_mem_overflow_open(&file, &err);
+            if (region == NULL) return fail(&err);
+            // core 0 asks the governor first; a refusal says which limit, how much was asked, how much is left
+            if (nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, bytes, &err) != NODEDB_OK) return fail(&err);
+            char *value = (char *)calloc(1, bytes);
+            if (value == NULL) return 1;
+            // in its maintenance it asks what to move: here 1000 of 1100 bytes are in use, so it is told to begin
+            if (nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &action, &move, &err) != NODEDB_OK)
+                return fail(&err);
+            if (action == NODEDB_MEM_SPILL_BEGIN || action == NODEDB_MEM_SPILL_CONTINUE) {
+                if (nodedb_mem_overflow_write(region, value, bytes, &handle, &err) != NODEDB_OK) return fail(&err);
+                free(value);
+                if (nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, bytes, &err) != NODEDB_OK) return fail(&err);
+                const char *cold = (const char *)nodedb_mem_overflow_read(region, handle, &length, &err);
+                if (cold == NULL) return fail(&err);
+                printf("%lu bytes moved out, the first is %d\n", (unsigned long)length, cold[0]);
+            }
+            nodedb_mem_overflow_close(region);
+            nodedb_mem_destroy(mem);
+            return 0;
+        }
 
 3. CONCEPTS
    Ceiling, engine, limit. The ceiling bounds the sum over all engines; each engine may have a limit of its own. Seven
-   engines are there from the start, more are registered by name. A reservation that would pass either is refused; the
-   sentence in nodedb_error says which, how much was asked and how much is left. Both hold exactly, under any
+   engines exist from the start, more are registered by name. A reservation that would pass either is refused; the
+   sentence in nodedb_error says which, how much was asked and how much is left. Both hold exactly under any
    interleaving of threads: what was granted never passes them, and nothing is refused that would have fitted.
 
-   Credit. To ask a shared counter for each reservation would have all cores write one cache line. Instead each core
-   holds, for each engine, some credit: bytes already drawn from the engine's limit and the ceiling at once, in chunks
-   (config.chunk_bytes, less when little is left), that nobody else can reserve. A reservation or a release that the
-   credit covers writes nothing but a line of the core's own. Credit counts inside the limits. When the common pool
-   cannot serve a draw, the credit that lies idle at all cores is taken back first; only then is a reservation refused.
-   DEPARTURES tells how that is exact.
+   Credit. If each reservation asked a shared counter, all cores would write one cache line. Instead each core holds
+   some credit for each engine: bytes already drawn from the engine's limit and the ceiling, in chunks
+   (config.chunk_bytes, less when little is left), that no other core can reserve. A reservation that the credit covers,
+   and every release, writes a line of the core's own and nothing else. Credit counts inside the limits. When the common
+   pool cannot serve a draw, idle credit of all cores is reclaimed first; only then is a reservation refused.
 
-   Forced reservations are never refused and may pass the limits: for what exists already (recovery), and for accounting
-   of what cannot be avoided. They are counted apart. While a limit is passed, every ordinary reservation under it is
-   refused.
-
-   Pressure. Used against limit, for each engine and for the ceiling: NORMAL, WARNING from 70 %, CRITICAL from 85 %,
-   EMERGENCY from 95 %; a level is left only 5 points below the mark where it was entered. A level is computed when
-   somebody asks (nodedb_mem_pressure, nodedb_mem_poll); changes are then reported to a callback. A question about an
-   engine that does not exist is answered EMERGENCY, never NORMAL.
+   Forced reservations are never refused and may pass the limits: for what exists already (recovery), and for what
+   cannot be avoided. They are counted apart. While a limit is passed, every ordinary reservation under it is refused.
 
    NODEDB_MEM_GLOBAL names the ceiling, the sum of all engines. Every function that looks at an engine, sets its limit
    or decides about it takes NODEDB_MEM_GLOBAL in its place. Only bytes must belong to an engine: reserve,
    reserve_forced and release answer NODEDB_ERR_NOT_FOUND to it.
 
+   Pressure. How full an engine or the ceiling is: NORMAL, WARNING from 70 %, CRITICAL from 85 %, EMERGENCY from 95 %. A
+   level is left only 5 points below the mark where it was entered. A level is computed when somebody asks
+   (nodedb_mem_pressure, nodedb_mem_poll); changes are then reported to a callback.
+
    Lending. nodedb_mem_rebalance moves what engines leave idle of their limits to those in need, within the sum that was
-   set, and back when its owner needs it.
+   set, and back when the owner needs it.
 
    Spill. An engine or the ceiling begins to spill when it is 90 % full, and goes on until it is under 75 %:
-
        0 %                            75 %             90 %           100 %
        |   bring back, or do nothing   |   as before    |   move out   |
-
    Each core asks nodedb_mem_spill_decide in its maintenance, with a controller of its own, about one engine or about
    NODEDB_MEM_GLOBAL. While it spills, every core is told to move bytes out: BEGIN the first time, then CONTINUE.
    Otherwise a core that has bytes out is told to RESTORE some, as long as there is room under 75 %. All others are told
@@ -74,49 +92,56 @@
    under it together. The governor itself remembers whether it spills. So all cores agree, and none brings bytes back
    while another still moves some out.
 
-   Overflow region. A mapped file of one core, with best-fit allocation, neighbours merged. A handle names an object and
-   its generation: after free it is stale, and every use of it is an error. Addresses for the maximum are taken once, so
-   the region grows without moving. Disk blocks are allocated before they are touched: a full disk is
-   NODEDB_ERR_DISK_FULL from write, not a SIGBUS later. Freed disk blocks are given back by nodedb_mem_overflow_trim.
-   Scratch is a nameless file, gone with the region or the process.
+   Overflow region. A mapped file of one core, with best-fit allocation and neighbours merged. A handle names an object
+   and its generation: after a free it is stale, and every use of it is an error. Addresses for the maximum are taken
+   once, so the region grows without moving. Disk blocks are allocated before they are touched: a full disk is
+   NODEDB_ERR_DISK_FULL from write, not a SIGBUS later. Scratch is a nameless file, gone with the region or the process.
+
+   Update and compaction. nodedb_mem_overflow_update replaces an object's bytes under the same handle.
+   nodedb_mem_overflow_compact moves objects down into holes, a bounded number at a time, so that whole granules of the
+   file become free; nodedb_mem_overflow_trim gives free granules back to the file system. A handle survives both. A
+   pointer does not: read again after them, or tell compact which objects must stay.
 
    Kept regions (config.name). The file has a table besides the data, with a checksum for each object. Opened again, by
-   whatever process, all objects are there under the handles that they had: save those in your own data, or find what is
-   there by nodedb_mem_overflow_next. A process that is killed loses nothing. After a power cut all is there that was
-   there at the last nodedb_mem_overflow_sync and has not been freed since; of the rest, what is not whole is not there,
-   or its read answers NODEDB_ERR_CORRUPT. Contents are compared with their checksum when they are first read.
+   whatever process, all objects are there under the handles that they had: save those in your own data, or step through
+   them with nodedb_mem_overflow_next. A process that is killed loses nothing. After a power cut every object is there
+   that was there at the last nodedb_mem_overflow_sync and has not been freed or updated since; of the rest, what is not
+   whole is not there, or its read answers NODEDB_ERR_CORRUPT. Contents are compared with their checksum when they are
+   first read.
 
-   Views. Another core reads a region through a view: read-only memory, without a message to the owner. It may use a
+   Views. Another thread reads a region through a view: read-only memory, without a message to the owner. It may use a
    pointer (nodedb_mem_overflow_view_read) while the two have agreed that the object stays, or take a copy
    (nodedb_mem_overflow_view_copy), which is whole or refused, whatever the owner does meanwhile.
 
 4. API BY TASK
-   set up        nodedb_mem_create, nodedb_mem_destroy, nodedb_mem_register_engine, nodedb_mem_find_engine,
-                 nodedb_mem_set_limit
-   account       nodedb_mem_reserve, nodedb_mem_reserve_forced, nodedb_mem_release
-   share         nodedb_mem_rebalance
+   set up        nodedb_mem_create, nodedb_mem_destroy, nodedb_mem_register_engine, nodedb_mem_set_limit
+   account       nodedb_mem_reserve, nodedb_mem_reserve_forced, nodedb_mem_release, nodedb_mem_rebalance
    look          nodedb_mem_get_usage, nodedb_mem_get_reality
    react         nodedb_mem_pressure, nodedb_mem_poll, nodedb_mem_spill_decide
-   spill         nodedb_mem_overflow_open, _close, _write, _read, _free, _trim, _get_stats
-   keep          nodedb_mem_overflow_sync, _next, _verify
-   share reads   nodedb_mem_overflow_view_open, _view_read, _view_copy, _view_close
-   arenas        nodedb_mem_arena_available, _create, _bind_thread, _of_thread, _get_stats, _reset, _destroy;
-                 nodedb_mem_collection_open, _allocator, _get_stats, _reset, _close
+   spill         nodedb_mem_overflow_open, _close, _write, _read, _update, _free, _next
+   tidy up       nodedb_mem_overflow_compact, _trim, _get_stats
+   arenas        nodedb_mem_arena_available, _create, _bind_thread, _allocator, _get_stats, _reset, _destroy
    NUMA          nodedb_mem_numa_bind_thread
+   keep          nodedb_mem_overflow_sync, _verify
+   share reads   nodedb_mem_overflow_view_open, _view_read, _view_copy, _view_close
+
+   How a maintenance makes a fragmented file smaller: when stats.fragmentation_percent is high, call compact once in
+   each round until it sets *complete, then trim. One call moves 1 MiB by default.
 
 5. THREADS
    Governor: `core` is an index below config.max_cores. At one time only one thread may use one index for
-   nodedb_mem_reserve, _reserve_forced and _release; which one may change, if the old thread's calls happen before the
+   nodedb_mem_reserve, _reserve_forced and _release. Which one may change if the old thread's calls happen before the
    new thread's (a join, a lock, a queue). NODEDB_MEM_ANY_THREAD instead of an index may be used by all threads at any
    time, at the price of a lock. Bytes are released through the index that reserved them: a core that hands memory to
    another has it released by a message back, or the two account it again. All other functions of the governor may be
-   called by any thread at any time, but create and destroy, which are alone.
-   Overflow region: all calls by one thread at a time, but nodedb_mem_overflow_get_stats and _view_open by any. Pointers
-   that read returned may be read by any thread until the object is freed. A view is used by one thread at a time, while
-   the region's own goes on.
-   Arenas: bind_thread and of_thread act on the calling thread; the rest by any thread.
-   Callbacks run on the calling thread, without locks held: they may call the governor. The allocator is called by
-   create and destroy, and for a region by its thread and those that open and close views.
+   called by any thread at any time, except create and destroy, which must be alone.
+   Overflow region: one thread at a time, except nodedb_mem_overflow_get_stats and _view_open, which any thread may
+   call. Pointers that read returned may be read by any thread until the object is freed, updated or moved. A view is
+   used by one thread at a time, while the region's own thread goes on.
+   Arenas: bind_thread acts on the calling thread; the rest by any thread. NUMA: the calling thread.
+   Callbacks run on the calling thread, without locks held: on_pressure may call the governor, may_move must not call
+   the region. The allocator is called by create and destroy, and for a region by its thread and those that open and
+   close views.
 
 6. MEMORY
    Governor: 2 KiB for each core and 9 KiB, taken at creation; nothing later.
@@ -124,25 +149,31 @@
    until close; 180 KiB at opening, with the first 4096. Sizes are rounded up to 16 bytes in the file. Kept: 32 bytes
    more for each block in the file, mapped; reopening takes 8 bytes a block for a moment, and qsort(3) may take as much.
    Addresses: max_bytes, kept 32 * max_blocks more, and as much again for each view.
+   What the kernel caches of the file is its own: it counts as resident, and is written out and dropped under pressure.
 
 7. ERRORS
-   Each function lists its own; whatever it answers but NODEDB_OK, nothing was changed. NODEDB_ERR_LIMIT is a refusal
-   and part of life. NODEDB_ERR_INVALID (also: a release of more than is reserved) and NODEDB_ERR_NOT_FOUND (also: a
-   stale handle) are faults of the caller's. Any nodedb_error may be NULL; a refusal is cheaper then, as no sentence is
-   made.
-   Reading an object whose disk block cannot be read any more (a failing disk) is a SIGBUS, as with all mapped files;
-   so is a file that somebody else cuts off while it is open. Opening a kept file, the first read of an object that it
+   Each function lists its own; after any answer but NODEDB_OK nothing was changed. NODEDB_ERR_LIMIT is a refusal and
+   part of life. NODEDB_ERR_INVALID (also: a release of more than is reserved) and NODEDB_ERR_NOT_FOUND (also: a stale
+   handle) are faults of the caller's. Any nodedb_error may be NULL; a refusal is cheaper then, as no sentence is made.
+   A call that was not understood never looks like "all is well": nodedb_mem_spill_decide sets NODEDB_MEM_SPILL_INVALID,
+   and a level, which has no room for an error, is NODEDB_MEM_EMERGENCY.
+   Reading an object whose disk block has become unreadable (a failing disk) is a SIGBUS, as with all mapped files; so
+   is a file that somebody else truncates while it is open. Opening a kept file, the first read of an object that it
    brought, verify and view_copy read by system calls: there it is NODEDB_ERR_IO or NODEDB_ERR_CORRUPT.
    A file system that copies on write (btrfs, ZFS, a file that was cloned on XFS) may run full in spite of allocated
-   blocks: put regions elsewhere.
+   blocks: put regions elsewhere. On tmpfs a region's "disk" is memory. It opens, with a warning to the logger and
+   stats.in_memory; a kept one survives the process there but not the machine, so its sync is NODEDB_ERR_UNSUPPORTED.
 
 8. LIMITS
    NODEDB_MEM_MAX_ENGINES 64, NODEDB_MEM_MAX_CORES 1024, NODEDB_MEM_MAX_NAME_BYTES 32 with the final zero.
    Overflow: NODEDB_MEM_OVERFLOW_MAX_BYTES 32 GiB a region (1 GiB on 32 bits), objects below 4 GiB,
    config.max_blocks blocks. A handle is known as stale until its slot has been reused 2^38 times; in a kept region that
    has been reopened, generations begin at random, so that one in 2^38 may be met again.
+   A compaction looks at 4096 blocks a call, and at 64 holes for each object. An object stays where it is if it finds no
+   hole below it, if it is larger than max_bytes of the call, or if it is damaged.
 
-9. A KEPT FILE, little-endian; checksums are CRC-32C
+9. ON DISK
+   A scratch region stores nothing that anybody reads again. A kept file is little-endian; checksums are CRC-32C.
    Header, at 0 and again at 4096:
        0   8  "NDBOVFL" and a zero
        8   4  format, 1
@@ -164,33 +195,49 @@
       12   4  object: its place in the data, in units
       16   4  object: its units
       20   4  object: checksum of its bytes
-      24   8  number of this change of the table
+      24   8  number of this change of the table; a move by a compaction keeps it
    A handle is slot << 38 | generation. The file is sparse: it looks larger than it is.
 
-10. CONFIGURATION MACROS
+10. BUILDING
+   In *one* C or C++ file define NODEDB_MEM_IMPLEMENTATION before the include; include the file plainly wherever else
+   you need it. It comes before any system header, or the compiler gets -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64. Linux, C99
+   or C++11. Link with -lpthread, and with -ljemalloc for arenas (without it they answer NODEDB_ERR_UNSUPPORTED);
+   -latomic only where the compiler asks for it.
    NODEDB_MEM_IMPLEMENTATION   the code, in one file of the program
    NODEDB_MEM_STATIC           with it: all functions private to that file
    NODEDB_MEM_API              what stands before each function instead of `extern`: an export attribute, say
+   NODEDB_MEM_NO_KEPT          leaves out kept regions and views, in all files of the program alike; config.name is then
+                               NODEDB_ERR_UNSUPPORTED. Saves 940 lines, and 24 KiB of a stripped
+                               program of 87 KiB (x86-64, gcc 12 -O2)
    NODEDB_NO_JEMALLOC          never ask jemalloc; assumed where <jemalloc/jemalloc.h> is missing
 
 11. DEPARTURES
-   Per-core counters that are exact at a limit usually lock (Linux's percpu_counter is not exact at all). Here the
-   owner of a cell writes `used` and then reads `granted`; who takes credit back writes `granted` and then reads `used`:
-   one of the two must see the other (Dekker's rule), and whoever lost settles under the lock. That costs an exchange on
-   a line that no other core touches; a release is a plain store. Moving even that barrier to the other side, with
-   membarrier(2), was tried and gained nothing that could be measured (AMD EPYC; other processors were not tried).
-   The overflow allocator is best fit by exact size: one bin per size below 64 KiB, found through a two-level bitmap
-   (as in TLSF, Masmano et al., ECRTS 2004, but with exact bins: the fit is the best, not a good one), and a treap
-   (Seidel and Aragon, 1996) by size and address above. O(1) and O(log n); the bookkeeping stays outside of the file, so
-   that merging neighbours never waits for the disk.
-   Measured by `./build.sh bench mem` on 2 virtual cores, AMD EPYC: a reservation 2.8 to 3.1 ns on one core, 2.8 to
-   5.2 ns on two at once; its release 3.2 to 3.6 ns, 3.3 to 6.0 ns; an uncontended atomic addition 2.7 to 3.2 ns, on a
-   counter that both cores write 7 to 19 ns; a refusal 0.1 to 0.15 us. A write and a free among 1,000,000 objects of up
-   to 256 bytes 0.45 to 0.47 us (malloc and free: 0.20 to 0.25 us), in a kept file 0.55 to 0.70 us; that file reopens in
-   0.13 to 0.15 s. A read through a view 0.16 to 0.19 us, a copy 1.4 to 1.7 us.
+   Per-core counters that are exact at a limit usually lock (Linux's percpu_counter is not exact at all). Here the owner
+   of a cell writes `used` and then reads `granted`; a thread that reclaims credit writes `granted` and then reads
+   `used`. At least one of the two sees the other (Dekker's rule), and the owner then goes to the lock. That costs an
+   exchange on a line that no other core touches; a release is a plain store. Moving even that barrier to the other
+   side, with membarrier(2), was tried and gained nothing that could be measured (AMD EPYC; other processors were not
+   tried).
 
-12. LICENCE
-   Public domain (Unlicense) or MIT, as you like: see the end of this file. */
+   The overflow allocator is best fit by exact size: one bin per size below 64 KiB, found through a two-level bitmap (as
+   in TLSF, Masmano et al., ECRTS 2004, but with exact bins: the fit is the best, not a good one), and a treap (Seidel
+   and Aragon, 1996) by size and address above. O(1) and O(log n). The bookkeeping stays outside of the file, so that
+   merging neighbours never waits for the disk.
+
+   Compaction usually slides objects, which copies onto bytes that an entry or a reader still names. Here an object
+   moves only into a hole that holds all of it, from the end of the file downward. That is safe for readers and at a
+   power cut, at the price of some holes that stay: of objects of 1 to 256 bytes with every second one freed, 93 % of
+   the free space comes back (`./build.sh bench mem` prints it).
+
+12. MEASURED
+   By `./build.sh bench mem` on 2 virtual cores, AMD EPYC. A reservation 2.8 to 3.1 ns on one core, 2.8 to 5.2 ns on two
+   at once; its release 3.2 to 3.6 ns, 3.3 to 6.0 ns. An uncontended atomic addition 2.7 to 3.2 ns, on a counter that
+   both cores write 7 to 19 ns. A refusal 0.1 to 0.15 us. A write and a free among 1,000,000 objects of up to 256 bytes
+   0.45 to 0.47 us (malloc and free: 0.20 to 0.25 us), in a kept file 0.55 to 0.70 us; that file reopens in 0.13 to
+   0.15 s. A read through a view 0.16 to 0.19 us, a copy 1.4 to 1.7 us. @COMPACT@
+
+13. LICENCE
+   Public domain (Unlicense) or MIT, as you prefer: both texts stand at the end of the file. */
 /* ===================================================================================================================
  * BEGIN NODEDB BASE BLOCK: statuses, errors, memory, sentences, time. The same words in every nodedb_*.h, behind one
  * guard, so that any set of them compiles together; `./build.sh sync` copies it from nodedb_wal.h.

@@ -1242,11 +1242,11 @@ TEST(thread_allocates_from_its_own_arena) {
 }
 
 TEST(arena_of_a_set_of_data_has_its_memory_for_itself_and_gives_it_back_at_once) {
-    nodedb_mem_arena_stats stats, other;
+    nodedb_mem_arena_stats stats = {0, 0}, other = {0, 0};
     nodedb_allocator allocator;
     nodedb_error err;
     char *blocks[100];
-    uint32_t orders, users;
+    uint32_t orders = 0, users = 0;
     if (nodedb_mem_arena_available(NULL) != NODEDB_OK) return;
     CHECK_EQ(nodedb_mem_arena_create(&orders, &err), NODEDB_OK);
     CHECK_EQ(nodedb_mem_arena_create(&users, &err), NODEDB_OK);

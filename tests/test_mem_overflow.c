@@ -1085,7 +1085,7 @@ TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported)
 }
 
 TEST(random_updates_and_compactions_of_a_kept_region_agree_with_a_model_across_reopenings) {
-    for (uint64_t i = 0; i < (test_long ? 50 : 2); i++) model_campaign("model", test_seed + 77 + i, SLOW ? 1000 : 6000);
+    for (uint64_t i = 0; i < (test_long ? 50 : 2); i++) model_campaign("model", test_seed + 77 + i, SLOW ? 4000 : 6000);
 }
 
 /* A file system whose power is cut at each sync: the pages that are dirty then have reached the disk, or not. What is
