@@ -91,6 +91,8 @@
    NONE. Each core gets a share. The shares that go out suffice together to get under 75 %; those that come back stay
    under it together. The governor itself remembers whether it spills. So all cores agree, and none brings bytes back
    while another still moves some out.
+   A reservation may be refused between two decisions, and also while the decision is NONE: one large value does not fit
+   into the last tenth. Then move that many bytes out yourself, release them, and reserve again.
 
    Overflow region. A mapped file of one core, with best-fit allocation and neighbours merged. A handle names an object
    and its generation: after a free it is stale, and every use of it is an error. Addresses for the maximum are taken
