@@ -1235,7 +1235,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
 #define NODEDB_MEM__MAX_PATH_BYTES 4096
 
 /* What one core holds of one engine. Two fit a cache line, and a core's lines are its own.
- *   used     reserved by this core. Its thread writes it (in the row of NODEDB_MEM_ANY_THREAD: whoever has the lock).
+ *   used     reserved by this core. Its thread writes it (in the row of NODEDB_MEM_ANY_THREAD: the thread with the
+ * lock).
  *   granted  how far `used` may rise without the lock: `covered`, or 0 while frozen. Written under the lock.
  *   peak     the highest `used`. Written like `used`.
  *   covered  what the budgets count for this cell. Under the lock.
@@ -3151,7 +3152,7 @@ static uint32_t nodedb_mem__target_of(nodedb_mem_overflow *region, uint32_t slot
     if (nodedb_mem__slot_of(region, hole)->size > s->size && nodedb_mem__need_slots(region, 1, NULL) != NODEDB_OK)
         return 0; /* the rest of the hole would have no slot */
     if (s->state == NODEDB_MEM__UNCHECKED && nodedb_mem__check_object(region, slot, NULL) != NODEDB_OK)
-        return 0; /* damaged: it stays as it is, for whoever looks at it */
+        return 0; /* damaged: it stays as it is, so that a read reports it */
     return hole;
 }
 

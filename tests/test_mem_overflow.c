@@ -1,4 +1,9 @@
-/* Tests of the overflow regions of nodedb_mem.h, through its public API: scratch, kept files, views. */
+/* Tests of the overflow regions of nodedb_mem.h, through its public API. In this order:
+ *   write, read, free; update and compaction
+ *   scratch files, disk blocks, statistics
+ *   kept files: reopening; damage; power cuts; a process that is killed; failing calls, and file systems that cannot;
+ *     after a power cut, generations and slots; memory and disk blocks
+ *   views */
 #define NODEDB_MEM_IMPLEMENTATION
 #include "nodedb_mem.h"
 
@@ -14,7 +19,7 @@
 #define MIB ((size_t)1024 * 1024)
 #define OVERFLOW_MAX_LIVE 4096
 
-/* ---- overflow region --------------------------------------------------------------------------------------------- */
+/* ---- write, read, free ------------------------------------------------------------------------------------------- */
 
 static nodedb_mem_overflow *open_region(uint64_t initial, uint64_t most, const nodedb_io *io) {
     nodedb_mem_overflow_config config;
@@ -252,7 +257,7 @@ TEST(the_smallest_hole_that_fits_is_taken) {
     nodedb_mem_overflow_close(region);
 }
 
-/* ---- update and compaction -------------------------------------------------------------------------------------- */
+/* ---- update and compaction --------------------------------------------------------------------------------------- */
 
 TEST(update_replaces_the_bytes_under_the_same_handle_and_in_place_where_they_fit) {
     nodedb_mem_overflow *region = open_region(MIB, MIB, NULL);
@@ -674,7 +679,7 @@ TEST(statistics_of_a_region_are_readable_from_another_thread) {
 }
 
 
-/* ---- kept files -------------------------------------------------------------------------------------------------- */
+/* ---- kept files: reopening --------------------------------------------------------------------------------------- */
 
 #define KEPT_NAME "cold.overflow"
 #define KEPT_OBJECTS 400
@@ -862,6 +867,8 @@ TEST(kept_file_is_owned_by_one_and_bound_to_what_it_was_made_with) {
 }
 
 /* Whole files in memory, to be changed and put back. */
+/* ---- kept files: damage ------------------------------------------------------------------------------------------ */
+
 static unsigned char *load_file(size_t *bytes) {
     FILE *f = fopen(kept_path(), "rb");
     unsigned char *data;
@@ -1006,6 +1013,8 @@ TEST(file_that_was_cut_off_loses_what_is_gone_and_nothing_else) {
     }
     free(file);
 }
+
+/* ---- kept files: power cuts -------------------------------------------------------------------------------------- */
 
 /* A power cut: of the pages that changed since the last sync, some are on the disk and some are not. */
 TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported) {
@@ -1171,50 +1180,6 @@ TEST(power_cut_in_a_compaction_finds_every_object_at_its_old_place_or_its_new_on
     }
 }
 
-TEST(kept_region_on_tmpfs_says_that_nothing_is_durable_there_and_refuses_to_sync) {
-    nodedb_mem_overflow_config config = kept_config(4 * MIB, 0);
-    char dir[64], said[400] = "";
-    nodedb_mem_overflow *region;
-    struct statfs fs;
-    kept_object o;
-    nodedb_error err;
-    snprintf(dir, sizeof dir, "/dev/shm/nodedb-mem-%ld", (long)getpid());
-    if (mkdir(dir, 0700) != 0 || statfs(dir, &fs) != 0 || (unsigned long)fs.f_type != 0x01021994ul) {
-        fprintf(stderr, "skipped: /dev/shm is no tmpfs here\n");
-        (void)rmdir(dir);
-        return;
-    }
-    config.logger.write = keep_sentence, config.logger.ctx = said, config.dir = dir;
-    region = nodedb_mem_overflow_open(&config, &err);
-    REQUIRE(region != NULL);
-    CHECK_HAS(said, "loses all");
-    CHECK(stats_of(region).in_memory);
-    CHECK(write_kept(region, &o, UINT64_C(1) << 32, 1000));
-    CHECK_EQ(nodedb_mem_overflow_sync(region, &err), NODEDB_ERR_UNSUPPORTED);
-    CHECK_HAS(err.message, "tmpfs");
-    said[0] = 0;
-    nodedb_mem_overflow_close(region);
-    CHECK_EQ(said[0], 0); /* it was said when it was opened */
-    region = nodedb_mem_overflow_open(&config, &err); /* another process finds it, while the machine runs */
-    REQUIRE(region != NULL);
-    CHECK_EQ(look_at_kept(region, &o), 1);
-    nodedb_mem_overflow_close(region);
-    snprintf(said, sizeof said, "%s/%s", dir, KEPT_NAME);
-    CHECK_EQ(unlink(said), 0);
-    config.name = NULL;
-    region = nodedb_mem_overflow_open(&config, &err);
-    REQUIRE(region != NULL);
-    CHECK_HAS(said, "stays in memory");
-    CHECK(stats_of(region).in_memory);
-    nodedb_mem_overflow_close(region);
-    CHECK_EQ(rmdir(dir), 0);
-    config.dir = test_dir();
-    region = nodedb_mem_overflow_open(&config, &err);
-    REQUIRE(region != NULL);
-    CHECK(!stats_of(region).in_memory);
-    nodedb_mem_overflow_close(region);
-}
-
 TEST(of_two_objects_that_claim_one_place_the_one_is_kept_whose_bytes_are_there) {
     int newer;
     for (newer = 0; newer < 2; newer++) {
@@ -1251,6 +1216,8 @@ TEST(of_two_objects_that_claim_one_place_the_one_is_kept_whose_bytes_are_there) 
     }
 }
 
+/* ---- kept files: a process that is killed ------------------------------------------------------------------------ */
+
 /* What a child that will be killed has done so far, in shared memory: an object counts when `handle` is stored. */
 typedef enum killed_state { KILLED_NONE, KILLED_WRITTEN, KILLED_FREEING_OR_WRITING, KILLED_UPDATING } killed_state;
 typedef struct killed {
@@ -1276,16 +1243,16 @@ static void work_until_killed(killed *k, uint64_t random, uint64_t id) {
             k->objects[i] = o;
             nodedb__store_release(&k->state[i], (uint32_t)KILLED_WRITTEN);
         } else if (k->state[i] == KILLED_WRITTEN) {
-            nodedb__store_release(&k->state[i], 2u);
+            nodedb__store_release(&k->state[i], (uint32_t)KILLED_FREEING_OR_WRITING);
             if (nodedb_mem_overflow_free(region, o.handle, NULL) != NODEDB_OK) _exit(2);
         } else {
-            nodedb__store_release(&k->state[i], 2u);
+            nodedb__store_release(&k->state[i], (uint32_t)KILLED_FREEING_OR_WRITING);
             if (!write_kept(region, &o, id++ << 32, r % (r % 5 == 0 ? 30000 : 500))) _exit(3);
             nodedb__store_release(&k->objects[i].handle.bits, 0u); /* a kill may come in the middle of the copy */
             written = o, written.handle.bits = 0;
             k->objects[i] = written;
             nodedb__store_release(&k->objects[i].handle.bits, o.handle.bits);
-            nodedb__store_release(&k->state[i], 1u);
+            nodedb__store_release(&k->state[i], (uint32_t)KILLED_WRITTEN);
         }
     }
 }
@@ -1318,10 +1285,10 @@ TEST(process_that_is_killed_leaves_every_object_that_it_had_written) {
                     k->objects[i] = k->updated[i];
                 }
                 k->state[i] = KILLED_WRITTEN;
-            } else if (k->state[i] == 2) { /* freed, or in the middle */
+            } else if (k->state[i] == KILLED_FREEING_OR_WRITING) { /* done, or not */
                 CHECK(look_at_kept(region, &k->objects[i]) >= 0 || k->objects[i].handle.bits == 0);
                 if (nodedb_mem_overflow_free(region, k->objects[i].handle, NULL) == NODEDB_OK) unsure++;
-                k->state[i] = 0;
+                k->state[i] = KILLED_NONE;
             }
         }
         CHECK(unsure <= 1);
@@ -1332,6 +1299,8 @@ TEST(process_that_is_killed_leaves_every_object_that_it_had_written) {
     CHECK(kept > 0);
     (void)munmap(k, sizeof *k);
 }
+
+/* ---- kept files: failing calls, and file systems that cannot ----------------------------------------------------- */
 
 /* Every call of the file system fails in turn. */
 typedef struct failing {
@@ -1481,6 +1450,50 @@ TEST(every_failing_call_of_a_kept_file_is_an_error_and_what_was_synced_stays) {
     CHECK(failures > 60 && fail_at > 60 && moves > 20);
 }
 
+TEST(kept_region_on_tmpfs_says_that_nothing_is_durable_there_and_refuses_to_sync) {
+    nodedb_mem_overflow_config config = kept_config(4 * MIB, 0);
+    char dir[64], said[400] = "";
+    nodedb_mem_overflow *region;
+    struct statfs fs;
+    kept_object o;
+    nodedb_error err;
+    snprintf(dir, sizeof dir, "/dev/shm/nodedb-mem-%ld", (long)getpid());
+    if (mkdir(dir, 0700) != 0 || statfs(dir, &fs) != 0 || (unsigned long)fs.f_type != 0x01021994ul) {
+        fprintf(stderr, "skipped: /dev/shm is no tmpfs here\n");
+        (void)rmdir(dir);
+        return;
+    }
+    config.logger.write = keep_sentence, config.logger.ctx = said, config.dir = dir;
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    CHECK_HAS(said, "loses all");
+    CHECK(stats_of(region).in_memory);
+    CHECK(write_kept(region, &o, UINT64_C(1) << 32, 1000));
+    CHECK_EQ(nodedb_mem_overflow_sync(region, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "tmpfs");
+    said[0] = 0;
+    nodedb_mem_overflow_close(region);
+    CHECK_EQ(said[0], 0); /* it was said when it was opened */
+    region = nodedb_mem_overflow_open(&config, &err); /* another process finds it, while the machine runs */
+    REQUIRE(region != NULL);
+    CHECK_EQ(look_at_kept(region, &o), 1);
+    nodedb_mem_overflow_close(region);
+    snprintf(said, sizeof said, "%s/%s", dir, KEPT_NAME);
+    CHECK_EQ(unlink(said), 0);
+    config.name = NULL;
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    CHECK_HAS(said, "stays in memory");
+    CHECK(stats_of(region).in_memory);
+    nodedb_mem_overflow_close(region);
+    CHECK_EQ(rmdir(dir), 0);
+    config.dir = test_dir();
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    CHECK(!stats_of(region).in_memory);
+    nodedb_mem_overflow_close(region);
+}
+
 TEST(file_system_that_cannot_allocate_gets_zeros_and_never_in_place_of_data) {
     static const uint64_t sizes[] = {65536, 1048576, 4194304};
     nodedb_mem_overflow_config config = kept_config(0, 30);
@@ -1528,6 +1541,8 @@ TEST(kept_file_is_synced_when_it_is_made_when_asked_and_when_closed) {
     CHECK_EQ(f.syncs, 4);
 }
 
+/* ---- kept files: after a power cut, generations and slots -------------------------------------------------------- */
+
 TEST(handle_of_an_object_that_a_power_cut_took_never_names_another) {
     kept_object lost, other[20];
     unsigned char *before;
@@ -1549,7 +1564,7 @@ TEST(handle_of_an_object_that_a_power_cut_took_never_names_another) {
     free(before);
 }
 
-TEST(damaged_header_is_mended_only_when_the_file_has_been_opened) {
+TEST(damaged_header_is_repaired_only_when_the_file_has_been_opened) {
     nodedb_mem_overflow_config config = kept_config(4 * MIB, 30);
     nodedb_mem_overflow *region = nodedb_mem_overflow_open(&config, NULL);
     kept_object object;
@@ -1574,7 +1589,7 @@ TEST(damaged_header_is_mended_only_when_the_file_has_been_opened) {
         CHECK_EQ(look_at_kept(region, &object), 1);
         nodedb_mem_overflow_close(region);
         free(after);
-        after = load_file(&again); /* mended */
+        after = load_file(&again); /* repaired */
         CHECK(memcmp(after, after + 4096, 48) == 0 && memcmp(after + !copy * 4096, file + !copy * 4096, 48) == 0);
         free(after);
         free(file);
@@ -1702,6 +1717,8 @@ TEST(slot_whose_entry_was_lost_twice_never_gives_a_handle_twice) {
         free(file);
     }
 }
+
+/* ---- kept files: memory and disk blocks -------------------------------------------------------------------------- */
 
 TEST(reopening_and_viewing_survive_every_refusal_of_the_allocator) {
     kept_object object;
