@@ -745,7 +745,7 @@ extern "C" {
 
 /* ---- governor: set up -------------------------------------------------------------------------------------------- */
 
-typedef struct nodedb_mem nodedb_mem;
+typedef struct nodedb_mem nodedb_mem; /* a governor; any thread, see THREADS */
 
 /* The engines that exist from the start. Their names are the words in lower case: "vector", "sparse" ... */
 typedef enum nodedb_mem_engine {
@@ -941,7 +941,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem
 #define NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES (UINT64_C(256) << 20)
 #endif
 
-typedef struct nodedb_mem_overflow nodedb_mem_overflow;
+typedef struct nodedb_mem_overflow nodedb_mem_overflow; /* a region; one thread at a time, see THREADS */
 
 /* Names one object and its generation. {0} names nothing. Valid until the object is freed, in its own region only; of a
  * kept region also when it is reopened, by another process or on another machine. */
@@ -1032,6 +1032,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *re
  * (the file system cannot), NODEDB_ERR_IO. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err);
 
+/* A region at one moment. Bytes; counts are since opening. */
 typedef struct nodedb_mem_overflow_stats {
     uint64_t objects;            /* alive */
     uint64_t object_bytes;       /* their exact lengths */
@@ -1061,6 +1062,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_over
 
 /* ---- arenas: jemalloc(3), mallctl -------------------------------------------------------------------------------- */
 
+/* What an arena holds. */
 typedef struct nodedb_mem_arena_stats {
     uint64_t allocated_bytes; /* in live allocations */
     uint64_t resident_bytes;  /* of memory that the arena holds */
@@ -1097,6 +1099,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_err
 
 /* ---- NUMA: set_mempolicy(2), getcpu(2), sysfs -------------------------------------------------------------------- */
 
+/* What nodedb_mem_numa_bind_thread found and did. */
 typedef struct nodedb_mem_numa {
     uint32_t nodes; /* that the machine has */
     uint32_t node;  /* of the CPU that the thread runs on */
@@ -1213,14 +1216,12 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
  * The ceiling holds exactly because of two rules:
  *   1. The sum of all `covered` never passes a limit. Only a thread with the lock changes `covered`.
  *   2. A core reserves without the lock only as far as its own `covered`. So the sum of all `used` is at most the sum
- * of
- *      all `covered`, whatever the cores do at the same time.
+ *      of all `covered`, whatever the cores do at the same time.
  * No line is hot: a reservation that its credit covers, and every release, write the core's own cell and nothing else.
  * A core takes the lock when its credit is used up, which a chunk of credit makes rare.
  *
  * Nothing is refused that would have fitted, either. Before a refusal all credit is reclaimed, under the lock, while
- * owners go on without it. Each cell has a third number for that: `granted` is `covered`, or 0 while the cell is
- * frozen.
+ * the owners go on without it. Each cell has a third number for that: `granted` is `covered`, or 0 while it is frozen.
  *
  *     owner of the cell             reclaiming thread, with the lock
  *     used := used + bytes          granted := 0
@@ -1235,8 +1236,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
 #define NODEDB_MEM__MAX_PATH_BYTES 4096
 
 /* What one core holds of one engine. Two fit a cache line, and a core's lines are its own.
- *   used     reserved by this core. Its thread writes it (in the row of NODEDB_MEM_ANY_THREAD: the thread with the
- * lock).
+ *   used     reserved by this core. Its thread writes it; in the row of NODEDB_MEM_ANY_THREAD the thread with the lock.
  *   granted  how far `used` may rise without the lock: `covered`, or 0 while frozen. Written under the lock.
  *   peak     the highest `used`. Written like `used`.
  *   covered  what the budgets count for this cell. Under the lock.
@@ -1267,6 +1267,8 @@ typedef struct nodedb_mem__budget {
     uint64_t level_since_ns;
 } nodedb_mem__budget;
 
+/* The governor. Any thread may have it; what a thread may touch in it says each part. Between calls the `covered` of
+ * the ceiling's budget is the sum of the engines', and no cell's `granted` is above its `covered`. */
 struct nodedb_mem {
     /* Fixed at creation and read by every call. */
     nodedb_mem__cell *cells; /* [max_cores + 1][NODEDB_MEM_MAX_ENGINES]; the last row is NODEDB_MEM_ANY_THREAD's */
@@ -2133,6 +2135,8 @@ typedef struct nodedb_mem__counters {
     size_t writes, updates, reads, frees, moves, moved_bytes, grows, refused, disk_full, reopened, lost, damaged;
 } nodedb_mem__counters;
 
+/* A region. One thread owns it; views read the parts that say so. Between calls the row of blocks covers the capacity
+ * without a gap, each hole is in exactly one bin or in the tree, and each object's granules are backed. */
 struct nodedb_mem_overflow {
     /* Fixed at opening. */
     char *file;          /* all of it mapped, file_bytes of addresses; touched only where disk blocks are */
@@ -2536,8 +2540,8 @@ static inline size_t nodedb_mem__granule_end(const nodedb_mem_overflow *region, 
     return end < region->max_bytes ? end : region->max_bytes;
 }
 
-/* Makes disk blocks exist for a part of the file that has none and holds nothing. Where the file system cannot
- * allocate, zeros are written. */
+/* Allocates disk blocks for a part of the file that has none and holds nothing. Where the file system cannot, zeros are
+ * written. */
 static int nodedb_mem__allocate_disk(nodedb_mem_overflow *region, uint64_t at, uint64_t bytes) {
     static const char zeros[4096] = {0};
     uint64_t end = at + bytes;
