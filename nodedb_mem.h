@@ -3164,7 +3164,7 @@ static uint32_t nodedb_mem__target_of(nodedb_mem_overflow *region, uint32_t slot
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *region, uint64_t max_bytes,
                                                          nodedb_mem_may_move *may_move, void *ctx, bool *complete,
                                                          nodedb_error *err) {
-    uint32_t moved = 0, blocks; /* `moved`: the first of a list of blocks that were left */
+    uint32_t moved = 0; /* kept: the first of the blocks that objects have left; link[1] leads to the next */
     uint64_t left_bytes = max_bytes == 0 ? NODEDB_MEM_OVERFLOW_DEFAULT_COMPACT_BYTES : max_bytes, most = left_bytes;
     nodedb_status status = NODEDB_OK;
     bool end = false;
@@ -3174,12 +3174,13 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *re
         return nodedb_fail(err, NODEDB_ERR_STATE, 0, "overflow region: an earlier sync of %.80s in %s failed",
                            region->name, region->dir);
     if (region->cursor == 0) region->cursor = region->last;
-    for (blocks = 0; blocks < NODEDB_MEM_OVERFLOW_COMPACT_BLOCKS && !end; blocks++) {
-        uint32_t slot = region->cursor, hole = 0;
+    for (uint32_t blocks = 0; blocks < NODEDB_MEM_OVERFLOW_COMPACT_BLOCKS && !end; blocks++) {
+        uint32_t slot = region->cursor, hole;
         const nodedb_mem__slot *s = slot != 0 ? nodedb_mem__slot_of(region, slot) : NULL;
         end = s == NULL || s->at < region->count.used_units;
         if (end) break;
-        if (nodedb_mem__is_object(s) && nodedb_mem__length(s) > left_bytes && nodedb_mem__length(s) <= most) break;
+        if (nodedb_mem__is_object(s) && nodedb_mem__length(s) > left_bytes && nodedb_mem__length(s) <= most)
+            break; /* the next call has the bytes for it */
         hole = nodedb_mem__target_of(region, slot, left_bytes, may_move, ctx);
         if (hole == 0) {
             region->cursor = s->before;
