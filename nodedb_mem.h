@@ -2350,7 +2350,7 @@ static void nodedb_mem__bin_remove(nodedb_mem_overflow *region, uint32_t slot) {
 }
 
 /* The first bin of `size` units or more that is not empty; NODEDB_MEM__BINS if there is none. */
-static uint32_t nodedb_mem__next_bin(const nodedb_mem_overflow *region, uint32_t size) {
+static inline uint32_t nodedb_mem__next_bin(const nodedb_mem_overflow *region, uint32_t size) {
     uint32_t word = size / 64;
     uint64_t bits, words;
     if (size >= NODEDB_MEM__BINS) return NODEDB_MEM__BINS;
@@ -2384,7 +2384,7 @@ static void nodedb_mem__remove_hole(nodedb_mem_overflow *region, uint32_t slot) 
 }
 
 /* The smallest hole of at least `size` units, or 0. */
-static uint32_t nodedb_mem__best_fit(const nodedb_mem_overflow *region, uint32_t size) {
+static inline uint32_t nodedb_mem__best_fit(const nodedb_mem_overflow *region, uint32_t size) {
     uint32_t bin = nodedb_mem__next_bin(region, size);
     return bin < NODEDB_MEM__BINS ? region->bins[bin] : nodedb_mem__tree_find(region, size, 0);
 }
@@ -2434,7 +2434,7 @@ static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
 }
 
 /* Takes the first `size` units of a hole; the rest, if any, is a hole of its own. Needs a spare slot for that. */
-static void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
+static inline void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     nodedb_mem__remove_hole(region, slot);
     nodedb_mem__set_state(s, NODEDB_MEM__TAKEN);
@@ -2889,7 +2889,8 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
 /* ---- write, read, update, free ----------------------------------------------------------------------------------- */
 
 /* Takes a block of `size` units, with its disk blocks; growing and disk blocks come first, as they may fail. */
-static nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot, nodedb_error *err) {
+static inline nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot,
+                                              nodedb_error *err) {
     nodedb_status status = nodedb_mem__need_slots(region, 2, err); /* one to grow, one for the rest of a hole */
     size_t at;
     if (status != NODEDB_OK) return status;
@@ -2923,7 +2924,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
                                                        nodedb_mem_handle *handle, nodedb_error *err) {
     nodedb_status status;
     nodedb_mem__slot *s;
-    uint32_t slot = 0, size;
+    uint32_t slot = 0, size = 0;
     if (handle != NULL) handle->bits = 0;
     if (region == NULL || handle == NULL || (data == NULL && bytes > 0))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow write: NULL");
@@ -2991,7 +2992,7 @@ static void nodedb_mem__return_block(nodedb_mem_overflow *region, uint32_t slot)
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_update(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                         const void *data, size_t bytes, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
-    uint32_t slot = nodedb_mem__slot_number(handle), size, old_size, taken = 0;
+    uint32_t slot = nodedb_mem__slot_number(handle), size = 0, old_size, taken = 0;
     size_t old_bytes;
     nodedb_status status;
     if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
