@@ -1,122 +1,149 @@
-/* nodedb_mem.h - v0.1 - memory governor: exact budgets, pressure, spill to a mapped file, arenas; public domain or MIT
-
-   In *one* C or C++ file create the implementation, before any system header (or compile with -D_GNU_SOURCE):
-       #define NODEDB_MEM_IMPLEMENTATION
-       #include <nodedb_mem.h> // compile with -I and the folder it is in
-   and include the file plainly wherever else you need it. Linux; link with -lpthread, and -ljemalloc for arenas.
+/* nodedb_mem.h - v0.2 - exact memory budgets, pressure, spill to a file, arenas - public domain or MIT, as you prefer
 
 1. WHAT IT IS FOR, AND NOT FOR
    A server that must stay inside a fixed amount of memory, with several parts ("engines") and a thread per core:
-     - a GOVERNOR that says yes or no to "may I hold N more bytes", exactly, for a few nanoseconds;
-     - PRESSURE levels and a SPILL controller that tell when to move cold data out of memory and when to bring it back;
-     - an OVERFLOW REGION, a mapped file for that data, with pointers that stay valid while it grows: scratch, or kept;
-     - ARENAS: the allocator's memory of one thread, apart from all others (needs jemalloc);
+     - a GOVERNOR that answers "may I hold N more bytes", exactly, for a few nanoseconds;
+     - PRESSURE levels and a SPILL controller, which tell when to move cold data out of memory and when to bring it
+       back;
+     - an OVERFLOW REGION, a mapped file for that data, whose pointers stay valid while it grows: scratch, or kept;
+     - ARENAS: the allocator's memory of one thread or one set of data, apart from all others (needs jemalloc);
      - what the process REALLY uses, beside what was accounted.
    It is not an allocator: it counts what you say you hold. It does not kill, evict or free anything by itself. A kept
-   region is no log: what was written since the last sync may be gone after a power cut (and says so), and there are no
-   transactions.
+   region is no log and has no transactions: what was written since the last sync may be gone after a power cut, and
+   then it says so.
 
 2. QUICK START
-       nodedb_error err;
-       nodedb_mem_config config = {0};
-       nodedb_mem *mem;
-       config.ceiling_bytes = 1 << 30;
-       mem = nodedb_mem_create(&config, &err);
-       if (mem == NULL) { fprintf(stderr, "%s\n", err.message); return 1; }
-       nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 256 << 20, NULL);
-       if (nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 4096, &err) != NODEDB_OK) {
-           fprintf(stderr, "%s\n", err.message);     // which limit, how much was asked, how much is left
-       } else {
-           void *page = malloc(4096);
-           free(page);
-           nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 4096, &err);
-       }
-       nodedb_mem_destroy(mem);
+   A value is accounted before it is allocated, moved to the file when memory is short, and read from there.
+
+        #define NODEDB_MEM_IMPLEMENTATION
+        #include "nodedb_mem.h"
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <string.h>
+        static int fail(const nodedb_error *err) { return fprintf(stderr, "%s\n", err->message), 1; }
+        int main(void) {
+            nodedb_mem_config config;
+            nodedb_mem_overflow_config file;
+            nodedb_mem_spill spill;
+            nodedb_mem_spill_action action;
+            nodedb_mem_handle handle;
+            nodedb_error err;
+            size_t bytes = 1000, move, length;
+            memset(&config, 0, sizeof config), memset(&file, 0, sizeof file), memset(&spill, 0, sizeof spill);
+            config.ceiling_bytes = 1100, config.max_cores = 1;
+            file.dir = ".";
+            nodedb_mem *mem = nodedb_mem_create(&config, &err);
+            if (mem == NULL) return fail(&err);
+            nodedb_mem_overflow *region = nodedb_mem_overflow_open(&file, &err);
+            if (region == NULL) return fail(&err);
+            // core 0 asks the governor first; a refusal says which limit, how much was asked, how much is left
+            if (nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, bytes, &err) != NODEDB_OK) return fail(&err);
+            char *value = (char *)calloc(1, bytes);
+            if (value == NULL) return 1;
+            // in its maintenance it asks what to move: here 1000 of 1100 bytes are in use, so it is told to begin
+            if (nodedb_mem_spill_decide(mem, &spill, 0, NODEDB_MEM_QUERY, 0, &action, &move, &err) != NODEDB_OK)
+                return fail(&err);
+            if (action == NODEDB_MEM_SPILL_BEGIN || action == NODEDB_MEM_SPILL_CONTINUE) {
+                if (nodedb_mem_overflow_write(region, value, bytes, &handle, &err) != NODEDB_OK) return fail(&err);
+                free(value);
+                if (nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, bytes, &err) != NODEDB_OK) return fail(&err);
+                const char *cold = (const char *)nodedb_mem_overflow_read(region, handle, &length, &err);
+                if (cold == NULL) return fail(&err);
+                printf("%lu bytes moved out, the first is %d\n", (unsigned long)length, cold[0]);
+            }
+            nodedb_mem_overflow_close(region);
+            nodedb_mem_destroy(mem);
+            return 0;
+        }
 
 3. CONCEPTS
    Ceiling, engine, limit. The ceiling bounds the sum over all engines; each engine may have a limit of its own. Seven
-   engines are there from the start, more are registered by name. A reservation that would pass either is refused; the
-   sentence in nodedb_error says which, how much was asked and how much is left. Both hold exactly, under any
+   engines exist from the start, more are registered by name. A reservation that would pass either is refused; the
+   sentence in nodedb_error says which, how much was asked and how much is left. Both hold exactly under any
    interleaving of threads: what was granted never passes them, and nothing is refused that would have fitted.
 
-   Credit. To ask a shared counter for each reservation would have all cores write one cache line. Instead each core
-   holds, for each engine, some credit: bytes already drawn from the engine's limit and the ceiling at once, in chunks
-   (config.chunk_bytes, less when little is left), that nobody else can reserve. A reservation or a release that the
-   credit covers writes nothing but a line of the core's own. Credit counts inside the limits. When the common pool
-   cannot serve a draw, the credit that lies idle at all cores is taken back first; only then is a reservation refused.
-   DEPARTURES tells how that is exact.
+   Credit. If each reservation asked a shared counter, all cores would write one cache line. Instead each core holds
+   some credit for each engine: bytes already drawn from the engine's limit and the ceiling, in chunks
+   (config.chunk_bytes, less when little is left), that no other core can reserve. A reservation that the credit covers,
+   and every release, writes a line of the core's own and nothing else. Credit counts inside the limits. When the common
+   pool cannot serve a draw, idle credit of all cores is reclaimed first; only then is a reservation refused.
 
-   Forced reservations are never refused and may pass the limits: for what exists already (recovery), and for accounting
-   of what cannot be avoided. They are counted apart. While a limit is passed, every ordinary reservation under it is
-   refused.
-
-   Pressure. Used against limit, for each engine and for the ceiling: NORMAL, WARNING from 70 %, CRITICAL from 85 %,
-   EMERGENCY from 95 %; a level is left only 5 points below the mark where it was entered. A level is computed when
-   somebody asks (nodedb_mem_pressure, nodedb_mem_poll); changes are then reported to a callback. A question about an
-   engine that does not exist is answered EMERGENCY, never NORMAL.
+   Forced reservations are never refused and may pass the limits: for what exists already (recovery), and for what
+   cannot be avoided. They are counted apart. While a limit is passed, every ordinary reservation under it is refused.
 
    NODEDB_MEM_GLOBAL names the ceiling, the sum of all engines. Every function that looks at an engine, sets its limit
    or decides about it takes NODEDB_MEM_GLOBAL in its place. Only bytes must belong to an engine: reserve,
    reserve_forced and release answer NODEDB_ERR_NOT_FOUND to it.
 
+   Pressure. How full an engine or the ceiling is: NORMAL, WARNING from 70 %, CRITICAL from 85 %, EMERGENCY from 95 %. A
+   level is left only 5 points below the mark where it was entered. A level is computed when somebody asks
+   (nodedb_mem_pressure, nodedb_mem_poll); changes are then reported to a callback.
+
    Lending. nodedb_mem_rebalance moves what engines leave idle of their limits to those in need, within the sum that was
-   set, and back when its owner needs it.
+   set, and back when the owner needs it.
 
    Spill. An engine or the ceiling begins to spill when it is 90 % full, and goes on until it is under 75 %:
-
        0 %                            75 %             90 %           100 %
        |   bring back, or do nothing   |   as before    |   move out   |
-
    Each core asks nodedb_mem_spill_decide in its maintenance, with a controller of its own, about one engine or about
    NODEDB_MEM_GLOBAL. While it spills, every core is told to move bytes out: BEGIN the first time, then CONTINUE.
    Otherwise a core that has bytes out is told to RESTORE some, as long as there is room under 75 %. All others are told
    NONE. Each core gets a share. The shares that go out suffice together to get under 75 %; those that come back stay
    under it together. The governor itself remembers whether it spills. So all cores agree, and none brings bytes back
    while another still moves some out.
+   A reservation may be refused between two decisions, and also while the decision is NONE: one large value does not fit
+   into the last tenth. Then move that many bytes out yourself, release them, and reserve again.
 
-   Overflow region. A mapped file of one core, with best-fit allocation, neighbours merged. A handle names an object and
-   its generation: after free it is stale, and every use of it is an error. Addresses for the maximum are taken once, so
-   the region grows without moving. Disk blocks are allocated before they are touched: a full disk is
-   NODEDB_ERR_DISK_FULL from write, not a SIGBUS later. Freed disk blocks are given back by nodedb_mem_overflow_trim.
-   Scratch is a nameless file, gone with the region or the process.
+   Overflow region. A mapped file of one core, with best-fit allocation and neighbours merged. A handle names an object
+   and its generation: after a free it is stale, and every use of it is an error. Addresses for the maximum are taken
+   once, so the region grows without moving. Disk blocks are allocated before they are touched: a full disk is
+   NODEDB_ERR_DISK_FULL from write, not a SIGBUS later. Scratch is a nameless file, gone with the region or the process.
+
+   Update and compaction. nodedb_mem_overflow_update replaces an object's bytes under the same handle.
+   nodedb_mem_overflow_compact moves objects down into holes, a bounded number at a time, so that whole granules of the
+   file become free; nodedb_mem_overflow_trim gives free granules back to the file system. A handle survives both. A
+   pointer does not: read again after them, or tell compact which objects must stay.
 
    Kept regions (config.name). The file has a table besides the data, with a checksum for each object. Opened again, by
-   whatever process, all objects are there under the handles that they had: save those in your own data, or find what is
-   there by nodedb_mem_overflow_next. A process that is killed loses nothing. After a power cut all is there that was
-   there at the last nodedb_mem_overflow_sync and has not been freed since; of the rest, what is not whole is not there,
-   or its read answers NODEDB_ERR_CORRUPT. Contents are compared with their checksum when they are first read.
+   whatever process, all objects are there under the handles that they had: save those in your own data, or step through
+   them with nodedb_mem_overflow_next. A process that is killed loses nothing. After a power cut every object is there
+   that was there at the last nodedb_mem_overflow_sync and has not been freed or updated since; of the rest, what is not
+   whole is not there, or its read answers NODEDB_ERR_CORRUPT. Contents are compared with their checksum when they are
+   first read.
 
-   Views. Another core reads a region through a view: read-only memory, without a message to the owner. It may use a
+   Views. Another thread reads a region through a view: read-only memory, without a message to the owner. It may use a
    pointer (nodedb_mem_overflow_view_read) while the two have agreed that the object stays, or take a copy
    (nodedb_mem_overflow_view_copy), which is whole or refused, whatever the owner does meanwhile.
 
 4. API BY TASK
-   set up        nodedb_mem_create, nodedb_mem_destroy, nodedb_mem_register_engine, nodedb_mem_find_engine,
-                 nodedb_mem_set_limit
-   account       nodedb_mem_reserve, nodedb_mem_reserve_forced, nodedb_mem_release
-   share         nodedb_mem_rebalance
+   set up        nodedb_mem_create, nodedb_mem_destroy, nodedb_mem_register_engine, nodedb_mem_set_limit
+   account       nodedb_mem_reserve, nodedb_mem_reserve_forced, nodedb_mem_release, nodedb_mem_rebalance
    look          nodedb_mem_get_usage, nodedb_mem_get_reality
    react         nodedb_mem_pressure, nodedb_mem_poll, nodedb_mem_spill_decide
-   spill         nodedb_mem_overflow_open, _close, _write, _read, _free, _trim, _get_stats
-   keep          nodedb_mem_overflow_sync, _next, _verify
-   share reads   nodedb_mem_overflow_view_open, _view_read, _view_copy, _view_close
-   arenas        nodedb_mem_arena_available, _create, _bind_thread, _of_thread, _get_stats, _reset, _destroy;
-                 nodedb_mem_collection_open, _allocator, _get_stats, _reset, _close
+   spill         nodedb_mem_overflow_open, _close, _write, _read, _update, _free, _next
+   tidy up       nodedb_mem_overflow_compact, _trim, _get_stats
+   arenas        nodedb_mem_arena_available, _create, _bind_thread, _allocator, _get_stats, _reset, _destroy
    NUMA          nodedb_mem_numa_bind_thread
+   keep          nodedb_mem_overflow_sync, _verify
+   share reads   nodedb_mem_overflow_view_open, _view_read, _view_copy, _view_close
+
+   How a maintenance makes a fragmented file smaller: when stats.fragmentation_percent is high, call compact once in
+   each round until it sets *complete, then trim. One call moves 1 MiB by default.
 
 5. THREADS
    Governor: `core` is an index below config.max_cores. At one time only one thread may use one index for
-   nodedb_mem_reserve, _reserve_forced and _release; which one may change, if the old thread's calls happen before the
+   nodedb_mem_reserve, _reserve_forced and _release. Which one may change if the old thread's calls happen before the
    new thread's (a join, a lock, a queue). NODEDB_MEM_ANY_THREAD instead of an index may be used by all threads at any
    time, at the price of a lock. Bytes are released through the index that reserved them: a core that hands memory to
    another has it released by a message back, or the two account it again. All other functions of the governor may be
-   called by any thread at any time, but create and destroy, which are alone.
-   Overflow region: all calls by one thread at a time, but nodedb_mem_overflow_get_stats and _view_open by any. Pointers
-   that read returned may be read by any thread until the object is freed. A view is used by one thread at a time, while
-   the region's own goes on.
-   Arenas: bind_thread and of_thread act on the calling thread; the rest by any thread.
-   Callbacks run on the calling thread, without locks held: they may call the governor. The allocator is called by
-   create and destroy, and for a region by its thread and those that open and close views.
+   called by any thread at any time, except create and destroy, which must be alone.
+   Overflow region: one thread at a time, except nodedb_mem_overflow_get_stats and _view_open, which any thread may
+   call. Pointers that read returned may be read by any thread until the object is freed, updated or moved. A view is
+   used by one thread at a time, while the region's own thread goes on.
+   Arenas: bind_thread acts on the calling thread; the rest by any thread. NUMA: the calling thread.
+   Callbacks run on the calling thread, without locks held: on_pressure may call the governor, may_move must not call
+   the region. The allocator is called by create and destroy, and for a region by its thread and those that open and
+   close views.
 
 6. MEMORY
    Governor: 2 KiB for each core and 9 KiB, taken at creation; nothing later.
@@ -124,25 +151,31 @@
    until close; 180 KiB at opening, with the first 4096. Sizes are rounded up to 16 bytes in the file. Kept: 32 bytes
    more for each block in the file, mapped; reopening takes 8 bytes a block for a moment, and qsort(3) may take as much.
    Addresses: max_bytes, kept 32 * max_blocks more, and as much again for each view.
+   What the kernel caches of the file is its own: it counts as resident, and is written out and dropped under pressure.
 
 7. ERRORS
-   Each function lists its own; whatever it answers but NODEDB_OK, nothing was changed. NODEDB_ERR_LIMIT is a refusal
-   and part of life. NODEDB_ERR_INVALID (also: a release of more than is reserved) and NODEDB_ERR_NOT_FOUND (also: a
-   stale handle) are faults of the caller's. Any nodedb_error may be NULL; a refusal is cheaper then, as no sentence is
-   made.
-   Reading an object whose disk block cannot be read any more (a failing disk) is a SIGBUS, as with all mapped files;
-   so is a file that somebody else cuts off while it is open. Opening a kept file, the first read of an object that it
+   Each function lists its own; after any answer but NODEDB_OK nothing was changed. NODEDB_ERR_LIMIT is a refusal and
+   part of life. NODEDB_ERR_INVALID (also: a release of more than is reserved) and NODEDB_ERR_NOT_FOUND (also: a stale
+   handle) are faults of the caller's. Any nodedb_error may be NULL; a refusal is cheaper then, as no sentence is made.
+   A call that was not understood never looks like "all is well": nodedb_mem_spill_decide sets NODEDB_MEM_SPILL_INVALID,
+   and a level, which has no room for an error, is NODEDB_MEM_EMERGENCY.
+   Reading an object whose disk block has become unreadable (a failing disk) is a SIGBUS, as with all mapped files; so
+   is a file that somebody else truncates while it is open. Opening a kept file, the first read of an object that it
    brought, verify and view_copy read by system calls: there it is NODEDB_ERR_IO or NODEDB_ERR_CORRUPT.
    A file system that copies on write (btrfs, ZFS, a file that was cloned on XFS) may run full in spite of allocated
-   blocks: put regions elsewhere.
+   blocks: put regions elsewhere. On tmpfs a region's "disk" is memory. It opens, with a warning to the logger and
+   stats.in_memory; a kept one survives the process there but not the machine, so its sync is NODEDB_ERR_UNSUPPORTED.
 
 8. LIMITS
    NODEDB_MEM_MAX_ENGINES 64, NODEDB_MEM_MAX_CORES 1024, NODEDB_MEM_MAX_NAME_BYTES 32 with the final zero.
    Overflow: NODEDB_MEM_OVERFLOW_MAX_BYTES 32 GiB a region (1 GiB on 32 bits), objects below 4 GiB,
    config.max_blocks blocks. A handle is known as stale until its slot has been reused 2^38 times; in a kept region that
    has been reopened, generations begin at random, so that one in 2^38 may be met again.
+   A compaction looks at 4096 blocks a call, and at 64 holes for each object. An object stays where it is if it finds no
+   hole below it, if it is larger than max_bytes of the call, or if it is damaged.
 
-9. A KEPT FILE, little-endian; checksums are CRC-32C
+9. ON DISK
+   A scratch region stores nothing that anybody reads again. A kept file is little-endian; checksums are CRC-32C.
    Header, at 0 and again at 4096:
        0   8  "NDBOVFL" and a zero
        8   4  format, 1
@@ -164,33 +197,50 @@
       12   4  object: its place in the data, in units
       16   4  object: its units
       20   4  object: checksum of its bytes
-      24   8  number of this change of the table
+      24   8  number of this change of the table; a move by a compaction keeps it
    A handle is slot << 38 | generation. The file is sparse: it looks larger than it is.
 
-10. CONFIGURATION MACROS
+10. BUILDING
+   In *one* C or C++ file define NODEDB_MEM_IMPLEMENTATION before the include; include the file plainly wherever else
+   you need it. It comes before any system header, or the compiler gets -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64. Linux, C99
+   or C++11. Link with -lpthread, and with -ljemalloc for arenas (without it they answer NODEDB_ERR_UNSUPPORTED);
+   -latomic only where the compiler asks for it.
    NODEDB_MEM_IMPLEMENTATION   the code, in one file of the program
    NODEDB_MEM_STATIC           with it: all functions private to that file
    NODEDB_MEM_API              what stands before each function instead of `extern`: an export attribute, say
+   NODEDB_MEM_NO_KEPT          leaves out kept regions and views, in all files of the program alike; config.name is then
+                               NODEDB_ERR_UNSUPPORTED. Saves 940 lines, and 24 KiB of a stripped
+                               program of 87 KiB (x86-64, gcc 12 -O2)
    NODEDB_NO_JEMALLOC          never ask jemalloc; assumed where <jemalloc/jemalloc.h> is missing
 
 11. DEPARTURES
-   Per-core counters that are exact at a limit usually lock (Linux's percpu_counter is not exact at all). Here the
-   owner of a cell writes `used` and then reads `granted`; who takes credit back writes `granted` and then reads `used`:
-   one of the two must see the other (Dekker's rule), and whoever lost settles under the lock. That costs an exchange on
-   a line that no other core touches; a release is a plain store. Moving even that barrier to the other side, with
-   membarrier(2), was tried and gained nothing that could be measured (AMD EPYC; other processors were not tried).
-   The overflow allocator is best fit by exact size: one bin per size below 64 KiB, found through a two-level bitmap
-   (as in TLSF, Masmano et al., ECRTS 2004, but with exact bins: the fit is the best, not a good one), and a treap
-   (Seidel and Aragon, 1996) by size and address above. O(1) and O(log n); the bookkeeping stays outside of the file, so
-   that merging neighbours never waits for the disk.
-   Measured by `./build.sh bench mem` on 2 virtual cores, AMD EPYC: a reservation 2.8 to 3.1 ns on one core, 2.8 to
-   5.2 ns on two at once; its release 3.2 to 3.6 ns, 3.3 to 6.0 ns; an uncontended atomic addition 2.7 to 3.2 ns, on a
-   counter that both cores write 7 to 19 ns; a refusal 0.1 to 0.15 us. A write and a free among 1,000,000 objects of up
-   to 256 bytes 0.45 to 0.47 us (malloc and free: 0.20 to 0.25 us), in a kept file 0.55 to 0.70 us; that file reopens in
-   0.13 to 0.15 s. A read through a view 0.16 to 0.19 us, a copy 1.4 to 1.7 us.
+   Per-core counters that are exact at a limit usually lock (Linux's percpu_counter is not exact at all). Here the owner
+   of a cell writes `used` and then reads `granted`; a thread that reclaims credit writes `granted` and then reads
+   `used`. At least one of the two sees the other (Dekker's rule), and the owner then goes to the lock. That costs an
+   exchange on a line that no other core touches; a release is a plain store. Moving even that barrier to the other
+   side, with membarrier(2), was tried and gained nothing that could be measured (AMD EPYC; other processors were not
+   tried).
 
-12. LICENCE
-   Public domain (Unlicense) or MIT, as you like: see the end of this file. */
+   The overflow allocator is best fit by exact size: one bin per size below 64 KiB, found through a two-level bitmap (as
+   in TLSF, Masmano et al., ECRTS 2004, but with exact bins: the fit is the best, not a good one), and a treap (Seidel
+   and Aragon, 1996) by size and address above. O(1) and O(log n). The bookkeeping stays outside of the file, so that
+   merging neighbours never waits for the disk.
+
+   Compaction usually slides objects, which copies onto bytes that an entry or a reader still names. Here an object
+   moves only into a hole that holds all of it, from the end of the file downward. That is safe for readers and at a
+   power cut, at the price of some holes that stay: of objects of 1 to 256 bytes with every second one freed, 93 % of
+   the free space comes back (`./build.sh bench mem` prints it).
+
+12. MEASURED
+   By `./build.sh bench mem` on 2 virtual cores, AMD EPYC. A reservation 2.8 to 3.1 ns on one core, 2.8 to 5.2 ns on two
+   at once; its release 3.2 to 3.6 ns, 3.3 to 6.0 ns. An uncontended atomic addition 2.7 to 3.2 ns, on a counter that
+   both cores write 7 to 19 ns. A refusal 0.1 to 0.15 us. A write and a free among 1,000,000 objects of up to 256 bytes
+   0.45 to 0.47 us (malloc and free: 0.20 to 0.25 us), in a kept file 0.55 to 0.70 us; that file reopens in 0.13 to
+   0.15 s. A read through a view 0.16 to 0.19 us, a copy 1.4 to 1.7 us. With --quick: a move by a compaction
+   0.2 us, the slowest call, of 1 MiB, 1 ms.
+
+13. LICENCE
+   Public domain (Unlicense) or MIT, as you prefer: both texts stand at the end of the file. */
 /* ===================================================================================================================
  * BEGIN NODEDB BASE BLOCK: statuses, errors, memory, sentences, time. The same words in every nodedb_*.h, behind one
  * guard, so that any set of them compiles together; `./build.sh sync` copies it from nodedb_wal.h.
@@ -696,7 +746,7 @@ extern "C" {
 
 /* ---- governor: set up -------------------------------------------------------------------------------------------- */
 
-typedef struct nodedb_mem nodedb_mem;
+typedef struct nodedb_mem nodedb_mem; /* a governor; any thread, see THREADS */
 
 /* The engines that exist from the start. Their names are the words in lower case: "vector", "sparse" ... */
 typedef enum nodedb_mem_engine {
@@ -892,7 +942,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem
 #define NODEDB_MEM_OVERFLOW_DEFAULT_MAX_BYTES (UINT64_C(256) << 20)
 #endif
 
-typedef struct nodedb_mem_overflow nodedb_mem_overflow;
+typedef struct nodedb_mem_overflow nodedb_mem_overflow; /* a region; one thread at a time, see THREADS */
 
 /* Names one object and its generation. {0} names nothing. Valid until the object is freed, in its own region only; of a
  * kept region also when it is reopened, by another process or on another machine. */
@@ -983,6 +1033,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *re
  * (the file system cannot), NODEDB_ERR_IO. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err);
 
+/* A region at one moment. Bytes; counts are since opening. */
 typedef struct nodedb_mem_overflow_stats {
     uint64_t objects;            /* alive */
     uint64_t object_bytes;       /* their exact lengths */
@@ -1012,6 +1063,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_get_stats(const nodedb_mem_over
 
 /* ---- arenas: jemalloc(3), mallctl -------------------------------------------------------------------------------- */
 
+/* What an arena holds. */
 typedef struct nodedb_mem_arena_stats {
     uint64_t allocated_bytes; /* in live allocations */
     uint64_t resident_bytes;  /* of memory that the arena holds */
@@ -1048,6 +1100,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_destroy(uint32_t arena, nodedb_err
 
 /* ---- NUMA: set_mempolicy(2), getcpu(2), sysfs -------------------------------------------------------------------- */
 
+/* What nodedb_mem_numa_bind_thread found and did. */
 typedef struct nodedb_mem_numa {
     uint32_t nodes; /* that the machine has */
     uint32_t node;  /* of the CPU that the thread runs on */
@@ -1164,14 +1217,12 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
  * The ceiling holds exactly because of two rules:
  *   1. The sum of all `covered` never passes a limit. Only a thread with the lock changes `covered`.
  *   2. A core reserves without the lock only as far as its own `covered`. So the sum of all `used` is at most the sum
- * of
- *      all `covered`, whatever the cores do at the same time.
+ *      of all `covered`, whatever the cores do at the same time.
  * No line is hot: a reservation that its credit covers, and every release, write the core's own cell and nothing else.
  * A core takes the lock when its credit is used up, which a chunk of credit makes rare.
  *
  * Nothing is refused that would have fitted, either. Before a refusal all credit is reclaimed, under the lock, while
- * owners go on without it. Each cell has a third number for that: `granted` is `covered`, or 0 while the cell is
- * frozen.
+ * the owners go on without it. Each cell has a third number for that: `granted` is `covered`, or 0 while it is frozen.
  *
  *     owner of the cell             reclaiming thread, with the lock
  *     used := used + bytes          granted := 0
@@ -1186,7 +1237,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
 #define NODEDB_MEM__MAX_PATH_BYTES 4096
 
 /* What one core holds of one engine. Two fit a cache line, and a core's lines are its own.
- *   used     reserved by this core. Its thread writes it (in the row of NODEDB_MEM_ANY_THREAD: whoever has the lock).
+ *   used     reserved by this core. Its thread writes it; in the row of NODEDB_MEM_ANY_THREAD the thread with the lock.
  *   granted  how far `used` may rise without the lock: `covered`, or 0 while frozen. Written under the lock.
  *   peak     the highest `used`. Written like `used`.
  *   covered  what the budgets count for this cell. Under the lock.
@@ -1217,6 +1268,8 @@ typedef struct nodedb_mem__budget {
     uint64_t level_since_ns;
 } nodedb_mem__budget;
 
+/* The governor. Any thread may have it; what a thread may touch in it says each part. Between calls the `covered` of
+ * the ceiling's budget is the sum of the engines', and no cell's `granted` is above its `covered`. */
 struct nodedb_mem {
     /* Fixed at creation and read by every call. */
     nodedb_mem__cell *cells; /* [max_cores + 1][NODEDB_MEM_MAX_ENGINES]; the last row is NODEDB_MEM_ANY_THREAD's */
@@ -2083,6 +2136,8 @@ typedef struct nodedb_mem__counters {
     size_t writes, updates, reads, frees, moves, moved_bytes, grows, refused, disk_full, reopened, lost, damaged;
 } nodedb_mem__counters;
 
+/* A region. One thread owns it; views read the parts that say so. Between calls the row of blocks covers the capacity
+ * without a gap, each hole is in exactly one bin or in the tree, and each object's granules are backed. */
 struct nodedb_mem_overflow {
     /* Fixed at opening. */
     char *file;          /* all of it mapped, file_bytes of addresses; touched only where disk blocks are */
@@ -2295,7 +2350,7 @@ static void nodedb_mem__bin_remove(nodedb_mem_overflow *region, uint32_t slot) {
 }
 
 /* The first bin of `size` units or more that is not empty; NODEDB_MEM__BINS if there is none. */
-static uint32_t nodedb_mem__next_bin(const nodedb_mem_overflow *region, uint32_t size) {
+static inline uint32_t nodedb_mem__next_bin(const nodedb_mem_overflow *region, uint32_t size) {
     uint32_t word = size / 64;
     uint64_t bits, words;
     if (size >= NODEDB_MEM__BINS) return NODEDB_MEM__BINS;
@@ -2329,7 +2384,7 @@ static void nodedb_mem__remove_hole(nodedb_mem_overflow *region, uint32_t slot) 
 }
 
 /* The smallest hole of at least `size` units, or 0. */
-static uint32_t nodedb_mem__best_fit(const nodedb_mem_overflow *region, uint32_t size) {
+static inline uint32_t nodedb_mem__best_fit(const nodedb_mem_overflow *region, uint32_t size) {
     uint32_t bin = nodedb_mem__next_bin(region, size);
     return bin < NODEDB_MEM__BINS ? region->bins[bin] : nodedb_mem__tree_find(region, size, 0);
 }
@@ -2379,7 +2434,7 @@ static void nodedb_mem__merge(nodedb_mem_overflow *region, uint32_t slot) {
 }
 
 /* Takes the first `size` units of a hole; the rest, if any, is a hole of its own. Needs a spare slot for that. */
-static void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
+static inline void nodedb_mem__carve(nodedb_mem_overflow *region, uint32_t slot, uint32_t size) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     nodedb_mem__remove_hole(region, slot);
     nodedb_mem__set_state(s, NODEDB_MEM__TAKEN);
@@ -2486,8 +2541,8 @@ static inline size_t nodedb_mem__granule_end(const nodedb_mem_overflow *region, 
     return end < region->max_bytes ? end : region->max_bytes;
 }
 
-/* Makes disk blocks exist for a part of the file that has none and holds nothing. Where the file system cannot
- * allocate, zeros are written. */
+/* Allocates disk blocks for a part of the file that has none and holds nothing. Where the file system cannot, zeros are
+ * written. */
 static int nodedb_mem__allocate_disk(nodedb_mem_overflow *region, uint64_t at, uint64_t bytes) {
     static const char zeros[4096] = {0};
     uint64_t end = at + bytes;
@@ -2834,7 +2889,8 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
 /* ---- write, read, update, free ----------------------------------------------------------------------------------- */
 
 /* Takes a block of `size` units, with its disk blocks; growing and disk blocks come first, as they may fail. */
-static nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot, nodedb_error *err) {
+static inline nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot,
+                                              nodedb_error *err) {
     nodedb_status status = nodedb_mem__need_slots(region, 2, err); /* one to grow, one for the rest of a hole */
     size_t at;
     if (status != NODEDB_OK) return status;
@@ -2868,7 +2924,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_write(nodedb_mem_overflow *regi
                                                        nodedb_mem_handle *handle, nodedb_error *err) {
     nodedb_status status;
     nodedb_mem__slot *s;
-    uint32_t slot = 0, size;
+    uint32_t slot = 0, size = 0;
     if (handle != NULL) handle->bits = 0;
     if (region == NULL || handle == NULL || (data == NULL && bytes > 0))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "overflow write: NULL");
@@ -2936,7 +2992,7 @@ static void nodedb_mem__return_block(nodedb_mem_overflow *region, uint32_t slot)
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_update(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                         const void *data, size_t bytes, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
-    uint32_t slot = nodedb_mem__slot_number(handle), size, old_size, taken = 0;
+    uint32_t slot = nodedb_mem__slot_number(handle), size = 0, old_size, taken = 0;
     size_t old_bytes;
     nodedb_status status;
     if (s == NULL) return region == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_NOT_FOUND;
@@ -3102,14 +3158,14 @@ static uint32_t nodedb_mem__target_of(nodedb_mem_overflow *region, uint32_t slot
     if (nodedb_mem__slot_of(region, hole)->size > s->size && nodedb_mem__need_slots(region, 1, NULL) != NODEDB_OK)
         return 0; /* the rest of the hole would have no slot */
     if (s->state == NODEDB_MEM__UNCHECKED && nodedb_mem__check_object(region, slot, NULL) != NODEDB_OK)
-        return 0; /* damaged: it stays as it is, for whoever looks at it */
+        return 0; /* damaged: it stays as it is, so that a read reports it */
     return hole;
 }
 
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *region, uint64_t max_bytes,
                                                          nodedb_mem_may_move *may_move, void *ctx, bool *complete,
                                                          nodedb_error *err) {
-    uint32_t moved = 0, blocks; /* `moved`: the first of a list of blocks that were left */
+    uint32_t moved = 0; /* kept: the first of the blocks that objects have left; link[1] leads to the next */
     uint64_t left_bytes = max_bytes == 0 ? NODEDB_MEM_OVERFLOW_DEFAULT_COMPACT_BYTES : max_bytes, most = left_bytes;
     nodedb_status status = NODEDB_OK;
     bool end = false;
@@ -3119,12 +3175,13 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *re
         return nodedb_fail(err, NODEDB_ERR_STATE, 0, "overflow region: an earlier sync of %.80s in %s failed",
                            region->name, region->dir);
     if (region->cursor == 0) region->cursor = region->last;
-    for (blocks = 0; blocks < NODEDB_MEM_OVERFLOW_COMPACT_BLOCKS && !end; blocks++) {
-        uint32_t slot = region->cursor, hole = 0;
+    for (uint32_t blocks = 0; blocks < NODEDB_MEM_OVERFLOW_COMPACT_BLOCKS && !end; blocks++) {
+        uint32_t slot = region->cursor, hole;
         const nodedb_mem__slot *s = slot != 0 ? nodedb_mem__slot_of(region, slot) : NULL;
         end = s == NULL || s->at < region->count.used_units;
         if (end) break;
-        if (nodedb_mem__is_object(s) && nodedb_mem__length(s) > left_bytes && nodedb_mem__length(s) <= most) break;
+        if (nodedb_mem__is_object(s) && nodedb_mem__length(s) > left_bytes && nodedb_mem__length(s) <= most)
+            break; /* the next call has the bytes for it */
         hole = nodedb_mem__target_of(region, slot, left_bytes, may_move, ctx);
         if (hole == 0) {
             region->cursor = s->before;

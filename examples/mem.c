@@ -1,5 +1,5 @@
-/* A tiny cache that stays inside its budget: values live in ordinary memory while the governor grants it; when it says
- * that memory is short, the oldest are moved to the overflow file, and reading finds them in either place. */
+/* A cache that spills. Values live in ordinary memory while the governor grants it. When memory is short the oldest
+ * move to the overflow file, and a get finds them in either place. Later half are dropped, and the file shrinks. */
 #define NODEDB_MEM_IMPLEMENTATION
 #include "nodedb_mem.h"
 
@@ -7,86 +7,92 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define VALUES 1000
-#define BUDGET_BYTES 20000
+#define VALUES 40000
+#define BUDGET_BYTES 2000000
 
+/* A value is in one of three places: in memory, in the file, or dropped (then both are zero). */
 typedef struct value {
-    char *memory;           /* or NULL: it is spilled */
-    nodedb_mem_handle cold; /* where it is then */
+    char *memory;
+    nodedb_mem_handle cold;
     size_t bytes;
 } value;
 
 static value values[VALUES];
-static size_t oldest; /* values before this one are spilled */
+static nodedb_mem *mem;
+static nodedb_mem_overflow *region;
+static nodedb_mem_spill controller;
+static size_t oldest, cold_bytes; /* values before `oldest` are not in memory; what is in the file */
+static nodedb_error err;          /* every call may fail, and its error is a sentence */
 
-static int fail(const nodedb_error *err) {
-    fprintf(stderr, "%s\n", err->message);
-    return 1;
+static void check(nodedb_status status) {
+    if (status == NODEDB_OK) return;
+    fprintf(stderr, "%s\n", err.message);
+    exit(1);
 }
 
-/* Moves the oldest values out of memory, until `bytes` bytes are. */
-static nodedb_status spill(nodedb_mem *mem, nodedb_mem_overflow *region, size_t bytes, nodedb_error *err) {
-    while (bytes > 0 && values[oldest].memory != NULL) {
-        value *v = &values[oldest++];
-        nodedb_status status = nodedb_mem_overflow_write(region, v->memory, v->bytes, &v->cold, err);
-        if (status != NODEDB_OK) return status;
-        free(v->memory);
-        v->memory = NULL;
-        status = nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, v->bytes, err);
-        if (status != NODEDB_OK) return status;
-        bytes -= v->bytes < bytes ? v->bytes : bytes;
-    }
-    return NODEDB_OK;
+static void move_to_file(value *v) {
+    check(nodedb_mem_overflow_write(region, v->memory, v->bytes, &v->cold, &err));
+    free(v->memory), v->memory = NULL, cold_bytes += v->bytes;
+    check(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, v->bytes, &err));
+}
+
+/* What a core does now and then: ask the governor, and move as much as it says. */
+static void maintain(size_t newest) {
+    nodedb_mem_spill_action action;
+    size_t bytes, done = 0;
+    check(nodedb_mem_spill_decide(mem, &controller, 0, NODEDB_MEM_QUERY, cold_bytes, &action, &bytes, &err));
+    if (action != NODEDB_MEM_SPILL_BEGIN && action != NODEDB_MEM_SPILL_CONTINUE) return;
+    for (; done < bytes && oldest < newest; oldest++) move_to_file(&values[oldest]), done += values[oldest].bytes;
+}
+
+static void put(size_t i) {
+    value *v = &values[i];
+    v->bytes = 500 + i % 1000;
+    check(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, v->bytes, &err)); /* first the account, then the memory */
+    v->memory = (char *)malloc(v->bytes);
+    if (v->memory == NULL) exit(1);
+    memset(v->memory, (int)('a' + i % 26), v->bytes);
+}
+
+static const char *get(const value *v) {
+    if (v->memory != NULL) return v->memory;
+    return (const char *)nodedb_mem_overflow_read(region, v->cold, NULL, &err); /* valid until it is freed or moved */
+}
+
+static void drop(value *v) {
+    if (v->memory != NULL) check(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, v->bytes, &err));
+    else check(nodedb_mem_overflow_free(region, v->cold, &err)), cold_bytes -= v->bytes;
+    free(v->memory), memset(v, 0, sizeof *v);
 }
 
 int main(void) {
-    nodedb_error err;
-    nodedb_mem_config config = {0};
-    nodedb_mem_overflow_config overflow = {0};
-    nodedb_mem_spill controller = {0};
-    nodedb_mem_spill_action action;
+    static nodedb_mem_config config;
+    static nodedb_mem_overflow_config overflow;
     nodedb_mem_usage usage;
-    nodedb_mem_overflow_stats stats;
-    nodedb_mem *mem;
-    nodedb_mem_overflow *region;
-    size_t i, bytes, intact = 0;
-    config.ceiling_bytes = BUDGET_BYTES;
-    config.max_cores = 1;
-    mem = nodedb_mem_create(&config, &err);
-    if (mem == NULL) return fail(&err);
+    uint64_t fragmented = 0, compact = 0;
+    size_t intact = 0;
+    bool complete = false;
+    config.ceiling_bytes = BUDGET_BYTES, config.max_cores = 1;
     overflow.dir = ".";
-    region = nodedb_mem_overflow_open(&overflow, &err);
-    if (region == NULL) return fail(&err);
-
-    for (i = 0; i < VALUES; i++) {
-        value *v = &values[i];
-        v->bytes = 50 + i % 100;
-        if (nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, v->bytes, &err) != NODEDB_OK) return fail(&err);
-        v->memory = (char *)malloc(v->bytes);
-        if (v->memory == NULL) return 1;
-        memset(v->memory, (int)('a' + i % 26), v->bytes);
-        if (nodedb_mem_spill_decide(mem, &controller, 0, NODEDB_MEM_QUERY, 0, &action, &bytes, &err) != NODEDB_OK)
-            return fail(&err);
-        if (action != NODEDB_MEM_SPILL_NONE && spill(mem, region, bytes, &err) != NODEDB_OK) return fail(&err);
+    if ((mem = nodedb_mem_create(&config, &err)) == NULL) check(err.status);
+    if ((region = nodedb_mem_overflow_open(&overflow, &err)) == NULL) check(err.status);
+    for (size_t i = 0; i < VALUES; i++) put(i), maintain(i);
+    for (size_t i = 0; i < VALUES; i++) {
+        const char *at = get(&values[i]);
+        intact += at != NULL && at[0] == (char)('a' + i % 26) && at[values[i].bytes - 1] == at[0];
     }
-    for (i = 0; i < VALUES; i++) {
-        const char *at = values[i].memory;
-        bytes = values[i].bytes;
-        if (at == NULL) at = (const char *)nodedb_mem_overflow_read(region, values[i].cold, &bytes, &err);
-        if (at == NULL) return fail(&err);
-        intact += bytes == 50 + i % 100 && at[0] == (char)('a' + i % 26) && at[bytes - 1] == at[0];
-    }
-    if (nodedb_mem_get_usage(mem, NODEDB_MEM_QUERY, &usage, &err) != NODEDB_OK) return fail(&err);
-    if (nodedb_mem_overflow_get_stats(region, &stats, &err) != NODEDB_OK) return fail(&err);
-    printf("%lu of %d values intact\n", (unsigned long)intact, VALUES);
-    printf("%lu bytes in memory, of %d allowed; at most %lu, none refused: %s\n", (unsigned long)usage.reserved_bytes,
-           BUDGET_BYTES, (unsigned long)usage.peak_bytes, usage.rejections == 0 ? "yes" : "no");
-    printf("%lu values with %lu bytes in the overflow file, after %lu spills\n", (unsigned long)stats.objects,
-           (unsigned long)stats.object_bytes, (unsigned long)controller.begins);
-    for (i = oldest; i < VALUES; i++) {
-        if (nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, values[i].bytes, &err) != NODEDB_OK) return fail(&err);
-        free(values[i].memory);
-    }
+    check(nodedb_mem_get_usage(mem, NODEDB_MEM_QUERY, &usage, &err));
+    printf("%lu of %d values intact, %lu of them in the overflow file\n", (unsigned long)intact, VALUES,
+           (unsigned long)oldest);
+    printf("at most %lu bytes in memory, of %d allowed; refused: %lu\n", (unsigned long)usage.peak_bytes, BUDGET_BYTES,
+           (unsigned long)usage.rejections);
+    for (size_t i = 0; i < VALUES; i += 2) drop(&values[i]);
+    check(nodedb_mem_overflow_trim(region, &fragmented, &err)); /* no whole granule is free */
+    while (!complete) check(nodedb_mem_overflow_compact(region, 0, NULL, NULL, &complete, &err));
+    check(nodedb_mem_overflow_trim(region, &compact, &err));
+    printf("every second dropped: trim gave back %lu MiB, after compaction %lu MiB\n",
+           (unsigned long)(fragmented >> 20), (unsigned long)(compact >> 20));
+    for (size_t i = 1; i < VALUES; i += 2) drop(&values[i]);
     nodedb_mem_overflow_close(region);
     nodedb_mem_destroy(mem);
     return 0;

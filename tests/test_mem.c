@@ -1,4 +1,10 @@
-/* Tests of nodedb_mem.h, through its public API. */
+/* Tests of the governor, the arenas and NUMA of nodedb_mem.h, through its public API. In this order:
+ *   reserve and release on one thread; on many threads; forced reservations
+ *   limits and lending; engines by name, faults of the caller
+ *   pressure; spill, one controller; spill, many cores beside a model
+ *   what the system says, through files of the test's; life cycle
+ *   arenas
+ * The overflow regions have test_mem_overflow.c. */
 #define NODEDB_MEM_IMPLEMENTATION
 #include "nodedb_mem.h"
 
@@ -35,7 +41,7 @@ static nodedb_mem_spill_action decide(nodedb_mem *mem, nodedb_mem_spill *spill, 
     return action;
 }
 
-/* ---- governor ---------------------------------------------------------------------------------------------------- */
+/* ---- reserve and release on one thread --------------------------------------------------------------------------- */
 
 TEST(reservation_up_to_the_ceiling_is_granted_and_one_byte_more_is_refused) {
     nodedb_error err;
@@ -89,7 +95,7 @@ TEST(releasing_more_than_was_reserved_is_an_error_and_changes_nothing) {
     nodedb_mem_destroy(mem);
 }
 
-TEST(credit_parked_at_one_core_is_taken_back_for_another) {
+TEST(credit_idle_at_one_core_is_reclaimed_for_another) {
     nodedb_mem *mem = governor(16 * MIB, 4);
     REQUIRE(mem != NULL);
     CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 16 * MIB, NULL), NODEDB_OK);
@@ -104,7 +110,7 @@ TEST(credit_parked_at_one_core_is_taken_back_for_another) {
     nodedb_mem_destroy(mem);
 }
 
-TEST(engine_credit_parked_at_one_core_is_taken_back_for_another) {
+TEST(engine_credit_idle_at_one_core_is_reclaimed_for_another) {
     nodedb_mem *mem = governor(64 * MIB, 4);
     REQUIRE(mem != NULL);
     CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, MIB, NULL), NODEDB_OK);
@@ -160,6 +166,8 @@ TEST(peak_of_an_engine_is_exact_on_one_core) {
     CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).peak_bytes, 150);
     nodedb_mem_destroy(mem);
 }
+
+/* ---- reserve and release on many threads ------------------------------------------------------------------------- */
 
 /* The independent check: each thread adds what it was granted to one counter after the grant, and takes it off before
  * the release. So the counter is never above what is granted, and must never pass the ceiling; nor the engine's. */
@@ -278,6 +286,8 @@ TEST(nothing_is_refused_that_would_have_fitted) {
     nodedb_mem_destroy(mem);
 }
 
+/* ---- forced reservations ----------------------------------------------------------------------------------------- */
+
 TEST(forced_reservation_passes_the_limits_and_nothing_else_does_until_it_is_released) {
     nodedb_mem *mem = governor(1000, 2);
     REQUIRE(mem != NULL);
@@ -312,6 +322,8 @@ TEST(forced_reservation_takes_idle_credit_away_before_it_passes_the_ceiling) {
     CHECK_EQ(nodedb_mem_reserve_forced(mem, 0, NODEDB_MEM_QUERY, SIZE_MAX, NULL), NODEDB_ERR_INVALID);
     nodedb_mem_destroy(mem);
 }
+
+/* ---- limits and lending ------------------------------------------------------------------------------------------ */
 
 TEST(limit_set_below_what_is_reserved_takes_nothing_away_and_grants_nothing) {
     nodedb_mem *mem = governor(10000, 2);
@@ -421,6 +433,8 @@ TEST(limits_after_any_rebalance_add_up_to_no_more_than_was_set) {
     }
 }
 
+/* ---- engines by name, faults of the caller ----------------------------------------------------------------------- */
+
 TEST(engines_are_registered_by_name_up_to_sixty_four) {
     nodedb_error err;
     uint32_t engine = 0, again = 0;
@@ -485,6 +499,8 @@ TEST(faults_of_the_caller_are_errors) {
     config.max_cores = NODEDB_MEM_MAX_CORES + 1;
     CHECK(nodedb_mem_create(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
 }
+
+/* ---- pressure ---------------------------------------------------------------------------------------------------- */
 
 typedef struct levels {
     nodedb_mem *mem;
@@ -581,6 +597,8 @@ TEST(level_asked_for_within_the_callback_is_that_of_now_and_its_change_is_report
     CHECK_EQ(usage_of(l.mem, NODEDB_MEM_GLOBAL).level, NODEDB_MEM_EMERGENCY);
     nodedb_mem_destroy(l.mem);
 }
+
+/* ---- spill, one controller --------------------------------------------------------------------------------------- */
 
 TEST(spill_begins_at_ninety_goes_on_to_seventy_five_and_restores_below) {
     nodedb_mem_spill spill, other;
@@ -710,6 +728,8 @@ TEST(question_that_is_not_understood_is_never_answered_as_if_all_were_well) {
     nodedb_mem_destroy(mem);
 }
 
+/* ---- spill, many cores beside a model ---------------------------------------------------------------------------- */
+
 /* The spill controllers as a database uses them: each core asks about the ceiling and moves what it is told, or a part
  * of it. A plain model beside it says what they must answer. */
 enum { SPILL_CORES = 8, SPILL_ENGINES = 7 };
@@ -824,7 +844,7 @@ static void one_by_one(spill_model *m, bool in_batches) {
 }
 
 /* Without new reservations all comes to rest, and what has ended to spill does not begin again. */
-static void settle(spill_model *m) {
+static void restore_all(spill_model *m) {
     bool moved = true, ended = false;
     uint32_t i;
     int turn;
@@ -889,11 +909,11 @@ static void spill_campaign(uint64_t seed) {
         switch (below(m, 6)) {
         case 0: all_at_once(m); break;
         case 1: one_by_one(m, true); break;
-        case 2: if (below(m, 4) == 0) settle(m); break;
+        case 2: if (below(m, 4) == 0) restore_all(m); break;
         default: change_something(m); break;
         }
     }
-    settle(m);
+    restore_all(m);
     CHECK_EQ(usage_of(m->mem, NODEDB_MEM_GLOBAL).reserved_bytes, used_of(m));
     for (i = 0; i < m->cores; i++)
         for (e = 0; e < SPILL_ENGINES; e++)
@@ -971,7 +991,7 @@ TEST(recovery_far_over_the_ceiling_is_spilled_by_all_threads_once_and_for_all) {
     nodedb_mem_destroy(mem);
 }
 
-/* ---- what the system says, through files of the test's -------------------------------------------------- */
+/* ---- what the system says, through files of the test's ----------------------------------------------------------- */
 
 typedef struct fake_files {
     const char *path[4], *text[4];
@@ -1145,6 +1165,8 @@ TEST(reality_of_this_process_is_plausible) {
     nodedb_mem_destroy(mem);
 }
 
+/* ---- life cycle -------------------------------------------------------------------------------------------------- */
+
 static void note_sentence(void *ctx, nodedb_log_level level, const char *sentence) {
     (void)level;
     snprintf((char *)ctx, 600, "%s", sentence);
@@ -1242,11 +1264,11 @@ TEST(thread_allocates_from_its_own_arena) {
 }
 
 TEST(arena_of_a_set_of_data_has_its_memory_for_itself_and_gives_it_back_at_once) {
-    nodedb_mem_arena_stats stats, other;
+    nodedb_mem_arena_stats stats = {0, 0}, other = {0, 0};
     nodedb_allocator allocator;
     nodedb_error err;
     char *blocks[100];
-    uint32_t orders, users;
+    uint32_t orders = 0, users = 0;
     if (nodedb_mem_arena_available(NULL) != NODEDB_OK) return;
     CHECK_EQ(nodedb_mem_arena_create(&orders, &err), NODEDB_OK);
     CHECK_EQ(nodedb_mem_arena_create(&users, &err), NODEDB_OK);

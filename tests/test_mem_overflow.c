@@ -1,10 +1,16 @@
-/* Tests of the overflow regions of nodedb_mem.h, through its public API: scratch, kept files, views. */
+/* Tests of the overflow regions of nodedb_mem.h, through its public API. In this order:
+ *   write, read, free; update and compaction
+ *   scratch files, disk blocks, statistics
+ *   kept files: reopening; damage; power cuts; a process that is killed; failing calls, and file systems that cannot;
+ *     after a power cut, generations and slots; memory and disk blocks
+ *   views */
 #define NODEDB_MEM_IMPLEMENTATION
 #include "nodedb_mem.h"
 
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 
 #include "refusing_allocator.h"
@@ -13,7 +19,7 @@
 #define MIB ((size_t)1024 * 1024)
 #define OVERFLOW_MAX_LIVE 4096
 
-/* ---- overflow region --------------------------------------------------------------------------------------------- */
+/* ---- write, read, free ------------------------------------------------------------------------------------------- */
 
 static nodedb_mem_overflow *open_region(uint64_t initial, uint64_t most, const nodedb_io *io) {
     nodedb_mem_overflow_config config;
@@ -251,6 +257,213 @@ TEST(the_smallest_hole_that_fits_is_taken) {
     nodedb_mem_overflow_close(region);
 }
 
+/* ---- update and compaction --------------------------------------------------------------------------------------- */
+
+TEST(update_replaces_the_bytes_under_the_same_handle_and_in_place_where_they_fit) {
+    nodedb_mem_overflow *region = open_region(MIB, MIB, NULL);
+    nodedb_mem_handle handle, neighbour, stale;
+    const char *at, *now;
+    static char large[2 * MIB];
+    char word[33] = "thirty-two bytes of one object.";
+    size_t bytes;
+    nodedb_error err;
+    REQUIRE(region != NULL);
+    CHECK_EQ(nodedb_mem_overflow_write(region, word, 32, &handle, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "beside it", 9, &neighbour, NULL), NODEDB_OK);
+    at = (const char *)nodedb_mem_overflow_read(region, handle, NULL, NULL);
+    REQUIRE(at != NULL);
+    CHECK_EQ(nodedb_mem_overflow_update(region, handle, "a shorter sentence", 18, &err), NODEDB_OK); /* two units */
+    now = (const char *)nodedb_mem_overflow_read(region, handle, &bytes, NULL);
+    CHECK(now == at && bytes == 18 && memcmp(now, "a shorter sentence", 18) == 0);
+    CHECK_EQ(nodedb_mem_overflow_update(region, handle, now + 2, 16, &err), NODEDB_OK); /* its own bytes; one unit */
+    now = (const char *)nodedb_mem_overflow_read(region, handle, &bytes, NULL);
+    CHECK(bytes == 16 && memcmp(now, "shorter sentence", 16) == 0);
+    CHECK_EQ(nodedb_mem_overflow_update(region, handle, now + 8, 8, &err), NODEDB_OK); /* the same in one place */
+    now = (const char *)nodedb_mem_overflow_read(region, handle, &bytes, NULL);
+    CHECK(bytes == 8 && memcmp(now, "sentence", 8) == 0);
+    memset(large, 'x', 100000);
+    CHECK_EQ(nodedb_mem_overflow_update(region, handle, large, 100000, &err), NODEDB_OK);
+    now = (const char *)nodedb_mem_overflow_read(region, handle, &bytes, NULL);
+    CHECK(bytes == 100000 && memcmp(now, large, bytes) == 0);
+    CHECK_EQ(nodedb_mem_overflow_update(region, handle, large, sizeof large, &err), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_overflow_update(region, handle, large, MIB, &err), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_overflow_update(region, handle, NULL, 1, &err), NODEDB_ERR_INVALID);
+    now = (const char *)nodedb_mem_overflow_read(region, handle, &bytes, NULL);
+    CHECK(bytes == 100000 && memcmp(now, large, bytes) == 0);
+    CHECK_EQ(stats_of(region).updates, 4);
+    CHECK_EQ(stats_of(region).refused, 2);
+    CHECK_EQ(stats_of(region).object_bytes, 100009);
+    CHECK_EQ(nodedb_mem_overflow_update(region, handle, NULL, 0, &err), NODEDB_OK);
+    CHECK(nodedb_mem_overflow_read(region, handle, &bytes, NULL) != NULL && bytes == 0);
+    CHECK_EQ(stats_of(region).used_bytes, 32);
+    now = (const char *)nodedb_mem_overflow_read(region, neighbour, &bytes, NULL);
+    CHECK(bytes == 9 && memcmp(now, "beside it", 9) == 0);
+    stale = handle;
+    CHECK_EQ(nodedb_mem_overflow_free(region, handle, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_update(region, stale, "x", 1, &err), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_overflow_update(NULL, neighbour, "x", 1, &err), NODEDB_ERR_INVALID);
+    nodedb_mem_overflow_close(region);
+}
+
+/* Compacts until a pass is complete; each call stays within its bounds. */
+static void compact_all(nodedb_mem_overflow *region, uint64_t max_bytes, nodedb_mem_may_move *may_move, void *ctx) {
+    bool complete = false;
+    for (int calls = 0; !complete && calls < 100000; calls++) {
+        nodedb_mem_overflow_stats before = stats_of(region), after;
+        CHECK_EQ(nodedb_mem_overflow_compact(region, max_bytes, may_move, ctx, &complete, NULL), NODEDB_OK);
+        after = stats_of(region);
+        CHECK(after.moved_bytes - before.moved_bytes <= (max_bytes == 0 ? MIB : max_bytes));
+        CHECK(after.moves - before.moves <= NODEDB_MEM_OVERFLOW_COMPACT_BLOCKS);
+        CHECK(after.objects == before.objects && after.used_bytes == before.used_bytes);
+        CHECK(after.capacity_bytes == before.capacity_bytes && after.disk_bytes == before.disk_bytes);
+    }
+    CHECK(complete);
+}
+
+TEST(where_every_second_object_was_freed_compaction_makes_what_trim_gives_back) {
+    enum { OBJECTS = SLOW ? 6000 : 20000 };
+    static nodedb_mem_handle handles[OBJECTS];
+    static unsigned char object[1000];
+    nodedb_mem_overflow *region = open_region(MIB, 64 * MIB, NULL);
+    uint64_t given = 1, disk;
+    REQUIRE(region != NULL);
+    for (size_t i = 0; i < OBJECTS; i++) {
+        fill_object(object, sizeof object, i);
+        CHECK_EQ(nodedb_mem_overflow_write(region, object, sizeof object, &handles[i], NULL), NODEDB_OK);
+    }
+    CHECK_EQ(nodedb_mem_overflow_trim(region, NULL, NULL), NODEDB_OK); /* what growing allocated and nobody uses */
+    for (size_t i = 1; i < OBJECTS; i += 2) CHECK_EQ(nodedb_mem_overflow_free(region, handles[i], NULL), NODEDB_OK);
+    disk = stats_of(region).disk_bytes;
+    CHECK_EQ(nodedb_mem_overflow_trim(region, &given, NULL), NODEDB_OK);
+    CHECK_EQ(given, 0);
+    compact_all(region, 100000, NULL, NULL);
+    CHECK_EQ(nodedb_mem_overflow_trim(region, &given, NULL), NODEDB_OK);
+    CHECK(given + 2 * MIB > disk / 2 && stats_of(region).disk_bytes < stats_of(region).used_bytes + 2 * MIB);
+    CHECK_EQ(stats_of(region).holes, 1);
+    for (size_t i = 0; i < OBJECTS; i += 2) {
+        size_t bytes;
+        const void *at = nodedb_mem_overflow_read(region, handles[i], &bytes, NULL);
+        fill_object(object, sizeof object, i);
+        CHECK(at != NULL && bytes == sizeof object && memcmp(at, object, bytes) == 0);
+    }
+    {
+        bool complete = false; /* what is compact costs one look */
+        uint64_t moves = stats_of(region).moves;
+        CHECK_EQ(nodedb_mem_overflow_compact(region, 0, NULL, NULL, &complete, NULL), NODEDB_OK);
+        CHECK(complete && stats_of(region).moves == moves);
+    }
+    nodedb_mem_overflow_close(region);
+}
+
+static bool is_not_pinned(void *ctx, nodedb_mem_handle handle) {
+    const nodedb_mem_handle *pinned = (const nodedb_mem_handle *)ctx;
+    return handle.bits != pinned->bits;
+}
+
+TEST(compaction_leaves_what_may_not_move_and_what_is_larger_than_its_bound) {
+    nodedb_mem_overflow *region = open_region(MIB, 4 * MIB, NULL);
+    static unsigned char large[300000];
+    nodedb_mem_handle gap, pinned, big, small;
+    const void *at, *big_at;
+    bool complete = true;
+    nodedb_error err;
+    REQUIRE(region != NULL);
+    memset(large, 7, sizeof large);
+    CHECK_EQ(nodedb_mem_overflow_write(region, large, sizeof large, &gap, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, large, 1000, &small, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, large, 200000, &big, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "pinned", 6, &pinned, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_free(region, gap, NULL), NODEDB_OK);
+    at = nodedb_mem_overflow_read(region, pinned, NULL, NULL);
+    big_at = nodedb_mem_overflow_read(region, big, NULL, NULL);
+    compact_all(region, 100000, is_not_pinned, &pinned);
+    CHECK(nodedb_mem_overflow_read(region, pinned, NULL, NULL) == at && memcmp(at, "pinned", 6) == 0);
+    CHECK(nodedb_mem_overflow_read(region, big, NULL, NULL) == big_at);
+    compact_all(region, 200000, is_not_pinned, &pinned);
+    CHECK(nodedb_mem_overflow_read(region, pinned, NULL, NULL) == at);
+    CHECK((const char *)nodedb_mem_overflow_read(region, big, NULL, NULL) < (const char *)big_at);
+    compact_all(region, 0, NULL, NULL);
+    CHECK((const char *)nodedb_mem_overflow_read(region, pinned, NULL, NULL) < (const char *)at);
+    CHECK(memcmp(nodedb_mem_overflow_read(region, small, NULL, NULL), large, 1000) == 0);
+    CHECK_EQ(nodedb_mem_overflow_compact(NULL, 0, NULL, NULL, &complete, &err), NODEDB_ERR_INVALID);
+    CHECK(!complete);
+    nodedb_mem_overflow_close(region);
+}
+
+/* Writes, updates, frees and compacts at random beside a model; kept: closes and reopens in between. */
+static void model_campaign(const char *name, uint64_t seed, int rounds) {
+    static model_object live[OVERFLOW_MAX_LIVE];
+    static unsigned char buffer[20000];
+    nodedb_mem_overflow_config config;
+    nodedb_mem_overflow *region;
+    uint64_t random = seed, number = 1, object_bytes = 0, used_bytes = 0, moves = 0;
+    size_t count = 0;
+    memset(&config, 0, sizeof config);
+    config.dir = test_dir(), config.name = name, config.initial_bytes = 65536, config.max_bytes = 6 * MIB;
+    region = nodedb_mem_overflow_open(&config, NULL);
+    REQUIRE(region != NULL);
+    for (int round = 0; round < rounds; round++) {
+        uint64_t kind = test_random(&random) % 100, length = test_random(&random) % 100;
+        size_t bytes = (size_t)(test_random(&random) % (length < 80 ? 300 : length < 98 ? 3000 : sizeof buffer));
+        size_t i = count > 0 ? (size_t)(test_random(&random) % count) : 0;
+        if (kind < (round / 2000 % 2 == 0 ? 45u : 20u) && count < OVERFLOW_MAX_LIVE) {
+            model_object *o = &live[count];
+            o->number = number++, o->bytes = bytes;
+            fill_object(buffer, bytes, o->number);
+            if (nodedb_mem_overflow_write(region, buffer, bytes, &o->handle, NULL) == NODEDB_OK) count++;
+        } else if (kind < 60 && count > 0) {
+            fill_object(buffer, bytes, number);
+            if (nodedb_mem_overflow_update(region, live[i].handle, buffer, bytes, NULL) == NODEDB_OK)
+                live[i].number = number, live[i].bytes = bytes;
+            number++;
+        } else if (kind < 95 && count > 0) {
+            CHECK_EQ(nodedb_mem_overflow_free(region, live[i].handle, NULL), NODEDB_OK);
+            live[i] = live[--count];
+        } else if (kind < 98 && (name == NULL || round % 8 == 0)) { /* that one syncs */
+            const void *at = count > 0 ? nodedb_mem_overflow_read(region, live[i].handle, NULL, NULL) : NULL;
+            uint64_t max_bytes = 1 + test_random(&random) % 200000;
+            CHECK_EQ(nodedb_mem_overflow_compact(region, max_bytes, count > 0 ? is_not_pinned : NULL, &live[i].handle,
+                                                 NULL, NULL), NODEDB_OK);
+            if (count > 0) CHECK(nodedb_mem_overflow_read(region, live[i].handle, NULL, NULL) == at);
+        } else if (kind == 98) CHECK_EQ(nodedb_mem_overflow_trim(region, NULL, NULL), NODEDB_OK);
+        else if (name != NULL && round % 16 == 0) {
+            moves += stats_of(region).moves;
+            nodedb_mem_overflow_close(region);
+            region = nodedb_mem_overflow_open(&config, NULL);
+            REQUIRE(region != NULL);
+            CHECK(stats_of(region).reopened == count && stats_of(region).lost == 0);
+        }
+        if (count > 0) { /* any one of them is right at any time */
+            i = (size_t)(test_random(&random) % count);
+            live[i].at = (const unsigned char *)nodedb_mem_overflow_read(region, live[i].handle, NULL, NULL);
+            CHECK(object_is_whole(region, &live[i]));
+        }
+        if (test_failures_here > 0) {
+            fprintf(stderr, "round %d of seed %" PRIu64 "\n", round, seed);
+            break;
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        live[i].at = (const unsigned char *)nodedb_mem_overflow_read(region, live[i].handle, NULL, NULL);
+        CHECK(object_is_whole(region, &live[i]));
+        object_bytes += live[i].bytes, used_bytes += live[i].bytes == 0 ? 16 : (live[i].bytes + 15) / 16 * 16;
+    }
+    CHECK_EQ(stats_of(region).objects, count);
+    CHECK_EQ(stats_of(region).object_bytes, object_bytes);
+    CHECK_EQ(stats_of(region).used_bytes, used_bytes);
+    CHECK(moves + stats_of(region).moves > 0);
+    for (size_t i = 0; i < count; i++) CHECK_EQ(nodedb_mem_overflow_free(region, live[i].handle, NULL), NODEDB_OK);
+    CHECK_EQ(stats_of(region).holes, 1); /* the row has neither gap nor overlap */
+    CHECK_EQ(stats_of(region).largest_hole_bytes, stats_of(region).capacity_bytes);
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(random_updates_and_compactions_agree_with_a_model) {
+    for (uint64_t i = 0; i < (test_long ? 100 : 3); i++) model_campaign(NULL, test_seed + i, SLOW ? 2000 : 12000);
+}
+
+/* ---- scratch files, disk blocks, statistics ---------------------------------------------------------------------- */
+
 TEST(scratch_file_leaves_no_name_behind) {
     char command[600];
     nodedb_mem_overflow *region = open_region(0, 0, NULL);
@@ -466,7 +679,7 @@ TEST(statistics_of_a_region_are_readable_from_another_thread) {
 }
 
 
-/* ---- kept files -------------------------------------------------------------------------------------------------- */
+/* ---- kept files: reopening --------------------------------------------------------------------------------------- */
 
 #define KEPT_NAME "cold.overflow"
 #define KEPT_OBJECTS 400
@@ -495,6 +708,11 @@ static nodedb_mem_overflow *open_kept(uint64_t max_bytes, uint32_t max_blocks) {
     nodedb_mem_overflow *region = nodedb_mem_overflow_open(&config, &err);
     if (region == NULL) fprintf(stderr, "%s\n", err.message);
     return region;
+}
+
+static void keep_sentence(void *ctx, nodedb_log_level level, const char *sentence) {
+    (void)level;
+    snprintf((char *)ctx, 400, "%s", sentence);
 }
 
 static const char *kept_path(void) {
@@ -649,6 +867,8 @@ TEST(kept_file_is_owned_by_one_and_bound_to_what_it_was_made_with) {
 }
 
 /* Whole files in memory, to be changed and put back. */
+/* ---- kept files: damage ------------------------------------------------------------------------------------------ */
+
 static unsigned char *load_file(size_t *bytes) {
     FILE *f = fopen(kept_path(), "rb");
     unsigned char *data;
@@ -794,6 +1014,8 @@ TEST(file_that_was_cut_off_loses_what_is_gone_and_nothing_else) {
     free(file);
 }
 
+/* ---- kept files: power cuts -------------------------------------------------------------------------------------- */
+
 /* A power cut: of the pages that changed since the last sync, some are on the disk and some are not. */
 TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported) {
     static kept_object synced[400], fresh[400], freed_before[400], later[400];
@@ -871,6 +1093,93 @@ TEST(what_was_synced_survives_a_power_cut_and_what_was_not_is_right_or_reported)
     CHECK(right > cuts && reported > cuts);
 }
 
+TEST(random_updates_and_compactions_of_a_kept_region_agree_with_a_model_across_reopenings) {
+    for (uint64_t i = 0; i < (test_long ? 50 : 2); i++) model_campaign("model", test_seed + 77 + i, SLOW ? 4000 : 6000);
+}
+
+/* A file system whose power is cut at each sync: the pages that are dirty then have reached the disk, or not. What is
+ * left is stored beside the real file and must open with every object. */
+typedef struct cutting {
+    unsigned char *durable;
+    size_t durable_bytes;
+    uint64_t random;
+    kept_object *objects;
+    size_t count, cuts;
+    bool on;
+} cutting;
+
+static void cut_the_power(cutting *c) {
+    nodedb_mem_overflow_config config = kept_config(4 * MIB, 4000);
+    nodedb_mem_overflow *region;
+    char path[600];
+    size_t bytes;
+    unsigned char *file = load_file(&bytes);
+    FILE *f;
+    for (size_t at = 0; at < bytes; at += 4096) {
+        size_t page = bytes - at < 4096 ? bytes - at : 4096;
+        if (nodedb_mix64(c->random++) % 2 == 0) continue; /* it has reached the disk */
+        if (at + page <= c->durable_bytes) memcpy(file + at, c->durable + at, page);
+        else memset(file + at, 0, page);
+    }
+    snprintf(path, sizeof path, "%s/cut", test_dir());
+    f = fopen(path, "wb");
+    CHECK(f != NULL && fwrite(file, 1, bytes, f) == bytes && fclose(f) == 0);
+    free(file);
+    config.name = "cut";
+    region = nodedb_mem_overflow_open(&config, NULL);
+    REQUIRE(region != NULL);
+    for (size_t i = 0; i < c->count; i++) CHECK_EQ(look_at_kept(region, &c->objects[i]), 1);
+    CHECK_EQ(stats_of(region).lost, 0);
+    nodedb_mem_overflow_close(region);
+    c->cuts++;
+}
+
+static int cutting_sync(void *ctx, int fd) {
+    cutting *c = (cutting *)ctx;
+    if (c->on) cut_the_power(c);
+    free(c->durable);
+    c->durable = load_file(&c->durable_bytes);
+    return fdatasync(fd) != 0 ? -errno : 0;
+}
+
+TEST(power_cut_in_a_compaction_finds_every_object_at_its_old_place_or_its_new_one) {
+    static kept_object objects[1200];
+    for (uint64_t n = 0; n < (test_long ? 60 : SLOW ? 1 : 4); n++) {
+        nodedb_mem_overflow_config config = kept_config(4 * MIB, 4000);
+        nodedb_mem_overflow *region;
+        cutting c;
+        size_t made = 0;
+        memset(&c, 0, sizeof c);
+        c.random = nodedb_mix64(test_seed + n), c.objects = objects;
+        (void)unlink(kept_path());
+        config.io.sync = cutting_sync, config.io.ctx = &c;
+        region = nodedb_mem_overflow_open(&config, NULL);
+        REQUIRE(region != NULL);
+        for (size_t i = 0; i < 1200; i++)
+            CHECK(write_kept(region, &objects[i], (uint64_t)(i + 1) << 32, nodedb_mix64(c.random++) % 1500));
+        for (size_t i = 0; i < 1200; i++) {
+            if (i % 2 == 0) CHECK_EQ(nodedb_mem_overflow_free(region, objects[i].handle, NULL), NODEDB_OK);
+            else objects[made++] = objects[i];
+        }
+        c.count = made;
+        CHECK_EQ(nodedb_mem_overflow_sync(region, NULL), NODEDB_OK);
+        c.on = true;
+        for (int calls = 0; calls < 6; calls++) {
+            CHECK_EQ(nodedb_mem_overflow_compact(region, 100000, NULL, NULL, NULL, NULL), NODEDB_OK);
+            for (int i = 0; i < 50; i++) { /* others take the places that were left */
+                kept_object other;
+                CHECK(write_kept(region, &other, UINT64_C(9) << 48, 700));
+                CHECK_EQ(nodedb_mem_overflow_free(region, other.handle, NULL), NODEDB_OK);
+            }
+        }
+        CHECK(c.cuts >= 8 && stats_of(region).moves > 100);
+        c.on = false;
+        for (size_t i = 0; i < made; i++) CHECK_EQ(look_at_kept(region, &objects[i]), 1);
+        nodedb_mem_overflow_close(region);
+        free(c.durable);
+    }
+}
+
 TEST(of_two_objects_that_claim_one_place_the_one_is_kept_whose_bytes_are_there) {
     int newer;
     for (newer = 0; newer < 2; newer++) {
@@ -907,30 +1216,43 @@ TEST(of_two_objects_that_claim_one_place_the_one_is_kept_whose_bytes_are_there) 
     }
 }
 
+/* ---- kept files: a process that is killed ------------------------------------------------------------------------ */
+
 /* What a child that will be killed has done so far, in shared memory: an object counts when `handle` is stored. */
+typedef enum killed_state { KILLED_NONE, KILLED_WRITTEN, KILLED_FREEING_OR_WRITING, KILLED_UPDATING } killed_state;
 typedef struct killed {
-    kept_object objects[KEPT_OBJECTS];
-    uint32_t state[KEPT_OBJECTS]; /* 0 nothing, 1 written, 2 being freed or written anew */
+    kept_object objects[KEPT_OBJECTS], updated[KEPT_OBJECTS]; /* `updated`: what KILLED_UPDATING makes of it */
+    uint32_t state[KEPT_OBJECTS];                             /* killed_state */
 } killed;
 
 static void work_until_killed(killed *k, uint64_t random, uint64_t id) {
+    static unsigned char buffer[65536];
     nodedb_mem_overflow *region = open_kept(4 * MIB, 0);
     if (region == NULL) _exit(1);
-    for (;;) {
+    for (uint64_t n = 1;; n++) {
         uint64_t r = nodedb_mix64(random++);
         size_t i = (size_t)(r >> 8) % KEPT_OBJECTS;
         kept_object o = k->objects[i], written;
-        if (k->state[i] == 1) {
-            nodedb__store_release(&k->state[i], 2u);
+        if (n % 100 == 0 && nodedb_mem_overflow_compact(region, 50000, NULL, NULL, NULL, NULL) != NODEDB_OK) _exit(4);
+        if (k->state[i] == KILLED_WRITTEN && (r >> 40) % 2 == 0) {
+            o.id = id++ << 32, o.bytes = r % 500;
+            fill_kept(buffer, &o);
+            k->updated[i] = o;
+            nodedb__store_release(&k->state[i], (uint32_t)KILLED_UPDATING);
+            if (nodedb_mem_overflow_update(region, o.handle, buffer, o.bytes, NULL) != NODEDB_OK) _exit(5);
+            k->objects[i] = o;
+            nodedb__store_release(&k->state[i], (uint32_t)KILLED_WRITTEN);
+        } else if (k->state[i] == KILLED_WRITTEN) {
+            nodedb__store_release(&k->state[i], (uint32_t)KILLED_FREEING_OR_WRITING);
             if (nodedb_mem_overflow_free(region, o.handle, NULL) != NODEDB_OK) _exit(2);
         } else {
-            nodedb__store_release(&k->state[i], 2u);
+            nodedb__store_release(&k->state[i], (uint32_t)KILLED_FREEING_OR_WRITING);
             if (!write_kept(region, &o, id++ << 32, r % (r % 5 == 0 ? 30000 : 500))) _exit(3);
             nodedb__store_release(&k->objects[i].handle.bits, 0u); /* a kill may come in the middle of the copy */
             written = o, written.handle.bits = 0;
             k->objects[i] = written;
             nodedb__store_release(&k->objects[i].handle.bits, o.handle.bits);
-            nodedb__store_release(&k->state[i], 1u);
+            nodedb__store_release(&k->state[i], (uint32_t)KILLED_WRITTEN);
         }
     }
 }
@@ -954,13 +1276,19 @@ TEST(process_that_is_killed_leaves_every_object_that_it_had_written) {
         region = open_kept(4 * MIB, 0);
         REQUIRE(region != NULL);
         for (i = 0, unsure = 0; i < KEPT_OBJECTS; i++) {
-            if (k->state[i] == 1) {
+            if (k->state[i] == KILLED_WRITTEN) {
                 CHECK_EQ(look_at_kept(region, &k->objects[i]), 1);
                 kept++;
-            } else if (k->state[i] == 2) { /* freed, or in the middle */
+            } else if (k->state[i] == KILLED_UPDATING) { /* the old bytes or the new */
+                if (look_at_kept(region, &k->objects[i]) != 1) {
+                    CHECK_EQ(look_at_kept(region, &k->updated[i]), 1);
+                    k->objects[i] = k->updated[i];
+                }
+                k->state[i] = KILLED_WRITTEN;
+            } else if (k->state[i] == KILLED_FREEING_OR_WRITING) { /* done, or not */
                 CHECK(look_at_kept(region, &k->objects[i]) >= 0 || k->objects[i].handle.bits == 0);
                 if (nodedb_mem_overflow_free(region, k->objects[i].handle, NULL) == NODEDB_OK) unsure++;
-                k->state[i] = 0;
+                k->state[i] = KILLED_NONE;
             }
         }
         CHECK(unsure <= 1);
@@ -971,6 +1299,8 @@ TEST(process_that_is_killed_leaves_every_object_that_it_had_written) {
     CHECK(kept > 0);
     (void)munmap(k, sizeof *k);
 }
+
+/* ---- kept files: failing calls, and file systems that cannot ----------------------------------------------------- */
 
 /* Every call of the file system fails in turn. */
 typedef struct failing {
@@ -1040,9 +1370,10 @@ TEST(every_failing_call_of_a_kept_file_is_an_error_and_what_was_synced_stays) {
     static const int errors[] = {EIO, ENOSPC, ENOMEM};
     static unsigned char copy[20000];
     nodedb_mem_overflow_view *view;
-    kept_object objects[3], more;
+    kept_object objects[3], more, moving;
     failing f;
     nodedb_error err;
+    uint64_t moves = 0;
     long fail_at, failures = 0;
     int e, i;
     for (e = 0; e < 3; e++)
@@ -1095,13 +1426,72 @@ TEST(every_failing_call_of_a_kept_file_is_an_error_and_what_was_synced_stays) {
             if (write_kept(region, &more, UINT64_C(9) << 32, 100))
                 CHECK_EQ(nodedb_mem_overflow_free(region, more.handle, NULL), NODEDB_OK);
             else failures++;
+            fill_kept(copy, &objects[2]);
+            failures += nodedb_mem_overflow_update(region, objects[2].handle, copy, objects[2].bytes, NULL) != 0;
+            CHECK_EQ(look_at_kept(region, &objects[2]), 1); /* updated or not */
+            if (write_kept(region, &more, UINT64_C(10) << 32, 3000) &&
+                write_kept(region, &moving, UINT64_C(11) << 32, 2900)) {
+                nodedb_status status;
+                CHECK_EQ(nodedb_mem_overflow_free(region, more.handle, NULL), NODEDB_OK);
+                status = nodedb_mem_overflow_compact(region, 0, NULL, NULL, NULL, &err);
+                failures += status != NODEDB_OK;
+                CHECK(status == NODEDB_OK || status == NODEDB_ERR_IO);
+                moves += stats_of(region).moves;
+                CHECK_EQ(look_at_kept(region, &moving), 1);
+                for (i = 0; i < 3; i++) CHECK_EQ(look_at_kept(region, &objects[i]), 1);
+                CHECK_EQ(nodedb_mem_overflow_free(region, moving.handle, NULL), NODEDB_OK);
+            }
             failures += nodedb_mem_overflow_sync(region, NULL) != NODEDB_OK;
             nodedb_mem_overflow_close(region);
         }
         CHECK_EQ(f.opens, f.closes);
         if (f.call <= fail_at) break;
     }
-    CHECK(failures > 60 && fail_at > 60);
+    CHECK(failures > 60 && fail_at > 60 && moves > 20);
+}
+
+TEST(kept_region_on_tmpfs_says_that_nothing_is_durable_there_and_refuses_to_sync) {
+    nodedb_mem_overflow_config config = kept_config(4 * MIB, 0);
+    char dir[64], said[400] = "";
+    nodedb_mem_overflow *region;
+    struct statfs fs;
+    kept_object o;
+    nodedb_error err;
+    snprintf(dir, sizeof dir, "/dev/shm/nodedb-mem-%ld", (long)getpid());
+    if (mkdir(dir, 0700) != 0 || statfs(dir, &fs) != 0 || (unsigned long)fs.f_type != 0x01021994ul) {
+        fprintf(stderr, "skipped: /dev/shm is no tmpfs here\n");
+        (void)rmdir(dir);
+        return;
+    }
+    config.logger.write = keep_sentence, config.logger.ctx = said, config.dir = dir;
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    CHECK_HAS(said, "loses all");
+    CHECK(stats_of(region).in_memory);
+    CHECK(write_kept(region, &o, UINT64_C(1) << 32, 1000));
+    CHECK_EQ(nodedb_mem_overflow_sync(region, &err), NODEDB_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "tmpfs");
+    said[0] = 0;
+    nodedb_mem_overflow_close(region);
+    CHECK_EQ(said[0], 0); /* it was said when it was opened */
+    region = nodedb_mem_overflow_open(&config, &err); /* another process finds it, while the machine runs */
+    REQUIRE(region != NULL);
+    CHECK_EQ(look_at_kept(region, &o), 1);
+    nodedb_mem_overflow_close(region);
+    snprintf(said, sizeof said, "%s/%s", dir, KEPT_NAME);
+    CHECK_EQ(unlink(said), 0);
+    config.name = NULL;
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    CHECK_HAS(said, "stays in memory");
+    CHECK(stats_of(region).in_memory);
+    nodedb_mem_overflow_close(region);
+    CHECK_EQ(rmdir(dir), 0);
+    config.dir = test_dir();
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    CHECK(!stats_of(region).in_memory);
+    nodedb_mem_overflow_close(region);
 }
 
 TEST(file_system_that_cannot_allocate_gets_zeros_and_never_in_place_of_data) {
@@ -1151,6 +1541,8 @@ TEST(kept_file_is_synced_when_it_is_made_when_asked_and_when_closed) {
     CHECK_EQ(f.syncs, 4);
 }
 
+/* ---- kept files: after a power cut, generations and slots -------------------------------------------------------- */
+
 TEST(handle_of_an_object_that_a_power_cut_took_never_names_another) {
     kept_object lost, other[20];
     unsigned char *before;
@@ -1172,7 +1564,7 @@ TEST(handle_of_an_object_that_a_power_cut_took_never_names_another) {
     free(before);
 }
 
-TEST(damaged_header_is_mended_only_when_the_file_has_been_opened) {
+TEST(damaged_header_is_repaired_only_when_the_file_has_been_opened) {
     nodedb_mem_overflow_config config = kept_config(4 * MIB, 30);
     nodedb_mem_overflow *region = nodedb_mem_overflow_open(&config, NULL);
     kept_object object;
@@ -1197,7 +1589,7 @@ TEST(damaged_header_is_mended_only_when_the_file_has_been_opened) {
         CHECK_EQ(look_at_kept(region, &object), 1);
         nodedb_mem_overflow_close(region);
         free(after);
-        after = load_file(&again); /* mended */
+        after = load_file(&again); /* repaired */
         CHECK(memcmp(after, after + 4096, 48) == 0 && memcmp(after + !copy * 4096, file + !copy * 4096, 48) == 0);
         free(after);
         free(file);
@@ -1325,6 +1717,8 @@ TEST(slot_whose_entry_was_lost_twice_never_gives_a_handle_twice) {
         free(file);
     }
 }
+
+/* ---- kept files: memory and disk blocks -------------------------------------------------------------------------- */
 
 TEST(reopening_and_viewing_survive_every_refusal_of_the_allocator) {
     kept_object object;
@@ -1543,7 +1937,7 @@ static void *view_thread(void *argument) {
         nodedb_status status;
         handle.bits = nodedb__load_acquire(&v->published[i]);
         status = nodedb_mem_overflow_view_copy(view, handle, buffer, sizeof buffer, &bytes, NULL);
-        if (status == NODEDB_ERR_NOT_FOUND) stale++;
+        if (status == NODEDB_ERR_NOT_FOUND || status == NODEDB_ERR_AGAIN) stale++;
         else if (status != NODEDB_OK || bytes < 8) wrong++;
         else { /* the first word is told in all others, and with it the length */
             uint64_t first, word;
@@ -1591,6 +1985,39 @@ TEST(copy_through_a_view_is_whole_or_stale_while_the_owner_writes_and_frees) {
     for (i = 0; i < 2; i++) CHECK_EQ(pthread_join(threads[i], NULL), 0);
     CHECK_EQ(v.wrong, 0);
     CHECK(v.copied > 0);
+    nodedb_mem_overflow_close(v.region);
+}
+
+TEST(copy_through_a_view_is_never_a_mixture_while_the_owner_updates_and_compacts) {
+    static viewing v;
+    pthread_t threads[2];
+    uint64_t object[64], random = test_seed;
+    nodedb_mem_handle handles[VIEWED];
+    long rounds = test_long ? 2000000 : SLOW ? 20000 : 200000, n;
+    memset(&v, 0, sizeof v);
+    v.region = open_region(65536, 65536, NULL);
+    REQUIRE(v.region != NULL);
+    memset(handles, 0, sizeof handles);
+    for (size_t i = 0; i < 2; i++) CHECK_EQ(pthread_create(&threads[i], NULL, view_thread, &v), 0);
+    for (n = 0; n < rounds; n++) {
+        uint64_t id = nodedb_mix64(random++);
+        size_t words = 1 + (size_t)(id % 60), i = (size_t)(id >> 32) % VIEWED;
+        for (size_t k = 0; k < words; k++) object[k] = id;
+        if (handles[i].bits != 0 && id >> 60 == 0) {
+            CHECK_EQ(nodedb_mem_overflow_free(v.region, handles[i], NULL), NODEDB_OK);
+            handles[i].bits = 0;
+        }
+        if (handles[i].bits == 0) {
+            CHECK_EQ(nodedb_mem_overflow_write(v.region, object, words * 8, &handles[i], NULL), NODEDB_OK);
+            nodedb__store_release(&v.published[i], handles[i].bits);
+        } else CHECK_EQ(nodedb_mem_overflow_update(v.region, handles[i], object, words * 8, NULL), NODEDB_OK);
+        if (id >> 62 == 0) CHECK_EQ(nodedb_mem_overflow_compact(v.region, 2000, NULL, NULL, NULL, NULL), NODEDB_OK);
+        if (n % 1000 == 0) usleep(10); /* on one CPU, too, the readers get in between */
+    }
+    __atomic_store_n(&v.stop, 1, __ATOMIC_RELAXED);
+    for (size_t i = 0; i < 2; i++) CHECK_EQ(pthread_join(threads[i], NULL), 0);
+    CHECK_EQ(v.wrong, 0);
+    CHECK(v.copied > 0 && stats_of(v.region).moves > 0);
     nodedb_mem_overflow_close(v.region);
 }
 

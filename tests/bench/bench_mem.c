@@ -1,6 +1,9 @@
-/* Benchmark of nodedb_mem.h. Rows: what a reservation and its release cost, beside one shared atomic counter (what they
- * replace); what a refusal costs; a write and a free in an overflow region that holds many objects, beside malloc and
- * free of the same sizes; the same in a kept file, and what it takes to open that again; a read through a view. */
+/* Benchmark of nodedb_mem.h. Rows:
+ *   reserve, release         on one core and two, beside one shared atomic counter, which they replace; a refusal
+ *   overflow                 a write and a free among many objects, beside malloc and free of the same sizes
+ *   overflow-view            a read of an object through a view, by pointer and as a copy
+ *   overflow-compact         every second object freed: what a move costs, and how much of the free space comes back
+ *   overflow-kept            as overflow, in a kept file; and what it takes to open that again */
 #define NODEDB_MEM_IMPLEMENTATION
 #include "nodedb_mem.h"
 
@@ -143,6 +146,31 @@ static double view_ns(nodedb_mem_overflow *region, const nodedb_mem_handle *hand
     return (double)ns / (double)live;
 }
 
+/* Frees every second object, compacts, and trims. */
+static void bench_compact(nodedb_mem_overflow *region, const nodedb_mem_handle *handles, long live) {
+    nodedb_mem_overflow_stats before, after;
+    uint64_t start, slowest = 0, total = 0, ns;
+    bool complete = false;
+    for (long i = 0; i < live; i += 2)
+        if (nodedb_mem_overflow_free(region, handles[i], NULL) != NODEDB_OK) abort();
+    (void)nodedb_mem_overflow_trim(region, NULL, NULL);
+    (void)nodedb_mem_overflow_get_stats(region, &before, NULL);
+    while (!complete) {
+        start = bench_now_ns();
+        if (nodedb_mem_overflow_compact(region, 0, NULL, NULL, &complete, NULL) != NODEDB_OK) abort();
+        ns = bench_now_ns() - start;
+        total += ns;
+        if (ns > slowest) slowest = ns;
+    }
+    (void)nodedb_mem_overflow_trim(region, NULL, NULL);
+    (void)nodedb_mem_overflow_get_stats(region, &after, NULL);
+    bench_row("overflow-compact", "move", (double)total / (double)(after.moves + (after.moves == 0)), "ns");
+    bench_row("overflow-compact", "slowest_call", (double)slowest / 1e6, "ms");
+    bench_row("overflow-compact", "given_back",
+              100.0 * (double)(before.disk_bytes - after.disk_bytes) /
+                  (double)(before.disk_bytes - before.used_bytes), "%");
+}
+
 /* `live` objects of random sizes; then each step frees one at random and writes another. `file` NULL: scratch. */
 static void bench_overflow(long live, long steps, const char *dir, const char *file) {
     nodedb_mem_overflow_config config;
@@ -196,6 +224,7 @@ static void bench_overflow(long live, long steps, const char *dir, const char *f
     } else {
         bench_row("overflow-view/read", "ns", view_ns(region, handles, live, false), "ns");
         bench_row("overflow-view/copy", "ns", view_ns(region, handles, live, true), "ns");
+        bench_compact(region, handles, live);
     }
     nodedb_mem_overflow_close(region);
     if (file != NULL) {

@@ -143,6 +143,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (i = 0; i < 10; i++) (void)nodedb_mem_overflow_write(region, object, i * 50, &handle, NULL);
     for (i = 0; i < 5 && nodedb_mem_overflow_next(region, &next, NULL) == NODEDB_OK; i++)
         if (nodedb_mem_overflow_free(region, next, NULL) != NODEDB_OK) die("an object cannot be freed");
+    if (nodedb_mem_overflow_next(region, &next, NULL) == NODEDB_OK &&
+        nodedb_mem_overflow_update(region, next, object, 300, NULL) != NODEDB_OK &&
+        nodedb_mem_overflow_get_stats(region, &stats, NULL) == NODEDB_OK && stats.largest_hole_bytes >= 304 &&
+        stats.objects + stats.holes + 1 < TABLE_SLOTS) die("an object cannot be updated");
+    if (nodedb_mem_overflow_compact(region, 0, NULL, NULL, NULL, NULL) != NODEDB_OK) die("compaction");
     (void)nodedb_mem_overflow_trim(region, NULL, NULL);
     objects = look(region);
     nodedb_mem_overflow_close(region);
