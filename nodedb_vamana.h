@@ -1019,6 +1019,7 @@ typedef struct nodedb_vamana_fetcher {
     void (*destroy)(void *ctx);                                      /* NULL: nothing to free */
 } nodedb_vamana_fetcher;
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* Over an index in memory. NODEDB_ERR_INVALID, NODEDB_ERR_STATE (its vectors are on disk). */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana *index, nodedb_vamana_fetcher *fetcher,
                                                              nodedb_error *err);
@@ -1029,6 +1030,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana
  * vectors are followed by the file's own rows. NODEDB_ERR_INVALID, NODEDB_ERR_STATE, NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err);
+#endif
 
 /* ---- searching --------------------------------------------------------------------------------------------------- */
 
@@ -1176,11 +1178,13 @@ typedef struct nodedb_vamana_open_config {
 NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const nodedb_vamana_open_config *config,
                                                     nodedb_error *err);
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* Reads what an index on disk keeps in memory, as much as is not there yet, so that no search has to wait for it;
  * about `budget` bytes of it, by one thread at a time, while others search. *more: call again. In memory: nothing.
  * NODEDB_ERR_INVALID, NODEDB_ERR_IO, NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_t budget, bool *more,
                                                    nodedb_error *err);
+#endif
 
 /* Called by verify for each damaged block: its offset in the file, and the name of the section that it is in. */
 typedef void (*nodedb_vamana_on_damage)(void *ctx, uint64_t offset, const char *section);
@@ -1247,7 +1251,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(NODEDB_VAMANA_NO_SIMD)
+#elif defined(__x86_64__) && defined(__GNUC__)
 #define NODEDB_VAMANA__X86 1
 #include <immintrin.h>
 #elif defined(__aarch64__) && defined(__ARM_NEON) && defined(__AARCH64EL__)
@@ -1257,7 +1262,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 #include <sys/auxv.h>
 #endif
 #endif
-#if !defined(NODEDB_NO_LIBURING) && defined(__has_include)
+#if !defined(NODEDB_NO_LIBURING) && !defined(NODEDB_VAMANA_NO_DISK) && defined(__has_include)
 #if __has_include(<liburing.h>)
 #define NODEDB_VAMANA__URING 1
 #include <liburing.h>
@@ -1292,7 +1297,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch(const uint8_t *at, size_t byt
     __asm__ __volatile__("" : : "r"(at)); /* or gcc takes this for a function without effect, and drops the calls */
 }
 
-static inline size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t nodedb_vamana__min(size_t a, size_t b) { return a < b ? a : b; }
 
 /* ---- what a slot, a sweep and a coder are ------------------------------------------------------------------------ */
 
@@ -1319,7 +1324,7 @@ enum { NODEDB_VAMANA__FREE = 0, NODEDB_VAMANA__LIVE = 1, NODEDB_VAMANA__REMOVED 
 
 /* A sweep goes once over all nodes and mends them, waits for the searches that may still know a removed slot, then goes
  * over all slots and frees the removed ones. */
-enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__MENDING, NODEDB_VAMANA__WAITING, NODEDB_VAMANA__FREEING };
+enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__REPAIRING, NODEDB_VAMANA__WAITING, NODEDB_VAMANA__FREEING };
 
 /* How vectors become codes; but for the slack, never changes once codes are made by it. See CODES. */
 typedef struct nodedb_vamana__coder {
@@ -1336,7 +1341,7 @@ typedef struct nodedb_vamana__coder {
 typedef struct nodedb_vamana__training {
     uint32_t slots;   /* over which the sample is spread: all that were in use when it began */
     uint32_t at;      /* how many of the sample it has looked at, for the mean and then for the step */
-    uint32_t met;     /* of those for the mean, that were vectors */
+    uint32_t sampled;     /* of those for the mean, that were vectors */
     double squares;   /* their squared distances from their mean, added up */
     double errors[NODEDB_VAMANA__STEPS]; /* and the squared errors of codes with each of some steps */
 } nodedb_vamana__training;
@@ -1409,7 +1414,7 @@ typedef struct nodedb_vamana__kernel_set {
  * slot's row starts with the next free slot. */
 struct nodedb_vamana {
     uint32_t dim, degree, beam_build, passes;
-    bool beam_follows;            /* the beam that finds neighbours may be wider than beam_build: see BEAM_WATCHED */
+    bool beam_adapts;            /* the beam that finds neighbours may be wider than beam_build: see BEAM_WATCHED */
     nodedb_vamana_type type;
     nodedb_vamana_metric metric;
     nodedb_vamana_code code;      /* as asked for */
@@ -1433,8 +1438,8 @@ struct nodedb_vamana {
     uint32_t first_free;          /* or NONE; chained through rows */
     uint64_t code_due;            /* number of vectors at which the codes are remade */
     uint32_t code_live;           /* number of vectors when they were made last; 0: never */
-    uint32_t code_came;           /* vectors that have come since, at most 2^32 - 1 */
-    uint32_t code_strange;        /* of them, those whose codes are cut off; atomic in a build */
+    uint32_t code_inserted;           /* vectors that have come since, at most 2^32 - 1 */
+    uint32_t code_clipped;        /* of them, those whose codes are cut off; atomic in a build */
     uint32_t code_asked, code_missed; /* the nearest of new nodes, and those that codes displaced by more than slack */
     uint32_t beam_now;            /* entries of the beam that finds neighbours */
     uint32_t beam_asked, beam_missed; /* what one of twice as many found nearest, and what this one did not */
@@ -1450,11 +1455,21 @@ struct nodedb_vamana {
     nodedb_vamana_searcher *writer; /* the writer's own scratch memory */
     uint64_t writer_bytes;        /* that it takes; atomic */
 
-    struct nodedb_vamana__save *save; /* that is under way; NULL: none */
+    struct nodedb_vamana__save_state *save; /* that is under way; NULL: none */
     struct nodedb_vamana__file *file; /* on disk, read-only: what the arrays stand for is in it. NULL: in memory */
 };
 
 /* ---- access to a slot -------------------------------------------------------------------------------------------- */
+
+/* True if the index was opened on disk: it is read-only, and its exact vectors stay in the file. */
+static inline bool nodedb_vamana__is_on_disk(const nodedb_vamana *index) {
+#if defined(NODEDB_VAMANA_NO_DISK)
+    (void)index;
+    return false;
+#else
+    return index->file != NULL;
+#endif
+}
 
 NODEDB_VAMANA__INLINE uint8_t *nodedb_vamana__vector(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                                      uint32_t slot) {
@@ -1492,13 +1507,13 @@ static bool nodedb_vamana__is_finite(float x) { /* by its bits: holds under -ffa
 /* ---- forward declarations ---------------------------------------------------------------------------------------- */
 
 struct nodedb_vamana__counts;
-struct nodedb_vamana__doubt;
+struct nodedb_vamana__code_error;
 struct nodedb_vamana__near;
 struct nodedb_vamana__plan;
-struct nodedb_vamana__questions;
-struct nodedb_vamana__save;
+struct nodedb_vamana__query_batch;
+struct nodedb_vamana__save_state;
 struct nodedb_vamana__target;
-struct nodedb_vamana__trouble;
+struct nodedb_vamana__read_errors;
 
 /* Of CHANGES, MEMORY and CODES. */
 static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot);
@@ -1511,7 +1526,7 @@ static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_
 static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot);
 static void nodedb_vamana__note_zeros(const nodedb_vamana *index, nodedb_vamana__arrays *a, float norm);
 static bool nodedb_vamana__is_trained(const nodedb_vamana__coder *c);
-static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more);
+static void nodedb_vamana__count_inserted(nodedb_vamana *index, uint32_t more);
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget);
 static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, const struct nodedb_vamana__near *c,
                                        uint32_t n);
@@ -1524,38 +1539,42 @@ static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t sl
 static bool nodedb_vamana__save_keeps_codes(const nodedb_vamana *index, const nodedb_vamana__arrays *old);
 static nodedb_status nodedb_vamana__check_writable(const nodedb_vamana *index, nodedb_error *err);
 static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, nodedb_error *err);
-static void nodedb_vamana__save_free(nodedb_vamana *index, struct nodedb_vamana__save *save);
+static void nodedb_vamana__save_free(nodedb_vamana *index, struct nodedb_vamana__save_state *save);
 static void nodedb_vamana__free_file(nodedb_vamana *index);
 
 /* Of DISK: of an index in a file, what a walk needs may have to be read first. */
-static const char *nodedb_vamana__file_path(const nodedb_vamana *index);
 static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index);
 static bool nodedb_vamana__is_packed(const nodedb_vamana *index);
 static bool nodedb_vamana__is_partial(const nodedb_vamana *index);
-static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, struct nodedb_vamana__trouble *trouble);
-static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, struct nodedb_vamana__trouble *trouble);
-static bool nodedb_vamana__knows_slot(const nodedb_vamana *index, uint32_t slot,
-                                      struct nodedb_vamana__trouble *trouble);
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot,
+                                    struct nodedb_vamana__read_errors *errors);
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot,
+                                      struct nodedb_vamana__read_errors *errors);
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count);
-static uint32_t nodedb_vamana__sensible(nodedb_vamana_searcher *s, uint32_t count);
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s);
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err);
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count);
 static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
                                                uint32_t slot);
 static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
-                                            struct nodedb_vamana__trouble *trouble);
-static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *exact,
-                                                 struct nodedb_vamana__near *results, size_t most, size_t from,
-                                                 size_t n, size_t *heap, struct nodedb_vamana__doubt *doubt,
-                                                 nodedb_error *err);
+                                            struct nodedb_vamana__read_errors *errors);
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s,
+                                                    const struct nodedb_vamana__target *exact,
+                                                    struct nodedb_vamana__near *results, size_t most, size_t from,
+                                                    size_t n, size_t *heap, struct nodedb_vamana__code_error *doubt,
+                                                    nodedb_error *err);
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, struct nodedb_vamana__doubt *doubt, nodedb_error *err);
+                                                size_t *heap, struct nodedb_vamana__code_error *doubt,
+                                                nodedb_error *err);
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const struct nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err);
-static bool nodedb_vamana__ask_file(struct nodedb_vamana__questions *q, uint64_t n, nodedb_status *status,
-                                    nodedb_error *err);
-static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s);
-static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s);
+static bool nodedb_vamana__answer_on_disk(struct nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err);
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s);
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s);
 static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
                                     uint8_t *block);
 static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb_vamana_open_config *config,
@@ -1563,6 +1582,9 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
                                               uint8_t *buffer, nodedb_error *err);
 static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, float *out,
                                                   nodedb_error *err);
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err);
+static void nodedb_vamana__free_disk(nodedb_vamana *index);
 
 /* Of KERNELS. */
 static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char *name, nodedb_error *err);
@@ -1667,25 +1689,6 @@ static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *ind
     return target;
 }
 
-/* The true distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher brought. */
-static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
-                                  float norm) {
-    const nodedb_vamana_kernels *k = &index->kernels->one;
-    const uint8_t *q = (const uint8_t *)target->vector, *x = (const uint8_t *)vector;
-    const float *qf = (const float *)target->vector, *xf = (const float *)vector;
-    const int8_t *qi = (const int8_t *)target->vector, *xi = (const int8_t *)vector;
-    bool l2 = index->metric == NODEDB_VAMANA_L2;
-    float d;
-    switch (index->type) {
-    case NODEDB_VAMANA_U8: d = l2 ? k->l2_u8(q, x, index->dim) : k->dot_u8(q, x, index->dim); break;
-    case NODEDB_VAMANA_I8: d = l2 ? k->l2_i8(qi, xi, index->dim) : k->dot_i8(qi, xi, index->dim); break;
-    default: d = l2 ? k->l2_f32(qf, xf, index->dim) : k->dot_f32(qf, xf, index->dim); break;
-    }
-    if (l2) return d;
-    if (index->metric == NODEDB_VAMANA_IP) return -d;
-    return nodedb_vamana__from_cosine(index->type == NODEDB_VAMANA_F32 ? d : d * target->constant * norm);
-}
-
 /* ---- vectors as the index stores them ---------------------------------------------------------------------------- */
 
 static double nodedb_vamana__component(const nodedb_vamana *index, const uint8_t *vector, uint32_t i) {
@@ -1752,11 +1755,11 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
 #define NODEDB_VAMANA__FITS_ALL 65536u    /* slots from which on all lists have their full length */
 
 /* What one caller has met in a file: NODEDB_OK and `damaged`, or the first failure. */
-typedef struct nodedb_vamana__trouble {
+typedef struct nodedb_vamana__read_errors {
     nodedb_status failed;
     nodedb_error error;
     uint64_t damaged;            /* nodes, codes, ids or vectors that were passed over */
-} nodedb_vamana__trouble;
+} nodedb_vamana__read_errors;
 
 typedef struct nodedb_vamana__near { /* a slot and how near it is */
     float distance;
@@ -1793,10 +1796,10 @@ struct nodedb_vamana_searcher {
     uint32_t candidates_max, beam_count;
     nodedb_vamana_fetcher fetcher;  /* on disk: where records come from */
     bool own_fetcher;
-    struct nodedb_vamana__parked *parked; /* on disk: search_many's questions that wait for it; NULL: none yet */
-    size_t parked_bytes;            /* with their vectors and results, behind them */
-    struct nodedb_vamana__lane *lanes; /* packed: search_many's questions that walk side by side; NULL: none yet */
-    nodedb_vamana__trouble trouble; /* on disk: of the question that is under way */
+    struct nodedb_vamana__pending_rerank *pending; /* on disk: queries of search_many that wait for reads. NULL: none */
+    size_t pending_bytes;            /* with their vectors and results, behind them */
+    struct nodedb_vamana__walker *walkers; /* packed: search_many's questions that walk side by side; NULL: none yet */
+    nodedb_vamana__read_errors read_errors; /* on disk: of the question that is under way */
     uint32_t collected;             /* entries of the beam that are among the results, or do not pass */
     uint32_t early;                 /* on disk: reads that begin while the walk goes on; 0: none, or they have */
     uint64_t hops, computed, exact; /* of the query that is under way */
@@ -1862,7 +1865,7 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
         if (row == NULL) return;
         count = nodedb_vamana__gather(s, row, nodedb__load_relaxed(&a->heads[from.slot].far), s->seen,
                                       s->seen_size - 1);
-        if (s->index->file != NULL) count = nodedb_vamana__sensible(s, count);
+        if (nodedb_vamana__is_on_disk(s->index)) count = nodedb_vamana__keep_valid(s, count);
         nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
         s->computed += count;
         for (i = 0, nearer = false; i < count; i++) {
@@ -1900,19 +1903,6 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     nodedb_vamana__descend(s, target, width, nearest);
 }
 
-/* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
- * on. The rerank requests these reads again and reports the error. */
-static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
-    uint32_t slots[32], i, n = 0;
-    for (i = 0; i < s->early; i++) {
-        slots[n++] = s->beam[i].slot;
-        if (n < 32 && i + 1 < s->early) continue;
-        (void)s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, NULL);
-        n = 0;
-    }
-    s->early = 0;
-}
-
 /* Greedy search (DiskANN algorithm 1) from the entry: leaves the `width` nearest slots that it met in s->beam, removed
  * ones included, as they still lead the way. The visited table forgets: two slots of one place overwrite each other.
  * A forgotten slot is measured again, and the beam refuses it, as it is either in it or was too far, and the
@@ -1930,7 +1920,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
         assert(!s->beam[next].mark);
         s->beam[next].mark = 1;
         s->hops++;
-        if (!partial || nodedb_vamana__have_row(index, s->beam[next].slot, &s->trouble))
+        if (!partial || nodedb_vamana__have_row(index, s->beam[next].slot, &s->read_errors))
             count = nodedb_vamana__gather(s, row, index->degree, seen, mask);
         if (partial) count = nodedb_vamana__have_codes(s, count);
         do next++;
@@ -1956,7 +1946,7 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
 
 /* Entries of a list of a selection: both tiers may fill a row. */
 static size_t nodedb_vamana__pick_list(const nodedb_vamana_searcher *s) {
-    return nodedb_vamana__least(2 * (size_t)s->index->degree + s->index->degree / 8, 2 * (size_t)s->fits) + 4;
+    return nodedb_vamana__min(2 * (size_t)s->index->degree + s->index->degree / 8, 2 * (size_t)s->fits) + 4;
 }
 
 /* One block of memory, cut into the searcher's arrays; with `at` NULL only the size is computed. */
@@ -1998,10 +1988,10 @@ static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t be
     s->beam_max = beam;
     for (s->fits = 1; s->fits < slots && s->fits < NODEDB_VAMANA__FITS_ALL;) s->fits *= 2;
     s->list_max = s->fits == NODEDB_VAMANA__FITS_ALL || s->fits > beam ? beam : s->fits;
-    s->candidates_max = (uint32_t)nodedb_vamana__least(all, (size_t)8 * s->fits + 16);
+    s->candidates_max = (uint32_t)nodedb_vamana__min(all, (size_t)8 * s->fits + 16);
     if (s->fits == NODEDB_VAMANA__FITS_ALL) s->candidates_max = (uint32_t)all;
     s->seen_most = NODEDB_VAMANA__SEEN_MAX;
-    nodedb_vamana__see_for(s, s->prunes && s->index->beam_follows ? beam / NODEDB_VAMANA__SEEN_SHARE : beam);
+    nodedb_vamana__see_for(s, s->prunes && s->index->beam_adapts ? beam / NODEDB_VAMANA__SEEN_SHARE : beam);
     if (s->seen_size > 8 * s->fits) s->seen_size = 8 * s->fits;
     s->seen_most = s->seen_size;
     s->memory_bytes = nodedb_vamana__searcher_cut(s, NULL);
@@ -2049,15 +2039,15 @@ NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *se
     allocator = searcher->allocator;
     if (searcher->own_fetcher && searcher->fetcher.destroy != NULL) searcher->fetcher.destroy(searcher->fetcher.ctx);
     nodedb__release(&allocator, searcher->memory, searcher->memory_bytes);
-    nodedb__release(&allocator, searcher->parked, searcher->parked_bytes);
-    nodedb_vamana__free_lanes(searcher);
+    nodedb__release(&allocator, searcher->pending, searcher->pending_bytes);
+    nodedb_vamana__free_walkers(searcher);
     nodedb__release(&allocator, searcher, sizeof *searcher);
 }
 
 NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vamana_searcher *searcher) {
     return searcher == NULL ? 0
-                            : searcher->memory_bytes + searcher->parked_bytes + sizeof *searcher +
-                                  nodedb_vamana__lanes_bytes(searcher);
+                            : searcher->memory_bytes + searcher->pending_bytes + sizeof *searcher +
+                                  nodedb_vamana__walkers_bytes(searcher);
 }
 
 /* ===================================================================================================================
@@ -2170,7 +2160,7 @@ static bool nodedb_vamana__is_same(const nodedb_vamana *index, uint32_t slot, co
 /* Measures a candidate against those that have passed, a few at a time, as most are shut out early. True: by the
  * relaxed rule one of them shuts it out; or, if only the strict tier has room, by the strict rule one of that tier.
  * *strict: it passes that. */
-static bool nodedb_vamana__is_shut_out(nodedb_vamana__selection *x, const nodedb_vamana__near *c,
+static bool nodedb_vamana__is_occluded(nodedb_vamana__selection *x, const nodedb_vamana__near *c,
                                        const nodedb_vamana__passed *p, bool *strict, uint32_t strict_only) {
     const nodedb_vamana *index = x->index;
     nodedb_vamana__target target;
@@ -2215,9 +2205,9 @@ static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_
         if (x->same_count < NODEDB_VAMANA__SAME_MAX || child) x->same[x->same_count++] = c->slot;
         return;
     }
-    out = nodedb_vamana__is_shut_out(x, c, fresh ? &x->all : &x->fresh, &strict, full);
+    out = nodedb_vamana__is_occluded(x, c, fresh ? &x->all : &x->fresh, &strict, full);
     if (!out && !fresh && !strict && (mark & NODEDB_VAMANA__STRICT) != 0) /* as such it was not tried against all */
-        out = nodedb_vamana__is_shut_out(x, c, &x->all, &strict, full);
+        out = nodedb_vamana__is_occluded(x, c, &x->all, &strict, full);
     if (out && !child) return;
     if (out) {
         x->forced[x->forced_count++] = c->slot;
@@ -2273,7 +2263,7 @@ static void nodedb_vamana__choose_far(const nodedb_vamana *index, nodedb_vamana_
     uint32_t levels = nodedb_vamana__level(index->arrays, slot), level, count, share;
     nodedb_vamana__selection x;
     size_t i, j;
-    share = (uint32_t)nodedb_vamana__least(keep / 2, 255) / levels;
+    share = (uint32_t)nodedb_vamana__min(keep / 2, 255) / levels;
     if (share == 0) share = 1;
     for (i = 0; i < n; i++) s->candidates[i].mark &= ~(uint32_t)NODEDB_VAMANA__FAR;
     for (level = levels; level > 0; level--) {
@@ -2330,12 +2320,12 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
     keep -= x.forced_count;
     count = nodedb_vamana__append(s->chosen, count, x.same, x.same_count);
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, keep);
-    s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__least(count - far, 255);
+    s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__min(count - far, 255);
     for (i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* of the others, children first */
         if (x.all.strict[i] == 0 && nodedb_vamana__is_child(index->arrays, slot, x.all.slots[i]))
             s->chosen[count++] = x.all.slots[i], x.all.strict[i] = 2;
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, keep);
-    s->head.pruned = (uint8_t)nodedb_vamana__least(count - far, 255);
+    s->head.pruned = (uint8_t)nodedb_vamana__min(count - far, 255);
     count = nodedb_vamana__append(s->chosen, count, x.forced, x.forced_count);
     assert(count <= keep + x.forced_count);
     return count;
@@ -2487,7 +2477,7 @@ static void nodedb_vamana__offer_start(nodedb_vamana__arrays *a, uint32_t slot) 
 }
 
 /* A removed node is no start any more: its neighbour of the highest level is, or there is one less. */
-static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
+static void nodedb_vamana__replace_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
     uint32_t at, last, i, j, best = NODEDB_VAMANA__NONE, highest = 0;
     for (at = 0; at < NODEDB_VAMANA__STARTS_MAX && a->starts[at] != slot; at++) {
@@ -2513,7 +2503,7 @@ static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vaman
  * in 400, the beam shrinks again. */
 
 #define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build, at most */
-#define NODEDB_VAMANA__BEAM_WATCHED 64u  /* one node of so many walks twice, as its id and the seed say */
+#define NODEDB_VAMANA__BEAM_PROBED 64u  /* one node of so many walks twice, as its id and the seed say */
 #define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes from which on: fewer are met nearly all */
 #define NODEDB_VAMANA__BEAM_WINDOW 320u  /* nearest that are counted before the beam changes */
 #define NODEDB_VAMANA__BEAM_WIDENS 50u
@@ -2521,15 +2511,15 @@ static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vaman
 
 /* The widest beam that finds neighbours. */
 static uint32_t nodedb_vamana__beam_most(const nodedb_vamana *index) {
-    return index->beam_follows ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
+    return index->beam_adapts ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
 }
 
 /* A walk has been made. Walks again with twice the beam, if it is this node's turn, and counts what only that meets. */
-static void nodedb_vamana__watch_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
+static void nodedb_vamana__probe_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                       const nodedb_vamana__target *target, uint32_t slot) {
     uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, i, j;
-    if (!index->beam_follows || index->live < NODEDB_VAMANA__BEAM_FIRST ||
-        nodedb_mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_WATCHED != 0)
+    if (!index->beam_adapts || index->live < NODEDB_VAMANA__BEAM_FIRST ||
+        nodedb_mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_PROBED != 0)
         return;
     memcpy(s->spare, s->beam, narrow * sizeof *s->spare);
     nodedb_vamana__walk(s, target, wide < s->beam_max ? wide : s->beam_max);
@@ -2549,7 +2539,7 @@ static void nodedb_vamana__count_beam(nodedb_vamana *index, nodedb_vamana_search
 }
 
 /* The beam follows what has been counted. */
-static void nodedb_vamana__follow_beam(nodedb_vamana *index) {
+static void nodedb_vamana__adapt_beam(nodedb_vamana *index) {
     uint32_t now = index->beam_now, most = nodedb_vamana__beam_most(index);
     if (index->beam_asked < NODEDB_VAMANA__BEAM_WINDOW) return;
     if (index->beam_missed > index->beam_asked / NODEDB_VAMANA__BEAM_WIDENS) now += now / 4;
@@ -2576,7 +2566,7 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
         code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, a->norms == NULL ? 0 : a->norms[slot]);
     nodedb_vamana__see_for(s, index->beam_now);
     nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_now);
-    nodedb_vamana__watch_beam(index, s, by_code ? &code : &target, slot);
+    nodedb_vamana__probe_beam(index, s, by_code ? &code : &target, slot);
     for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
     walked = (uint32_t)n;
     for (level = nodedb_vamana__level(a, slot); level > 0; level--) {
@@ -2751,14 +2741,14 @@ static bool nodedb_vamana__readers_left(const nodedb_vamana *index) {
 
 /* Moves the epoch on, so that readers_left becomes true once all who read now are gone. Those of the epoch before must
  * have gone, as the new readers take their counters. */
-static void nodedb_vamana__begin_wait(nodedb_vamana *index) {
+static void nodedb_vamana__advance_epoch(nodedb_vamana *index) {
     while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
     __atomic_store_n(&index->readers->epoch, index->readers->epoch + 1, __ATOMIC_SEQ_CST);
 }
 
 /* Returns when nobody reads what was unlinked before the call. */
 static void nodedb_vamana__await_readers(nodedb_vamana *index) {
-    nodedb_vamana__begin_wait(index);
+    nodedb_vamana__advance_epoch(index);
     while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
 }
 
@@ -2823,7 +2813,7 @@ static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
 
 /* ---- slots ------------------------------------------------------------------------------------------------------- */
 
-static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
+static uint32_t nodedb_vamana__alloc_slot(nodedb_vamana *index) {
     nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot = index->first_free;
     if (slot != NODEDB_VAMANA__NONE) {
@@ -2862,7 +2852,7 @@ static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s,
     uint32_t count, i;
     if (a->entry == NODEDB_VAMANA__NONE) return;
     count = nodedb_vamana__choose_neighbours(index, s, slot, index);
-    nodedb_vamana__count_beam(index, s), nodedb_vamana__follow_beam(index);
+    nodedb_vamana__count_beam(index, s), nodedb_vamana__adapt_beam(index);
     nodedb_vamana__set_row(index, a, slot, s->chosen, count, s->head);
     nodedb_vamana__set_parent(index, slot, nodedb_vamana__first_parent(index, row, count));
     for (i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
@@ -2889,7 +2879,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
         old = NODEDB_VAMANA__NONE;
     }
     a = index->arrays;
-    slot = nodedb_vamana__take_slot(index);
+    slot = nodedb_vamana__alloc_slot(index);
     memcpy(nodedb_vamana__vector(index, a, slot), s->query, index->stride);
     if (a->norms != NULL) a->norms[slot] = norm;
     nodedb_vamana__note_zeros(index, a, norm);
@@ -2900,7 +2890,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__LIVE);
     if (a->entry == NODEDB_VAMANA__NONE) nodedb__store_release(&a->entry, slot);
     nodedb_vamana__count_live(index, index->live + 1, index->removed);
-    nodedb_vamana__count_came(index, 1);
+    nodedb_vamana__count_inserted(index, 1);
     if (!nodedb_vamana__table_add(a, slot)) assert(false);
     nodedb_vamana__offer_start(a, slot);
     (void)nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
@@ -2948,7 +2938,7 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
 
 /* Replaces the edges of a node that lead to removed ones: an edge between two of a level by others of that level too.
  * */
-static void nodedb_vamana__mend(nodedb_vamana *index, uint32_t slot) {
+static void nodedb_vamana__repair(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t *row = nodedb_vamana__row(index, a, slot), i, count, level = nodedb_vamana__level(a, slot);
@@ -3007,14 +2997,14 @@ static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
 static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t i;
-    if (index->sweep == NODEDB_VAMANA__MENDING) {
+    if (index->sweep == NODEDB_VAMANA__REPAIRING) {
         uint8_t state = index->sweep_at < a->slots ? a->states[index->sweep_at] : 0;
-        if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__mend(index, index->sweep_at);
+        if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__repair(index, index->sweep_at);
         else if (state >= NODEDB_VAMANA__REMOVED && index->metric == NODEDB_VAMANA_IP)
             nodedb_vamana__bridge(index, index->sweep_at);
         if (++index->sweep_at < a->slots) return;
         index->sweep = NODEDB_VAMANA__WAITING; /* no row holds a victim any more, but a search under way may */
-        nodedb_vamana__begin_wait(index);
+        nodedb_vamana__advance_epoch(index);
     }
     if (index->sweep == NODEDB_VAMANA__WAITING) {
         if (!nodedb_vamana__readers_left(index)) return;
@@ -3034,14 +3024,14 @@ static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
 static void nodedb_vamana__sweep_begin(nodedb_vamana *index) {
     assert(index->sweep == NODEDB_VAMANA__IDLE);
     index->colour = index->colour == NODEDB_VAMANA__REMOVED ? NODEDB_VAMANA__REMOVED + 1 : NODEDB_VAMANA__REMOVED;
-    index->sweep = NODEDB_VAMANA__MENDING;
+    index->sweep = NODEDB_VAMANA__REPAIRING;
     index->sweep_at = 0;
 }
 
 /* ---- remove ------------------------------------------------------------------------------------------------------ */
 
 /* The last vector is gone: so are all traces of the others, once nobody looks at them. */
-static void nodedb_vamana__forget_all(nodedb_vamana *index) {
+static void nodedb_vamana__reset(nodedb_vamana *index) {
     nodedb_vamana__arrays *a;
     uint32_t slot, slots;
     for (slot = 0; slot < index->arrays->slots && index->save != NULL; slot++)
@@ -3075,10 +3065,10 @@ static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__set_state(a, slot, index->colour);
     nodedb_vamana__count_live(index, index->live - 1, index->removed + 1);
     if (index->live == 0) {
-        nodedb_vamana__forget_all(index);
+        nodedb_vamana__reset(index);
         return;
     }
-    nodedb_vamana__forget_start(index, a, slot);
+    nodedb_vamana__replace_start(index, a, slot);
     nodedb_vamana__leave_tree(index, index->writer, slot);
     if (removed_max < NODEDB_VAMANA__REMOVED_MIN) removed_max = NODEDB_VAMANA__REMOVED_MIN;
     if (index->sweep == NODEDB_VAMANA__IDLE && index->removed >= removed_max) nodedb_vamana__sweep_begin(index);
@@ -3098,7 +3088,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
 }
 
 NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget) {
-    if (index == NULL || index->file != NULL) return false;
+    if (index == NULL || nodedb_vamana__is_on_disk(index)) return false;
     for (; budget > 0; budget--) {
         bool coding = nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
         if (index->sweep == NODEDB_VAMANA__IDLE) {
@@ -3127,16 +3117,16 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 #define NODEDB_VAMANA__WIDE_PER_K 4u          /* where so wide a beam ends in doubt, the walk is repeated on vectors */
 #define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
 #define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk they are measured so many at a time */
-#define NODEDB_VAMANA__DOUBT_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
+#define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
 #define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by one in so many for each of the slack */
-#define NODEDB_VAMANA__DOUBT_AGAIN 1.5        /* the same at the end of a beam, for walking again on vectors */
-#define NODEDB_VAMANA__DOUBT 2.7              /* standard deviations of the codes' error that are allowed for */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* the same at the end of a beam, for walking again on vectors */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that are allowed for */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
 
 /* Is `a` a worse result than `b`? Ties are settled by the id. */
-static bool nodedb_vamana__worse(const uint64_t *ids, const nodedb_vamana__near *a, const nodedb_vamana__near *b) {
+static bool nodedb_vamana__heap_worse(const uint64_t *ids, const nodedb_vamana__near *a, const nodedb_vamana__near *b) {
     if (a->distance != b->distance) return a->distance > b->distance;
     return ids[a->slot] > ids[b->slot];
 }
@@ -3146,26 +3136,26 @@ static void nodedb_vamana__sift_down(const uint64_t *ids, nodedb_vamana__near *h
                                      nodedb_vamana__near one) {
     size_t at = 0, child;
     while ((child = 2 * at + 1) < n) {
-        if (child + 1 < n && nodedb_vamana__worse(ids, &heap[child + 1], &heap[child])) child++;
-        if (!nodedb_vamana__worse(ids, &heap[child], &one)) break;
+        if (child + 1 < n && nodedb_vamana__heap_worse(ids, &heap[child + 1], &heap[child])) child++;
+        if (!nodedb_vamana__heap_worse(ids, &heap[child], &one)) break;
         heap[at] = heap[child], at = child;
     }
     heap[at] = one;
 }
 
 /* Keeps the best `most` of all that are offered; returns their new number. */
-static size_t nodedb_vamana__offer(const uint64_t *ids, nodedb_vamana__near *heap, size_t n, size_t most,
-                                   float distance, uint32_t slot) {
+static size_t nodedb_vamana__heap_offer(const uint64_t *ids, nodedb_vamana__near *heap, size_t n, size_t most,
+                                        float distance, uint32_t slot) {
     nodedb_vamana__near one;
     size_t at, parent;
     one.distance = distance, one.slot = slot, one.mark = 0;
     if (n == most) {
-        if (nodedb_vamana__worse(ids, &heap[0], &one)) nodedb_vamana__sift_down(ids, heap, n, one);
+        if (nodedb_vamana__heap_worse(ids, &heap[0], &one)) nodedb_vamana__sift_down(ids, heap, n, one);
         return n;
     }
     for (at = n; at > 0; at = parent) {
         parent = (at - 1) / 2;
-        if (!nodedb_vamana__worse(ids, &one, &heap[parent])) break;
+        if (!nodedb_vamana__heap_worse(ids, &one, &heap[parent])) break;
         heap[at] = heap[parent];
     }
     heap[at] = one;
@@ -3185,7 +3175,8 @@ static void nodedb_vamana__sort_heap(const uint64_t *ids, nodedb_vamana__near *h
 static bool nodedb_vamana__passes(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, uint32_t slot) {
     const nodedb_vamana__arrays *a = s->arrays;
     uint64_t id;
-    if (!nodedb_vamana__knows_slot(s->index, slot, &s->trouble) || nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
+    if (!nodedb_vamana__have_state(s->index, slot, &s->read_errors) ||
+        nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
         return false;
     id = a->ids[slot];
     if (query->bitmap != NULL && (id >= query->bitmap_bits || (query->bitmap[id / 8] >> id % 8 & 1) == 0)) return false;
@@ -3209,7 +3200,7 @@ static uint32_t nodedb_vamana__beam_behind_filter(nodedb_vamana_searcher *s, con
     uint64_t live = 0, pass = 0, wide, all = nodedb__load_relaxed(&s->index->live);
     for (i = 0; i < n; i++) {
         uint32_t slot = (uint32_t)(i * slots / n);
-        if (!nodedb_vamana__knows_slot(s->index, slot, &s->trouble) ||
+        if (!nodedb_vamana__have_state(s->index, slot, &s->read_errors) ||
             nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
             continue;
         live++;
@@ -3244,7 +3235,7 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
-    plan->by_code = index->file != NULL || (s->arrays->codes != NULL && !query->exact_walk);
+    plan->by_code = nodedb_vamana__is_on_disk(index) || (s->arrays->codes != NULL && !query->exact_walk);
     plan->keep = plan->k;
     if (plan->by_code) {
         uint64_t tens = ((uint64_t)plan->k + NODEDB_VAMANA__JUDGE_NEAREST - 1) / NODEDB_VAMANA__JUDGE_NEAREST;
@@ -3273,14 +3264,14 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
 /* ---- exact distances of results ---------------------------------------------------------------------------------- */
 
 /* What a query has met of the difference between exact distances and those by code. */
-typedef struct nodedb_vamana__doubt {
+typedef struct nodedb_vamana__code_error {
     nodedb_vamana__target code;
     double sum, squares; /* of the differences */
     uint32_t n;
     float exact, by_code; /* the last that was met */
-} nodedb_vamana__doubt;
+} nodedb_vamana__code_error;
 
-static void nodedb_vamana__meet(nodedb_vamana__doubt *d, float exact, float by_code) {
+static void nodedb_vamana__note_code_error(nodedb_vamana__code_error *d, float exact, float by_code) {
     double difference = (double)exact - (double)d->code.constant * (double)by_code;
     if (d->n > 0 && exact == d->exact && by_code == d->by_code) return; /* a copy of the last teaches nothing */
     d->exact = exact, d->by_code = by_code;
@@ -3290,11 +3281,11 @@ static void nodedb_vamana__meet(nodedb_vamana__doubt *d, float exact, float by_c
 /* May a vector of this distance by code, or any that is farther by code, be nearer than `kth`? By the errors that the
  * query has met, so many standard deviations, or by what rounding makes of a vector at that distance: those that came
  * first by code are those that rounding has favoured, and say too little of the others. */
-static bool nodedb_vamana__in_doubt(const nodedb_vamana *index, const nodedb_vamana__doubt *d, double deviations,
-                                    float kth, const nodedb_vamana__near *one) {
+static bool nodedb_vamana__may_be_nearer(const nodedb_vamana *index, const nodedb_vamana__code_error *d,
+                                         double deviations, float kth, const nodedb_vamana__near *one) {
     double by_code = (double)d->code.constant * (double)one->distance, mean, variance, length;
     if (d->n < NODEDB_VAMANA__SLACK_LEAST) return true;
-    if (index->metric == NODEDB_VAMANA_IP) deviations *= NODEDB_VAMANA__DOUBT_IP;
+    if (index->metric == NODEDB_VAMANA_IP) deviations *= NODEDB_VAMANA__ERROR_IP;
     mean = d->sum / d->n, variance = d->squares / d->n - mean * mean;
     if (by_code + mean - deviations * sqrt(variance > 0 ? variance : 0) <= (double)kth) return true;
     length = index->metric == NODEDB_VAMANA_IP       ? (double)d->code.arrays->norms[one->slot]
@@ -3324,32 +3315,32 @@ static nodedb_vamana__target nodedb_vamana__query_target(const nodedb_vamana_sea
  * What is damaged on disk is passed over. */
 static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                    size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
+                                                    size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
     size_t to = from + n, i, batch, batch_max = s->candidates_max;
     nodedb_status status = NODEDB_OK;
-    if (s->index->file != NULL) batch_max = nodedb_vamana__least(batch_max, s->fetcher.batch_max);
+    if (nodedb_vamana__is_on_disk(s->index)) batch_max = nodedb_vamana__min(batch_max, s->fetcher.batch_max);
     for (; from < to && status == NODEDB_OK; from += batch) {
-        batch = nodedb_vamana__least(to - from, batch_max);
+        batch = nodedb_vamana__min(to - from, batch_max);
         for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
-        if (s->index->file != NULL) {
+        if (nodedb_vamana__is_on_disk(s->index)) {
             status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
             if (status == NODEDB_OK)
-                status = nodedb_vamana__take_fetched(s, exact, results, most, from, batch, heap, doubt, err);
+                status = nodedb_vamana__measure_fetched(s, exact, results, most, from, batch, heap, doubt, err);
             continue;
         }
         nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
         for (i = 0; i < batch; i++) {
-            if (doubt != NULL) nodedb_vamana__meet(doubt, s->distances[i], results[from + i].distance);
-            *heap = nodedb_vamana__offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
+            if (doubt != NULL) nodedb_vamana__note_code_error(doubt, s->distances[i], results[from + i].distance);
+            *heap = nodedb_vamana__heap_offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
         }
     }
     return status;
 }
 
 /* Leaves the best `most` of all that pass, by exact distances, as a heap in s->spare. */
-static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                                const nodedb_vamana_query *query, size_t most, size_t *found,
-                                                nodedb_error *err) {
+static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                             const nodedb_vamana_query *query, size_t most, size_t *found,
+                                             nodedb_error *err) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
     uint32_t slot, slots = nodedb__load_acquire(&a->slots);
@@ -3361,7 +3352,7 @@ static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const
         if (nodedb_vamana__passes(s, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
         s->computed += count, s->exact += count;
-        if (index->file != NULL) {
+        if (nodedb_vamana__is_on_disk(index)) {
             size_t heap = 0;
             status = nodedb_vamana__measure_results(s, exact, chunk, count, 0, count, &heap, NULL, err);
             count = heap;
@@ -3370,7 +3361,7 @@ static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const
             for (i = 0; i < count; i++) chunk[i].distance = s->distances[i];
         }
         for (i = 0; i < count && status == NODEDB_OK; i++)
-            n = nodedb_vamana__offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
+            n = nodedb_vamana__heap_offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
         count = 0;
     }
     *found = n;
@@ -3385,7 +3376,7 @@ static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vam
     for (i = 0; i < s->beam_count; i++) {
         if (n == most && s->beam[i].distance > s->spare[0].distance) break;
         if (nodedb_vamana__passes(s, query, s->beam[i].slot))
-            n = nodedb_vamana__offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
+            n = nodedb_vamana__heap_offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
     }
     return n;
 }
@@ -3400,14 +3391,14 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
 
 /* Measures exactly the *n results by code in s->spare, the nearest first, and, if the plan wants it, more of the beam
  * while one may be nearer than the k best by what this query has met of the codes' error; on disk it decides so while
- * the last reads are under way. *n: the k best, a heap. *doubtful: the end of a full beam is in doubt, so what has
+ * the last reads are under way. *n: the k best, a heap. *uncertain: the end of a full beam is in doubt, so what has
  * fallen out of it may be too. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
-                                           const nodedb_vamana__target *code, size_t *n, bool *doubtful,
+                                           const nodedb_vamana__target *code, size_t *n, bool *uncertain,
                                            nodedb_error *err) {
-    bool on_disk = s->index->file != NULL;
-    nodedb_vamana__doubt doubt;
+    bool on_disk = nodedb_vamana__is_on_disk(s->index);
+    nodedb_vamana__code_error doubt;
     nodedb_status status = NODEDB_OK;
     size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results that are there, one more than *n to look at */
     memset(&doubt, 0, sizeof doubt);
@@ -3421,10 +3412,11 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
         if (!plan->more || heap < plan->k || doubt.n == 0 || *n - from > NODEDB_VAMANA__RERANK_MORE) continue;
         if (next == *n) next = nodedb_vamana__collect_codes(s, query, next, next + 1);
         if (next == *n)
-            *doubtful = s->beam_count == plan->beam &&
-                        nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT_AGAIN, s->spare[0].distance,
-                                                &s->beam[s->beam_count - 1]);
-        else if (nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, s->spare[0].distance, &s->spare[*n]))
+            *uncertain = s->beam_count == plan->beam &&
+                        nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN,
+                                                     s->spare[0].distance, &s->beam[s->beam_count - 1]);
+        else if (nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS, s->spare[0].distance,
+                                              &s->spare[*n]))
             *n = next = nodedb_vamana__collect_codes(s, query, next, *n + NODEDB_VAMANA__RERANK_MORE);
     }
     *n = heap;
@@ -3434,8 +3426,8 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
 /* ---- one query --------------------------------------------------------------------------------------------------- */
 
 /* Too few results: double the beam (false), or scan every vector (true). */
-static bool nodedb_vamana__gives_up(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                    nodedb_vamana__plan *plan) {
+static bool nodedb_vamana__widen_or_scan(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                         nodedb_vamana__plan *plan) {
     plan->scan = nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
                  (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live);
     if (!plan->scan) plan->beam *= 2;
@@ -3463,12 +3455,12 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
             *found = plan->by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
                                    : nodedb_vamana__collect(s, query, plan->keep);
         }
-        if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
-            if (err != NULL) *err = s->trouble.error;
-            status = s->trouble.failed;
+        if (status == NODEDB_OK && s->read_errors.failed != NODEDB_OK) {
+            if (err != NULL) *err = s->read_errors.error;
+            status = s->read_errors.failed;
         }
         if (status != NODEDB_OK || *found >= plan->k) return status;
-        if (nodedb_vamana__gives_up(s, query, plan)) return NODEDB_OK;
+        if (nodedb_vamana__widen_or_scan(s, query, plan)) return NODEDB_OK;
         status = nodedb_vamana__searcher_fit(s, plan->beam, s->arrays->capacity, err);
         if (status != NODEDB_OK) return status;
     }
@@ -3481,34 +3473,35 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     nodedb_vamana__target exact;
     nodedb_status status = NODEDB_OK;
     bool packed = nodedb_vamana__is_packed(s->index);
-    bool doubtful = false;
+    bool uncertain = false;
     nodedb_vamana__target code;
-    if (s->index->file != NULL && !packed && !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
-        s->early = (uint32_t)nodedb_vamana__least(plan->keep, s->fetcher.batch_max);
+    if (nodedb_vamana__is_on_disk(s->index) && !packed &&
+        !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
+        s->early = (uint32_t)nodedb_vamana__min(plan->keep, s->fetcher.batch_max);
     if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
     s->early = 0;
     exact = nodedb_vamana__query_target(s, norm);
-    if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+    if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     else if (status == NODEDB_OK && plan->by_code && !packed)
-        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &doubtful, err);
-    if (status == NODEDB_OK && doubtful && s->index->file == NULL &&
+        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &uncertain, err);
+    if (status == NODEDB_OK && uncertain && !nodedb_vamana__is_on_disk(s->index) &&
         plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k) {
         plan->by_code = false, plan->keep = plan->k; /* codes do not serve this query: it walks on the vectors */
         status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
         if (status == NODEDB_OK && plan->scan)
-            status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+            status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     }
-    if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = s->trouble.error;
-        status = s->trouble.failed;
+    if (status == NODEDB_OK && s->read_errors.failed != NODEDB_OK) {
+        if (err != NULL) *err = s->read_errors.error;
+        status = s->read_errors.failed;
     }
     if (status == NODEDB_OK) nodedb_vamana__sort_heap(s->arrays->ids, s->spare, *found);
     return status;
 }
 
-static nodedb_status nodedb_vamana__check_question(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                   const void *vector, const nodedb_vamana_result *results,
-                                                   uint32_t *found, nodedb_error *err) {
+static nodedb_status nodedb_vamana__check_query(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const void *vector, const nodedb_vamana_result *results,
+                                                uint32_t *found, nodedb_error *err) {
     if (found != NULL) *found = 0;
     if (s == NULL || query == NULL || vector == NULL || results == NULL || found == NULL)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "searcher, query, its vector, results or found is NULL");
@@ -3521,25 +3514,25 @@ static void nodedb_vamana__reads_so_far(const nodedb_vamana_searcher *s, uint64_
 }
 
 /* Copies the best k of `n` results out. */
-static void nodedb_vamana__hand_out(const nodedb_vamana_searcher *s, const nodedb_vamana__near *from, size_t n,
-                                    uint32_t k, nodedb_vamana_result *results, uint32_t *found) {
+static void nodedb_vamana__copy_results(const nodedb_vamana_searcher *s, const nodedb_vamana__near *from, size_t n,
+                                        uint32_t k, nodedb_vamana_result *results, uint32_t *found) {
     uint32_t i;
     *found = n < k ? (uint32_t)n : k;
     for (i = 0; i < *found; i++) results[i].id = s->arrays->ids[from[i].slot], results[i].distance = from[i].distance;
 }
 
-enum nodedb_vamana__way { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
+enum nodedb_vamana__method { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
 
 /* Makes s->query of the question's vector, and the plan. */
-static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                   const void *vector, enum nodedb_vamana__way way,
-                                                   nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
+static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const void *vector, enum nodedb_vamana__method way,
+                                                nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
     nodedb_status status;
     if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
                             (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     s->hops = 0, s->computed = 0, s->exact = 0;
-    s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
+    s->read_errors.failed = NODEDB_OK, s->read_errors.damaged = 0;
     status = nodedb_vamana__prepare(s->index, vector, s->query, norm, -1, err);
     if (status != NODEDB_OK) return status;
     if (way == NODEDB_VAMANA__SEARCH) return nodedb_vamana__plan_query(s, query, plan, err);
@@ -3550,32 +3543,32 @@ static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, co
 
 /* One question, by one who is counted in as a reader. */
 static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                           const void *vector, enum nodedb_vamana__way way,
+                                           const void *vector, enum nodedb_vamana__method way,
                                            nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats,
                                            nodedb_error *err) {
     nodedb_vamana__plan plan;
     uint64_t reads, retries;
     size_t n = 0;
     float norm;
-    nodedb_status status = nodedb_vamana__begin_question(s, query, vector, way, &plan, &norm, err);
+    nodedb_status status = nodedb_vamana__begin_query(s, query, vector, way, &plan, &norm, err);
     if (status != NODEDB_OK) return status;
     nodedb_vamana__reads_so_far(s, &reads, &retries);
     status = nodedb_vamana__find_results(s, query, &plan, norm, &n, err);
     if (status != NODEDB_OK) return status;
-    nodedb_vamana__hand_out(s, s->spare, n, plan.k, results, found);
+    nodedb_vamana__copy_results(s, s->spare, n, plan.k, results, found);
     if (stats == NULL) return NODEDB_OK;
     nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
     stats->reads -= reads, stats->retries -= retries;
     stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = plan.scan;
-    stats->damaged = s->trouble.damaged;
+    stats->damaged = s->read_errors.damaged;
     return NODEDB_OK;
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                      nodedb_vamana_result *results, uint32_t *found,
                                                      nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
-                                                         found, err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, query == NULL ? NULL : query->vector, results,
+                                                      found, err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
@@ -3587,8 +3580,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *sea
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
-                                                         found, err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, query == NULL ? NULL : query->vector, results,
+                                                      found, err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
@@ -3600,7 +3593,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
 
 /* Many questions with one searcher: what all of them need. */
-typedef struct nodedb_vamana__questions {
+typedef struct nodedb_vamana__query_batch {
     nodedb_vamana_searcher *s;
     const nodedb_vamana_query *common;
     const uint8_t *vectors;
@@ -3610,12 +3603,12 @@ typedef struct nodedb_vamana__questions {
     nodedb_vamana_stats sum;
     uint64_t failed;              /* the question of the first error */
     /* on disk: questions whose reads are under way, and those that walk meanwhile */
-    struct nodedb_vamana__parked *group[2];
+    struct nodedb_vamana__pending_rerank *group[2];
     uint32_t count[2], group_max, keep;
-} nodedb_vamana__questions;
+} nodedb_vamana__query_batch;
 
 /* Answers question i at once. */
-static nodedb_status nodedb_vamana__ask_one(nodedb_vamana__questions *q, uint64_t i, nodedb_error *err) {
+static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, uint64_t i, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana_stats one;
     uint32_t parity;
@@ -3639,21 +3632,21 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
                                                           nodedb_vamana_stats *stats, nodedb_error *err) {
     uint32_t none, parity;
-    nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results,
-                                                         n == 0 && found != NULL ? &none : found, err);
-    nodedb_vamana__questions q;
+    nodedb_status status = nodedb_vamana__check_query(searcher, common, vectors, results,
+                                                      n == 0 && found != NULL ? &none : found, err);
+    nodedb_vamana__query_batch q;
     uint64_t i;
     for (i = 0; i < n && found != NULL; i++) found[i] = 0;
     if (status != NODEDB_OK) return status;
     memset(&q, 0, sizeof q);
     q.s = searcher, q.common = common, q.vectors = (const uint8_t *)vectors, q.results = results, q.found = found;
     q.k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
-    if (searcher->index->file != NULL) { /* its arrays are the same for ever */
+    if (nodedb_vamana__is_on_disk(searcher->index)) { /* its arrays are the same for ever */
         searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
         nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     }
-    if (searcher->index->file == NULL || !nodedb_vamana__ask_file(&q, n, &status, err))
-        for (i = 0; i < n && status == NODEDB_OK; i++) status = nodedb_vamana__ask_one(&q, i, err);
+    if (!nodedb_vamana__is_on_disk(searcher->index) || !nodedb_vamana__answer_on_disk(&q, n, &status, err))
+        for (i = 0; i < n && status == NODEDB_OK; i++) status = nodedb_vamana__answer_one(&q, i, err);
     if (stats != NULL) *stats = q.sum;
     if (status != NODEDB_OK && err != NULL) {
         nodedb_error reason = *err;
@@ -3700,8 +3693,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searche
                                                            nodedb_vamana_result *results, uint32_t most,
                                                            uint32_t *found, nodedb_vamana_stats *stats,
                                                            nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, query == NULL ? NULL : query->vector, results,
-                                                         found, err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, query == NULL ? NULL : query->vector, results,
+                                                      found, err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     if (radius != radius || most == 0)
@@ -3720,35 +3713,21 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
                                                                         const nodedb_vamana_searcher_config *config,
                                                                         nodedb_error *err) {
     uint32_t beam = config != NULL && config->beam_max != 0 ? config->beam_max : 2 * NODEDB_VAMANA__DEFAULT_BEAM;
-    uint32_t batch, parity;
     uint64_t slots = NODEDB_VAMANA__FITS_ALL;
     nodedb_vamana_searcher *s;
     if (index == NULL || beam > NODEDB_VAMANA_MAX_BEAM) {
         (void)nodedb_fail(err, index == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_LIMIT, 0,
-                           index == NULL ? "index is NULL" : "beam_max is over 1048576");
+                          index == NULL ? "index is NULL" : "beam_max is over 1048576");
         return NULL;
     }
-    if (index->file == NULL && (config == NULL || config->beam_max == 0)) { /* as large as the index; grows with it */
+    if (!nodedb_vamana__is_on_disk(index) && (config == NULL || config->beam_max == 0)) { /* grows with the index */
+        uint32_t parity;
         slots = nodedb_vamana__enter(index, 0, &parity)->capacity;
         nodedb_vamana__leave(index, 0, parity);
     }
     s = nodedb_vamana__searcher_new(index, beam, slots, false, err);
-    batch = beam < NODEDB_VAMANA__MAX_BATCH ? beam : NODEDB_VAMANA__MAX_BATCH; /* the pool is twice as large */
-    if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
-    if (s == NULL || index->file == NULL) return s;
-    if (config != NULL && config->fetcher != NULL && nodedb_vamana__is_packed(index)) {
-        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
-                           nodedb_vamana__file_path(index));
-    } else if (config != NULL && config->fetcher != NULL) {
-        s->fetcher = *config->fetcher;
-        if (s->fetcher.dim == index->dim && s->fetcher.batch_max > 0 && s->fetcher.prefetch_batch != NULL &&
-            s->fetcher.fetch != NULL) return s;
-        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
-                           (unsigned)index->dim);
-    } else if (nodedb_vamana_fetcher_disk(index, batch, &s->fetcher, err) == NODEDB_OK) {
-        s->own_fetcher = true;
-        return s;
-    }
+    if (s == NULL || !nodedb_vamana__is_on_disk(index)) return s;
+    if (nodedb_vamana__set_fetcher(s, config == NULL ? NULL : config->fetcher, beam, err) == NODEDB_OK) return s;
     nodedb_vamana_searcher_destroy(s);
     return NULL;
 }
@@ -3773,7 +3752,8 @@ static uint64_t nodedb_vamana__largest_batch(const nodedb_vamana *index, uint64_
     return n / (index->metric == NODEDB_VAMANA_IP ? NODEDB_VAMANA__BATCH_SHARE_IP : NODEDB_VAMANA__BATCH_SHARE) + 1;
 }
 
-typedef struct nodedb_vamana__build { /* all that a build's threads share; they write rows, `next`, and nothing else */
+/* What all threads of a build share. They write rows and `next`, and nothing else. */
+typedef struct nodedb_vamana__builder {
     nodedb_vamana *index;
     const uint8_t *input;         /* n vectors */
     const uint32_t *order;        /* a permutation of 0 .. n-1: the order of insertion */
@@ -3787,14 +3767,14 @@ typedef struct nodedb_vamana__build { /* all that a build's threads share; they 
     uint64_t from;                /* the batch begins at order[from] */
     size_t items;                 /* of the running phase */
     size_t next;                  /* first item that no thread has taken */
-    void (*run)(struct nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item);
+    void (*run)(struct nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item);
     nodedb_vamana_searcher *searchers[NODEDB_VAMANA_MAX_THREADS];
     uint32_t threads;
     bool cancelled;
-} nodedb_vamana__build;
+} nodedb_vamana__builder;
 
 typedef struct nodedb_vamana__worker {
-    nodedb_vamana__build *build;
+    nodedb_vamana__builder *build;
     nodedb_vamana_searcher *searcher;
     pthread_t thread;
     bool started;
@@ -3802,7 +3782,7 @@ typedef struct nodedb_vamana__worker {
 
 static void *nodedb_vamana__work(void *argument) {
     nodedb_vamana__worker *worker = (nodedb_vamana__worker *)argument;
-    nodedb_vamana__build *build = worker->build;
+    nodedb_vamana__builder *build = worker->build;
     for (;;) {
         size_t item = nodedb__add_relaxed(&build->next, (size_t)NODEDB_VAMANA__PROGRESS_CHUNK), i;
         if (item >= build->items) return NULL;
@@ -3812,8 +3792,8 @@ static void *nodedb_vamana__work(void *argument) {
 }
 
 /* Runs one phase on all threads. A thread that the system refuses is not missed: the others take its items. */
-static void nodedb_vamana__run_phase(nodedb_vamana__build *build, size_t items,
-                                     void (*run)(nodedb_vamana__build *, nodedb_vamana_searcher *, size_t)) {
+static void nodedb_vamana__run_phase(nodedb_vamana__builder *build, size_t items,
+                                     void (*run)(nodedb_vamana__builder *, nodedb_vamana_searcher *, size_t)) {
     nodedb_vamana__worker workers[NODEDB_VAMANA_MAX_THREADS];
     uint32_t i, threads = items < NODEDB_VAMANA__ALONE_BELOW ? 1 : build->threads;
     build->items = items, build->next = 0, build->run = run;
@@ -3827,7 +3807,7 @@ static void nodedb_vamana__run_phase(nodedb_vamana__build *build, size_t items,
 
 /* A new node's row may be written at once, for nobody finds it yet; in a second pass others of the batch may pass by,
  * so rows are put aside first. */
-static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_choose(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
     uint32_t count = nodedb_vamana__choose_neighbours(index, s, slot, NULL);
@@ -3841,7 +3821,7 @@ static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vama
     build->heads[item] = s->head;
 }
 
-static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_put(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
     uint32_t count = nodedb_vamana__row_count(index, aside);
@@ -3851,7 +3831,7 @@ static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_
 
 /* Adds a node's reverse edges. More of the batch may have chosen it as parent than it has room for: the others are
  * without one for now. */
-static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_reverse(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana__arrays *a = build->index->arrays;
     size_t from = build->groups[item], to = build->groups[item + 1], i;
     uint32_t node = (uint32_t)(build->pairs[from] >> 32), room = UINT32_MAX;
@@ -3867,7 +3847,7 @@ static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vam
 }
 
 /* Puts a batch's vectors into their slots. Not yet live: nobody points to them, and nobody may choose them. */
-static void nodedb_vamana__build_store(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_store(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t at = build->order[build->from + item], slot = build->slot_of[at];
     float norm = 0;
@@ -3881,7 +3861,7 @@ static void nodedb_vamana__build_store(nodedb_vamana__build *build, nodedb_vaman
 }
 
 /* Collects the reverse edges of a batch and sorts them, stably, by the node that they leave: least digit first. */
-static void nodedb_vamana__build_collect(nodedb_vamana__build *build, size_t batch) {
+static void nodedb_vamana__build_collect(nodedb_vamana__builder *build, size_t batch) {
     nodedb_vamana *index = build->index;
     size_t i, counts[1u << NODEDB_VAMANA__RADIX_BITS];
     unsigned shift;
@@ -3914,7 +3894,7 @@ static void nodedb_vamana__build_collect(nodedb_vamana__build *build, size_t bat
 }
 
 /* Searches for the neighbours of all of a batch, and adds the edges back. */
-static void nodedb_vamana__build_link(nodedb_vamana__build *build, size_t batch) {
+static void nodedb_vamana__build_link(nodedb_vamana__builder *build, size_t batch) {
     size_t i;
     build->rows = (uint32_t *)(void *)build->pairs_other;
     build->heads = (nodedb_vamana__head *)(void *)(build->rows + batch * build->index->degree);
@@ -3929,13 +3909,13 @@ static void nodedb_vamana__build_link(nodedb_vamana__build *build, size_t batch)
     }
 }
 
-static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch) {
+static void nodedb_vamana__build_batch(nodedb_vamana__builder *build, size_t batch) {
     nodedb_vamana *index = build->index;
     size_t i;
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_store);
     if (index->arrays->entry != NODEDB_VAMANA__NONE) nodedb_vamana__build_link(build, batch);
     for (i = 0; i < build->threads; i++) nodedb_vamana__count_beam(index, build->searchers[i]);
-    nodedb_vamana__follow_beam(index);
+    nodedb_vamana__adapt_beam(index);
     for (i = 0; i < batch; i++)
         nodedb_vamana__set_state(index->arrays, build->slot_of[build->order[build->from + i]], NODEDB_VAMANA__LIVE);
     if (index->arrays->entry == NODEDB_VAMANA__NONE) /* alone, the first of all */
@@ -3943,10 +3923,10 @@ static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch
     for (i = 0; i < batch; i++)
         nodedb_vamana__offer_start(index->arrays, build->slot_of[build->order[build->from + i]]);
     nodedb_vamana__count_live(index, index->live + (uint32_t)batch, index->removed);
-    nodedb_vamana__count_came(index, (uint32_t)batch);
+    nodedb_vamana__count_inserted(index, (uint32_t)batch);
 }
 
-static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_code(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = (uint32_t)item;
     if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
@@ -3954,7 +3934,7 @@ static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana
 }
 
 /* Makes the codes that are due, with all threads. */
-static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
+static void nodedb_vamana__build_codes(nodedb_vamana__builder *build) {
     nodedb_vamana *index = build->index;
     while (nodedb_vamana__make_codes(index, 0)) {
         if (!nodedb_vamana__is_trained(index->recoder) || index->recode_at == index->arrays->slots) continue;
@@ -3964,7 +3944,7 @@ static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
 }
 
 /* Inserts everything, batch by batch; returns how many before it was cancelled. */
-static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n, nodedb_vamana_progress progress,
+static uint64_t nodedb_vamana__build_all(nodedb_vamana__builder *build, uint64_t n, nodedb_vamana_progress progress,
                                          void *ctx) {
     nodedb_vamana *index = build->index;
     uint64_t done, inserted = 0, batch_max = build->pairs_max / index->degree;
@@ -4019,7 +3999,7 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
                                   (unsigned long long)i, (unsigned long long)id);
             break;
         }
-        slot_of[i] = nodedb_vamana__take_slot(index);
+        slot_of[i] = nodedb_vamana__alloc_slot(index);
         index->arrays->ids[slot_of[i]] = id;
         if (!nodedb_vamana__table_add(index->arrays, slot_of[i])) assert(false);
     }
@@ -4028,7 +4008,7 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
 }
 
 /* What a build needs beside the index: numbers of 32-bit words of slot_of and order, 64-bit words of pairs, groups. */
-static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vamana__build *build, uint32_t *slot_of,
+static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vamana__builder *build, uint32_t *slot_of,
                                               uint32_t *order, const uint64_t *ids, uint64_t n,
                                               nodedb_vamana_progress progress, void *ctx, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__make_room(index, n, err);
@@ -4053,7 +4033,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
                                                     uint64_t n, uint32_t threads, nodedb_vamana_progress progress,
                                                     void *progress_ctx, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_unsaved(index, err);
-    nodedb_vamana__build build;
+    nodedb_vamana__builder build;
     uint64_t batch_max;
     uint64_t *pairs = NULL, *pairs_other = NULL;
     size_t *groups = NULL;
@@ -4109,7 +4089,7 @@ static void nodedb_vamana__count_bytes(nodedb_vamana *index, size_t taken, size_
 
 /* Memory as the allocator gives it. Large arrays are asked to be in huge pages: a search touches hundreds of places
  * that are far apart, and with small pages nearly each costs a walk through the page table beside its own miss. */
-static void *nodedb_vamana__take_raw(nodedb_vamana *index, size_t bytes, size_t align) {
+static void *nodedb_vamana__alloc_raw(nodedb_vamana *index, size_t bytes, size_t align) {
     bool large = bytes >= 2 * NODEDB_VAMANA__HUGE_BYTES && !index->no_huge_pages;
     void *memory = nodedb__alloc(&index->allocator, bytes, large ? NODEDB_VAMANA__HUGE_BYTES : align);
     if (memory == NULL) return NULL;
@@ -4122,14 +4102,14 @@ static void *nodedb_vamana__take_raw(nodedb_vamana *index, size_t bytes, size_t 
 }
 
 /* Zeroed memory for `count` things. */
-static void *nodedb_vamana__take(nodedb_vamana *index, size_t count, size_t size, size_t align) {
+static void *nodedb_vamana__alloc(nodedb_vamana *index, size_t count, size_t size, size_t align) {
     size_t bytes;
-    void *memory = __builtin_mul_overflow(count, size, &bytes) ? NULL : nodedb_vamana__take_raw(index, bytes, align);
+    void *memory = __builtin_mul_overflow(count, size, &bytes) ? NULL : nodedb_vamana__alloc_raw(index, bytes, align);
     if (memory != NULL) memset(memory, 0, bytes);
     return memory;
 }
 
-static void nodedb_vamana__give(nodedb_vamana *index, void *memory, size_t count, size_t size) {
+static void nodedb_vamana__release(nodedb_vamana *index, void *memory, size_t count, size_t size) {
     if (memory == NULL) return;
     assert(index->bytes >= (uint64_t)count * size);
     nodedb_vamana__count_bytes(index, 0, count * size);
@@ -4171,57 +4151,57 @@ static void nodedb_vamana__free_coder(const nodedb_vamana *index, nodedb_vamana_
     nodedb__release(&index->allocator, coder, nodedb_vamana__coder_bytes(index));
 }
 
-static void nodedb_vamana__give_coder(nodedb_vamana *index, nodedb_vamana__coder *coder) {
+static void nodedb_vamana__release_coder(nodedb_vamana *index, nodedb_vamana__coder *coder) {
     if (coder == NULL) return;
     nodedb_vamana__count_bytes(index, 0, nodedb_vamana__coder_bytes(index));
     nodedb_vamana__free_coder(index, coder);
 }
 
 /* Frees arrays, without their coder, which others may share. */
-static void nodedb_vamana__give_arrays(nodedb_vamana *index, nodedb_vamana__arrays *a) {
+static void nodedb_vamana__release_arrays(nodedb_vamana *index, nodedb_vamana__arrays *a) {
     if (a == NULL) return;
-    nodedb_vamana__give(index, a->vectors, a->capacity, index->stride);
-    nodedb_vamana__give(index, a->ids, a->capacity, sizeof *a->ids);
-    nodedb_vamana__give(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
-    nodedb_vamana__give(index, a->heads, a->capacity, sizeof *a->heads);
-    nodedb_vamana__give(index, a->parents, a->capacity, sizeof *a->parents);
-    nodedb_vamana__give(index, a->norms, a->capacity, sizeof *a->norms);
-    nodedb_vamana__give(index, a->states, a->capacity, 1);
-    nodedb_vamana__give(index, a->table, a->table_size, sizeof *a->table);
-    if (a->codes != NULL) nodedb_vamana__give(index, a->codes, a->capacity, a->coder->stride);
-    nodedb_vamana__give(index, a, 1, sizeof *a);
+    nodedb_vamana__release(index, a->vectors, a->capacity, index->stride);
+    nodedb_vamana__release(index, a->ids, a->capacity, sizeof *a->ids);
+    nodedb_vamana__release(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
+    nodedb_vamana__release(index, a->heads, a->capacity, sizeof *a->heads);
+    nodedb_vamana__release(index, a->parents, a->capacity, sizeof *a->parents);
+    nodedb_vamana__release(index, a->norms, a->capacity, sizeof *a->norms);
+    nodedb_vamana__release(index, a->states, a->capacity, 1);
+    nodedb_vamana__release(index, a->table, a->table_size, sizeof *a->table);
+    if (a->codes != NULL) nodedb_vamana__release(index, a->codes, a->capacity, a->coder->stride);
+    nodedb_vamana__release(index, a, 1, sizeof *a);
 }
 
 /* Empty arrays of that capacity, with codes by `coder` if there is one; NULL and the reason on failure. */
-static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, uint64_t capacity,
-                                                         nodedb_vamana__coder *coder, nodedb_error *err) {
+static nodedb_vamana__arrays *nodedb_vamana__alloc_arrays(nodedb_vamana *index, uint64_t capacity,
+                                                          nodedb_vamana__coder *coder, nodedb_error *err) {
     const size_t line = NODEDB_CACHE_LINE_BYTES;
     nodedb_vamana__arrays *a;
     if (capacity > NODEDB_VAMANA_MAX_VECTORS || nodedb_vamana__table_size_for(capacity) == 0) {
         (void)nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)capacity);
         return NULL;
     }
-    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, line);
+    a = (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, line);
     if (a != NULL) {
         a->capacity = (uint32_t)capacity, a->entry = NODEDB_VAMANA__NONE, a->coder = coder;
         memset(a->starts, 0xFF, sizeof a->starts); /* NONE */
         a->table_size = nodedb_vamana__table_size_for(capacity);
-        a->vectors = (uint8_t *)nodedb_vamana__take(index, a->capacity, index->stride, line);
-        a->ids = (uint64_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->ids, line);
-        a->rows = (uint32_t *)nodedb_vamana__take(index, a->capacity, index->row_words * sizeof *a->rows, line);
-        a->heads = (nodedb_vamana__head *)nodedb_vamana__take(index, a->capacity, sizeof *a->heads, line);
-        a->parents = (uint32_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->parents, line);
+        a->vectors = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, index->stride, line);
+        a->ids = (uint64_t *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->ids, line);
+        a->rows = (uint32_t *)nodedb_vamana__alloc(index, a->capacity, index->row_words * sizeof *a->rows, line);
+        a->heads = (nodedb_vamana__head *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->heads, line);
+        a->parents = (uint32_t *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->parents, line);
         if (index->metric != NODEDB_VAMANA_L2)
-            a->norms = (float *)nodedb_vamana__take(index, a->capacity, sizeof *a->norms, line);
-        a->states = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
-        a->table = (uint32_t *)nodedb_vamana__take(index, a->table_size, sizeof *a->table, line);
-        if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__take(index, a->capacity, coder->stride, line);
+            a->norms = (float *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->norms, line);
+        a->states = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, 1, line);
+        a->table = (uint32_t *)nodedb_vamana__alloc(index, a->table_size, sizeof *a->table, line);
+        if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, coder->stride, line);
     }
     if (a == NULL || a->vectors == NULL || a->ids == NULL || a->rows == NULL ||
         a->heads == NULL || a->parents == NULL || a->states == NULL || a->table == NULL ||
         (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
         (a->codes == NULL && coder != NULL)) {
-        nodedb_vamana__give_arrays(index, a);
+        nodedb_vamana__release_arrays(index, a);
         (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %llu vectors of %u components",
                            (unsigned long long)capacity, (unsigned)index->dim);
         return NULL;
@@ -4239,8 +4219,8 @@ static void nodedb_vamana__publish(nodedb_vamana *index, nodedb_vamana__arrays *
 
 static void nodedb_vamana__drop_recoding(nodedb_vamana *index) {
     if (index->recoder == NULL) return;
-    nodedb_vamana__give(index, index->recodes, index->arrays->capacity, index->recoder->stride);
-    nodedb_vamana__give_coder(index, index->recoder);
+    nodedb_vamana__release(index, index->recodes, index->arrays->capacity, index->recoder->stride);
+    nodedb_vamana__release_coder(index, index->recoder);
     index->recoder = NULL, index->recodes = NULL;
 }
 
@@ -4250,13 +4230,13 @@ static void nodedb_vamana__grow_recoding(nodedb_vamana *index, uint32_t capacity
     size_t stride = index->recoder == NULL ? 0 : index->recoder->stride;
     uint8_t *larger;
     if (index->recoder == NULL) return;
-    larger = (uint8_t *)nodedb_vamana__take(index, capacity, stride, NODEDB_CACHE_LINE_BYTES);
+    larger = (uint8_t *)nodedb_vamana__alloc(index, capacity, stride, NODEDB_CACHE_LINE_BYTES);
     if (larger == NULL) {
         nodedb_vamana__drop_recoding(index);
         return;
     }
     memcpy(larger, index->recodes, index->recode_at * stride);
-    nodedb_vamana__give(index, index->recodes, index->arrays->capacity, stride);
+    nodedb_vamana__release(index, index->recodes, index->arrays->capacity, stride);
     index->recodes = larger;
 }
 
@@ -4266,7 +4246,7 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     if (capacity <= old->capacity) return NODEDB_OK;
     if (nodedb_vamana__searcher_fit(index->writer, 0, capacity, err) != NODEDB_OK) return NODEDB_ERR_NO_MEMORY;
     nodedb__store_relaxed(&index->writer_bytes, nodedb_vamana_searcher_memory_bytes(index->writer));
-    a = nodedb_vamana__take_arrays(index, capacity, old->coder, err);
+    a = nodedb_vamana__alloc_arrays(index, capacity, old->coder, err);
     if (a == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
     nodedb_vamana__grow_recoding(index, a->capacity);
     memcpy(a->vectors, old->vectors, old->slots * index->stride);
@@ -4283,7 +4263,7 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot)) assert(false);
     nodedb_vamana__publish(index, a);
     nodedb_vamana__await_readers(index);
-    nodedb_vamana__give_arrays(index, old);
+    nodedb_vamana__release_arrays(index, old);
     return NODEDB_OK;
 }
 
@@ -4373,7 +4353,7 @@ static nodedb_vamana *nodedb_vamana__new(const nodedb_vamana_config *c, nodedb_e
     index->no_huge_pages = c->no_huge_pages;
     index->degree = c->degree == 0 ? NODEDB_VAMANA__DEFAULT_DEGREE : c->degree;
     index->beam_build = c->beam_build == 0 ? NODEDB_VAMANA__DEFAULT_BEAM_BUILD : c->beam_build;
-    index->beam_now = index->beam_build, index->beam_follows = c->beam_build == 0;
+    index->beam_now = index->beam_build, index->beam_adapts = c->beam_build == 0;
     index->alpha = c->alpha == 0 ? NODEDB_VAMANA__DEFAULT_ALPHA : c->alpha;
     index->kernels = kernels;
     index->allocator = c->allocator, index->logger = c->logger;
@@ -4390,7 +4370,7 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_create(const nodedb_vamana_config
     uint64_t capacity;
     if (index == NULL) return NULL;
     capacity = config->capacity == 0 ? NODEDB_VAMANA__FIRST_CAPACITY : config->capacity;
-    index->arrays = nodedb_vamana__take_arrays(index, capacity, NULL, err);
+    index->arrays = nodedb_vamana__alloc_arrays(index, capacity, NULL, err);
     if (index->arrays != NULL) index->writer = nodedb_vamana__new_writer(index, err);
     if (index->writer != NULL) return index;
     nodedb_vamana_destroy(index);
@@ -4440,8 +4420,8 @@ NODEDB_VAMANA_API void nodedb_vamana_destroy(nodedb_vamana *index) {
     nodedb_vamana__drop_recoding(index);
     if (index->arrays != NULL) {
         nodedb_vamana__coder *coder = index->arrays->coder;
-        nodedb_vamana__give_arrays(index, index->arrays);
-        nodedb_vamana__give_coder(index, coder);
+        nodedb_vamana__release_arrays(index, index->arrays);
+        nodedb_vamana__release_coder(index, coder);
     }
     assert(index->bytes == sizeof *index + sizeof *index->readers);
     nodedb__release(&allocator, index->readers, sizeof *index->readers);
@@ -4495,7 +4475,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
     moved_to = (uint32_t *)nodedb__alloc(&index->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
     if (moved_to == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to compact %u slots", (unsigned)old->slots);
-    a = nodedb_vamana__take_arrays(
+    a = nodedb_vamana__alloc_arrays(
         index, index->live < NODEDB_VAMANA__FIRST_CAPACITY ? NODEDB_VAMANA__FIRST_CAPACITY : index->live, old->coder,
         err);
     if (a != NULL) {
@@ -4503,7 +4483,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
         index->first_free = NODEDB_VAMANA__NONE;
         nodedb_vamana__publish(index, a);
         nodedb_vamana__await_readers(index);
-        nodedb_vamana__give_arrays(index, old);
+        nodedb_vamana__release_arrays(index, old);
     }
     nodedb__release(&index->allocator, moved_to, bytes);
     return a != NULL ? NODEDB_OK : err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
@@ -4537,7 +4517,7 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index
 
 /* Live slots to which no edges lead from the entry, breadth first; for one who is counted in. */
 static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
-                                                 uint32_t slots, nodedb_vamana__trouble *trouble) {
+                                                 uint32_t slots, nodedb_vamana__read_errors *errors) {
     size_t bits = (size_t)slots / 8 + 1, bytes = bits + (size_t)slots * sizeof(uint32_t) + sizeof(uint32_t), head = 0,
            tail = 0;
     uint32_t *queue = (uint32_t *)nodedb__alloc_zero(&index->allocator, bytes, sizeof(void *)), slot, i;
@@ -4548,7 +4528,7 @@ static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, con
     if (slot < slots) queue[tail++] = slot, nodedb_vamana__set_bit(met, slot);
     while (head < tail) {
         const uint32_t *row = nodedb_vamana__row(index, a, queue[head]);
-        if (index->file != NULL && !nodedb_vamana__have_row(index, queue[head], trouble))
+        if (nodedb_vamana__is_on_disk(index) && !nodedb_vamana__have_row(index, queue[head], errors))
             row = NULL;
         for (i = 0, head++; row != NULL && i < index->degree; i++) {
             slot = nodedb__load_acquire(&row[i]);
@@ -4558,7 +4538,7 @@ static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, con
         }
     }
     for (slot = 0; slot < slots; slot++) {
-        if (index->file != NULL && !nodedb_vamana__knows_slot(index, slot, trouble)) continue;
+        if (nodedb_vamana__is_on_disk(index) && !nodedb_vamana__have_state(index, slot, errors)) continue;
         lost += nodedb_vamana__state(a, slot) == NODEDB_VAMANA__LIVE && !nodedb_vamana__bit(met, slot);
     }
     nodedb__release(&index->allocator, queue, bytes);
@@ -4568,7 +4548,7 @@ static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, con
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info) {
     const nodedb_vamana__arrays *a;
     uint32_t slot, slots, parity, entry, i;
-    nodedb_vamana__trouble trouble;
+    nodedb_vamana__read_errors errors;
     if (info == NULL) return;
     memset(info, 0, sizeof *info);
     if (index == NULL) return;
@@ -4580,19 +4560,20 @@ NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_
     info->code_bits = a->coder == NULL ? 0 : a->coder->bits;
     info->code_bytes = a->coder == NULL ? 0 : a->coder->stride;
     info->beam_build = nodedb__load_relaxed(&index->beam_now);
-    if (index->file != NULL) info->damaged_blocks = nodedb_vamana__damaged_blocks(index);
-    memset(&trouble, 0, sizeof trouble);
+    if (nodedb_vamana__is_on_disk(index)) info->damaged_blocks = nodedb_vamana__damaged_blocks(index);
+    memset(&errors, 0, sizeof errors);
     for (slot = 0; slot < slots && a->rows != NULL; slot++) {
         const uint32_t *row = nodedb_vamana__row(index, a, slot);
-        if (index->file != NULL && (!nodedb_vamana__knows_slot(index, slot, &trouble) ||
-                                    !nodedb_vamana__have_row(index, slot, &trouble)))
+        if (nodedb_vamana__is_on_disk(index) && (!nodedb_vamana__have_state(index, slot, &errors) ||
+                                    !nodedb_vamana__have_row(index, slot, &errors)))
             continue;
         if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) continue;
         for (i = 0; i < index->degree && nodedb__load_acquire(&row[i]) != NODEDB_VAMANA__NONE; i++) info->mean_degree++;
     }
     if (info->live > 0) info->mean_degree /= (double)info->live;
-    if (a->rows != NULL) info->unreachable = nodedb_vamana__count_unreachable(index, a, slots, &trouble);
-    if (entry != NODEDB_VAMANA__NONE && (index->file == NULL || nodedb_vamana__knows_slot(index, entry, &trouble)))
+    if (a->rows != NULL) info->unreachable = nodedb_vamana__count_unreachable(index, a, slots, &errors);
+    if (entry != NODEDB_VAMANA__NONE &&
+        (!nodedb_vamana__is_on_disk(index) || nodedb_vamana__have_state(index, entry, &errors)))
         info->entry_id = a->ids[entry];
     nodedb_vamana__leave(index, 0, parity);
 }
@@ -4607,10 +4588,10 @@ static uint32_t nodedb_vamana__find_live(const nodedb_vamana__arrays *a, uint64_
 NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64_t id) {
     uint32_t parity, slot;
     if (index == NULL) return false;
-    if (index->file != NULL) {
-        nodedb_vamana__trouble trouble;
-        memset(&trouble, 0, sizeof trouble);
-        return nodedb_vamana__find_on_disk(index, id, &trouble) != NODEDB_VAMANA__NONE;
+    if (nodedb_vamana__is_on_disk(index)) {
+        nodedb_vamana__read_errors errors;
+        memset(&errors, 0, sizeof errors);
+        return nodedb_vamana__find_on_disk(index, id, &errors) != NODEDB_VAMANA__NONE;
     }
     slot = nodedb_vamana__find_live(nodedb_vamana__enter(index, 0, &parity), id);
     nodedb_vamana__leave(index, 0, parity);
@@ -4621,13 +4602,13 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
     const nodedb_vamana__arrays *a;
     uint32_t parity, slots;
     bool found = false;
-    nodedb_vamana__trouble trouble;
+    nodedb_vamana__read_errors errors;
     if (index == NULL || cursor == NULL || id == NULL) return false;
-    memset(&trouble, 0, sizeof trouble);
+    memset(&errors, 0, sizeof errors);
     a = nodedb_vamana__enter(index, 0, &parity);
     for (slots = nodedb__load_acquire(&a->slots); *cursor < slots && !found; ++*cursor) {
-        if (!nodedb_vamana__knows_slot(index, (uint32_t)*cursor, &trouble)) {
-            if (trouble.failed != NODEDB_OK) break;
+        if (!nodedb_vamana__have_state(index, (uint32_t)*cursor, &errors)) {
+            if (errors.failed != NODEDB_OK) break;
             continue;
         }
         found = nodedb_vamana__state(a, (uint32_t)*cursor) == NODEDB_VAMANA__LIVE;
@@ -4652,7 +4633,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, ui
     const nodedb_vamana__arrays *a;
     uint32_t parity, slot;
     if (index == NULL || out == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
-    if (index->file != NULL) return nodedb_vamana__get_from_disk(index, id, out, err);
+    if (nodedb_vamana__is_on_disk(index)) return nodedb_vamana__get_from_disk(index, id, out, err);
     a = nodedb_vamana__enter(index, 0, &parity);
     slot = nodedb_vamana__find_live(a, id);
     if (slot != NODEDB_VAMANA__NONE)
@@ -4675,7 +4656,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, ui
  * ================================================================================================================ */
 
 #define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are remade when there are so many times more ... */
-#define NODEDB_VAMANA__STRANGE_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
+#define NODEDB_VAMANA__CLIPPED_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
 #define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder learns their mean ... */
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
 #define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... of no more components than these, all together */
@@ -4863,7 +4844,8 @@ static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana_
         vectors[i] = nodedb_vamana__vector(index, a, slots[i]);
         factors[i] = nodedb_vamana__to_length_1(index, a->norms != NULL ? a->norms[slots[i]] : 0);
     }
-    if (t->met == 0) nodedb_vamana__as_floats(index, vectors[0], a->norms != NULL ? a->norms[slots[0]] : 0, c->mean);
+    if (t->sampled == 0) nodedb_vamana__as_floats(index, vectors[0], a->norms != NULL ? a->norms[slots[0]] : 0,
+                                                  c->mean);
     for (j = 0; j < index->dim; j++) {
         double sum = 0, squares = 0;
         for (i = 0; i < n; i++) {
@@ -4871,11 +4853,11 @@ static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana_
             double off = (double)x - (double)c->mean[j];
             sum += off, squares += off * off;
         }
-        c->mean[j] = (float)((double)c->mean[j] + sum / ((double)t->met + n));
-        squares -= sum * sum / ((double)t->met + n);
+        c->mean[j] = (float)((double)c->mean[j] + sum / ((double)t->sampled + n));
+        squares -= sum * sum / ((double)t->sampled + n);
         t->squares += squares > 0 ? squares : 0;
     }
-    t->met += n;
+    t->sampled += n;
 }
 
 /* The steps that are tried: that which is best for normally distributed components (Max 1960), and wider ones, which
@@ -4883,7 +4865,7 @@ static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana_
 static float nodedb_vamana__step_of(const nodedb_vamana *index, const nodedb_vamana__coder *c,
                                     const nodedb_vamana__training *t, uint32_t i) {
     static const float wider[NODEDB_VAMANA__STEPS] = {1, 1.25f, 1.6f, 2, 2.5f, 3.2f, 4, 5, 6.4f, 8};
-    double sigma = sqrt(t->squares / ((double)t->met * index->dim));
+    double sigma = sqrt(t->squares / ((double)t->sampled * index->dim));
     return sigma > 1e-30 ? (float)(sigma * (double)((c->bits == 4 ? 0.335f : 0.0308f) * wider[i])) : 0;
 }
 
@@ -4929,7 +4911,7 @@ static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana
     if (mean) nodedb_vamana__train_mean(index, c, t, slots, n);
     else nodedb_vamana__train_step(index, c, t, slots, n, turned);
     if (t->at < end) return;
-    if (t->met == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample met only holes */
+    if (t->sampled == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample met only holes */
     if (mean && nodedb_vamana__step_of(index, c, t, 0) > 0) return;
     for (i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
         if (t->errors[i] < t->errors[best]) best = i;
@@ -4979,7 +4961,7 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
     index->code_asked += count, index->code_missed += missed;
     if (index->code_asked < NODEDB_VAMANA__DRIFT_WINDOW) return;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > NODEDB_VAMANA__SLACK_GOOD + 8)
-        index->code_strange = UINT32_MAX / 2;
+        index->code_clipped = UINT32_MAX / 2;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__JUDGE_MISSES && slack < NODEDB_VAMANA__SLACK_MAX)
         nodedb__store_relaxed(stored, slack + 1 + slack / 8 < NODEDB_VAMANA__SLACK_MAX ? slack + 1 + slack / 8
                                                                                        : NODEDB_VAMANA__SLACK_MAX);
@@ -5048,15 +5030,15 @@ static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     index->recoder = index->live == 0 ? NULL : nodedb_vamana__new_coder(index, bits);
     if (index->recoder != NULL) {
         nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
-        index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
-                                                        NODEDB_CACHE_LINE_BYTES);
+        index->recodes = (uint8_t *)nodedb_vamana__alloc(index, index->arrays->capacity, index->recoder->stride,
+                                                         NODEDB_CACHE_LINE_BYTES);
         index->recode_at = 0;
         if (index->recodes != NULL) return;
-        nodedb_vamana__give_coder(index, index->recoder);
+        nodedb_vamana__release_coder(index, index->recoder);
         index->recoder = NULL;
     }
     index->code_due = (uint64_t)index->live + index->live / 8 + 1;
-    index->code_came = index->code_strange = 0;
+    index->code_inserted = index->code_clipped = 0;
 }
 
 /* The bits of the codes that an index begins with; 0: none. */
@@ -5070,23 +5052,23 @@ static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
 /* Publishes arrays with these codes in place of those that there are, once nobody reads those. False: no memory. */
 static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder) {
     nodedb_vamana__arrays *old = index->arrays, *a;
-    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
+    a = (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
     if (a == NULL) return false;
     *a = *old;
     a->codes = codes, a->coder = coder;
     nodedb_vamana__publish(index, a);
     nodedb_vamana__await_readers(index);
     if (old->codes != NULL && !nodedb_vamana__save_keeps_codes(index, old))
-        nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
-    nodedb_vamana__give_coder(index, old->coder);
-    nodedb_vamana__give(index, old, 1, sizeof *old);
+        nodedb_vamana__release(index, old->codes, old->capacity, old->coder->stride);
+    nodedb_vamana__release_coder(index, old->coder);
+    nodedb_vamana__release(index, old, 1, sizeof *old);
     return true;
 }
 
 /* Codes have been made, or found useless, when there were `live` vectors, and `came` have come since. */
 static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t came) {
     index->code_due = live > 0 ? (uint64_t)live * NODEDB_VAMANA__CODE_AGAIN : NODEDB_VAMANA__CODE_FIRST;
-    index->code_live = live, index->code_came = came, index->code_strange = 0;
+    index->code_live = live, index->code_inserted = came, index->code_clipped = 0;
     index->code_asked = index->code_missed = 0;
 }
 
@@ -5096,8 +5078,8 @@ static bool nodedb_vamana__codes_due(const nodedb_vamana *index) {
     uint32_t many = index->live > NODEDB_VAMANA__CODE_FIRST ? index->live : NODEDB_VAMANA__CODE_FIRST;
     if (nodedb_vamana__first_bits(index) == 0) return false;
     return index->live >= index->code_due || (index->code_live > 0 &&
-                                              (index->code_came >= many ||
-                                               index->code_strange >= many / NODEDB_VAMANA__STRANGE_SHARE));
+                                              (index->code_inserted >= many ||
+                                               index->code_clipped >= many / NODEDB_VAMANA__CLIPPED_SHARE));
 }
 
 /* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
@@ -5121,8 +5103,8 @@ static void nodedb_vamana__end_codes(nodedb_vamana *index) {
         (void)nodedb_vamana__replace_codes(index, NULL, NULL);
 }
 
-static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more) {
-    index->code_came = more < UINT32_MAX - index->code_came ? index->code_came + more : UINT32_MAX;
+static void nodedb_vamana__count_inserted(nodedb_vamana *index, uint32_t more) {
+    index->code_inserted = more < UINT32_MAX - index->code_inserted ? index->code_inserted + more : UINT32_MAX;
 }
 
 /* One slice of making codes, which starts over when due: first of the coder's training, then up to `budget` codes,
@@ -5163,7 +5145,7 @@ static void nodedb_vamana__note_zeros(const nodedb_vamana *index, nodedb_vamana_
 static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (a->codes != NULL && !nodedb_vamana__encode_slot(index, a, a->coder, a->codes, turned, slot))
-        (void)nodedb__add_relaxed(&index->code_strange, 1u);
+        (void)nodedb__add_relaxed(&index->code_clipped, 1u);
     if (index->recoder != NULL && slot < index->recode_at)
         (void)nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, turned, slot);
 }
@@ -5204,8 +5186,8 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_RESIDENT = 180,
     NODEDB_VAMANA__AT_STEP = 184,
     NODEDB_VAMANA__AT_CODE_LIVE = 188,
-    NODEDB_VAMANA__AT_CODE_CAME = 192,
-    NODEDB_VAMANA__AT_CODE_STRANGE = 196,
+    NODEDB_VAMANA__AT_CODE_INSERTED = 192,
+    NODEDB_VAMANA__AT_CODE_CLIPPED = 196,
     NODEDB_VAMANA__AT_CODE_DUE = 200,
     NODEDB_VAMANA__AT_LAYOUT = 216,
     NODEDB_VAMANA__AT_FIRST_FREE = 220,
@@ -5227,7 +5209,7 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_BEAM_MISSED = 788,
     NODEDB_VAMANA__AT_TRAINING_SLOTS = 792,
     NODEDB_VAMANA__AT_TRAINING_AT = 796,
-    NODEDB_VAMANA__AT_TRAINING_MET = 800,
+    NODEDB_VAMANA__AT_TRAINING_SAMPLED = 800,
     NODEDB_VAMANA__AT_TRAINING_SQUARES = 808,
     NODEDB_VAMANA__AT_TRAINING_ERRORS = 816, /* STEPS times 8 bytes */
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
@@ -5252,23 +5234,23 @@ enum {
 };
 
 /* Where things stand in a file; all derived from the header's counts. Offsets and sizes in bytes. */
-typedef struct nodedb_vamana__layout {
+typedef struct nodedb_vamana__file_layout {
     uint64_t at[NODEDB_VAMANA__SECTIONS + 1]; /* where each section begins; the last: the size of the file */
     size_t item[NODEDB_VAMANA__IN_RECORDS];   /* bytes of each slot in a section; 0: it is not one by slots, or empty */
     uint64_t blocks;                          /* that have a checksum: from 1 to the one before the sums */
     uint64_t places;                          /* in the table of ids */
     uint32_t vector_bytes, row_at;            /* of a record; where its row begins, 0: it has none */
     uint32_t record_bytes, records_per_block, blocks_per_record; /* records_per_block 0: each begins at a block */
-} nodedb_vamana__layout;
+} nodedb_vamana__file_layout;
 
 static uint64_t nodedb_vamana__blocks(uint64_t bytes) {
     return (bytes + NODEDB_VAMANA_BLOCK_BYTES - 1) / NODEDB_VAMANA_BLOCK_BYTES;
 }
 
 /* Where everything is in a file of `slots` slots; bits 0: of no codes. No product here passes 2^32 * 2^19 = 2^51. */
-static nodedb_vamana__layout nodedb_vamana__lay_out(const nodedb_vamana *index, nodedb_vamana_layout kind,
-                                                    uint32_t bits, uint32_t recode_bits, uint32_t slots) {
-    nodedb_vamana__layout l;
+static nodedb_vamana__file_layout nodedb_vamana__layout_of(const nodedb_vamana *index, nodedb_vamana_layout kind,
+                                                           uint32_t bits, uint32_t recode_bits, uint32_t slots) {
+    nodedb_vamana__file_layout l;
     uint64_t blocks[NODEDB_VAMANA__SECTIONS], record_blocks, at = NODEDB_VAMANA_BLOCK_BYTES;
     int i;
     memset(&l, 0, sizeof l);
@@ -5299,15 +5281,7 @@ static nodedb_vamana__layout nodedb_vamana__lay_out(const nodedb_vamana *index, 
     return l;
 }
 
-/* Where the record of a slot begins in the file. */
-static uint64_t nodedb_vamana__record_at(const nodedb_vamana__layout *l, uint32_t slot) {
-    uint64_t from = l->at[NODEDB_VAMANA__IN_RECORDS];
-    if (l->records_per_block == 0) return from + (uint64_t)slot * l->blocks_per_record * NODEDB_VAMANA_BLOCK_BYTES;
-    return from + (uint64_t)(slot / l->records_per_block) * NODEDB_VAMANA_BLOCK_BYTES +
-           (uint64_t)(slot % l->records_per_block) * l->record_bytes;
-}
-
-static const char *nodedb_vamana__section_name(const nodedb_vamana__layout *l, uint64_t offset) {
+static const char *nodedb_vamana__section_name(const nodedb_vamana__file_layout *l, uint64_t offset) {
     static const char *const names[] = {"states", "ids",     "norms", "rows",      "heads",     "parents", "means",
                                         "codes",  "records", "table", "checksums", "checksums", "header"};
     int i = NODEDB_VAMANA__SECTIONS - 1;
@@ -5359,7 +5333,8 @@ static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
 }
 
 /* A record in file order from memory order, or back. */
-static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_vamana__layout *l, uint8_t *record) {
+static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_vamana__file_layout *l,
+                                       uint8_t *record) {
     if (index->type == NODEDB_VAMANA_F32) nodedb_vamana__swap_words(record, l->vector_bytes, 4);
     if (l->row_at > 0) nodedb_vamana__swap_words(record + l->row_at, index->degree * (size_t)4, 4);
 }
@@ -5378,6 +5353,7 @@ static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status 
  * mapped, so a file that shrinks or a device that fails is an error and not a signal. Each block is checked when it is
  * read. A damaged block is quarantined, and what stands in it is passed over. */
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* A section that is read into memory chunk by chunk, when it is first needed. */
 typedef struct nodedb_vamana__part {
     uint8_t *memory;   /* NULL: this section is not kept in memory */
@@ -5399,31 +5375,35 @@ typedef struct nodedb_vamana__cache {
     nodedb_vamana_fetcher fetcher; /* that fills it; ctx NULL: none yet, or no more */
 } nodedb_vamana__cache;
 
+#endif
+
 /* The file of an index that is on disk. What several searchers may find out at once is atomic. */
 typedef struct nodedb_vamana__file {
     char *path;
     size_t path_bytes;
     int fd;                      /* -1: none */
+    nodedb_vamana__file_layout layout;
+    uint32_t *sums;              /* checksums of the blocks from 1 on, in groups */
+    uint8_t *groups;             /* state of each group, like that of a chunk */
+    size_t group_count;
+#if !defined(NODEDB_VAMANA_NO_DISK)
     bool uring;
-    nodedb_vamana__layout layout;
     nodedb_vamana__part parts[NODEDB_VAMANA__SECTIONS];
     uint64_t chunks_left;        /* of all parts, that are not there and well */
     int load_section;            /* where `load` goes on */
     size_t load_chunk;
-    uint32_t *sums;              /* checksums of the blocks from 1 on, in groups */
-    uint8_t *groups;             /* state of each group, like that of a chunk */
-    size_t group_count;
     uint8_t *damaged;            /* a bit for each block of the file: it is in quarantine */
     uint64_t damaged_blocks;
     uint8_t *map;                /* the records, if they are read by mapping; else NULL */
     size_t map_bytes;
     nodedb_vamana__cache cache;
+#endif
 } nodedb_vamana__file;
 
-enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__THERE, NODEDB_VAMANA__HURT };
+enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__THERE, NODEDB_VAMANA__DAMAGED };
 
-/* True: the caller is to load what has this state, and then to set it. Else it is there, or hurt; whoever loads it at
- * this moment is waited for. */
+/* True: the caller must load what this state is of, and then set the state. False: it is in memory or damaged. Waits
+ * while another thread loads it. */
 static bool nodedb_vamana__claim(uint8_t *state, uint8_t *now) {
     for (;;) {
         uint8_t absent = NODEDB_VAMANA__ABSENT;
@@ -5493,7 +5473,7 @@ static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t o
         int copies;
         nodedb_status status = nodedb_vamana__read_group(index, group, &copies, err);
         now = status == NODEDB_OK            ? NODEDB_VAMANA__THERE
-              : status == NODEDB_ERR_CORRUPT ? NODEDB_VAMANA__HURT
+              : status == NODEDB_ERR_CORRUPT ? NODEDB_VAMANA__DAMAGED
                                              : NODEDB_VAMANA__ABSENT;
         nodedb__store_release(&f->groups[group], now);
         if (status != NODEDB_OK) return status;
@@ -5502,24 +5482,6 @@ static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t o
         return NODEDB_OK;
     return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, f->path,
                                      "the block does not match its checksum");
-}
-
-static bool nodedb_vamana__in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
-    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
-    return (nodedb__load_relaxed(&f->damaged[block / 8]) >> block % 8 & 1) != 0;
-}
-
-static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
-    nodedb_vamana__file *f = index->file;
-    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
-    uint8_t bit = (uint8_t)(1u << block % 8);
-    if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
-    (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
-    nodedb_say(&index->logger, NODEDB_LOG_ERROR,
-                "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
-                "save the index anew from its source",
-                f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
-                nodedb_vamana__section_name(&f->layout, offset));
 }
 
 /* ---- slots that a save has still to write ------------------------------------------------------------------------ */
@@ -5556,11 +5518,11 @@ typedef struct nodedb_vamana__stream {
 
 /* A save that is under way. It goes over the slots once; those that it has not reached are copied before they change,
  * so that the file holds the index as it was when the save began. */
-typedef struct nodedb_vamana__save {
+typedef struct nodedb_vamana__save_state {
     int phase;
     uint64_t at;                 /* how far the phase is */
     uint32_t slots, next;        /* at the beginning; the first one that is not written */
-    nodedb_vamana__layout layout;
+    nodedb_vamana__file_layout layout;
     nodedb_vamana__coder *coder; /* of the codes that are written; its own copy. NULL: none */
     nodedb_vamana__coder *recoder; /* of those that were being made; its own copy. NULL: none */
     bool make_codes;             /* the index walks on none: they are made for this file */
@@ -5578,7 +5540,7 @@ typedef struct nodedb_vamana__save {
     int old_fd;                  /* of the file that is replaced, held so that it can be cut; below 0: none */
     uint64_t written;            /* since the last sync */
     uint64_t stale;              /* bytes of the temporary file or of the old one that are still to be given back */
-} nodedb_vamana__save;
+} nodedb_vamana__save_state;
 
 static uint32_t nodedb_vamana__kept_place(const nodedb_vamana__kept *k, uint32_t slot) {
     uint32_t at = (uint32_t)nodedb_mix64(slot) & (k->table_size - 1);
@@ -5630,7 +5592,7 @@ static uint8_t *nodedb_vamana__kept_at(const nodedb_vamana__kept *k, uint32_t nu
 }
 
 /* A slot as it is now; its code is of those that the index had when the save began. */
-static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, const nodedb_vamana__save *save,
+static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, const nodedb_vamana__save_state *save,
                                                     uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__slot_view v;
@@ -5644,7 +5606,7 @@ static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, 
 }
 
 /* The slot as it was when the save began, if it has changed since. */
-static bool nodedb_vamana__view_kept(const nodedb_vamana *index, const nodedb_vamana__save *save, uint32_t slot,
+static bool nodedb_vamana__kept_view(const nodedb_vamana *index, const nodedb_vamana__save_state *save, uint32_t slot,
                                      nodedb_vamana__slot_view *v) {
     uint32_t number = save->kept.count == 0 ? NODEDB_VAMANA__NONE
                                             : save->kept.table[nodedb_vamana__kept_place(&save->kept, slot)];
@@ -5660,7 +5622,7 @@ static bool nodedb_vamana__view_kept(const nodedb_vamana *index, const nodedb_va
 /* To be called before a slot's contents change: copies them if a save has still to write them. Without memory the save
  * fails, not the change. */
 static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t slot) {
-    nodedb_vamana__save *save = index->save;
+    nodedb_vamana__save_state *save = index->save;
     nodedb_vamana__slot_view v;
     uint8_t **blob, *at;
     uint32_t place;
@@ -5691,7 +5653,7 @@ static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t sl
 
 /* Codes that the index replaces and that a save has still to write become the save's. False: nobody needs them. */
 static bool nodedb_vamana__save_keeps_codes(const nodedb_vamana *index, const nodedb_vamana__arrays *old) {
-    nodedb_vamana__save *save = index->save;
+    nodedb_vamana__save_state *save = index->save;
     if (save == NULL || save->make_codes || save->frozen != NULL) return false;
     save->frozen = old->codes;
     save->frozen_count = old->capacity, save->frozen_stride = old->coder->stride;
@@ -5714,18 +5676,18 @@ static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, no
 
 /* ---- saving ------------------------------------------------------------------------------------------------------ */
 
-/* In slices, so that a server can save between requests: see nodedb_vamana__save. */
+/* In slices, so that a server can save between requests: see nodedb_vamana__save_state. */
 
 #define NODEDB_VAMANA__SLACK_OF_FILE 12u /* of 8-bit codes that are made for a file and that no walk has judged */
 #define NODEDB_VAMANA__STREAM_BYTES (16 * NODEDB_VAMANA__BLOCK)
 #define NODEDB_VAMANA__CACHE_SHARE 32u   /* of the records, that the cache has by default */
 #define NODEDB_VAMANA__CACHE_MIN 256u    /* and at least so many nodes */
 #define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)1 << 20) /* written between two syncs: a sync of more takes too long */
-#define NODEDB_VAMANA__CUT_BYTES ((uint64_t)4 << 20)  /* of a file, given back to the file system at a time */
+#define NODEDB_VAMANA__TRUNCATE_BYTES ((uint64_t)4 << 20)  /* of a file, given back to the file system at a time */
 #define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for one slot's budget */
 
 enum { /* phases of a save */
-    NODEDB_VAMANA__SAVE_EMPTIES = 0, /* the temporary file, if an earlier save has left one */
+    NODEDB_VAMANA__SAVE_TRUNCATES = 0, /* the temporary file, if an earlier save has left one */
     NODEDB_VAMANA__SAVE_CLEARS,      /* the table of ids */
     NODEDB_VAMANA__SAVE_SLOTS,
     NODEDB_VAMANA__SAVE_TABLE,
@@ -5733,11 +5695,11 @@ enum { /* phases of a save */
     NODEDB_VAMANA__SAVE_HEADERS,
     NODEDB_VAMANA__SAVE_RENAMES,
     NODEDB_VAMANA__SAVE_SYNCS_NAME,
-    NODEDB_VAMANA__SAVE_CUTS, /* the file that was replaced */
-    NODEDB_VAMANA__SAVE_IS_DONE
+    NODEDB_VAMANA__SAVE_TRUNCATES_OLD, /* the file that was replaced */
+    NODEDB_VAMANA__SAVE_DONE
 };
 
-static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save *save, int section) {
+static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section) {
     nodedb_vamana__stream *s = &save->streams[section];
     size_t at, bytes = (s->used + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
     memset(s->buffer + s->used, 0, bytes - s->used);
@@ -5748,12 +5710,12 @@ static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vaman
     s->offset += bytes, s->used = 0, save->written += bytes;
 }
 
-static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
+static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section,
                                         const void *data, size_t bytes) {
     nodedb_vamana__stream *s = &save->streams[section];
     const uint8_t *p = (const uint8_t *)data;
     while (bytes > 0) {
-        size_t part = nodedb_vamana__least(NODEDB_VAMANA__STREAM_BYTES - s->used, bytes);
+        size_t part = nodedb_vamana__min(NODEDB_VAMANA__STREAM_BYTES - s->used, bytes);
         if (p != NULL) memcpy(s->buffer + s->used, p, part), p += part;
         else memset(s->buffer + s->used, 0, part);
         s->used += part, bytes -= part;
@@ -5762,7 +5724,7 @@ static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vaman
 }
 
 /* `count` words; NULL: zeros. */
-static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
+static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section,
                                         const uint32_t *words, size_t count) {
     size_t i;
     for (i = 0; i < count && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ && words != NULL; i++) {
@@ -5774,9 +5736,9 @@ static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vaman
 }
 
 /* A slot's record: its vector, and in the packed layout its row. */
-static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana__save *save, uint32_t slot,
+static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint32_t slot,
                                        const nodedb_vamana__slot_view *v) {
-    const nodedb_vamana__layout *l = &save->layout;
+    const nodedb_vamana__file_layout *l = &save->layout;
     const int to = NODEDB_VAMANA__IN_RECORDS;
     size_t pad = l->row_at > 0 ? l->row_at - l->vector_bytes : 0, rest;
     bool is_free = v->state == NODEDB_VAMANA__FREE;
@@ -5791,13 +5753,13 @@ static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana
     if (rest > 0) nodedb_vamana__stream_write(index, save, to, NULL, NODEDB_VAMANA__BLOCK - rest);
 }
 
-static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__save *save, uint32_t slot) {
-    const nodedb_vamana__layout *l = &save->layout;
+static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint32_t slot) {
+    const nodedb_vamana__file_layout *l = &save->layout;
     nodedb_vamana__slot_view v;
     uint8_t id[8], *code = save->scratch;
     uint32_t norm;
     bool is_free;
-    if (!nodedb_vamana__view_kept(index, save, slot, &v)) v = nodedb_vamana__view(index, save, slot);
+    if (!nodedb_vamana__kept_view(index, save, slot, &v)) v = nodedb_vamana__view(index, save, slot);
     is_free = v.state == NODEDB_VAMANA__FREE;
     nodedb_put_u64(id, is_free ? 0 : v.id);
     memcpy(&norm, &v.norm, 4);
@@ -5828,7 +5790,7 @@ static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__
 }
 
 /* The sections by slots are complete; those that are not follow. */
-static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save *save) {
+static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_vamana__coder *c[2];
     uint32_t i;
     int section;
@@ -5844,7 +5806,7 @@ static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana_
 }
 
 /* One group of checksums, into both copies. */
-static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save *save, uint64_t group) {
+static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint64_t group) {
     uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK, i;
     uint8_t *block = save->streams[NODEDB_VAMANA__IN_SUMS].buffer;
     int copy;
@@ -5861,13 +5823,13 @@ static void nodedb_vamana__put_training(const nodedb_vamana__training *t, uint8_
     uint32_t i;
     nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS, t->slots);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_AT, t->at);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_MET, t->met);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_SAMPLED, t->sampled);
     nodedb_vamana__put_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES, t->squares);
     for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
         nodedb_vamana__put_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i, t->errors[i]);
 }
 
-static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__save *save,
+static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__save_state *save,
                                        nodedb_vamana_layout kind, uint8_t *h) {
     const nodedb_vamana__arrays *a = index->arrays;
     int i;
@@ -5893,8 +5855,8 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_RESIDENT, save->coder != NULL && !save->make_codes ? 1 : 0);
     nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_STEP, save->coder == NULL ? 0 : save->coder->step);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_LIVE, index->code_live);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE, index->code_strange);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_INSERTED, index->code_inserted);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_CLIPPED, index->code_clipped);
     nodedb_put_u64(h + NODEDB_VAMANA__AT_CODE_DUE, index->code_due);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_LAYOUT, (uint32_t)kind);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_FIRST_FREE, index->first_free);
@@ -5911,7 +5873,7 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_ASKED, index->code_asked);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_MISSED, index->code_missed);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_JUDGE_AT, save->recoder == NULL ? 0 : index->judge_at);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_follows ? index->beam_now : 0);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_adapts ? index->beam_now : 0);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED, index->beam_asked);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED, index->beam_missed);
     for (i = 0; i <= (int)NODEDB_VAMANA__SLACK_MAX && save->recoder != NULL; i++)
@@ -5941,7 +5903,7 @@ static size_t nodedb_vamana__save_scratch_bytes(const nodedb_vamana *index) {
 }
 
 /* Frees all that a save holds, and removes its temporary file if it is still open. */
-static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *save) {
+static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_allocator *m = &index->allocator;
     if (save == NULL) return;
     if (save->fd >= 0) {
@@ -5949,7 +5911,7 @@ static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *
         (void)index->io.unlink(index->io.ctx, save->temporary);
     }
     if (save->old_fd >= 0) (void)index->io.close(index->io.ctx, save->old_fd);
-    if (save->frozen != NULL) nodedb_vamana__give(index, save->frozen, save->frozen_count, save->frozen_stride);
+    if (save->frozen != NULL) nodedb_vamana__release(index, save->frozen, save->frozen_count, save->frozen_stride);
     nodedb_vamana__kept_free(index, &save->kept);
     nodedb_vamana__free_coder(index, save->coder);
     nodedb_vamana__free_coder(index, save->recoder);
@@ -5972,8 +5934,8 @@ static nodedb_vamana__coder *nodedb_vamana__copy_coder(const nodedb_vamana *inde
 }
 
 /* The memory of a save of the index as it is now; false: there is not enough. */
-static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__save *save, nodedb_vamana_layout kind,
-                                        const char *path) {
+static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__save_state *save,
+                                        nodedb_vamana_layout kind, const char *path) {
     const nodedb_allocator *m = &index->allocator;
     const nodedb_vamana__arrays *a = index->arrays;
     int i;
@@ -5984,8 +5946,8 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     save->recoder = nodedb_vamana__copy_coder(index, index->recoder);
     if (index->live > 0 && save->coder == NULL) return false;
     if (index->recoder != NULL && save->recoder == NULL) return false;
-    save->layout = nodedb_vamana__lay_out(index, kind, save->coder == NULL ? 0 : save->coder->bits,
-                                          save->recoder == NULL ? 0 : save->recoder->bits, a->slots);
+    save->layout = nodedb_vamana__layout_of(index, kind, save->coder == NULL ? 0 : save->coder->bits,
+                                            save->recoder == NULL ? 0 : save->recoder->bits, a->slots);
     save->kept.stride = (sizeof(nodedb_vamana__slot_view) + index->stride + index->row_words * sizeof(uint32_t) +
                          (save->coder == NULL ? 0 : save->coder->stride) + 15) / 16 * 16;
     save->path_bytes = strlen(path) + 5;
@@ -6018,14 +5980,14 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
                                                          nodedb_vamana_layout layout, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
-    nodedb_vamana__save *save;
+    nodedb_vamana__save_state *save;
     int64_t size;
     if (status != NODEDB_OK) return status;
     if (path == NULL || path[0] == 0 || (layout != NODEDB_VAMANA_RESIDENT && layout != NODEDB_VAMANA_PACKED))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or the layout is unknown");
     if (index->save != NULL)
         return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s is being saved already", index->save->path);
-    save = (nodedb_vamana__save *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
+    save = (nodedb_vamana__save_state *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
     if (save == NULL || !nodedb_vamana__save_prepare(index, save, layout, path)) {
         nodedb_vamana__save_free(index, save);
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
@@ -6044,14 +6006,14 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, c
 }
 
 /* Takes up to CUT_BYTES off the end of a file; -errno. */
-static int nodedb_vamana__cut(const nodedb_io *io, int fd, uint64_t *bytes) {
-    *bytes -= *bytes < NODEDB_VAMANA__CUT_BYTES ? *bytes : NODEDB_VAMANA__CUT_BYTES;
+static int nodedb_vamana__truncate_some(const nodedb_io *io, int fd, uint64_t *bytes) {
+    *bytes -= *bytes < NODEDB_VAMANA__TRUNCATE_BYTES ? *bytes : NODEDB_VAMANA__TRUNCATE_BYTES;
     return io->truncate(io->ctx, fd, *bytes);
 }
 
 /* Has this file no name, and nobody else it open or mapped? Only the system's own file system tells: a write
  * lease (fcntl(2), F_SETLEASE) is granted only then. */
-static bool nodedb_vamana__is_abandoned(const nodedb_io *io, int fd) {
+static bool nodedb_vamana__is_unused(const nodedb_io *io, int fd) {
     struct stat st;
     if (io->open != nodedb__posix_open || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 0) return false;
     if (fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return false;
@@ -6060,7 +6022,7 @@ static bool nodedb_vamana__is_abandoned(const nodedb_io *io, int fd) {
 
 /* Gives the file its name. Freeing the one that had it takes a file system 200 ms for 500 MB, in the rename or in the
  * close that lets it go; so it is held open here, and cut afterwards, a piece at a time. */
-static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana__save *save) {
+static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_io *io = &index->io;
     int error = io->close(io->ctx, save->fd);
     save->fd = -1;
@@ -6071,19 +6033,19 @@ static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana_
 }
 
 /* The old file, as far as it is ours alone. The new one is durable by now. */
-static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vamana__save *save) {
+static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_io *io = &index->io;
-    if (save->old_fd >= 0 && save->stale == 0 && nodedb_vamana__is_abandoned(io, save->old_fd)) {
+    if (save->old_fd >= 0 && save->stale == 0 && nodedb_vamana__is_unused(io, save->old_fd)) {
         int64_t size = io->size(io->ctx, save->old_fd);
         save->stale = size > 0 ? (uint64_t)size : 0;
     }
-    if (save->stale > 0 && nodedb_vamana__cut(io, save->old_fd, &save->stale) != 0) save->stale = 0;
-    if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_IS_DONE;
+    if (save->stale > 0 && nodedb_vamana__truncate_some(io, save->old_fd, &save->stale) != 0) save->stale = 0;
+    if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_DONE;
 }
 
 /* One step of one slot's worth. True: it has waited for the disk. */
-static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save *save) {
-    const nodedb_vamana__layout *l = &save->layout;
+static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
+    const nodedb_vamana__file_layout *l = &save->layout;
     const nodedb_io *io = &index->io;
     uint64_t some = l->places - save->at;
     int copy;
@@ -6093,10 +6055,10 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
     }
     if (some > NODEDB_VAMANA__WORDS_PER_STEP) some = NODEDB_VAMANA__WORDS_PER_STEP;
     switch (save->phase) {
-    case NODEDB_VAMANA__SAVE_EMPTIES:
+    case NODEDB_VAMANA__SAVE_TRUNCATES:
         if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_CLEARS;
-        else save->error = nodedb_vamana__cut(io, save->fd, &save->stale);
-        return save->phase == NODEDB_VAMANA__SAVE_EMPTIES;
+        else save->error = nodedb_vamana__truncate_some(io, save->fd, &save->stale);
+        return save->phase == NODEDB_VAMANA__SAVE_TRUNCATES;
     case NODEDB_VAMANA__SAVE_CLEARS:
         memset(save->table + save->at, 0xFF, (size_t)some * sizeof *save->table); /* NONE */
         save->at += some;
@@ -6133,7 +6095,7 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
         return true;
     case NODEDB_VAMANA__SAVE_SYNCS_NAME:
         save->error = nodedb_vamana__sync_directory(io, save->path, save->temporary);
-        save->phase = NODEDB_VAMANA__SAVE_CUTS;
+        save->phase = NODEDB_VAMANA__SAVE_TRUNCATES_OLD;
         return true;
     default:
         nodedb_vamana__save_cut_old(index, save);
@@ -6143,24 +6105,24 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, uint64_t budget, bool *more,
                                                         nodedb_error *err) {
-    nodedb_vamana__save *save = index == NULL ? NULL : index->save;
+    nodedb_vamana__save_state *save = index == NULL ? NULL : index->save;
     nodedb_status status = NODEDB_OK;
     int error;
     if (more != NULL) *more = false;
     if (index == NULL || more == NULL || budget == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
     if (save == NULL) return nodedb_fail(err, NODEDB_ERR_STATE, 0, "no save is under way");
-    while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE && save->error == 0)
+    while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_DONE && save->error == 0)
         if (nodedb_vamana__save_some(index, save)) break;
     error = save->error;
-    if (error == 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE) {
+    if (error == 0 && save->phase != NODEDB_VAMANA__SAVE_DONE) {
         *more = true;
         return NODEDB_OK;
     }
     if (error == -ENOMEM)
         status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
                               nodedb__path_end(save->path));
-    else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_CUTS)
+    else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_TRUNCATES_OLD)
         status = nodedb_vamana__file_error(err, nodedb_io_status(-error), -error, 0, save->path,
                                            "its directory cannot be synced");
     else if (error < 0)
@@ -6259,7 +6221,7 @@ static nodedb_vamana__training nodedb_vamana__get_training(const uint8_t *h) {
     uint32_t i;
     t.slots = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS);
     t.at = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_AT);
-    t.met = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_MET);
+    t.sampled = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SAMPLED);
     t.squares = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES);
     for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
         t.errors[i] = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i);
@@ -6275,15 +6237,15 @@ static bool nodedb_vamana__is_training(const nodedb_vamana *index, const uint8_t
     if (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) return true;
     for (i = 0; i < NODEDB_VAMANA__STEPS; i++) good = good && t.errors[i] >= 0 && t.errors[i] < 1e300;
     return good && n->live > 0 && n->recode_step == 0 && n->recode_at == 0 && t.slots > 0 && t.slots <= n->slots &&
-           t.at < mean_of + nodedb_vamana__step_sample_size(index, t.slots) && t.met <= mean_of &&
-           (t.at < mean_of || (t.met > 0 && t.squares > 0));
+           t.at < mean_of + nodedb_vamana__step_sample_size(index, t.slots) && t.sampled <= mean_of &&
+           (t.at < mean_of || (t.sampled > 0 && t.squares > 0));
 }
 static bool nodedb_vamana__is_bits(uint32_t bits) { return bits == 0 || bits == 4 || bits == 8; }
 
 /* The counts of a header, which must fit each other and the size of the file; and the layout that follows. */
 static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, const uint8_t *h, const char *path,
-                                                uint64_t file_size, nodedb_vamana__counts *n, nodedb_vamana__layout *l,
-                                                nodedb_error *err) {
+                                                uint64_t file_size, nodedb_vamana__counts *n,
+                                                nodedb_vamana__file_layout *l, nodedb_error *err) {
     uint32_t resident = nodedb_get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
              beam = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW),
              kind = nodedb_get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i, j,
@@ -6324,7 +6286,7 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
     }
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_SLOTS, "the counts do not fit each other");
-    *l = nodedb_vamana__lay_out(index, n->layout, n->bits, n->recode_bits, n->slots);
+    *l = nodedb_vamana__layout_of(index, n->layout, n->bits, n->recode_bits, n->slots);
     for (i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
         good = nodedb_get_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i) == l->at[i];
     if (!good)
@@ -6336,12 +6298,12 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
 }
 
 /* What the writer goes on with. */
-static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
+static void nodedb_vamana__restore_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
     uint32_t i;
     index->live = n->live, index->removed = n->removed;
     index->code_live = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
-    index->code_came = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
-    index->code_strange = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE);
+    index->code_inserted = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_INSERTED);
+    index->code_clipped = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_CLIPPED);
     index->code_due = nodedb_get_u64(h + NODEDB_VAMANA__AT_CODE_DUE);
     index->code_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_ASKED);
     index->code_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_MISSED);
@@ -6350,8 +6312,8 @@ static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, co
     for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
         index->displaced[i] = nodedb_get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
     index->beam_now = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW);
-    index->beam_follows = index->beam_now != 0;
-    if (!index->beam_follows) index->beam_now = index->beam_build;
+    index->beam_adapts = index->beam_now != 0;
+    if (!index->beam_adapts) index->beam_now = index->beam_build;
     index->beam_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED);
     index->beam_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED);
     index->first_free = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
@@ -6362,28 +6324,13 @@ static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, co
 
 static void nodedb_vamana__free_file(nodedb_vamana *index) {
     nodedb_vamana__file *f = index->file;
-    nodedb_vamana__arrays *a = index->arrays;
-    int i;
     if (f == NULL) return;
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
-        nodedb_vamana__give(index, f->parts[i].memory, f->parts[i].bytes, 1);
-        nodedb_vamana__give(index, f->parts[i].chunks, f->parts[i].count, 1);
-    }
-    if (a != NULL && f->parts[NODEDB_VAMANA__IN_TABLE].memory != NULL) { /* it has borrowed them all */
-        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->heads = NULL, a->codes = NULL,
-        a->table = NULL;
-    }
-    if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
-    nodedb_vamana__give(index, f->cache.slots, f->cache.max, sizeof *f->cache.slots);
-    nodedb_vamana__give(index, f->cache.places, f->cache.places_size, sizeof *f->cache.places);
-    nodedb_vamana__give(index, f->cache.records, f->cache.max, f->cache.stride);
-    nodedb_vamana__give(index, f->sums, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK, sizeof *f->sums);
-    nodedb_vamana__give(index, f->groups, f->group_count, 1);
-    nodedb_vamana__give(index, f->damaged, (size_t)(f->layout.blocks / 8 + 2), 1);
-    if (f->map != NULL) (void)munmap(f->map, f->map_bytes);
+    nodedb_vamana__free_disk(index);
+    nodedb_vamana__release(index, f->sums, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK, sizeof *f->sums);
+    nodedb_vamana__release(index, f->groups, f->group_count, 1);
     if (f->fd >= 0) (void)index->io.close(index->io.ctx, f->fd);
-    nodedb_vamana__give(index, f->path, f->path_bytes, 1);
-    nodedb_vamana__give(index, f, 1, sizeof *f);
+    nodedb_vamana__release(index, f->path, f->path_bytes, 1);
+    nodedb_vamana__release(index, f, 1, sizeof *f);
     index->file = NULL;
 }
 
@@ -6418,7 +6365,7 @@ static nodedb_status nodedb_vamana__read(nodedb_vamana__reader *r, void *to, siz
             if (status != NODEDB_OK) return status;
             r->offset += r->filled, r->at = 0;
         }
-        part = nodedb_vamana__least(r->filled - r->at, bytes);
+        part = nodedb_vamana__min(r->filled - r->at, bytes);
         memcpy(p, r->buffer + r->at, part);
         p += part, r->at += part, bytes -= part;
     }
@@ -6426,7 +6373,7 @@ static nodedb_status nodedb_vamana__read(nodedb_vamana__reader *r, void *to, siz
 }
 
 /* What the last bytes that were read say is impossible. */
-static nodedb_status nodedb_vamana__nonsense(const nodedb_vamana__reader *r, const char *what) {
+static nodedb_status nodedb_vamana__invalid_bytes(const nodedb_vamana__reader *r, const char *what) {
     uint64_t offset = r->offset - (r->filled - r->at);
     return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, offset, r->index->file->path, what);
 }
@@ -6447,7 +6394,7 @@ static nodedb_status nodedb_vamana__read_mean(nodedb_vamana__reader *r, nodedb_v
     nodedb_vamana__swap_words(c->mean, r->index->dim * sizeof *c->mean, 4);
     for (i = 0; i < r->index->dim && status == NODEDB_OK; i++)
         if (!(fabsf(c->mean[i]) <= NODEDB_VAMANA_MAX_LENGTH))
-            return nodedb_vamana__nonsense(r, "the mean of a component is out of range");
+            return nodedb_vamana__invalid_bytes(r, "the mean of a component is out of range");
     return status;
 }
 
@@ -6556,7 +6503,7 @@ static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tr
 static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, uint32_t *next,
                                                  nodedb_vamana__tree_check *tree, bool keep) {
     nodedb_vamana *index = r->index;
-    const nodedb_vamana__layout *l = &index->file->layout;
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slot;
     nodedb_vamana__read_from(r, NODEDB_VAMANA__IN_RECORDS);
     for (slot = 0; slot < index->arrays->slots; slot++) {
@@ -6564,14 +6511,14 @@ static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8
         if (status != NODEDB_OK) return status;
         nodedb_vamana__swap_record(index, l, record);
         if (!nodedb_vamana__is_vector(index, record))
-            return nodedb_vamana__nonsense(r, "a component is not a finite number, or a vector too long");
+            return nodedb_vamana__invalid_bytes(r, "a component is not a finite number, or a vector too long");
         if (keep) memcpy(nodedb_vamana__vector(index, index->arrays, slot), record, l->vector_bytes);
         if (keep && l->row_at > 0)
             memcpy(nodedb_vamana__row(index, index->arrays, slot), record + l->row_at, index->degree * (size_t)4);
         if (!keep && l->row_at > 0) {
             const uint32_t *row = (const uint32_t *)(const void *)(record + l->row_at);
             if (!nodedb_vamana__is_row(index, slot, row, index->degree))
-                return nodedb_vamana__nonsense(r, "a neighbour is not a vector");
+                return nodedb_vamana__invalid_bytes(r, "a neighbour is not a vector");
             if (next != NULL) next[slot] = row[0];
             nodedb_vamana__tree_check_row(index, tree, slot, row);
         }
@@ -6581,9 +6528,9 @@ static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8
     return NODEDB_OK;
 }
 
-static nodedb_status nodedb_vamana__impossible(const nodedb_vamana *index, int section, uint32_t slot,
-                                               const char *what, nodedb_error *err) {
-    const nodedb_vamana__layout *l = &index->file->layout;
+static nodedb_status nodedb_vamana__invalid_slot(const nodedb_vamana *index, int section, uint32_t slot,
+                                                 const char *what, nodedb_error *err) {
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, l->at[section] + slot * (uint64_t)l->item[section],
                                      index->file->path, what);
 }
@@ -6595,25 +6542,25 @@ static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool
     int at_rows = index->file->layout.row_at > 0 ? NODEDB_VAMANA__IN_STATES : NODEDB_VAMANA__IN_ROWS;
     for (slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] > NODEDB_VAMANA__REMOVED + 1)
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, slot, "a slot has no known state", err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, slot, "a slot has no known state", err);
         live += a->states[slot] == NODEDB_VAMANA__LIVE, removed += a->states[slot] >= NODEDB_VAMANA__REMOVED;
         if (a->norms != NULL && (!(a->norms[slot] >= 0) || !nodedb_vamana__is_finite(a->norms[slot])))
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_NORMS, slot, "a norm is not a length", err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_NORMS, slot, "a norm is not a length", err);
     }
     if (live != index->live || removed != index->removed)
-        return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
-                                         "the states are not as many as the header says", err);
+        return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, 0,
+                                           "the states are not as many as the header says", err);
     if (live > 0 && a->states[a->entry] != NODEDB_VAMANA__LIVE)
-        return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->entry, "the entry is not a vector", err);
+        return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, a->entry, "the entry is not a vector", err);
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
         if (a->starts[i] != NODEDB_VAMANA__NONE && a->states[a->starts[i]] != NODEDB_VAMANA__LIVE)
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
-                                             err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
+                                               err);
     for (slot = 0; slot < a->slots && rows; slot++)
         if (!nodedb_vamana__is_row(index, slot, nodedb_vamana__row(index, a, slot), index->row_words))
-            return nodedb_vamana__impossible(index, at_rows, slot, "a neighbour is not a vector", err);
+            return nodedb_vamana__invalid_slot(index, at_rows, slot, "a neighbour is not a vector", err);
     if (rows && !nodedb_vamana__is_chain(index, a->rows, index->row_words, &slot))
-        return nodedb_vamana__impossible(index, at_rows, slot, "the free slots are not one chain", err);
+        return nodedb_vamana__invalid_slot(index, at_rows, slot, "the free slots are not one chain", err);
     return NODEDB_OK;
 }
 
@@ -6637,8 +6584,8 @@ static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const node
 static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_vamana__coder *recoder, uint32_t at,
                                                  nodedb_error *err) {
     uint32_t slot;
-    index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, recoder->stride,
-                                                    NODEDB_CACHE_LINE_BYTES);
+    index->recodes = (uint8_t *)nodedb_vamana__alloc(index, index->arrays->capacity, recoder->stride,
+                                                     NODEDB_CACHE_LINE_BYTES);
     if (index->recodes == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for codes");
     nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
     index->recoder = recoder, index->recode_at = at;
@@ -6664,7 +6611,7 @@ static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, noded
     whole = nodedb_vamana__is_tree(index, &tree, &slot);
     nodedb__release(&index->allocator, tree.nodes, tree.bytes);
     return whole ? NODEDB_OK
-                 : nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot,
+                 : nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_PARENTS, slot,
                                            "a vector cannot be reached, or a row names one twice", err);
 }
 
@@ -6704,7 +6651,7 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
     for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
         uint32_t count = nodedb_vamana__row_count(index, nodedb_vamana__row(index, a, slot));
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot))
-            status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
+            status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
         nodedb_vamana__check_head(index, slot, count);
     }
     return status;
@@ -6726,7 +6673,7 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
     if (capacity < n->slots) capacity = n->slots;
     if (capacity < NODEDB_VAMANA__FIRST_CAPACITY) capacity = NODEDB_VAMANA__FIRST_CAPACITY;
     if (status == NODEDB_OK) {
-        index->arrays = nodedb_vamana__take_arrays(index, capacity, n->resident ? coder : NULL, err);
+        index->arrays = nodedb_vamana__alloc_arrays(index, capacity, n->resident ? coder : NULL, err);
         if (index->arrays == NULL) status = err->status;
         else index->arrays->slots = n->slots, index->arrays->entry = n->entry;
         if (index->arrays != NULL && n->resident)
@@ -6752,24 +6699,23 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
 
 /* The file of an index whose header has been read; nothing behind that. Takes `fd`, whatever happens. */
 static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *path, int fd,
-                                              const nodedb_vamana__layout *l, nodedb_error *err) {
-    nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__take(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
+                                              const nodedb_vamana__file_layout *l, nodedb_error *err) {
+    nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__alloc(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
     if (f == NULL) {
         (void)index->io.close(index->io.ctx, fd);
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     }
     index->file = f;
     f->fd = fd, f->layout = *l, f->path_bytes = strlen(path) + 1;
-    f->path = (char *)nodedb_vamana__take(index, f->path_bytes, 1, 1);
+    f->path = (char *)nodedb_vamana__alloc(index, f->path_bytes, 1, 1);
     if (f->path != NULL) memcpy(f->path, path, f->path_bytes);
     if (l->blocks < SIZE_MAX / 8) {
         f->group_count = (size_t)((l->blocks + NODEDB_VAMANA__SUMS_PER_BLOCK - 1) / NODEDB_VAMANA__SUMS_PER_BLOCK);
-        f->sums = (uint32_t *)nodedb_vamana__take_raw(
+        f->sums = (uint32_t *)nodedb_vamana__alloc_raw(
             index, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK * sizeof *f->sums, sizeof(void *));
-        f->groups = (uint8_t *)nodedb_vamana__take(index, f->group_count, 1, sizeof(void *));
-        f->damaged = (uint8_t *)nodedb_vamana__take(index, (size_t)(l->blocks / 8 + 2), 1, sizeof(void *));
+        f->groups = (uint8_t *)nodedb_vamana__alloc(index, f->group_count, 1, sizeof(void *));
     }
-    if (f->path == NULL || f->sums == NULL || f->groups == NULL || f->damaged == NULL)
+    if (f->path == NULL || f->sums == NULL || f->groups == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     return NODEDB_OK;
 }
@@ -6780,7 +6726,7 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
                                                 nodedb_error *err) {
     nodedb_io io = nodedb__io_or_posix(&config->io);
     nodedb_vamana_config parameters;
-    nodedb_vamana__layout layout;
+    nodedb_vamana__file_layout layout;
     nodedb_vamana *index = NULL;
     uint64_t size = 0;
     int fd = nodedb_vamana__open_file(&io, path, config, h);
@@ -6805,7 +6751,7 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
     else status = nodedb_vamana__make_file(index, path, fd, &layout, err);
     *opened = index;
     if (status != NODEDB_OK) return status;
-    nodedb_vamana__take_state(index, h, n);
+    nodedb_vamana__restore_state(index, h, n);
     if (*which == 1)
         nodedb_say(&config->logger, NODEDB_LOG_WARNING,
                     "%s: the header is damaged, its copy at the end is used; save the index anew", path);
@@ -6813,8 +6759,8 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
 }
 
 /* `unread`: nothing but the header; such an index has no arrays and can only be destroyed. */
-static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_open_config *config, bool unread,
-                                          nodedb_error *err) {
+static nodedb_vamana *nodedb_vamana__open_any(const char *path, const nodedb_vamana_open_config *config, bool unread,
+                                              nodedb_error *err) {
     nodedb_vamana *index = NULL;
     nodedb_vamana__counts n;
     uint8_t *buffer, *header;
@@ -6830,7 +6776,7 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     }
     header = buffer + NODEDB_VAMANA__STREAM_BYTES;
     status = nodedb_vamana__open_header(path, config, header, &n, &index, &which, err);
-    if (status == NODEDB_OK && config->mode == NODEDB_VAMANA_IN_MEMORY) {
+    if (status == NODEDB_OK && !unread && config->mode == NODEDB_VAMANA_IN_MEMORY) {
         status = nodedb_vamana__into_memory(index, &n, config->capacity, header, buffer, err);
         nodedb_vamana__free_file(index);
     } else if (status == NODEDB_OK && !unread) {
@@ -6855,7 +6801,7 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const node
         (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or mode or fetch is unknown");
         return NULL;
     }
-    index = nodedb_vamana__open(path, config, false, &reason);
+    index = nodedb_vamana__open_any(path, config, false, &reason);
     if (index == NULL && err != NULL) *err = reason;
     return index;
 }
@@ -6888,7 +6834,7 @@ static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_v
     for (group = 0; group < f->group_count; group++) {
         status = nodedb_vamana__read_group(index, group, &copies, err);
         if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) return status;
-        f->groups[group] = copies != 0 ? NODEDB_VAMANA__THERE : NODEDB_VAMANA__HURT;
+        f->groups[group] = copies != 0 ? NODEDB_VAMANA__THERE : NODEDB_VAMANA__DAMAGED;
         for (copy = 0; copy < 2; copy++)
             if ((copies >> copy & 1) == 0)
                 nodedb_vamana__found_damage(
@@ -6913,65 +6859,6 @@ static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_v
     return NODEDB_OK;
 }
 
-/* The blocks are whole: does what stands in them make sense together? */
-static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
-    nodedb_vamana__file *f = index->file;
-    const nodedb_vamana__arrays *a = index->arrays;
-    uint64_t entries = 0, at;
-    uint32_t slot;
-    nodedb_vamana__trouble trouble;
-    nodedb_vamana__reader r;
-    nodedb_vamana__tree_check tree;
-    uint8_t *record;
-    uint32_t *next = NULL;
-    size_t next_bytes = ((size_t)a->slots + 1) * sizeof *next;
-    nodedb_status status = NODEDB_OK;
-    bool more = true;
-    memset(&trouble, 0, sizeof trouble);
-    f->cache.ready = true; /* it is not wanted */
-    while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
-    for (at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] && f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
-        if (at < f->layout.at[NODEDB_VAMANA__IN_SUMS] && nodedb_vamana__in_quarantine(f, at))
-            return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, at, f->path,
-                                             "the block matches its checksum and makes no sense");
-    if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, f->layout.row_at == 0, err);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++)
-        if (a->states[slot] == NODEDB_VAMANA__LIVE &&
-            nodedb_vamana__find_on_disk(index, a->ids[slot], &trouble) != slot)
-            status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot,
-                                               "an id is not where the table has it, or there twice", err);
-    for (at = 0; at < f->layout.places && status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
-    if (status == NODEDB_OK && entries != index->live)
-        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
-                                           "the table of ids has more of them than the header", err);
-    if (status != NODEDB_OK) return status;
-    memset(&r, 0, sizeof r);
-    r.index = index, r.buffer = buffer, r.err = err;
-    record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
-    if (f->layout.row_at > 0)
-        next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
-    if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
-        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
-    nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
-        status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
-        nodedb_vamana__swap_words(&tree.nodes[slot].parent, sizeof tree.nodes[slot].parent, 4);
-    }
-    for (slot = 0; slot < a->slots && status == NODEDB_OK && a->rows != NULL; slot++)
-        nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
-    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, &tree, false);
-    if (status == NODEDB_OK && next != NULL && !nodedb_vamana__is_chain(index, next, 1, &slot))
-        status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
-                                           f->path, "the free slots are not one chain");
-    if (status == NODEDB_OK && !nodedb_vamana__is_tree(index, &tree, &slot))
-        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot,
-                                           "a vector cannot be reached, or a row names one twice", err);
-    nodedb__release(&index->allocator, tree.nodes, tree.bytes);
-    nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
-    nodedb__release(&index->allocator, next, next_bytes);
-    return status;
-}
-
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
                                                      nodedb_vamana_on_damage report, void *ctx, nodedb_error *err) {
     nodedb_vamana_open_config reading;
@@ -6989,7 +6876,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
     if (path == NULL || path[0] == 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
     buffer = (uint8_t *)nodedb__alloc(&reading.allocator, NODEDB_VAMANA__STREAM_BYTES, NODEDB_VAMANA__BLOCK);
     if (buffer == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify a file");
-    index = nodedb_vamana__open(path, &reading, true, &reason);
+    index = nodedb_vamana__open_any(path, &reading, true, &reason);
     status = index == NULL ? reason.status : nodedb_vamana__verify_blocks(index, &d, buffer, &reason);
     if (index != NULL && status == NODEDB_OK) {
         uint8_t *h = buffer; /* both headers */
@@ -7005,9 +6892,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
     if (status == NODEDB_OK && d.count > 0) {
         reason = d.first, status = NODEDB_ERR_CORRUPT;
     } else if (status == NODEDB_OK) {
-        index = nodedb_vamana__open(path, &reading, false, &reason);
-        status = index == NULL ? reason.status : nodedb_vamana__verify_meaning(index, buffer, &reason);
-        nodedb_vamana_destroy(index);
+        status = nodedb_vamana__verify_meaning(path, &reading, buffer, &reason);
     }
     nodedb__release(&reading.allocator, buffer, NODEDB_VAMANA__STREAM_BYTES);
     if (status != NODEDB_OK && err != NULL) *err = reason;
@@ -7021,16 +6906,42 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
  * the results, many at a time, through a fetcher. In the packed layout the rows are on disk too, each with its vector.
  * ================================================================================================================ */
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* ---- sections in memory ------------------------------------------------------------------------------------------ */
 
-static const char *nodedb_vamana__file_path(const nodedb_vamana *index) { return index->file->path; }
+/* Where the record of a slot begins in the file. */
+static uint64_t nodedb_vamana__record_at(const nodedb_vamana__file_layout *l, uint32_t slot) {
+    uint64_t from = l->at[NODEDB_VAMANA__IN_RECORDS];
+    if (l->records_per_block == 0) return from + (uint64_t)slot * l->blocks_per_record * NODEDB_VAMANA_BLOCK_BYTES;
+    return from + (uint64_t)(slot / l->records_per_block) * NODEDB_VAMANA_BLOCK_BYTES +
+           (uint64_t)(slot % l->records_per_block) * l->record_bytes;
+}
+
+static bool nodedb_vamana__in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
+    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
+    return (nodedb__load_relaxed(&f->damaged[block / 8]) >> block % 8 & 1) != 0;
+}
+
+static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
+    nodedb_vamana__file *f = index->file;
+    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
+    uint8_t bit = (uint8_t)(1u << block % 8);
+    if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
+    (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
+    nodedb_say(&index->logger, NODEDB_LOG_ERROR,
+                "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
+                "save the index anew from its source",
+                f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
+                nodedb_vamana__section_name(&f->layout, offset));
+}
+
 static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
     return nodedb__load_relaxed(&index->file->damaged_blocks);
 }
 
 /* Is what stands in a checked block of a section, `from` bytes behind its beginning, possible? In memory order. */
 static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t from) {
-    const nodedb_vamana__layout *l = &index->file->layout;
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
     uint64_t end = section == NODEDB_VAMANA__IN_TABLE ? l->places * 4 : l->item[section] * (uint64_t)slots;
     size_t bytes = end - from < NODEDB_VAMANA__BLOCK ? (size_t)(end - from) : NODEDB_VAMANA__BLOCK, i;
@@ -7091,7 +7002,7 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
         if (one == NODEDB_OK) nodedb_vamana__swap_words(to + at, NODEDB_VAMANA__BLOCK, word);
         if (one == NODEDB_OK && nodedb_vamana__makes_sense(index, section, to + at, from + at)) continue;
         nodedb_vamana__quarantine(index, offset + at);
-        now = NODEDB_VAMANA__HURT;
+        now = NODEDB_VAMANA__DAMAGED;
     }
     if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) {
         nodedb__store_release(&part->chunks[chunk], (uint8_t)NODEDB_VAMANA__ABSENT);
@@ -7102,26 +7013,26 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
     return NODEDB_OK;
 }
 
-static bool nodedb_vamana__have_slowly(const nodedb_vamana *reader, int section, uint64_t from, size_t bytes,
-                                       nodedb_vamana__trouble *trouble) {
+static bool nodedb_vamana__load_and_check(const nodedb_vamana *reader, int section, uint64_t from, size_t bytes,
+                                          nodedb_vamana__read_errors *errors) {
     nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)reader; /* what is loaded is nobody's state but the file's */
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__part *part = &f->parts[section];
     uint64_t chunk = from / NODEDB_VAMANA__CHUNK, last = (from + bytes - 1) / NODEDB_VAMANA__CHUNK, at;
-    bool hurt = false;
-    if (trouble->failed != NODEDB_OK) return false;
+    bool damaged = false;
+    if (errors->failed != NODEDB_OK) return false;
     for (; chunk <= last; chunk++) {
         uint8_t now;
         if (nodedb_vamana__claim(&part->chunks[chunk], &now)) {
-            trouble->failed = nodedb_vamana__load_chunk(index, section, (size_t)chunk, &trouble->error);
-            if (trouble->failed != NODEDB_OK) return false;
+            errors->failed = nodedb_vamana__load_chunk(index, section, (size_t)chunk, &errors->error);
+            if (errors->failed != NODEDB_OK) return false;
             now = nodedb__load_acquire(&part->chunks[chunk]);
         }
-        hurt = hurt || now == NODEDB_VAMANA__HURT;
+        damaged = damaged || now == NODEDB_VAMANA__DAMAGED;
     }
-    for (at = from / NODEDB_VAMANA__BLOCK; at <= (from + bytes - 1) / NODEDB_VAMANA__BLOCK && hurt; at++)
+    for (at = from / NODEDB_VAMANA__BLOCK; at <= (from + bytes - 1) / NODEDB_VAMANA__BLOCK && damaged; at++)
         if (nodedb_vamana__in_quarantine(f, f->layout.at[section] + at * NODEDB_VAMANA__BLOCK)) {
-            trouble->damaged++;
+            errors->damaged++;
             return false;
         }
     return true;
@@ -7130,28 +7041,28 @@ static bool nodedb_vamana__have_slowly(const nodedb_vamana *reader, int section,
 /* Are these bytes of a section in memory, and well? Of an index on disk; reads them if they are not there yet. False:
  * they are damaged, or cannot be read; `trouble` says so. */
 NODEDB_VAMANA__INLINE bool nodedb_vamana__have(const nodedb_vamana *index, int section, uint64_t from, size_t bytes,
-                                               nodedb_vamana__trouble *trouble) {
+                                               nodedb_vamana__read_errors *errors) {
     const uint8_t *chunks = index->file->parts[section].chunks;
     assert(bytes > 0 && from + bytes <= index->file->parts[section].bytes);
     if (nodedb__load_acquire(&chunks[from / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE &&
         nodedb__load_acquire(&chunks[(from + bytes - 1) / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE)
         return true;
-    return nodedb_vamana__have_slowly(index, section, from, bytes, trouble);
+    return nodedb_vamana__load_and_check(index, section, from, bytes, errors);
 }
 
 /* The same for what a section has of one slot. */
 NODEDB_VAMANA__INLINE bool nodedb_vamana__have_slot(const nodedb_vamana *index, int section, uint32_t slot,
-                                                    nodedb_vamana__trouble *trouble) {
+                                                    nodedb_vamana__read_errors *errors) {
     size_t item = index->file->layout.item[section];
-    return nodedb_vamana__have(index, section, (uint64_t)slot * item, item, trouble);
+    return nodedb_vamana__have(index, section, (uint64_t)slot * item, item, errors);
 }
 
-static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, trouble);
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, errors);
 }
 
-static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, trouble);
+static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, errors);
 }
 
 /* Must a walk look whether what it needs is there? */
@@ -7160,28 +7071,29 @@ static bool nodedb_vamana__is_partial(const nodedb_vamana *index) {
 }
 
 /* State and id of a slot, for one who may be on disk. */
-static bool nodedb_vamana__knows_slot(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return index->file == NULL || (nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_STATES, slot, trouble) &&
-                                   nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_IDS, slot, trouble));
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return index->file == NULL || (nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_STATES, slot, errors) &&
+                                   nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_IDS, slot, errors));
 }
 
-/* The live slot of an id in an index on disk, or NONE: there is none, or trouble->failed. If the table of ids is
+/* The live slot of an id in an index on disk, or NONE: there is none, or errors->failed. If the table of ids is
  * damaged on the way, looks at all. */
-static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id, nodedb_vamana__trouble *trouble) {
+static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
+                                            nodedb_vamana__read_errors *errors) {
     const nodedb_vamana__arrays *a = index->arrays;
     uint64_t mask = index->file->layout.places - 1, at = nodedb_mix64(id) & mask, n;
     uint32_t slot;
     for (n = 0; n <= mask; n++, at = (at + 1) & mask) {
-        if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, trouble)) break;
+        if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, errors)) break;
         slot = a->table[at];
         if (slot == NODEDB_VAMANA__NONE) return NODEDB_VAMANA__NONE;
-        if (nodedb_vamana__knows_slot(index, slot, trouble) && a->states[slot] == NODEDB_VAMANA__LIVE &&
+        if (nodedb_vamana__have_state(index, slot, errors) && a->states[slot] == NODEDB_VAMANA__LIVE &&
             a->ids[slot] == id)
             return slot;
-        if (trouble->failed != NODEDB_OK) return NODEDB_VAMANA__NONE;
+        if (errors->failed != NODEDB_OK) return NODEDB_VAMANA__NONE;
     }
-    for (slot = 0; slot < a->slots && trouble->failed == NODEDB_OK; slot++)
-        if (nodedb_vamana__knows_slot(index, slot, trouble) && a->states[slot] == NODEDB_VAMANA__LIVE &&
+    for (slot = 0; slot < a->slots && errors->failed == NODEDB_OK; slot++)
+        if (nodedb_vamana__have_state(index, slot, errors) && a->states[slot] == NODEDB_VAMANA__LIVE &&
             a->ids[slot] == id)
             return slot;
     return NODEDB_VAMANA__NONE;
@@ -7197,9 +7109,9 @@ static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
     uint32_t i, n = 0;
     for (i = 0; i < count; i++)
-        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->trouble) &&
+        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->read_errors) &&
             (s->arrays->norms == NULL ||
-             nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, s->slots[i], &s->trouble)))
+             nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, s->slots[i], &s->read_errors)))
             s->slots[n++] = s->slots[i];
     return n;
 }
@@ -7223,11 +7135,11 @@ static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t
 
 /* Of `count` slots in s->slots, from an index on disk, those that there are, with their codes; their new number. That
  * the file's checksums are right does not make it sensible. */
-static uint32_t nodedb_vamana__sensible(nodedb_vamana_searcher *s, uint32_t count) {
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count) {
     uint32_t i, n = 0;
     for (i = 0; i < count; i++) {
         if (s->slots[i] < s->arrays->slots) s->slots[n++] = s->slots[i];
-        else s->trouble.damaged++;
+        else s->read_errors.damaged++;
     }
     return nodedb_vamana__is_partial(s->index) ? nodedb_vamana__have_codes(s, n) : n;
 }
@@ -7238,22 +7150,54 @@ static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const 
                                                uint32_t slot) {
     const nodedb_vamana *index = s->index;
     if (index->file == NULL) return nodedb_vamana__row(index, a, slot);
-    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_HEADS, slot, &s->trouble)) return NULL;
+    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_HEADS, slot, &s->read_errors)) return NULL;
     if (nodedb_vamana__is_packed(index)) {
         const uint8_t *record = nodedb_vamana__cached(index, slot);
         return record == NULL ? NULL : (const uint32_t *)(const void *)(record + index->file->layout.row_at);
     }
-    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, &s->trouble)) return NULL;
+    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, &s->read_errors)) return NULL;
     return nodedb_vamana__row(index, a, slot);
 }
 
 /* ---- reranking from disk ----------------------------------------------------------------------------------------- */
 
+/* The true distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher brought. */
+static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
+                                  float norm) {
+    const nodedb_vamana_kernels *k = &index->kernels->one;
+    const uint8_t *q = (const uint8_t *)target->vector, *x = (const uint8_t *)vector;
+    const float *qf = (const float *)target->vector, *xf = (const float *)vector;
+    const int8_t *qi = (const int8_t *)target->vector, *xi = (const int8_t *)vector;
+    bool l2 = index->metric == NODEDB_VAMANA_L2;
+    float d;
+    switch (index->type) {
+    case NODEDB_VAMANA_U8: d = l2 ? k->l2_u8(q, x, index->dim) : k->dot_u8(q, x, index->dim); break;
+    case NODEDB_VAMANA_I8: d = l2 ? k->l2_i8(qi, xi, index->dim) : k->dot_i8(qi, xi, index->dim); break;
+    default: d = l2 ? k->l2_f32(qf, xf, index->dim) : k->dot_f32(qf, xf, index->dim); break;
+    }
+    if (l2) return d;
+    if (index->metric == NODEDB_VAMANA_IP) return -d;
+    return nodedb_vamana__from_cosine(index->type == NODEDB_VAMANA_F32 ? d : d * target->constant * norm);
+}
+
+/* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
+ * on. The rerank requests these reads again and reports the error. */
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
+    uint32_t slots[32], i, n = 0;
+    for (i = 0; i < s->early; i++) {
+        slots[n++] = s->beam[i].slot;
+        if (n < 32 && i + 1 < s->early) continue;
+        (void)s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, NULL);
+        n = 0;
+    }
+    s->early = 0;
+}
+
 /* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap of
  * the best `most` at results[0 .. *heap). A damaged one is passed over. */
-static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                                 nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                 size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                    nodedb_vamana__near *results, size_t most, size_t from, size_t n,
+                                                    size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
     const nodedb_vamana__arrays *a = s->arrays;
     size_t i;
     for (i = from; i < from + n; i++) {
@@ -7265,20 +7209,20 @@ static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, cons
             if (err != NULL) *err = reason;
             return reason.status;
         }
-        if (a->norms != NULL && !nodedb_vamana__have_norm(s->index, slot, &s->trouble)) {
-            if (s->trouble.failed == NODEDB_OK) continue;
-            if (err != NULL) *err = s->trouble.error;
-            return s->trouble.failed;
+        if (a->norms != NULL && !nodedb_vamana__have_norm(s->index, slot, &s->read_errors)) {
+            if (s->read_errors.failed == NODEDB_OK) continue;
+            if (err != NULL) *err = s->read_errors.error;
+            return s->read_errors.failed;
         }
         distance = 0;
         if (vector != NULL)
             distance = nodedb_vamana__exact(s->index, exact, vector, a->norms == NULL ? 0 : a->norms[slot]);
         if (vector == NULL || !nodedb_vamana__is_finite(distance)) {
-            s->trouble.damaged++;
+            s->read_errors.damaged++;
             continue;
         }
-        if (doubt != NULL) nodedb_vamana__meet(doubt, distance, results[i].distance);
-        *heap = nodedb_vamana__offer(a->ids, results, *heap, most, distance, slot);
+        if (doubt != NULL) nodedb_vamana__note_code_error(doubt, distance, results[i].distance);
+        *heap = nodedb_vamana__heap_offer(a->ids, results, *heap, most, distance, slot);
     }
     return NODEDB_OK;
 }
@@ -7288,17 +7232,17 @@ static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, cons
  * first result that is not announced. */
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
+                                                size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
     size_t batch = 0, i;
-    while (*told + batch < n && *told + batch - from < nodedb_vamana__least(s->fetcher.batch_max, s->candidates_max))
+    while (*told + batch < n && *told + batch - from < nodedb_vamana__min(s->fetcher.batch_max, s->candidates_max))
         batch++;
     for (i = 0; i < batch; i++) s->slots[i] = s->spare[*told + i].slot;
     if (batch > 0) {
         nodedb_status status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
         if (status != NODEDB_OK) return status;
     }
-    *told += batch, *few = nodedb_vamana__least(*told - from, NODEDB_VAMANA__RERANK_FEW);
-    return nodedb_vamana__take_fetched(s, exact, s->spare, most, from, *few, heap, doubt, err);
+    *told += batch, *few = nodedb_vamana__min(*told - from, NODEDB_VAMANA__RERANK_FEW);
+    return nodedb_vamana__measure_fetched(s, exact, s->spare, most, from, *few, heap, doubt, err);
 }
 
 /* ---- the packed layout ------------------------------------------------------------------------------------------- */
@@ -7306,85 +7250,86 @@ static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const
 /* A walk on codes as always, but the rows are on the disk, each with its vector. So it reads a few nodes together, the
  * nearest that it has not expanded, and gets their exact distances on the way (DiskANN section 3.2). */
 
-#define NODEDB_VAMANA__WAVE 4u   /* nodes of one question that are announced and looked at together */
+#define NODEDB_VAMANA__READ_BATCH 4u   /* nodes of one question that are announced and looked at together */
 #define NODEDB_VAMANA__WINDOW 8u /* reads of one question under way: a wave is read while another is looked at */
 
-typedef struct nodedb_vamana__lane { /* a question that walks so */
+typedef struct nodedb_vamana__walker { /* a question that walks so */
     nodedb_vamana_searcher *s;       /* its lists; the results so far are a heap in `spare` */
     nodedb_vamana__plan plan;
     nodedb_vamana__target code, exact;
     float norm;
     uint32_t next;                   /* first place of the beam that may not have been expanded */
-    uint32_t count, wave[NODEDB_VAMANA__WINDOW]; /* announced, the oldest first */
+    uint32_t count, batch[NODEDB_VAMANA__WINDOW]; /* announced, the oldest first */
     size_t found;
-    uint64_t question;               /* of search_many */
+    uint64_t query_index;               /* of search_many */
     bool busy;
-} nodedb_vamana__lane;
+} nodedb_vamana__walker;
 
-static void nodedb_vamana__lane_begin(nodedb_vamana__lane *lane) {
-    nodedb_vamana_searcher *s = lane->s;
-    lane->code = nodedb_vamana__code_target(s, s->query, lane->norm);
-    lane->exact = nodedb_vamana__query_target(s, lane->norm);
-    lane->next = 0, lane->count = 0, lane->found = 0;
-    nodedb_vamana__begin_walk(s, &lane->code, lane->plan.beam);
+static void nodedb_vamana__walker_begin(nodedb_vamana__walker *walker) {
+    nodedb_vamana_searcher *s = walker->s;
+    walker->code = nodedb_vamana__code_target(s, s->query, walker->norm);
+    walker->exact = nodedb_vamana__query_target(s, walker->norm);
+    walker->next = 0, walker->count = 0, walker->found = 0;
+    nodedb_vamana__begin_walk(s, &walker->code, walker->plan.beam);
 }
 
 /* Looks at a node: its exact distance, and the distances of its neighbours by code. */
-static void nodedb_vamana__lane_expand(nodedb_vamana__lane *lane, const nodedb_vamana_query *query, uint32_t slot,
-                                       const uint8_t *record) {
-    nodedb_vamana_searcher *s = lane->s;
+static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const nodedb_vamana_query *query, uint32_t slot,
+                                         const uint8_t *record) {
+    nodedb_vamana_searcher *s = walker->s;
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
     const uint32_t *row = (const uint32_t *)(const void *)(record + index->file->layout.row_at);
     uint32_t i, n;
     s->hops++;
     if (nodedb_vamana__passes(s, query, slot) &&
-        (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->trouble))) {
-        float distance = nodedb_vamana__exact(index, &lane->exact, record, a->norms == NULL ? 0 : a->norms[slot]);
+        (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->read_errors))) {
+        float distance = nodedb_vamana__exact(index, &walker->exact, record, a->norms == NULL ? 0 : a->norms[slot]);
         s->computed++, s->exact++;
-        if (!nodedb_vamana__is_finite(distance)) s->trouble.damaged++;
-        else lane->found = nodedb_vamana__offer(a->ids, s->spare, lane->found, lane->plan.keep, distance, slot);
+        if (!nodedb_vamana__is_finite(distance)) s->read_errors.damaged++;
+        else walker->found = nodedb_vamana__heap_offer(a->ids, s->spare, walker->found, walker->plan.keep, distance,
+                                                       slot);
     }
     n = nodedb_vamana__gather(s, row, index->degree, s->seen, s->seen_size - 1);
-    n = nodedb_vamana__sensible(s, n);
-    nodedb_vamana__measure_many(index, &lane->code, s->slots, n, s->distances);
+    n = nodedb_vamana__keep_valid(s, n);
+    nodedb_vamana__measure_many(index, &walker->code, s->slots, n, s->distances);
     s->computed += n;
     for (i = 0; i < n; i++) {
-        uint32_t at = nodedb_vamana__beam_add(s, lane->plan.beam, s->distances[i], s->slots[i]);
-        if (at < lane->next) lane->next = at;
+        uint32_t at = nodedb_vamana__beam_add(s, walker->plan.beam, s->distances[i], s->slots[i]);
+        if (at < walker->next) walker->next = at;
     }
 }
 
 /* Looks at the next nodes if they are in memory, and announces those that must be read, until the window is full.
- * lane->count 0: the walk is at its end. */
-static nodedb_status nodedb_vamana__lane_choose(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
-                                                nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    uint32_t had = lane->count;
-    while (lane->next < s->beam_count && lane->count < NODEDB_VAMANA__WINDOW) {
-        nodedb_vamana__near *near = &s->beam[lane->next++];
+ * walker->count 0: the walk is at its end. */
+static nodedb_status nodedb_vamana__walker_announce(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
+                                                    nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    uint32_t had = walker->count;
+    while (walker->next < s->beam_count && walker->count < NODEDB_VAMANA__WINDOW) {
+        nodedb_vamana__near *near = &s->beam[walker->next++];
         const uint8_t *record;
         if (near->mark) continue;
         near->mark = 1;
         record = nodedb_vamana__cached(s->index, near->slot);
-        if (record == NULL) lane->wave[lane->count++] = near->slot;
-        else nodedb_vamana__lane_expand(lane, query, near->slot, record);
+        if (record == NULL) walker->batch[walker->count++] = near->slot;
+        else nodedb_vamana__walker_expand(walker, query, near->slot, record);
     }
-    if (s->trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = s->trouble.error;
-        return s->trouble.failed;
+    if (s->read_errors.failed != NODEDB_OK) {
+        if (err != NULL) *err = s->read_errors.error;
+        return s->read_errors.failed;
     }
-    if (lane->count == had) return NODEDB_OK;
-    return s->fetcher.prefetch_batch(s->fetcher.ctx, &lane->wave[had], lane->count - had, err);
+    if (walker->count == had) return NODEDB_OK;
+    return s->fetcher.prefetch_batch(s->fetcher.ctx, &walker->batch[had], walker->count - had, err);
 }
 
 /* Looks at the oldest of the nodes that were announced, a wave of them. */
-static nodedb_status nodedb_vamana__lane_take(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
-                                              nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    uint32_t n = lane->count < NODEDB_VAMANA__WAVE ? lane->count : NODEDB_VAMANA__WAVE, i;
-    for (i = 0; i < n && s->trouble.failed == NODEDB_OK; i++) {
-        uint32_t slot = lane->wave[i];
+static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
+                                                nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    uint32_t n = walker->count < NODEDB_VAMANA__READ_BATCH ? walker->count : NODEDB_VAMANA__READ_BATCH, i;
+    for (i = 0; i < n && s->read_errors.failed == NODEDB_OK; i++) {
+        uint32_t slot = walker->batch[i];
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         if (record == NULL && reason.status == NODEDB_ERR_STATE) { /* others have announced so much since */
@@ -7392,52 +7337,52 @@ static nodedb_status nodedb_vamana__lane_take(nodedb_vamana__lane *lane, const n
             if (reason.status == NODEDB_OK)
                 record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         }
-        if (record != NULL) nodedb_vamana__lane_expand(lane, query, slot, record);
-        else if (reason.status == NODEDB_ERR_CORRUPT) s->trouble.damaged++;
-        else s->trouble.failed = reason.status, s->trouble.error = reason;
+        if (record != NULL) nodedb_vamana__walker_expand(walker, query, slot, record);
+        else if (reason.status == NODEDB_ERR_CORRUPT) s->read_errors.damaged++;
+        else s->read_errors.failed = reason.status, s->read_errors.error = reason;
     }
-    lane->count -= n;
-    memmove(lane->wave, lane->wave + n, lane->count * sizeof *lane->wave);
-    if (s->trouble.failed != NODEDB_OK && err != NULL) *err = s->trouble.error;
-    return s->trouble.failed;
+    walker->count -= n;
+    memmove(walker->batch, walker->batch + n, walker->count * sizeof *walker->batch);
+    if (s->read_errors.failed != NODEDB_OK && err != NULL) *err = s->read_errors.error;
+    return s->read_errors.failed;
 }
 
 /* A whole walk over the packed layout; results by exact distance, a heap in s->spare. */
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err) {
-    nodedb_vamana__lane lane;
+    nodedb_vamana__walker walker;
     nodedb_status status;
-    memset(&lane, 0, sizeof lane);
-    lane.s = s, lane.plan = *plan, lane.norm = norm;
-    nodedb_vamana__lane_begin(&lane);
-    status = nodedb_vamana__lane_choose(&lane, query, err);
-    while (status == NODEDB_OK && lane.count > 0) {
-        status = nodedb_vamana__lane_take(&lane, query, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(&lane, query, err);
+    memset(&walker, 0, sizeof walker);
+    walker.s = s, walker.plan = *plan, walker.norm = norm;
+    nodedb_vamana__walker_begin(&walker);
+    status = nodedb_vamana__walker_announce(&walker, query, err);
+    while (status == NODEDB_OK && walker.count > 0) {
+        status = nodedb_vamana__walker_take(&walker, query, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__walker_announce(&walker, query, err);
     }
-    *found = lane.found;
+    *found = walker.found;
     return status;
 }
 
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
 
-#define NODEDB_VAMANA__ASK_AGAIN UINT32_MAX /* as a number of results: more must be read, after the others */
+#define NODEDB_VAMANA__RERUN UINT32_MAX /* as a number of results: more must be read, after the others */
 
 /* A question that has walked: its results by code, whose vectors are being read. */
-typedef struct nodedb_vamana__parked {
-    uint64_t question;
+typedef struct nodedb_vamana__pending_rerank {
+    uint64_t query_index;
     uint8_t *query;               /* prepared: index->stride bytes */
     nodedb_vamana__near *results; /* n, with room for questions.keep */
     size_t n;
     float norm;
     nodedb_vamana__target code;
     nodedb_vamana__near next;     /* doubtful: the next by code, which is not read */
-    bool doubtful;
-} nodedb_vamana__parked;
+    bool uncertain;
+} nodedb_vamana__pending_rerank;
 
 /* Room for two groups of questions, each with no more results than the fetcher takes at once. False: one at a time. */
-static bool nodedb_vamana__make_parking(nodedb_vamana__questions *q, uint64_t n) {
+static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana__plan plan;
     uint32_t most = s->fetcher.batch_max < s->candidates_max ? s->fetcher.batch_max : s->candidates_max, i;
@@ -7449,23 +7394,23 @@ static bool nodedb_vamana__make_parking(nodedb_vamana__questions *q, uint64_t n)
         return false;
     q->keep = plan.keep, q->group_max = most / plan.keep;
     results_bytes = (q->keep * sizeof(nodedb_vamana__near) + 15) / 16 * 16;
-    bytes = 2 * q->group_max * (sizeof(nodedb_vamana__parked) + query_bytes + results_bytes);
-    if (s->parked_bytes < bytes) {
-        nodedb__release(&s->allocator, s->parked, s->parked_bytes);
-        s->parked_bytes = 0;
-        s->parked = (nodedb_vamana__parked *)nodedb__alloc(&s->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
-        if (s->parked == NULL) return false;
-        s->parked_bytes = bytes;
+    bytes = 2 * q->group_max * (sizeof(nodedb_vamana__pending_rerank) + query_bytes + results_bytes);
+    if (s->pending_bytes < bytes) {
+        nodedb__release(&s->allocator, s->pending, s->pending_bytes);
+        s->pending_bytes = 0;
+        s->pending = (nodedb_vamana__pending_rerank *)nodedb__alloc(&s->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
+        if (s->pending == NULL) return false;
+        s->pending_bytes = bytes;
     }
-    at = (uint8_t *)(s->parked + 2 * q->group_max);
+    at = (uint8_t *)(s->pending + 2 * q->group_max);
     for (i = 0; i < 2 * q->group_max; i++, at += query_bytes + results_bytes)
-        s->parked[i].query = at, s->parked[i].results = (nodedb_vamana__near *)(void *)(at + query_bytes);
-    q->group[0] = s->parked, q->group[1] = s->parked + q->group_max;
+        s->pending[i].query = at, s->pending[i].results = (nodedb_vamana__near *)(void *)(at + query_bytes);
+    q->group[0] = s->pending, q->group[1] = s->pending + q->group_max;
     return true;
 }
 
 /* Announces the vectors of a group that has walked: its reads begin. */
-static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__questions *q, uint32_t group, nodedb_error *err) {
+static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
     uint32_t i;
     size_t n = 0, j;
     nodedb_status status;
@@ -7473,47 +7418,48 @@ static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__questions *q, uin
         for (j = 0; j < q->group[group][i].n; j++) q->s->slots[n++] = q->group[group][i].results[j].slot;
     if (n == 0) return NODEDB_OK;
     status = q->s->fetcher.prefetch_batch(q->s->fetcher.ctx, q->s->slots, n, err);
-    if (status != NODEDB_OK) q->failed = q->group[group][0].question;
+    if (status != NODEDB_OK) q->failed = q->group[group][0].query_index;
     return status;
 }
 
 /* Takes what a group has read, question by question, and hands the results out. */
-static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint32_t group, nodedb_error *err) {
+static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     uint32_t i, count = q->count[group];
     q->count[group] = 0;
     for (i = 0; i < count; i++) {
-        nodedb_vamana__parked *p = &q->group[group][i];
+        nodedb_vamana__pending_rerank *p = &q->group[group][i];
         nodedb_vamana__target exact;
-        nodedb_vamana__doubt doubt;
+        nodedb_vamana__code_error doubt;
         size_t heap = 0;
         nodedb_status status;
         memset(&doubt, 0, sizeof doubt);
         doubt.code = p->code;
-        s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
+        s->read_errors.failed = NODEDB_OK, s->read_errors.damaged = 0;
         memcpy(s->query, p->query, s->index->stride);
         exact = nodedb_vamana__query_target(s, p->norm);
-        status = nodedb_vamana__take_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &doubt, err);
+        status = nodedb_vamana__measure_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &doubt, err);
         if (status != NODEDB_OK) {
-            q->failed = p->question;
+            q->failed = p->query_index;
             return status;
         }
-        if (p->doubtful && heap == q->k &&
-            nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, p->results[0].distance, &p->next)) {
-            q->found[p->question] = NODEDB_VAMANA__ASK_AGAIN;
+        if (p->uncertain && heap == q->k &&
+            nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS, p->results[0].distance,
+                                         &p->next)) {
+            q->found[p->query_index] = NODEDB_VAMANA__RERUN;
         } else {
             nodedb_vamana__sort_heap(s->arrays->ids, p->results, heap);
-            nodedb_vamana__hand_out(s, p->results, heap, q->k, q->results + (size_t)p->question * q->k,
-                                    &q->found[p->question]);
+            nodedb_vamana__copy_results(s, p->results, heap, q->k, q->results + (size_t)p->query_index * q->k,
+                                        &q->found[p->query_index]);
         }
-        q->sum.distances += p->n, q->sum.exact += p->n, q->sum.damaged += s->trouble.damaged;
+        q->sum.distances += p->n, q->sum.exact += p->n, q->sum.damaged += s->read_errors.damaged;
     }
     return NODEDB_OK;
 }
 
 /* Begins the reads of the group that has walked, then ends the other's, whose place walks next. The fetcher keeps both
  * batches, so the device never waits for us. */
-static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint32_t *walking, nodedb_error *err) {
+static nodedb_status nodedb_vamana__next_group(nodedb_vamana__query_batch *q, uint32_t *walking, nodedb_error *err) {
     nodedb_error reason;
     nodedb_status begun = nodedb_vamana__begin_reads(q, *walking, &reason), status;
     uint64_t failed = q->failed;
@@ -7528,15 +7474,15 @@ static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint
 
 /* Lets question i walk, and parks it with the group that walks. One that must look at all is answered at once, when
  * those before it are: it reads everything itself. */
-static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint64_t i, uint32_t *walking,
-                                               nodedb_error *err) {
+static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, uint64_t i, uint32_t *walking,
+                                                 nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
-    nodedb_vamana__parked *p = &q->group[*walking][q->count[*walking]];
+    nodedb_vamana__pending_rerank *p = &q->group[*walking][q->count[*walking]];
     nodedb_vamana__plan plan;
     size_t found = 0;
     float norm;
-    nodedb_status status = nodedb_vamana__begin_question(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                                         NODEDB_VAMANA__SEARCH, &plan, &norm, err);
+    nodedb_status status = nodedb_vamana__begin_query(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
+                                                      NODEDB_VAMANA__SEARCH, &plan, &norm, err);
     if (status == NODEDB_OK)
         status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, &p->code, err);
     if (status != NODEDB_OK) {
@@ -7546,21 +7492,21 @@ static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint
     if (plan.scan) { /* which walks once more: rare */
         status = nodedb_vamana__next_group(q, walking, err);
         if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, walking, err);
-        return status == NODEDB_OK ? nodedb_vamana__ask_one(q, i, err) : status;
+        return status == NODEDB_OK ? nodedb_vamana__answer_one(q, i, err) : status;
     }
-    q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.damaged += s->trouble.damaged;
+    q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.damaged += s->read_errors.damaged;
     memcpy(p->query, s->query, s->index->stride);
     memcpy(p->results, s->spare, found * sizeof *p->results);
-    p->question = i, p->n = found, p->norm = norm;
-    p->doubtful = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
-    if (p->doubtful) p->next = s->spare[found];
+    p->query_index = i, p->n = found, p->norm = norm;
+    p->uncertain = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
+    if (p->uncertain) p->next = s->spare[found];
     q->count[*walking]++;
     return NODEDB_OK;
 }
 
 /* On disk: the device reads for some questions while others walk. What is asked of a file never changes, so nobody need
  * be counted in. */
-static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
+static nodedb_status nodedb_vamana__answer_resident(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
     nodedb_status status = NODEDB_OK, ended = NODEDB_OK;
     nodedb_error reason;
     uint64_t i, reads, retries, reads_now, retries_now;
@@ -7570,7 +7516,7 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
     for (i = 0; i < n && status == NODEDB_OK; i++) {
         if (q->count[walking] == q->group_max) status = nodedb_vamana__next_group(q, &walking, err);
         stuck = status != NODEDB_OK;
-        if (!stuck) status = nodedb_vamana__ask_parked(q, i, &walking, err);
+        if (!stuck) status = nodedb_vamana__walk_pending(q, i, &walking, err);
     }
     /* those before one whose walk failed are answered, unless they fail themselves */
     stuck = stuck || (status != NODEDB_OK && q->failed != i - 1);
@@ -7578,12 +7524,12 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
     if (!stuck && ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (ended != NODEDB_OK && err != NULL) *err = reason;
     for (i = 0; i < n; i++) {
-        if (q->found[i] != NODEDB_VAMANA__ASK_AGAIN) continue;
+        if (q->found[i] != NODEDB_VAMANA__RERUN) continue;
         q->found[i] = 0;
-        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__ask_one(q, i, err);
+        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__answer_one(q, i, err);
         else if (i < q->failed) {
             uint64_t failed = q->failed; /* the message is about that one */
-            (void)nodedb_vamana__ask_one(q, i, NULL);
+            (void)nodedb_vamana__answer_one(q, i, NULL);
             q->failed = failed;
         }
     }
@@ -7596,91 +7542,93 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
 
 /* They walk side by side, each with a walker: while the reads of one are under way, the others expand theirs. */
 
-#define NODEDB_VAMANA__LANES 16u
+#define NODEDB_VAMANA__WALKERS 16u
 
-static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s) {
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s) {
     uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) nodedb_vamana_searcher_destroy(s->lanes[i].s);
-    nodedb__release(&s->allocator, s->lanes, NODEDB_VAMANA__LANES * sizeof *s->lanes);
-    s->lanes = NULL;
+    for (i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++) nodedb_vamana_searcher_destroy(s->walkers[i].s);
+    nodedb__release(&s->allocator, s->walkers, NODEDB_VAMANA__WALKERS * sizeof *s->walkers);
+    s->walkers = NULL;
 }
 
-static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s) {
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s) {
     uint64_t bytes = 0;
     uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++)
-        bytes += sizeof *s->lanes + nodedb_vamana_searcher_memory_bytes(s->lanes[i].s);
+    for (i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++)
+        bytes += sizeof *s->walkers + nodedb_vamana_searcher_memory_bytes(s->walkers[i].s);
     return bytes;
 }
 
 /* False: one question at a time. */
-static bool nodedb_vamana__make_lanes(nodedb_vamana__questions *q, uint64_t n) {
+static bool nodedb_vamana__make_walkers(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
     uint32_t i;
-    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__LANES * NODEDB_VAMANA__WINDOW) return false;
-    if (s->lanes == NULL)
-        s->lanes = (nodedb_vamana__lane *)nodedb__alloc_zero(&s->allocator, NODEDB_VAMANA__LANES * sizeof *s->lanes,
-                                                             NODEDB_CACHE_LINE_BYTES);
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) {
-        nodedb_vamana__lane *lane = &s->lanes[i];
-        if (lane->s == NULL) lane->s = nodedb_vamana__searcher_new(s->index, s->beam_max, s->fits, false, NULL);
-        if (lane->s == NULL) return false;
-        lane->s->arrays = s->arrays, lane->s->fetcher = s->fetcher, lane->busy = false;
+    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__WALKERS * NODEDB_VAMANA__WINDOW) return false;
+    if (s->walkers == NULL)
+        s->walkers = (nodedb_vamana__walker *)nodedb__alloc_zero(&s->allocator,
+                                                                 NODEDB_VAMANA__WALKERS * sizeof *s->walkers,
+                                                                 NODEDB_CACHE_LINE_BYTES);
+    for (i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++) {
+        nodedb_vamana__walker *walker = &s->walkers[i];
+        if (walker->s == NULL) walker->s = nodedb_vamana__searcher_new(s->index, s->beam_max, s->fits, false, NULL);
+        if (walker->s == NULL) return false;
+        walker->s->arrays = s->arrays, walker->s->fetcher = s->fetcher, walker->busy = false;
     }
-    return s->lanes != NULL;
+    return s->walkers != NULL;
 }
 
-static void nodedb_vamana__lane_failed(nodedb_vamana__questions *q, const nodedb_vamana__lane *lane,
-                                       nodedb_status status, const nodedb_error *reason, nodedb_status *first,
-                                       nodedb_error *err) {
-    if (*first != NODEDB_OK && q->failed < lane->question) return;
-    *first = status, q->failed = lane->question;
+static void nodedb_vamana__walker_failed(nodedb_vamana__query_batch *q, const nodedb_vamana__walker *walker,
+                                         nodedb_status status, const nodedb_error *reason, nodedb_status *first,
+                                         nodedb_error *err) {
+    if (*first != NODEDB_OK && q->failed < walker->query_index) return;
+    *first = status, q->failed = walker->query_index;
     if (err != NULL) *err = *reason;
 }
 
 /* Hands out what a lane has found; or, as it found too little, asks again in the usual way. */
-static nodedb_status nodedb_vamana__lane_end(nodedb_vamana__questions *q, nodedb_vamana__lane *lane,
-                                             nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    lane->busy = false;
-    if (lane->plan.scan || lane->found < lane->plan.k) return nodedb_vamana__ask_one(q, lane->question, err);
+static nodedb_status nodedb_vamana__walker_end(nodedb_vamana__query_batch *q, nodedb_vamana__walker *walker,
+                                               nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    walker->busy = false;
+    if (walker->plan.scan || walker->found < walker->plan.k) return nodedb_vamana__answer_one(q, walker->query_index,
+                                                                                              err);
     q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.exact += s->exact;
-    q->sum.damaged += s->trouble.damaged;
-    nodedb_vamana__sort_heap(s->arrays->ids, s->spare, lane->found);
-    nodedb_vamana__hand_out(s, s->spare, lane->found, q->k, q->results + (size_t)lane->question * q->k,
-                            &q->found[lane->question]);
+    q->sum.damaged += s->read_errors.damaged;
+    nodedb_vamana__sort_heap(s->arrays->ids, s->spare, walker->found);
+    nodedb_vamana__copy_results(s, s->spare, walker->found, q->k, q->results + (size_t)walker->query_index * q->k,
+                                &q->found[walker->query_index]);
     return NODEDB_OK;
 }
 
 /* One turn of a lane: takes what it waits for, chooses again, and begins another question at the end of one. */
-static nodedb_status nodedb_vamana__lane_turn(nodedb_vamana__questions *q, nodedb_vamana__lane *lane, uint64_t *next,
-                                              uint64_t n, nodedb_error *err) {
+static nodedb_status nodedb_vamana__walker_step(nodedb_vamana__query_batch *q, nodedb_vamana__walker *walker,
+                                                uint64_t *next, uint64_t n, nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
-    if (lane->busy) {
-        status = nodedb_vamana__lane_take(lane, q->common, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(lane, q->common, err);
-        if (status != NODEDB_OK || lane->count > 0) return status;
-        status = nodedb_vamana__lane_end(q, lane, err);
+    if (walker->busy) {
+        status = nodedb_vamana__walker_take(walker, q->common, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__walker_announce(walker, q->common, err);
+        if (status != NODEDB_OK || walker->count > 0) return status;
+        status = nodedb_vamana__walker_end(q, walker, err);
     }
-    while (status == NODEDB_OK && !lane->busy && *next < n) {
-        lane->question = (*next)++;
-        status = nodedb_vamana__begin_question(lane->s, q->common,
-                                               q->vectors + (size_t)lane->question * q->s->index->vector_bytes,
-                                               NODEDB_VAMANA__SEARCH, &lane->plan, &lane->norm, err);
+    while (status == NODEDB_OK && !walker->busy && *next < n) {
+        walker->query_index = (*next)++;
+        status = nodedb_vamana__begin_query(walker->s, q->common,
+                                            q->vectors + (size_t)walker->query_index * q->s->index->vector_bytes,
+                                            NODEDB_VAMANA__SEARCH, &walker->plan, &walker->norm, err);
         if (status != NODEDB_OK) break;
-        lane->busy = true;
-        if (!lane->plan.scan) {
-            nodedb_vamana__lane_begin(lane);
-            status = nodedb_vamana__lane_choose(lane, q->common, err);
-            if (status != NODEDB_OK || lane->count > 0) break;
+        walker->busy = true;
+        if (!walker->plan.scan) {
+            nodedb_vamana__walker_begin(walker);
+            status = nodedb_vamana__walker_announce(walker, q->common, err);
+            if (status != NODEDB_OK || walker->count > 0) break;
         }
-        status = nodedb_vamana__lane_end(q, lane, err);
+        status = nodedb_vamana__walker_end(q, walker, err);
     }
     return status;
 }
 
 /* After a failure those before the question that failed are still answered, and none behind it. */
-static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
+static nodedb_status nodedb_vamana__answer_packed(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_status first = NODEDB_OK, status;
     nodedb_vamana_stats none;
@@ -7689,15 +7637,15 @@ static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint
     memset(&none, 0, sizeof none);
     nodedb_vamana__reads_so_far(s, &reads, &retries);
     do {
-        for (i = 0, busy = 0; i < NODEDB_VAMANA__LANES; i++) {
-            nodedb_vamana__lane *lane = &s->lanes[i];
-            if (lane->busy && lane->question >= end) lane->busy = false;
-            status = nodedb_vamana__lane_turn(q, lane, &next, end, &reason);
+        for (i = 0, busy = 0; i < NODEDB_VAMANA__WALKERS; i++) {
+            nodedb_vamana__walker *walker = &s->walkers[i];
+            if (walker->busy && walker->query_index >= end) walker->busy = false;
+            status = nodedb_vamana__walker_step(q, walker, &next, end, &reason);
             if (status != NODEDB_OK) {
-                nodedb_vamana__lane_failed(q, lane, status, &reason, &first, err);
-                lane->busy = false, end = q->failed;
+                nodedb_vamana__walker_failed(q, walker, status, &reason, &first, err);
+                walker->busy = false, end = q->failed;
             }
-            busy += lane->busy;
+            busy += walker->busy;
         }
     } while (busy > 0 || next < end);
     for (i = end; i < n; i++) q->found[i] = 0;
@@ -7707,11 +7655,11 @@ static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint
 }
 
 /* Many questions to an index on disk, together. False: one question at a time. */
-static bool nodedb_vamana__ask_file(nodedb_vamana__questions *q, uint64_t n, nodedb_status *status,
-                                    nodedb_error *err) {
-    if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_lanes(q, n))
-        *status = nodedb_vamana__ask_packed(q, n, err);
-    else if (nodedb_vamana__make_parking(q, n)) *status = nodedb_vamana__ask_disk(q, n, err);
+static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err) {
+    if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_walkers(q, n))
+        *status = nodedb_vamana__answer_packed(q, n, err);
+    else if (nodedb_vamana__make_pending(q, n)) *status = nodedb_vamana__answer_resident(q, n, err);
     else return false;
     return true;
 }
@@ -7803,6 +7751,26 @@ static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana
 #endif
 }
 
+/* Frees what only disk mode has. */
+static void nodedb_vamana__free_disk(nodedb_vamana *index) {
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__arrays *a = index->arrays;
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
+        nodedb_vamana__release(index, f->parts[i].memory, f->parts[i].bytes, 1);
+        nodedb_vamana__release(index, f->parts[i].chunks, f->parts[i].count, 1);
+    }
+    if (a != NULL && f->parts[NODEDB_VAMANA__IN_TABLE].memory != NULL) { /* the arrays borrowed them */
+        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->heads = NULL, a->codes = NULL,
+        a->table = NULL;
+    }
+    if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
+    nodedb_vamana__release(index, f->cache.slots, f->cache.max, sizeof *f->cache.slots);
+    nodedb_vamana__release(index, f->cache.places, f->cache.places_size, sizeof *f->cache.places);
+    nodedb_vamana__release(index, f->cache.records, f->cache.max, f->cache.stride);
+    nodedb_vamana__release(index, f->damaged, (size_t)(f->layout.blocks / 8 + 2), 1);
+    if (f->map != NULL) (void)munmap(f->map, f->map_bytes);
+}
+
 /* Memory for the sections that searches want there, none of it read yet. */
 static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vamana__coder *coder, uint32_t slots,
                                                nodedb_error *err) {
@@ -7811,7 +7779,7 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
                                  NODEDB_VAMANA__IN_TABLE};
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__arrays *a =
-        (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
+        (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
     size_t i;
     if (a == NULL) {
         nodedb_vamana__free_coder(index, coder);
@@ -7819,13 +7787,16 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
     }
     index->arrays = a, a->coder = coder;
     if (coder != NULL) nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
+    f->damaged = (uint8_t *)nodedb_vamana__alloc(index, (size_t)(f->layout.blocks / 8 + 2), 1, sizeof(void *));
+    if (f->damaged == NULL)
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
     for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         nodedb_vamana__part *p = &f->parts[wanted[i]];
         uint64_t bytes = f->layout.at[wanted[i] + 1] - f->layout.at[wanted[i]];
         if (bytes == 0) continue;
         p->bytes = (size_t)bytes, p->count = (size_t)((bytes + NODEDB_VAMANA__CHUNK - 1) / NODEDB_VAMANA__CHUNK);
-        if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__take_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
-        p->chunks = (uint8_t *)nodedb_vamana__take(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
+        if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__alloc_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
+        p->chunks = (uint8_t *)nodedb_vamana__alloc(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
         if (p->memory == NULL || p->chunks == NULL)
             return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
         f->chunks_left += p->count;
@@ -7857,9 +7828,9 @@ static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const noded
     if (max == 0) return NODEDB_OK;
     c->max = (uint32_t)max;
     for (c->places_size = 16; c->places_size < 2 * max;) c->places_size *= 2;
-    c->slots = (uint32_t *)nodedb_vamana__take(index, c->max, sizeof *c->slots, sizeof(void *));
-    c->places = (uint32_t *)nodedb_vamana__take(index, c->places_size, sizeof *c->places, sizeof(void *));
-    c->records = (uint8_t *)nodedb_vamana__take_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
+    c->slots = (uint32_t *)nodedb_vamana__alloc(index, c->max, sizeof *c->slots, sizeof(void *));
+    c->places = (uint32_t *)nodedb_vamana__alloc(index, c->places_size, sizeof *c->places, sizeof(void *));
+    c->records = (uint8_t *)nodedb_vamana__alloc_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
     if (c->slots == NULL || c->places == NULL || c->records == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
     memset(c->places, 0xFF, c->places_size * sizeof *c->places); /* NONE */
@@ -7891,6 +7862,29 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
     if (status != NODEDB_OK) return status;
     if (config->fetch == NODEDB_VAMANA_FETCH_MAPPED) nodedb_vamana__map_records(index, config);
     index->file->uring = nodedb_vamana__uring_works(config, index->file->path);
+    return NODEDB_OK;
+}
+
+/* Gives a searcher of an index on disk the caller's fetcher, or one of its own. */
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err) {
+    const nodedb_vamana *index = s->index;
+    uint32_t batch = beam < NODEDB_VAMANA__MAX_BATCH ? beam : NODEDB_VAMANA__MAX_BATCH; /* the pool is twice as large */
+    nodedb_status status;
+    if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
+    if (fetcher == NULL) {
+        status = nodedb_vamana_fetcher_disk(index, batch, &s->fetcher, err);
+        s->own_fetcher = status == NODEDB_OK;
+        return status;
+    }
+    if (nodedb_vamana__is_packed(index))
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
+                           index->file->path);
+    if (fetcher->dim != index->dim || fetcher->batch_max == 0 || fetcher->prefetch_batch == NULL ||
+        fetcher->fetch == NULL)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
+                           (unsigned)index->dim);
+    s->fetcher = *fetcher;
     return NODEDB_OK;
 }
 
@@ -7974,6 +7968,75 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_
         read += NODEDB_VAMANA__DEFAULT_BATCH * NODEDB_VAMANA__BLOCK;
     }
     return NODEDB_OK;
+}
+
+/* ---- verifying the meaning of a file ----------------------------------------------------------------------------- */
+
+/* The blocks are whole: does what stands in them make sense together? */
+static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint64_t entries = 0, at;
+    uint32_t slot;
+    nodedb_vamana__read_errors errors;
+    nodedb_vamana__reader r;
+    nodedb_vamana__tree_check tree;
+    uint8_t *record;
+    uint32_t *next = NULL;
+    size_t next_bytes = ((size_t)a->slots + 1) * sizeof *next;
+    nodedb_status status = NODEDB_OK;
+    bool more = true;
+    memset(&errors, 0, sizeof errors);
+    f->cache.ready = true; /* it is not wanted */
+    while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
+    for (at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] && f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
+        if (at < f->layout.at[NODEDB_VAMANA__IN_SUMS] && nodedb_vamana__in_quarantine(f, at))
+            return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, at, f->path,
+                                             "the block matches its checksum and makes no sense");
+    if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, f->layout.row_at == 0, err);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++)
+        if (a->states[slot] == NODEDB_VAMANA__LIVE &&
+            nodedb_vamana__find_on_disk(index, a->ids[slot], &errors) != slot)
+            status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_IDS, slot,
+                                                 "an id is not where the table has it, or there twice", err);
+    for (at = 0; at < f->layout.places && status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
+    if (status == NODEDB_OK && entries != index->live)
+        status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, 0,
+                                             "the table of ids has more of them than the header", err);
+    if (status != NODEDB_OK) return status;
+    memset(&r, 0, sizeof r);
+    r.index = index, r.buffer = buffer, r.err = err;
+    record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
+    if (f->layout.row_at > 0)
+        next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
+    if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
+        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
+    nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
+        status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
+        nodedb_vamana__swap_words(&tree.nodes[slot].parent, sizeof tree.nodes[slot].parent, 4);
+    }
+    for (slot = 0; slot < a->slots && status == NODEDB_OK && a->rows != NULL; slot++)
+        nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
+    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, &tree, false);
+    if (status == NODEDB_OK && next != NULL && !nodedb_vamana__is_chain(index, next, 1, &slot))
+        status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
+                                           f->path, "the free slots are not one chain");
+    if (status == NODEDB_OK && !nodedb_vamana__is_tree(index, &tree, &slot))
+        status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_PARENTS, slot,
+                                             "a vector cannot be reached, or a row names one twice", err);
+    nodedb__release(&index->allocator, tree.nodes, tree.bytes);
+    nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
+    nodedb__release(&index->allocator, next, next_bytes);
+    return status;
+}
+
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana *index = nodedb_vamana__open_any(path, config, false, err);
+    nodedb_status status = index == NULL ? err->status : nodedb_vamana__verify_sections(index, buffer, err);
+    nodedb_vamana_destroy(index);
+    return status;
 }
 
 /* ---- fetchers ---------------------------------------------------------------------------------------------------- */
@@ -8194,7 +8257,7 @@ static uint8_t *nodedb_vamana__buffer_bytes(const nodedb_vamana__disk *d,
 
 /* Records in this machine's byte order: the whole buffer, here and once, since a slot may be fetched twice. */
 static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *bytes) {
-    const nodedb_vamana__layout *l = &d->index->file->layout;
+    const nodedb_vamana__file_layout *l = &d->index->file->layout;
     uint32_t i = 0;
     if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
     do nodedb_vamana__swap_record(d->index, l, bytes + (size_t)i * l->record_bytes);
@@ -8202,7 +8265,7 @@ static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *b
 }
 
 /* Books the result of a read (bytes, or -errno): ready, wanted once more, or failed. */
-static void nodedb_vamana__book(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
+static void nodedb_vamana__complete_read(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
     nodedb_vamana__buffer *b = &d->buffers[i];
     uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
     nodedb_status status;
@@ -8234,7 +8297,7 @@ static void nodedb_vamana__read_now(nodedb_vamana__disk *d, uint32_t i) {
     while (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED) {
         int error = nodedb__read_all(&d->index->io, d->index->file->fd, to, d->buffer_bytes, d->buffers[i].offset);
         d->reads++;
-        nodedb_vamana__book(d, i, error < 0 ? error : (int64_t)d->buffer_bytes);
+        nodedb_vamana__complete_read(d, i, error < 0 ? error : (int64_t)d->buffer_bytes);
     }
 }
 
@@ -8264,7 +8327,7 @@ static void nodedb_vamana__reap(nodedb_vamana__disk *d) {
         io_uring_cqe_seen(&d->ring, cqe);
         assert(i < d->pool && d->buffers[i].state == NODEDB_VAMANA__BUFFER_READING && d->reading > 0);
         d->reading--;
-        nodedb_vamana__book(d, i, result);
+        nodedb_vamana__complete_read(d, i, result);
     }
 }
 
@@ -8331,7 +8394,7 @@ static uint32_t nodedb_vamana__buffer_for(const nodedb_vamana__disk *d, uint64_t
 
 /* Takes the next buffer in turn for an offset, or NONE if the ring is broken. What it held is forgotten; a read into it
  * that is still under way, of something that nobody wanted any more, is waited for. */
-static uint32_t nodedb_vamana__take_buffer(nodedb_vamana__disk *d, uint64_t offset) {
+static uint32_t nodedb_vamana__claim_buffer(nodedb_vamana__disk *d, uint64_t offset) {
     uint32_t i = d->at, *link;
     nodedb_vamana__buffer *b = &d->buffers[i];
 #if defined(NODEDB_VAMANA__URING)
@@ -8363,7 +8426,7 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
             uint32_t age = (d->at + d->pool - had - 1) % d->pool; /* buffers that were taken after it */
             if (age + (n - k) <= d->pool - d->batch_max) continue;
         }
-        i = nodedb_vamana__take_buffer(d, offset);
+        i = nodedb_vamana__claim_buffer(d, offset);
         if (i == NODEDB_VAMANA__NONE)
             return nodedb_fail(err, NODEDB_ERR_IO, 0, "%s: its io_uring is broken", d->index->file->path);
         if (nodedb_vamana__record_in_quarantine(d->index->file, offset)) {
@@ -8496,23 +8559,23 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
 static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, float *out,
                                                   nodedb_error *err) {
     nodedb_vamana_fetcher fetcher;
-    nodedb_vamana__trouble trouble;
+    nodedb_vamana__read_errors errors;
     nodedb_status status;
     nodedb_error reason;
     const void *vector;
     uint32_t slot;
-    memset(&trouble, 0, sizeof trouble);
-    slot = nodedb_vamana__find_on_disk(index, id, &trouble);
-    if (trouble.failed == NODEDB_OK && slot == NODEDB_VAMANA__NONE && trouble.damaged == 0)
+    memset(&errors, 0, sizeof errors);
+    slot = nodedb_vamana__find_on_disk(index, id, &errors);
+    if (errors.failed == NODEDB_OK && slot == NODEDB_VAMANA__NONE && errors.damaged == 0)
         return nodedb_vamana__no_such_id(id, err);
-    if (slot != NODEDB_VAMANA__NONE) trouble.damaged = 0; /* what it has passed on the way */
-    if (trouble.failed == NODEDB_OK && index->arrays->norms != NULL && slot != NODEDB_VAMANA__NONE)
-        (void)nodedb_vamana__have_norm(index, slot, &trouble);
-    if (trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = trouble.error;
-        return trouble.failed;
+    if (slot != NODEDB_VAMANA__NONE) errors.damaged = 0; /* what it has passed on the way */
+    if (errors.failed == NODEDB_OK && index->arrays->norms != NULL && slot != NODEDB_VAMANA__NONE)
+        (void)nodedb_vamana__have_norm(index, slot, &errors);
+    if (errors.failed != NODEDB_OK) {
+        if (err != NULL) *err = errors.error;
+        return errors.failed;
     }
-    if (slot == NODEDB_VAMANA__NONE || trouble.damaged > 0)
+    if (slot == NODEDB_VAMANA__NONE || errors.damaged > 0)
         return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what is there of id %llu is damaged", index->file->path,
                             (unsigned long long)id);
     status = nodedb_vamana_fetcher_disk(index, 1, &fetcher, err);
@@ -8532,6 +8595,121 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
     return vector != NULL ? NODEDB_OK : reason.status;
 }
 
+#else
+/* ---- without disk mode: every index is in memory ----------------------------------------------------------------- */
+
+static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
+    (void)index;
+    return false;
+}
+static bool nodedb_vamana__is_partial(const nodedb_vamana *index) {
+    (void)index;
+    return false;
+}
+static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
+    (void)index;
+    return 0;
+}
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    (void)index, (void)slot, (void)errors;
+    return true;
+}
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    (void)index, (void)slot, (void)errors;
+    return true;
+}
+static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
+    (void)s;
+    return count;
+}
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count) {
+    (void)s;
+    return count;
+}
+static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
+                                               uint32_t slot) {
+    return nodedb_vamana__row(s->index, a, slot);
+}
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
+    (void)s;
+}
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err) {
+    (void)s, (void)fetcher, (void)beam, (void)err;
+    return NODEDB_OK;
+}
+static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
+                                            nodedb_vamana__read_errors *errors) {
+    (void)index, (void)id, (void)errors;
+    return NODEDB_VAMANA__NONE;
+}
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                    nodedb_vamana__near *results, size_t most, size_t from, size_t n,
+                                                    size_t *heap, nodedb_vamana__code_error *doubt,
+                                                    nodedb_error *err) {
+    (void)s, (void)exact, (void)results, (void)most, (void)from, (void)n, (void)heap, (void)doubt, (void)err;
+    return NODEDB_OK;
+}
+static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                size_t most, size_t from, size_t n, size_t *told, size_t *few,
+                                                size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
+    (void)s, (void)exact, (void)most, (void)from, (void)n, (void)told, (void)few, (void)heap, (void)doubt, (void)err;
+    return NODEDB_OK;
+}
+static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                nodedb_error *err) {
+    (void)s, (void)query, (void)plan, (void)norm, (void)found, (void)err;
+    return NODEDB_OK;
+}
+static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err) {
+    (void)q, (void)n, (void)status, (void)err;
+    return false;
+}
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s) {
+    (void)s;
+}
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s) {
+    (void)s;
+    return 0;
+}
+static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
+                                    uint8_t *block) {
+    (void)config, (void)block;
+    return io->open(io->ctx, path, O_RDONLY, 0);
+}
+static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb_vamana_open_config *config,
+                                              const nodedb_vamana__counts *n, const uint8_t *header, uint8_t *buffer,
+                                              nodedb_error *err) {
+    (void)config, (void)n, (void)header, (void)buffer;
+    return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                       "%s: built with NODEDB_VAMANA_NO_DISK, which opens files in memory only",
+                       nodedb__path_end(index->file->path));
+}
+static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, float *out,
+                                                  nodedb_error *err) {
+    (void)index, (void)id, (void)out, (void)err;
+    return NODEDB_OK;
+}
+static void nodedb_vamana__free_disk(nodedb_vamana *index) {
+    (void)index;
+}
+
+/* Opening in memory makes the same checks, and does not read the table of ids, which only disk mode uses. */
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana_open_config in_memory = *config;
+    nodedb_vamana *index;
+    (void)buffer;
+    in_memory.mode = NODEDB_VAMANA_IN_MEMORY;
+    index = nodedb_vamana__open_any(path, &in_memory, false, err);
+    if (index == NULL) return err->status;
+    nodedb_vamana_destroy(index);
+    return NODEDB_OK;
+}
+#endif /* NODEDB_VAMANA_NO_DISK */
+
 /* ===================================================================================================================
  * KERNELS: distances for each CPU
  *
@@ -8550,14 +8728,9 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
  * of 128 bytes: 6.7 -> 5.3 ns each from the cache; of 384 floats: 21 -> 15 ns, and 160 -> 130 ns from memory. One
  * vector alone is summed up in the same order, so that a distance is the same to the last bit however it was asked for.
  *
- * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,536), those with an i8 below 2^31 (128 *
- * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
+ * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,536), those with an i8 below 2^31
+ * (128 * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
  * ================================================================================================================ */
-
-#if !defined(NODEDB_VAMANA__TARGET)   /* our tests define both, to run in an emulation what this CPU has not got */
-#define NODEDB_VAMANA__TARGET(names) __attribute__((target(names)))
-#define NODEDB_VAMANA__CPU_HAS(name) __builtin_cpu_supports(name)
-#endif
 
 /* Asks for the vectors in slots[from .. to). */
 NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots,
@@ -8569,95 +8742,19 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
     return base + (size_t)slots[i] * stride;
 }
 
-/* A set's kernel NAME, of its pieces. A vector has PER_ITEM components in each of its items: two for a 4-bit code. */
-#define NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                          \
-    target static float nodedb_vamana__##set##_##name(const query_type *q, const vector_type *v, size_t n) {           \
-        nodedb_vamana__##set##_##sums s = nodedb_vamana__##set##_zero_##sums();                                        \
-        size_t i;                                                                                                      \
-        for (i = 0; i + (width) <= n; i += (width))                                                                    \
-            s = nodedb_vamana__##set##_step_##name(s, q + i, v + i / (per_item));                                      \
-        if (i < n) s = nodedb_vamana__##set##_rest_##name(s, q + i, v + i / (per_item), n - i);                        \
-        return nodedb_vamana__first_##sums(nodedb_vamana__##set##_totals_##sums(s, s, s, s));                          \
-    }
-/* And NAME_many, four at a time. USUAL: a dimension worth a copy of the code in which it is a constant; or 0. */
-#define NODEDB_VAMANA__FOURS(target, set, sums, name, query_type, vector_type, width, per_item, usual)                 \
-    NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                              \
-    target NODEDB_VAMANA__INLINE void nodedb_vamana__##set##_##name##_four(                                            \
-        const query_type *q, const vector_type *v0, const vector_type *v1, const vector_type *v2,                      \
-        const vector_type *v3, size_t n, float *out) {                                                                 \
-        nodedb_vamana__##set##_##sums s0 = nodedb_vamana__##set##_zero_##sums(), s1 = s0, s2 = s0, s3 = s0;            \
-        size_t i;                                                                                                      \
-        for (i = 0; i + (width) <= n; i += (width)) {                                                                  \
-            s0 = nodedb_vamana__##set##_step_##name(s0, q + i, v0 + i / (per_item));                                   \
-            s1 = nodedb_vamana__##set##_step_##name(s1, q + i, v1 + i / (per_item));                                   \
-            s2 = nodedb_vamana__##set##_step_##name(s2, q + i, v2 + i / (per_item));                                   \
-            s3 = nodedb_vamana__##set##_step_##name(s3, q + i, v3 + i / (per_item));                                   \
-        }                                                                                                              \
-        if (i < n) {                                                                                                   \
-            s0 = nodedb_vamana__##set##_rest_##name(s0, q + i, v0 + i / (per_item), n - i);                            \
-            s1 = nodedb_vamana__##set##_rest_##name(s1, q + i, v1 + i / (per_item), n - i);                            \
-            s2 = nodedb_vamana__##set##_rest_##name(s2, q + i, v2 + i / (per_item), n - i);                            \
-            s3 = nodedb_vamana__##set##_rest_##name(s3, q + i, v3 + i / (per_item), n - i);                            \
-        }                                                                                                              \
-        nodedb_vamana__store_##sums(out, nodedb_vamana__##set##_totals_##sums(s0, s1, s2, s3));                        \
-    }                                                                                                                  \
-    target NODEDB_VAMANA__INLINE void nodedb_vamana__##set##_##name##_each(                                            \
-        const query_type *q, const uint8_t *base, size_t stride, const uint32_t *slots, size_t count, size_t n,        \
-        float *out) {                                                                                                  \
-        size_t i;                                                                                                      \
-        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__least(NODEDB_VAMANA__AHEAD, count));      \
-        for (i = 0; i + 4 <= count; i += 4) {                                                                          \
-            nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
-                                          nodedb_vamana__least(i + NODEDB_VAMANA__AHEAD + 4, count));                  \
-            nodedb_vamana__##set##_##name##_four(                                                                      \
-                q, (const vector_type *)nodedb_vamana__at(base, stride, slots, i),                                     \
-                (const vector_type *)nodedb_vamana__at(base, stride, slots, i + 1),                                    \
-                (const vector_type *)nodedb_vamana__at(base, stride, slots, i + 2),                                    \
-                (const vector_type *)nodedb_vamana__at(base, stride, slots, i + 3), n, out + i);                       \
-        }                                                                                                              \
-        for (; i < count; i++)                                                                                         \
-            out[i] = nodedb_vamana__##set##_##name(                                                                    \
-                q, (const vector_type *)nodedb_vamana__at(base, stride, slots, i), n);                                 \
-    }                                                                                                                  \
-    target static void nodedb_vamana__##set##_##name##_many(const void *query, const uint8_t *base, size_t stride,     \
-                                                            const uint32_t *slots, size_t count, size_t n,             \
-                                                            float *out) {                                              \
-        const query_type *q = (const query_type *)query;                                                               \
-        if ((usual) != 0 && n == (usual))                                                                              \
-            nodedb_vamana__##set##_##name##_each(q, base, stride, slots, count, (usual), out);                         \
-        else nodedb_vamana__##set##_##name##_each(q, base, stride, slots, count, n, out);                              \
-    }
-/* NAME_many, one at a time: for sets that are seldom used, as it is a fifth of the code. */
+/* NAME_many, one vector at a time: a fifth of the code of four at a time, for sets that are seldom used. */
 #define NODEDB_VAMANA__ONE_BY_ONE(set, name, query_type, vector_type)                                                  \
     static void nodedb_vamana__##set##_##name##_many(const void *query, const uint8_t *base, size_t stride,            \
                                                      const uint32_t *slots, size_t count, size_t n, float *out) {      \
         size_t i;                                                                                                      \
-        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__least(NODEDB_VAMANA__AHEAD, count));      \
+        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__min(NODEDB_VAMANA__AHEAD, count));        \
         for (i = 0; i < count; i++) {                                                                                  \
             nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
-                                          nodedb_vamana__least(i + NODEDB_VAMANA__AHEAD + 1, count));                  \
+                                          nodedb_vamana__min(i + NODEDB_VAMANA__AHEAD + 1, count));                    \
             out[i] = nodedb_vamana__##set##_##name((const query_type *)query,                                          \
                                                    (const vector_type *)nodedb_vamana__at(base, stride, slots, i), n); \
         }                                                                                                              \
     }
-#define NODEDB_VAMANA__ONES(target, set, sums, name, query_type, vector_type, width, per_item, usual)                  \
-    NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                              \
-    NODEDB_VAMANA__ONE_BY_ONE(set, name, query_type, vector_type)
-
-/* All kernels of a set, made by FOURS or ONES. */
-#define NODEDB_VAMANA__FLOAT_KERNELS(make, target, set, width)                                                         \
-    make(target, set, f32, l2_f32, float, float, width, 1, 0)                                                          \
-    make(target, set, f32, dot_f32, float, float, width, 1, 0)                                                         \
-    make(target, set, f32, dot_f32_u8, float, uint8_t, width, 1, 0)
-#define NODEDB_VAMANA__INTEGER_KERNELS(make, target, set, bytes_width, code4_width)                                    \
-    make(target, set, u32, l2_u8, uint8_t, uint8_t, bytes_width, 1, 0)                                                 \
-    make(target, set, u32, dot_u8, uint8_t, uint8_t, bytes_width, 1, 0)                                                \
-    make(target, set, u32, l2_i8, int8_t, int8_t, bytes_width, 1, 0)                                                   \
-    make(target, set, i32, dot_i8, int8_t, int8_t, bytes_width, 1, 0)                                                  \
-    make(target, set, i32, dot_i8_u8, int8_t, uint8_t, bytes_width, 1, 0)                                              \
-    make(target, set, i32, l2_code4, int8_t, uint8_t, code4_width, 2, 128)                                             \
-    make(target, set, i32, dot_code4, int8_t, uint8_t, code4_width, 2, 128)
-
 /* The table of a set, whose functions of floats, and that which turns them, may be those of others. */
 #define NODEDB_VAMANA__SET(set, floats, turns)                                                                         \
     static const nodedb_vamana__kernel_set nodedb_vamana__set_##set = {                                                \
@@ -8670,70 +8767,6 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
         nodedb_vamana__##set##_dot_i8_many, nodedb_vamana__##set##_dot_i8_u8_many,                                     \
         nodedb_vamana__##set##_l2_code4_many, nodedb_vamana__##set##_dot_code4_many,                                   \
         nodedb_vamana__##floats##_dot_f32_u8_many, nodedb_vamana__##turns##_turn_part};
-
-/* A step for the last components of vectors: zeros contribute nothing to any distance, so it pads with them. */
-#define NODEDB_VAMANA__PADDED_REST(inlined, set, sums, name, query_type, vector_type, width)                           \
-    inlined nodedb_vamana__##set##_##sums nodedb_vamana__##set##_rest_##name(                                          \
-        nodedb_vamana__##set##_##sums s, const query_type *q, const vector_type *v, size_t left) {                     \
-        query_type x[width] = {0};                                                                                     \
-        vector_type y[width] = {0};                                                                                    \
-        memcpy(x, q, left * sizeof x[0]);                                                                              \
-        memcpy(y, v, left * sizeof y[0]);                                                                              \
-        return nodedb_vamana__##set##_step_##name(s, x, y);                                                            \
-    }
-/* For a step of one block of codes, of which there are only whole ones. */
-#define NODEDB_VAMANA__NO_REST(inlined, set, name)                                                                     \
-    inlined nodedb_vamana__##set##_i32 nodedb_vamana__##set##_rest_##name(                                             \
-        nodedb_vamana__##set##_i32 s, const int8_t *q, const uint8_t *code, size_t left) {                             \
-        (void)q, (void)code, (void)left;                                                                               \
-        assert(left == 0);                                                                                             \
-        return s;                                                                                                      \
-    }
-/* The pieces for floats, the same for every set but the plain one. A `vector` has `lanes` floats; the set has
- * multiply_add (a * b + c), load_part_f32 (of fewer floats, then zeros) and bytes_to_f32. */
-#define NODEDB_VAMANA__FLOATS(inlined, set, vector, lanes, zero, load, subtract)                                       \
-    typedef struct { vector a, b; } nodedb_vamana__##set##_f32; /* two chains, as one would wait for each addition */  \
-    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_zero_f32(void) {                                         \
-        nodedb_vamana__##set##_f32 s;                                                                                  \
-        s.a = s.b = zero;                                                                                              \
-        return s;                                                                                                      \
-    }                                                                                                                  \
-    inlined vector nodedb_vamana__##set##_add_l2_f32(vector s, vector x, vector y) {                                   \
-        vector d = subtract(x, y);                                                                                     \
-        return nodedb_vamana__##set##_multiply_add(d, d, s);                                                           \
-    }                                                                                                                  \
-    inlined vector nodedb_vamana__##set##_add_dot_f32(vector s, vector x, vector y) {                                  \
-        return nodedb_vamana__##set##_multiply_add(x, y, s);                                                           \
-    }                                                                                                                  \
-    NODEDB_VAMANA__FLOAT_STEPS(inlined, set, l2_f32, lanes, load)                                                      \
-    NODEDB_VAMANA__FLOAT_STEPS(inlined, set, dot_f32, lanes, load)                                                     \
-    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_step_dot_f32_u8(nodedb_vamana__##set##_f32 s,            \
-                                                                              const float *q, const uint8_t *v) {      \
-        s.a = nodedb_vamana__##set##_multiply_add(load(q), nodedb_vamana__##set##_bytes_to_f32(v), s.a);               \
-        s.b = nodedb_vamana__##set##_multiply_add(load(q + (lanes)), nodedb_vamana__##set##_bytes_to_f32(v + (lanes)), \
-                                                  s.b);                                                                \
-        return s;                                                                                                      \
-    }                                                                                                                  \
-    NODEDB_VAMANA__PADDED_REST(inlined, set, f32, dot_f32_u8, float, uint8_t, 2 * (lanes))
-#define NODEDB_VAMANA__FLOAT_STEPS(inlined, set, name, lanes, load)                                                    \
-    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_step_##name(nodedb_vamana__##set##_f32 s,                \
-                                                                          const float *q, const float *v) {            \
-        s.a = nodedb_vamana__##set##_add_##name(s.a, load(q), load(v));                                                \
-        s.b = nodedb_vamana__##set##_add_##name(s.b, load(q + (lanes)), load(v + (lanes)));                            \
-        return s;                                                                                                      \
-    }                                                                                                                  \
-    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_rest_##name(                                             \
-        nodedb_vamana__##set##_f32 s, const float *q, const float *v, size_t left) {                                   \
-        if (left >= (lanes)) {                                                                                         \
-            s.a = nodedb_vamana__##set##_add_##name(s.a, load(q), load(v));                                            \
-            q += (lanes), v += (lanes), left -= (lanes);                                                               \
-        }                                                                                                              \
-        if (left > 0)                                                                                                  \
-            s.b = nodedb_vamana__##set##_add_##name(s.b, nodedb_vamana__##set##_load_part_f32(q, left),                \
-                                                    nodedb_vamana__##set##_load_part_f32(v, left));                    \
-        return s;                                                                                                      \
-    }
-#define NODEDB_VAMANA__ANY /* no target: what every CPU of the architecture has */
 
 /* ---- plain C ----------------------------------------------------------------------------------------------------- */
 
@@ -8804,6 +8837,155 @@ static void nodedb_vamana__plain_turn_part(float *x, uint32_t n, uint64_t key) {
 }
 
 NODEDB_VAMANA__SET(plain, plain, plain)
+
+#if defined(NODEDB_VAMANA__X86) || defined(NODEDB_VAMANA__NEON)
+/* ---- the loops around the pieces of a set ------------------------------------------------------------------------ */
+
+#if !defined(NODEDB_VAMANA__TARGET)   /* our tests define both, to run in an emulation what this CPU has not got */
+#define NODEDB_VAMANA__TARGET(names) __attribute__((target(names)))
+#define NODEDB_VAMANA__CPU_HAS(name) __builtin_cpu_supports(name)
+#endif
+
+/* A set's kernel NAME, of its pieces. A vector has PER_ITEM components in each of its items: two for a 4-bit code. */
+#define NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                          \
+    target static float nodedb_vamana__##set##_##name(const query_type *q, const vector_type *v, size_t n) {           \
+        nodedb_vamana__##set##_##sums s = nodedb_vamana__##set##_zero_##sums();                                        \
+        size_t i;                                                                                                      \
+        for (i = 0; i + (width) <= n; i += (width))                                                                    \
+            s = nodedb_vamana__##set##_step_##name(s, q + i, v + i / (per_item));                                      \
+        if (i < n) s = nodedb_vamana__##set##_rest_##name(s, q + i, v + i / (per_item), n - i);                        \
+        return nodedb_vamana__first_##sums(nodedb_vamana__##set##_totals_##sums(s, s, s, s));                          \
+    }
+/* And NAME_many, four at a time. USUAL: a dimension worth a copy of the code in which it is a constant; or 0. */
+#define NODEDB_VAMANA__FOURS(target, set, sums, name, query_type, vector_type, width, per_item, usual)                 \
+    NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                              \
+    target NODEDB_VAMANA__INLINE void nodedb_vamana__##set##_##name##_four(                                            \
+        const query_type *q, const vector_type *v0, const vector_type *v1, const vector_type *v2,                      \
+        const vector_type *v3, size_t n, float *out) {                                                                 \
+        nodedb_vamana__##set##_##sums s0 = nodedb_vamana__##set##_zero_##sums(), s1 = s0, s2 = s0, s3 = s0;            \
+        size_t i;                                                                                                      \
+        for (i = 0; i + (width) <= n; i += (width)) {                                                                  \
+            s0 = nodedb_vamana__##set##_step_##name(s0, q + i, v0 + i / (per_item));                                   \
+            s1 = nodedb_vamana__##set##_step_##name(s1, q + i, v1 + i / (per_item));                                   \
+            s2 = nodedb_vamana__##set##_step_##name(s2, q + i, v2 + i / (per_item));                                   \
+            s3 = nodedb_vamana__##set##_step_##name(s3, q + i, v3 + i / (per_item));                                   \
+        }                                                                                                              \
+        if (i < n) {                                                                                                   \
+            s0 = nodedb_vamana__##set##_rest_##name(s0, q + i, v0 + i / (per_item), n - i);                            \
+            s1 = nodedb_vamana__##set##_rest_##name(s1, q + i, v1 + i / (per_item), n - i);                            \
+            s2 = nodedb_vamana__##set##_rest_##name(s2, q + i, v2 + i / (per_item), n - i);                            \
+            s3 = nodedb_vamana__##set##_rest_##name(s3, q + i, v3 + i / (per_item), n - i);                            \
+        }                                                                                                              \
+        nodedb_vamana__store_##sums(out, nodedb_vamana__##set##_totals_##sums(s0, s1, s2, s3));                        \
+    }                                                                                                                  \
+    target NODEDB_VAMANA__INLINE void nodedb_vamana__##set##_##name##_each(                                            \
+        const query_type *q, const uint8_t *base, size_t stride, const uint32_t *slots, size_t count, size_t n,        \
+        float *out) {                                                                                                  \
+        size_t i;                                                                                                      \
+        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__min(NODEDB_VAMANA__AHEAD, count));        \
+        for (i = 0; i + 4 <= count; i += 4) {                                                                          \
+            nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
+                                          nodedb_vamana__min(i + NODEDB_VAMANA__AHEAD + 4, count));                    \
+            nodedb_vamana__##set##_##name##_four(                                                                      \
+                q, (const vector_type *)nodedb_vamana__at(base, stride, slots, i),                                     \
+                (const vector_type *)nodedb_vamana__at(base, stride, slots, i + 1),                                    \
+                (const vector_type *)nodedb_vamana__at(base, stride, slots, i + 2),                                    \
+                (const vector_type *)nodedb_vamana__at(base, stride, slots, i + 3), n, out + i);                       \
+        }                                                                                                              \
+        for (; i < count; i++)                                                                                         \
+            out[i] = nodedb_vamana__##set##_##name(                                                                    \
+                q, (const vector_type *)nodedb_vamana__at(base, stride, slots, i), n);                                 \
+    }                                                                                                                  \
+    target static void nodedb_vamana__##set##_##name##_many(const void *query, const uint8_t *base, size_t stride,     \
+                                                            const uint32_t *slots, size_t count, size_t n,             \
+                                                            float *out) {                                              \
+        const query_type *q = (const query_type *)query;                                                               \
+        if ((usual) != 0 && n == (usual))                                                                              \
+            nodedb_vamana__##set##_##name##_each(q, base, stride, slots, count, (usual), out);                         \
+        else nodedb_vamana__##set##_##name##_each(q, base, stride, slots, count, n, out);                              \
+    }
+#define NODEDB_VAMANA__ONES(target, set, sums, name, query_type, vector_type, width, per_item, usual)                  \
+    NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                              \
+    NODEDB_VAMANA__ONE_BY_ONE(set, name, query_type, vector_type)
+
+/* All kernels of a set, made by FOURS or ONES. */
+#define NODEDB_VAMANA__FLOAT_KERNELS(make, target, set, width)                                                         \
+    make(target, set, f32, l2_f32, float, float, width, 1, 0)                                                          \
+    make(target, set, f32, dot_f32, float, float, width, 1, 0)                                                         \
+    make(target, set, f32, dot_f32_u8, float, uint8_t, width, 1, 0)
+#define NODEDB_VAMANA__INTEGER_KERNELS(make, target, set, bytes_width, code4_width)                                    \
+    make(target, set, u32, l2_u8, uint8_t, uint8_t, bytes_width, 1, 0)                                                 \
+    make(target, set, u32, dot_u8, uint8_t, uint8_t, bytes_width, 1, 0)                                                \
+    make(target, set, u32, l2_i8, int8_t, int8_t, bytes_width, 1, 0)                                                   \
+    make(target, set, i32, dot_i8, int8_t, int8_t, bytes_width, 1, 0)                                                  \
+    make(target, set, i32, dot_i8_u8, int8_t, uint8_t, bytes_width, 1, 0)                                              \
+    make(target, set, i32, l2_code4, int8_t, uint8_t, code4_width, 2, 128)                                             \
+    make(target, set, i32, dot_code4, int8_t, uint8_t, code4_width, 2, 128)
+
+/* A step for the last components of vectors: zeros contribute nothing to any distance, so it pads with them. */
+#define NODEDB_VAMANA__PADDED_REST(inlined, set, sums, name, query_type, vector_type, width)                           \
+    inlined nodedb_vamana__##set##_##sums nodedb_vamana__##set##_rest_##name(                                          \
+        nodedb_vamana__##set##_##sums s, const query_type *q, const vector_type *v, size_t left) {                     \
+        query_type x[width] = {0};                                                                                     \
+        vector_type y[width] = {0};                                                                                    \
+        memcpy(x, q, left * sizeof x[0]);                                                                              \
+        memcpy(y, v, left * sizeof y[0]);                                                                              \
+        return nodedb_vamana__##set##_step_##name(s, x, y);                                                            \
+    }
+/* For a step of one block of codes, of which there are only whole ones. */
+#define NODEDB_VAMANA__NO_REST(inlined, set, name)                                                                     \
+    inlined nodedb_vamana__##set##_i32 nodedb_vamana__##set##_rest_##name(                                             \
+        nodedb_vamana__##set##_i32 s, const int8_t *q, const uint8_t *code, size_t left) {                             \
+        (void)q, (void)code, (void)left;                                                                               \
+        assert(left == 0);                                                                                             \
+        return s;                                                                                                      \
+    }
+/* The pieces for floats, the same for every set but the plain one. A `vector` has `lanes` floats; the set has
+ * multiply_add (a * b + c), load_part_f32 (of fewer floats, then zeros) and bytes_to_f32. */
+#define NODEDB_VAMANA__FLOATS(inlined, set, vector, lanes, zero, load, subtract)                                       \
+    typedef struct { vector a, b; } nodedb_vamana__##set##_f32; /* two chains, as one would wait for each addition */  \
+    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_zero_f32(void) {                                         \
+        nodedb_vamana__##set##_f32 s;                                                                                  \
+        s.a = s.b = zero;                                                                                              \
+        return s;                                                                                                      \
+    }                                                                                                                  \
+    inlined vector nodedb_vamana__##set##_add_l2_f32(vector s, vector x, vector y) {                                   \
+        vector d = subtract(x, y);                                                                                     \
+        return nodedb_vamana__##set##_multiply_add(d, d, s);                                                           \
+    }                                                                                                                  \
+    inlined vector nodedb_vamana__##set##_add_dot_f32(vector s, vector x, vector y) {                                  \
+        return nodedb_vamana__##set##_multiply_add(x, y, s);                                                           \
+    }                                                                                                                  \
+    NODEDB_VAMANA__FLOAT_STEPS(inlined, set, l2_f32, lanes, load)                                                      \
+    NODEDB_VAMANA__FLOAT_STEPS(inlined, set, dot_f32, lanes, load)                                                     \
+    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_step_dot_f32_u8(nodedb_vamana__##set##_f32 s,            \
+                                                                              const float *q, const uint8_t *v) {      \
+        s.a = nodedb_vamana__##set##_multiply_add(load(q), nodedb_vamana__##set##_bytes_to_f32(v), s.a);               \
+        s.b = nodedb_vamana__##set##_multiply_add(load(q + (lanes)), nodedb_vamana__##set##_bytes_to_f32(v + (lanes)), \
+                                                  s.b);                                                                \
+        return s;                                                                                                      \
+    }                                                                                                                  \
+    NODEDB_VAMANA__PADDED_REST(inlined, set, f32, dot_f32_u8, float, uint8_t, 2 * (lanes))
+#define NODEDB_VAMANA__FLOAT_STEPS(inlined, set, name, lanes, load)                                                    \
+    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_step_##name(nodedb_vamana__##set##_f32 s,                \
+                                                                          const float *q, const float *v) {            \
+        s.a = nodedb_vamana__##set##_add_##name(s.a, load(q), load(v));                                                \
+        s.b = nodedb_vamana__##set##_add_##name(s.b, load(q + (lanes)), load(v + (lanes)));                            \
+        return s;                                                                                                      \
+    }                                                                                                                  \
+    inlined nodedb_vamana__##set##_f32 nodedb_vamana__##set##_rest_##name(                                             \
+        nodedb_vamana__##set##_f32 s, const float *q, const float *v, size_t left) {                                   \
+        if (left >= (lanes)) {                                                                                         \
+            s.a = nodedb_vamana__##set##_add_##name(s.a, load(q), load(v));                                            \
+            q += (lanes), v += (lanes), left -= (lanes);                                                               \
+        }                                                                                                              \
+        if (left > 0)                                                                                                  \
+            s.b = nodedb_vamana__##set##_add_##name(s.b, nodedb_vamana__##set##_load_part_f32(q, left),                \
+                                                    nodedb_vamana__##set##_load_part_f32(v, left));                    \
+        return s;                                                                                                      \
+    }
+#define NODEDB_VAMANA__ANY /* no target: what every CPU of the architecture has */
+#endif
 
 #if defined(NODEDB_VAMANA__X86)
 
