@@ -1635,40 +1635,39 @@ static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb
     const nodedb_vamana__arrays *a = target->arrays;
     const void *from = target->vector;
     float constant = target->constant;
-    size_t i;
     switch (target->measure) {
     case NODEDB_VAMANA__TO_L2:
         index->many_l2(from, a->vectors, index->stride, slots, count, index->components, out);
         break;
     case NODEDB_VAMANA__TO_IP:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = -out[i];
+        for (size_t i = 0; i < count; i++) out[i] = -out[i];
         break;
     case NODEDB_VAMANA__TO_COSINE_F32:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i]);
         break;
     case NODEDB_VAMANA__TO_COSINE_BYTES:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i] * constant * a->norms[slots[i]]);
+        for (size_t i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i] * constant * a->norms[slots[i]]);
         break;
     case NODEDB_VAMANA__CODE4_L2:
         k->l2_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count && target->zeros; i++)
+        for (size_t i = 0; i < count && target->zeros; i++)
             if (!(a->norms[slots[i]] > 0)) out[i] = target->zero;
         break;
     case NODEDB_VAMANA__CODE8_L2:
         k->l2_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count && target->zeros; i++)
+        for (size_t i = 0; i < count && target->zeros; i++)
             if (!(a->norms[slots[i]] > 0)) out[i] = target->zero;
         break;
     case NODEDB_VAMANA__CODE4_IP:
         k->dot_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
         break;
     case NODEDB_VAMANA__CODE8_IP:
         k->dot_i8_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
         break;
     }
 }
@@ -1701,14 +1700,13 @@ static double nodedb_vamana__component(const nodedb_vamana *index, const uint8_t
 static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const void *vector, uint8_t *to, float *norm,
                                             int64_t row, nodedb_error *err) {
     double squares = 0;
-    uint32_t i;
     char where[48] = "";
     memcpy(to, vector, index->vector_bytes);
     memset(to + index->vector_bytes, 0, index->stride - index->vector_bytes);
     if (row >= 0) (void)snprintf(where, sizeof where, " of vector %lld", (long long)row);
     if (index->type == NODEDB_VAMANA_F32) {
         float *x = (float *)(void *)to;
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             if (!nodedb_vamana__is_finite(x[i]))
                 return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "component %u%s is not a finite number", (unsigned)i,
                                     where);
@@ -1721,10 +1719,10 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
         if (index->metric == NODEDB_VAMANA_COSINE) {
             double length = sqrt(squares);
             *norm = (float)length;
-            for (i = 0; i < index->dim && length > 0; i++) x[i] = (float)((double)x[i] / length);
+            for (uint32_t i = 0; i < index->dim && length > 0; i++) x[i] = (float)((double)x[i] / length);
         }
     } else {
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             double x = nodedb_vamana__component(index, to, i);
             squares += x * x;
         }
@@ -1840,8 +1838,8 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__seen_place(uint32_t slot) { return
 /* Puts the first `most` neighbours of a row, if they have not been seen, into s->slots; returns how many. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, const uint32_t *row, uint32_t most,
                                                      uint32_t *seen, uint32_t mask) {
-    uint32_t count = 0, i;
-    for (i = 0; i < most; i++) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < most; i++) {
         uint32_t slot = nodedb__load_acquire(&row[i]), *place;
         if (slot == NODEDB_VAMANA__NONE) break;
         place = &seen[nodedb_vamana__seen_place(slot) & mask];
@@ -1880,13 +1878,13 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
  * and measuring them all costs less than the hops that it saves. */
 static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
     const nodedb_vamana__arrays *a = target->arrays;
-    uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0, i;
+    uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0;
     nodedb_vamana__near nearest = {0, 0, 0};
     s->beam_count = 0;
     memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
     if (entry == NODEDB_VAMANA__NONE) return;
     s->slots[count++] = entry;
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++) {
         uint32_t slot = nodedb__load_acquire(&a->starts[i]);
         if (slot == NODEDB_VAMANA__NONE) break;
         s->slots[count++] = slot;
@@ -1895,7 +1893,7 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     if (count == 0) return;
     nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
     s->computed += count;
-    for (i = 1; i < count; i++)
+    for (uint32_t i = 1; i < count; i++)
         if (s->distances[i] < s->distances[best]) best = i;
     nearest.distance = s->distances[best], nearest.slot = s->slots[best];
     (void)nodedb_vamana__beam_add(s, width, s->distances[0], s->slots[0]);
@@ -1916,7 +1914,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
     nodedb_vamana__begin_walk(s, target, width);
     while (next < s->beam_count) {
         const uint32_t *row = nodedb_vamana__row(index, a, s->beam[next].slot);
-        uint32_t i, count = 0;
+        uint32_t count = 0;
         assert(!s->beam[next].mark);
         s->beam[next].mark = 1;
         s->hops++;
@@ -1930,7 +1928,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
             nodedb_vamana__prefetch((const uint8_t *)nodedb_vamana__row(index, a, s->beam[next].slot), 256);
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
-        for (i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++) {
             uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
             if (at < next) next = at;
         }
@@ -2222,7 +2220,7 @@ static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_
  * most `keep`. */
 static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                   uint32_t slot, uint32_t level, size_t n, uint32_t keep) {
-    size_t list = nodedb_vamana__pick_list(s), i;
+    size_t list = nodedb_vamana__pick_list(s);
     const nodedb_vamana__near *c = s->candidates;
     uint32_t known = level > 0 ? 0 : NODEDB_VAMANA__PASSED | NODEDB_VAMANA__STRICT | NODEDB_VAMANA__CHILD, mark;
     memset(x, 0, sizeof *x);
@@ -2230,10 +2228,10 @@ static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vama
     x->same = s->picks, x->forced = x->same + list, x->others = x->forced + list;
     x->all.slots = x->others + list, x->all.strict = x->all.slots + list;
     x->fresh.slots = x->all.strict + list, x->fresh.strict = x->fresh.slots + list;
-    for (i = 0; i < n && level == 0; i++)
+    for (size_t i = 0; i < n && level == 0; i++)
         x->children += (c[i].mark & (NODEDB_VAMANA__CHILD | NODEDB_VAMANA__FAR)) == NODEDB_VAMANA__CHILD &&
                        (i == 0 || c[i].slot != c[i - 1].slot);
-    for (i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         if (c[i].slot == slot || (i > 0 && c[i].slot == c[i - 1].slot) || (c[i].mark & NODEDB_VAMANA__FAR) != 0 ||
             (level > 0 && nodedb_vamana__level(index->arrays, c[i].slot) < level))
             continue;
@@ -2246,8 +2244,7 @@ static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vama
 /* Appends up to `keep` in all of a tier of those that have passed: 1 the strict one, 0 the other. */
 static uint32_t nodedb_vamana__append_tier(uint32_t *chosen, uint32_t count, const nodedb_vamana__passed *p,
                                            uint32_t tier, uint32_t keep) {
-    uint32_t i;
-    for (i = 0; i < p->count && count < keep; i++)
+    for (uint32_t i = 0; i < p->count && count < keep; i++)
         if (p->strict[i] == tier) chosen[count++] = p->slots[i];
     return count;
 }
@@ -2260,19 +2257,18 @@ static uint32_t nodedb_vamana__append(uint32_t *chosen, uint32_t count, const ui
 /* Chooses the edges of a node's levels among the candidates again, and marks them FAR. */
 static void nodedb_vamana__choose_far(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                       uint32_t keep) {
-    uint32_t levels = nodedb_vamana__level(index->arrays, slot), level, count, share;
+    uint32_t levels = nodedb_vamana__level(index->arrays, slot), count, share;
     nodedb_vamana__selection x;
-    size_t i, j;
     share = (uint32_t)nodedb_vamana__min(keep / 2, 255) / levels;
     if (share == 0) share = 1;
-    for (i = 0; i < n; i++) s->candidates[i].mark &= ~(uint32_t)NODEDB_VAMANA__FAR;
-    for (level = levels; level > 0; level--) {
+    for (size_t i = 0; i < n; i++) s->candidates[i].mark &= ~(uint32_t)NODEDB_VAMANA__FAR;
+    for (uint32_t level = levels; level > 0; level--) {
         nodedb_vamana__select(&x, index, s, slot, level, n, share);
         count = nodedb_vamana__append(s->chosen, 0, x.same, x.same_count);
         count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, share);
         count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, share);
-        for (i = 0; i < n; i++)
-            for (j = 0; j < count; j++)
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < count; j++)
                 if (s->candidates[i].slot == s->chosen[j]) s->candidates[i].mark |= NODEDB_VAMANA__FAR;
     }
 }
@@ -2284,12 +2280,11 @@ static uint32_t nodedb_vamana__far_edges(const nodedb_vamana *index, nodedb_vama
     const nodedb_vamana__near *c = s->candidates;
     uint32_t count = 0;
     bool come = false;
-    size_t i;
     if (nodedb_vamana__level(index->arrays, slot) == 0) return 0;
-    for (i = 0; i < n && !come; i++)
+    for (size_t i = 0; i < n && !come; i++)
         come = (c[i].mark & NODEDB_VAMANA__OLD) == 0 && nodedb_vamana__level(index->arrays, c[i].slot) > 0;
     if (come) nodedb_vamana__choose_far(index, s, slot, n, keep);
-    for (i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++)
         if ((c[i].mark & NODEDB_VAMANA__FAR) != 0 && (i == 0 || c[i].slot != c[i - 1].slot))
             s->chosen[count++] = c[i].slot;
     assert(count < keep);
@@ -2298,10 +2293,9 @@ static uint32_t nodedb_vamana__far_edges(const nodedb_vamana *index, nodedb_vama
 
 /* A slot that a walk has met may be in the row too: what is known of one of them is known of all. */
 static void nodedb_vamana__join_marks(nodedb_vamana__near *c, size_t n) {
-    size_t i;
-    for (i = 1; i < n; i++)
+    for (size_t i = 1; i < n; i++)
         if (c[i].slot == c[i - 1].slot) c[i].mark |= c[i - 1].mark;
-    for (i = n; i-- > 1;)
+    for (size_t i = n; i-- > 1;)
         if (c[i].slot == c[i - 1].slot) c[i - 1].mark |= c[i].mark;
 }
 
@@ -2310,7 +2304,7 @@ static void nodedb_vamana__join_marks(nodedb_vamana__near *c, size_t n) {
  * A node of a level reserves up to half of its row for others of its levels: see LEVELS. */
 static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                      uint32_t keep) {
-    uint32_t count, far, i;
+    uint32_t count, far;
     nodedb_vamana__selection x;
     assert(keep >= 2 && keep <= index->degree && n <= s->candidates_max && s->prunes);
     nodedb_vamana__sort_candidates(s->candidates, n, nodedb_mix64(index->seed ^ slot));
@@ -2321,7 +2315,7 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
     count = nodedb_vamana__append(s->chosen, count, x.same, x.same_count);
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, keep);
     s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__min(count - far, 255);
-    for (i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* of the others, children first */
+    for (uint32_t i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* of the others, children first */
         if (x.all.strict[i] == 0 && nodedb_vamana__is_child(index->arrays, slot, x.all.slots[i]))
             s->chosen[count++] = x.all.slots[i], x.all.strict[i] = 2;
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, keep);
@@ -2337,12 +2331,12 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
  * neighbours and some of the new, each of them a node that it may visit. */
 static void nodedb_vamana__set_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
                                    const uint32_t *neighbours, uint32_t count, nodedb_vamana__head head) {
-    uint32_t *row = nodedb_vamana__row(index, a, from), i;
+    uint32_t *row = nodedb_vamana__row(index, a, from);
     assert(count <= index->degree);
     nodedb_vamana__before_change(index, from);
     a->heads[from].strict = head.strict, a->heads[from].pruned = head.pruned;
     nodedb__store_relaxed(&a->heads[from].far, head.far);
-    for (i = 0; i < index->degree; i++) {
+    for (uint32_t i = 0; i < index->degree; i++) {
         uint32_t slot = i < count ? neighbours[i] : NODEDB_VAMANA__NONE;
         if (row[i] != slot) nodedb__store_release(&row[i], slot);
     }
@@ -2360,8 +2354,8 @@ static size_t nodedb_vamana__row_as_candidates(const nodedb_vamana *index, noded
                                                size_t n) {
     const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
     nodedb_vamana__head head = index->arrays->heads[slot];
-    uint32_t i, count = nodedb_vamana__row_count(index, row);
-    for (i = 0; i < count; i++, n++) {
+    uint32_t count = nodedb_vamana__row_count(index, row);
+    for (uint32_t i = 0; i < count; i++, n++) {
         uint32_t mark = NODEDB_VAMANA__OLD;
         if (i < head.far) mark |= NODEDB_VAMANA__FAR;
         else if (i - head.far < head.strict) mark |= NODEDB_VAMANA__STRICT | NODEDB_VAMANA__PASSED;
@@ -2388,9 +2382,9 @@ static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searche
                                      size_t count, uint32_t keep) {
     uint32_t *row = nodedb_vamana__row(index, index->arrays, from);
     uint32_t had = nodedb_vamana__row_count(index, row), used = had;
-    size_t n = 0, i, j;
+    size_t n = 0, j;
     nodedb_vamana__before_change(index, from);
-    for (i = 0; i <= count; i++) { /* the low halves of `to` are the slots; once more to prune what is left */
+    for (size_t i = 0; i <= count; i++) { /* the low halves of `to` are the slots; once more to prune what is left */
         if (i < count) {
             for (j = 0; j < had && row[j] != (uint32_t)to[i]; j++) {
             }
@@ -2438,15 +2432,15 @@ static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_va
                                       uint32_t level) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = target->arrays;
-    uint32_t count = 0, next = 0, i;
+    uint32_t count = 0, next = 0;
     s->beam_count = 0;
     memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
         if (nodedb_vamana__level(a, a->starts[i]) >= level) s->slots[count++] = a->starts[i];
     for (;;) {
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
-        for (i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++) {
             uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
             if (at < next) next = at;
         }
@@ -2455,7 +2449,7 @@ static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_va
         s->beam[next].mark = 1;
         count = nodedb_vamana__gather(s, nodedb_vamana__row(index, a, s->beam[next].slot),
                                       a->heads[s->beam[next].slot].far, s->seen, s->seen_size - 1);
-        for (i = 0; i < count;) {
+        for (uint32_t i = 0; i < count;) {
             if (nodedb_vamana__level(a, s->slots[i]) >= level) i++;
             else s->slots[i] = s->slots[--count];
         }
@@ -2479,12 +2473,12 @@ static void nodedb_vamana__offer_start(nodedb_vamana__arrays *a, uint32_t slot) 
 /* A removed node is no start any more: its neighbour of the highest level is, or there is one less. */
 static void nodedb_vamana__replace_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t at, last, i, j, best = NODEDB_VAMANA__NONE, highest = 0;
+    uint32_t at, last, j, best = NODEDB_VAMANA__NONE, highest = 0;
     for (at = 0; at < NODEDB_VAMANA__STARTS_MAX && a->starts[at] != slot; at++) {
     }
     if (at == NODEDB_VAMANA__STARTS_MAX) return;
     for (last = at; last + 1 < NODEDB_VAMANA__STARTS_MAX && a->starts[last + 1] != NODEDB_VAMANA__NONE;) last++;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         uint32_t level = nodedb_vamana__level(a, row[i]);
         if (level <= highest || a->states[row[i]] != NODEDB_VAMANA__LIVE) continue;
         for (j = 0; j <= last && a->starts[j] != row[i]; j++) {
@@ -2517,14 +2511,14 @@ static uint32_t nodedb_vamana__beam_most(const nodedb_vamana *index) {
 /* A walk has been made. Walks again with twice the beam, if it is this node's turn, and counts what only that meets. */
 static void nodedb_vamana__probe_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                       const nodedb_vamana__target *target, uint32_t slot) {
-    uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, i, j;
+    uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, j;
     if (!index->beam_adapts || index->live < NODEDB_VAMANA__BEAM_FIRST ||
         nodedb_mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_PROBED != 0)
         return;
     memcpy(s->spare, s->beam, narrow * sizeof *s->spare);
     nodedb_vamana__walk(s, target, wide < s->beam_max ? wide : s->beam_max);
     found = s->beam_count < NODEDB_VAMANA__JUDGE_NEAREST ? s->beam_count : NODEDB_VAMANA__JUDGE_NEAREST;
-    for (i = 0; i < found; i++) {
+    for (uint32_t i = 0; i < found; i++) {
         for (j = 0; j < narrow && s->spare[j].slot != s->beam[i].slot; j++) {
         }
         s->beam_missed += j == narrow;
@@ -2560,19 +2554,19 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot), code;
     bool by_code = a->codes != NULL && index->stride >= NODEDB_VAMANA__BUILD_GAIN * a->coder->stride;
     size_t n = 0, had;
-    uint32_t i, level, walked;
+    uint32_t walked;
     s->arrays = a;
     if (by_code)
         code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, a->norms == NULL ? 0 : a->norms[slot]);
     nodedb_vamana__see_for(s, index->beam_now);
     nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_now);
     nodedb_vamana__probe_beam(index, s, by_code ? &code : &target, slot);
-    for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
+    for (uint32_t i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
     walked = (uint32_t)n;
-    for (level = nodedb_vamana__level(a, slot); level > 0; level--) {
+    for (uint32_t level = nodedb_vamana__level(a, slot); level > 0; level--) {
         nodedb_vamana__walk_level(s, by_code ? &code : &target, s->beam_max < NODEDB_VAMANA__LEVEL_BEAM
                                       ? s->beam_max : NODEDB_VAMANA__LEVEL_BEAM, level);
-        for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
+        for (uint32_t i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
     }
     had = by_code ? 0 : n;
     n = nodedb_vamana__row_as_candidates(index, s, slot, n);
@@ -2599,9 +2593,9 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
 /* How many more children a node may have. */
 static uint32_t nodedb_vamana__room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t most = index->degree / NODEDB_VAMANA__CHILDREN_SHARE, count = 0, i;
+    uint32_t most = index->degree / NODEDB_VAMANA__CHILDREN_SHARE, count = 0;
     if (most < NODEDB_VAMANA__CHILDREN_MIN) most = NODEDB_VAMANA__CHILDREN_MIN;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
         count += nodedb_vamana__is_child(a, slot, row[i]);
     return count < most ? most - count : 0;
 }
@@ -2612,8 +2606,7 @@ static bool nodedb_vamana__has_room(const nodedb_vamana *index, const nodedb_vam
 
 /* Is `slot` in the tree, and not below `below`? False also where it is too far from the entry to tell. */
 static bool nodedb_vamana__is_in_tree(const nodedb_vamana__arrays *a, uint32_t slot, uint32_t below) {
-    uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
         if (slot == a->entry) return true;
         slot = a->parents[slot];
     }
@@ -2626,8 +2619,8 @@ static uint32_t nodedb_vamana__find_room(const nodedb_vamana *index, const noded
                                          uint64_t chance) {
     while (!nodedb_vamana__has_room(index, a, from)) {
         const uint32_t *row = nodedb_vamana__row(index, a, from);
-        uint32_t next = NODEDB_VAMANA__NONE, count = 0, i;
-        for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+        uint32_t next = NODEDB_VAMANA__NONE, count = 0;
+        for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
             if (nodedb_vamana__is_child(a, from, row[i]) && (chance = nodedb_mix64(chance)) % ++count == 0)
                 next = row[i];
         assert(next != NODEDB_VAMANA__NONE);
@@ -2644,8 +2637,7 @@ static void nodedb_vamana__set_parent(const nodedb_vamana *index, uint32_t slot,
 /* The parent of a node that has no children yet: the nearest in `row` that has room. */
 static uint32_t nodedb_vamana__first_parent(const nodedb_vamana *index, const uint32_t *row, uint32_t count) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i;
-    for (i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++)
         if (nodedb_vamana__has_room(index, a, row[i])) return row[i];
     return NODEDB_VAMANA__NONE;
 }
@@ -2654,8 +2646,8 @@ static uint32_t nodedb_vamana__first_parent(const nodedb_vamana *index, const ui
 static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t parent = NODEDB_VAMANA__NONE, i, j;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++) {
+    uint32_t parent = NODEDB_VAMANA__NONE, j;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++) {
         const uint32_t *back = nodedb_vamana__row(index, a, row[i]); /* one who has the edge already pays nothing */
         for (j = 0; j < index->degree && back[j] != NODEDB_VAMANA__NONE && back[j] != slot; j++) {
         }
@@ -2663,7 +2655,7 @@ static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searc
             nodedb_vamana__has_room(index, a, row[i]) && nodedb_vamana__is_in_tree(a, row[i], slot))
             parent = row[i];
     }
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++)
         if (a->states[row[i]] == NODEDB_VAMANA__LIVE && nodedb_vamana__has_room(index, a, row[i]) &&
             nodedb_vamana__is_in_tree(a, row[i], slot))
             parent = row[i];
@@ -2676,9 +2668,8 @@ static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searc
 static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t i;
     nodedb_vamana__set_parent(index, slot, NODEDB_VAMANA__NONE); /* what is below it is not in the tree for now */
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         if (!nodedb_vamana__is_child(a, slot, row[i])) continue;
         nodedb_vamana__set_parent(index, row[i], NODEDB_VAMANA__NONE);
         if (a->entry == slot) nodedb__store_release(&a->entry, row[i]);
@@ -2733,8 +2724,8 @@ static void nodedb_vamana__leave(const nodedb_vamana *index, uint32_t stripe, ui
 /* Has every reader left who began before the epoch moved last? */
 static bool nodedb_vamana__readers_left(const nodedb_vamana *index) {
     const nodedb_vamana__readers *r = index->readers;
-    uint32_t before = (r->epoch & 1) ^ 1, i;
-    for (i = 0; i < NODEDB_VAMANA__STRIPES; i++)
+    uint32_t before = (r->epoch & 1) ^ 1;
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STRIPES; i++)
         if (__atomic_load_n(&r->pins[i].count[before], __ATOMIC_SEQ_CST) != 0) return false;
     return true;
 }
@@ -2849,13 +2840,13 @@ static void nodedb_vamana__count_live(nodedb_vamana *index, uint32_t live, uint3
 static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t count, i;
+    uint32_t count;
     if (a->entry == NODEDB_VAMANA__NONE) return;
     count = nodedb_vamana__choose_neighbours(index, s, slot, index);
     nodedb_vamana__count_beam(index, s), nodedb_vamana__adapt_beam(index);
     nodedb_vamana__set_row(index, a, slot, s->chosen, count, s->head);
     nodedb_vamana__set_parent(index, slot, nodedb_vamana__first_parent(index, row, count));
-    for (i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
+    for (uint32_t i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
     if (a->parents[slot] == NODEDB_VAMANA__NONE) nodedb_vamana__find_parent(index, s, slot);
 }
 
@@ -2913,18 +2904,17 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
     const uint32_t *row = nodedb_vamana__row(index, a, removed);
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot);
     nodedb_vamana__near best[NODEDB_VAMANA__REPLACEMENTS];
-    uint32_t i, count = 0, found = 0;
-    size_t j;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    uint32_t count = 0, found = 0;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         bool known = row[i] == slot || a->states[row[i]] != NODEDB_VAMANA__LIVE ||
                      (level > 0 && nodedb_vamana__level(a, row[i]) < level);
-        for (j = 0; j < n && !known; j++) known = s->candidates[j].slot == row[i];
+        for (size_t j = 0; j < n && !known; j++) known = s->candidates[j].slot == row[i];
         if (!known) s->slots[count++] = row[i];
     }
     nodedb_vamana__measure_many(index, &target, s->slots, count, s->distances);
     s->computed += count;
     if (level > 0 && count > NODEDB_VAMANA__REPLACEMENTS) count = NODEDB_VAMANA__REPLACEMENTS;
-    for (i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         uint32_t at = found;
         while (at > 0 && best[at - 1].distance > s->distances[i]) at--;
         if (at == NODEDB_VAMANA__REPLACEMENTS) continue;
@@ -2932,7 +2922,7 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
         memmove(&best[at + 1], &best[at], (found - 1 - at) * sizeof best[0]);
         best[at].distance = s->distances[i], best[at].slot = s->slots[i], best[at].mark = 0;
     }
-    for (i = 0; i < found && n < s->candidates_max; i++) s->candidates[n++] = best[i];
+    for (uint32_t i = 0; i < found && n < s->candidates_max; i++) s->candidates[n++] = best[i];
     return n;
 }
 
@@ -2977,8 +2967,8 @@ static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, removed);
-    uint32_t i, j, count;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    uint32_t j, count;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, row[i]);
         uint32_t best = 0;
         if (a->states[row[i]] != NODEDB_VAMANA__LIVE) continue;
@@ -2996,7 +2986,6 @@ static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
 /* One step of the sweep. */
 static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i;
     if (index->sweep == NODEDB_VAMANA__REPAIRING) {
         uint8_t state = index->sweep_at < a->slots ? a->states[index->sweep_at] : 0;
         if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__repair(index, index->sweep_at);
@@ -3012,7 +3001,7 @@ static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
         return;
     }
     assert(index->sweep == NODEDB_VAMANA__FREEING);
-    for (i = 0; i < NODEDB_VAMANA__FREE_PER_NODE && index->sweep_at < a->slots; i++, index->sweep_at++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__FREE_PER_NODE && index->sweep_at < a->slots; i++, index->sweep_at++) {
         if (!nodedb_vamana__is_victim(index, index->sweep_at)) continue;
         nodedb_vamana__free_slot(index, index->sweep_at);
         assert(index->removed > 0);
@@ -3033,20 +3022,20 @@ static void nodedb_vamana__sweep_begin(nodedb_vamana *index) {
 /* The last vector is gone: so are all traces of the others, once nobody looks at them. */
 static void nodedb_vamana__reset(nodedb_vamana *index) {
     nodedb_vamana__arrays *a;
-    uint32_t slot, slots;
-    for (slot = 0; slot < index->arrays->slots && index->save != NULL; slot++)
+    uint32_t slots;
+    for (uint32_t slot = 0; slot < index->arrays->slots && index->save != NULL; slot++)
         nodedb_vamana__before_change(index, slot);
     if (index->arrays->codes != NULL) (void)nodedb_vamana__replace_codes(index, NULL, NULL);
     a = index->arrays, slots = a->slots;
     assert(index->live == 0);
     nodedb_vamana__drop_recoding(index);
     nodedb__store_release(&a->entry, NODEDB_VAMANA__NONE);
-    for (slot = 0; slot < NODEDB_VAMANA__STARTS_MAX; slot++)
+    for (uint32_t slot = 0; slot < NODEDB_VAMANA__STARTS_MAX; slot++)
         nodedb__store_release(&a->starts[slot], NODEDB_VAMANA__NONE);
     nodedb_vamana__await_readers(index);
     nodedb__store_release(&a->slots, 0);
     a->zeros = false;
-    for (slot = 0; slot < slots; slot++) {
+    for (uint32_t slot = 0; slot < slots; slot++) {
         nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
         nodedb_vamana__clear_row(index, a, slot);
         a->parents[slot] = NODEDB_VAMANA__NONE;
@@ -3196,9 +3185,9 @@ static uint32_t nodedb_vamana__beam_behind_filter(nodedb_vamana_searcher *s, con
                                                   uint32_t beam) {
     const nodedb_vamana__arrays *a = s->arrays;
     uint64_t slots = nodedb__load_acquire(&a->slots);
-    uint64_t i, n = slots < NODEDB_VAMANA__FILTER_SAMPLE ? slots : NODEDB_VAMANA__FILTER_SAMPLE;
+    uint64_t n = slots < NODEDB_VAMANA__FILTER_SAMPLE ? slots : NODEDB_VAMANA__FILTER_SAMPLE;
     uint64_t live = 0, pass = 0, wide, all = nodedb__load_relaxed(&s->index->live);
-    for (i = 0; i < n; i++) {
+    for (uint64_t i = 0; i < n; i++) {
         uint32_t slot = (uint32_t)(i * slots / n);
         if (!nodedb_vamana__have_state(s->index, slot, &s->read_errors) ||
             nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
@@ -3316,12 +3305,12 @@ static nodedb_vamana__target nodedb_vamana__query_target(const nodedb_vamana_sea
 static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
                                                     size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
-    size_t to = from + n, i, batch, batch_max = s->candidates_max;
+    size_t to = from + n, batch, batch_max = s->candidates_max;
     nodedb_status status = NODEDB_OK;
     if (nodedb_vamana__is_on_disk(s->index)) batch_max = nodedb_vamana__min(batch_max, s->fetcher.batch_max);
     for (; from < to && status == NODEDB_OK; from += batch) {
         batch = nodedb_vamana__min(to - from, batch_max);
-        for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
+        for (size_t i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
         if (nodedb_vamana__is_on_disk(s->index)) {
             status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
             if (status == NODEDB_OK)
@@ -3329,7 +3318,7 @@ static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, c
             continue;
         }
         nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
-        for (i = 0; i < batch; i++) {
+        for (size_t i = 0; i < batch; i++) {
             if (doubt != NULL) nodedb_vamana__note_code_error(doubt, s->distances[i], results[from + i].distance);
             *heap = nodedb_vamana__heap_offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
         }
@@ -3343,12 +3332,12 @@ static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const no
                                              nodedb_error *err) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
-    uint32_t slot, slots = nodedb__load_acquire(&a->slots);
+    uint32_t slots = nodedb__load_acquire(&a->slots);
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
-    size_t n = 0, i, count = 0;
+    size_t n = 0, count = 0;
     if (most > s->list_max) most = s->list_max; /* the lists fit what there was; a writer may have added to it since */
-    for (slot = 0; slot < slots && status == NODEDB_OK; slot++) {
+    for (uint32_t slot = 0; slot < slots && status == NODEDB_OK; slot++) {
         if (nodedb_vamana__passes(s, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
         s->computed += count, s->exact += count;
@@ -3358,9 +3347,9 @@ static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const no
             count = heap;
         } else {
             nodedb_vamana__measure_many(index, exact, s->slots, count, s->distances);
-            for (i = 0; i < count; i++) chunk[i].distance = s->distances[i];
+            for (size_t i = 0; i < count; i++) chunk[i].distance = s->distances[i];
         }
-        for (i = 0; i < count && status == NODEDB_OK; i++)
+        for (size_t i = 0; i < count && status == NODEDB_OK; i++)
             n = nodedb_vamana__heap_offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
         count = 0;
     }
@@ -3372,8 +3361,7 @@ static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const no
 static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, size_t most) {
     const uint64_t *ids = s->arrays->ids;
     size_t n = 0;
-    uint32_t i;
-    for (i = 0; i < s->beam_count; i++) {
+    for (uint32_t i = 0; i < s->beam_count; i++) {
         if (n == most && s->beam[i].distance > s->spare[0].distance) break;
         if (nodedb_vamana__passes(s, query, s->beam[i].slot))
             n = nodedb_vamana__heap_offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
@@ -3516,9 +3504,9 @@ static void nodedb_vamana__reads_so_far(const nodedb_vamana_searcher *s, uint64_
 /* Copies the best k of `n` results out. */
 static void nodedb_vamana__copy_results(const nodedb_vamana_searcher *s, const nodedb_vamana__near *from, size_t n,
                                         uint32_t k, nodedb_vamana_result *results, uint32_t *found) {
-    uint32_t i;
     *found = n < k ? (uint32_t)n : k;
-    for (i = 0; i < *found; i++) results[i].id = s->arrays->ids[from[i].slot], results[i].distance = from[i].distance;
+    for (uint32_t i = 0; i < *found; i++) results[i].id = s->arrays->ids[from[i].slot],
+    results[i].distance = from[i].distance;
 }
 
 enum nodedb_vamana__method { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
@@ -3784,9 +3772,9 @@ static void *nodedb_vamana__work(void *argument) {
     nodedb_vamana__worker *worker = (nodedb_vamana__worker *)argument;
     nodedb_vamana__builder *build = worker->build;
     for (;;) {
-        size_t item = nodedb__add_relaxed(&build->next, (size_t)NODEDB_VAMANA__PROGRESS_CHUNK), i;
+        size_t item = nodedb__add_relaxed(&build->next, (size_t)NODEDB_VAMANA__PROGRESS_CHUNK);
         if (item >= build->items) return NULL;
-        for (i = item; i < build->items && i < item + NODEDB_VAMANA__PROGRESS_CHUNK; i++)
+        for (size_t i = item; i < build->items && i < item + NODEDB_VAMANA__PROGRESS_CHUNK; i++)
             build->run(build, worker->searcher, i);
     }
 }
@@ -3795,13 +3783,13 @@ static void *nodedb_vamana__work(void *argument) {
 static void nodedb_vamana__run_phase(nodedb_vamana__builder *build, size_t items,
                                      void (*run)(nodedb_vamana__builder *, nodedb_vamana_searcher *, size_t)) {
     nodedb_vamana__worker workers[NODEDB_VAMANA_MAX_THREADS];
-    uint32_t i, threads = items < NODEDB_VAMANA__ALONE_BELOW ? 1 : build->threads;
+    uint32_t threads = items < NODEDB_VAMANA__ALONE_BELOW ? 1 : build->threads;
     build->items = items, build->next = 0, build->run = run;
-    for (i = 0; i < threads; i++) workers[i].build = build, workers[i].searcher = build->searchers[i];
-    for (i = 1; i < threads; i++)
+    for (uint32_t i = 0; i < threads; i++) workers[i].build = build, workers[i].searcher = build->searchers[i];
+    for (uint32_t i = 1; i < threads; i++)
         workers[i].started = pthread_create(&workers[i].thread, NULL, nodedb_vamana__work, &workers[i]) == 0;
     (void)nodedb_vamana__work(&workers[0]);
-    for (i = 1; i < threads; i++)
+    for (uint32_t i = 1; i < threads; i++)
         if (workers[i].started) (void)pthread_join(workers[i].thread, NULL);
 }
 
@@ -3833,9 +3821,9 @@ static void nodedb_vamana__build_put(nodedb_vamana__builder *build, nodedb_vaman
  * without one for now. */
 static void nodedb_vamana__build_reverse(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana__arrays *a = build->index->arrays;
-    size_t from = build->groups[item], to = build->groups[item + 1], i;
+    size_t from = build->groups[item], to = build->groups[item + 1];
     uint32_t node = (uint32_t)(build->pairs[from] >> 32), room = UINT32_MAX;
-    for (i = from; i < to && build->pass == 0; i++) {
+    for (size_t i = from; i < to && build->pass == 0; i++) {
         uint32_t *parent = &a->parents[(uint32_t)build->pairs[i]];
         if (nodedb__load_relaxed(parent) != node) continue;
         if (room == UINT32_MAX) room = nodedb_vamana__room(build->index, a, node);
@@ -3863,46 +3851,44 @@ static void nodedb_vamana__build_store(nodedb_vamana__builder *build, nodedb_vam
 /* Collects the reverse edges of a batch and sorts them, stably, by the node that they leave: least digit first. */
 static void nodedb_vamana__build_collect(nodedb_vamana__builder *build, size_t batch) {
     nodedb_vamana *index = build->index;
-    size_t i, counts[1u << NODEDB_VAMANA__RADIX_BITS];
-    unsigned shift;
+    size_t counts[1u << NODEDB_VAMANA__RADIX_BITS];
     build->pair_count = 0;
-    for (i = 0; i < batch; i++) {
-        uint32_t slot = build->slot_of[build->order[build->from + i]], j;
+    for (size_t i = 0; i < batch; i++) {
+        uint32_t slot = build->slot_of[build->order[build->from + i]];
         const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
-        for (j = 0; j < index->degree && row[j] != NODEDB_VAMANA__NONE; j++)
+        for (uint32_t j = 0; j < index->degree && row[j] != NODEDB_VAMANA__NONE; j++)
             build->pairs[build->pair_count++] = (uint64_t)row[j] << 32 | slot;
     }
     assert(build->pair_count <= build->pairs_max);
-    for (shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0;
+    for (unsigned shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0;
          shift += NODEDB_VAMANA__RADIX_BITS) {
         size_t sum = 0, mask = (1u << NODEDB_VAMANA__RADIX_BITS) - 1;
         uint64_t *swap = build->pairs;
         memset(counts, 0, sizeof counts);
-        for (i = 0; i < build->pair_count; i++) counts[build->pairs[i] >> shift & mask]++;
-        for (i = 0; i <= mask; i++) {
+        for (size_t i = 0; i < build->pair_count; i++) counts[build->pairs[i] >> shift & mask]++;
+        for (size_t i = 0; i <= mask; i++) {
             size_t count = counts[i];
             counts[i] = sum, sum += count;
         }
-        for (i = 0; i < build->pair_count; i++)
+        for (size_t i = 0; i < build->pair_count; i++)
             build->pairs_other[counts[build->pairs[i] >> shift & mask]++] = build->pairs[i];
         build->pairs = build->pairs_other, build->pairs_other = swap;
     }
     build->group_count = 0;
-    for (i = 0; i < build->pair_count; i++)
+    for (size_t i = 0; i < build->pair_count; i++)
         if (i == 0 || build->pairs[i] >> 32 != build->pairs[i - 1] >> 32) build->groups[build->group_count++] = i;
     build->groups[build->group_count] = build->pair_count;
 }
 
 /* Searches for the neighbours of all of a batch, and adds the edges back. */
 static void nodedb_vamana__build_link(nodedb_vamana__builder *build, size_t batch) {
-    size_t i;
     build->rows = (uint32_t *)(void *)build->pairs_other;
     build->heads = (nodedb_vamana__head *)(void *)(build->rows + batch * build->index->degree);
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_choose);
     if (build->pass > 0) nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_put);
     nodedb_vamana__build_collect(build, batch);
     nodedb_vamana__run_phase(build, build->group_count, nodedb_vamana__build_reverse);
-    for (i = 0; i < batch && build->pass == 0; i++) {
+    for (size_t i = 0; i < batch && build->pass == 0; i++) {
         uint32_t slot = build->slot_of[build->order[build->from + i]];
         if (build->index->arrays->parents[slot] == NODEDB_VAMANA__NONE)
             nodedb_vamana__find_parent(build->index, build->searchers[0], slot);
@@ -3947,10 +3933,10 @@ static void nodedb_vamana__build_codes(nodedb_vamana__builder *build) {
 static uint64_t nodedb_vamana__build_all(nodedb_vamana__builder *build, uint64_t n, nodedb_vamana_progress progress,
                                          void *ctx) {
     nodedb_vamana *index = build->index;
-    uint64_t done, inserted = 0, batch_max = build->pairs_max / index->degree;
+    uint64_t inserted = 0, batch_max = build->pairs_max / index->degree;
     bool goes_on = true;
     for (build->pass = 0; build->pass < index->passes && goes_on; build->pass++) {
-        for (done = 0; done < n && goes_on;) {
+        for (uint64_t done = 0; done < n && goes_on;) {
             uint64_t batch = index->live;
             if (index->metric == NODEDB_VAMANA_IP) batch /= NODEDB_VAMANA__BATCH_GROWTH_IP;
             if (batch < 1) batch = 1;
@@ -3975,10 +3961,10 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__builder *build, uint64_t
 /* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have the slots from the table. */
 static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
                                           uint64_t from, uint64_t to) {
-    uint64_t i;
-    for (i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays, slot_of[order != NULL ? order[i] : i]);
+    for (uint64_t i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays,
+                                                                   slot_of[order != NULL ? order[i] : i]);
     if (from < to) nodedb_vamana__await_readers(index);
-    for (i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
+    for (uint64_t i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
 }
 
 /* Checks all input, so that nothing is done if any of it is wrong. The ids go to their slots and into the table. */
@@ -4012,11 +3998,11 @@ static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vaman
                                               uint32_t *order, const uint64_t *ids, uint64_t n,
                                               nodedb_vamana_progress progress, void *ctx, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__make_room(index, n, err);
-    uint64_t random = index->seed, i, done;
+    uint64_t random = index->seed, done;
     if (status == NODEDB_OK) status = nodedb_vamana__build_admit(index, ids, build->input, n, slot_of, err);
     if (status != NODEDB_OK) return status;
-    for (i = 0; i < n; i++) order[i] = (uint32_t)i;
-    for (i = n; i > 1; i--) { /* Fisher-Yates */
+    for (uint64_t i = 0; i < n; i++) order[i] = (uint32_t)i;
+    for (uint64_t i = n; i > 1; i--) { /* Fisher-Yates */
         uint64_t other = nodedb_mix64(random++) % i;
         uint32_t swap = order[i - 1];
         order[i - 1] = order[other], order[other] = swap;
@@ -4438,17 +4424,16 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_reserve(nodedb_vamana *index, uint
 /* Copies what is live into `to`, in order; `moved_to` has room for old->slots. */
 static void nodedb_vamana__move_together(const nodedb_vamana *index, const nodedb_vamana__arrays *old,
                                          nodedb_vamana__arrays *to, uint32_t *moved_to) {
-    uint32_t slot, i;
-    for (slot = 0; slot < old->slots; slot++)
+    for (uint32_t slot = 0; slot < old->slots; slot++)
         moved_to[slot] = old->states[slot] == NODEDB_VAMANA__LIVE ? to->slots++ : NODEDB_VAMANA__NONE;
-    for (slot = 0; slot < old->slots; slot++) {
+    for (uint32_t slot = 0; slot < old->slots; slot++) {
         uint32_t at = moved_to[slot], *row;
         const uint32_t *from = nodedb_vamana__row(index, old, slot);
         if (at == NODEDB_VAMANA__NONE) continue;
         memcpy(nodedb_vamana__vector(index, to, at), nodedb_vamana__vector(index, old, slot), index->stride);
         row = nodedb_vamana__row(index, to, at), to->heads[at] = old->heads[slot];
         if (old->parents[slot] != NODEDB_VAMANA__NONE) to->parents[at] = moved_to[old->parents[slot]];
-        for (i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
+        for (uint32_t i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
         to->ids[at] = old->ids[slot];
         if (to->norms != NULL) to->norms[at] = old->norms[slot], nodedb_vamana__note_zeros(index, to, old->norms[slot]);
         if (to->codes != NULL)
@@ -4458,7 +4443,7 @@ static void nodedb_vamana__move_together(const nodedb_vamana *index, const noded
         if (!nodedb_vamana__table_add(to, at)) assert(false);
     }
     if (old->entry != NODEDB_VAMANA__NONE) to->entry = moved_to[old->entry];
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && old->starts[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && old->starts[i] != NODEDB_VAMANA__NONE; i++)
         to->starts[i] = moved_to[old->starts[i]];
 }
 
@@ -4680,10 +4665,10 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, ui
 /* Turns `dim` components. If dim is no power of two, the transform goes over the first and the last 2^n components in
  * turn, which overlap. */
 static void nodedb_vamana__turn(const nodedb_vamana *index, float *x) {
-    uint32_t part = 1, rounds, round;
+    uint32_t part = 1, rounds;
     while (part <= index->dim / 2) part *= 2;
     rounds = part == index->dim ? 2 : 4;
-    for (round = 0; round < rounds; round++) {
+    for (uint32_t round = 0; round < rounds; round++) {
         uint32_t from = round % 2 == 0 ? 0 : index->dim - part;
         index->kernels->turn_part(x + from, part, nodedb_mix64(index->dim + ((uint64_t)round << 32)));
     }
@@ -4699,8 +4684,7 @@ static float nodedb_vamana__to_length_1(const nodedb_vamana *index, float norm) 
 /* A stored vector as floats: of length 1 but for L2. */
 static void nodedb_vamana__as_floats(const nodedb_vamana *index, const uint8_t *vector, float norm, float *to) {
     float factor = nodedb_vamana__to_length_1(index, norm);
-    uint32_t i;
-    for (i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
+    for (uint32_t i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
 static void nodedb_vamana__put_code(const nodedb_vamana__coder *c, uint8_t *code, size_t i, uint32_t value) {
@@ -4719,12 +4703,12 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__nearest_value(float x, float step,
 static bool nodedb_vamana__encode(const nodedb_vamana *index, const nodedb_vamana__coder *c, const uint8_t *vector,
                                   float norm, float *turned, uint8_t *code) {
     float most = c->step * (c->bits == 4 ? 8.0f : 128.0f);
-    uint32_t i, beyond = 0;
+    uint32_t beyond = 0;
     nodedb_vamana__as_floats(index, vector, norm, turned);
-    for (i = 0; i < index->dim; i++) turned[i] -= c->mean[i];
+    for (uint32_t i = 0; i < index->dim; i++) turned[i] -= c->mean[i];
     nodedb_vamana__turn(index, turned);
     memset(code, 0, c->stride);
-    for (i = 0; i < index->dim; i++) {
+    for (uint32_t i = 0; i < index->dim; i++) {
         nodedb_vamana__put_code(c, code, i, nodedb_vamana__nearest_value(turned[i], c->step, c->bits));
         beyond += fabsf(turned[i]) > most ? 1 : 0;
     }
@@ -4750,7 +4734,6 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     nodedb_vamana__target target;
     float most = 0, factor;
     double along = 0, sum = 0;
-    uint32_t i;
     memset(&target, 0, sizeof target);
     target.arrays = s->arrays, target.vector = s->code_query;
     target.measure = ip ? (four ? NODEDB_VAMANA__CODE4_IP : NODEDB_VAMANA__CODE8_IP)
@@ -4758,26 +4741,26 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     target.constant = c->step * c->step / (four ? NODEDB_VAMANA__QUERY4 / 2 : 1);
     if (cosine) target.constant /= 2; /* |q - x|^2 = 2 - 2 cos */
     nodedb_vamana__as_floats(index, vector, norm, s->turned);
-    for (i = 0; i < index->dim; i++) {
+    for (uint32_t i = 0; i < index->dim; i++) {
         if (ip) along += (double)s->turned[i] * (double)c->mean[i];
         else s->turned[i] -= c->mean[i];
     }
     nodedb_vamana__turn(index, s->turned);
     if (ip) {
-        for (i = 0; i < index->dim; i++) most = fabsf(s->turned[i]) > most ? fabsf(s->turned[i]) : most;
+        for (uint32_t i = 0; i < index->dim; i++) most = fabsf(s->turned[i]) > most ? fabsf(s->turned[i]) : most;
         factor = most > 0 ? 127 / most : 0;
         if (!nodedb_vamana__is_finite(factor)) factor = 0;
-        for (i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor), sum += q[i];
+        for (uint32_t i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor), sum += q[i];
         target.constant = factor > 0 ? sqrtf(norm) * c->step / factor : 0;
         target.shift = (float)(along * (double)factor / (double)c->step - sum * (four ? 7.5 : 127.5));
     } else if (four) { /* value v is at v - 7.5 */
         factor = NODEDB_VAMANA__QUERY4 / c->step;
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             q[i] = nodedb_vamana__to_i8(s->turned[i] * factor + 7.5f * NODEDB_VAMANA__QUERY4);
             sum += (double)q[i] * q[i] / (2 * NODEDB_VAMANA__QUERY4); /* what the kernel leaves out */
         }
     } else {
-        for (i = 0; i < index->dim; i++)
+        for (uint32_t i = 0; i < index->dim; i++)
             s->code_query[i] = (uint8_t)nodedb_vamana__nearest_value(s->turned[i], c->step, 8);
     }
     target.zeros = !ip && s->arrays->norms != NULL && nodedb__load_relaxed(&s->arrays->zeros);
@@ -4838,17 +4821,16 @@ static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana_
     const nodedb_vamana__arrays *a = index->arrays;
     const uint8_t *vectors[NODEDB_VAMANA__MEAN_PER_CHANGE];
     float factors[NODEDB_VAMANA__MEAN_PER_CHANGE];
-    uint32_t i, j;
     if (n == 0) return;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         vectors[i] = nodedb_vamana__vector(index, a, slots[i]);
         factors[i] = nodedb_vamana__to_length_1(index, a->norms != NULL ? a->norms[slots[i]] : 0);
     }
     if (t->sampled == 0) nodedb_vamana__as_floats(index, vectors[0], a->norms != NULL ? a->norms[slots[0]] : 0,
                                                   c->mean);
-    for (j = 0; j < index->dim; j++) {
+    for (uint32_t j = 0; j < index->dim; j++) {
         double sum = 0, squares = 0;
-        for (i = 0; i < n; i++) {
+        for (uint32_t i = 0; i < n; i++) {
             float x = factors[i] * (float)nodedb_vamana__component(index, vectors[i], j);
             double off = (double)x - (double)c->mean[j];
             sum += off, squares += off * off;
@@ -4874,16 +4856,15 @@ static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_v
                                       nodedb_vamana__training *t, const uint32_t *slots, uint32_t n, float *turned) {
     const nodedb_vamana__arrays *a = index->arrays;
     float half = c->bits == 4 ? 7.5f : 127.5f;
-    uint32_t i, j, w;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slots[i]),
                                  a->norms != NULL ? a->norms[slots[i]] : 0, turned);
-        for (j = 0; j < index->dim; j++) turned[j] -= c->mean[j];
+        for (uint32_t j = 0; j < index->dim; j++) turned[j] -= c->mean[j];
         nodedb_vamana__turn(index, turned);
-        for (w = 0; w < NODEDB_VAMANA__STEPS; w++) {
+        for (uint32_t w = 0; w < NODEDB_VAMANA__STEPS; w++) {
             float step = nodedb_vamana__step_of(index, c, t, w);
             double error = 0;
-            for (j = 0; j < index->dim; j++) {
+            for (uint32_t j = 0; j < index->dim; j++) {
                 float value = ((float)nodedb_vamana__nearest_value(turned[j], step, c->bits) - half) * step;
                 error += (double)(turned[j] - value) * (double)(turned[j] - value);
             }
@@ -4897,13 +4878,13 @@ static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_v
 static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana__coder *c, nodedb_vamana__training *t,
                                        float *turned) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t mean_of = nodedb_vamana__sample_size(index, t->slots), n = 0, i, best = 0;
+    uint32_t mean_of = nodedb_vamana__sample_size(index, t->slots), n = 0, best = 0;
     uint32_t step_of = nodedb_vamana__step_sample_size(index, t->slots), slots[NODEDB_VAMANA__MEAN_PER_CHANGE];
     bool mean = t->at < mean_of;
     uint32_t end = mean ? mean_of : mean_of + step_of;
     uint32_t slice = mean ? NODEDB_VAMANA__MEAN_PER_CHANGE : NODEDB_VAMANA__STEP_PER_CHANGE;
     assert(!nodedb_vamana__is_trained(c) && t->slots <= a->slots && a->entry != NODEDB_VAMANA__NONE);
-    for (i = 0; i < slice && t->at < end; i++, t->at++) {
+    for (uint32_t i = 0; i < slice && t->at < end; i++, t->at++) {
         uint64_t at = mean ? t->at : t->at - mean_of;
         uint32_t slot = (uint32_t)(at * t->slots / (mean ? mean_of : step_of));
         if (a->states[slot] == NODEDB_VAMANA__LIVE) slots[n++] = slot;
@@ -4913,7 +4894,7 @@ static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana
     if (t->at < end) return;
     if (t->sampled == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample met only holes */
     if (mean && nodedb_vamana__step_of(index, c, t, 0) > 0) return;
-    for (i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
+    for (uint32_t i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
         if (t->errors[i] < t->errors[best]) best = i;
     c->step = mean ? 1 : nodedb_vamana__step_of(index, c, t, best);
 }
@@ -4945,9 +4926,9 @@ static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_
  * falls behind, other codes are due. */
 static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, const nodedb_vamana__near *c, uint32_t n) {
     uint32_t *stored = &index->arrays->coder->slack, slack = *stored;
-    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, same = 0, i, j;
+    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, same = 0, j;
     if (n <= NODEDB_VAMANA__JUDGE_NEAREST + slack) return;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         if (nodedb_vamana__is_same(index, slot, &c[i])) {
             same++;
             continue;
@@ -4957,7 +4938,7 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
         for (j = count - 1; j > 0 && c[nearest[j - 1]].distance > c[i].distance; j--) nearest[j] = nearest[j - 1];
         nearest[j] = i;
     }
-    for (i = 0; i < count; i++) missed += nearest[i] >= same + NODEDB_VAMANA__JUDGE_NEAREST + slack;
+    for (uint32_t i = 0; i < count; i++) missed += nearest[i] >= same + NODEDB_VAMANA__JUDGE_NEAREST + slack;
     index->code_asked += count, index->code_missed += missed;
     if (index->code_asked < NODEDB_VAMANA__DRIFT_WINDOW) return;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > NODEDB_VAMANA__SLACK_GOOD + 8)
@@ -4982,19 +4963,19 @@ static uint32_t nodedb_vamana__judge_beam(const nodedb_vamana *index) {
 static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s,
                                  uint32_t slot) {
     nodedb_vamana__target exact = nodedb_vamana__slot_target(index, coded, slot), code;
-    uint32_t i, j, n = 0, nearer, before;
+    uint32_t j, n = 0, nearer, before;
     float *far = s->distances, *by_code;
     if (coded->states[slot] != NODEDB_VAMANA__LIVE) return;
     s->arrays = coded;
     nodedb_vamana__walk(s, &exact, nodedb_vamana__judge_beam(index));
-    for (i = 0; i < s->beam_count; i++)
+    for (uint32_t i = 0; i < s->beam_count; i++)
         if (coded->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__is_same(index, slot, &s->beam[i]))
             s->slots[n] = s->beam[i].slot, far[n++] = s->beam[i].distance;
     if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* nothing to be learnt */
     code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, coded->norms != NULL ? coded->norms[slot] : 0);
     by_code = far + n;
     nodedb_vamana__measure_many(index, &code, s->slots, n, by_code);
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         for (j = 0, nearer = 0, before = 0; j < n; j++)
             nearer += far[j] < far[i], before += by_code[j] <= by_code[i] && far[j] != far[i];
         if (nearer >= NODEDB_VAMANA__JUDGE_NEAREST) continue;
@@ -5005,8 +4986,8 @@ static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arra
 
 /* So many more of the nearest by code have to be looked at exactly to meet all but one in `misses` of the true ones. */
 static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses) {
-    uint32_t asked = 0, missed = 0, slack, i;
-    for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++) asked += index->displaced[i];
+    uint32_t asked = 0, missed = 0, slack;
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++) asked += index->displaced[i];
     for (slack = NODEDB_VAMANA__SLACK_MAX; slack > 0; slack--) {
         missed += index->displaced[slack];
         if (missed > asked / misses) break;
@@ -5252,7 +5233,6 @@ static nodedb_vamana__file_layout nodedb_vamana__layout_of(const nodedb_vamana *
                                                            uint32_t bits, uint32_t recode_bits, uint32_t slots) {
     nodedb_vamana__file_layout l;
     uint64_t blocks[NODEDB_VAMANA__SECTIONS], record_blocks, at = NODEDB_VAMANA_BLOCK_BYTES;
-    int i;
     memset(&l, 0, sizeof l);
     l.vector_bytes = (uint32_t)index->vector_bytes, l.record_bytes = l.vector_bytes;
     if (kind == NODEDB_VAMANA_PACKED)
@@ -5266,17 +5246,17 @@ static nodedb_vamana__file_layout nodedb_vamana__layout_of(const nodedb_vamana *
     l.item[NODEDB_VAMANA__IN_NORMS] = index->metric == NODEDB_VAMANA_L2 ? 0 : 4;
     l.item[NODEDB_VAMANA__IN_ROWS] = kind == NODEDB_VAMANA_PACKED ? 0 : index->row_words * 4;
     l.item[NODEDB_VAMANA__IN_CODES] = nodedb_vamana__code_stride(index->dim, bits);
-    for (i = 0; i < NODEDB_VAMANA__IN_RECORDS; i++) blocks[i] = nodedb_vamana__blocks(l.item[i] * (uint64_t)slots);
+    for (int i = 0; i < NODEDB_VAMANA__IN_RECORDS; i++) blocks[i] = nodedb_vamana__blocks(l.item[i] * (uint64_t)slots);
     blocks[NODEDB_VAMANA__IN_MEANS] =
         nodedb_vamana__blocks(((bits != 0 ? 1 : 0) + (recode_bits != 0 ? 1 : 0)) * (uint64_t)index->dim * 4);
     blocks[NODEDB_VAMANA__IN_RECORDS] = record_blocks;
     for (l.places = 16; l.places < slots + (uint64_t)slots / 2;) l.places *= 2;
     blocks[NODEDB_VAMANA__IN_TABLE] = nodedb_vamana__blocks(l.places * 4);
-    for (i = 0; i <= NODEDB_VAMANA__IN_TABLE; i++) l.blocks += blocks[i];
+    for (int i = 0; i <= NODEDB_VAMANA__IN_TABLE; i++) l.blocks += blocks[i];
     blocks[NODEDB_VAMANA__IN_SUMS] = (l.blocks + NODEDB_VAMANA__SUMS_PER_BLOCK - 1) / NODEDB_VAMANA__SUMS_PER_BLOCK;
     blocks[NODEDB_VAMANA__IN_SUMS_AGAIN] = blocks[NODEDB_VAMANA__IN_SUMS];
     blocks[NODEDB_VAMANA__IN_HEADER_AGAIN] = 1;
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) l.at[i] = at, at += blocks[i] * NODEDB_VAMANA_BLOCK_BYTES;
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) l.at[i] = at, at += blocks[i] * NODEDB_VAMANA_BLOCK_BYTES;
     l.at[NODEDB_VAMANA__SECTIONS] = at;
     return l;
 }
@@ -5439,11 +5419,9 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
     nodedb_vamana__file *f = index->file;
     uint8_t space[2 * NODEDB_VAMANA_BLOCK_BYTES], *block;
     nodedb_status status = NODEDB_OK;
-    uint32_t i;
-    int copy;
     block = space + (NODEDB_VAMANA__BLOCK - (uintptr_t)space % NODEDB_VAMANA__BLOCK) % NODEDB_VAMANA__BLOCK;
     *copies = 0;
-    for (copy = 1; copy >= 0; copy--) {
+    for (int copy = 1; copy >= 0; copy--) {
         uint64_t at = f->layout.at[NODEDB_VAMANA__IN_SUMS + copy] + (uint64_t)group * NODEDB_VAMANA_BLOCK_BYTES;
         nodedb_status one = nodedb_vamana__read_at(index, block, NODEDB_VAMANA__BLOCK, at, err);
         if (one != NODEDB_OK && one != NODEDB_ERR_CORRUPT) status = one;
@@ -5451,7 +5429,7 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
             nodedb_vamana__sum_of_group(block, group) != nodedb_get_u32(block + NODEDB_VAMANA__BLOCK - 4))
             continue;
         *copies |= 1 << copy;
-        for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
+        for (uint32_t i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
             f->sums[group * NODEDB_VAMANA__SUMS_PER_BLOCK + i] = nodedb_get_u32(block + 4 * i);
     }
     if (*copies != 0) return NODEDB_OK;
@@ -5701,9 +5679,9 @@ enum { /* phases of a save */
 
 static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section) {
     nodedb_vamana__stream *s = &save->streams[section];
-    size_t at, bytes = (s->used + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
+    size_t bytes = (s->used + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
     memset(s->buffer + s->used, 0, bytes - s->used);
-    for (at = 0; at < bytes && section <= NODEDB_VAMANA__IN_TABLE; at += NODEDB_VAMANA__BLOCK)
+    for (size_t at = 0; at < bytes && section <= NODEDB_VAMANA__IN_TABLE; at += NODEDB_VAMANA__BLOCK)
         save->sums[(s->offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1] =
             nodedb_crc32c(0, s->buffer + at, NODEDB_VAMANA__BLOCK);
     if (save->error == 0) save->error = nodedb__write_all(&index->io, save->fd, s->buffer, bytes, s->offset);
@@ -5792,14 +5770,12 @@ static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__
 /* The sections by slots are complete; those that are not follow. */
 static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_vamana__coder *c[2];
-    uint32_t i;
-    int section;
     c[0] = save->coder, c[1] = save->recoder;
-    for (i = 0; i < 2; i++)
+    for (uint32_t i = 0; i < 2; i++)
         if (c[i] != NULL)
             nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_MEANS, (const uint32_t *)(void *)c[i]->mean,
                                         index->dim);
-    for (section = 0; section <= NODEDB_VAMANA__IN_RECORDS; section++) {
+    for (int section = 0; section <= NODEDB_VAMANA__IN_RECORDS; section++) {
         if (save->streams[section].used > 0) nodedb_vamana__stream_flush(index, save, section);
         assert(save->error != 0 || save->streams[section].offset == save->layout.at[section + 1]);
     }
@@ -5807,13 +5783,12 @@ static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana_
 
 /* One group of checksums, into both copies. */
 static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint64_t group) {
-    uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK, i;
+    uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK;
     uint8_t *block = save->streams[NODEDB_VAMANA__IN_SUMS].buffer;
-    int copy;
-    for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
+    for (uint64_t i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
         nodedb_put_u32(block + 4 * i, from + i < save->layout.blocks ? save->sums[from + i] : 0);
     nodedb_put_u32(block + NODEDB_VAMANA__BLOCK - 4, nodedb_vamana__sum_of_group(block, (size_t)group));
-    for (copy = 0; copy < 2 && save->error == 0; copy++)
+    for (int copy = 0; copy < 2 && save->error == 0; copy++)
         save->error = nodedb__write_all(&index->io, save->fd, block, NODEDB_VAMANA__BLOCK,
                                         save->layout.at[NODEDB_VAMANA__IN_SUMS + copy] +
                                             group * NODEDB_VAMANA_BLOCK_BYTES);
@@ -5938,7 +5913,6 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
                                         nodedb_vamana_layout kind, const char *path) {
     const nodedb_allocator *m = &index->allocator;
     const nodedb_vamana__arrays *a = index->arrays;
-    int i;
     save->fd = save->old_fd = -1, save->slots = a->slots, save->make_codes = a->codes == NULL && index->live > 0;
     if (save->make_codes) save->coder = nodedb_vamana__train(index, 8);
     if (save->make_codes && save->coder != NULL) save->coder->slack = NODEDB_VAMANA__SLACK_OF_FILE;
@@ -5969,7 +5943,7 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     save->temporary = save->path + save->path_bytes;
     memcpy(save->temporary, path, save->path_bytes - 5);
     memcpy(save->temporary + save->path_bytes - 5, ".tmp", 5);
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
         save->streams[i].buffer = save->buffers + (size_t)i * NODEDB_VAMANA__STREAM_BYTES;
         save->streams[i].offset = save->layout.at[i];
     }
@@ -6048,7 +6022,6 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
     const nodedb_vamana__file_layout *l = &save->layout;
     const nodedb_io *io = &index->io;
     uint64_t some = l->places - save->at;
-    int copy;
     if (save->written >= NODEDB_VAMANA__SYNC_BYTES) {
         save->error = io->sync(io->ctx, save->fd), save->written = 0;
         return true;
@@ -6083,7 +6056,7 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
         if (save->at * NODEDB_VAMANA__SUMS_PER_BLOCK >= l->blocks) save->phase = NODEDB_VAMANA__SAVE_HEADERS;
         return false;
     case NODEDB_VAMANA__SAVE_HEADERS:
-        for (copy = 0; copy < 2 && save->error == 0; copy++)
+        for (int copy = 0; copy < 2 && save->error == 0; copy++)
             save->error = nodedb__write_all(io, save->fd, save->header, NODEDB_VAMANA__BLOCK,
                                             copy == 0 ? l->at[NODEDB_VAMANA__IN_HEADER_AGAIN] : 0);
         if (save->error == 0) save->error = io->sync(io->ctx, save->fd);
@@ -6218,12 +6191,11 @@ static bool nodedb_vamana__is_step(float step) { return step > 1e-35f && step < 
 
 static nodedb_vamana__training nodedb_vamana__get_training(const uint8_t *h) {
     nodedb_vamana__training t;
-    uint32_t i;
     t.slots = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS);
     t.at = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_AT);
     t.sampled = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SAMPLED);
     t.squares = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES);
-    for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STEPS; i++)
         t.errors[i] = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i);
     return t;
 }
@@ -6233,9 +6205,8 @@ static bool nodedb_vamana__is_training(const nodedb_vamana *index, const uint8_t
     nodedb_vamana__training t = nodedb_vamana__get_training(h);
     uint64_t mean_of = nodedb_vamana__sample_size(index, t.slots);
     bool good = t.squares >= 0 && t.squares < 1e300;
-    uint32_t i;
     if (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) return true;
-    for (i = 0; i < NODEDB_VAMANA__STEPS; i++) good = good && t.errors[i] >= 0 && t.errors[i] < 1e300;
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STEPS; i++) good = good && t.errors[i] >= 0 && t.errors[i] < 1e300;
     return good && n->live > 0 && n->recode_step == 0 && n->recode_at == 0 && t.slots > 0 && t.slots <= n->slots &&
            t.at < mean_of + nodedb_vamana__step_sample_size(index, t.slots) && t.sampled <= mean_of &&
            (t.at < mean_of || (t.sampled > 0 && t.squares > 0));
@@ -6248,7 +6219,7 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
                                                 nodedb_vamana__file_layout *l, nodedb_error *err) {
     uint32_t resident = nodedb_get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
              beam = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW),
-             kind = nodedb_get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i, j,
+             kind = nodedb_get_u32(h + NODEDB_VAMANA__AT_LAYOUT),
              free_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE),
              colour = nodedb_get_u32(h + NODEDB_VAMANA__AT_COLOUR),
              sweep = nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP),
@@ -6278,16 +6249,16 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
            nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT) <= NODEDB_VAMANA__JUDGES &&
            (beam == 0 || (beam >= index->beam_build && beam / NODEDB_VAMANA__BEAM_GROWS <= index->beam_build)) &&
            (colour == NODEDB_VAMANA__REMOVED || colour == NODEDB_VAMANA__REMOVED + 1u) && sweep_at <= n->slots;
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
         uint32_t start = nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
         good = start == NODEDB_VAMANA__NONE || (start < n->slots && n->live > 0);
-        for (j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
+        for (uint32_t j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
             good = start != nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* no list has room for it twice */
     }
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_SLOTS, "the counts do not fit each other");
     *l = nodedb_vamana__layout_of(index, n->layout, n->bits, n->recode_bits, n->slots);
-    for (i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
         good = nodedb_get_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i) == l->at[i];
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_OFFSETS,
@@ -6299,7 +6270,6 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
 
 /* What the writer goes on with. */
 static void nodedb_vamana__restore_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
-    uint32_t i;
     index->live = n->live, index->removed = n->removed;
     index->code_live = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
     index->code_inserted = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_INSERTED);
@@ -6309,7 +6279,7 @@ static void nodedb_vamana__restore_state(nodedb_vamana *index, const uint8_t *h,
     index->code_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_MISSED);
     index->judge_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT);
     index->training = nodedb_vamana__get_training(h);
-    for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
         index->displaced[i] = nodedb_get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
     index->beam_now = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW);
     index->beam_adapts = index->beam_now != 0;
@@ -6401,8 +6371,7 @@ static nodedb_status nodedb_vamana__read_mean(nodedb_vamana__reader *r, nodedb_v
 /* Is this a vector, in memory order? */
 static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *vector) {
     double squares = 0;
-    uint32_t i;
-    for (i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
+    for (uint32_t i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
         float x;
         memcpy(&x, vector + 4 * (size_t)i, 4);
         if (!nodedb_vamana__is_finite(x)) return false;
@@ -6417,8 +6386,8 @@ static bool nodedb_vamana__is_row(const nodedb_vamana *index, uint32_t slot, con
     const nodedb_vamana__arrays *a = index->arrays;
     bool is_free = a->states[slot] == NODEDB_VAMANA__FREE,
          leads = a->states[slot] == NODEDB_VAMANA__LIVE || index->sweep != NODEDB_VAMANA__FREEING;
-    size_t i, last = 0;
-    for (i = is_free ? 1 : 0; i < words; i++) {
+    size_t last = 0;
+    for (size_t i = is_free ? 1 : 0; i < words; i++) {
         if (row[i] == NODEDB_VAMANA__NONE) continue;
         if (is_free || i >= index->degree || row[i] >= a->slots || row[i] == slot || last != i ||
             (leads && a->states[row[i]] == NODEDB_VAMANA__FREE))
@@ -6454,12 +6423,11 @@ typedef struct nodedb_vamana__tree_check {
 
 static bool nodedb_vamana__tree_check_begin(const nodedb_vamana *index, nodedb_vamana__tree_check *t) {
     size_t slots = index->arrays->slots, bits = slots / 8 + 1;
-    size_t slot;
     t->bytes = (slots + 1) * sizeof *t->nodes + 2 * bits, t->twice = NODEDB_VAMANA__NONE;
     t->nodes = (nodedb_vamana__tree_node *)nodedb__alloc_zero(&index->allocator, t->bytes, sizeof(void *));
     if (t->nodes == NULL) return false;
     t->held = (uint8_t *)(t->nodes + slots + 1), t->good = t->held + bits;
-    for (slot = 0; slot < slots; slot++) t->nodes[slot].last = NODEDB_VAMANA__NONE;
+    for (size_t slot = 0; slot < slots; slot++) t->nodes[slot].last = NODEDB_VAMANA__NONE;
     return true;
 }
 
@@ -6476,10 +6444,10 @@ static void nodedb_vamana__tree_check_row(const nodedb_vamana *index, nodedb_vam
 /* All rows have been looked at: is it one tree of all live slots under the entry? Names a slot that is not in it. */
 static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tree_check *t, uint32_t *bad) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, at, steps;
+    uint32_t at, steps;
     *bad = t->twice;
     if (t->twice != NODEDB_VAMANA__NONE) return false;
-    for (slot = 0; slot < a->slots; slot++) {
+    for (uint32_t slot = 0; slot < a->slots; slot++) {
         uint32_t parent = t->nodes[slot].parent;
         bool child = a->states[slot] == NODEDB_VAMANA__LIVE && slot != a->entry;
         *bad = slot;
@@ -6487,7 +6455,7 @@ static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tr
         if (child && (parent >= a->slots || a->states[parent] != NODEDB_VAMANA__LIVE)) return false;
         if (child && !nodedb_vamana__bit(t->held, slot)) return false;
     }
-    for (slot = 0; slot < a->slots; slot++) {
+    for (uint32_t slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
         *bad = slot;
         for (at = slot, steps = 0; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->nodes[at].parent)
@@ -6504,9 +6472,8 @@ static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8
                                                  nodedb_vamana__tree_check *tree, bool keep) {
     nodedb_vamana *index = r->index;
     const nodedb_vamana__file_layout *l = &index->file->layout;
-    uint32_t slot;
     nodedb_vamana__read_from(r, NODEDB_VAMANA__IN_RECORDS);
-    for (slot = 0; slot < index->arrays->slots; slot++) {
+    for (uint32_t slot = 0; slot < index->arrays->slots; slot++) {
         nodedb_status status = nodedb_vamana__read(r, record, l->record_bytes);
         if (status != NODEDB_OK) return status;
         nodedb_vamana__swap_record(index, l, record);
@@ -6538,7 +6505,7 @@ static nodedb_status nodedb_vamana__invalid_slot(const nodedb_vamana *index, int
 /* Do states, norms, and rows (if they are there) of all slots fit each other and the header? */
 static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool rows, nodedb_error *err) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, i, live = 0, removed = 0;
+    uint32_t slot, live = 0, removed = 0;
     int at_rows = index->file->layout.row_at > 0 ? NODEDB_VAMANA__IN_STATES : NODEDB_VAMANA__IN_ROWS;
     for (slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] > NODEDB_VAMANA__REMOVED + 1)
@@ -6552,7 +6519,7 @@ static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool
                                            "the states are not as many as the header says", err);
     if (live > 0 && a->states[a->entry] != NODEDB_VAMANA__LIVE)
         return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, a->entry, "the entry is not a vector", err);
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
         if (a->starts[i] != NODEDB_VAMANA__NONE && a->states[a->starts[i]] != NODEDB_VAMANA__LIVE)
             return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
                                                err);
@@ -6583,13 +6550,12 @@ static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const node
 /* Codes that were being made: those that were ready are remade. */
 static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_vamana__coder *recoder, uint32_t at,
                                                  nodedb_error *err) {
-    uint32_t slot;
     index->recodes = (uint8_t *)nodedb_vamana__alloc(index, index->arrays->capacity, recoder->stride,
                                                      NODEDB_CACHE_LINE_BYTES);
     if (index->recodes == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for codes");
     nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
     index->recoder = recoder, index->recode_at = at;
-    for (slot = 0; slot < at; slot++)
+    for (uint32_t slot = 0; slot < at; slot++)
         if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
             (void)nodedb_vamana__encode_slot(index, index->arrays, recoder, index->recodes, index->writer->turned,
                                              slot);
@@ -6632,7 +6598,6 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
                                                       uint8_t *record) {
     nodedb_vamana__arrays *a = index->arrays;
     nodedb_status status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_STATES, a->states, 1);
-    uint32_t slot;
     if (status == NODEDB_OK) status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_IDS, a->ids, 8);
     if (status == NODEDB_OK && a->norms != NULL)
         status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_NORMS, a->norms, 4);
@@ -6648,7 +6613,7 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
     if (status == NODEDB_OK) status = nodedb_vamana__read_records(r, record, NULL, NULL, true);
     if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, true, r->err);
     if (status == NODEDB_OK) status = nodedb_vamana__check_tree(index, r->err);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
+    for (uint32_t slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
         uint32_t count = nodedb_vamana__row_count(index, nodedb_vamana__row(index, a, slot));
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot))
             status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
@@ -6827,15 +6792,14 @@ static void nodedb_vamana__found_damage(nodedb_vamana__findings *d, const nodedb
 static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_vamana__findings *d, uint8_t *buffer,
                                                   nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
-    uint64_t offset = f->layout.at[0], end = f->layout.at[NODEDB_VAMANA__IN_SUMS], bytes, at;
+    uint64_t offset = f->layout.at[0], end = f->layout.at[NODEDB_VAMANA__IN_SUMS], bytes;
     nodedb_status status = NODEDB_OK;
-    size_t group;
-    int copies, copy;
-    for (group = 0; group < f->group_count; group++) {
+    int copies;
+    for (size_t group = 0; group < f->group_count; group++) {
         status = nodedb_vamana__read_group(index, group, &copies, err);
         if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) return status;
         f->groups[group] = copies != 0 ? NODEDB_VAMANA__THERE : NODEDB_VAMANA__DAMAGED;
-        for (copy = 0; copy < 2; copy++)
+        for (int copy = 0; copy < 2; copy++)
             if ((copies >> copy & 1) == 0)
                 nodedb_vamana__found_damage(
                     d, index, f->layout.at[NODEDB_VAMANA__IN_SUMS + copy] + group * NODEDB_VAMANA__BLOCK,
@@ -6845,7 +6809,7 @@ static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_v
         bytes = end - offset < NODEDB_VAMANA__STREAM_BYTES ? end - offset : NODEDB_VAMANA__STREAM_BYTES;
         status = nodedb_vamana__read_at(index, buffer, (size_t)bytes, offset, err);
         if (status != NODEDB_OK) return status;
-        for (at = 0; at < bytes; at += NODEDB_VAMANA__BLOCK) {
+        for (uint64_t at = 0; at < bytes; at += NODEDB_VAMANA__BLOCK) {
             nodedb_error reason;
             status = nodedb_vamana__check_block(index, offset + at, buffer + at, &reason);
             if (status == NODEDB_ERR_CORRUPT)
@@ -6944,26 +6908,26 @@ static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, 
     const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
     uint64_t end = section == NODEDB_VAMANA__IN_TABLE ? l->places * 4 : l->item[section] * (uint64_t)slots;
-    size_t bytes = end - from < NODEDB_VAMANA__BLOCK ? (size_t)(end - from) : NODEDB_VAMANA__BLOCK, i;
+    size_t bytes = end - from < NODEDB_VAMANA__BLOCK ? (size_t)(end - from) : NODEDB_VAMANA__BLOCK;
     float norm;
     switch (section) {
     case NODEDB_VAMANA__IN_STATES:
-        for (i = 0; i < bytes; i++)
+        for (size_t i = 0; i < bytes; i++)
             if (block[i] > NODEDB_VAMANA__REMOVED + 1) return false;
         break;
     case NODEDB_VAMANA__IN_HEADS:
-        for (i = 0; i < bytes; i += 4)
+        for (size_t i = 0; i < bytes; i += 4)
             if (block[i + 2] > index->degree / 2 || block[i + 3] > NODEDB_VAMANA__LEVELS_MAX) return false;
         break;
     case NODEDB_VAMANA__IN_ROWS:
     case NODEDB_VAMANA__IN_TABLE:
-        for (i = 0; i < bytes; i += 4) {
+        for (size_t i = 0; i < bytes; i += 4) {
             memcpy(&word, block + i, 4);
             if (word >= slots && word != NODEDB_VAMANA__NONE) return false;
         }
         break;
     case NODEDB_VAMANA__IN_NORMS:
-        for (i = 0; i < bytes; i += 4) {
+        for (size_t i = 0; i < bytes; i += 4) {
             memcpy(&norm, block + i, 4);
             if (!(norm >= 0) || !nodedb_vamana__is_finite(norm)) return false;
         }
@@ -6977,13 +6941,14 @@ static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, 
 static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section, size_t chunk, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__part *part = &f->parts[section];
-    size_t from = chunk * NODEDB_VAMANA__CHUNK, bytes = part->bytes - from, at;
+    size_t from = chunk * NODEDB_VAMANA__CHUNK, bytes = part->bytes - from;
     uint64_t offset = f->layout.at[section] + from;
     uint8_t *to = part->memory + from, now = NODEDB_VAMANA__THERE;
     nodedb_status status;
     if (bytes > NODEDB_VAMANA__CHUNK) bytes = NODEDB_VAMANA__CHUNK;
     status = nodedb_vamana__read_at(index, to, bytes, offset, err);
-    for (at = 0; at < bytes && (status == NODEDB_OK || status == NODEDB_ERR_CORRUPT); at += NODEDB_VAMANA__BLOCK) {
+    for (size_t at = 0; at < bytes &&
+         (status == NODEDB_OK || status == NODEDB_ERR_CORRUPT); at += NODEDB_VAMANA__BLOCK) {
         nodedb_status one = NODEDB_OK;
         size_t word = section == NODEDB_VAMANA__IN_IDS                                                   ? 8
                       : section == NODEDB_VAMANA__IN_CODES || section == NODEDB_VAMANA__IN_STATES ||
@@ -7081,9 +7046,9 @@ static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot,
 static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
                                             nodedb_vamana__read_errors *errors) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint64_t mask = index->file->layout.places - 1, at = nodedb_mix64(id) & mask, n;
+    uint64_t mask = index->file->layout.places - 1, at = nodedb_mix64(id) & mask;
     uint32_t slot;
-    for (n = 0; n <= mask; n++, at = (at + 1) & mask) {
+    for (uint64_t n = 0; n <= mask; n++, at = (at + 1) & mask) {
         if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, errors)) break;
         slot = a->table[at];
         if (slot == NODEDB_VAMANA__NONE) return NODEDB_VAMANA__NONE;
@@ -7107,8 +7072,8 @@ static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32
 
 /* Of `count` slots in s->slots, those whose codes and norms are in memory and well; their new number. */
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
-    uint32_t i, n = 0;
-    for (i = 0; i < count; i++)
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++)
         if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->read_errors) &&
             (s->arrays->norms == NULL ||
              nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, s->slots[i], &s->read_errors)))
@@ -7136,8 +7101,8 @@ static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t
 /* Of `count` slots in s->slots, from an index on disk, those that there are, with their codes; their new number. That
  * the file's checksums are right does not make it sensible. */
 static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count) {
-    uint32_t i, n = 0;
-    for (i = 0; i < count; i++) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++) {
         if (s->slots[i] < s->arrays->slots) s->slots[n++] = s->slots[i];
         else s->read_errors.damaged++;
     }
@@ -7183,8 +7148,8 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 /* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
  * on. The rerank requests these reads again and reports the error. */
 static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
-    uint32_t slots[32], i, n = 0;
-    for (i = 0; i < s->early; i++) {
+    uint32_t slots[32], n = 0;
+    for (uint32_t i = 0; i < s->early; i++) {
         slots[n++] = s->beam[i].slot;
         if (n < 32 && i + 1 < s->early) continue;
         (void)s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, NULL);
@@ -7199,8 +7164,7 @@ static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, c
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
                                                     size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
     const nodedb_vamana__arrays *a = s->arrays;
-    size_t i;
-    for (i = from; i < from + n; i++) {
+    for (size_t i = from; i < from + n; i++) {
         nodedb_error reason;
         uint32_t slot = results[i].slot;
         const void *vector = s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
@@ -7233,10 +7197,10 @@ static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, c
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
                                                 size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
-    size_t batch = 0, i;
+    size_t batch = 0;
     while (*told + batch < n && *told + batch - from < nodedb_vamana__min(s->fetcher.batch_max, s->candidates_max))
         batch++;
-    for (i = 0; i < batch; i++) s->slots[i] = s->spare[*told + i].slot;
+    for (size_t i = 0; i < batch; i++) s->slots[i] = s->spare[*told + i].slot;
     if (batch > 0) {
         nodedb_status status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
         if (status != NODEDB_OK) return status;
@@ -7280,7 +7244,7 @@ static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const no
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
     const uint32_t *row = (const uint32_t *)(const void *)(record + index->file->layout.row_at);
-    uint32_t i, n;
+    uint32_t n;
     s->hops++;
     if (nodedb_vamana__passes(s, query, slot) &&
         (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->read_errors))) {
@@ -7294,7 +7258,7 @@ static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const no
     n = nodedb_vamana__keep_valid(s, n);
     nodedb_vamana__measure_many(index, &walker->code, s->slots, n, s->distances);
     s->computed += n;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         uint32_t at = nodedb_vamana__beam_add(s, walker->plan.beam, s->distances[i], s->slots[i]);
         if (at < walker->next) walker->next = at;
     }
@@ -7327,8 +7291,8 @@ static nodedb_status nodedb_vamana__walker_announce(nodedb_vamana__walker *walke
 static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
                                                 nodedb_error *err) {
     nodedb_vamana_searcher *s = walker->s;
-    uint32_t n = walker->count < NODEDB_VAMANA__READ_BATCH ? walker->count : NODEDB_VAMANA__READ_BATCH, i;
-    for (i = 0; i < n && s->read_errors.failed == NODEDB_OK; i++) {
+    uint32_t n = walker->count < NODEDB_VAMANA__READ_BATCH ? walker->count : NODEDB_VAMANA__READ_BATCH;
+    for (uint32_t i = 0; i < n && s->read_errors.failed == NODEDB_OK; i++) {
         uint32_t slot = walker->batch[i];
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
@@ -7385,7 +7349,7 @@ typedef struct nodedb_vamana__pending_rerank {
 static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana__plan plan;
-    uint32_t most = s->fetcher.batch_max < s->candidates_max ? s->fetcher.batch_max : s->candidates_max, i;
+    uint32_t most = s->fetcher.batch_max < s->candidates_max ? s->fetcher.batch_max : s->candidates_max;
     size_t query_bytes = (s->index->stride + 15) / 16 * 16, results_bytes, bytes;
     uint8_t *at;
     if (n < 2 || nodedb_vamana__is_filtered(q->common) || q->common->k > NODEDB_VAMANA_MAX_BEAM ||
@@ -7403,7 +7367,7 @@ static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t 
         s->pending_bytes = bytes;
     }
     at = (uint8_t *)(s->pending + 2 * q->group_max);
-    for (i = 0; i < 2 * q->group_max; i++, at += query_bytes + results_bytes)
+    for (uint32_t i = 0; i < 2 * q->group_max; i++, at += query_bytes + results_bytes)
         s->pending[i].query = at, s->pending[i].results = (nodedb_vamana__near *)(void *)(at + query_bytes);
     q->group[0] = s->pending, q->group[1] = s->pending + q->group_max;
     return true;
@@ -7411,11 +7375,10 @@ static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t 
 
 /* Announces the vectors of a group that has walked: its reads begin. */
 static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
-    uint32_t i;
-    size_t n = 0, j;
+    size_t n = 0;
     nodedb_status status;
-    for (i = 0; i < q->count[group]; i++)
-        for (j = 0; j < q->group[group][i].n; j++) q->s->slots[n++] = q->group[group][i].results[j].slot;
+    for (uint32_t i = 0; i < q->count[group]; i++)
+        for (size_t j = 0; j < q->group[group][i].n; j++) q->s->slots[n++] = q->group[group][i].results[j].slot;
     if (n == 0) return NODEDB_OK;
     status = q->s->fetcher.prefetch_batch(q->s->fetcher.ctx, q->s->slots, n, err);
     if (status != NODEDB_OK) q->failed = q->group[group][0].query_index;
@@ -7425,9 +7388,9 @@ static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__query_batch *q, u
 /* Takes what a group has read, question by question, and hands the results out. */
 static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
-    uint32_t i, count = q->count[group];
+    uint32_t count = q->count[group];
     q->count[group] = 0;
-    for (i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         nodedb_vamana__pending_rerank *p = &q->group[group][i];
         nodedb_vamana__target exact;
         nodedb_vamana__code_error doubt;
@@ -7562,13 +7525,12 @@ static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s) {
 /* False: one question at a time. */
 static bool nodedb_vamana__make_walkers(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
-    uint32_t i;
     if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__WALKERS * NODEDB_VAMANA__WINDOW) return false;
     if (s->walkers == NULL)
         s->walkers = (nodedb_vamana__walker *)nodedb__alloc_zero(&s->allocator,
                                                                  NODEDB_VAMANA__WALKERS * sizeof *s->walkers,
                                                                  NODEDB_CACHE_LINE_BYTES);
-    for (i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++) {
         nodedb_vamana__walker *walker = &s->walkers[i];
         if (walker->s == NULL) walker->s = nodedb_vamana__searcher_new(s->index, s->beam_max, s->fits, false, NULL);
         if (walker->s == NULL) return false;
@@ -7780,7 +7742,6 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__arrays *a =
         (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
-    size_t i;
     if (a == NULL) {
         nodedb_vamana__free_coder(index, coder);
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
@@ -7790,7 +7751,7 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
     f->damaged = (uint8_t *)nodedb_vamana__alloc(index, (size_t)(f->layout.blocks / 8 + 2), 1, sizeof(void *));
     if (f->damaged == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
-    for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         nodedb_vamana__part *p = &f->parts[wanted[i]];
         uint64_t bytes = f->layout.at[wanted[i] + 1] - f->layout.at[wanted[i]];
         if (bytes == 0) continue;
@@ -7903,18 +7864,18 @@ static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_erro
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__cache *c = &f->cache;
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i, j, n;
+    uint32_t n;
     nodedb_status status = NODEDB_OK;
     if (c->fetcher.ctx == NULL) {
         status = nodedb_vamana_fetcher_disk(index, 0, &c->fetcher, err);
         if (status != NODEDB_OK) return status;
         if (c->count == 0 && a->entry != NODEDB_VAMANA__NONE) nodedb_vamana__cache_want(c, a->entry);
-        for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+        for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
             nodedb_vamana__cache_want(c, a->starts[i]);
     }
     n = c->count - c->filled < c->fetcher.batch_max ? c->count - c->filled : c->fetcher.batch_max;
     status = c->fetcher.prefetch_batch(c->fetcher.ctx, c->slots + c->filled, n, err);
-    for (i = 0; i < n && status == NODEDB_OK; i++) {
+    for (uint32_t i = 0; i < n && status == NODEDB_OK; i++) {
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)c->fetcher.fetch(c->fetcher.ctx, c->slots[c->filled], &reason);
         uint8_t *to = c->records + c->filled * c->stride;
@@ -7928,7 +7889,7 @@ static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_erro
             return reason.status;
         }
         c->filled++;
-        for (j = 0; j < index->degree && row[j] < a->slots; j++) nodedb_vamana__cache_want(c, row[j]);
+        for (uint32_t j = 0; j < index->degree && row[j] < a->slots; j++) nodedb_vamana__cache_want(c, row[j]);
     }
     if (status == NODEDB_OK && c->filled == c->count) {
         c->fetcher.destroy(c->fetcher.ctx);
@@ -7976,7 +7937,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_
 static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     const nodedb_vamana__arrays *a = index->arrays;
-    uint64_t entries = 0, at;
+    uint64_t entries = 0;
     uint32_t slot;
     nodedb_vamana__read_errors errors;
     nodedb_vamana__reader r;
@@ -7989,7 +7950,8 @@ static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_
     memset(&errors, 0, sizeof errors);
     f->cache.ready = true; /* it is not wanted */
     while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
-    for (at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] && f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
+    for (uint64_t at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] &&
+         f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
         if (at < f->layout.at[NODEDB_VAMANA__IN_SUMS] && nodedb_vamana__in_quarantine(f, at))
             return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, at, f->path,
                                              "the block matches its checksum and makes no sense");
@@ -7999,7 +7961,8 @@ static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_
             nodedb_vamana__find_on_disk(index, a->ids[slot], &errors) != slot)
             status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_IDS, slot,
                                                  "an id is not where the table has it, or there twice", err);
-    for (at = 0; at < f->layout.places && status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
+    for (uint64_t at = 0; at < f->layout.places &&
+         status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
     if (status == NODEDB_OK && entries != index->live)
         status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, 0,
                                              "the table of ids has more of them than the header", err);
@@ -8093,8 +8056,7 @@ static nodedb_status nodedb_vamana__damaged_record(const nodedb_vamana *index, u
 
 /* Is any block of a record in quarantine? */
 static bool nodedb_vamana__record_in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
-    uint32_t i;
-    for (i = 0; i < f->layout.blocks_per_record && nodedb__load_relaxed(&f->damaged_blocks) > 0; i++)
+    for (uint32_t i = 0; i < f->layout.blocks_per_record && nodedb__load_relaxed(&f->damaged_blocks) > 0; i++)
         if (nodedb_vamana__in_quarantine(f, offset + (uint64_t)i * NODEDB_VAMANA_BLOCK_BYTES)) return true;
     return false;
 }
@@ -8270,13 +8232,13 @@ static void nodedb_vamana__complete_read(nodedb_vamana__disk *d, uint32_t i, int
     uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
     nodedb_status status;
     nodedb_error reason;
-    size_t at, bad = 0;
+    size_t bad = 0;
     if (result >= 0 && result < (int64_t)d->buffer_bytes) { /* a short read, or the file's end? */
         int error = nodedb__read_all(&d->index->io, d->index->file->fd, bytes, d->buffer_bytes, b->offset);
         result = error < 0 ? error : (int64_t)d->buffer_bytes;
     }
     status = result < 0 ? NODEDB_ERR_IO : NODEDB_OK, b->error = result < 0 ? (int)-result : 0;
-    for (at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
+    for (size_t at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
         status = nodedb_vamana__check_block(d->index, b->offset + at, bytes + at, &reason), bad = at;
         if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) b->error = reason.sys_errno; /* of the checksums */
     }
@@ -8822,18 +8784,17 @@ static inline uint64_t nodedb_vamana__signs(uint64_t key, uint32_t i) { return n
 static void nodedb_vamana__plain_turn_part(float *x, uint32_t n, uint64_t key) {
     float scale = 1 / sqrtf((float)n);
     uint64_t signs = 0;
-    uint32_t half, i, j;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         if (i % 64 == 0) signs = nodedb_vamana__signs(key, i);
         if (signs >> i % 64 & 1) x[i] = -x[i];
     }
-    for (half = 1; half < n; half *= 2)
-        for (i = 0; i < n; i += 2 * half)
-            for (j = i; j < i + half; j++) {
+    for (uint32_t half = 1; half < n; half *= 2)
+        for (uint32_t i = 0; i < n; i += 2 * half)
+            for (uint32_t j = i; j < i + half; j++) {
                 float a = x[j], b = x[j + half];
                 x[j] = a + b, x[j + half] = a - b;
             }
-    for (i = 0; i < n; i++) x[i] *= scale;
+    for (uint32_t i = 0; i < n; i++) x[i] *= scale;
 }
 
 NODEDB_VAMANA__SET(plain, plain, plain)
@@ -9232,23 +9193,22 @@ NODEDB_VAMANA__TARGET("avx2") NODEDB_VAMANA__INLINE __m256 nodedb_vamana__avx2_t
 NODEDB_VAMANA__TARGET("avx2") static void nodedb_vamana__avx2_turn_part(float *x, uint32_t n, uint64_t key) {
     __m256 scale = _mm256_set1_ps(1 / sqrtf((float)n));
     uint64_t signs = 0;
-    uint32_t half, i, j;
     if (n < 8) {
         nodedb_vamana__plain_turn_part(x, n, key);
         return;
     }
-    for (i = 0; i < n; i += 8) {
+    for (uint32_t i = 0; i < n; i += 8) {
         signs = i % 64 == 0 ? nodedb_vamana__signs(key, i) : signs >> 8;
         _mm256_storeu_ps(x + i, nodedb_vamana__avx2_turn_eight(_mm256_loadu_ps(x + i), (uint32_t)signs));
     }
-    for (half = 8; half < n; half *= 2)
-        for (i = 0; i < n; i += 2 * half)
-            for (j = i; j < i + half; j += 8) {
+    for (uint32_t half = 8; half < n; half *= 2)
+        for (uint32_t i = 0; i < n; i += 2 * half)
+            for (uint32_t j = i; j < i + half; j += 8) {
                 __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + j + half);
                 _mm256_storeu_ps(x + j, _mm256_add_ps(a, b));
                 _mm256_storeu_ps(x + j + half, _mm256_sub_ps(a, b));
             }
-    for (i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale));
+    for (uint32_t i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale));
 }
 
 NODEDB_VAMANA__SET(avx2, avx2, avx2)
@@ -9570,8 +9530,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 /* The set of that name, or the last usable one; NULL and the reason if it cannot be had. */
 static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char *name, nodedb_error *err) {
     const nodedb_vamana__kernel_set *best = NULL;
-    size_t i;
-    for (i = 0; nodedb_vamana__sets[i] != NULL; i++) {
+    for (size_t i = 0; nodedb_vamana__sets[i] != NULL; i++) {
         const nodedb_vamana__kernel_set *set = nodedb_vamana__sets[i];
         if (name != NULL && strcmp(name, set->one.name) != 0) continue;
         if (nodedb_vamana_kernels_usable(&set->one)) best = set;
