@@ -352,7 +352,8 @@
    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
    NODEDB_VAMANA_STATIC          the implementation is private to this file; needs the macro above in the same file
    NODEDB_VAMANA_API             what stands before each function instead of extern: an export attribute, for instance
-   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: opening with NODEDB_VAMANA_ON_DISK is UNSUPPORTED
+   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: NODEDB_VAMANA_ON_DISK is UNSUPPORTED, and there
+                                 is no nodedb_vamana_load and no _fetcher_disk
    NODEDB_VAMANA_NO_SIMD         leaves out the kernels for each CPU; the ones in plain C remain
    NODEDB_NO_LIBURING            without io_uring: on disk, reads go one by one with pread, or through a mapping
 
@@ -1318,12 +1319,14 @@ typedef struct nodedb_vamana_open_config {
 NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const nodedb_vamana_open_config *config,
                                                     nodedb_error *err);
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* Reads what an index on disk keeps in memory and has not read yet, and fills the cache of a packed one, so that no
  * search has to wait for it: about `budget` bytes (at least 1) in one call. *more: call again. By one thread at a time,
  * while others search. In memory there is nothing to do. NODEDB_ERR_INVALID (NULL, budget 0), NODEDB_ERR_IO,
  * NODEDB_ERR_NO_MEMORY; after an error it may be called again. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_t budget, bool *more,
                                                    nodedb_error *err);
+#endif
 
 /* Called by verify for each damaged block: its offset in the file, and the name of the section that it is in. */
 typedef void (*nodedb_vamana_on_damage)(void *ctx, uint64_t offset, const char *section);
@@ -1358,6 +1361,7 @@ struct nodedb_vamana_fetcher {
     void (*destroy)(void *ctx); /* NULL: nothing to free */
 };
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* Over the file of an index opened on disk, read in the way that the index was opened for: io_uring with registered
  * buffers, pread, or mapped. `batch_max` 0: 128. It allocates only here. A read that fails or does not match its
  * checksum is repeated once, then fetch reports NODEDB_ERR_IO or NODEDB_ERR_CORRUPT. In a packed file each vector is
@@ -1365,6 +1369,7 @@ struct nodedb_vamana_fetcher {
  * memory), NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err);
+#endif
 
 /* ---- kernels: the distance functions ----------------------------------------------------------------------------- */
 
@@ -1424,7 +1429,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(NODEDB_VAMANA_NO_SIMD)
+#elif defined(__x86_64__) && defined(__GNUC__)
 #define NODEDB_VAMANA__X86 1
 #include <immintrin.h>
 #elif defined(__aarch64__) && defined(__ARM_NEON) && defined(__AARCH64EL__)
@@ -1434,7 +1440,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 #include <sys/auxv.h>
 #endif
 #endif
-#if !defined(NODEDB_NO_LIBURING) && defined(__has_include)
+#if !defined(NODEDB_NO_LIBURING) && !defined(NODEDB_VAMANA_NO_DISK) && defined(__has_include)
 #if __has_include(<liburing.h>)
 #define NODEDB_VAMANA__URING 1
 #include <liburing.h>
@@ -1469,7 +1475,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch(const uint8_t *at, size_t byt
     __asm__ __volatile__("" : : "r"(at)); /* or gcc takes this for a function without effect, and drops the calls */
 }
 
-static inline size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t nodedb_vamana__min(size_t a, size_t b) { return a < b ? a : b; }
 
 /* ---- what a slot, a sweep and a coder are ------------------------------------------------------------------------ */
 
@@ -1495,7 +1501,7 @@ enum { NODEDB_VAMANA__FREE = 0, NODEDB_VAMANA__LIVE = 1, NODEDB_VAMANA__REMOVED 
 
 /* A sweep goes once over all nodes and mends them, waits for the searches that may still know a removed slot, then goes
  * over all slots and frees the removed ones. */
-enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__MENDING, NODEDB_VAMANA__WAITING, NODEDB_VAMANA__FREEING };
+enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__REPAIRING, NODEDB_VAMANA__WAITING, NODEDB_VAMANA__FREEING };
 
 /* How vectors become codes; but for the slack, never changes once codes are made by it. See CODES. */
 typedef struct nodedb_vamana__coder {
@@ -1512,7 +1518,7 @@ typedef struct nodedb_vamana__coder {
 typedef struct nodedb_vamana__training {
     uint32_t slots;   /* over which the sample is spread: all that were in use when it began */
     uint32_t at;      /* how many of the sample it has looked at, for the mean and then for the step */
-    uint32_t met;     /* of those for the mean, that were vectors */
+    uint32_t sampled;     /* of those for the mean, that were vectors */
     double squares;   /* their squared distances from their mean, added up */
     double errors[NODEDB_VAMANA__STEPS]; /* and the squared errors of codes with each of some steps */
 } nodedb_vamana__training;
@@ -1585,7 +1591,7 @@ typedef struct nodedb_vamana__kernel_set {
  * slot's row starts with the next free slot. */
 struct nodedb_vamana {
     uint32_t dim, degree, beam_build, passes;
-    bool beam_follows;            /* the beam that finds neighbours may be wider than beam_build: see BEAM_WATCHED */
+    bool beam_adapts;            /* the beam that finds neighbours may be wider than beam_build: see BEAM_WATCHED */
     nodedb_vamana_type type;
     nodedb_vamana_metric metric;
     nodedb_vamana_code code;      /* as asked for */
@@ -1609,8 +1615,8 @@ struct nodedb_vamana {
     uint32_t first_free;          /* or NONE; chained through rows */
     uint64_t code_due;            /* number of vectors at which the codes are remade */
     uint32_t code_live;           /* number of vectors when they were made last; 0: never */
-    uint32_t code_came;           /* vectors that have come since, at most 2^32 - 1 */
-    uint32_t code_strange;        /* of them, those whose codes are cut off; atomic in a build */
+    uint32_t code_inserted;           /* vectors that have come since, at most 2^32 - 1 */
+    uint32_t code_clipped;        /* of them, those whose codes are cut off; atomic in a build */
     uint32_t code_asked, code_missed; /* the nearest of new nodes, and those that codes displaced by more than slack */
     uint32_t beam_now;            /* entries of the beam that finds neighbours */
     uint32_t beam_asked, beam_missed; /* what one of twice as many found nearest, and what this one did not */
@@ -1626,11 +1632,21 @@ struct nodedb_vamana {
     nodedb_vamana_searcher *writer; /* the writer's own scratch memory */
     uint64_t writer_bytes;        /* that it takes; atomic */
 
-    struct nodedb_vamana__save *save; /* that is under way; NULL: none */
+    struct nodedb_vamana__save_state *save; /* that is under way; NULL: none */
     struct nodedb_vamana__file *file; /* on disk, read-only: what the arrays stand for is in it. NULL: in memory */
 };
 
 /* ---- access to a slot -------------------------------------------------------------------------------------------- */
+
+/* True if the index was opened on disk: it is read-only, and its exact vectors stay in the file. */
+static inline bool nodedb_vamana__is_on_disk(const nodedb_vamana *index) {
+#if defined(NODEDB_VAMANA_NO_DISK)
+    (void)index;
+    return false;
+#else
+    return index->file != NULL;
+#endif
+}
 
 NODEDB_VAMANA__INLINE uint8_t *nodedb_vamana__vector(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                                      uint32_t slot) {
@@ -1668,13 +1684,13 @@ static bool nodedb_vamana__is_finite(float x) { /* by its bits: holds under -ffa
 /* ---- forward declarations ---------------------------------------------------------------------------------------- */
 
 struct nodedb_vamana__counts;
-struct nodedb_vamana__doubt;
+struct nodedb_vamana__code_error;
 struct nodedb_vamana__near;
 struct nodedb_vamana__plan;
-struct nodedb_vamana__questions;
-struct nodedb_vamana__save;
+struct nodedb_vamana__query_batch;
+struct nodedb_vamana__save_state;
 struct nodedb_vamana__target;
-struct nodedb_vamana__trouble;
+struct nodedb_vamana__read_errors;
 
 /* Of CHANGES, MEMORY and CODES. */
 static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot);
@@ -1687,7 +1703,7 @@ static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_
 static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot);
 static void nodedb_vamana__note_zeros(const nodedb_vamana *index, nodedb_vamana__arrays *a, float norm);
 static bool nodedb_vamana__is_trained(const nodedb_vamana__coder *c);
-static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more);
+static void nodedb_vamana__count_inserted(nodedb_vamana *index, uint32_t more);
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget);
 static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, const struct nodedb_vamana__near *c,
                                        uint32_t n);
@@ -1700,38 +1716,42 @@ static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t sl
 static bool nodedb_vamana__save_keeps_codes(const nodedb_vamana *index, const nodedb_vamana__arrays *old);
 static nodedb_status nodedb_vamana__check_writable(const nodedb_vamana *index, nodedb_error *err);
 static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, nodedb_error *err);
-static void nodedb_vamana__save_free(nodedb_vamana *index, struct nodedb_vamana__save *save);
+static void nodedb_vamana__save_free(nodedb_vamana *index, struct nodedb_vamana__save_state *save);
 static void nodedb_vamana__free_file(nodedb_vamana *index);
 
 /* Of DISK: of an index in a file, what a walk needs may have to be read first. */
-static const char *nodedb_vamana__file_path(const nodedb_vamana *index);
 static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index);
 static bool nodedb_vamana__is_packed(const nodedb_vamana *index);
 static bool nodedb_vamana__is_partial(const nodedb_vamana *index);
-static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, struct nodedb_vamana__trouble *trouble);
-static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, struct nodedb_vamana__trouble *trouble);
-static bool nodedb_vamana__knows_slot(const nodedb_vamana *index, uint32_t slot,
-                                      struct nodedb_vamana__trouble *trouble);
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot,
+                                    struct nodedb_vamana__read_errors *errors);
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot,
+                                      struct nodedb_vamana__read_errors *errors);
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count);
-static uint32_t nodedb_vamana__sensible(nodedb_vamana_searcher *s, uint32_t count);
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s);
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err);
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count);
 static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
                                                uint32_t slot);
 static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
-                                            struct nodedb_vamana__trouble *trouble);
-static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *exact,
-                                                 struct nodedb_vamana__near *results, size_t most, size_t from,
-                                                 size_t n, size_t *heap, struct nodedb_vamana__doubt *doubt,
-                                                 nodedb_error *err);
+                                            struct nodedb_vamana__read_errors *errors);
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s,
+                                                    const struct nodedb_vamana__target *exact,
+                                                    struct nodedb_vamana__near *results, size_t most, size_t from,
+                                                    size_t n, size_t *heap, struct nodedb_vamana__code_error *doubt,
+                                                    nodedb_error *err);
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, struct nodedb_vamana__doubt *doubt, nodedb_error *err);
+                                                size_t *heap, struct nodedb_vamana__code_error *doubt,
+                                                nodedb_error *err);
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const struct nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err);
-static bool nodedb_vamana__ask_file(struct nodedb_vamana__questions *q, uint64_t n, nodedb_status *status,
-                                    nodedb_error *err);
-static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s);
-static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s);
+static bool nodedb_vamana__answer_on_disk(struct nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err);
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s);
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s);
 static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
                                     uint8_t *block);
 static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb_vamana_open_config *config,
@@ -1741,6 +1761,9 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
                                                   nodedb_error *err);
 static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err);
 static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err);
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err);
+static void nodedb_vamana__free_disk(nodedb_vamana *index);
 
 /* Of KERNELS. */
 static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char *name, nodedb_error *err);
@@ -1791,40 +1814,39 @@ static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb
     const nodedb_vamana__arrays *a = target->arrays;
     const void *from = target->vector;
     float constant = target->constant;
-    size_t i;
     switch (target->measure) {
     case NODEDB_VAMANA__TO_L2:
         index->many_l2(from, a->vectors, index->stride, slots, count, index->components, out);
         break;
     case NODEDB_VAMANA__TO_IP:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = -out[i];
+        for (size_t i = 0; i < count; i++) out[i] = -out[i];
         break;
     case NODEDB_VAMANA__TO_COSINE_F32:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i]);
         break;
     case NODEDB_VAMANA__TO_COSINE_BYTES:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i] * constant * a->norms[slots[i]]);
+        for (size_t i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i] * constant * a->norms[slots[i]]);
         break;
     case NODEDB_VAMANA__CODE4_L2:
         k->l2_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count && target->zeros; i++)
+        for (size_t i = 0; i < count && target->zeros; i++)
             if (!(a->norms[slots[i]] > 0)) out[i] = target->zero;
         break;
     case NODEDB_VAMANA__CODE8_L2:
         k->l2_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count && target->zeros; i++)
+        for (size_t i = 0; i < count && target->zeros; i++)
             if (!(a->norms[slots[i]] > 0)) out[i] = target->zero;
         break;
     case NODEDB_VAMANA__CODE4_IP:
         k->dot_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
         break;
     case NODEDB_VAMANA__CODE8_IP:
         k->dot_i8_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
         break;
     }
 }
@@ -1845,25 +1867,6 @@ static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *ind
     return target;
 }
 
-/* The true distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher brought. */
-static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
-                                  float norm) {
-    const nodedb_vamana_kernels *k = &index->kernels->one;
-    const uint8_t *q = (const uint8_t *)target->vector, *x = (const uint8_t *)vector;
-    const float *qf = (const float *)target->vector, *xf = (const float *)vector;
-    const int8_t *qi = (const int8_t *)target->vector, *xi = (const int8_t *)vector;
-    bool l2 = index->metric == NODEDB_VAMANA_L2;
-    float d;
-    switch (index->type) {
-    case NODEDB_VAMANA_U8: d = l2 ? k->l2_u8(q, x, index->dim) : k->dot_u8(q, x, index->dim); break;
-    case NODEDB_VAMANA_I8: d = l2 ? k->l2_i8(qi, xi, index->dim) : k->dot_i8(qi, xi, index->dim); break;
-    default: d = l2 ? k->l2_f32(qf, xf, index->dim) : k->dot_f32(qf, xf, index->dim); break;
-    }
-    if (l2) return d;
-    if (index->metric == NODEDB_VAMANA_IP) return -d;
-    return nodedb_vamana__from_cosine(index->type == NODEDB_VAMANA_F32 ? d : d * target->constant * norm);
-}
-
 /* ---- vectors as the index stores them ---------------------------------------------------------------------------- */
 
 static double nodedb_vamana__component(const nodedb_vamana *index, const uint8_t *vector, uint32_t i) {
@@ -1876,14 +1879,13 @@ static double nodedb_vamana__component(const nodedb_vamana *index, const uint8_t
 static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const void *vector, uint8_t *to, float *norm,
                                             int64_t row, nodedb_error *err) {
     double squares = 0;
-    uint32_t i;
     char where[48] = "";
     memcpy(to, vector, index->vector_bytes);
     memset(to + index->vector_bytes, 0, index->stride - index->vector_bytes);
     if (row >= 0) (void)snprintf(where, sizeof where, " of vector %lld", (long long)row);
     if (index->type == NODEDB_VAMANA_F32) {
         float *x = (float *)(void *)to;
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             if (!nodedb_vamana__is_finite(x[i]))
                 return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "component %u%s is not a finite number", (unsigned)i,
                                     where);
@@ -1896,10 +1898,10 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
         if (index->metric == NODEDB_VAMANA_COSINE) {
             double length = sqrt(squares);
             *norm = (float)length;
-            for (i = 0; i < index->dim && length > 0; i++) x[i] = (float)((double)x[i] / length);
+            for (uint32_t i = 0; i < index->dim && length > 0; i++) x[i] = (float)((double)x[i] / length);
         }
     } else {
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             double x = nodedb_vamana__component(index, to, i);
             squares += x * x;
         }
@@ -1930,11 +1932,11 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
 #define NODEDB_VAMANA__FITS_ALL 65536u    /* slots from which on all lists have their full length */
 
 /* What one caller has met in a file: NODEDB_OK and `damaged`, or the first failure. */
-typedef struct nodedb_vamana__trouble {
+typedef struct nodedb_vamana__read_errors {
     nodedb_status failed;
     nodedb_error error;
     uint64_t damaged;            /* nodes, codes, ids or vectors that were passed over */
-} nodedb_vamana__trouble;
+} nodedb_vamana__read_errors;
 
 typedef struct nodedb_vamana__near { /* a slot and how near it is */
     float distance;
@@ -1971,10 +1973,10 @@ struct nodedb_vamana_searcher {
     uint32_t candidates_max, beam_count;
     nodedb_vamana_fetcher fetcher;  /* on disk: where records come from */
     bool own_fetcher;
-    struct nodedb_vamana__parked *parked; /* on disk: search_many's questions that wait for it; NULL: none yet */
-    size_t parked_bytes;            /* with their vectors and results, behind them */
-    struct nodedb_vamana__lane *lanes; /* packed: search_many's questions that walk side by side; NULL: none yet */
-    nodedb_vamana__trouble trouble; /* on disk: of the question that is under way */
+    struct nodedb_vamana__pending_rerank *pending; /* on disk: queries of search_many that wait for reads. NULL: none */
+    size_t pending_bytes;            /* with their vectors and results, behind them */
+    struct nodedb_vamana__walker *walkers; /* packed: search_many's questions that walk side by side; NULL: none yet */
+    nodedb_vamana__read_errors read_errors; /* on disk: of the question that is under way */
     uint32_t collected;             /* entries of the beam that are among the results, or do not pass */
     uint32_t early;                 /* on disk: reads that begin while the walk goes on; 0: none, or they have */
     uint64_t hops, computed, exact; /* of the query that is under way */
@@ -2015,8 +2017,8 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__seen_place(uint32_t slot) { return
 /* Puts the first `most` neighbours of a row, if they have not been seen, into s->slots; returns how many. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, const uint32_t *row, uint32_t most,
                                                      uint32_t *seen, uint32_t mask) {
-    uint32_t count = 0, i;
-    for (i = 0; i < most; i++) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < most; i++) {
         uint32_t slot = nodedb__load_acquire(&row[i]), *place;
         if (slot == NODEDB_VAMANA__NONE) break;
         place = &seen[nodedb_vamana__seen_place(slot) & mask];
@@ -2040,7 +2042,7 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
         if (row == NULL) return;
         count = nodedb_vamana__gather(s, row, nodedb__load_relaxed(&a->heads[from.slot].far), s->seen,
                                       s->seen_size - 1);
-        if (s->index->file != NULL) count = nodedb_vamana__sensible(s, count);
+        if (nodedb_vamana__is_on_disk(s->index)) count = nodedb_vamana__keep_valid(s, count);
         nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
         s->computed += count;
         for (i = 0, nearer = false; i < count; i++) {
@@ -2055,13 +2057,13 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
  * and measuring them all costs less than the hops that it saves. */
 static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
     const nodedb_vamana__arrays *a = target->arrays;
-    uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0, i;
+    uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0;
     nodedb_vamana__near nearest = {0, 0, 0};
     s->beam_count = 0;
     memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
     if (entry == NODEDB_VAMANA__NONE) return;
     s->slots[count++] = entry;
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++) {
         uint32_t slot = nodedb__load_acquire(&a->starts[i]);
         if (slot == NODEDB_VAMANA__NONE) break;
         s->slots[count++] = slot;
@@ -2070,25 +2072,12 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     if (count == 0) return;
     nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
     s->computed += count;
-    for (i = 1; i < count; i++)
+    for (uint32_t i = 1; i < count; i++)
         if (s->distances[i] < s->distances[best]) best = i;
     nearest.distance = s->distances[best], nearest.slot = s->slots[best];
     (void)nodedb_vamana__beam_add(s, width, s->distances[0], s->slots[0]);
     if (best != 0) (void)nodedb_vamana__beam_add(s, width, nearest.distance, nearest.slot);
     nodedb_vamana__descend(s, target, width, nearest);
-}
-
-/* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
- * on. The rerank requests these reads again and reports the error. */
-static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
-    uint32_t slots[32], i, n = 0;
-    for (i = 0; i < s->early; i++) {
-        slots[n++] = s->beam[i].slot;
-        if (n < 32 && i + 1 < s->early) continue;
-        (void)s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, NULL);
-        n = 0;
-    }
-    s->early = 0;
 }
 
 /* Greedy search (DiskANN algorithm 1) from the entry: leaves the `width` nearest slots that it met in s->beam, removed
@@ -2104,11 +2093,11 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
     nodedb_vamana__begin_walk(s, target, width);
     while (next < s->beam_count) {
         const uint32_t *row = nodedb_vamana__row(index, a, s->beam[next].slot);
-        uint32_t i, count = 0;
+        uint32_t count = 0;
         assert(!s->beam[next].mark);
         s->beam[next].mark = 1;
         s->hops++;
-        if (!partial || nodedb_vamana__have_row(index, s->beam[next].slot, &s->trouble))
+        if (!partial || nodedb_vamana__have_row(index, s->beam[next].slot, &s->read_errors))
             count = nodedb_vamana__gather(s, row, index->degree, seen, mask);
         if (partial) count = nodedb_vamana__have_codes(s, count);
         do next++;
@@ -2118,7 +2107,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
             nodedb_vamana__prefetch((const uint8_t *)nodedb_vamana__row(index, a, s->beam[next].slot), 256);
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
-        for (i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++) {
             uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
             if (at < next) next = at;
         }
@@ -2134,7 +2123,7 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
 
 /* Entries of a list of a selection: both tiers may fill a row. */
 static size_t nodedb_vamana__pick_list(const nodedb_vamana_searcher *s) {
-    return nodedb_vamana__least(2 * (size_t)s->index->degree + s->index->degree / 8, 2 * (size_t)s->fits) + 4;
+    return nodedb_vamana__min(2 * (size_t)s->index->degree + s->index->degree / 8, 2 * (size_t)s->fits) + 4;
 }
 
 /* One block of memory, cut into the searcher's arrays; with `at` NULL only the size is computed. */
@@ -2176,10 +2165,10 @@ static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t be
     s->beam_max = beam;
     for (s->fits = 1; s->fits < slots && s->fits < NODEDB_VAMANA__FITS_ALL;) s->fits *= 2;
     s->list_max = s->fits == NODEDB_VAMANA__FITS_ALL || s->fits > beam ? beam : s->fits;
-    s->candidates_max = (uint32_t)nodedb_vamana__least(all, (size_t)8 * s->fits + 16);
+    s->candidates_max = (uint32_t)nodedb_vamana__min(all, (size_t)8 * s->fits + 16);
     if (s->fits == NODEDB_VAMANA__FITS_ALL) s->candidates_max = (uint32_t)all;
     s->seen_most = NODEDB_VAMANA__SEEN_MAX;
-    nodedb_vamana__see_for(s, s->prunes && s->index->beam_follows ? beam / NODEDB_VAMANA__SEEN_SHARE : beam);
+    nodedb_vamana__see_for(s, s->prunes && s->index->beam_adapts ? beam / NODEDB_VAMANA__SEEN_SHARE : beam);
     if (s->seen_size > 8 * s->fits) s->seen_size = 8 * s->fits;
     s->seen_most = s->seen_size;
     s->memory_bytes = nodedb_vamana__searcher_cut(s, NULL);
@@ -2227,15 +2216,15 @@ NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *se
     allocator = searcher->allocator;
     if (searcher->own_fetcher && searcher->fetcher.destroy != NULL) searcher->fetcher.destroy(searcher->fetcher.ctx);
     nodedb__release(&allocator, searcher->memory, searcher->memory_bytes);
-    nodedb__release(&allocator, searcher->parked, searcher->parked_bytes);
-    nodedb_vamana__free_lanes(searcher);
+    nodedb__release(&allocator, searcher->pending, searcher->pending_bytes);
+    nodedb_vamana__free_walkers(searcher);
     nodedb__release(&allocator, searcher, sizeof *searcher);
 }
 
 NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vamana_searcher *searcher) {
     return searcher == NULL ? 0
-                            : searcher->memory_bytes + searcher->parked_bytes + sizeof *searcher +
-                                  nodedb_vamana__lanes_bytes(searcher);
+                            : searcher->memory_bytes + searcher->pending_bytes + sizeof *searcher +
+                                  nodedb_vamana__walkers_bytes(searcher);
 }
 
 /* ===================================================================================================================
@@ -2348,7 +2337,7 @@ static bool nodedb_vamana__is_same(const nodedb_vamana *index, uint32_t slot, co
 /* Measures a candidate against those that have passed, a few at a time, as most are shut out early. True: by the
  * relaxed rule one of them shuts it out; or, if only the strict tier has room, by the strict rule one of that tier.
  * *strict: it passes that. */
-static bool nodedb_vamana__is_shut_out(nodedb_vamana__selection *x, const nodedb_vamana__near *c,
+static bool nodedb_vamana__is_occluded(nodedb_vamana__selection *x, const nodedb_vamana__near *c,
                                        const nodedb_vamana__passed *p, bool *strict, uint32_t strict_only) {
     const nodedb_vamana *index = x->index;
     nodedb_vamana__target target;
@@ -2393,9 +2382,9 @@ static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_
         if (x->same_count < NODEDB_VAMANA__SAME_MAX || child) x->same[x->same_count++] = c->slot;
         return;
     }
-    out = nodedb_vamana__is_shut_out(x, c, fresh ? &x->all : &x->fresh, &strict, full);
+    out = nodedb_vamana__is_occluded(x, c, fresh ? &x->all : &x->fresh, &strict, full);
     if (!out && !fresh && !strict && (mark & NODEDB_VAMANA__STRICT) != 0) /* as such it was not tried against all */
-        out = nodedb_vamana__is_shut_out(x, c, &x->all, &strict, full);
+        out = nodedb_vamana__is_occluded(x, c, &x->all, &strict, full);
     if (out && !child) return;
     if (out) {
         x->forced[x->forced_count++] = c->slot;
@@ -2410,7 +2399,7 @@ static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_
  * most `keep`. */
 static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                   uint32_t slot, uint32_t level, size_t n, uint32_t keep) {
-    size_t list = nodedb_vamana__pick_list(s), i;
+    size_t list = nodedb_vamana__pick_list(s);
     const nodedb_vamana__near *c = s->candidates;
     uint32_t known = level > 0 ? 0 : NODEDB_VAMANA__PASSED | NODEDB_VAMANA__STRICT | NODEDB_VAMANA__CHILD, mark;
     memset(x, 0, sizeof *x);
@@ -2418,10 +2407,10 @@ static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vama
     x->same = s->picks, x->forced = x->same + list, x->others = x->forced + list;
     x->all.slots = x->others + list, x->all.strict = x->all.slots + list;
     x->fresh.slots = x->all.strict + list, x->fresh.strict = x->fresh.slots + list;
-    for (i = 0; i < n && level == 0; i++)
+    for (size_t i = 0; i < n && level == 0; i++)
         x->children += (c[i].mark & (NODEDB_VAMANA__CHILD | NODEDB_VAMANA__FAR)) == NODEDB_VAMANA__CHILD &&
                        (i == 0 || c[i].slot != c[i - 1].slot);
-    for (i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         if (c[i].slot == slot || (i > 0 && c[i].slot == c[i - 1].slot) || (c[i].mark & NODEDB_VAMANA__FAR) != 0 ||
             (level > 0 && nodedb_vamana__level(index->arrays, c[i].slot) < level))
             continue;
@@ -2434,8 +2423,7 @@ static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vama
 /* Appends up to `keep` in all of a tier of those that have passed: 1 the strict one, 0 the other. */
 static uint32_t nodedb_vamana__append_tier(uint32_t *chosen, uint32_t count, const nodedb_vamana__passed *p,
                                            uint32_t tier, uint32_t keep) {
-    uint32_t i;
-    for (i = 0; i < p->count && count < keep; i++)
+    for (uint32_t i = 0; i < p->count && count < keep; i++)
         if (p->strict[i] == tier) chosen[count++] = p->slots[i];
     return count;
 }
@@ -2448,19 +2436,18 @@ static uint32_t nodedb_vamana__append(uint32_t *chosen, uint32_t count, const ui
 /* Chooses the edges of a node's levels among the candidates again, and marks them FAR. */
 static void nodedb_vamana__choose_far(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                       uint32_t keep) {
-    uint32_t levels = nodedb_vamana__level(index->arrays, slot), level, count, share;
+    uint32_t levels = nodedb_vamana__level(index->arrays, slot), count, share;
     nodedb_vamana__selection x;
-    size_t i, j;
-    share = (uint32_t)nodedb_vamana__least(keep / 2, 255) / levels;
+    share = (uint32_t)nodedb_vamana__min(keep / 2, 255) / levels;
     if (share == 0) share = 1;
-    for (i = 0; i < n; i++) s->candidates[i].mark &= ~(uint32_t)NODEDB_VAMANA__FAR;
-    for (level = levels; level > 0; level--) {
+    for (size_t i = 0; i < n; i++) s->candidates[i].mark &= ~(uint32_t)NODEDB_VAMANA__FAR;
+    for (uint32_t level = levels; level > 0; level--) {
         nodedb_vamana__select(&x, index, s, slot, level, n, share);
         count = nodedb_vamana__append(s->chosen, 0, x.same, x.same_count);
         count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, share);
         count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, share);
-        for (i = 0; i < n; i++)
-            for (j = 0; j < count; j++)
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < count; j++)
                 if (s->candidates[i].slot == s->chosen[j]) s->candidates[i].mark |= NODEDB_VAMANA__FAR;
     }
 }
@@ -2472,12 +2459,11 @@ static uint32_t nodedb_vamana__far_edges(const nodedb_vamana *index, nodedb_vama
     const nodedb_vamana__near *c = s->candidates;
     uint32_t count = 0;
     bool come = false;
-    size_t i;
     if (nodedb_vamana__level(index->arrays, slot) == 0) return 0;
-    for (i = 0; i < n && !come; i++)
+    for (size_t i = 0; i < n && !come; i++)
         come = (c[i].mark & NODEDB_VAMANA__OLD) == 0 && nodedb_vamana__level(index->arrays, c[i].slot) > 0;
     if (come) nodedb_vamana__choose_far(index, s, slot, n, keep);
-    for (i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++)
         if ((c[i].mark & NODEDB_VAMANA__FAR) != 0 && (i == 0 || c[i].slot != c[i - 1].slot))
             s->chosen[count++] = c[i].slot;
     assert(count < keep);
@@ -2486,10 +2472,9 @@ static uint32_t nodedb_vamana__far_edges(const nodedb_vamana *index, nodedb_vama
 
 /* A slot that a walk has met may be in the row too: what is known of one of them is known of all. */
 static void nodedb_vamana__join_marks(nodedb_vamana__near *c, size_t n) {
-    size_t i;
-    for (i = 1; i < n; i++)
+    for (size_t i = 1; i < n; i++)
         if (c[i].slot == c[i - 1].slot) c[i].mark |= c[i - 1].mark;
-    for (i = n; i-- > 1;)
+    for (size_t i = n; i-- > 1;)
         if (c[i].slot == c[i - 1].slot) c[i - 1].mark |= c[i].mark;
 }
 
@@ -2498,7 +2483,7 @@ static void nodedb_vamana__join_marks(nodedb_vamana__near *c, size_t n) {
  * A node of a level reserves up to half of its row for others of its levels: see LEVELS. */
 static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                      uint32_t keep) {
-    uint32_t count, far, i;
+    uint32_t count, far;
     nodedb_vamana__selection x;
     assert(keep >= 2 && keep <= index->degree && n <= s->candidates_max && s->prunes);
     nodedb_vamana__sort_candidates(s->candidates, n, nodedb_mix64(index->seed ^ slot));
@@ -2508,12 +2493,12 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
     keep -= x.forced_count;
     count = nodedb_vamana__append(s->chosen, count, x.same, x.same_count);
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, keep);
-    s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__least(count - far, 255);
-    for (i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* of the others, children first */
+    s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__min(count - far, 255);
+    for (uint32_t i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* of the others, children first */
         if (x.all.strict[i] == 0 && nodedb_vamana__is_child(index->arrays, slot, x.all.slots[i]))
             s->chosen[count++] = x.all.slots[i], x.all.strict[i] = 2;
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, keep);
-    s->head.pruned = (uint8_t)nodedb_vamana__least(count - far, 255);
+    s->head.pruned = (uint8_t)nodedb_vamana__min(count - far, 255);
     count = nodedb_vamana__append(s->chosen, count, x.forced, x.forced_count);
     assert(count <= keep + x.forced_count);
     return count;
@@ -2525,12 +2510,12 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
  * neighbours and some of the new, each of them a node that it may visit. */
 static void nodedb_vamana__set_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
                                    const uint32_t *neighbours, uint32_t count, nodedb_vamana__head head) {
-    uint32_t *row = nodedb_vamana__row(index, a, from), i;
+    uint32_t *row = nodedb_vamana__row(index, a, from);
     assert(count <= index->degree);
     nodedb_vamana__before_change(index, from);
     a->heads[from].strict = head.strict, a->heads[from].pruned = head.pruned;
     nodedb__store_relaxed(&a->heads[from].far, head.far);
-    for (i = 0; i < index->degree; i++) {
+    for (uint32_t i = 0; i < index->degree; i++) {
         uint32_t slot = i < count ? neighbours[i] : NODEDB_VAMANA__NONE;
         if (row[i] != slot) nodedb__store_release(&row[i], slot);
     }
@@ -2548,8 +2533,8 @@ static size_t nodedb_vamana__row_as_candidates(const nodedb_vamana *index, noded
                                                size_t n) {
     const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
     nodedb_vamana__head head = index->arrays->heads[slot];
-    uint32_t i, count = nodedb_vamana__row_count(index, row);
-    for (i = 0; i < count; i++, n++) {
+    uint32_t count = nodedb_vamana__row_count(index, row);
+    for (uint32_t i = 0; i < count; i++, n++) {
         uint32_t mark = NODEDB_VAMANA__OLD;
         if (i < head.far) mark |= NODEDB_VAMANA__FAR;
         else if (i - head.far < head.strict) mark |= NODEDB_VAMANA__STRICT | NODEDB_VAMANA__PASSED;
@@ -2576,9 +2561,9 @@ static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searche
                                      size_t count, uint32_t keep) {
     uint32_t *row = nodedb_vamana__row(index, index->arrays, from);
     uint32_t had = nodedb_vamana__row_count(index, row), used = had;
-    size_t n = 0, i, j;
+    size_t n = 0, j;
     nodedb_vamana__before_change(index, from);
-    for (i = 0; i <= count; i++) { /* the low halves of `to` are the slots; once more to prune what is left */
+    for (size_t i = 0; i <= count; i++) { /* the low halves of `to` are the slots; once more to prune what is left */
         if (i < count) {
             for (j = 0; j < had && row[j] != (uint32_t)to[i]; j++) {
             }
@@ -2626,15 +2611,15 @@ static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_va
                                       uint32_t level) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = target->arrays;
-    uint32_t count = 0, next = 0, i;
+    uint32_t count = 0, next = 0;
     s->beam_count = 0;
     memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
         if (nodedb_vamana__level(a, a->starts[i]) >= level) s->slots[count++] = a->starts[i];
     for (;;) {
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
-        for (i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++) {
             uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
             if (at < next) next = at;
         }
@@ -2643,7 +2628,7 @@ static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_va
         s->beam[next].mark = 1;
         count = nodedb_vamana__gather(s, nodedb_vamana__row(index, a, s->beam[next].slot),
                                       a->heads[s->beam[next].slot].far, s->seen, s->seen_size - 1);
-        for (i = 0; i < count;) {
+        for (uint32_t i = 0; i < count;) {
             if (nodedb_vamana__level(a, s->slots[i]) >= level) i++;
             else s->slots[i] = s->slots[--count];
         }
@@ -2665,14 +2650,14 @@ static void nodedb_vamana__offer_start(nodedb_vamana__arrays *a, uint32_t slot) 
 }
 
 /* A removed node is no start any more: its neighbour of the highest level is, or there is one less. */
-static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
+static void nodedb_vamana__replace_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t at, last, i, j, best = NODEDB_VAMANA__NONE, highest = 0;
+    uint32_t at, last, j, best = NODEDB_VAMANA__NONE, highest = 0;
     for (at = 0; at < NODEDB_VAMANA__STARTS_MAX && a->starts[at] != slot; at++) {
     }
     if (at == NODEDB_VAMANA__STARTS_MAX) return;
     for (last = at; last + 1 < NODEDB_VAMANA__STARTS_MAX && a->starts[last + 1] != NODEDB_VAMANA__NONE;) last++;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         uint32_t level = nodedb_vamana__level(a, row[i]);
         if (level <= highest || a->states[row[i]] != NODEDB_VAMANA__LIVE) continue;
         for (j = 0; j <= last && a->starts[j] != row[i]; j++) {
@@ -2691,7 +2676,7 @@ static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vaman
  * in 400, the beam shrinks again. */
 
 #define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build, at most */
-#define NODEDB_VAMANA__BEAM_WATCHED 64u  /* one node of so many walks twice, as its id and the seed say */
+#define NODEDB_VAMANA__BEAM_PROBED 64u  /* one node of so many walks twice, as its id and the seed say */
 #define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes from which on: fewer are met nearly all */
 #define NODEDB_VAMANA__BEAM_WINDOW 320u  /* nearest that are counted before the beam changes */
 #define NODEDB_VAMANA__BEAM_WIDENS 50u
@@ -2699,20 +2684,20 @@ static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vaman
 
 /* The widest beam that finds neighbours. */
 static uint32_t nodedb_vamana__beam_most(const nodedb_vamana *index) {
-    return index->beam_follows ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
+    return index->beam_adapts ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
 }
 
 /* A walk has been made. Walks again with twice the beam, if it is this node's turn, and counts what only that meets. */
-static void nodedb_vamana__watch_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
+static void nodedb_vamana__probe_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                       const nodedb_vamana__target *target, uint32_t slot) {
-    uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, i, j;
-    if (!index->beam_follows || index->live < NODEDB_VAMANA__BEAM_FIRST ||
-        nodedb_mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_WATCHED != 0)
+    uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, j;
+    if (!index->beam_adapts || index->live < NODEDB_VAMANA__BEAM_FIRST ||
+        nodedb_mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_PROBED != 0)
         return;
     memcpy(s->spare, s->beam, narrow * sizeof *s->spare);
     nodedb_vamana__walk(s, target, wide < s->beam_max ? wide : s->beam_max);
     found = s->beam_count < NODEDB_VAMANA__JUDGE_NEAREST ? s->beam_count : NODEDB_VAMANA__JUDGE_NEAREST;
-    for (i = 0; i < found; i++) {
+    for (uint32_t i = 0; i < found; i++) {
         for (j = 0; j < narrow && s->spare[j].slot != s->beam[i].slot; j++) {
         }
         s->beam_missed += j == narrow;
@@ -2727,7 +2712,7 @@ static void nodedb_vamana__count_beam(nodedb_vamana *index, nodedb_vamana_search
 }
 
 /* The beam follows what has been counted. */
-static void nodedb_vamana__follow_beam(nodedb_vamana *index) {
+static void nodedb_vamana__adapt_beam(nodedb_vamana *index) {
     uint32_t now = index->beam_now, most = nodedb_vamana__beam_most(index);
     if (index->beam_asked < NODEDB_VAMANA__BEAM_WINDOW) return;
     if (index->beam_missed > index->beam_asked / NODEDB_VAMANA__BEAM_WIDENS) now += now / 4;
@@ -2748,19 +2733,19 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot), code;
     bool by_code = a->codes != NULL && index->stride >= NODEDB_VAMANA__BUILD_GAIN * a->coder->stride;
     size_t n = 0, had;
-    uint32_t i, level, walked;
+    uint32_t walked;
     s->arrays = a;
     if (by_code)
         code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, a->norms == NULL ? 0 : a->norms[slot]);
     nodedb_vamana__see_for(s, index->beam_now);
     nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_now);
-    nodedb_vamana__watch_beam(index, s, by_code ? &code : &target, slot);
-    for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
+    nodedb_vamana__probe_beam(index, s, by_code ? &code : &target, slot);
+    for (uint32_t i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
     walked = (uint32_t)n;
-    for (level = nodedb_vamana__level(a, slot); level > 0; level--) {
+    for (uint32_t level = nodedb_vamana__level(a, slot); level > 0; level--) {
         nodedb_vamana__walk_level(s, by_code ? &code : &target, s->beam_max < NODEDB_VAMANA__LEVEL_BEAM
                                       ? s->beam_max : NODEDB_VAMANA__LEVEL_BEAM, level);
-        for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
+        for (uint32_t i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
     }
     had = by_code ? 0 : n;
     n = nodedb_vamana__row_as_candidates(index, s, slot, n);
@@ -2787,9 +2772,9 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
 /* How many more children a node may have. */
 static uint32_t nodedb_vamana__room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t most = index->degree / NODEDB_VAMANA__CHILDREN_SHARE, count = 0, i;
+    uint32_t most = index->degree / NODEDB_VAMANA__CHILDREN_SHARE, count = 0;
     if (most < NODEDB_VAMANA__CHILDREN_MIN) most = NODEDB_VAMANA__CHILDREN_MIN;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
         count += nodedb_vamana__is_child(a, slot, row[i]);
     return count < most ? most - count : 0;
 }
@@ -2800,8 +2785,7 @@ static bool nodedb_vamana__has_room(const nodedb_vamana *index, const nodedb_vam
 
 /* Is `slot` in the tree, and not below `below`? False also where it is too far from the entry to tell. */
 static bool nodedb_vamana__is_in_tree(const nodedb_vamana__arrays *a, uint32_t slot, uint32_t below) {
-    uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
         if (slot == a->entry) return true;
         slot = a->parents[slot];
     }
@@ -2814,8 +2798,8 @@ static uint32_t nodedb_vamana__find_room(const nodedb_vamana *index, const noded
                                          uint64_t chance) {
     while (!nodedb_vamana__has_room(index, a, from)) {
         const uint32_t *row = nodedb_vamana__row(index, a, from);
-        uint32_t next = NODEDB_VAMANA__NONE, count = 0, i;
-        for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+        uint32_t next = NODEDB_VAMANA__NONE, count = 0;
+        for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
             if (nodedb_vamana__is_child(a, from, row[i]) && (chance = nodedb_mix64(chance)) % ++count == 0)
                 next = row[i];
         assert(next != NODEDB_VAMANA__NONE);
@@ -2832,8 +2816,7 @@ static void nodedb_vamana__set_parent(const nodedb_vamana *index, uint32_t slot,
 /* The parent of a node that has no children yet: the nearest in `row` that has room. */
 static uint32_t nodedb_vamana__first_parent(const nodedb_vamana *index, const uint32_t *row, uint32_t count) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i;
-    for (i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++)
         if (nodedb_vamana__has_room(index, a, row[i])) return row[i];
     return NODEDB_VAMANA__NONE;
 }
@@ -2842,8 +2825,8 @@ static uint32_t nodedb_vamana__first_parent(const nodedb_vamana *index, const ui
 static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t parent = NODEDB_VAMANA__NONE, i, j;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++) {
+    uint32_t parent = NODEDB_VAMANA__NONE, j;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++) {
         const uint32_t *back = nodedb_vamana__row(index, a, row[i]); /* one who has the edge already pays nothing */
         for (j = 0; j < index->degree && back[j] != NODEDB_VAMANA__NONE && back[j] != slot; j++) {
         }
@@ -2851,7 +2834,7 @@ static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searc
             nodedb_vamana__has_room(index, a, row[i]) && nodedb_vamana__is_in_tree(a, row[i], slot))
             parent = row[i];
     }
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++)
         if (a->states[row[i]] == NODEDB_VAMANA__LIVE && nodedb_vamana__has_room(index, a, row[i]) &&
             nodedb_vamana__is_in_tree(a, row[i], slot))
             parent = row[i];
@@ -2864,9 +2847,8 @@ static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searc
 static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t i;
     nodedb_vamana__set_parent(index, slot, NODEDB_VAMANA__NONE); /* what is below it is not in the tree for now */
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         if (!nodedb_vamana__is_child(a, slot, row[i])) continue;
         nodedb_vamana__set_parent(index, row[i], NODEDB_VAMANA__NONE);
         if (a->entry == slot) nodedb__store_release(&a->entry, row[i]);
@@ -2921,22 +2903,22 @@ static void nodedb_vamana__leave(const nodedb_vamana *index, uint32_t stripe, ui
 /* Has every reader left who began before the epoch moved last? */
 static bool nodedb_vamana__readers_left(const nodedb_vamana *index) {
     const nodedb_vamana__readers *r = index->readers;
-    uint32_t before = (r->epoch & 1) ^ 1, i;
-    for (i = 0; i < NODEDB_VAMANA__STRIPES; i++)
+    uint32_t before = (r->epoch & 1) ^ 1;
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STRIPES; i++)
         if (__atomic_load_n(&r->pins[i].count[before], __ATOMIC_SEQ_CST) != 0) return false;
     return true;
 }
 
 /* Moves the epoch on, so that readers_left becomes true once all who read now are gone. Those of the epoch before must
  * have gone, as the new readers take their counters. */
-static void nodedb_vamana__begin_wait(nodedb_vamana *index) {
+static void nodedb_vamana__advance_epoch(nodedb_vamana *index) {
     while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
     __atomic_store_n(&index->readers->epoch, index->readers->epoch + 1, __ATOMIC_SEQ_CST);
 }
 
 /* Returns when nobody reads what was unlinked before the call. */
 static void nodedb_vamana__await_readers(nodedb_vamana *index) {
-    nodedb_vamana__begin_wait(index);
+    nodedb_vamana__advance_epoch(index);
     while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
 }
 
@@ -3001,7 +2983,7 @@ static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
 
 /* ---- slots ------------------------------------------------------------------------------------------------------- */
 
-static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
+static uint32_t nodedb_vamana__alloc_slot(nodedb_vamana *index) {
     nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot = index->first_free;
     if (slot != NODEDB_VAMANA__NONE) {
@@ -3037,13 +3019,13 @@ static void nodedb_vamana__count_live(nodedb_vamana *index, uint32_t live, uint3
 static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t count, i;
+    uint32_t count;
     if (a->entry == NODEDB_VAMANA__NONE) return;
     count = nodedb_vamana__choose_neighbours(index, s, slot, index);
-    nodedb_vamana__count_beam(index, s), nodedb_vamana__follow_beam(index);
+    nodedb_vamana__count_beam(index, s), nodedb_vamana__adapt_beam(index);
     nodedb_vamana__set_row(index, a, slot, s->chosen, count, s->head);
     nodedb_vamana__set_parent(index, slot, nodedb_vamana__first_parent(index, row, count));
-    for (i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
+    for (uint32_t i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
     if (a->parents[slot] == NODEDB_VAMANA__NONE) nodedb_vamana__find_parent(index, s, slot);
 }
 
@@ -3067,7 +3049,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
         old = NODEDB_VAMANA__NONE;
     }
     a = index->arrays;
-    slot = nodedb_vamana__take_slot(index);
+    slot = nodedb_vamana__alloc_slot(index);
     memcpy(nodedb_vamana__vector(index, a, slot), s->query, index->stride);
     if (a->norms != NULL) a->norms[slot] = norm;
     nodedb_vamana__note_zeros(index, a, norm);
@@ -3078,7 +3060,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__LIVE);
     if (a->entry == NODEDB_VAMANA__NONE) nodedb__store_release(&a->entry, slot);
     nodedb_vamana__count_live(index, index->live + 1, index->removed);
-    nodedb_vamana__count_came(index, 1);
+    nodedb_vamana__count_inserted(index, 1);
     if (!nodedb_vamana__table_add(a, slot)) assert(false);
     nodedb_vamana__offer_start(a, slot);
     (void)nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
@@ -3101,18 +3083,17 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
     const uint32_t *row = nodedb_vamana__row(index, a, removed);
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot);
     nodedb_vamana__near best[NODEDB_VAMANA__REPLACEMENTS];
-    uint32_t i, count = 0, found = 0;
-    size_t j;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    uint32_t count = 0, found = 0;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         bool known = row[i] == slot || a->states[row[i]] != NODEDB_VAMANA__LIVE ||
                      (level > 0 && nodedb_vamana__level(a, row[i]) < level);
-        for (j = 0; j < n && !known; j++) known = s->candidates[j].slot == row[i];
+        for (size_t j = 0; j < n && !known; j++) known = s->candidates[j].slot == row[i];
         if (!known) s->slots[count++] = row[i];
     }
     nodedb_vamana__measure_many(index, &target, s->slots, count, s->distances);
     s->computed += count;
     if (level > 0 && count > NODEDB_VAMANA__REPLACEMENTS) count = NODEDB_VAMANA__REPLACEMENTS;
-    for (i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         uint32_t at = found;
         while (at > 0 && best[at - 1].distance > s->distances[i]) at--;
         if (at == NODEDB_VAMANA__REPLACEMENTS) continue;
@@ -3120,13 +3101,13 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
         memmove(&best[at + 1], &best[at], (found - 1 - at) * sizeof best[0]);
         best[at].distance = s->distances[i], best[at].slot = s->slots[i], best[at].mark = 0;
     }
-    for (i = 0; i < found && n < s->candidates_max; i++) s->candidates[n++] = best[i];
+    for (uint32_t i = 0; i < found && n < s->candidates_max; i++) s->candidates[n++] = best[i];
     return n;
 }
 
 /* Replaces the edges of a node that lead to removed ones: an edge between two of a level by others of that level too.
  * */
-static void nodedb_vamana__mend(nodedb_vamana *index, uint32_t slot) {
+static void nodedb_vamana__repair(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t *row = nodedb_vamana__row(index, a, slot), i, count, level = nodedb_vamana__level(a, slot);
@@ -3165,8 +3146,8 @@ static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, removed);
-    uint32_t i, j, count;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    uint32_t j, count;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, row[i]);
         uint32_t best = 0;
         if (a->states[row[i]] != NODEDB_VAMANA__LIVE) continue;
@@ -3184,15 +3165,14 @@ static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
 /* One step of the sweep. */
 static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i;
-    if (index->sweep == NODEDB_VAMANA__MENDING) {
+    if (index->sweep == NODEDB_VAMANA__REPAIRING) {
         uint8_t state = index->sweep_at < a->slots ? a->states[index->sweep_at] : 0;
-        if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__mend(index, index->sweep_at);
+        if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__repair(index, index->sweep_at);
         else if (state >= NODEDB_VAMANA__REMOVED && index->metric == NODEDB_VAMANA_IP)
             nodedb_vamana__bridge(index, index->sweep_at);
         if (++index->sweep_at < a->slots) return;
         index->sweep = NODEDB_VAMANA__WAITING; /* no row holds a victim any more, but a search under way may */
-        nodedb_vamana__begin_wait(index);
+        nodedb_vamana__advance_epoch(index);
     }
     if (index->sweep == NODEDB_VAMANA__WAITING) {
         if (!nodedb_vamana__readers_left(index)) return;
@@ -3200,7 +3180,7 @@ static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
         return;
     }
     assert(index->sweep == NODEDB_VAMANA__FREEING);
-    for (i = 0; i < NODEDB_VAMANA__FREE_PER_NODE && index->sweep_at < a->slots; i++, index->sweep_at++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__FREE_PER_NODE && index->sweep_at < a->slots; i++, index->sweep_at++) {
         if (!nodedb_vamana__is_victim(index, index->sweep_at)) continue;
         nodedb_vamana__free_slot(index, index->sweep_at);
         assert(index->removed > 0);
@@ -3212,29 +3192,29 @@ static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
 static void nodedb_vamana__sweep_begin(nodedb_vamana *index) {
     assert(index->sweep == NODEDB_VAMANA__IDLE);
     index->colour = index->colour == NODEDB_VAMANA__REMOVED ? NODEDB_VAMANA__REMOVED + 1 : NODEDB_VAMANA__REMOVED;
-    index->sweep = NODEDB_VAMANA__MENDING;
+    index->sweep = NODEDB_VAMANA__REPAIRING;
     index->sweep_at = 0;
 }
 
 /* ---- remove ------------------------------------------------------------------------------------------------------ */
 
 /* The last vector is gone: so are all traces of the others, once nobody looks at them. */
-static void nodedb_vamana__forget_all(nodedb_vamana *index) {
+static void nodedb_vamana__reset(nodedb_vamana *index) {
     nodedb_vamana__arrays *a;
-    uint32_t slot, slots;
-    for (slot = 0; slot < index->arrays->slots && index->save != NULL; slot++)
+    uint32_t slots;
+    for (uint32_t slot = 0; slot < index->arrays->slots && index->save != NULL; slot++)
         nodedb_vamana__before_change(index, slot);
     if (index->arrays->codes != NULL) (void)nodedb_vamana__replace_codes(index, NULL, NULL);
     a = index->arrays, slots = a->slots;
     assert(index->live == 0);
     nodedb_vamana__drop_recoding(index);
     nodedb__store_release(&a->entry, NODEDB_VAMANA__NONE);
-    for (slot = 0; slot < NODEDB_VAMANA__STARTS_MAX; slot++)
+    for (uint32_t slot = 0; slot < NODEDB_VAMANA__STARTS_MAX; slot++)
         nodedb__store_release(&a->starts[slot], NODEDB_VAMANA__NONE);
     nodedb_vamana__await_readers(index);
     nodedb__store_release(&a->slots, 0);
     a->zeros = false;
-    for (slot = 0; slot < slots; slot++) {
+    for (uint32_t slot = 0; slot < slots; slot++) {
         nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
         nodedb_vamana__clear_row(index, a, slot);
         a->parents[slot] = NODEDB_VAMANA__NONE;
@@ -3253,10 +3233,10 @@ static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__set_state(a, slot, index->colour);
     nodedb_vamana__count_live(index, index->live - 1, index->removed + 1);
     if (index->live == 0) {
-        nodedb_vamana__forget_all(index);
+        nodedb_vamana__reset(index);
         return;
     }
-    nodedb_vamana__forget_start(index, a, slot);
+    nodedb_vamana__replace_start(index, a, slot);
     nodedb_vamana__leave_tree(index, index->writer, slot);
     if (removed_max < NODEDB_VAMANA__REMOVED_MIN) removed_max = NODEDB_VAMANA__REMOVED_MIN;
     if (index->sweep == NODEDB_VAMANA__IDLE && index->removed >= removed_max) nodedb_vamana__sweep_begin(index);
@@ -3276,7 +3256,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
 }
 
 NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget) {
-    if (index == NULL || index->file != NULL) return false;
+    if (index == NULL || nodedb_vamana__is_on_disk(index)) return false;
     for (; budget > 0; budget--) {
         bool coding = nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
         if (index->sweep == NODEDB_VAMANA__IDLE) {
@@ -3304,16 +3284,16 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 #define NODEDB_VAMANA__WIDE_PER_K 4u          /* where so wide a beam ends in doubt, the walk is repeated on vectors */
 #define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
 #define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk they are measured so many at a time */
-#define NODEDB_VAMANA__DOUBT_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
+#define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
 #define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by one in so many for each of the slack */
-#define NODEDB_VAMANA__DOUBT_AGAIN 1.5        /* the same at the end of a beam, for walking again on vectors */
-#define NODEDB_VAMANA__DOUBT 2.7              /* standard deviations of the codes' error that are allowed for */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* the same at the end of a beam, for walking again on vectors */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that are allowed for */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
 
 /* Is `a` a worse result than `b`? Ties are settled by the id. */
-static bool nodedb_vamana__worse(const uint64_t *ids, const nodedb_vamana__near *a, const nodedb_vamana__near *b) {
+static bool nodedb_vamana__heap_worse(const uint64_t *ids, const nodedb_vamana__near *a, const nodedb_vamana__near *b) {
     if (a->distance != b->distance) return a->distance > b->distance;
     return ids[a->slot] > ids[b->slot];
 }
@@ -3323,26 +3303,26 @@ static void nodedb_vamana__sift_down(const uint64_t *ids, nodedb_vamana__near *h
                                      nodedb_vamana__near one) {
     size_t at = 0, child;
     while ((child = 2 * at + 1) < n) {
-        if (child + 1 < n && nodedb_vamana__worse(ids, &heap[child + 1], &heap[child])) child++;
-        if (!nodedb_vamana__worse(ids, &heap[child], &one)) break;
+        if (child + 1 < n && nodedb_vamana__heap_worse(ids, &heap[child + 1], &heap[child])) child++;
+        if (!nodedb_vamana__heap_worse(ids, &heap[child], &one)) break;
         heap[at] = heap[child], at = child;
     }
     heap[at] = one;
 }
 
 /* Keeps the best `most` of all that are offered; returns their new number. */
-static size_t nodedb_vamana__offer(const uint64_t *ids, nodedb_vamana__near *heap, size_t n, size_t most,
-                                   float distance, uint32_t slot) {
+static size_t nodedb_vamana__heap_offer(const uint64_t *ids, nodedb_vamana__near *heap, size_t n, size_t most,
+                                        float distance, uint32_t slot) {
     nodedb_vamana__near one;
     size_t at, parent;
     one.distance = distance, one.slot = slot, one.mark = 0;
     if (n == most) {
-        if (nodedb_vamana__worse(ids, &heap[0], &one)) nodedb_vamana__sift_down(ids, heap, n, one);
+        if (nodedb_vamana__heap_worse(ids, &heap[0], &one)) nodedb_vamana__sift_down(ids, heap, n, one);
         return n;
     }
     for (at = n; at > 0; at = parent) {
         parent = (at - 1) / 2;
-        if (!nodedb_vamana__worse(ids, &one, &heap[parent])) break;
+        if (!nodedb_vamana__heap_worse(ids, &one, &heap[parent])) break;
         heap[at] = heap[parent];
     }
     heap[at] = one;
@@ -3362,7 +3342,8 @@ static void nodedb_vamana__sort_heap(const uint64_t *ids, nodedb_vamana__near *h
 static bool nodedb_vamana__passes(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, uint32_t slot) {
     const nodedb_vamana__arrays *a = s->arrays;
     uint64_t id;
-    if (!nodedb_vamana__knows_slot(s->index, slot, &s->trouble) || nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
+    if (!nodedb_vamana__have_state(s->index, slot, &s->read_errors) ||
+        nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
         return false;
     id = a->ids[slot];
     if (query->bitmap != NULL && (id >= query->bitmap_bits || (query->bitmap[id / 8] >> id % 8 & 1) == 0)) return false;
@@ -3382,11 +3363,11 @@ static uint32_t nodedb_vamana__beam_behind_filter(nodedb_vamana_searcher *s, con
                                                   uint32_t beam) {
     const nodedb_vamana__arrays *a = s->arrays;
     uint64_t slots = nodedb__load_acquire(&a->slots);
-    uint64_t i, n = slots < NODEDB_VAMANA__FILTER_SAMPLE ? slots : NODEDB_VAMANA__FILTER_SAMPLE;
+    uint64_t n = slots < NODEDB_VAMANA__FILTER_SAMPLE ? slots : NODEDB_VAMANA__FILTER_SAMPLE;
     uint64_t live = 0, pass = 0, wide, all = nodedb__load_relaxed(&s->index->live);
-    for (i = 0; i < n; i++) {
+    for (uint64_t i = 0; i < n; i++) {
         uint32_t slot = (uint32_t)(i * slots / n);
-        if (!nodedb_vamana__knows_slot(s->index, slot, &s->trouble) ||
+        if (!nodedb_vamana__have_state(s->index, slot, &s->read_errors) ||
             nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
             continue;
         live++;
@@ -3421,7 +3402,7 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
-    plan->by_code = index->file != NULL || (s->arrays->codes != NULL && !query->exact_walk);
+    plan->by_code = nodedb_vamana__is_on_disk(index) || (s->arrays->codes != NULL && !query->exact_walk);
     plan->keep = plan->k;
     if (plan->by_code) {
         uint64_t tens = ((uint64_t)plan->k + NODEDB_VAMANA__JUDGE_NEAREST - 1) / NODEDB_VAMANA__JUDGE_NEAREST;
@@ -3450,14 +3431,14 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
 /* ---- exact distances of results ---------------------------------------------------------------------------------- */
 
 /* What a query has met of the difference between exact distances and those by code. */
-typedef struct nodedb_vamana__doubt {
+typedef struct nodedb_vamana__code_error {
     nodedb_vamana__target code;
     double sum, squares; /* of the differences */
     uint32_t n;
     float exact, by_code; /* the last that was met */
-} nodedb_vamana__doubt;
+} nodedb_vamana__code_error;
 
-static void nodedb_vamana__meet(nodedb_vamana__doubt *d, float exact, float by_code) {
+static void nodedb_vamana__note_code_error(nodedb_vamana__code_error *d, float exact, float by_code) {
     double difference = (double)exact - (double)d->code.constant * (double)by_code;
     if (d->n > 0 && exact == d->exact && by_code == d->by_code) return; /* a copy of the last teaches nothing */
     d->exact = exact, d->by_code = by_code;
@@ -3467,11 +3448,11 @@ static void nodedb_vamana__meet(nodedb_vamana__doubt *d, float exact, float by_c
 /* May a vector of this distance by code, or any that is farther by code, be nearer than `kth`? By the errors that the
  * query has met, so many standard deviations, or by what rounding makes of a vector at that distance: those that came
  * first by code are those that rounding has favoured, and say too little of the others. */
-static bool nodedb_vamana__in_doubt(const nodedb_vamana *index, const nodedb_vamana__doubt *d, double deviations,
-                                    float kth, const nodedb_vamana__near *one) {
+static bool nodedb_vamana__may_be_nearer(const nodedb_vamana *index, const nodedb_vamana__code_error *d,
+                                         double deviations, float kth, const nodedb_vamana__near *one) {
     double by_code = (double)d->code.constant * (double)one->distance, mean, variance, length;
     if (d->n < NODEDB_VAMANA__SLACK_LEAST) return true;
-    if (index->metric == NODEDB_VAMANA_IP) deviations *= NODEDB_VAMANA__DOUBT_IP;
+    if (index->metric == NODEDB_VAMANA_IP) deviations *= NODEDB_VAMANA__ERROR_IP;
     mean = d->sum / d->n, variance = d->squares / d->n - mean * mean;
     if (by_code + mean - deviations * sqrt(variance > 0 ? variance : 0) <= (double)kth) return true;
     length = index->metric == NODEDB_VAMANA_IP       ? (double)d->code.arrays->norms[one->slot]
@@ -3501,53 +3482,53 @@ static nodedb_vamana__target nodedb_vamana__query_target(const nodedb_vamana_sea
  * What is damaged on disk is passed over. */
 static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                    size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
-    size_t to = from + n, i, batch, batch_max = s->candidates_max;
+                                                    size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
+    size_t to = from + n, batch, batch_max = s->candidates_max;
     nodedb_status status = NODEDB_OK;
-    if (s->index->file != NULL) batch_max = nodedb_vamana__least(batch_max, s->fetcher.batch_max);
+    if (nodedb_vamana__is_on_disk(s->index)) batch_max = nodedb_vamana__min(batch_max, s->fetcher.batch_max);
     for (; from < to && status == NODEDB_OK; from += batch) {
-        batch = nodedb_vamana__least(to - from, batch_max);
-        for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
-        if (s->index->file != NULL) {
+        batch = nodedb_vamana__min(to - from, batch_max);
+        for (size_t i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
+        if (nodedb_vamana__is_on_disk(s->index)) {
             status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
             if (status == NODEDB_OK)
-                status = nodedb_vamana__take_fetched(s, exact, results, most, from, batch, heap, doubt, err);
+                status = nodedb_vamana__measure_fetched(s, exact, results, most, from, batch, heap, doubt, err);
             continue;
         }
         nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
-        for (i = 0; i < batch; i++) {
-            if (doubt != NULL) nodedb_vamana__meet(doubt, s->distances[i], results[from + i].distance);
-            *heap = nodedb_vamana__offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
+        for (size_t i = 0; i < batch; i++) {
+            if (doubt != NULL) nodedb_vamana__note_code_error(doubt, s->distances[i], results[from + i].distance);
+            *heap = nodedb_vamana__heap_offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
         }
     }
     return status;
 }
 
 /* Leaves the best `most` of all that pass, by exact distances, as a heap in s->spare. */
-static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                                const nodedb_vamana_query *query, size_t most, size_t *found,
-                                                nodedb_error *err) {
+static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                             const nodedb_vamana_query *query, size_t most, size_t *found,
+                                             nodedb_error *err) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
-    uint32_t slot, slots = nodedb__load_acquire(&a->slots);
+    uint32_t slots = nodedb__load_acquire(&a->slots);
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
-    size_t n = 0, i, count = 0;
+    size_t n = 0, count = 0;
     if (most > s->list_max) most = s->list_max; /* the lists fit what there was; a writer may have added to it since */
-    for (slot = 0; slot < slots && status == NODEDB_OK; slot++) {
+    for (uint32_t slot = 0; slot < slots && status == NODEDB_OK; slot++) {
         if (nodedb_vamana__passes(s, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
         s->computed += count, s->exact += count;
-        if (index->file != NULL) {
+        if (nodedb_vamana__is_on_disk(index)) {
             size_t heap = 0;
             status = nodedb_vamana__measure_results(s, exact, chunk, count, 0, count, &heap, NULL, err);
             count = heap;
         } else {
             nodedb_vamana__measure_many(index, exact, s->slots, count, s->distances);
-            for (i = 0; i < count; i++) chunk[i].distance = s->distances[i];
+            for (size_t i = 0; i < count; i++) chunk[i].distance = s->distances[i];
         }
-        for (i = 0; i < count && status == NODEDB_OK; i++)
-            n = nodedb_vamana__offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
+        for (size_t i = 0; i < count && status == NODEDB_OK; i++)
+            n = nodedb_vamana__heap_offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
         count = 0;
     }
     *found = n;
@@ -3558,11 +3539,10 @@ static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const
 static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, size_t most) {
     const uint64_t *ids = s->arrays->ids;
     size_t n = 0;
-    uint32_t i;
-    for (i = 0; i < s->beam_count; i++) {
+    for (uint32_t i = 0; i < s->beam_count; i++) {
         if (n == most && s->beam[i].distance > s->spare[0].distance) break;
         if (nodedb_vamana__passes(s, query, s->beam[i].slot))
-            n = nodedb_vamana__offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
+            n = nodedb_vamana__heap_offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
     }
     return n;
 }
@@ -3577,14 +3557,14 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
 
 /* Measures exactly the *n results by code in s->spare, the nearest first, and, if the plan wants it, more of the beam
  * while one may be nearer than the k best by what this query has met of the codes' error; on disk it decides so while
- * the last reads are under way. *n: the k best, a heap. *doubtful: the end of a full beam is in doubt, so what has
+ * the last reads are under way. *n: the k best, a heap. *uncertain: the end of a full beam is in doubt, so what has
  * fallen out of it may be too. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
-                                           const nodedb_vamana__target *code, size_t *n, bool *doubtful,
+                                           const nodedb_vamana__target *code, size_t *n, bool *uncertain,
                                            nodedb_error *err) {
-    bool on_disk = s->index->file != NULL;
-    nodedb_vamana__doubt doubt;
+    bool on_disk = nodedb_vamana__is_on_disk(s->index);
+    nodedb_vamana__code_error doubt;
     nodedb_status status = NODEDB_OK;
     size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results that are there, one more than *n to look at */
     memset(&doubt, 0, sizeof doubt);
@@ -3598,10 +3578,11 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
         if (!plan->more || heap < plan->k || doubt.n == 0 || *n - from > NODEDB_VAMANA__RERANK_MORE) continue;
         if (next == *n) next = nodedb_vamana__collect_codes(s, query, next, next + 1);
         if (next == *n)
-            *doubtful = s->beam_count == plan->beam &&
-                        nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT_AGAIN, s->spare[0].distance,
-                                                &s->beam[s->beam_count - 1]);
-        else if (nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, s->spare[0].distance, &s->spare[*n]))
+            *uncertain = s->beam_count == plan->beam &&
+                        nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN,
+                                                     s->spare[0].distance, &s->beam[s->beam_count - 1]);
+        else if (nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS, s->spare[0].distance,
+                                              &s->spare[*n]))
             *n = next = nodedb_vamana__collect_codes(s, query, next, *n + NODEDB_VAMANA__RERANK_MORE);
     }
     *n = heap;
@@ -3611,8 +3592,8 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
 /* ---- one query --------------------------------------------------------------------------------------------------- */
 
 /* Too few results: double the beam (false), or scan every vector (true). */
-static bool nodedb_vamana__gives_up(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                    nodedb_vamana__plan *plan) {
+static bool nodedb_vamana__widen_or_scan(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                         nodedb_vamana__plan *plan) {
     plan->scan = nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
                  (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live);
     if (!plan->scan) plan->beam *= 2;
@@ -3640,12 +3621,12 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
             *found = plan->by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
                                    : nodedb_vamana__collect(s, query, plan->keep);
         }
-        if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
-            if (err != NULL) *err = s->trouble.error;
-            status = s->trouble.failed;
+        if (status == NODEDB_OK && s->read_errors.failed != NODEDB_OK) {
+            if (err != NULL) *err = s->read_errors.error;
+            status = s->read_errors.failed;
         }
         if (status != NODEDB_OK || *found >= plan->k) return status;
-        if (nodedb_vamana__gives_up(s, query, plan)) return NODEDB_OK;
+        if (nodedb_vamana__widen_or_scan(s, query, plan)) return NODEDB_OK;
         status = nodedb_vamana__searcher_fit(s, plan->beam, s->arrays->capacity, err);
         if (status != NODEDB_OK) return status;
     }
@@ -3658,26 +3639,27 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     nodedb_vamana__target exact;
     nodedb_status status = NODEDB_OK;
     bool packed = nodedb_vamana__is_packed(s->index);
-    bool doubtful = false;
+    bool uncertain = false;
     nodedb_vamana__target code;
-    if (s->index->file != NULL && !packed && !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
-        s->early = (uint32_t)nodedb_vamana__least(plan->keep, s->fetcher.batch_max);
+    if (nodedb_vamana__is_on_disk(s->index) && !packed &&
+        !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
+        s->early = (uint32_t)nodedb_vamana__min(plan->keep, s->fetcher.batch_max);
     if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
     s->early = 0;
     exact = nodedb_vamana__query_target(s, norm);
-    if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+    if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     else if (status == NODEDB_OK && plan->by_code && !packed)
-        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &doubtful, err);
-    if (status == NODEDB_OK && doubtful && s->index->file == NULL &&
+        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &uncertain, err);
+    if (status == NODEDB_OK && uncertain && !nodedb_vamana__is_on_disk(s->index) &&
         plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k) {
         plan->by_code = false, plan->keep = plan->k; /* codes do not serve this query: it walks on the vectors */
         status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
         if (status == NODEDB_OK && plan->scan)
-            status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+            status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     }
-    if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = s->trouble.error;
-        status = s->trouble.failed;
+    if (status == NODEDB_OK && s->read_errors.failed != NODEDB_OK) {
+        if (err != NULL) *err = s->read_errors.error;
+        status = s->read_errors.failed;
     }
     if (status == NODEDB_OK) nodedb_vamana__sort_heap(s->arrays->ids, s->spare, *found);
     return status;
@@ -3688,9 +3670,9 @@ static const void *nodedb_vamana__subject(const nodedb_vamana_query *query) {
     return query == NULL ? NULL : query->by_id ? &query->id : query->vector;
 }
 
-static nodedb_status nodedb_vamana__check_question(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                   const void *vector, const nodedb_vamana_result *results,
-                                                   uint32_t *found, nodedb_error *err) {
+static nodedb_status nodedb_vamana__check_query(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const void *vector, const nodedb_vamana_result *results,
+                                                uint32_t *found, nodedb_error *err) {
     if (found != NULL) *found = 0;
     if (s == NULL || query == NULL || vector == NULL || results == NULL || found == NULL)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "searcher, query, its vector, results or found is NULL");
@@ -3703,26 +3685,26 @@ static void nodedb_vamana__reads_so_far(const nodedb_vamana_searcher *s, uint64_
 }
 
 /* Copies the best k of `n` results out. */
-static void nodedb_vamana__hand_out(const nodedb_vamana_searcher *s, const nodedb_vamana__near *from, size_t n,
-                                    uint32_t k, nodedb_vamana_result *results, uint32_t *found) {
-    uint32_t i;
+static void nodedb_vamana__copy_results(const nodedb_vamana_searcher *s, const nodedb_vamana__near *from, size_t n,
+                                        uint32_t k, nodedb_vamana_result *results, uint32_t *found) {
     *found = n < k ? (uint32_t)n : k;
-    for (i = 0; i < *found; i++) results[i].id = s->arrays->ids[from[i].slot], results[i].distance = from[i].distance;
+    for (uint32_t i = 0; i < *found; i++) results[i].id = s->arrays->ids[from[i].slot],
+    results[i].distance = from[i].distance;
 }
 
-enum nodedb_vamana__way { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
+enum nodedb_vamana__method { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
 
 /* Makes s->query of the question's vector (`vector`, unless the question is about an id), and the plan. */
-static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                   const void *vector, enum nodedb_vamana__way way,
-                                                   nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
+static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const void *vector, enum nodedb_vamana__method way,
+                                                nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
     nodedb_status status;
     nodedb_error reason;
     if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
                             (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     s->hops = 0, s->computed = 0, s->exact = 0;
-    s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
+    s->read_errors.failed = NODEDB_OK, s->read_errors.damaged = 0;
     if (query->by_id) vector = nodedb_vamana__vector_of_id(s, query->id, &reason);
     if (vector == NULL) {
         if (err != NULL) *err = reason;
@@ -3738,7 +3720,7 @@ static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, co
 
 /* One question, by one who is counted in as a reader. */
 static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                           const void *vector, enum nodedb_vamana__way way,
+                                           const void *vector, enum nodedb_vamana__method way,
                                            nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats,
                                            nodedb_error *err) {
     nodedb_vamana__plan plan;
@@ -3747,24 +3729,24 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     float norm;
     nodedb_status status;
     nodedb_vamana__reads_so_far(s, &reads, &retries);
-    status = nodedb_vamana__begin_question(s, query, vector, way, &plan, &norm, err);
+    status = nodedb_vamana__begin_query(s, query, vector, way, &plan, &norm, err);
     if (status != NODEDB_OK) return status;
     status = nodedb_vamana__find_results(s, query, &plan, norm, &n, err);
     if (status != NODEDB_OK) return status;
-    nodedb_vamana__hand_out(s, s->spare, n, plan.k, results, found);
+    nodedb_vamana__copy_results(s, s->spare, n, plan.k, results, found);
     if (stats == NULL) return NODEDB_OK;
     nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
     stats->reads -= reads, stats->retries -= retries;
     stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = plan.scan;
-    stats->damaged = s->trouble.damaged;
+    stats->damaged = s->read_errors.damaged;
     return NODEDB_OK;
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                      nodedb_vamana_result *results, uint32_t *found,
                                                      nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
-                                                         err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                      err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
@@ -3776,8 +3758,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *sea
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
-                                                         err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                      err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
@@ -3789,7 +3771,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
 
 /* Many questions with one searcher: what all of them need. */
-typedef struct nodedb_vamana__questions {
+typedef struct nodedb_vamana__query_batch {
     nodedb_vamana_searcher *s;
     const nodedb_vamana_query *common;
     const uint8_t *vectors;
@@ -3799,12 +3781,12 @@ typedef struct nodedb_vamana__questions {
     nodedb_vamana_stats sum;
     uint64_t failed;              /* the question of the first error */
     /* on disk: questions whose reads are under way, and those that walk meanwhile */
-    struct nodedb_vamana__parked *group[2];
+    struct nodedb_vamana__pending_rerank *group[2];
     uint32_t count[2], group_max, keep;
-} nodedb_vamana__questions;
+} nodedb_vamana__query_batch;
 
 /* Answers question i at once. */
-static nodedb_status nodedb_vamana__ask_one(nodedb_vamana__questions *q, uint64_t i, nodedb_error *err) {
+static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, uint64_t i, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana_stats one;
     uint32_t parity;
@@ -3828,9 +3810,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
                                                           nodedb_vamana_stats *stats, nodedb_error *err) {
     uint32_t none, parity;
-    nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results,
-                                                         n == 0 && found != NULL ? &none : found, err);
-    nodedb_vamana__questions q;
+    nodedb_status status = nodedb_vamana__check_query(searcher, common, vectors, results,
+                                                      n == 0 && found != NULL ? &none : found, err);
+    nodedb_vamana__query_batch q;
     uint64_t i;
     for (i = 0; i < n && found != NULL; i++) found[i] = 0;
     if (status != NODEDB_OK) return status;
@@ -3838,12 +3820,12 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
     memset(&q, 0, sizeof q);
     q.s = searcher, q.common = common, q.vectors = (const uint8_t *)vectors, q.results = results, q.found = found;
     q.k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
-    if (searcher->index->file != NULL) { /* its arrays are the same for ever */
+    if (nodedb_vamana__is_on_disk(searcher->index)) { /* its arrays are the same for ever */
         searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
         nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     }
-    if (searcher->index->file == NULL || !nodedb_vamana__ask_file(&q, n, &status, err))
-        for (i = 0; i < n && status == NODEDB_OK; i++) status = nodedb_vamana__ask_one(&q, i, err);
+    if (!nodedb_vamana__is_on_disk(searcher->index) || !nodedb_vamana__answer_on_disk(&q, n, &status, err))
+        for (i = 0; i < n && status == NODEDB_OK; i++) status = nodedb_vamana__answer_one(&q, i, err);
     if (stats != NULL) *stats = q.sum;
     if (status != NODEDB_OK && err != NULL) {
         nodedb_error reason = *err;
@@ -3890,8 +3872,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searche
                                                            nodedb_vamana_result *results, uint32_t most,
                                                            uint32_t *found, nodedb_vamana_stats *stats,
                                                            nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
-                                                         err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                      err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     if (radius != radius || most == 0)
@@ -3910,35 +3892,21 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
                                                                         const nodedb_vamana_searcher_config *config,
                                                                         nodedb_error *err) {
     uint32_t beam = config != NULL && config->beam_max != 0 ? config->beam_max : 2 * NODEDB_VAMANA__DEFAULT_BEAM;
-    uint32_t batch, parity;
     uint64_t slots = NODEDB_VAMANA__FITS_ALL;
     nodedb_vamana_searcher *s;
     if (index == NULL || beam > NODEDB_VAMANA_MAX_BEAM) {
         (void)nodedb_fail(err, index == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_LIMIT, 0,
-                           index == NULL ? "index is NULL" : "beam_max is over 1048576");
+                          index == NULL ? "index is NULL" : "beam_max is over 1048576");
         return NULL;
     }
-    if (index->file == NULL && (config == NULL || config->beam_max == 0)) { /* as large as the index; grows with it */
+    if (!nodedb_vamana__is_on_disk(index) && (config == NULL || config->beam_max == 0)) { /* grows with the index */
+        uint32_t parity;
         slots = nodedb_vamana__enter(index, 0, &parity)->capacity;
         nodedb_vamana__leave(index, 0, parity);
     }
     s = nodedb_vamana__searcher_new(index, beam, slots, false, err);
-    batch = beam < NODEDB_VAMANA_MAX_BATCH ? beam : NODEDB_VAMANA_MAX_BATCH; /* the pool is twice as large */
-    if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
-    if (s == NULL || index->file == NULL) return s;
-    if (config != NULL && config->fetcher != NULL && nodedb_vamana__is_packed(index)) {
-        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
-                           nodedb_vamana__file_path(index));
-    } else if (config != NULL && config->fetcher != NULL) {
-        s->fetcher = *config->fetcher;
-        if (s->fetcher.dim == index->dim && s->fetcher.batch_max > 0 && s->fetcher.prefetch_batch != NULL &&
-            s->fetcher.fetch != NULL) return s;
-        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
-                           (unsigned)index->dim);
-    } else if (nodedb_vamana_fetcher_disk(index, batch, &s->fetcher, err) == NODEDB_OK) {
-        s->own_fetcher = true;
-        return s;
-    }
+    if (s == NULL || !nodedb_vamana__is_on_disk(index)) return s;
+    if (nodedb_vamana__set_fetcher(s, config == NULL ? NULL : config->fetcher, beam, err) == NODEDB_OK) return s;
     nodedb_vamana_searcher_destroy(s);
     return NULL;
 }
@@ -3963,7 +3931,8 @@ static uint64_t nodedb_vamana__largest_batch(const nodedb_vamana *index, uint64_
     return n / (index->metric == NODEDB_VAMANA_IP ? NODEDB_VAMANA__BATCH_SHARE_IP : NODEDB_VAMANA__BATCH_SHARE) + 1;
 }
 
-typedef struct nodedb_vamana__build { /* all that a build's threads share; they write rows, `next`, and nothing else */
+/* What all threads of a build share. They write rows and `next`, and nothing else. */
+typedef struct nodedb_vamana__builder {
     nodedb_vamana *index;
     const uint8_t *input;         /* n vectors */
     const uint32_t *order;        /* a permutation of 0 .. n-1: the order of insertion */
@@ -3977,14 +3946,14 @@ typedef struct nodedb_vamana__build { /* all that a build's threads share; they 
     uint64_t from;                /* the batch begins at order[from] */
     size_t items;                 /* of the running phase */
     size_t next;                  /* first item that no thread has taken */
-    void (*run)(struct nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item);
+    void (*run)(struct nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item);
     nodedb_vamana_searcher *searchers[NODEDB_VAMANA_MAX_THREADS];
     uint32_t threads;
     bool cancelled;
-} nodedb_vamana__build;
+} nodedb_vamana__builder;
 
 typedef struct nodedb_vamana__worker {
-    nodedb_vamana__build *build;
+    nodedb_vamana__builder *build;
     nodedb_vamana_searcher *searcher;
     pthread_t thread;
     bool started;
@@ -3992,32 +3961,32 @@ typedef struct nodedb_vamana__worker {
 
 static void *nodedb_vamana__work(void *argument) {
     nodedb_vamana__worker *worker = (nodedb_vamana__worker *)argument;
-    nodedb_vamana__build *build = worker->build;
+    nodedb_vamana__builder *build = worker->build;
     for (;;) {
-        size_t item = nodedb__add_relaxed(&build->next, (size_t)NODEDB_VAMANA__PROGRESS_CHUNK), i;
+        size_t item = nodedb__add_relaxed(&build->next, (size_t)NODEDB_VAMANA__PROGRESS_CHUNK);
         if (item >= build->items) return NULL;
-        for (i = item; i < build->items && i < item + NODEDB_VAMANA__PROGRESS_CHUNK; i++)
+        for (size_t i = item; i < build->items && i < item + NODEDB_VAMANA__PROGRESS_CHUNK; i++)
             build->run(build, worker->searcher, i);
     }
 }
 
 /* Runs one phase on all threads. A thread that the system refuses is not missed: the others take its items. */
-static void nodedb_vamana__run_phase(nodedb_vamana__build *build, size_t items,
-                                     void (*run)(nodedb_vamana__build *, nodedb_vamana_searcher *, size_t)) {
+static void nodedb_vamana__run_phase(nodedb_vamana__builder *build, size_t items,
+                                     void (*run)(nodedb_vamana__builder *, nodedb_vamana_searcher *, size_t)) {
     nodedb_vamana__worker workers[NODEDB_VAMANA_MAX_THREADS];
-    uint32_t i, threads = items < NODEDB_VAMANA__ALONE_BELOW ? 1 : build->threads;
+    uint32_t threads = items < NODEDB_VAMANA__ALONE_BELOW ? 1 : build->threads;
     build->items = items, build->next = 0, build->run = run;
-    for (i = 0; i < threads; i++) workers[i].build = build, workers[i].searcher = build->searchers[i];
-    for (i = 1; i < threads; i++)
+    for (uint32_t i = 0; i < threads; i++) workers[i].build = build, workers[i].searcher = build->searchers[i];
+    for (uint32_t i = 1; i < threads; i++)
         workers[i].started = pthread_create(&workers[i].thread, NULL, nodedb_vamana__work, &workers[i]) == 0;
     (void)nodedb_vamana__work(&workers[0]);
-    for (i = 1; i < threads; i++)
+    for (uint32_t i = 1; i < threads; i++)
         if (workers[i].started) (void)pthread_join(workers[i].thread, NULL);
 }
 
 /* A new node's row may be written at once, for nobody finds it yet; in a second pass others of the batch may pass by,
  * so rows are put aside first. */
-static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_choose(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
     uint32_t count = nodedb_vamana__choose_neighbours(index, s, slot, NULL);
@@ -4031,7 +4000,7 @@ static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vama
     build->heads[item] = s->head;
 }
 
-static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_put(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
     uint32_t count = nodedb_vamana__row_count(index, aside);
@@ -4041,11 +4010,11 @@ static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_
 
 /* Adds a node's reverse edges. More of the batch may have chosen it as parent than it has room for: the others are
  * without one for now. */
-static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_reverse(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana__arrays *a = build->index->arrays;
-    size_t from = build->groups[item], to = build->groups[item + 1], i;
+    size_t from = build->groups[item], to = build->groups[item + 1];
     uint32_t node = (uint32_t)(build->pairs[from] >> 32), room = UINT32_MAX;
-    for (i = from; i < to && build->pass == 0; i++) {
+    for (size_t i = from; i < to && build->pass == 0; i++) {
         uint32_t *parent = &a->parents[(uint32_t)build->pairs[i]];
         if (nodedb__load_relaxed(parent) != node) continue;
         if (room == UINT32_MAX) room = nodedb_vamana__room(build->index, a, node);
@@ -4057,7 +4026,7 @@ static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vam
 }
 
 /* Puts a batch's vectors into their slots. Not yet live: nobody points to them, and nobody may choose them. */
-static void nodedb_vamana__build_store(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_store(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t at = build->order[build->from + item], slot = build->slot_of[at];
     float norm = 0;
@@ -4071,61 +4040,59 @@ static void nodedb_vamana__build_store(nodedb_vamana__build *build, nodedb_vaman
 }
 
 /* Collects the reverse edges of a batch and sorts them, stably, by the node that they leave: least digit first. */
-static void nodedb_vamana__build_collect(nodedb_vamana__build *build, size_t batch) {
+static void nodedb_vamana__build_collect(nodedb_vamana__builder *build, size_t batch) {
     nodedb_vamana *index = build->index;
-    size_t i, counts[1u << NODEDB_VAMANA__RADIX_BITS];
-    unsigned shift;
+    size_t counts[1u << NODEDB_VAMANA__RADIX_BITS];
     build->pair_count = 0;
-    for (i = 0; i < batch; i++) {
-        uint32_t slot = build->slot_of[build->order[build->from + i]], j;
+    for (size_t i = 0; i < batch; i++) {
+        uint32_t slot = build->slot_of[build->order[build->from + i]];
         const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
-        for (j = 0; j < index->degree && row[j] != NODEDB_VAMANA__NONE; j++)
+        for (uint32_t j = 0; j < index->degree && row[j] != NODEDB_VAMANA__NONE; j++)
             build->pairs[build->pair_count++] = (uint64_t)row[j] << 32 | slot;
     }
     assert(build->pair_count <= build->pairs_max);
-    for (shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0;
+    for (unsigned shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0;
          shift += NODEDB_VAMANA__RADIX_BITS) {
         size_t sum = 0, mask = (1u << NODEDB_VAMANA__RADIX_BITS) - 1;
         uint64_t *swap = build->pairs;
         memset(counts, 0, sizeof counts);
-        for (i = 0; i < build->pair_count; i++) counts[build->pairs[i] >> shift & mask]++;
-        for (i = 0; i <= mask; i++) {
+        for (size_t i = 0; i < build->pair_count; i++) counts[build->pairs[i] >> shift & mask]++;
+        for (size_t i = 0; i <= mask; i++) {
             size_t count = counts[i];
             counts[i] = sum, sum += count;
         }
-        for (i = 0; i < build->pair_count; i++)
+        for (size_t i = 0; i < build->pair_count; i++)
             build->pairs_other[counts[build->pairs[i] >> shift & mask]++] = build->pairs[i];
         build->pairs = build->pairs_other, build->pairs_other = swap;
     }
     build->group_count = 0;
-    for (i = 0; i < build->pair_count; i++)
+    for (size_t i = 0; i < build->pair_count; i++)
         if (i == 0 || build->pairs[i] >> 32 != build->pairs[i - 1] >> 32) build->groups[build->group_count++] = i;
     build->groups[build->group_count] = build->pair_count;
 }
 
 /* Searches for the neighbours of all of a batch, and adds the edges back. */
-static void nodedb_vamana__build_link(nodedb_vamana__build *build, size_t batch) {
-    size_t i;
+static void nodedb_vamana__build_link(nodedb_vamana__builder *build, size_t batch) {
     build->rows = (uint32_t *)(void *)build->pairs_other;
     build->heads = (nodedb_vamana__head *)(void *)(build->rows + batch * build->index->degree);
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_choose);
     if (build->pass > 0) nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_put);
     nodedb_vamana__build_collect(build, batch);
     nodedb_vamana__run_phase(build, build->group_count, nodedb_vamana__build_reverse);
-    for (i = 0; i < batch && build->pass == 0; i++) {
+    for (size_t i = 0; i < batch && build->pass == 0; i++) {
         uint32_t slot = build->slot_of[build->order[build->from + i]];
         if (build->index->arrays->parents[slot] == NODEDB_VAMANA__NONE)
             nodedb_vamana__find_parent(build->index, build->searchers[0], slot);
     }
 }
 
-static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch) {
+static void nodedb_vamana__build_batch(nodedb_vamana__builder *build, size_t batch) {
     nodedb_vamana *index = build->index;
     size_t i;
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_store);
     if (index->arrays->entry != NODEDB_VAMANA__NONE) nodedb_vamana__build_link(build, batch);
     for (i = 0; i < build->threads; i++) nodedb_vamana__count_beam(index, build->searchers[i]);
-    nodedb_vamana__follow_beam(index);
+    nodedb_vamana__adapt_beam(index);
     for (i = 0; i < batch; i++)
         nodedb_vamana__set_state(index->arrays, build->slot_of[build->order[build->from + i]], NODEDB_VAMANA__LIVE);
     if (index->arrays->entry == NODEDB_VAMANA__NONE) /* alone, the first of all */
@@ -4133,10 +4100,10 @@ static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch
     for (i = 0; i < batch; i++)
         nodedb_vamana__offer_start(index->arrays, build->slot_of[build->order[build->from + i]]);
     nodedb_vamana__count_live(index, index->live + (uint32_t)batch, index->removed);
-    nodedb_vamana__count_came(index, (uint32_t)batch);
+    nodedb_vamana__count_inserted(index, (uint32_t)batch);
 }
 
-static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_code(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = (uint32_t)item;
     if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
@@ -4144,7 +4111,7 @@ static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana
 }
 
 /* Makes the codes that are due, with all threads. */
-static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
+static void nodedb_vamana__build_codes(nodedb_vamana__builder *build) {
     nodedb_vamana *index = build->index;
     while (nodedb_vamana__make_codes(index, 0)) {
         if (!nodedb_vamana__is_trained(index->recoder) || index->recode_at == index->arrays->slots) continue;
@@ -4154,13 +4121,13 @@ static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
 }
 
 /* Inserts everything, batch by batch; returns how many before it was cancelled. */
-static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n, nodedb_vamana_progress progress,
+static uint64_t nodedb_vamana__build_all(nodedb_vamana__builder *build, uint64_t n, nodedb_vamana_progress progress,
                                          void *ctx) {
     nodedb_vamana *index = build->index;
-    uint64_t done, inserted = 0, batch_max = build->pairs_max / index->degree;
+    uint64_t inserted = 0, batch_max = build->pairs_max / index->degree;
     bool goes_on = true;
     for (build->pass = 0; build->pass < index->passes && goes_on; build->pass++) {
-        for (done = 0; done < n && goes_on;) {
+        for (uint64_t done = 0; done < n && goes_on;) {
             uint64_t batch = index->live;
             if (index->metric == NODEDB_VAMANA_IP) batch /= NODEDB_VAMANA__BATCH_GROWTH_IP;
             if (batch < 1) batch = 1;
@@ -4185,10 +4152,10 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
 /* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have the slots from the table. */
 static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
                                           uint64_t from, uint64_t to) {
-    uint64_t i;
-    for (i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays, slot_of[order != NULL ? order[i] : i]);
+    for (uint64_t i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays,
+                                                                   slot_of[order != NULL ? order[i] : i]);
     if (from < to) nodedb_vamana__await_readers(index);
-    for (i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
+    for (uint64_t i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
 }
 
 /* Checks all input, so that nothing is done if any of it is wrong. The ids go to their slots and into the table. */
@@ -4209,7 +4176,7 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
                                   (unsigned long long)i, (unsigned long long)id);
             break;
         }
-        slot_of[i] = nodedb_vamana__take_slot(index);
+        slot_of[i] = nodedb_vamana__alloc_slot(index);
         index->arrays->ids[slot_of[i]] = id;
         if (!nodedb_vamana__table_add(index->arrays, slot_of[i])) assert(false);
     }
@@ -4218,15 +4185,15 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
 }
 
 /* What a build needs beside the index: numbers of 32-bit words of slot_of and order, 64-bit words of pairs, groups. */
-static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vamana__build *build, uint32_t *slot_of,
+static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vamana__builder *build, uint32_t *slot_of,
                                               uint32_t *order, const uint64_t *ids, uint64_t n,
                                               nodedb_vamana_progress progress, void *ctx, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__make_room(index, n, err);
-    uint64_t random = index->seed, i, done;
+    uint64_t random = index->seed, done;
     if (status == NODEDB_OK) status = nodedb_vamana__build_admit(index, ids, build->input, n, slot_of, err);
     if (status != NODEDB_OK) return status;
-    for (i = 0; i < n; i++) order[i] = (uint32_t)i;
-    for (i = n; i > 1; i--) { /* Fisher-Yates */
+    for (uint64_t i = 0; i < n; i++) order[i] = (uint32_t)i;
+    for (uint64_t i = n; i > 1; i--) { /* Fisher-Yates */
         uint64_t other = nodedb_mix64(random++) % i;
         uint32_t swap = order[i - 1];
         order[i - 1] = order[other], order[other] = swap;
@@ -4243,7 +4210,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
                                                     uint64_t n, uint32_t threads, nodedb_vamana_progress progress,
                                                     void *progress_ctx, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_unsaved(index, err);
-    nodedb_vamana__build build;
+    nodedb_vamana__builder build;
     uint64_t batch_max;
     uint64_t *pairs = NULL, *pairs_other = NULL;
     size_t *groups = NULL;
@@ -4299,7 +4266,7 @@ static void nodedb_vamana__count_bytes(nodedb_vamana *index, size_t taken, size_
 
 /* Memory as the allocator gives it. Large arrays are asked to be in huge pages: a search touches hundreds of places
  * that are far apart, and with small pages nearly each costs a walk through the page table beside its own miss. */
-static void *nodedb_vamana__take_raw(nodedb_vamana *index, size_t bytes, size_t align) {
+static void *nodedb_vamana__alloc_raw(nodedb_vamana *index, size_t bytes, size_t align) {
     bool large = bytes >= 2 * NODEDB_VAMANA__HUGE_BYTES && !index->no_huge_pages;
     void *memory = nodedb__alloc(&index->allocator, bytes, large ? NODEDB_VAMANA__HUGE_BYTES : align);
     if (memory == NULL) return NULL;
@@ -4312,14 +4279,14 @@ static void *nodedb_vamana__take_raw(nodedb_vamana *index, size_t bytes, size_t 
 }
 
 /* Zeroed memory for `count` things. */
-static void *nodedb_vamana__take(nodedb_vamana *index, size_t count, size_t size, size_t align) {
+static void *nodedb_vamana__alloc(nodedb_vamana *index, size_t count, size_t size, size_t align) {
     size_t bytes;
-    void *memory = __builtin_mul_overflow(count, size, &bytes) ? NULL : nodedb_vamana__take_raw(index, bytes, align);
+    void *memory = __builtin_mul_overflow(count, size, &bytes) ? NULL : nodedb_vamana__alloc_raw(index, bytes, align);
     if (memory != NULL) memset(memory, 0, bytes);
     return memory;
 }
 
-static void nodedb_vamana__give(nodedb_vamana *index, void *memory, size_t count, size_t size) {
+static void nodedb_vamana__release(nodedb_vamana *index, void *memory, size_t count, size_t size) {
     if (memory == NULL) return;
     assert(index->bytes >= (uint64_t)count * size);
     nodedb_vamana__count_bytes(index, 0, count * size);
@@ -4361,57 +4328,57 @@ static void nodedb_vamana__free_coder(const nodedb_vamana *index, nodedb_vamana_
     nodedb__release(&index->allocator, coder, nodedb_vamana__coder_bytes(index));
 }
 
-static void nodedb_vamana__give_coder(nodedb_vamana *index, nodedb_vamana__coder *coder) {
+static void nodedb_vamana__release_coder(nodedb_vamana *index, nodedb_vamana__coder *coder) {
     if (coder == NULL) return;
     nodedb_vamana__count_bytes(index, 0, nodedb_vamana__coder_bytes(index));
     nodedb_vamana__free_coder(index, coder);
 }
 
 /* Frees arrays, without their coder, which others may share. */
-static void nodedb_vamana__give_arrays(nodedb_vamana *index, nodedb_vamana__arrays *a) {
+static void nodedb_vamana__release_arrays(nodedb_vamana *index, nodedb_vamana__arrays *a) {
     if (a == NULL) return;
-    nodedb_vamana__give(index, a->vectors, a->capacity, index->stride);
-    nodedb_vamana__give(index, a->ids, a->capacity, sizeof *a->ids);
-    nodedb_vamana__give(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
-    nodedb_vamana__give(index, a->heads, a->capacity, sizeof *a->heads);
-    nodedb_vamana__give(index, a->parents, a->capacity, sizeof *a->parents);
-    nodedb_vamana__give(index, a->norms, a->capacity, sizeof *a->norms);
-    nodedb_vamana__give(index, a->states, a->capacity, 1);
-    nodedb_vamana__give(index, a->table, a->table_size, sizeof *a->table);
-    if (a->codes != NULL) nodedb_vamana__give(index, a->codes, a->capacity, a->coder->stride);
-    nodedb_vamana__give(index, a, 1, sizeof *a);
+    nodedb_vamana__release(index, a->vectors, a->capacity, index->stride);
+    nodedb_vamana__release(index, a->ids, a->capacity, sizeof *a->ids);
+    nodedb_vamana__release(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
+    nodedb_vamana__release(index, a->heads, a->capacity, sizeof *a->heads);
+    nodedb_vamana__release(index, a->parents, a->capacity, sizeof *a->parents);
+    nodedb_vamana__release(index, a->norms, a->capacity, sizeof *a->norms);
+    nodedb_vamana__release(index, a->states, a->capacity, 1);
+    nodedb_vamana__release(index, a->table, a->table_size, sizeof *a->table);
+    if (a->codes != NULL) nodedb_vamana__release(index, a->codes, a->capacity, a->coder->stride);
+    nodedb_vamana__release(index, a, 1, sizeof *a);
 }
 
 /* Empty arrays of that capacity, with codes by `coder` if there is one; NULL and the reason on failure. */
-static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, uint64_t capacity,
-                                                         nodedb_vamana__coder *coder, nodedb_error *err) {
+static nodedb_vamana__arrays *nodedb_vamana__alloc_arrays(nodedb_vamana *index, uint64_t capacity,
+                                                          nodedb_vamana__coder *coder, nodedb_error *err) {
     const size_t line = NODEDB_CACHE_LINE_BYTES;
     nodedb_vamana__arrays *a;
     if (capacity > NODEDB_VAMANA_MAX_VECTORS || nodedb_vamana__table_size_for(capacity) == 0) {
         (void)nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)capacity);
         return NULL;
     }
-    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, line);
+    a = (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, line);
     if (a != NULL) {
         a->capacity = (uint32_t)capacity, a->entry = NODEDB_VAMANA__NONE, a->coder = coder;
         memset(a->starts, 0xFF, sizeof a->starts); /* NONE */
         a->table_size = nodedb_vamana__table_size_for(capacity);
-        a->vectors = (uint8_t *)nodedb_vamana__take(index, a->capacity, index->stride, line);
-        a->ids = (uint64_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->ids, line);
-        a->rows = (uint32_t *)nodedb_vamana__take(index, a->capacity, index->row_words * sizeof *a->rows, line);
-        a->heads = (nodedb_vamana__head *)nodedb_vamana__take(index, a->capacity, sizeof *a->heads, line);
-        a->parents = (uint32_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->parents, line);
+        a->vectors = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, index->stride, line);
+        a->ids = (uint64_t *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->ids, line);
+        a->rows = (uint32_t *)nodedb_vamana__alloc(index, a->capacity, index->row_words * sizeof *a->rows, line);
+        a->heads = (nodedb_vamana__head *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->heads, line);
+        a->parents = (uint32_t *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->parents, line);
         if (index->metric != NODEDB_VAMANA_L2)
-            a->norms = (float *)nodedb_vamana__take(index, a->capacity, sizeof *a->norms, line);
-        a->states = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
-        a->table = (uint32_t *)nodedb_vamana__take(index, a->table_size, sizeof *a->table, line);
-        if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__take(index, a->capacity, coder->stride, line);
+            a->norms = (float *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->norms, line);
+        a->states = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, 1, line);
+        a->table = (uint32_t *)nodedb_vamana__alloc(index, a->table_size, sizeof *a->table, line);
+        if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, coder->stride, line);
     }
     if (a == NULL || a->vectors == NULL || a->ids == NULL || a->rows == NULL ||
         a->heads == NULL || a->parents == NULL || a->states == NULL || a->table == NULL ||
         (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
         (a->codes == NULL && coder != NULL)) {
-        nodedb_vamana__give_arrays(index, a);
+        nodedb_vamana__release_arrays(index, a);
         (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %llu vectors of %u components",
                            (unsigned long long)capacity, (unsigned)index->dim);
         return NULL;
@@ -4429,8 +4396,8 @@ static void nodedb_vamana__publish(nodedb_vamana *index, nodedb_vamana__arrays *
 
 static void nodedb_vamana__drop_recoding(nodedb_vamana *index) {
     if (index->recoder == NULL) return;
-    nodedb_vamana__give(index, index->recodes, index->arrays->capacity, index->recoder->stride);
-    nodedb_vamana__give_coder(index, index->recoder);
+    nodedb_vamana__release(index, index->recodes, index->arrays->capacity, index->recoder->stride);
+    nodedb_vamana__release_coder(index, index->recoder);
     index->recoder = NULL, index->recodes = NULL;
 }
 
@@ -4440,13 +4407,13 @@ static void nodedb_vamana__grow_recoding(nodedb_vamana *index, uint32_t capacity
     size_t stride = index->recoder == NULL ? 0 : index->recoder->stride;
     uint8_t *larger;
     if (index->recoder == NULL) return;
-    larger = (uint8_t *)nodedb_vamana__take(index, capacity, stride, NODEDB_CACHE_LINE_BYTES);
+    larger = (uint8_t *)nodedb_vamana__alloc(index, capacity, stride, NODEDB_CACHE_LINE_BYTES);
     if (larger == NULL) {
         nodedb_vamana__drop_recoding(index);
         return;
     }
     memcpy(larger, index->recodes, index->recode_at * stride);
-    nodedb_vamana__give(index, index->recodes, index->arrays->capacity, stride);
+    nodedb_vamana__release(index, index->recodes, index->arrays->capacity, stride);
     index->recodes = larger;
 }
 
@@ -4456,7 +4423,7 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     if (capacity <= old->capacity) return NODEDB_OK;
     if (nodedb_vamana__searcher_fit(index->writer, 0, capacity, err) != NODEDB_OK) return NODEDB_ERR_NO_MEMORY;
     nodedb__store_relaxed(&index->writer_bytes, nodedb_vamana_searcher_memory_bytes(index->writer));
-    a = nodedb_vamana__take_arrays(index, capacity, old->coder, err);
+    a = nodedb_vamana__alloc_arrays(index, capacity, old->coder, err);
     if (a == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
     nodedb_vamana__grow_recoding(index, a->capacity);
     memcpy(a->vectors, old->vectors, old->slots * index->stride);
@@ -4473,7 +4440,7 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot)) assert(false);
     nodedb_vamana__publish(index, a);
     nodedb_vamana__await_readers(index);
-    nodedb_vamana__give_arrays(index, old);
+    nodedb_vamana__release_arrays(index, old);
     return NODEDB_OK;
 }
 
@@ -4563,7 +4530,7 @@ static nodedb_vamana *nodedb_vamana__new(const nodedb_vamana_config *c, nodedb_e
     index->no_huge_pages = c->no_huge_pages;
     index->degree = c->degree == 0 ? NODEDB_VAMANA__DEFAULT_DEGREE : c->degree;
     index->beam_build = c->beam_build == 0 ? NODEDB_VAMANA__DEFAULT_BEAM_BUILD : c->beam_build;
-    index->beam_now = index->beam_build, index->beam_follows = c->beam_build == 0;
+    index->beam_now = index->beam_build, index->beam_adapts = c->beam_build == 0;
     index->alpha = c->alpha == 0 ? NODEDB_VAMANA__DEFAULT_ALPHA : c->alpha;
     index->kernels = kernels;
     index->allocator = c->allocator, index->logger = c->logger;
@@ -4580,7 +4547,7 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_create(const nodedb_vamana_config
     uint64_t capacity;
     if (index == NULL) return NULL;
     capacity = config->capacity == 0 ? NODEDB_VAMANA__FIRST_CAPACITY : config->capacity;
-    index->arrays = nodedb_vamana__take_arrays(index, capacity, NULL, err);
+    index->arrays = nodedb_vamana__alloc_arrays(index, capacity, NULL, err);
     if (index->arrays != NULL) index->writer = nodedb_vamana__new_writer(index, err);
     if (index->writer != NULL) return index;
     nodedb_vamana_destroy(index);
@@ -4630,8 +4597,8 @@ NODEDB_VAMANA_API void nodedb_vamana_destroy(nodedb_vamana *index) {
     nodedb_vamana__drop_recoding(index);
     if (index->arrays != NULL) {
         nodedb_vamana__coder *coder = index->arrays->coder;
-        nodedb_vamana__give_arrays(index, index->arrays);
-        nodedb_vamana__give_coder(index, coder);
+        nodedb_vamana__release_arrays(index, index->arrays);
+        nodedb_vamana__release_coder(index, coder);
     }
     assert(index->bytes == sizeof *index + sizeof *index->readers);
     nodedb__release(&allocator, index->readers, sizeof *index->readers);
@@ -4648,17 +4615,16 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_reserve(nodedb_vamana *index, uint
 /* Copies what is live into `to`, in order; `moved_to` has room for old->slots. */
 static void nodedb_vamana__move_together(const nodedb_vamana *index, const nodedb_vamana__arrays *old,
                                          nodedb_vamana__arrays *to, uint32_t *moved_to) {
-    uint32_t slot, i;
-    for (slot = 0; slot < old->slots; slot++)
+    for (uint32_t slot = 0; slot < old->slots; slot++)
         moved_to[slot] = old->states[slot] == NODEDB_VAMANA__LIVE ? to->slots++ : NODEDB_VAMANA__NONE;
-    for (slot = 0; slot < old->slots; slot++) {
+    for (uint32_t slot = 0; slot < old->slots; slot++) {
         uint32_t at = moved_to[slot], *row;
         const uint32_t *from = nodedb_vamana__row(index, old, slot);
         if (at == NODEDB_VAMANA__NONE) continue;
         memcpy(nodedb_vamana__vector(index, to, at), nodedb_vamana__vector(index, old, slot), index->stride);
         row = nodedb_vamana__row(index, to, at), to->heads[at] = old->heads[slot];
         if (old->parents[slot] != NODEDB_VAMANA__NONE) to->parents[at] = moved_to[old->parents[slot]];
-        for (i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
+        for (uint32_t i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
         to->ids[at] = old->ids[slot];
         if (to->norms != NULL) to->norms[at] = old->norms[slot], nodedb_vamana__note_zeros(index, to, old->norms[slot]);
         if (to->codes != NULL)
@@ -4668,7 +4634,7 @@ static void nodedb_vamana__move_together(const nodedb_vamana *index, const noded
         if (!nodedb_vamana__table_add(to, at)) assert(false);
     }
     if (old->entry != NODEDB_VAMANA__NONE) to->entry = moved_to[old->entry];
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && old->starts[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && old->starts[i] != NODEDB_VAMANA__NONE; i++)
         to->starts[i] = moved_to[old->starts[i]];
 }
 
@@ -4685,7 +4651,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
     moved_to = (uint32_t *)nodedb__alloc(&index->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
     if (moved_to == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to compact %u slots", (unsigned)old->slots);
-    a = nodedb_vamana__take_arrays(
+    a = nodedb_vamana__alloc_arrays(
         index, index->live < NODEDB_VAMANA__FIRST_CAPACITY ? NODEDB_VAMANA__FIRST_CAPACITY : index->live, old->coder,
         err);
     if (a != NULL) {
@@ -4693,7 +4659,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
         index->first_free = NODEDB_VAMANA__NONE;
         nodedb_vamana__publish(index, a);
         nodedb_vamana__await_readers(index);
-        nodedb_vamana__give_arrays(index, old);
+        nodedb_vamana__release_arrays(index, old);
     }
     nodedb__release(&index->allocator, moved_to, bytes);
     return a != NULL ? NODEDB_OK : err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
@@ -4724,7 +4690,7 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index
 
 /* Live slots to which no edges lead from the entry, breadth first; for one who is counted in. */
 static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
-                                                 uint32_t slots, nodedb_vamana__trouble *trouble) {
+                                                 uint32_t slots, nodedb_vamana__read_errors *errors) {
     size_t bits = (size_t)slots / 8 + 1, bytes = bits + (size_t)slots * sizeof(uint32_t) + sizeof(uint32_t), head = 0,
            tail = 0;
     uint32_t *queue = (uint32_t *)nodedb__alloc_zero(&index->allocator, bytes, sizeof(void *)), slot, i;
@@ -4735,7 +4701,7 @@ static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, con
     if (slot < slots) queue[tail++] = slot, nodedb_vamana__set_bit(met, slot);
     while (head < tail) {
         const uint32_t *row = nodedb_vamana__row(index, a, queue[head]);
-        if (index->file != NULL && !nodedb_vamana__have_row(index, queue[head], trouble))
+        if (nodedb_vamana__is_on_disk(index) && !nodedb_vamana__have_row(index, queue[head], errors))
             row = NULL;
         for (i = 0, head++; row != NULL && i < index->degree; i++) {
             slot = nodedb__load_acquire(&row[i]);
@@ -4745,7 +4711,7 @@ static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, con
         }
     }
     for (slot = 0; slot < slots; slot++) {
-        if (index->file != NULL && !nodedb_vamana__knows_slot(index, slot, trouble)) continue;
+        if (nodedb_vamana__is_on_disk(index) && !nodedb_vamana__have_state(index, slot, errors)) continue;
         lost += nodedb_vamana__state(a, slot) == NODEDB_VAMANA__LIVE && !nodedb_vamana__bit(met, slot);
     }
     nodedb__release(&index->allocator, queue, bytes);
@@ -4755,7 +4721,7 @@ static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, con
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info) {
     const nodedb_vamana__arrays *a;
     uint32_t slot, slots, parity, entry, i;
-    nodedb_vamana__trouble trouble;
+    nodedb_vamana__read_errors errors;
     if (info == NULL) return;
     memset(info, 0, sizeof *info);
     if (index == NULL) return;
@@ -4767,19 +4733,20 @@ NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_
     info->code_bits = a->coder == NULL ? 0 : a->coder->bits;
     info->code_bytes = a->coder == NULL ? 0 : a->coder->stride;
     info->beam_build = nodedb__load_relaxed(&index->beam_now);
-    if (index->file != NULL) info->damaged_blocks = nodedb_vamana__damaged_blocks(index);
-    memset(&trouble, 0, sizeof trouble);
+    if (nodedb_vamana__is_on_disk(index)) info->damaged_blocks = nodedb_vamana__damaged_blocks(index);
+    memset(&errors, 0, sizeof errors);
     for (slot = 0; slot < slots && a->rows != NULL; slot++) {
         const uint32_t *row = nodedb_vamana__row(index, a, slot);
-        if (index->file != NULL && (!nodedb_vamana__knows_slot(index, slot, &trouble) ||
-                                    !nodedb_vamana__have_row(index, slot, &trouble)))
+        if (nodedb_vamana__is_on_disk(index) && (!nodedb_vamana__have_state(index, slot, &errors) ||
+                                    !nodedb_vamana__have_row(index, slot, &errors)))
             continue;
         if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) continue;
         for (i = 0; i < index->degree && nodedb__load_acquire(&row[i]) != NODEDB_VAMANA__NONE; i++) info->mean_degree++;
     }
     if (info->live > 0) info->mean_degree /= (double)info->live;
-    if (a->rows != NULL) info->unreachable = nodedb_vamana__count_unreachable(index, a, slots, &trouble);
-    if (entry != NODEDB_VAMANA__NONE && (index->file == NULL || nodedb_vamana__knows_slot(index, entry, &trouble)))
+    if (a->rows != NULL) info->unreachable = nodedb_vamana__count_unreachable(index, a, slots, &errors);
+    if (entry != NODEDB_VAMANA__NONE &&
+        (!nodedb_vamana__is_on_disk(index) || nodedb_vamana__have_state(index, entry, &errors)))
         info->entry_id = a->ids[entry];
     nodedb_vamana__leave(index, 0, parity);
 }
@@ -4794,10 +4761,10 @@ static uint32_t nodedb_vamana__find_live(const nodedb_vamana__arrays *a, uint64_
 NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64_t id) {
     uint32_t parity, slot;
     if (index == NULL) return false;
-    if (index->file != NULL) {
-        nodedb_vamana__trouble trouble;
-        memset(&trouble, 0, sizeof trouble);
-        return nodedb_vamana__find_on_disk(index, id, &trouble) != NODEDB_VAMANA__NONE;
+    if (nodedb_vamana__is_on_disk(index)) {
+        nodedb_vamana__read_errors errors;
+        memset(&errors, 0, sizeof errors);
+        return nodedb_vamana__find_on_disk(index, id, &errors) != NODEDB_VAMANA__NONE;
     }
     slot = nodedb_vamana__find_live(nodedb_vamana__enter(index, 0, &parity), id);
     nodedb_vamana__leave(index, 0, parity);
@@ -4808,13 +4775,13 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
     const nodedb_vamana__arrays *a;
     uint32_t parity, slots;
     bool found = false;
-    nodedb_vamana__trouble trouble;
+    nodedb_vamana__read_errors errors;
     if (index == NULL || cursor == NULL || id == NULL) return false;
-    memset(&trouble, 0, sizeof trouble);
+    memset(&errors, 0, sizeof errors);
     a = nodedb_vamana__enter(index, 0, &parity);
     for (slots = nodedb__load_acquire(&a->slots); *cursor < slots && !found; ++*cursor) {
-        if (!nodedb_vamana__knows_slot(index, (uint32_t)*cursor, &trouble)) {
-            if (trouble.failed != NODEDB_OK) break;
+        if (!nodedb_vamana__have_state(index, (uint32_t)*cursor, &errors)) {
+            if (errors.failed != NODEDB_OK) break;
             continue;
         }
         found = nodedb_vamana__state(a, (uint32_t)*cursor) == NODEDB_VAMANA__LIVE;
@@ -4846,7 +4813,7 @@ static nodedb_status nodedb_vamana__get(const nodedb_vamana *index, uint64_t id,
     const nodedb_vamana__arrays *a;
     uint32_t parity, slot;
     if (index == NULL || out == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
-    if (index->file != NULL) return nodedb_vamana__get_from_disk(index, id, out, stored, err);
+    if (nodedb_vamana__is_on_disk(index)) return nodedb_vamana__get_from_disk(index, id, out, stored, err);
     a = nodedb_vamana__enter(index, 0, &parity);
     slot = nodedb_vamana__find_live(a, id);
     if (slot != NODEDB_VAMANA__NONE)
@@ -4870,7 +4837,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get_stored(const nodedb_vamana *in
  * until the searcher reads again. */
 static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err) {
     uint32_t slot;
-    if (s->index->file != NULL) return nodedb_vamana__fetch_id(s, id, err);
+    if (nodedb_vamana__is_on_disk(s->index)) return nodedb_vamana__fetch_id(s, id, err);
     slot = nodedb_vamana__find_live(s->arrays, id);
     if (slot != NODEDB_VAMANA__NONE) return nodedb_vamana__vector(s->index, s->arrays, slot);
     (void)nodedb_vamana__no_such_id(id, err);
@@ -4890,7 +4857,7 @@ static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64
  * ================================================================================================================ */
 
 #define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are remade when there are so many times more ... */
-#define NODEDB_VAMANA__STRANGE_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
+#define NODEDB_VAMANA__CLIPPED_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
 #define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder learns their mean ... */
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
 #define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... of no more components than these, all together */
@@ -4914,10 +4881,10 @@ static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64
 /* Turns `dim` components. If dim is no power of two, the transform goes over the first and the last 2^n components in
  * turn, which overlap. */
 static void nodedb_vamana__turn(const nodedb_vamana *index, float *x) {
-    uint32_t part = 1, rounds, round;
+    uint32_t part = 1, rounds;
     while (part <= index->dim / 2) part *= 2;
     rounds = part == index->dim ? 2 : 4;
-    for (round = 0; round < rounds; round++) {
+    for (uint32_t round = 0; round < rounds; round++) {
         uint32_t from = round % 2 == 0 ? 0 : index->dim - part;
         index->kernels->turn_part(x + from, part, nodedb_mix64(index->dim + ((uint64_t)round << 32)));
     }
@@ -4933,8 +4900,7 @@ static float nodedb_vamana__to_length_1(const nodedb_vamana *index, float norm) 
 /* A stored vector as floats: of length 1 but for L2. */
 static void nodedb_vamana__as_floats(const nodedb_vamana *index, const uint8_t *vector, float norm, float *to) {
     float factor = nodedb_vamana__to_length_1(index, norm);
-    uint32_t i;
-    for (i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
+    for (uint32_t i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
 static void nodedb_vamana__put_code(const nodedb_vamana__coder *c, uint8_t *code, size_t i, uint32_t value) {
@@ -4953,12 +4919,12 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__nearest_value(float x, float step,
 static bool nodedb_vamana__encode(const nodedb_vamana *index, const nodedb_vamana__coder *c, const uint8_t *vector,
                                   float norm, float *turned, uint8_t *code) {
     float most = c->step * (c->bits == 4 ? 8.0f : 128.0f);
-    uint32_t i, beyond = 0;
+    uint32_t beyond = 0;
     nodedb_vamana__as_floats(index, vector, norm, turned);
-    for (i = 0; i < index->dim; i++) turned[i] -= c->mean[i];
+    for (uint32_t i = 0; i < index->dim; i++) turned[i] -= c->mean[i];
     nodedb_vamana__turn(index, turned);
     memset(code, 0, c->stride);
-    for (i = 0; i < index->dim; i++) {
+    for (uint32_t i = 0; i < index->dim; i++) {
         nodedb_vamana__put_code(c, code, i, nodedb_vamana__nearest_value(turned[i], c->step, c->bits));
         beyond += fabsf(turned[i]) > most ? 1 : 0;
     }
@@ -4984,7 +4950,6 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     nodedb_vamana__target target;
     float most = 0, factor;
     double along = 0, sum = 0;
-    uint32_t i;
     memset(&target, 0, sizeof target);
     target.arrays = s->arrays, target.vector = s->code_query;
     target.measure = ip ? (four ? NODEDB_VAMANA__CODE4_IP : NODEDB_VAMANA__CODE8_IP)
@@ -4992,26 +4957,26 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     target.constant = c->step * c->step / (four ? NODEDB_VAMANA__QUERY4 / 2 : 1);
     if (cosine) target.constant /= 2; /* |q - x|^2 = 2 - 2 cos */
     nodedb_vamana__as_floats(index, vector, norm, s->turned);
-    for (i = 0; i < index->dim; i++) {
+    for (uint32_t i = 0; i < index->dim; i++) {
         if (ip) along += (double)s->turned[i] * (double)c->mean[i];
         else s->turned[i] -= c->mean[i];
     }
     nodedb_vamana__turn(index, s->turned);
     if (ip) {
-        for (i = 0; i < index->dim; i++) most = fabsf(s->turned[i]) > most ? fabsf(s->turned[i]) : most;
+        for (uint32_t i = 0; i < index->dim; i++) most = fabsf(s->turned[i]) > most ? fabsf(s->turned[i]) : most;
         factor = most > 0 ? 127 / most : 0;
         if (!nodedb_vamana__is_finite(factor)) factor = 0;
-        for (i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor), sum += q[i];
+        for (uint32_t i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor), sum += q[i];
         target.constant = factor > 0 ? sqrtf(norm) * c->step / factor : 0;
         target.shift = (float)(along * (double)factor / (double)c->step - sum * (four ? 7.5 : 127.5));
     } else if (four) { /* value v is at v - 7.5 */
         factor = NODEDB_VAMANA__QUERY4 / c->step;
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             q[i] = nodedb_vamana__to_i8(s->turned[i] * factor + 7.5f * NODEDB_VAMANA__QUERY4);
             sum += (double)q[i] * q[i] / (2 * NODEDB_VAMANA__QUERY4); /* what the kernel leaves out */
         }
     } else {
-        for (i = 0; i < index->dim; i++)
+        for (uint32_t i = 0; i < index->dim; i++)
             s->code_query[i] = (uint8_t)nodedb_vamana__nearest_value(s->turned[i], c->step, 8);
     }
     target.zeros = !ip && s->arrays->norms != NULL && nodedb__load_relaxed(&s->arrays->zeros);
@@ -5072,25 +5037,25 @@ static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana_
     const nodedb_vamana__arrays *a = index->arrays;
     const uint8_t *vectors[NODEDB_VAMANA__MEAN_PER_CHANGE];
     float factors[NODEDB_VAMANA__MEAN_PER_CHANGE];
-    uint32_t i, j;
     if (n == 0) return;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         vectors[i] = nodedb_vamana__vector(index, a, slots[i]);
         factors[i] = nodedb_vamana__to_length_1(index, a->norms != NULL ? a->norms[slots[i]] : 0);
     }
-    if (t->met == 0) nodedb_vamana__as_floats(index, vectors[0], a->norms != NULL ? a->norms[slots[0]] : 0, c->mean);
-    for (j = 0; j < index->dim; j++) {
+    if (t->sampled == 0) nodedb_vamana__as_floats(index, vectors[0], a->norms != NULL ? a->norms[slots[0]] : 0,
+                                                  c->mean);
+    for (uint32_t j = 0; j < index->dim; j++) {
         double sum = 0, squares = 0;
-        for (i = 0; i < n; i++) {
+        for (uint32_t i = 0; i < n; i++) {
             float x = factors[i] * (float)nodedb_vamana__component(index, vectors[i], j);
             double off = (double)x - (double)c->mean[j];
             sum += off, squares += off * off;
         }
-        c->mean[j] = (float)((double)c->mean[j] + sum / ((double)t->met + n));
-        squares -= sum * sum / ((double)t->met + n);
+        c->mean[j] = (float)((double)c->mean[j] + sum / ((double)t->sampled + n));
+        squares -= sum * sum / ((double)t->sampled + n);
         t->squares += squares > 0 ? squares : 0;
     }
-    t->met += n;
+    t->sampled += n;
 }
 
 /* The steps that are tried: that which is best for normally distributed components (Max 1960), and wider ones, which
@@ -5098,7 +5063,7 @@ static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana_
 static float nodedb_vamana__step_of(const nodedb_vamana *index, const nodedb_vamana__coder *c,
                                     const nodedb_vamana__training *t, uint32_t i) {
     static const float wider[NODEDB_VAMANA__STEPS] = {1, 1.25f, 1.6f, 2, 2.5f, 3.2f, 4, 5, 6.4f, 8};
-    double sigma = sqrt(t->squares / ((double)t->met * index->dim));
+    double sigma = sqrt(t->squares / ((double)t->sampled * index->dim));
     return sigma > 1e-30 ? (float)(sigma * (double)((c->bits == 4 ? 0.335f : 0.0308f) * wider[i])) : 0;
 }
 
@@ -5107,16 +5072,15 @@ static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_v
                                       nodedb_vamana__training *t, const uint32_t *slots, uint32_t n, float *turned) {
     const nodedb_vamana__arrays *a = index->arrays;
     float half = c->bits == 4 ? 7.5f : 127.5f;
-    uint32_t i, j, w;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slots[i]),
                                  a->norms != NULL ? a->norms[slots[i]] : 0, turned);
-        for (j = 0; j < index->dim; j++) turned[j] -= c->mean[j];
+        for (uint32_t j = 0; j < index->dim; j++) turned[j] -= c->mean[j];
         nodedb_vamana__turn(index, turned);
-        for (w = 0; w < NODEDB_VAMANA__STEPS; w++) {
+        for (uint32_t w = 0; w < NODEDB_VAMANA__STEPS; w++) {
             float step = nodedb_vamana__step_of(index, c, t, w);
             double error = 0;
-            for (j = 0; j < index->dim; j++) {
+            for (uint32_t j = 0; j < index->dim; j++) {
                 float value = ((float)nodedb_vamana__nearest_value(turned[j], step, c->bits) - half) * step;
                 error += (double)(turned[j] - value) * (double)(turned[j] - value);
             }
@@ -5130,13 +5094,13 @@ static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_v
 static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana__coder *c, nodedb_vamana__training *t,
                                        float *turned) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t mean_of = nodedb_vamana__sample_size(index, t->slots), n = 0, i, best = 0;
+    uint32_t mean_of = nodedb_vamana__sample_size(index, t->slots), n = 0, best = 0;
     uint32_t step_of = nodedb_vamana__step_sample_size(index, t->slots), slots[NODEDB_VAMANA__MEAN_PER_CHANGE];
     bool mean = t->at < mean_of;
     uint32_t end = mean ? mean_of : mean_of + step_of;
     uint32_t slice = mean ? NODEDB_VAMANA__MEAN_PER_CHANGE : NODEDB_VAMANA__STEP_PER_CHANGE;
     assert(!nodedb_vamana__is_trained(c) && t->slots <= a->slots && a->entry != NODEDB_VAMANA__NONE);
-    for (i = 0; i < slice && t->at < end; i++, t->at++) {
+    for (uint32_t i = 0; i < slice && t->at < end; i++, t->at++) {
         uint64_t at = mean ? t->at : t->at - mean_of;
         uint32_t slot = (uint32_t)(at * t->slots / (mean ? mean_of : step_of));
         if (a->states[slot] == NODEDB_VAMANA__LIVE) slots[n++] = slot;
@@ -5144,9 +5108,9 @@ static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana
     if (mean) nodedb_vamana__train_mean(index, c, t, slots, n);
     else nodedb_vamana__train_step(index, c, t, slots, n, turned);
     if (t->at < end) return;
-    if (t->met == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample met only holes */
+    if (t->sampled == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample met only holes */
     if (mean && nodedb_vamana__step_of(index, c, t, 0) > 0) return;
-    for (i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
+    for (uint32_t i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
         if (t->errors[i] < t->errors[best]) best = i;
     c->step = mean ? 1 : nodedb_vamana__step_of(index, c, t, best);
 }
@@ -5178,9 +5142,9 @@ static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_
  * falls behind, other codes are due. */
 static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, const nodedb_vamana__near *c, uint32_t n) {
     uint32_t *stored = &index->arrays->coder->slack, slack = *stored;
-    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, same = 0, i, j;
+    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, same = 0, j;
     if (n <= NODEDB_VAMANA__JUDGE_NEAREST + slack) return;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         if (nodedb_vamana__is_same(index, slot, &c[i])) {
             same++;
             continue;
@@ -5190,11 +5154,11 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
         for (j = count - 1; j > 0 && c[nearest[j - 1]].distance > c[i].distance; j--) nearest[j] = nearest[j - 1];
         nearest[j] = i;
     }
-    for (i = 0; i < count; i++) missed += nearest[i] >= same + NODEDB_VAMANA__JUDGE_NEAREST + slack;
+    for (uint32_t i = 0; i < count; i++) missed += nearest[i] >= same + NODEDB_VAMANA__JUDGE_NEAREST + slack;
     index->code_asked += count, index->code_missed += missed;
     if (index->code_asked < NODEDB_VAMANA__DRIFT_WINDOW) return;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > NODEDB_VAMANA__SLACK_GOOD + 8)
-        index->code_strange = UINT32_MAX / 2;
+        index->code_clipped = UINT32_MAX / 2;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__JUDGE_MISSES && slack < NODEDB_VAMANA__SLACK_MAX)
         nodedb__store_relaxed(stored, slack + 1 + slack / 8 < NODEDB_VAMANA__SLACK_MAX ? slack + 1 + slack / 8
                                                                                        : NODEDB_VAMANA__SLACK_MAX);
@@ -5215,19 +5179,19 @@ static uint32_t nodedb_vamana__judge_beam(const nodedb_vamana *index) {
 static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s,
                                  uint32_t slot) {
     nodedb_vamana__target exact = nodedb_vamana__slot_target(index, coded, slot), code;
-    uint32_t i, j, n = 0, nearer, before;
+    uint32_t j, n = 0, nearer, before;
     float *far = s->distances, *by_code;
     if (coded->states[slot] != NODEDB_VAMANA__LIVE) return;
     s->arrays = coded;
     nodedb_vamana__walk(s, &exact, nodedb_vamana__judge_beam(index));
-    for (i = 0; i < s->beam_count; i++)
+    for (uint32_t i = 0; i < s->beam_count; i++)
         if (coded->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__is_same(index, slot, &s->beam[i]))
             s->slots[n] = s->beam[i].slot, far[n++] = s->beam[i].distance;
     if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* nothing to be learnt */
     code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, coded->norms != NULL ? coded->norms[slot] : 0);
     by_code = far + n;
     nodedb_vamana__measure_many(index, &code, s->slots, n, by_code);
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         for (j = 0, nearer = 0, before = 0; j < n; j++)
             nearer += far[j] < far[i], before += by_code[j] <= by_code[i] && far[j] != far[i];
         if (nearer >= NODEDB_VAMANA__JUDGE_NEAREST) continue;
@@ -5238,8 +5202,8 @@ static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arra
 
 /* So many more of the nearest by code have to be looked at exactly to meet all but one in `misses` of the true ones. */
 static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses) {
-    uint32_t asked = 0, missed = 0, slack, i;
-    for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++) asked += index->displaced[i];
+    uint32_t asked = 0, missed = 0, slack;
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++) asked += index->displaced[i];
     for (slack = NODEDB_VAMANA__SLACK_MAX; slack > 0; slack--) {
         missed += index->displaced[slack];
         if (missed > asked / misses) break;
@@ -5263,15 +5227,15 @@ static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     index->recoder = index->live == 0 ? NULL : nodedb_vamana__new_coder(index, bits);
     if (index->recoder != NULL) {
         nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
-        index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
-                                                        NODEDB_CACHE_LINE_BYTES);
+        index->recodes = (uint8_t *)nodedb_vamana__alloc(index, index->arrays->capacity, index->recoder->stride,
+                                                         NODEDB_CACHE_LINE_BYTES);
         index->recode_at = 0;
         if (index->recodes != NULL) return;
-        nodedb_vamana__give_coder(index, index->recoder);
+        nodedb_vamana__release_coder(index, index->recoder);
         index->recoder = NULL;
     }
     index->code_due = (uint64_t)index->live + index->live / 8 + 1;
-    index->code_came = index->code_strange = 0;
+    index->code_inserted = index->code_clipped = 0;
 }
 
 /* The bits of the codes that an index begins with; 0: none. */
@@ -5285,23 +5249,23 @@ static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
 /* Publishes arrays with these codes in place of those that there are, once nobody reads those. False: no memory. */
 static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder) {
     nodedb_vamana__arrays *old = index->arrays, *a;
-    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
+    a = (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
     if (a == NULL) return false;
     *a = *old;
     a->codes = codes, a->coder = coder;
     nodedb_vamana__publish(index, a);
     nodedb_vamana__await_readers(index);
     if (old->codes != NULL && !nodedb_vamana__save_keeps_codes(index, old))
-        nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
-    nodedb_vamana__give_coder(index, old->coder);
-    nodedb_vamana__give(index, old, 1, sizeof *old);
+        nodedb_vamana__release(index, old->codes, old->capacity, old->coder->stride);
+    nodedb_vamana__release_coder(index, old->coder);
+    nodedb_vamana__release(index, old, 1, sizeof *old);
     return true;
 }
 
 /* Codes have been made, or found useless, when there were `live` vectors, and `came` have come since. */
 static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t came) {
     index->code_due = live > 0 ? (uint64_t)live * NODEDB_VAMANA__CODE_AGAIN : NODEDB_VAMANA__CODE_FIRST;
-    index->code_live = live, index->code_came = came, index->code_strange = 0;
+    index->code_live = live, index->code_inserted = came, index->code_clipped = 0;
     index->code_asked = index->code_missed = 0;
 }
 
@@ -5311,8 +5275,8 @@ static bool nodedb_vamana__codes_due(const nodedb_vamana *index) {
     uint32_t many = index->live > NODEDB_VAMANA__CODE_FIRST ? index->live : NODEDB_VAMANA__CODE_FIRST;
     if (nodedb_vamana__first_bits(index) == 0) return false;
     return index->live >= index->code_due || (index->code_live > 0 &&
-                                              (index->code_came >= many ||
-                                               index->code_strange >= many / NODEDB_VAMANA__STRANGE_SHARE));
+                                              (index->code_inserted >= many ||
+                                               index->code_clipped >= many / NODEDB_VAMANA__CLIPPED_SHARE));
 }
 
 /* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
@@ -5336,8 +5300,8 @@ static void nodedb_vamana__end_codes(nodedb_vamana *index) {
         (void)nodedb_vamana__replace_codes(index, NULL, NULL);
 }
 
-static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more) {
-    index->code_came = more < UINT32_MAX - index->code_came ? index->code_came + more : UINT32_MAX;
+static void nodedb_vamana__count_inserted(nodedb_vamana *index, uint32_t more) {
+    index->code_inserted = more < UINT32_MAX - index->code_inserted ? index->code_inserted + more : UINT32_MAX;
 }
 
 /* One slice of making codes, which starts over when due: first of the coder's training, then up to `budget` codes,
@@ -5378,7 +5342,7 @@ static void nodedb_vamana__note_zeros(const nodedb_vamana *index, nodedb_vamana_
 static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (a->codes != NULL && !nodedb_vamana__encode_slot(index, a, a->coder, a->codes, turned, slot))
-        (void)nodedb__add_relaxed(&index->code_strange, 1u);
+        (void)nodedb__add_relaxed(&index->code_clipped, 1u);
     if (index->recoder != NULL && slot < index->recode_at)
         (void)nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, turned, slot);
 }
@@ -5419,8 +5383,8 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_RESIDENT = 180,
     NODEDB_VAMANA__AT_STEP = 184,
     NODEDB_VAMANA__AT_CODE_LIVE = 188,
-    NODEDB_VAMANA__AT_CODE_CAME = 192,
-    NODEDB_VAMANA__AT_CODE_STRANGE = 196,
+    NODEDB_VAMANA__AT_CODE_INSERTED = 192,
+    NODEDB_VAMANA__AT_CODE_CLIPPED = 196,
     NODEDB_VAMANA__AT_CODE_DUE = 200,
     NODEDB_VAMANA__AT_LAYOUT = 216,
     NODEDB_VAMANA__AT_FIRST_FREE = 220,
@@ -5442,7 +5406,7 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_BEAM_MISSED = 788,
     NODEDB_VAMANA__AT_TRAINING_SLOTS = 792,
     NODEDB_VAMANA__AT_TRAINING_AT = 796,
-    NODEDB_VAMANA__AT_TRAINING_MET = 800,
+    NODEDB_VAMANA__AT_TRAINING_SAMPLED = 800,
     NODEDB_VAMANA__AT_TRAINING_SQUARES = 808,
     NODEDB_VAMANA__AT_TRAINING_ERRORS = 816, /* STEPS times 8 bytes */
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
@@ -5467,25 +5431,24 @@ enum {
 };
 
 /* Where things stand in a file; all derived from the header's counts. Offsets and sizes in bytes. */
-typedef struct nodedb_vamana__layout {
+typedef struct nodedb_vamana__file_layout {
     uint64_t at[NODEDB_VAMANA__SECTIONS + 1]; /* where each section begins; the last: the size of the file */
     size_t item[NODEDB_VAMANA__IN_RECORDS];   /* bytes of each slot in a section; 0: it is not one by slots, or empty */
     uint64_t blocks;                          /* that have a checksum: from 1 to the one before the sums */
     uint64_t places;                          /* in the table of ids */
     uint32_t vector_bytes, row_at;            /* of a record; where its row begins, 0: it has none */
     uint32_t record_bytes, records_per_block, blocks_per_record; /* records_per_block 0: each begins at a block */
-} nodedb_vamana__layout;
+} nodedb_vamana__file_layout;
 
 static uint64_t nodedb_vamana__blocks(uint64_t bytes) {
     return (bytes + NODEDB_VAMANA_BLOCK_BYTES - 1) / NODEDB_VAMANA_BLOCK_BYTES;
 }
 
 /* Where everything is in a file of `slots` slots; bits 0: of no codes. No product here passes 2^32 * 2^19 = 2^51. */
-static nodedb_vamana__layout nodedb_vamana__lay_out(const nodedb_vamana *index, nodedb_vamana_layout kind,
-                                                    uint32_t bits, uint32_t recode_bits, uint32_t slots) {
-    nodedb_vamana__layout l;
+static nodedb_vamana__file_layout nodedb_vamana__layout_of(const nodedb_vamana *index, nodedb_vamana_layout kind,
+                                                           uint32_t bits, uint32_t recode_bits, uint32_t slots) {
+    nodedb_vamana__file_layout l;
     uint64_t blocks[NODEDB_VAMANA__SECTIONS], record_blocks, at = NODEDB_VAMANA_BLOCK_BYTES;
-    int i;
     memset(&l, 0, sizeof l);
     l.vector_bytes = (uint32_t)index->vector_bytes, l.record_bytes = l.vector_bytes;
     if (kind == NODEDB_VAMANA_PACKED)
@@ -5499,30 +5462,22 @@ static nodedb_vamana__layout nodedb_vamana__lay_out(const nodedb_vamana *index, 
     l.item[NODEDB_VAMANA__IN_NORMS] = index->metric == NODEDB_VAMANA_L2 ? 0 : 4;
     l.item[NODEDB_VAMANA__IN_ROWS] = kind == NODEDB_VAMANA_PACKED ? 0 : index->row_words * 4;
     l.item[NODEDB_VAMANA__IN_CODES] = nodedb_vamana__code_stride(index->dim, bits);
-    for (i = 0; i < NODEDB_VAMANA__IN_RECORDS; i++) blocks[i] = nodedb_vamana__blocks(l.item[i] * (uint64_t)slots);
+    for (int i = 0; i < NODEDB_VAMANA__IN_RECORDS; i++) blocks[i] = nodedb_vamana__blocks(l.item[i] * (uint64_t)slots);
     blocks[NODEDB_VAMANA__IN_MEANS] =
         nodedb_vamana__blocks(((bits != 0 ? 1 : 0) + (recode_bits != 0 ? 1 : 0)) * (uint64_t)index->dim * 4);
     blocks[NODEDB_VAMANA__IN_RECORDS] = record_blocks;
     for (l.places = 16; l.places < slots + (uint64_t)slots / 2;) l.places *= 2;
     blocks[NODEDB_VAMANA__IN_TABLE] = nodedb_vamana__blocks(l.places * 4);
-    for (i = 0; i <= NODEDB_VAMANA__IN_TABLE; i++) l.blocks += blocks[i];
+    for (int i = 0; i <= NODEDB_VAMANA__IN_TABLE; i++) l.blocks += blocks[i];
     blocks[NODEDB_VAMANA__IN_SUMS] = (l.blocks + NODEDB_VAMANA__SUMS_PER_BLOCK - 1) / NODEDB_VAMANA__SUMS_PER_BLOCK;
     blocks[NODEDB_VAMANA__IN_SUMS_AGAIN] = blocks[NODEDB_VAMANA__IN_SUMS];
     blocks[NODEDB_VAMANA__IN_HEADER_AGAIN] = 1;
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) l.at[i] = at, at += blocks[i] * NODEDB_VAMANA_BLOCK_BYTES;
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) l.at[i] = at, at += blocks[i] * NODEDB_VAMANA_BLOCK_BYTES;
     l.at[NODEDB_VAMANA__SECTIONS] = at;
     return l;
 }
 
-/* Where the record of a slot begins in the file. */
-static uint64_t nodedb_vamana__record_at(const nodedb_vamana__layout *l, uint32_t slot) {
-    uint64_t from = l->at[NODEDB_VAMANA__IN_RECORDS];
-    if (l->records_per_block == 0) return from + (uint64_t)slot * l->blocks_per_record * NODEDB_VAMANA_BLOCK_BYTES;
-    return from + (uint64_t)(slot / l->records_per_block) * NODEDB_VAMANA_BLOCK_BYTES +
-           (uint64_t)(slot % l->records_per_block) * l->record_bytes;
-}
-
-static const char *nodedb_vamana__section_name(const nodedb_vamana__layout *l, uint64_t offset) {
+static const char *nodedb_vamana__section_name(const nodedb_vamana__file_layout *l, uint64_t offset) {
     static const char *const names[] = {"states", "ids",     "norms", "rows",      "heads",     "parents", "means",
                                         "codes",  "records", "table", "checksums", "checksums", "header"};
     int i = NODEDB_VAMANA__SECTIONS - 1;
@@ -5574,7 +5529,8 @@ static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
 }
 
 /* A record in file order from memory order, or back. */
-static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_vamana__layout *l, uint8_t *record) {
+static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_vamana__file_layout *l,
+                                       uint8_t *record) {
     if (index->type == NODEDB_VAMANA_F32) nodedb_vamana__swap_words(record, l->vector_bytes, 4);
     if (l->row_at > 0) nodedb_vamana__swap_words(record + l->row_at, index->degree * (size_t)4, 4);
 }
@@ -5593,6 +5549,7 @@ static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status 
  * mapped, so a file that shrinks or a device that fails is an error and not a signal. Each block is checked when it is
  * read. A damaged block is quarantined, and what stands in it is passed over. */
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* A section that is read into memory chunk by chunk, when it is first needed. */
 typedef struct nodedb_vamana__part {
     uint8_t *memory;   /* NULL: this section is not kept in memory */
@@ -5614,31 +5571,35 @@ typedef struct nodedb_vamana__cache {
     nodedb_vamana_fetcher fetcher; /* that fills it; ctx NULL: none yet, or no more */
 } nodedb_vamana__cache;
 
+#endif
+
 /* The file of an index that is on disk. What several searchers may find out at once is atomic. */
 typedef struct nodedb_vamana__file {
     char *path;
     size_t path_bytes;
     int fd;                      /* -1: none */
+    nodedb_vamana__file_layout layout;
+    uint32_t *sums;              /* checksums of the blocks from 1 on, in groups */
+    uint8_t *groups;             /* state of each group, like that of a chunk */
+    size_t group_count;
+#if !defined(NODEDB_VAMANA_NO_DISK)
     bool uring;
-    nodedb_vamana__layout layout;
     nodedb_vamana__part parts[NODEDB_VAMANA__SECTIONS];
     uint64_t chunks_left;        /* of all parts, that are not there and well */
     int load_section;            /* where `load` goes on */
     size_t load_chunk;
-    uint32_t *sums;              /* checksums of the blocks from 1 on, in groups */
-    uint8_t *groups;             /* state of each group, like that of a chunk */
-    size_t group_count;
     uint8_t *damaged;            /* a bit for each block of the file: it is in quarantine */
     uint64_t damaged_blocks;
     uint8_t *map;                /* the records, if they are read by mapping; else NULL */
     size_t map_bytes;
     nodedb_vamana__cache cache;
+#endif
 } nodedb_vamana__file;
 
-enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__THERE, NODEDB_VAMANA__HURT };
+enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__THERE, NODEDB_VAMANA__DAMAGED };
 
-/* True: the caller is to load what has this state, and then to set it. Else it is there, or hurt; whoever loads it at
- * this moment is waited for. */
+/* True: the caller must load what this state is of, and then set the state. False: it is in memory or damaged. Waits
+ * while another thread loads it. */
 static bool nodedb_vamana__claim(uint8_t *state, uint8_t *now) {
     for (;;) {
         uint8_t absent = NODEDB_VAMANA__ABSENT;
@@ -5674,11 +5635,9 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
     nodedb_vamana__file *f = index->file;
     uint8_t space[2 * NODEDB_VAMANA_BLOCK_BYTES], *block;
     nodedb_status status = NODEDB_OK;
-    uint32_t i;
-    int copy;
     block = space + (NODEDB_VAMANA__BLOCK - (uintptr_t)space % NODEDB_VAMANA__BLOCK) % NODEDB_VAMANA__BLOCK;
     *copies = 0;
-    for (copy = 1; copy >= 0; copy--) {
+    for (int copy = 1; copy >= 0; copy--) {
         uint64_t at = f->layout.at[NODEDB_VAMANA__IN_SUMS + copy] + (uint64_t)group * NODEDB_VAMANA_BLOCK_BYTES;
         nodedb_status one = nodedb_vamana__read_at(index, block, NODEDB_VAMANA__BLOCK, at, err);
         if (one != NODEDB_OK && one != NODEDB_ERR_CORRUPT) status = one;
@@ -5686,7 +5645,7 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
             nodedb_vamana__sum_of_group(block, group) != nodedb_get_u32(block + NODEDB_VAMANA__BLOCK - 4))
             continue;
         *copies |= 1 << copy;
-        for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
+        for (uint32_t i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
             f->sums[group * NODEDB_VAMANA__SUMS_PER_BLOCK + i] = nodedb_get_u32(block + 4 * i);
     }
     if (*copies != 0) return NODEDB_OK;
@@ -5708,7 +5667,7 @@ static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t o
         int copies;
         nodedb_status status = nodedb_vamana__read_group(index, group, &copies, err);
         now = status == NODEDB_OK            ? NODEDB_VAMANA__THERE
-              : status == NODEDB_ERR_CORRUPT ? NODEDB_VAMANA__HURT
+              : status == NODEDB_ERR_CORRUPT ? NODEDB_VAMANA__DAMAGED
                                              : NODEDB_VAMANA__ABSENT;
         nodedb__store_release(&f->groups[group], now);
         if (status != NODEDB_OK) return status;
@@ -5717,24 +5676,6 @@ static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t o
         return NODEDB_OK;
     return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, f->path,
                                      "the block does not match its checksum");
-}
-
-static bool nodedb_vamana__in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
-    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
-    return (nodedb__load_relaxed(&f->damaged[block / 8]) >> block % 8 & 1) != 0;
-}
-
-static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
-    nodedb_vamana__file *f = index->file;
-    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
-    uint8_t bit = (uint8_t)(1u << block % 8);
-    if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
-    (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
-    nodedb_say(&index->logger, NODEDB_LOG_ERROR,
-                "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
-                "save the index anew from its source",
-                f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
-                nodedb_vamana__section_name(&f->layout, offset));
 }
 
 /* ---- slots that a save has still to write ------------------------------------------------------------------------ */
@@ -5771,11 +5712,11 @@ typedef struct nodedb_vamana__stream {
 
 /* A save that is under way. It goes over the slots once; those that it has not reached are copied before they change,
  * so that the file holds the index as it was when the save began. */
-typedef struct nodedb_vamana__save {
+typedef struct nodedb_vamana__save_state {
     int phase;
     uint64_t at;                 /* how far the phase is */
     uint32_t slots, next;        /* at the beginning; the first one that is not written */
-    nodedb_vamana__layout layout;
+    nodedb_vamana__file_layout layout;
     nodedb_vamana__coder *coder; /* of the codes that are written; its own copy. NULL: none */
     nodedb_vamana__coder *recoder; /* of those that were being made; its own copy. NULL: none */
     bool make_codes;             /* the index walks on none: they are made for this file */
@@ -5793,7 +5734,7 @@ typedef struct nodedb_vamana__save {
     int old_fd;                  /* of the file that is replaced, held so that it can be cut; below 0: none */
     uint64_t written;            /* since the last sync */
     uint64_t stale;              /* bytes of the temporary file or of the old one that are still to be given back */
-} nodedb_vamana__save;
+} nodedb_vamana__save_state;
 
 static uint32_t nodedb_vamana__kept_place(const nodedb_vamana__kept *k, uint32_t slot) {
     uint32_t at = (uint32_t)nodedb_mix64(slot) & (k->table_size - 1);
@@ -5845,7 +5786,7 @@ static uint8_t *nodedb_vamana__kept_at(const nodedb_vamana__kept *k, uint32_t nu
 }
 
 /* A slot as it is now; its code is of those that the index had when the save began. */
-static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, const nodedb_vamana__save *save,
+static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, const nodedb_vamana__save_state *save,
                                                     uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__slot_view v;
@@ -5859,7 +5800,7 @@ static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, 
 }
 
 /* The slot as it was when the save began, if it has changed since. */
-static bool nodedb_vamana__view_kept(const nodedb_vamana *index, const nodedb_vamana__save *save, uint32_t slot,
+static bool nodedb_vamana__kept_view(const nodedb_vamana *index, const nodedb_vamana__save_state *save, uint32_t slot,
                                      nodedb_vamana__slot_view *v) {
     uint32_t number = save->kept.count == 0 ? NODEDB_VAMANA__NONE
                                             : save->kept.table[nodedb_vamana__kept_place(&save->kept, slot)];
@@ -5875,7 +5816,7 @@ static bool nodedb_vamana__view_kept(const nodedb_vamana *index, const nodedb_va
 /* To be called before a slot's contents change: copies them if a save has still to write them. Without memory the save
  * fails, not the change. */
 static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t slot) {
-    nodedb_vamana__save *save = index->save;
+    nodedb_vamana__save_state *save = index->save;
     nodedb_vamana__slot_view v;
     uint8_t **blob, *at;
     uint32_t place;
@@ -5906,7 +5847,7 @@ static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t sl
 
 /* Codes that the index replaces and that a save has still to write become the save's. False: nobody needs them. */
 static bool nodedb_vamana__save_keeps_codes(const nodedb_vamana *index, const nodedb_vamana__arrays *old) {
-    nodedb_vamana__save *save = index->save;
+    nodedb_vamana__save_state *save = index->save;
     if (save == NULL || save->make_codes || save->frozen != NULL) return false;
     save->frozen = old->codes;
     save->frozen_count = old->capacity, save->frozen_stride = old->coder->stride;
@@ -5929,18 +5870,18 @@ static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, no
 
 /* ---- saving ------------------------------------------------------------------------------------------------------ */
 
-/* In slices, so that a server can save between requests: see nodedb_vamana__save. */
+/* In slices, so that a server can save between requests: see nodedb_vamana__save_state. */
 
 #define NODEDB_VAMANA__SLACK_OF_FILE 12u /* of 8-bit codes that are made for a file and that no walk has judged */
 #define NODEDB_VAMANA__STREAM_BYTES (16 * NODEDB_VAMANA__BLOCK)
 #define NODEDB_VAMANA__CACHE_SHARE 32u   /* of the records, that the cache has by default */
 #define NODEDB_VAMANA__CACHE_MIN 256u    /* and at least so many nodes */
 #define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)1 << 20) /* written between two syncs: a sync of more takes too long */
-#define NODEDB_VAMANA__CUT_BYTES ((uint64_t)4 << 20)  /* of a file, given back to the file system at a time */
+#define NODEDB_VAMANA__TRUNCATE_BYTES ((uint64_t)4 << 20)  /* of a file, given back to the file system at a time */
 #define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for one slot's budget */
 
 enum { /* phases of a save */
-    NODEDB_VAMANA__SAVE_EMPTIES = 0, /* the temporary file, if an earlier save has left one */
+    NODEDB_VAMANA__SAVE_TRUNCATES = 0, /* the temporary file, if an earlier save has left one */
     NODEDB_VAMANA__SAVE_CLEARS,      /* the table of ids */
     NODEDB_VAMANA__SAVE_SLOTS,
     NODEDB_VAMANA__SAVE_TABLE,
@@ -5948,27 +5889,27 @@ enum { /* phases of a save */
     NODEDB_VAMANA__SAVE_HEADERS,
     NODEDB_VAMANA__SAVE_RENAMES,
     NODEDB_VAMANA__SAVE_SYNCS_NAME,
-    NODEDB_VAMANA__SAVE_CUTS, /* the file that was replaced */
-    NODEDB_VAMANA__SAVE_IS_DONE
+    NODEDB_VAMANA__SAVE_TRUNCATES_OLD, /* the file that was replaced */
+    NODEDB_VAMANA__SAVE_DONE
 };
 
-static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save *save, int section) {
+static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section) {
     nodedb_vamana__stream *s = &save->streams[section];
-    size_t at, bytes = (s->used + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
+    size_t bytes = (s->used + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
     memset(s->buffer + s->used, 0, bytes - s->used);
-    for (at = 0; at < bytes && section <= NODEDB_VAMANA__IN_TABLE; at += NODEDB_VAMANA__BLOCK)
+    for (size_t at = 0; at < bytes && section <= NODEDB_VAMANA__IN_TABLE; at += NODEDB_VAMANA__BLOCK)
         save->sums[(s->offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1] =
             nodedb_crc32c(0, s->buffer + at, NODEDB_VAMANA__BLOCK);
     if (save->error == 0) save->error = nodedb__write_all(&index->io, save->fd, s->buffer, bytes, s->offset);
     s->offset += bytes, s->used = 0, save->written += bytes;
 }
 
-static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
+static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section,
                                         const void *data, size_t bytes) {
     nodedb_vamana__stream *s = &save->streams[section];
     const uint8_t *p = (const uint8_t *)data;
     while (bytes > 0) {
-        size_t part = nodedb_vamana__least(NODEDB_VAMANA__STREAM_BYTES - s->used, bytes);
+        size_t part = nodedb_vamana__min(NODEDB_VAMANA__STREAM_BYTES - s->used, bytes);
         if (p != NULL) memcpy(s->buffer + s->used, p, part), p += part;
         else memset(s->buffer + s->used, 0, part);
         s->used += part, bytes -= part;
@@ -5977,7 +5918,7 @@ static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vaman
 }
 
 /* `count` words; NULL: zeros. */
-static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
+static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section,
                                         const uint32_t *words, size_t count) {
     size_t i;
     for (i = 0; i < count && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ && words != NULL; i++) {
@@ -5989,9 +5930,9 @@ static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vaman
 }
 
 /* A slot's record: its vector, and in the packed layout its row. */
-static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana__save *save, uint32_t slot,
+static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint32_t slot,
                                        const nodedb_vamana__slot_view *v) {
-    const nodedb_vamana__layout *l = &save->layout;
+    const nodedb_vamana__file_layout *l = &save->layout;
     const int to = NODEDB_VAMANA__IN_RECORDS;
     size_t pad = l->row_at > 0 ? l->row_at - l->vector_bytes : 0, rest;
     bool is_free = v->state == NODEDB_VAMANA__FREE;
@@ -6006,13 +5947,13 @@ static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana
     if (rest > 0) nodedb_vamana__stream_write(index, save, to, NULL, NODEDB_VAMANA__BLOCK - rest);
 }
 
-static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__save *save, uint32_t slot) {
-    const nodedb_vamana__layout *l = &save->layout;
+static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint32_t slot) {
+    const nodedb_vamana__file_layout *l = &save->layout;
     nodedb_vamana__slot_view v;
     uint8_t id[8], *code = save->scratch;
     uint32_t norm;
     bool is_free;
-    if (!nodedb_vamana__view_kept(index, save, slot, &v)) v = nodedb_vamana__view(index, save, slot);
+    if (!nodedb_vamana__kept_view(index, save, slot, &v)) v = nodedb_vamana__view(index, save, slot);
     is_free = v.state == NODEDB_VAMANA__FREE;
     nodedb_put_u64(id, is_free ? 0 : v.id);
     memcpy(&norm, &v.norm, 4);
@@ -6043,30 +5984,27 @@ static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__
 }
 
 /* The sections by slots are complete; those that are not follow. */
-static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save *save) {
+static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_vamana__coder *c[2];
-    uint32_t i;
-    int section;
     c[0] = save->coder, c[1] = save->recoder;
-    for (i = 0; i < 2; i++)
+    for (uint32_t i = 0; i < 2; i++)
         if (c[i] != NULL)
             nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_MEANS, (const uint32_t *)(void *)c[i]->mean,
                                         index->dim);
-    for (section = 0; section <= NODEDB_VAMANA__IN_RECORDS; section++) {
+    for (int section = 0; section <= NODEDB_VAMANA__IN_RECORDS; section++) {
         if (save->streams[section].used > 0) nodedb_vamana__stream_flush(index, save, section);
         assert(save->error != 0 || save->streams[section].offset == save->layout.at[section + 1]);
     }
 }
 
 /* One group of checksums, into both copies. */
-static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save *save, uint64_t group) {
-    uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK, i;
+static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint64_t group) {
+    uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK;
     uint8_t *block = save->streams[NODEDB_VAMANA__IN_SUMS].buffer;
-    int copy;
-    for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
+    for (uint64_t i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
         nodedb_put_u32(block + 4 * i, from + i < save->layout.blocks ? save->sums[from + i] : 0);
     nodedb_put_u32(block + NODEDB_VAMANA__BLOCK - 4, nodedb_vamana__sum_of_group(block, (size_t)group));
-    for (copy = 0; copy < 2 && save->error == 0; copy++)
+    for (int copy = 0; copy < 2 && save->error == 0; copy++)
         save->error = nodedb__write_all(&index->io, save->fd, block, NODEDB_VAMANA__BLOCK,
                                         save->layout.at[NODEDB_VAMANA__IN_SUMS + copy] +
                                             group * NODEDB_VAMANA_BLOCK_BYTES);
@@ -6076,13 +6014,13 @@ static void nodedb_vamana__put_training(const nodedb_vamana__training *t, uint8_
     uint32_t i;
     nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS, t->slots);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_AT, t->at);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_MET, t->met);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_SAMPLED, t->sampled);
     nodedb_vamana__put_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES, t->squares);
     for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
         nodedb_vamana__put_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i, t->errors[i]);
 }
 
-static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__save *save,
+static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__save_state *save,
                                        nodedb_vamana_layout kind, uint8_t *h) {
     const nodedb_vamana__arrays *a = index->arrays;
     int i;
@@ -6108,8 +6046,8 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_RESIDENT, save->coder != NULL && !save->make_codes ? 1 : 0);
     nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_STEP, save->coder == NULL ? 0 : save->coder->step);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_LIVE, index->code_live);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE, index->code_strange);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_INSERTED, index->code_inserted);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_CLIPPED, index->code_clipped);
     nodedb_put_u64(h + NODEDB_VAMANA__AT_CODE_DUE, index->code_due);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_LAYOUT, (uint32_t)kind);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_FIRST_FREE, index->first_free);
@@ -6126,7 +6064,7 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_ASKED, index->code_asked);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_MISSED, index->code_missed);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_JUDGE_AT, save->recoder == NULL ? 0 : index->judge_at);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_follows ? index->beam_now : 0);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_adapts ? index->beam_now : 0);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED, index->beam_asked);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED, index->beam_missed);
     for (i = 0; i <= (int)NODEDB_VAMANA__SLACK_MAX && save->recoder != NULL; i++)
@@ -6156,7 +6094,7 @@ static size_t nodedb_vamana__save_scratch_bytes(const nodedb_vamana *index) {
 }
 
 /* Frees all that a save holds, and removes its temporary file if it is still open. */
-static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *save) {
+static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_allocator *m = &index->allocator;
     if (save == NULL) return;
     if (save->fd >= 0) {
@@ -6164,7 +6102,7 @@ static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *
         (void)index->io.unlink(index->io.ctx, save->temporary);
     }
     if (save->old_fd >= 0) (void)index->io.close(index->io.ctx, save->old_fd);
-    if (save->frozen != NULL) nodedb_vamana__give(index, save->frozen, save->frozen_count, save->frozen_stride);
+    if (save->frozen != NULL) nodedb_vamana__release(index, save->frozen, save->frozen_count, save->frozen_stride);
     nodedb_vamana__kept_free(index, &save->kept);
     nodedb_vamana__free_coder(index, save->coder);
     nodedb_vamana__free_coder(index, save->recoder);
@@ -6187,11 +6125,10 @@ static nodedb_vamana__coder *nodedb_vamana__copy_coder(const nodedb_vamana *inde
 }
 
 /* The memory of a save of the index as it is now; false: there is not enough. */
-static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__save *save, nodedb_vamana_layout kind,
-                                        const char *path) {
+static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__save_state *save,
+                                        nodedb_vamana_layout kind, const char *path) {
     const nodedb_allocator *m = &index->allocator;
     const nodedb_vamana__arrays *a = index->arrays;
-    int i;
     save->fd = save->old_fd = -1, save->slots = a->slots, save->make_codes = a->codes == NULL && index->live > 0;
     if (save->make_codes) save->coder = nodedb_vamana__train(index, 8);
     if (save->make_codes && save->coder != NULL) save->coder->slack = NODEDB_VAMANA__SLACK_OF_FILE;
@@ -6199,8 +6136,8 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     save->recoder = nodedb_vamana__copy_coder(index, index->recoder);
     if (index->live > 0 && save->coder == NULL) return false;
     if (index->recoder != NULL && save->recoder == NULL) return false;
-    save->layout = nodedb_vamana__lay_out(index, kind, save->coder == NULL ? 0 : save->coder->bits,
-                                          save->recoder == NULL ? 0 : save->recoder->bits, a->slots);
+    save->layout = nodedb_vamana__layout_of(index, kind, save->coder == NULL ? 0 : save->coder->bits,
+                                            save->recoder == NULL ? 0 : save->recoder->bits, a->slots);
     save->kept.stride = (sizeof(nodedb_vamana__slot_view) + index->stride + index->row_words * sizeof(uint32_t) +
                          (save->coder == NULL ? 0 : save->coder->stride) + 15) / 16 * 16;
     save->path_bytes = strlen(path) + 5;
@@ -6222,7 +6159,7 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     save->temporary = save->path + save->path_bytes;
     memcpy(save->temporary, path, save->path_bytes - 5);
     memcpy(save->temporary + save->path_bytes - 5, ".tmp", 5);
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
         save->streams[i].buffer = save->buffers + (size_t)i * NODEDB_VAMANA__STREAM_BYTES;
         save->streams[i].offset = save->layout.at[i];
     }
@@ -6233,14 +6170,14 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
                                                          nodedb_vamana_layout layout, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
-    nodedb_vamana__save *save;
+    nodedb_vamana__save_state *save;
     int64_t size;
     if (status != NODEDB_OK) return status;
     if (path == NULL || path[0] == 0 || (layout != NODEDB_VAMANA_RESIDENT && layout != NODEDB_VAMANA_PACKED))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or the layout is unknown");
     if (index->save != NULL)
         return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s is being saved already", index->save->path);
-    save = (nodedb_vamana__save *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
+    save = (nodedb_vamana__save_state *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
     if (save == NULL || !nodedb_vamana__save_prepare(index, save, layout, path)) {
         nodedb_vamana__save_free(index, save);
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
@@ -6259,14 +6196,14 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, c
 }
 
 /* Takes up to CUT_BYTES off the end of a file; -errno. */
-static int nodedb_vamana__cut(const nodedb_io *io, int fd, uint64_t *bytes) {
-    *bytes -= *bytes < NODEDB_VAMANA__CUT_BYTES ? *bytes : NODEDB_VAMANA__CUT_BYTES;
+static int nodedb_vamana__truncate_some(const nodedb_io *io, int fd, uint64_t *bytes) {
+    *bytes -= *bytes < NODEDB_VAMANA__TRUNCATE_BYTES ? *bytes : NODEDB_VAMANA__TRUNCATE_BYTES;
     return io->truncate(io->ctx, fd, *bytes);
 }
 
 /* Has this file no name, and nobody else it open or mapped? Only the system's own file system tells: a write
  * lease (fcntl(2), F_SETLEASE) is granted only then. */
-static bool nodedb_vamana__is_abandoned(const nodedb_io *io, int fd) {
+static bool nodedb_vamana__is_unused(const nodedb_io *io, int fd) {
     struct stat st;
     if (io->open != nodedb__posix_open || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 0) return false;
     if (fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return false;
@@ -6275,7 +6212,7 @@ static bool nodedb_vamana__is_abandoned(const nodedb_io *io, int fd) {
 
 /* Gives the file its name. Freeing the one that had it takes a file system 200 ms for 500 MB, in the rename or in the
  * close that lets it go; so it is held open here, and cut afterwards, a piece at a time. */
-static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana__save *save) {
+static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_io *io = &index->io;
     int error = io->close(io->ctx, save->fd);
     save->fd = -1;
@@ -6286,32 +6223,31 @@ static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana_
 }
 
 /* The old file, as far as it is ours alone. The new one is durable by now. */
-static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vamana__save *save) {
+static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_io *io = &index->io;
-    if (save->old_fd >= 0 && save->stale == 0 && nodedb_vamana__is_abandoned(io, save->old_fd)) {
+    if (save->old_fd >= 0 && save->stale == 0 && nodedb_vamana__is_unused(io, save->old_fd)) {
         int64_t size = io->size(io->ctx, save->old_fd);
         save->stale = size > 0 ? (uint64_t)size : 0;
     }
-    if (save->stale > 0 && nodedb_vamana__cut(io, save->old_fd, &save->stale) != 0) save->stale = 0;
-    if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_IS_DONE;
+    if (save->stale > 0 && nodedb_vamana__truncate_some(io, save->old_fd, &save->stale) != 0) save->stale = 0;
+    if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_DONE;
 }
 
 /* One step of one slot's worth. True: it has waited for the disk. */
-static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save *save) {
-    const nodedb_vamana__layout *l = &save->layout;
+static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
+    const nodedb_vamana__file_layout *l = &save->layout;
     const nodedb_io *io = &index->io;
     uint64_t some = l->places - save->at;
-    int copy;
     if (save->written >= NODEDB_VAMANA__SYNC_BYTES) {
         save->error = io->sync(io->ctx, save->fd), save->written = 0;
         return true;
     }
     if (some > NODEDB_VAMANA__WORDS_PER_STEP) some = NODEDB_VAMANA__WORDS_PER_STEP;
     switch (save->phase) {
-    case NODEDB_VAMANA__SAVE_EMPTIES:
+    case NODEDB_VAMANA__SAVE_TRUNCATES:
         if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_CLEARS;
-        else save->error = nodedb_vamana__cut(io, save->fd, &save->stale);
-        return save->phase == NODEDB_VAMANA__SAVE_EMPTIES;
+        else save->error = nodedb_vamana__truncate_some(io, save->fd, &save->stale);
+        return save->phase == NODEDB_VAMANA__SAVE_TRUNCATES;
     case NODEDB_VAMANA__SAVE_CLEARS:
         memset(save->table + save->at, 0xFF, (size_t)some * sizeof *save->table); /* NONE */
         save->at += some;
@@ -6336,7 +6272,7 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
         if (save->at * NODEDB_VAMANA__SUMS_PER_BLOCK >= l->blocks) save->phase = NODEDB_VAMANA__SAVE_HEADERS;
         return false;
     case NODEDB_VAMANA__SAVE_HEADERS:
-        for (copy = 0; copy < 2 && save->error == 0; copy++)
+        for (int copy = 0; copy < 2 && save->error == 0; copy++)
             save->error = nodedb__write_all(io, save->fd, save->header, NODEDB_VAMANA__BLOCK,
                                             copy == 0 ? l->at[NODEDB_VAMANA__IN_HEADER_AGAIN] : 0);
         if (save->error == 0) save->error = io->sync(io->ctx, save->fd);
@@ -6348,7 +6284,7 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
         return true;
     case NODEDB_VAMANA__SAVE_SYNCS_NAME:
         save->error = nodedb_vamana__sync_directory(io, save->path, save->temporary);
-        save->phase = NODEDB_VAMANA__SAVE_CUTS;
+        save->phase = NODEDB_VAMANA__SAVE_TRUNCATES_OLD;
         return true;
     default:
         nodedb_vamana__save_cut_old(index, save);
@@ -6358,24 +6294,24 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, uint64_t budget, bool *more,
                                                         nodedb_error *err) {
-    nodedb_vamana__save *save = index == NULL ? NULL : index->save;
+    nodedb_vamana__save_state *save = index == NULL ? NULL : index->save;
     nodedb_status status = NODEDB_OK;
     int error;
     if (more != NULL) *more = false;
     if (index == NULL || more == NULL || budget == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
     if (save == NULL) return nodedb_fail(err, NODEDB_ERR_STATE, 0, "no save is under way");
-    while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE && save->error == 0)
+    while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_DONE && save->error == 0)
         if (nodedb_vamana__save_some(index, save)) break;
     error = save->error;
-    if (error == 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE) {
+    if (error == 0 && save->phase != NODEDB_VAMANA__SAVE_DONE) {
         *more = true;
         return NODEDB_OK;
     }
     if (error == -ENOMEM)
         status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
                               nodedb__path_end(save->path));
-    else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_CUTS)
+    else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_TRUNCATES_OLD)
         status = nodedb_vamana__file_error(err, nodedb_io_status(-error), -error, 0, save->path,
                                            "its directory cannot be synced");
     else if (error < 0)
@@ -6472,12 +6408,11 @@ static bool nodedb_vamana__is_step(float step) { return step > 1e-35f && step < 
 
 static nodedb_vamana__training nodedb_vamana__get_training(const uint8_t *h) {
     nodedb_vamana__training t;
-    uint32_t i;
     t.slots = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS);
     t.at = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_AT);
-    t.met = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_MET);
+    t.sampled = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SAMPLED);
     t.squares = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES);
-    for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STEPS; i++)
         t.errors[i] = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i);
     return t;
 }
@@ -6487,22 +6422,21 @@ static bool nodedb_vamana__is_training(const nodedb_vamana *index, const uint8_t
     nodedb_vamana__training t = nodedb_vamana__get_training(h);
     uint64_t mean_of = nodedb_vamana__sample_size(index, t.slots);
     bool good = t.squares >= 0 && t.squares < 1e300;
-    uint32_t i;
     if (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) return true;
-    for (i = 0; i < NODEDB_VAMANA__STEPS; i++) good = good && t.errors[i] >= 0 && t.errors[i] < 1e300;
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STEPS; i++) good = good && t.errors[i] >= 0 && t.errors[i] < 1e300;
     return good && n->live > 0 && n->recode_step == 0 && n->recode_at == 0 && t.slots > 0 && t.slots <= n->slots &&
-           t.at < mean_of + nodedb_vamana__step_sample_size(index, t.slots) && t.met <= mean_of &&
-           (t.at < mean_of || (t.met > 0 && t.squares > 0));
+           t.at < mean_of + nodedb_vamana__step_sample_size(index, t.slots) && t.sampled <= mean_of &&
+           (t.at < mean_of || (t.sampled > 0 && t.squares > 0));
 }
 static bool nodedb_vamana__is_bits(uint32_t bits) { return bits == 0 || bits == 4 || bits == 8; }
 
 /* The counts of a header, which must fit each other and the size of the file; and the layout that follows. */
 static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, const uint8_t *h, const char *path,
-                                                uint64_t file_size, nodedb_vamana__counts *n, nodedb_vamana__layout *l,
-                                                nodedb_error *err) {
+                                                uint64_t file_size, nodedb_vamana__counts *n,
+                                                nodedb_vamana__file_layout *l, nodedb_error *err) {
     uint32_t resident = nodedb_get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
              beam = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW),
-             kind = nodedb_get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i, j,
+             kind = nodedb_get_u32(h + NODEDB_VAMANA__AT_LAYOUT),
              free_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE),
              colour = nodedb_get_u32(h + NODEDB_VAMANA__AT_COLOUR),
              sweep = nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP),
@@ -6532,16 +6466,16 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
            nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT) <= NODEDB_VAMANA__JUDGES &&
            (beam == 0 || (beam >= index->beam_build && beam / NODEDB_VAMANA__BEAM_GROWS <= index->beam_build)) &&
            (colour == NODEDB_VAMANA__REMOVED || colour == NODEDB_VAMANA__REMOVED + 1u) && sweep_at <= n->slots;
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
         uint32_t start = nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
         good = start == NODEDB_VAMANA__NONE || (start < n->slots && n->live > 0);
-        for (j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
+        for (uint32_t j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
             good = start != nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* no list has room for it twice */
     }
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_SLOTS, "the counts do not fit each other");
-    *l = nodedb_vamana__lay_out(index, n->layout, n->bits, n->recode_bits, n->slots);
-    for (i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
+    *l = nodedb_vamana__layout_of(index, n->layout, n->bits, n->recode_bits, n->slots);
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
         good = nodedb_get_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i) == l->at[i];
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_OFFSETS,
@@ -6552,22 +6486,21 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
 }
 
 /* What the writer goes on with. */
-static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
-    uint32_t i;
+static void nodedb_vamana__restore_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
     index->live = n->live, index->removed = n->removed;
     index->code_live = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
-    index->code_came = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
-    index->code_strange = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE);
+    index->code_inserted = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_INSERTED);
+    index->code_clipped = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_CLIPPED);
     index->code_due = nodedb_get_u64(h + NODEDB_VAMANA__AT_CODE_DUE);
     index->code_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_ASKED);
     index->code_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_MISSED);
     index->judge_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT);
     index->training = nodedb_vamana__get_training(h);
-    for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
         index->displaced[i] = nodedb_get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
     index->beam_now = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW);
-    index->beam_follows = index->beam_now != 0;
-    if (!index->beam_follows) index->beam_now = index->beam_build;
+    index->beam_adapts = index->beam_now != 0;
+    if (!index->beam_adapts) index->beam_now = index->beam_build;
     index->beam_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED);
     index->beam_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED);
     index->first_free = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
@@ -6578,28 +6511,13 @@ static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, co
 
 static void nodedb_vamana__free_file(nodedb_vamana *index) {
     nodedb_vamana__file *f = index->file;
-    nodedb_vamana__arrays *a = index->arrays;
-    int i;
     if (f == NULL) return;
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
-        nodedb_vamana__give(index, f->parts[i].memory, f->parts[i].bytes, 1);
-        nodedb_vamana__give(index, f->parts[i].chunks, f->parts[i].count, 1);
-    }
-    if (a != NULL && f->parts[NODEDB_VAMANA__IN_TABLE].memory != NULL) { /* it has borrowed them all */
-        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->heads = NULL, a->codes = NULL,
-        a->table = NULL;
-    }
-    if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
-    nodedb_vamana__give(index, f->cache.slots, f->cache.max, sizeof *f->cache.slots);
-    nodedb_vamana__give(index, f->cache.places, f->cache.places_size, sizeof *f->cache.places);
-    nodedb_vamana__give(index, f->cache.records, f->cache.max, f->cache.stride);
-    nodedb_vamana__give(index, f->sums, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK, sizeof *f->sums);
-    nodedb_vamana__give(index, f->groups, f->group_count, 1);
-    nodedb_vamana__give(index, f->damaged, (size_t)(f->layout.blocks / 8 + 2), 1);
-    if (f->map != NULL) (void)munmap(f->map, f->map_bytes);
+    nodedb_vamana__free_disk(index);
+    nodedb_vamana__release(index, f->sums, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK, sizeof *f->sums);
+    nodedb_vamana__release(index, f->groups, f->group_count, 1);
     if (f->fd >= 0) (void)index->io.close(index->io.ctx, f->fd);
-    nodedb_vamana__give(index, f->path, f->path_bytes, 1);
-    nodedb_vamana__give(index, f, 1, sizeof *f);
+    nodedb_vamana__release(index, f->path, f->path_bytes, 1);
+    nodedb_vamana__release(index, f, 1, sizeof *f);
     index->file = NULL;
 }
 
@@ -6634,7 +6552,7 @@ static nodedb_status nodedb_vamana__read(nodedb_vamana__reader *r, void *to, siz
             if (status != NODEDB_OK) return status;
             r->offset += r->filled, r->at = 0;
         }
-        part = nodedb_vamana__least(r->filled - r->at, bytes);
+        part = nodedb_vamana__min(r->filled - r->at, bytes);
         memcpy(p, r->buffer + r->at, part);
         p += part, r->at += part, bytes -= part;
     }
@@ -6642,7 +6560,7 @@ static nodedb_status nodedb_vamana__read(nodedb_vamana__reader *r, void *to, siz
 }
 
 /* What the last bytes that were read say is impossible. */
-static nodedb_status nodedb_vamana__nonsense(const nodedb_vamana__reader *r, const char *what) {
+static nodedb_status nodedb_vamana__invalid_bytes(const nodedb_vamana__reader *r, const char *what) {
     uint64_t offset = r->offset - (r->filled - r->at);
     return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, offset, r->index->file->path, what);
 }
@@ -6663,15 +6581,14 @@ static nodedb_status nodedb_vamana__read_mean(nodedb_vamana__reader *r, nodedb_v
     nodedb_vamana__swap_words(c->mean, r->index->dim * sizeof *c->mean, 4);
     for (i = 0; i < r->index->dim && status == NODEDB_OK; i++)
         if (!(fabsf(c->mean[i]) <= NODEDB_VAMANA_MAX_LENGTH))
-            return nodedb_vamana__nonsense(r, "the mean of a component is out of range");
+            return nodedb_vamana__invalid_bytes(r, "the mean of a component is out of range");
     return status;
 }
 
 /* Is this a vector, in memory order? */
 static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *vector) {
     double squares = 0;
-    uint32_t i;
-    for (i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
+    for (uint32_t i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
         float x;
         memcpy(&x, vector + 4 * (size_t)i, 4);
         if (!nodedb_vamana__is_finite(x)) return false;
@@ -6686,8 +6603,8 @@ static bool nodedb_vamana__is_row(const nodedb_vamana *index, uint32_t slot, con
     const nodedb_vamana__arrays *a = index->arrays;
     bool is_free = a->states[slot] == NODEDB_VAMANA__FREE,
          leads = a->states[slot] == NODEDB_VAMANA__LIVE || index->sweep != NODEDB_VAMANA__FREEING;
-    size_t i, last = 0;
-    for (i = is_free ? 1 : 0; i < words; i++) {
+    size_t last = 0;
+    for (size_t i = is_free ? 1 : 0; i < words; i++) {
         if (row[i] == NODEDB_VAMANA__NONE) continue;
         if (is_free || i >= index->degree || row[i] >= a->slots || row[i] == slot || last != i ||
             (leads && a->states[row[i]] == NODEDB_VAMANA__FREE))
@@ -6723,12 +6640,11 @@ typedef struct nodedb_vamana__tree_check {
 
 static bool nodedb_vamana__tree_check_begin(const nodedb_vamana *index, nodedb_vamana__tree_check *t) {
     size_t slots = index->arrays->slots, bits = slots / 8 + 1;
-    size_t slot;
     t->bytes = (slots + 1) * sizeof *t->nodes + 2 * bits, t->twice = NODEDB_VAMANA__NONE;
     t->nodes = (nodedb_vamana__tree_node *)nodedb__alloc_zero(&index->allocator, t->bytes, sizeof(void *));
     if (t->nodes == NULL) return false;
     t->held = (uint8_t *)(t->nodes + slots + 1), t->good = t->held + bits;
-    for (slot = 0; slot < slots; slot++) t->nodes[slot].last = NODEDB_VAMANA__NONE;
+    for (size_t slot = 0; slot < slots; slot++) t->nodes[slot].last = NODEDB_VAMANA__NONE;
     return true;
 }
 
@@ -6745,10 +6661,10 @@ static void nodedb_vamana__tree_check_row(const nodedb_vamana *index, nodedb_vam
 /* All rows have been looked at: is it one tree of all live slots under the entry? Names a slot that is not in it. */
 static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tree_check *t, uint32_t *bad) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, at, steps;
+    uint32_t at, steps;
     *bad = t->twice;
     if (t->twice != NODEDB_VAMANA__NONE) return false;
-    for (slot = 0; slot < a->slots; slot++) {
+    for (uint32_t slot = 0; slot < a->slots; slot++) {
         uint32_t parent = t->nodes[slot].parent;
         bool child = a->states[slot] == NODEDB_VAMANA__LIVE && slot != a->entry;
         *bad = slot;
@@ -6756,7 +6672,7 @@ static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tr
         if (child && (parent >= a->slots || a->states[parent] != NODEDB_VAMANA__LIVE)) return false;
         if (child && !nodedb_vamana__bit(t->held, slot)) return false;
     }
-    for (slot = 0; slot < a->slots; slot++) {
+    for (uint32_t slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
         *bad = slot;
         for (at = slot, steps = 0; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->nodes[at].parent)
@@ -6772,22 +6688,21 @@ static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tr
 static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, uint32_t *next,
                                                  nodedb_vamana__tree_check *tree, bool keep) {
     nodedb_vamana *index = r->index;
-    const nodedb_vamana__layout *l = &index->file->layout;
-    uint32_t slot;
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     nodedb_vamana__read_from(r, NODEDB_VAMANA__IN_RECORDS);
-    for (slot = 0; slot < index->arrays->slots; slot++) {
+    for (uint32_t slot = 0; slot < index->arrays->slots; slot++) {
         nodedb_status status = nodedb_vamana__read(r, record, l->record_bytes);
         if (status != NODEDB_OK) return status;
         nodedb_vamana__swap_record(index, l, record);
         if (!nodedb_vamana__is_vector(index, record))
-            return nodedb_vamana__nonsense(r, "a component is not a finite number, or a vector too long");
+            return nodedb_vamana__invalid_bytes(r, "a component is not a finite number, or a vector too long");
         if (keep) memcpy(nodedb_vamana__vector(index, index->arrays, slot), record, l->vector_bytes);
         if (keep && l->row_at > 0)
             memcpy(nodedb_vamana__row(index, index->arrays, slot), record + l->row_at, index->degree * (size_t)4);
         if (!keep && l->row_at > 0) {
             const uint32_t *row = (const uint32_t *)(const void *)(record + l->row_at);
             if (!nodedb_vamana__is_row(index, slot, row, index->degree))
-                return nodedb_vamana__nonsense(r, "a neighbour is not a vector");
+                return nodedb_vamana__invalid_bytes(r, "a neighbour is not a vector");
             if (next != NULL) next[slot] = row[0];
             nodedb_vamana__tree_check_row(index, tree, slot, row);
         }
@@ -6797,9 +6712,9 @@ static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8
     return NODEDB_OK;
 }
 
-static nodedb_status nodedb_vamana__impossible(const nodedb_vamana *index, int section, uint32_t slot,
-                                               const char *what, nodedb_error *err) {
-    const nodedb_vamana__layout *l = &index->file->layout;
+static nodedb_status nodedb_vamana__invalid_slot(const nodedb_vamana *index, int section, uint32_t slot,
+                                                 const char *what, nodedb_error *err) {
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, l->at[section] + slot * (uint64_t)l->item[section],
                                      index->file->path, what);
 }
@@ -6807,29 +6722,29 @@ static nodedb_status nodedb_vamana__impossible(const nodedb_vamana *index, int s
 /* Do states, norms, and rows (if they are there) of all slots fit each other and the header? */
 static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool rows, nodedb_error *err) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, i, live = 0, removed = 0;
+    uint32_t slot, live = 0, removed = 0;
     int at_rows = index->file->layout.row_at > 0 ? NODEDB_VAMANA__IN_STATES : NODEDB_VAMANA__IN_ROWS;
     for (slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] > NODEDB_VAMANA__REMOVED + 1)
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, slot, "a slot has no known state", err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, slot, "a slot has no known state", err);
         live += a->states[slot] == NODEDB_VAMANA__LIVE, removed += a->states[slot] >= NODEDB_VAMANA__REMOVED;
         if (a->norms != NULL && (!(a->norms[slot] >= 0) || !nodedb_vamana__is_finite(a->norms[slot])))
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_NORMS, slot, "a norm is not a length", err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_NORMS, slot, "a norm is not a length", err);
     }
     if (live != index->live || removed != index->removed)
-        return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
-                                         "the states are not as many as the header says", err);
+        return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, 0,
+                                           "the states are not as many as the header says", err);
     if (live > 0 && a->states[a->entry] != NODEDB_VAMANA__LIVE)
-        return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->entry, "the entry is not a vector", err);
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
+        return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, a->entry, "the entry is not a vector", err);
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
         if (a->starts[i] != NODEDB_VAMANA__NONE && a->states[a->starts[i]] != NODEDB_VAMANA__LIVE)
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
-                                             err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
+                                               err);
     for (slot = 0; slot < a->slots && rows; slot++)
         if (!nodedb_vamana__is_row(index, slot, nodedb_vamana__row(index, a, slot), index->row_words))
-            return nodedb_vamana__impossible(index, at_rows, slot, "a neighbour is not a vector", err);
+            return nodedb_vamana__invalid_slot(index, at_rows, slot, "a neighbour is not a vector", err);
     if (rows && !nodedb_vamana__is_chain(index, a->rows, index->row_words, &slot))
-        return nodedb_vamana__impossible(index, at_rows, slot, "the free slots are not one chain", err);
+        return nodedb_vamana__invalid_slot(index, at_rows, slot, "the free slots are not one chain", err);
     return NODEDB_OK;
 }
 
@@ -6852,13 +6767,12 @@ static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const node
 /* Codes that were being made: those that were ready are remade. */
 static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_vamana__coder *recoder, uint32_t at,
                                                  nodedb_error *err) {
-    uint32_t slot;
-    index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, recoder->stride,
-                                                    NODEDB_CACHE_LINE_BYTES);
+    index->recodes = (uint8_t *)nodedb_vamana__alloc(index, index->arrays->capacity, recoder->stride,
+                                                     NODEDB_CACHE_LINE_BYTES);
     if (index->recodes == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for codes");
     nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
     index->recoder = recoder, index->recode_at = at;
-    for (slot = 0; slot < at; slot++)
+    for (uint32_t slot = 0; slot < at; slot++)
         if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
             (void)nodedb_vamana__encode_slot(index, index->arrays, recoder, index->recodes, index->writer->turned,
                                              slot);
@@ -6880,7 +6794,7 @@ static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, noded
     whole = nodedb_vamana__is_tree(index, &tree, &slot);
     nodedb__release(&index->allocator, tree.nodes, tree.bytes);
     return whole ? NODEDB_OK
-                 : nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot,
+                 : nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_PARENTS, slot,
                                            "a vector cannot be reached, or a row names one twice", err);
 }
 
@@ -6901,7 +6815,6 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
                                                       uint8_t *record) {
     nodedb_vamana__arrays *a = index->arrays;
     nodedb_status status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_STATES, a->states, 1);
-    uint32_t slot;
     if (status == NODEDB_OK) status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_IDS, a->ids, 8);
     if (status == NODEDB_OK && a->norms != NULL)
         status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_NORMS, a->norms, 4);
@@ -6917,10 +6830,10 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
     if (status == NODEDB_OK) status = nodedb_vamana__read_records(r, record, NULL, NULL, true);
     if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, true, r->err);
     if (status == NODEDB_OK) status = nodedb_vamana__check_tree(index, r->err);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
+    for (uint32_t slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
         uint32_t count = nodedb_vamana__row_count(index, nodedb_vamana__row(index, a, slot));
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot))
-            status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
+            status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
         nodedb_vamana__check_head(index, slot, count);
     }
     return status;
@@ -6942,7 +6855,7 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
     if (capacity < n->slots) capacity = n->slots;
     if (capacity < NODEDB_VAMANA__FIRST_CAPACITY) capacity = NODEDB_VAMANA__FIRST_CAPACITY;
     if (status == NODEDB_OK) {
-        index->arrays = nodedb_vamana__take_arrays(index, capacity, n->resident ? coder : NULL, err);
+        index->arrays = nodedb_vamana__alloc_arrays(index, capacity, n->resident ? coder : NULL, err);
         if (index->arrays == NULL) status = err->status;
         else index->arrays->slots = n->slots, index->arrays->entry = n->entry;
         if (index->arrays != NULL && n->resident)
@@ -6968,24 +6881,23 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
 
 /* The file of an index whose header has been read; nothing behind that. Takes `fd`, whatever happens. */
 static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *path, int fd,
-                                              const nodedb_vamana__layout *l, nodedb_error *err) {
-    nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__take(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
+                                              const nodedb_vamana__file_layout *l, nodedb_error *err) {
+    nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__alloc(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
     if (f == NULL) {
         (void)index->io.close(index->io.ctx, fd);
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     }
     index->file = f;
     f->fd = fd, f->layout = *l, f->path_bytes = strlen(path) + 1;
-    f->path = (char *)nodedb_vamana__take(index, f->path_bytes, 1, 1);
+    f->path = (char *)nodedb_vamana__alloc(index, f->path_bytes, 1, 1);
     if (f->path != NULL) memcpy(f->path, path, f->path_bytes);
     if (l->blocks < SIZE_MAX / 8) {
         f->group_count = (size_t)((l->blocks + NODEDB_VAMANA__SUMS_PER_BLOCK - 1) / NODEDB_VAMANA__SUMS_PER_BLOCK);
-        f->sums = (uint32_t *)nodedb_vamana__take_raw(
+        f->sums = (uint32_t *)nodedb_vamana__alloc_raw(
             index, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK * sizeof *f->sums, sizeof(void *));
-        f->groups = (uint8_t *)nodedb_vamana__take(index, f->group_count, 1, sizeof(void *));
-        f->damaged = (uint8_t *)nodedb_vamana__take(index, (size_t)(l->blocks / 8 + 2), 1, sizeof(void *));
+        f->groups = (uint8_t *)nodedb_vamana__alloc(index, f->group_count, 1, sizeof(void *));
     }
-    if (f->path == NULL || f->sums == NULL || f->groups == NULL || f->damaged == NULL)
+    if (f->path == NULL || f->sums == NULL || f->groups == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
     return NODEDB_OK;
 }
@@ -6996,7 +6908,7 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
                                                 nodedb_error *err) {
     nodedb_io io = nodedb__io_or_posix(&config->io);
     nodedb_vamana_config parameters;
-    nodedb_vamana__layout layout;
+    nodedb_vamana__file_layout layout;
     nodedb_vamana *index = NULL;
     uint64_t size = 0;
     int fd = nodedb_vamana__open_file(&io, path, config, h);
@@ -7021,7 +6933,7 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
     else status = nodedb_vamana__make_file(index, path, fd, &layout, err);
     *opened = index;
     if (status != NODEDB_OK) return status;
-    nodedb_vamana__take_state(index, h, n);
+    nodedb_vamana__restore_state(index, h, n);
     if (*which == 1)
         nodedb_say(&config->logger, NODEDB_LOG_WARNING,
                     "%s: the header is damaged, its copy at the end is used; save the index anew", path);
@@ -7029,8 +6941,8 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
 }
 
 /* `unread`: nothing but the header; such an index has no arrays and can only be destroyed. */
-static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_open_config *config, bool unread,
-                                          nodedb_error *err) {
+static nodedb_vamana *nodedb_vamana__open_any(const char *path, const nodedb_vamana_open_config *config, bool unread,
+                                              nodedb_error *err) {
     nodedb_vamana *index = NULL;
     nodedb_vamana__counts n;
     uint8_t *buffer, *header;
@@ -7046,7 +6958,7 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     }
     header = buffer + NODEDB_VAMANA__STREAM_BYTES;
     status = nodedb_vamana__open_header(path, config, header, &n, &index, &which, err);
-    if (status == NODEDB_OK && config->mode == NODEDB_VAMANA_IN_MEMORY) {
+    if (status == NODEDB_OK && !unread && config->mode == NODEDB_VAMANA_IN_MEMORY) {
         status = nodedb_vamana__into_memory(index, &n, config->capacity, header, buffer, err);
         nodedb_vamana__free_file(index);
     } else if (status == NODEDB_OK && !unread) {
@@ -7071,7 +6983,7 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const node
         (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or mode or fetch is unknown");
         return NULL;
     }
-    index = nodedb_vamana__open(path, config, false, &reason);
+    index = nodedb_vamana__open_any(path, config, false, &reason);
     if (index == NULL && err != NULL) *err = reason;
     return index;
 }
@@ -7097,15 +7009,14 @@ static void nodedb_vamana__found_damage(nodedb_vamana__findings *d, const nodedb
 static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_vamana__findings *d, uint8_t *buffer,
                                                   nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
-    uint64_t offset = f->layout.at[0], end = f->layout.at[NODEDB_VAMANA__IN_SUMS], bytes, at;
+    uint64_t offset = f->layout.at[0], end = f->layout.at[NODEDB_VAMANA__IN_SUMS], bytes;
     nodedb_status status = NODEDB_OK;
-    size_t group;
-    int copies, copy;
-    for (group = 0; group < f->group_count; group++) {
+    int copies;
+    for (size_t group = 0; group < f->group_count; group++) {
         status = nodedb_vamana__read_group(index, group, &copies, err);
         if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) return status;
-        f->groups[group] = copies != 0 ? NODEDB_VAMANA__THERE : NODEDB_VAMANA__HURT;
-        for (copy = 0; copy < 2; copy++)
+        f->groups[group] = copies != 0 ? NODEDB_VAMANA__THERE : NODEDB_VAMANA__DAMAGED;
+        for (int copy = 0; copy < 2; copy++)
             if ((copies >> copy & 1) == 0)
                 nodedb_vamana__found_damage(
                     d, index, f->layout.at[NODEDB_VAMANA__IN_SUMS + copy] + group * NODEDB_VAMANA__BLOCK,
@@ -7115,7 +7026,7 @@ static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_v
         bytes = end - offset < NODEDB_VAMANA__STREAM_BYTES ? end - offset : NODEDB_VAMANA__STREAM_BYTES;
         status = nodedb_vamana__read_at(index, buffer, (size_t)bytes, offset, err);
         if (status != NODEDB_OK) return status;
-        for (at = 0; at < bytes; at += NODEDB_VAMANA__BLOCK) {
+        for (uint64_t at = 0; at < bytes; at += NODEDB_VAMANA__BLOCK) {
             nodedb_error reason;
             status = nodedb_vamana__check_block(index, offset + at, buffer + at, &reason);
             if (status == NODEDB_ERR_CORRUPT)
@@ -7127,65 +7038,6 @@ static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_v
         }
     }
     return NODEDB_OK;
-}
-
-/* The blocks are whole: does what stands in them make sense together? */
-static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
-    nodedb_vamana__file *f = index->file;
-    const nodedb_vamana__arrays *a = index->arrays;
-    uint64_t entries = 0, at;
-    uint32_t slot;
-    nodedb_vamana__trouble trouble;
-    nodedb_vamana__reader r;
-    nodedb_vamana__tree_check tree;
-    uint8_t *record;
-    uint32_t *next = NULL;
-    size_t next_bytes = ((size_t)a->slots + 1) * sizeof *next;
-    nodedb_status status = NODEDB_OK;
-    bool more = true;
-    memset(&trouble, 0, sizeof trouble);
-    f->cache.ready = true; /* it is not wanted */
-    while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
-    for (at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] && f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
-        if (at < f->layout.at[NODEDB_VAMANA__IN_SUMS] && nodedb_vamana__in_quarantine(f, at))
-            return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, at, f->path,
-                                             "the block matches its checksum and makes no sense");
-    if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, f->layout.row_at == 0, err);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++)
-        if (a->states[slot] == NODEDB_VAMANA__LIVE &&
-            nodedb_vamana__find_on_disk(index, a->ids[slot], &trouble) != slot)
-            status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot,
-                                               "an id is not where the table has it, or there twice", err);
-    for (at = 0; at < f->layout.places && status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
-    if (status == NODEDB_OK && entries != index->live)
-        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
-                                           "the table of ids has more of them than the header", err);
-    if (status != NODEDB_OK) return status;
-    memset(&r, 0, sizeof r);
-    r.index = index, r.buffer = buffer, r.err = err;
-    record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
-    if (f->layout.row_at > 0)
-        next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
-    if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
-        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
-    nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
-        status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
-        nodedb_vamana__swap_words(&tree.nodes[slot].parent, sizeof tree.nodes[slot].parent, 4);
-    }
-    for (slot = 0; slot < a->slots && status == NODEDB_OK && a->rows != NULL; slot++)
-        nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
-    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, &tree, false);
-    if (status == NODEDB_OK && next != NULL && !nodedb_vamana__is_chain(index, next, 1, &slot))
-        status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
-                                           f->path, "the free slots are not one chain");
-    if (status == NODEDB_OK && !nodedb_vamana__is_tree(index, &tree, &slot))
-        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot,
-                                           "a vector cannot be reached, or a row names one twice", err);
-    nodedb__release(&index->allocator, tree.nodes, tree.bytes);
-    nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
-    nodedb__release(&index->allocator, next, next_bytes);
-    return status;
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
@@ -7205,7 +7057,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
     if (path == NULL || path[0] == 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
     buffer = (uint8_t *)nodedb__alloc(&reading.allocator, NODEDB_VAMANA__STREAM_BYTES, NODEDB_VAMANA__BLOCK);
     if (buffer == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify a file");
-    index = nodedb_vamana__open(path, &reading, true, &reason);
+    index = nodedb_vamana__open_any(path, &reading, true, &reason);
     status = index == NULL ? reason.status : nodedb_vamana__verify_blocks(index, &d, buffer, &reason);
     if (index != NULL && status == NODEDB_OK) {
         uint8_t *h = buffer; /* both headers */
@@ -7221,9 +7073,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
     if (status == NODEDB_OK && d.count > 0) {
         reason = d.first, status = NODEDB_ERR_CORRUPT;
     } else if (status == NODEDB_OK) {
-        index = nodedb_vamana__open(path, &reading, false, &reason);
-        status = index == NULL ? reason.status : nodedb_vamana__verify_meaning(index, buffer, &reason);
-        nodedb_vamana_destroy(index);
+        status = nodedb_vamana__verify_meaning(path, &reading, buffer, &reason);
     }
     nodedb__release(&reading.allocator, buffer, NODEDB_VAMANA__STREAM_BYTES);
     if (status != NODEDB_OK && err != NULL) *err = reason;
@@ -7237,38 +7087,64 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
  * the results, many at a time, through a fetcher. In the packed layout the rows are on disk too, each with its vector.
  * ================================================================================================================ */
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* ---- sections in memory ------------------------------------------------------------------------------------------ */
 
-static const char *nodedb_vamana__file_path(const nodedb_vamana *index) { return index->file->path; }
+/* Where the record of a slot begins in the file. */
+static uint64_t nodedb_vamana__record_at(const nodedb_vamana__file_layout *l, uint32_t slot) {
+    uint64_t from = l->at[NODEDB_VAMANA__IN_RECORDS];
+    if (l->records_per_block == 0) return from + (uint64_t)slot * l->blocks_per_record * NODEDB_VAMANA_BLOCK_BYTES;
+    return from + (uint64_t)(slot / l->records_per_block) * NODEDB_VAMANA_BLOCK_BYTES +
+           (uint64_t)(slot % l->records_per_block) * l->record_bytes;
+}
+
+static bool nodedb_vamana__in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
+    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
+    return (nodedb__load_relaxed(&f->damaged[block / 8]) >> block % 8 & 1) != 0;
+}
+
+static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
+    nodedb_vamana__file *f = index->file;
+    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
+    uint8_t bit = (uint8_t)(1u << block % 8);
+    if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
+    (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
+    nodedb_say(&index->logger, NODEDB_LOG_ERROR,
+                "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
+                "save the index anew from its source",
+                f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
+                nodedb_vamana__section_name(&f->layout, offset));
+}
+
 static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
     return nodedb__load_relaxed(&index->file->damaged_blocks);
 }
 
 /* Is what stands in a checked block of a section, `from` bytes behind its beginning, possible? In memory order. */
 static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t from) {
-    const nodedb_vamana__layout *l = &index->file->layout;
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
     uint64_t end = section == NODEDB_VAMANA__IN_TABLE ? l->places * 4 : l->item[section] * (uint64_t)slots;
-    size_t bytes = end - from < NODEDB_VAMANA__BLOCK ? (size_t)(end - from) : NODEDB_VAMANA__BLOCK, i;
+    size_t bytes = end - from < NODEDB_VAMANA__BLOCK ? (size_t)(end - from) : NODEDB_VAMANA__BLOCK;
     float norm;
     switch (section) {
     case NODEDB_VAMANA__IN_STATES:
-        for (i = 0; i < bytes; i++)
+        for (size_t i = 0; i < bytes; i++)
             if (block[i] > NODEDB_VAMANA__REMOVED + 1) return false;
         break;
     case NODEDB_VAMANA__IN_HEADS:
-        for (i = 0; i < bytes; i += 4)
+        for (size_t i = 0; i < bytes; i += 4)
             if (block[i + 2] > index->degree / 2 || block[i + 3] > NODEDB_VAMANA__LEVELS_MAX) return false;
         break;
     case NODEDB_VAMANA__IN_ROWS:
     case NODEDB_VAMANA__IN_TABLE:
-        for (i = 0; i < bytes; i += 4) {
+        for (size_t i = 0; i < bytes; i += 4) {
             memcpy(&word, block + i, 4);
             if (word >= slots && word != NODEDB_VAMANA__NONE) return false;
         }
         break;
     case NODEDB_VAMANA__IN_NORMS:
-        for (i = 0; i < bytes; i += 4) {
+        for (size_t i = 0; i < bytes; i += 4) {
             memcpy(&norm, block + i, 4);
             if (!(norm >= 0) || !nodedb_vamana__is_finite(norm)) return false;
         }
@@ -7282,13 +7158,14 @@ static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, 
 static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section, size_t chunk, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__part *part = &f->parts[section];
-    size_t from = chunk * NODEDB_VAMANA__CHUNK, bytes = part->bytes - from, at;
+    size_t from = chunk * NODEDB_VAMANA__CHUNK, bytes = part->bytes - from;
     uint64_t offset = f->layout.at[section] + from;
     uint8_t *to = part->memory + from, now = NODEDB_VAMANA__THERE;
     nodedb_status status;
     if (bytes > NODEDB_VAMANA__CHUNK) bytes = NODEDB_VAMANA__CHUNK;
     status = nodedb_vamana__read_at(index, to, bytes, offset, err);
-    for (at = 0; at < bytes && (status == NODEDB_OK || status == NODEDB_ERR_CORRUPT); at += NODEDB_VAMANA__BLOCK) {
+    for (size_t at = 0; at < bytes &&
+         (status == NODEDB_OK || status == NODEDB_ERR_CORRUPT); at += NODEDB_VAMANA__BLOCK) {
         nodedb_status one = NODEDB_OK;
         size_t word = section == NODEDB_VAMANA__IN_IDS                                                   ? 8
                       : section == NODEDB_VAMANA__IN_CODES || section == NODEDB_VAMANA__IN_STATES ||
@@ -7307,7 +7184,7 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
         if (one == NODEDB_OK) nodedb_vamana__swap_words(to + at, NODEDB_VAMANA__BLOCK, word);
         if (one == NODEDB_OK && nodedb_vamana__makes_sense(index, section, to + at, from + at)) continue;
         nodedb_vamana__quarantine(index, offset + at);
-        now = NODEDB_VAMANA__HURT;
+        now = NODEDB_VAMANA__DAMAGED;
     }
     if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) {
         nodedb__store_release(&part->chunks[chunk], (uint8_t)NODEDB_VAMANA__ABSENT);
@@ -7318,26 +7195,26 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
     return NODEDB_OK;
 }
 
-static bool nodedb_vamana__have_slowly(const nodedb_vamana *reader, int section, uint64_t from, size_t bytes,
-                                       nodedb_vamana__trouble *trouble) {
+static bool nodedb_vamana__load_and_check(const nodedb_vamana *reader, int section, uint64_t from, size_t bytes,
+                                          nodedb_vamana__read_errors *errors) {
     nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)reader; /* what is loaded is nobody's state but the file's */
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__part *part = &f->parts[section];
     uint64_t chunk = from / NODEDB_VAMANA__CHUNK, last = (from + bytes - 1) / NODEDB_VAMANA__CHUNK, at;
-    bool hurt = false;
-    if (trouble->failed != NODEDB_OK) return false;
+    bool damaged = false;
+    if (errors->failed != NODEDB_OK) return false;
     for (; chunk <= last; chunk++) {
         uint8_t now;
         if (nodedb_vamana__claim(&part->chunks[chunk], &now)) {
-            trouble->failed = nodedb_vamana__load_chunk(index, section, (size_t)chunk, &trouble->error);
-            if (trouble->failed != NODEDB_OK) return false;
+            errors->failed = nodedb_vamana__load_chunk(index, section, (size_t)chunk, &errors->error);
+            if (errors->failed != NODEDB_OK) return false;
             now = nodedb__load_acquire(&part->chunks[chunk]);
         }
-        hurt = hurt || now == NODEDB_VAMANA__HURT;
+        damaged = damaged || now == NODEDB_VAMANA__DAMAGED;
     }
-    for (at = from / NODEDB_VAMANA__BLOCK; at <= (from + bytes - 1) / NODEDB_VAMANA__BLOCK && hurt; at++)
+    for (at = from / NODEDB_VAMANA__BLOCK; at <= (from + bytes - 1) / NODEDB_VAMANA__BLOCK && damaged; at++)
         if (nodedb_vamana__in_quarantine(f, f->layout.at[section] + at * NODEDB_VAMANA__BLOCK)) {
-            trouble->damaged++;
+            errors->damaged++;
             return false;
         }
     return true;
@@ -7346,28 +7223,28 @@ static bool nodedb_vamana__have_slowly(const nodedb_vamana *reader, int section,
 /* Are these bytes of a section in memory, and well? Of an index on disk; reads them if they are not there yet. False:
  * they are damaged, or cannot be read; `trouble` says so. */
 NODEDB_VAMANA__INLINE bool nodedb_vamana__have(const nodedb_vamana *index, int section, uint64_t from, size_t bytes,
-                                               nodedb_vamana__trouble *trouble) {
+                                               nodedb_vamana__read_errors *errors) {
     const uint8_t *chunks = index->file->parts[section].chunks;
     assert(bytes > 0 && from + bytes <= index->file->parts[section].bytes);
     if (nodedb__load_acquire(&chunks[from / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE &&
         nodedb__load_acquire(&chunks[(from + bytes - 1) / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE)
         return true;
-    return nodedb_vamana__have_slowly(index, section, from, bytes, trouble);
+    return nodedb_vamana__load_and_check(index, section, from, bytes, errors);
 }
 
 /* The same for what a section has of one slot. */
 NODEDB_VAMANA__INLINE bool nodedb_vamana__have_slot(const nodedb_vamana *index, int section, uint32_t slot,
-                                                    nodedb_vamana__trouble *trouble) {
+                                                    nodedb_vamana__read_errors *errors) {
     size_t item = index->file->layout.item[section];
-    return nodedb_vamana__have(index, section, (uint64_t)slot * item, item, trouble);
+    return nodedb_vamana__have(index, section, (uint64_t)slot * item, item, errors);
 }
 
-static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, trouble);
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, errors);
 }
 
-static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, trouble);
+static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, errors);
 }
 
 /* Must a walk look whether what it needs is there? */
@@ -7376,28 +7253,29 @@ static bool nodedb_vamana__is_partial(const nodedb_vamana *index) {
 }
 
 /* State and id of a slot, for one who may be on disk. */
-static bool nodedb_vamana__knows_slot(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return index->file == NULL || (nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_STATES, slot, trouble) &&
-                                   nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_IDS, slot, trouble));
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return index->file == NULL || (nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_STATES, slot, errors) &&
+                                   nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_IDS, slot, errors));
 }
 
-/* The live slot of an id in an index on disk, or NONE: there is none, or trouble->failed. If the table of ids is
+/* The live slot of an id in an index on disk, or NONE: there is none, or errors->failed. If the table of ids is
  * damaged on the way, looks at all. */
-static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id, nodedb_vamana__trouble *trouble) {
+static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
+                                            nodedb_vamana__read_errors *errors) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint64_t mask = index->file->layout.places - 1, at = nodedb_mix64(id) & mask, n;
+    uint64_t mask = index->file->layout.places - 1, at = nodedb_mix64(id) & mask;
     uint32_t slot;
-    for (n = 0; n <= mask; n++, at = (at + 1) & mask) {
-        if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, trouble)) break;
+    for (uint64_t n = 0; n <= mask; n++, at = (at + 1) & mask) {
+        if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, errors)) break;
         slot = a->table[at];
         if (slot == NODEDB_VAMANA__NONE) return NODEDB_VAMANA__NONE;
-        if (nodedb_vamana__knows_slot(index, slot, trouble) && a->states[slot] == NODEDB_VAMANA__LIVE &&
+        if (nodedb_vamana__have_state(index, slot, errors) && a->states[slot] == NODEDB_VAMANA__LIVE &&
             a->ids[slot] == id)
             return slot;
-        if (trouble->failed != NODEDB_OK) return NODEDB_VAMANA__NONE;
+        if (errors->failed != NODEDB_OK) return NODEDB_VAMANA__NONE;
     }
-    for (slot = 0; slot < a->slots && trouble->failed == NODEDB_OK; slot++)
-        if (nodedb_vamana__knows_slot(index, slot, trouble) && a->states[slot] == NODEDB_VAMANA__LIVE &&
+    for (slot = 0; slot < a->slots && errors->failed == NODEDB_OK; slot++)
+        if (nodedb_vamana__have_state(index, slot, errors) && a->states[slot] == NODEDB_VAMANA__LIVE &&
             a->ids[slot] == id)
             return slot;
     return NODEDB_VAMANA__NONE;
@@ -7411,11 +7289,11 @@ static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32
 
 /* Of `count` slots in s->slots, those whose codes and norms are in memory and well; their new number. */
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
-    uint32_t i, n = 0;
-    for (i = 0; i < count; i++)
-        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->trouble) &&
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->read_errors) &&
             (s->arrays->norms == NULL ||
-             nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, s->slots[i], &s->trouble)))
+             nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, s->slots[i], &s->read_errors)))
             s->slots[n++] = s->slots[i];
     return n;
 }
@@ -7439,11 +7317,11 @@ static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t
 
 /* Of `count` slots in s->slots, from an index on disk, those that there are, with their codes; their new number. That
  * the file's checksums are right does not make it sensible. */
-static uint32_t nodedb_vamana__sensible(nodedb_vamana_searcher *s, uint32_t count) {
-    uint32_t i, n = 0;
-    for (i = 0; i < count; i++) {
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++) {
         if (s->slots[i] < s->arrays->slots) s->slots[n++] = s->slots[i];
-        else s->trouble.damaged++;
+        else s->read_errors.damaged++;
     }
     return nodedb_vamana__is_partial(s->index) ? nodedb_vamana__have_codes(s, n) : n;
 }
@@ -7454,25 +7332,56 @@ static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const 
                                                uint32_t slot) {
     const nodedb_vamana *index = s->index;
     if (index->file == NULL) return nodedb_vamana__row(index, a, slot);
-    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_HEADS, slot, &s->trouble)) return NULL;
+    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_HEADS, slot, &s->read_errors)) return NULL;
     if (nodedb_vamana__is_packed(index)) {
         const uint8_t *record = nodedb_vamana__cached(index, slot);
         return record == NULL ? NULL : (const uint32_t *)(const void *)(record + index->file->layout.row_at);
     }
-    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, &s->trouble)) return NULL;
+    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, &s->read_errors)) return NULL;
     return nodedb_vamana__row(index, a, slot);
 }
 
 /* ---- reranking from disk ----------------------------------------------------------------------------------------- */
 
+/* The true distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher brought. */
+static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
+                                  float norm) {
+    const nodedb_vamana_kernels *k = &index->kernels->one;
+    const uint8_t *q = (const uint8_t *)target->vector, *x = (const uint8_t *)vector;
+    const float *qf = (const float *)target->vector, *xf = (const float *)vector;
+    const int8_t *qi = (const int8_t *)target->vector, *xi = (const int8_t *)vector;
+    bool l2 = index->metric == NODEDB_VAMANA_L2;
+    float d;
+    switch (index->type) {
+    case NODEDB_VAMANA_U8: d = l2 ? k->l2_u8(q, x, index->dim) : k->dot_u8(q, x, index->dim); break;
+    case NODEDB_VAMANA_I8: d = l2 ? k->l2_i8(qi, xi, index->dim) : k->dot_i8(qi, xi, index->dim); break;
+    default: d = l2 ? k->l2_f32(qf, xf, index->dim) : k->dot_f32(qf, xf, index->dim); break;
+    }
+    if (l2) return d;
+    if (index->metric == NODEDB_VAMANA_IP) return -d;
+    return nodedb_vamana__from_cosine(index->type == NODEDB_VAMANA_F32 ? d : d * target->constant * norm);
+}
+
+/* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
+ * on. The rerank requests these reads again and reports the error. */
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
+    uint32_t slots[32], n = 0;
+    for (uint32_t i = 0; i < s->early; i++) {
+        slots[n++] = s->beam[i].slot;
+        if (n < 32 && i + 1 < s->early) continue;
+        (void)s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, NULL);
+        n = 0;
+    }
+    s->early = 0;
+}
+
 /* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap of
  * the best `most` at results[0 .. *heap). A damaged one is passed over. */
-static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                                 nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                 size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                    nodedb_vamana__near *results, size_t most, size_t from, size_t n,
+                                                    size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
     const nodedb_vamana__arrays *a = s->arrays;
-    size_t i;
-    for (i = from; i < from + n; i++) {
+    for (size_t i = from; i < from + n; i++) {
         nodedb_error reason;
         uint32_t slot = results[i].slot;
         const void *vector = s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
@@ -7481,20 +7390,20 @@ static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, cons
             if (err != NULL) *err = reason;
             return reason.status;
         }
-        if (a->norms != NULL && !nodedb_vamana__have_norm(s->index, slot, &s->trouble)) {
-            if (s->trouble.failed == NODEDB_OK) continue;
-            if (err != NULL) *err = s->trouble.error;
-            return s->trouble.failed;
+        if (a->norms != NULL && !nodedb_vamana__have_norm(s->index, slot, &s->read_errors)) {
+            if (s->read_errors.failed == NODEDB_OK) continue;
+            if (err != NULL) *err = s->read_errors.error;
+            return s->read_errors.failed;
         }
         distance = 0;
         if (vector != NULL)
             distance = nodedb_vamana__exact(s->index, exact, vector, a->norms == NULL ? 0 : a->norms[slot]);
         if (vector == NULL || !nodedb_vamana__is_finite(distance)) {
-            s->trouble.damaged++;
+            s->read_errors.damaged++;
             continue;
         }
-        if (doubt != NULL) nodedb_vamana__meet(doubt, distance, results[i].distance);
-        *heap = nodedb_vamana__offer(a->ids, results, *heap, most, distance, slot);
+        if (doubt != NULL) nodedb_vamana__note_code_error(doubt, distance, results[i].distance);
+        *heap = nodedb_vamana__heap_offer(a->ids, results, *heap, most, distance, slot);
     }
     return NODEDB_OK;
 }
@@ -7504,17 +7413,17 @@ static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, cons
  * first result that is not announced. */
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
-    size_t batch = 0, i;
-    while (*told + batch < n && *told + batch - from < nodedb_vamana__least(s->fetcher.batch_max, s->candidates_max))
+                                                size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
+    size_t batch = 0;
+    while (*told + batch < n && *told + batch - from < nodedb_vamana__min(s->fetcher.batch_max, s->candidates_max))
         batch++;
-    for (i = 0; i < batch; i++) s->slots[i] = s->spare[*told + i].slot;
+    for (size_t i = 0; i < batch; i++) s->slots[i] = s->spare[*told + i].slot;
     if (batch > 0) {
         nodedb_status status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
         if (status != NODEDB_OK) return status;
     }
-    *told += batch, *few = nodedb_vamana__least(*told - from, NODEDB_VAMANA__RERANK_FEW);
-    return nodedb_vamana__take_fetched(s, exact, s->spare, most, from, *few, heap, doubt, err);
+    *told += batch, *few = nodedb_vamana__min(*told - from, NODEDB_VAMANA__RERANK_FEW);
+    return nodedb_vamana__measure_fetched(s, exact, s->spare, most, from, *few, heap, doubt, err);
 }
 
 /* ---- the packed layout ------------------------------------------------------------------------------------------- */
@@ -7522,85 +7431,86 @@ static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const
 /* A walk on codes as always, but the rows are on the disk, each with its vector. So it reads a few nodes together, the
  * nearest that it has not expanded, and gets their exact distances on the way (DiskANN section 3.2). */
 
-#define NODEDB_VAMANA__WAVE 4u   /* nodes of one question that are announced and looked at together */
+#define NODEDB_VAMANA__READ_BATCH 4u   /* nodes of one question that are announced and looked at together */
 #define NODEDB_VAMANA__WINDOW 8u /* reads of one question under way: a wave is read while another is looked at */
 
-typedef struct nodedb_vamana__lane { /* a question that walks so */
+typedef struct nodedb_vamana__walker { /* a question that walks so */
     nodedb_vamana_searcher *s;       /* its lists; the results so far are a heap in `spare` */
     nodedb_vamana__plan plan;
     nodedb_vamana__target code, exact;
     float norm;
     uint32_t next;                   /* first place of the beam that may not have been expanded */
-    uint32_t count, wave[NODEDB_VAMANA__WINDOW]; /* announced, the oldest first */
+    uint32_t count, batch[NODEDB_VAMANA__WINDOW]; /* announced, the oldest first */
     size_t found;
-    uint64_t question;               /* of search_many */
+    uint64_t query_index;               /* of search_many */
     bool busy;
-} nodedb_vamana__lane;
+} nodedb_vamana__walker;
 
-static void nodedb_vamana__lane_begin(nodedb_vamana__lane *lane) {
-    nodedb_vamana_searcher *s = lane->s;
-    lane->code = nodedb_vamana__code_target(s, s->query, lane->norm);
-    lane->exact = nodedb_vamana__query_target(s, lane->norm);
-    lane->next = 0, lane->count = 0, lane->found = 0;
-    nodedb_vamana__begin_walk(s, &lane->code, lane->plan.beam);
+static void nodedb_vamana__walker_begin(nodedb_vamana__walker *walker) {
+    nodedb_vamana_searcher *s = walker->s;
+    walker->code = nodedb_vamana__code_target(s, s->query, walker->norm);
+    walker->exact = nodedb_vamana__query_target(s, walker->norm);
+    walker->next = 0, walker->count = 0, walker->found = 0;
+    nodedb_vamana__begin_walk(s, &walker->code, walker->plan.beam);
 }
 
 /* Looks at a node: its exact distance, and the distances of its neighbours by code. */
-static void nodedb_vamana__lane_expand(nodedb_vamana__lane *lane, const nodedb_vamana_query *query, uint32_t slot,
-                                       const uint8_t *record) {
-    nodedb_vamana_searcher *s = lane->s;
+static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const nodedb_vamana_query *query, uint32_t slot,
+                                         const uint8_t *record) {
+    nodedb_vamana_searcher *s = walker->s;
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
     const uint32_t *row = (const uint32_t *)(const void *)(record + index->file->layout.row_at);
-    uint32_t i, n;
+    uint32_t n;
     s->hops++;
     if (nodedb_vamana__passes(s, query, slot) &&
-        (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->trouble))) {
-        float distance = nodedb_vamana__exact(index, &lane->exact, record, a->norms == NULL ? 0 : a->norms[slot]);
+        (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->read_errors))) {
+        float distance = nodedb_vamana__exact(index, &walker->exact, record, a->norms == NULL ? 0 : a->norms[slot]);
         s->computed++, s->exact++;
-        if (!nodedb_vamana__is_finite(distance)) s->trouble.damaged++;
-        else lane->found = nodedb_vamana__offer(a->ids, s->spare, lane->found, lane->plan.keep, distance, slot);
+        if (!nodedb_vamana__is_finite(distance)) s->read_errors.damaged++;
+        else walker->found = nodedb_vamana__heap_offer(a->ids, s->spare, walker->found, walker->plan.keep, distance,
+                                                       slot);
     }
     n = nodedb_vamana__gather(s, row, index->degree, s->seen, s->seen_size - 1);
-    n = nodedb_vamana__sensible(s, n);
-    nodedb_vamana__measure_many(index, &lane->code, s->slots, n, s->distances);
+    n = nodedb_vamana__keep_valid(s, n);
+    nodedb_vamana__measure_many(index, &walker->code, s->slots, n, s->distances);
     s->computed += n;
-    for (i = 0; i < n; i++) {
-        uint32_t at = nodedb_vamana__beam_add(s, lane->plan.beam, s->distances[i], s->slots[i]);
-        if (at < lane->next) lane->next = at;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t at = nodedb_vamana__beam_add(s, walker->plan.beam, s->distances[i], s->slots[i]);
+        if (at < walker->next) walker->next = at;
     }
 }
 
 /* Looks at the next nodes if they are in memory, and announces those that must be read, until the window is full.
- * lane->count 0: the walk is at its end. */
-static nodedb_status nodedb_vamana__lane_choose(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
-                                                nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    uint32_t had = lane->count;
-    while (lane->next < s->beam_count && lane->count < NODEDB_VAMANA__WINDOW) {
-        nodedb_vamana__near *near = &s->beam[lane->next++];
+ * walker->count 0: the walk is at its end. */
+static nodedb_status nodedb_vamana__walker_announce(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
+                                                    nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    uint32_t had = walker->count;
+    while (walker->next < s->beam_count && walker->count < NODEDB_VAMANA__WINDOW) {
+        nodedb_vamana__near *near = &s->beam[walker->next++];
         const uint8_t *record;
         if (near->mark) continue;
         near->mark = 1;
         record = nodedb_vamana__cached(s->index, near->slot);
-        if (record == NULL) lane->wave[lane->count++] = near->slot;
-        else nodedb_vamana__lane_expand(lane, query, near->slot, record);
+        if (record == NULL) walker->batch[walker->count++] = near->slot;
+        else nodedb_vamana__walker_expand(walker, query, near->slot, record);
     }
-    if (s->trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = s->trouble.error;
-        return s->trouble.failed;
+    if (s->read_errors.failed != NODEDB_OK) {
+        if (err != NULL) *err = s->read_errors.error;
+        return s->read_errors.failed;
     }
-    if (lane->count == had) return NODEDB_OK;
-    return s->fetcher.prefetch_batch(s->fetcher.ctx, &lane->wave[had], lane->count - had, err);
+    if (walker->count == had) return NODEDB_OK;
+    return s->fetcher.prefetch_batch(s->fetcher.ctx, &walker->batch[had], walker->count - had, err);
 }
 
 /* Looks at the oldest of the nodes that were announced, a wave of them. */
-static nodedb_status nodedb_vamana__lane_take(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
-                                              nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    uint32_t n = lane->count < NODEDB_VAMANA__WAVE ? lane->count : NODEDB_VAMANA__WAVE, i;
-    for (i = 0; i < n && s->trouble.failed == NODEDB_OK; i++) {
-        uint32_t slot = lane->wave[i];
+static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
+                                                nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    uint32_t n = walker->count < NODEDB_VAMANA__READ_BATCH ? walker->count : NODEDB_VAMANA__READ_BATCH;
+    for (uint32_t i = 0; i < n && s->read_errors.failed == NODEDB_OK; i++) {
+        uint32_t slot = walker->batch[i];
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         if (record == NULL && reason.status == NODEDB_ERR_STATE) { /* others have announced so much since */
@@ -7608,55 +7518,55 @@ static nodedb_status nodedb_vamana__lane_take(nodedb_vamana__lane *lane, const n
             if (reason.status == NODEDB_OK)
                 record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         }
-        if (record != NULL) nodedb_vamana__lane_expand(lane, query, slot, record);
-        else if (reason.status == NODEDB_ERR_CORRUPT) s->trouble.damaged++;
-        else s->trouble.failed = reason.status, s->trouble.error = reason;
+        if (record != NULL) nodedb_vamana__walker_expand(walker, query, slot, record);
+        else if (reason.status == NODEDB_ERR_CORRUPT) s->read_errors.damaged++;
+        else s->read_errors.failed = reason.status, s->read_errors.error = reason;
     }
-    lane->count -= n;
-    memmove(lane->wave, lane->wave + n, lane->count * sizeof *lane->wave);
-    if (s->trouble.failed != NODEDB_OK && err != NULL) *err = s->trouble.error;
-    return s->trouble.failed;
+    walker->count -= n;
+    memmove(walker->batch, walker->batch + n, walker->count * sizeof *walker->batch);
+    if (s->read_errors.failed != NODEDB_OK && err != NULL) *err = s->read_errors.error;
+    return s->read_errors.failed;
 }
 
 /* A whole walk over the packed layout; results by exact distance, a heap in s->spare. */
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err) {
-    nodedb_vamana__lane lane;
+    nodedb_vamana__walker walker;
     nodedb_status status;
-    memset(&lane, 0, sizeof lane);
-    lane.s = s, lane.plan = *plan, lane.norm = norm;
-    nodedb_vamana__lane_begin(&lane);
-    status = nodedb_vamana__lane_choose(&lane, query, err);
-    while (status == NODEDB_OK && lane.count > 0) {
-        status = nodedb_vamana__lane_take(&lane, query, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(&lane, query, err);
+    memset(&walker, 0, sizeof walker);
+    walker.s = s, walker.plan = *plan, walker.norm = norm;
+    nodedb_vamana__walker_begin(&walker);
+    status = nodedb_vamana__walker_announce(&walker, query, err);
+    while (status == NODEDB_OK && walker.count > 0) {
+        status = nodedb_vamana__walker_take(&walker, query, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__walker_announce(&walker, query, err);
     }
-    *found = lane.found;
+    *found = walker.found;
     return status;
 }
 
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
 
-#define NODEDB_VAMANA__ASK_AGAIN UINT32_MAX /* as a number of results: more must be read, after the others */
+#define NODEDB_VAMANA__RERUN UINT32_MAX /* as a number of results: more must be read, after the others */
 
 /* A question that has walked: its results by code, whose vectors are being read. */
-typedef struct nodedb_vamana__parked {
-    uint64_t question;
+typedef struct nodedb_vamana__pending_rerank {
+    uint64_t query_index;
     uint8_t *query;               /* prepared: index->stride bytes */
     nodedb_vamana__near *results; /* n, with room for questions.keep */
     size_t n;
     float norm;
     nodedb_vamana__target code;
     nodedb_vamana__near next;     /* doubtful: the next by code, which is not read */
-    bool doubtful;
-} nodedb_vamana__parked;
+    bool uncertain;
+} nodedb_vamana__pending_rerank;
 
 /* Room for two groups of questions, each with no more results than the fetcher takes at once. False: one at a time. */
-static bool nodedb_vamana__make_parking(nodedb_vamana__questions *q, uint64_t n) {
+static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana__plan plan;
-    uint32_t most = s->fetcher.batch_max < s->candidates_max ? s->fetcher.batch_max : s->candidates_max, i;
+    uint32_t most = s->fetcher.batch_max < s->candidates_max ? s->fetcher.batch_max : s->candidates_max;
     size_t query_bytes = (s->index->stride + 15) / 16 * 16, results_bytes, bytes;
     uint8_t *at;
     if (n < 2 || nodedb_vamana__is_filtered(q->common) || q->common->k > NODEDB_VAMANA_MAX_BEAM ||
@@ -7665,71 +7575,71 @@ static bool nodedb_vamana__make_parking(nodedb_vamana__questions *q, uint64_t n)
         return false;
     q->keep = plan.keep, q->group_max = most / plan.keep;
     results_bytes = (q->keep * sizeof(nodedb_vamana__near) + 15) / 16 * 16;
-    bytes = 2 * q->group_max * (sizeof(nodedb_vamana__parked) + query_bytes + results_bytes);
-    if (s->parked_bytes < bytes) {
-        nodedb__release(&s->allocator, s->parked, s->parked_bytes);
-        s->parked_bytes = 0;
-        s->parked = (nodedb_vamana__parked *)nodedb__alloc(&s->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
-        if (s->parked == NULL) return false;
-        s->parked_bytes = bytes;
+    bytes = 2 * q->group_max * (sizeof(nodedb_vamana__pending_rerank) + query_bytes + results_bytes);
+    if (s->pending_bytes < bytes) {
+        nodedb__release(&s->allocator, s->pending, s->pending_bytes);
+        s->pending_bytes = 0;
+        s->pending = (nodedb_vamana__pending_rerank *)nodedb__alloc(&s->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
+        if (s->pending == NULL) return false;
+        s->pending_bytes = bytes;
     }
-    at = (uint8_t *)(s->parked + 2 * q->group_max);
-    for (i = 0; i < 2 * q->group_max; i++, at += query_bytes + results_bytes)
-        s->parked[i].query = at, s->parked[i].results = (nodedb_vamana__near *)(void *)(at + query_bytes);
-    q->group[0] = s->parked, q->group[1] = s->parked + q->group_max;
+    at = (uint8_t *)(s->pending + 2 * q->group_max);
+    for (uint32_t i = 0; i < 2 * q->group_max; i++, at += query_bytes + results_bytes)
+        s->pending[i].query = at, s->pending[i].results = (nodedb_vamana__near *)(void *)(at + query_bytes);
+    q->group[0] = s->pending, q->group[1] = s->pending + q->group_max;
     return true;
 }
 
 /* Announces the vectors of a group that has walked: its reads begin. */
-static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__questions *q, uint32_t group, nodedb_error *err) {
-    uint32_t i;
-    size_t n = 0, j;
+static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
+    size_t n = 0;
     nodedb_status status;
-    for (i = 0; i < q->count[group]; i++)
-        for (j = 0; j < q->group[group][i].n; j++) q->s->slots[n++] = q->group[group][i].results[j].slot;
+    for (uint32_t i = 0; i < q->count[group]; i++)
+        for (size_t j = 0; j < q->group[group][i].n; j++) q->s->slots[n++] = q->group[group][i].results[j].slot;
     if (n == 0) return NODEDB_OK;
     status = q->s->fetcher.prefetch_batch(q->s->fetcher.ctx, q->s->slots, n, err);
-    if (status != NODEDB_OK) q->failed = q->group[group][0].question;
+    if (status != NODEDB_OK) q->failed = q->group[group][0].query_index;
     return status;
 }
 
 /* Takes what a group has read, question by question, and hands the results out. */
-static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint32_t group, nodedb_error *err) {
+static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
-    uint32_t i, count = q->count[group];
+    uint32_t count = q->count[group];
     q->count[group] = 0;
-    for (i = 0; i < count; i++) {
-        nodedb_vamana__parked *p = &q->group[group][i];
+    for (uint32_t i = 0; i < count; i++) {
+        nodedb_vamana__pending_rerank *p = &q->group[group][i];
         nodedb_vamana__target exact;
-        nodedb_vamana__doubt doubt;
+        nodedb_vamana__code_error doubt;
         size_t heap = 0;
         nodedb_status status;
         memset(&doubt, 0, sizeof doubt);
         doubt.code = p->code;
-        s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
+        s->read_errors.failed = NODEDB_OK, s->read_errors.damaged = 0;
         memcpy(s->query, p->query, s->index->stride);
         exact = nodedb_vamana__query_target(s, p->norm);
-        status = nodedb_vamana__take_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &doubt, err);
+        status = nodedb_vamana__measure_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &doubt, err);
         if (status != NODEDB_OK) {
-            q->failed = p->question;
+            q->failed = p->query_index;
             return status;
         }
-        if (p->doubtful && heap == q->k &&
-            nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, p->results[0].distance, &p->next)) {
-            q->found[p->question] = NODEDB_VAMANA__ASK_AGAIN;
+        if (p->uncertain && heap == q->k &&
+            nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS, p->results[0].distance,
+                                         &p->next)) {
+            q->found[p->query_index] = NODEDB_VAMANA__RERUN;
         } else {
             nodedb_vamana__sort_heap(s->arrays->ids, p->results, heap);
-            nodedb_vamana__hand_out(s, p->results, heap, q->k, q->results + (size_t)p->question * q->k,
-                                    &q->found[p->question]);
+            nodedb_vamana__copy_results(s, p->results, heap, q->k, q->results + (size_t)p->query_index * q->k,
+                                        &q->found[p->query_index]);
         }
-        q->sum.distances += p->n, q->sum.exact += p->n, q->sum.damaged += s->trouble.damaged;
+        q->sum.distances += p->n, q->sum.exact += p->n, q->sum.damaged += s->read_errors.damaged;
     }
     return NODEDB_OK;
 }
 
 /* Begins the reads of the group that has walked, then ends the other's, whose place walks next. The fetcher keeps both
  * batches, so the device never waits for us. */
-static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint32_t *walking, nodedb_error *err) {
+static nodedb_status nodedb_vamana__next_group(nodedb_vamana__query_batch *q, uint32_t *walking, nodedb_error *err) {
     nodedb_error reason;
     nodedb_status begun = nodedb_vamana__begin_reads(q, *walking, &reason), status;
     uint64_t failed = q->failed;
@@ -7744,15 +7654,15 @@ static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint
 
 /* Lets question i walk, and parks it with the group that walks. One that must look at all is answered at once, when
  * those before it are: it reads everything itself. */
-static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint64_t i, uint32_t *walking,
-                                               nodedb_error *err) {
+static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, uint64_t i, uint32_t *walking,
+                                                 nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
-    nodedb_vamana__parked *p = &q->group[*walking][q->count[*walking]];
+    nodedb_vamana__pending_rerank *p = &q->group[*walking][q->count[*walking]];
     nodedb_vamana__plan plan;
     size_t found = 0;
     float norm;
-    nodedb_status status = nodedb_vamana__begin_question(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                                         NODEDB_VAMANA__SEARCH, &plan, &norm, err);
+    nodedb_status status = nodedb_vamana__begin_query(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
+                                                      NODEDB_VAMANA__SEARCH, &plan, &norm, err);
     if (status == NODEDB_OK)
         status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, &p->code, err);
     if (status != NODEDB_OK) {
@@ -7762,21 +7672,21 @@ static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint
     if (plan.scan) { /* which walks once more: rare */
         status = nodedb_vamana__next_group(q, walking, err);
         if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, walking, err);
-        return status == NODEDB_OK ? nodedb_vamana__ask_one(q, i, err) : status;
+        return status == NODEDB_OK ? nodedb_vamana__answer_one(q, i, err) : status;
     }
-    q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.damaged += s->trouble.damaged;
+    q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.damaged += s->read_errors.damaged;
     memcpy(p->query, s->query, s->index->stride);
     memcpy(p->results, s->spare, found * sizeof *p->results);
-    p->question = i, p->n = found, p->norm = norm;
-    p->doubtful = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
-    if (p->doubtful) p->next = s->spare[found];
+    p->query_index = i, p->n = found, p->norm = norm;
+    p->uncertain = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
+    if (p->uncertain) p->next = s->spare[found];
     q->count[*walking]++;
     return NODEDB_OK;
 }
 
 /* On disk: the device reads for some questions while others walk. What is asked of a file never changes, so nobody need
  * be counted in. */
-static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
+static nodedb_status nodedb_vamana__answer_resident(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
     nodedb_status status = NODEDB_OK, ended = NODEDB_OK;
     nodedb_error reason;
     uint64_t i, reads, retries, reads_now, retries_now;
@@ -7786,7 +7696,7 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
     for (i = 0; i < n && status == NODEDB_OK; i++) {
         if (q->count[walking] == q->group_max) status = nodedb_vamana__next_group(q, &walking, err);
         stuck = status != NODEDB_OK;
-        if (!stuck) status = nodedb_vamana__ask_parked(q, i, &walking, err);
+        if (!stuck) status = nodedb_vamana__walk_pending(q, i, &walking, err);
     }
     /* those before one whose walk failed are answered, unless they fail themselves */
     stuck = stuck || (status != NODEDB_OK && q->failed != i - 1);
@@ -7794,12 +7704,12 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
     if (!stuck && ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (ended != NODEDB_OK && err != NULL) *err = reason;
     for (i = 0; i < n; i++) {
-        if (q->found[i] != NODEDB_VAMANA__ASK_AGAIN) continue;
+        if (q->found[i] != NODEDB_VAMANA__RERUN) continue;
         q->found[i] = 0;
-        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__ask_one(q, i, err);
+        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__answer_one(q, i, err);
         else if (i < q->failed) {
             uint64_t failed = q->failed; /* the message is about that one */
-            (void)nodedb_vamana__ask_one(q, i, NULL);
+            (void)nodedb_vamana__answer_one(q, i, NULL);
             q->failed = failed;
         }
     }
@@ -7812,91 +7722,92 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
 
 /* They walk side by side, each with a walker: while the reads of one are under way, the others expand theirs. */
 
-#define NODEDB_VAMANA__LANES 16u
+#define NODEDB_VAMANA__WALKERS 16u
 
-static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s) {
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s) {
     uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) nodedb_vamana_searcher_destroy(s->lanes[i].s);
-    nodedb__release(&s->allocator, s->lanes, NODEDB_VAMANA__LANES * sizeof *s->lanes);
-    s->lanes = NULL;
+    for (i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++) nodedb_vamana_searcher_destroy(s->walkers[i].s);
+    nodedb__release(&s->allocator, s->walkers, NODEDB_VAMANA__WALKERS * sizeof *s->walkers);
+    s->walkers = NULL;
 }
 
-static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s) {
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s) {
     uint64_t bytes = 0;
     uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++)
-        bytes += sizeof *s->lanes + nodedb_vamana_searcher_memory_bytes(s->lanes[i].s);
+    for (i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++)
+        bytes += sizeof *s->walkers + nodedb_vamana_searcher_memory_bytes(s->walkers[i].s);
     return bytes;
 }
 
 /* False: one question at a time. */
-static bool nodedb_vamana__make_lanes(nodedb_vamana__questions *q, uint64_t n) {
+static bool nodedb_vamana__make_walkers(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
-    uint32_t i;
-    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__LANES * NODEDB_VAMANA__WINDOW) return false;
-    if (s->lanes == NULL)
-        s->lanes = (nodedb_vamana__lane *)nodedb__alloc_zero(&s->allocator, NODEDB_VAMANA__LANES * sizeof *s->lanes,
-                                                             NODEDB_CACHE_LINE_BYTES);
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) {
-        nodedb_vamana__lane *lane = &s->lanes[i];
-        if (lane->s == NULL) lane->s = nodedb_vamana__searcher_new(s->index, s->beam_max, s->fits, false, NULL);
-        if (lane->s == NULL) return false;
-        lane->s->arrays = s->arrays, lane->s->fetcher = s->fetcher, lane->busy = false;
+    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__WALKERS * NODEDB_VAMANA__WINDOW) return false;
+    if (s->walkers == NULL)
+        s->walkers = (nodedb_vamana__walker *)nodedb__alloc_zero(&s->allocator,
+                                                                 NODEDB_VAMANA__WALKERS * sizeof *s->walkers,
+                                                                 NODEDB_CACHE_LINE_BYTES);
+    for (uint32_t i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++) {
+        nodedb_vamana__walker *walker = &s->walkers[i];
+        if (walker->s == NULL) walker->s = nodedb_vamana__searcher_new(s->index, s->beam_max, s->fits, false, NULL);
+        if (walker->s == NULL) return false;
+        walker->s->arrays = s->arrays, walker->s->fetcher = s->fetcher, walker->busy = false;
     }
-    return s->lanes != NULL;
+    return s->walkers != NULL;
 }
 
-static void nodedb_vamana__lane_failed(nodedb_vamana__questions *q, const nodedb_vamana__lane *lane,
-                                       nodedb_status status, const nodedb_error *reason, nodedb_status *first,
-                                       nodedb_error *err) {
-    if (*first != NODEDB_OK && q->failed < lane->question) return;
-    *first = status, q->failed = lane->question;
+static void nodedb_vamana__walker_failed(nodedb_vamana__query_batch *q, const nodedb_vamana__walker *walker,
+                                         nodedb_status status, const nodedb_error *reason, nodedb_status *first,
+                                         nodedb_error *err) {
+    if (*first != NODEDB_OK && q->failed < walker->query_index) return;
+    *first = status, q->failed = walker->query_index;
     if (err != NULL) *err = *reason;
 }
 
 /* Hands out what a lane has found; or, as it found too little, asks again in the usual way. */
-static nodedb_status nodedb_vamana__lane_end(nodedb_vamana__questions *q, nodedb_vamana__lane *lane,
-                                             nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    lane->busy = false;
-    if (lane->plan.scan || lane->found < lane->plan.k) return nodedb_vamana__ask_one(q, lane->question, err);
+static nodedb_status nodedb_vamana__walker_end(nodedb_vamana__query_batch *q, nodedb_vamana__walker *walker,
+                                               nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    walker->busy = false;
+    if (walker->plan.scan || walker->found < walker->plan.k) return nodedb_vamana__answer_one(q, walker->query_index,
+                                                                                              err);
     q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.exact += s->exact;
-    q->sum.damaged += s->trouble.damaged;
-    nodedb_vamana__sort_heap(s->arrays->ids, s->spare, lane->found);
-    nodedb_vamana__hand_out(s, s->spare, lane->found, q->k, q->results + (size_t)lane->question * q->k,
-                            &q->found[lane->question]);
+    q->sum.damaged += s->read_errors.damaged;
+    nodedb_vamana__sort_heap(s->arrays->ids, s->spare, walker->found);
+    nodedb_vamana__copy_results(s, s->spare, walker->found, q->k, q->results + (size_t)walker->query_index * q->k,
+                                &q->found[walker->query_index]);
     return NODEDB_OK;
 }
 
 /* One turn of a lane: takes what it waits for, chooses again, and begins another question at the end of one. */
-static nodedb_status nodedb_vamana__lane_turn(nodedb_vamana__questions *q, nodedb_vamana__lane *lane, uint64_t *next,
-                                              uint64_t n, nodedb_error *err) {
+static nodedb_status nodedb_vamana__walker_step(nodedb_vamana__query_batch *q, nodedb_vamana__walker *walker,
+                                                uint64_t *next, uint64_t n, nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
-    if (lane->busy) {
-        status = nodedb_vamana__lane_take(lane, q->common, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(lane, q->common, err);
-        if (status != NODEDB_OK || lane->count > 0) return status;
-        status = nodedb_vamana__lane_end(q, lane, err);
+    if (walker->busy) {
+        status = nodedb_vamana__walker_take(walker, q->common, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__walker_announce(walker, q->common, err);
+        if (status != NODEDB_OK || walker->count > 0) return status;
+        status = nodedb_vamana__walker_end(q, walker, err);
     }
-    while (status == NODEDB_OK && !lane->busy && *next < n) {
-        lane->question = (*next)++;
-        status = nodedb_vamana__begin_question(lane->s, q->common,
-                                               q->vectors + (size_t)lane->question * q->s->index->vector_bytes,
-                                               NODEDB_VAMANA__SEARCH, &lane->plan, &lane->norm, err);
+    while (status == NODEDB_OK && !walker->busy && *next < n) {
+        walker->query_index = (*next)++;
+        status = nodedb_vamana__begin_query(walker->s, q->common,
+                                            q->vectors + (size_t)walker->query_index * q->s->index->vector_bytes,
+                                            NODEDB_VAMANA__SEARCH, &walker->plan, &walker->norm, err);
         if (status != NODEDB_OK) break;
-        lane->busy = true;
-        if (!lane->plan.scan) {
-            nodedb_vamana__lane_begin(lane);
-            status = nodedb_vamana__lane_choose(lane, q->common, err);
-            if (status != NODEDB_OK || lane->count > 0) break;
+        walker->busy = true;
+        if (!walker->plan.scan) {
+            nodedb_vamana__walker_begin(walker);
+            status = nodedb_vamana__walker_announce(walker, q->common, err);
+            if (status != NODEDB_OK || walker->count > 0) break;
         }
-        status = nodedb_vamana__lane_end(q, lane, err);
+        status = nodedb_vamana__walker_end(q, walker, err);
     }
     return status;
 }
 
 /* After a failure those before the question that failed are still answered, and none behind it. */
-static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
+static nodedb_status nodedb_vamana__answer_packed(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_status first = NODEDB_OK, status;
     nodedb_vamana_stats none;
@@ -7905,15 +7816,15 @@ static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint
     memset(&none, 0, sizeof none);
     nodedb_vamana__reads_so_far(s, &reads, &retries);
     do {
-        for (i = 0, busy = 0; i < NODEDB_VAMANA__LANES; i++) {
-            nodedb_vamana__lane *lane = &s->lanes[i];
-            if (lane->busy && lane->question >= end) lane->busy = false;
-            status = nodedb_vamana__lane_turn(q, lane, &next, end, &reason);
+        for (i = 0, busy = 0; i < NODEDB_VAMANA__WALKERS; i++) {
+            nodedb_vamana__walker *walker = &s->walkers[i];
+            if (walker->busy && walker->query_index >= end) walker->busy = false;
+            status = nodedb_vamana__walker_step(q, walker, &next, end, &reason);
             if (status != NODEDB_OK) {
-                nodedb_vamana__lane_failed(q, lane, status, &reason, &first, err);
-                lane->busy = false, end = q->failed;
+                nodedb_vamana__walker_failed(q, walker, status, &reason, &first, err);
+                walker->busy = false, end = q->failed;
             }
-            busy += lane->busy;
+            busy += walker->busy;
         }
     } while (busy > 0 || next < end);
     for (i = end; i < n; i++) q->found[i] = 0;
@@ -7923,11 +7834,11 @@ static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint
 }
 
 /* Many questions to an index on disk, together. False: one question at a time. */
-static bool nodedb_vamana__ask_file(nodedb_vamana__questions *q, uint64_t n, nodedb_status *status,
-                                    nodedb_error *err) {
-    if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_lanes(q, n))
-        *status = nodedb_vamana__ask_packed(q, n, err);
-    else if (nodedb_vamana__make_parking(q, n)) *status = nodedb_vamana__ask_disk(q, n, err);
+static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err) {
+    if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_walkers(q, n))
+        *status = nodedb_vamana__answer_packed(q, n, err);
+    else if (nodedb_vamana__make_pending(q, n)) *status = nodedb_vamana__answer_resident(q, n, err);
     else return false;
     return true;
 }
@@ -8019,6 +7930,26 @@ static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana
 #endif
 }
 
+/* Frees what only disk mode has. */
+static void nodedb_vamana__free_disk(nodedb_vamana *index) {
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__arrays *a = index->arrays;
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
+        nodedb_vamana__release(index, f->parts[i].memory, f->parts[i].bytes, 1);
+        nodedb_vamana__release(index, f->parts[i].chunks, f->parts[i].count, 1);
+    }
+    if (a != NULL && f->parts[NODEDB_VAMANA__IN_TABLE].memory != NULL) { /* the arrays borrowed them */
+        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->heads = NULL, a->codes = NULL,
+        a->table = NULL;
+    }
+    if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
+    nodedb_vamana__release(index, f->cache.slots, f->cache.max, sizeof *f->cache.slots);
+    nodedb_vamana__release(index, f->cache.places, f->cache.places_size, sizeof *f->cache.places);
+    nodedb_vamana__release(index, f->cache.records, f->cache.max, f->cache.stride);
+    nodedb_vamana__release(index, f->damaged, (size_t)(f->layout.blocks / 8 + 2), 1);
+    if (f->map != NULL) (void)munmap(f->map, f->map_bytes);
+}
+
 /* Memory for the sections that searches want there, none of it read yet. */
 static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vamana__coder *coder, uint32_t slots,
                                                nodedb_error *err) {
@@ -8027,21 +7958,23 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
                                  NODEDB_VAMANA__IN_TABLE};
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__arrays *a =
-        (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
-    size_t i;
+        (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
     if (a == NULL) {
         nodedb_vamana__free_coder(index, coder);
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
     }
     index->arrays = a, a->coder = coder;
     if (coder != NULL) nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
-    for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+    f->damaged = (uint8_t *)nodedb_vamana__alloc(index, (size_t)(f->layout.blocks / 8 + 2), 1, sizeof(void *));
+    if (f->damaged == NULL)
+        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         nodedb_vamana__part *p = &f->parts[wanted[i]];
         uint64_t bytes = f->layout.at[wanted[i] + 1] - f->layout.at[wanted[i]];
         if (bytes == 0) continue;
         p->bytes = (size_t)bytes, p->count = (size_t)((bytes + NODEDB_VAMANA__CHUNK - 1) / NODEDB_VAMANA__CHUNK);
-        if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__take_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
-        p->chunks = (uint8_t *)nodedb_vamana__take(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
+        if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__alloc_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
+        p->chunks = (uint8_t *)nodedb_vamana__alloc(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
         if (p->memory == NULL || p->chunks == NULL)
             return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
         f->chunks_left += p->count;
@@ -8073,9 +8006,9 @@ static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const noded
     if (max == 0) return NODEDB_OK;
     c->max = (uint32_t)max;
     for (c->places_size = 16; c->places_size < 2 * max;) c->places_size *= 2;
-    c->slots = (uint32_t *)nodedb_vamana__take(index, c->max, sizeof *c->slots, sizeof(void *));
-    c->places = (uint32_t *)nodedb_vamana__take(index, c->places_size, sizeof *c->places, sizeof(void *));
-    c->records = (uint8_t *)nodedb_vamana__take_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
+    c->slots = (uint32_t *)nodedb_vamana__alloc(index, c->max, sizeof *c->slots, sizeof(void *));
+    c->places = (uint32_t *)nodedb_vamana__alloc(index, c->places_size, sizeof *c->places, sizeof(void *));
+    c->records = (uint8_t *)nodedb_vamana__alloc_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
     if (c->slots == NULL || c->places == NULL || c->records == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
     memset(c->places, 0xFF, c->places_size * sizeof *c->places); /* NONE */
@@ -8110,6 +8043,29 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
     return NODEDB_OK;
 }
 
+/* Gives a searcher of an index on disk the caller's fetcher, or one of its own. */
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err) {
+    const nodedb_vamana *index = s->index;
+    uint32_t batch = beam < NODEDB_VAMANA_MAX_BATCH ? beam : NODEDB_VAMANA_MAX_BATCH; /* the pool is twice as large */
+    nodedb_status status;
+    if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
+    if (fetcher == NULL) {
+        status = nodedb_vamana_fetcher_disk(index, batch, &s->fetcher, err);
+        s->own_fetcher = status == NODEDB_OK;
+        return status;
+    }
+    if (nodedb_vamana__is_packed(index))
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
+                           index->file->path);
+    if (fetcher->dim != index->dim || fetcher->batch_max == 0 || fetcher->prefetch_batch == NULL ||
+        fetcher->fetch == NULL)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
+                           (unsigned)index->dim);
+    s->fetcher = *fetcher;
+    return NODEDB_OK;
+}
+
 /* ---- loading ----------------------------------------------------------------------------------------------------- */
 
 static void nodedb_vamana__cache_want(nodedb_vamana__cache *c, uint32_t slot) {
@@ -8125,18 +8081,18 @@ static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_erro
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__cache *c = &f->cache;
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i, j, n;
+    uint32_t n;
     nodedb_status status = NODEDB_OK;
     if (c->fetcher.ctx == NULL) {
         status = nodedb_vamana_fetcher_disk(index, 0, &c->fetcher, err);
         if (status != NODEDB_OK) return status;
         if (c->count == 0 && a->entry != NODEDB_VAMANA__NONE) nodedb_vamana__cache_want(c, a->entry);
-        for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+        for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
             nodedb_vamana__cache_want(c, a->starts[i]);
     }
     n = c->count - c->filled < c->fetcher.batch_max ? c->count - c->filled : c->fetcher.batch_max;
     status = c->fetcher.prefetch_batch(c->fetcher.ctx, c->slots + c->filled, n, err);
-    for (i = 0; i < n && status == NODEDB_OK; i++) {
+    for (uint32_t i = 0; i < n && status == NODEDB_OK; i++) {
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)c->fetcher.fetch(c->fetcher.ctx, c->slots[c->filled], &reason);
         uint8_t *to = c->records + c->filled * c->stride;
@@ -8150,7 +8106,7 @@ static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_erro
             return reason.status;
         }
         c->filled++;
-        for (j = 0; j < index->degree && row[j] < a->slots; j++) nodedb_vamana__cache_want(c, row[j]);
+        for (uint32_t j = 0; j < index->degree && row[j] < a->slots; j++) nodedb_vamana__cache_want(c, row[j]);
     }
     if (status == NODEDB_OK && c->filled == c->count) {
         c->fetcher.destroy(c->fetcher.ctx);
@@ -8192,6 +8148,77 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_
     return NODEDB_OK;
 }
 
+/* ---- verifying the meaning of a file ----------------------------------------------------------------------------- */
+
+/* The blocks are whole: does what stands in them make sense together? */
+static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint64_t entries = 0;
+    uint32_t slot;
+    nodedb_vamana__read_errors errors;
+    nodedb_vamana__reader r;
+    nodedb_vamana__tree_check tree;
+    uint8_t *record;
+    uint32_t *next = NULL;
+    size_t next_bytes = ((size_t)a->slots + 1) * sizeof *next;
+    nodedb_status status = NODEDB_OK;
+    bool more = true;
+    memset(&errors, 0, sizeof errors);
+    f->cache.ready = true; /* it is not wanted */
+    while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
+    for (uint64_t at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] &&
+         f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
+        if (at < f->layout.at[NODEDB_VAMANA__IN_SUMS] && nodedb_vamana__in_quarantine(f, at))
+            return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, at, f->path,
+                                             "the block matches its checksum and makes no sense");
+    if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, f->layout.row_at == 0, err);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++)
+        if (a->states[slot] == NODEDB_VAMANA__LIVE &&
+            nodedb_vamana__find_on_disk(index, a->ids[slot], &errors) != slot)
+            status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_IDS, slot,
+                                                 "an id is not where the table has it, or there twice", err);
+    for (uint64_t at = 0; at < f->layout.places &&
+         status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
+    if (status == NODEDB_OK && entries != index->live)
+        status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, 0,
+                                             "the table of ids has more of them than the header", err);
+    if (status != NODEDB_OK) return status;
+    memset(&r, 0, sizeof r);
+    r.index = index, r.buffer = buffer, r.err = err;
+    record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
+    if (f->layout.row_at > 0)
+        next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
+    if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
+        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
+    nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
+        status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
+        nodedb_vamana__swap_words(&tree.nodes[slot].parent, sizeof tree.nodes[slot].parent, 4);
+    }
+    for (slot = 0; slot < a->slots && status == NODEDB_OK && a->rows != NULL; slot++)
+        nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
+    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, &tree, false);
+    if (status == NODEDB_OK && next != NULL && !nodedb_vamana__is_chain(index, next, 1, &slot))
+        status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
+                                           f->path, "the free slots are not one chain");
+    if (status == NODEDB_OK && !nodedb_vamana__is_tree(index, &tree, &slot))
+        status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_PARENTS, slot,
+                                             "a vector cannot be reached, or a row names one twice", err);
+    nodedb__release(&index->allocator, tree.nodes, tree.bytes);
+    nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
+    nodedb__release(&index->allocator, next, next_bytes);
+    return status;
+}
+
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana *index = nodedb_vamana__open_any(path, config, false, err);
+    nodedb_status status = index == NULL ? err->status : nodedb_vamana__verify_sections(index, buffer, err);
+    nodedb_vamana_destroy(index);
+    return status;
+}
+
 /* ---- fetchers ---------------------------------------------------------------------------------------------------- */
 
 static nodedb_status nodedb_vamana__slot_error(nodedb_error *err, uint32_t slot, uint32_t slots) {
@@ -8218,8 +8245,7 @@ static nodedb_status nodedb_vamana__damaged_record(const nodedb_vamana *index, u
 
 /* Is any block of a record in quarantine? */
 static bool nodedb_vamana__record_in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
-    uint32_t i;
-    for (i = 0; i < f->layout.blocks_per_record && nodedb__load_relaxed(&f->damaged_blocks) > 0; i++)
+    for (uint32_t i = 0; i < f->layout.blocks_per_record && nodedb__load_relaxed(&f->damaged_blocks) > 0; i++)
         if (nodedb_vamana__in_quarantine(f, offset + (uint64_t)i * NODEDB_VAMANA_BLOCK_BYTES)) return true;
     return false;
 }
@@ -8382,7 +8408,7 @@ static uint8_t *nodedb_vamana__buffer_bytes(const nodedb_vamana__disk *d,
 
 /* Records in this machine's byte order: the whole buffer, here and once, since a slot may be fetched twice. */
 static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *bytes) {
-    const nodedb_vamana__layout *l = &d->index->file->layout;
+    const nodedb_vamana__file_layout *l = &d->index->file->layout;
     uint32_t i = 0;
     if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
     do nodedb_vamana__swap_record(d->index, l, bytes + (size_t)i * l->record_bytes);
@@ -8390,18 +8416,18 @@ static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *b
 }
 
 /* Books the result of a read (bytes, or -errno): ready, wanted once more, or failed. */
-static void nodedb_vamana__book(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
+static void nodedb_vamana__complete_read(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
     nodedb_vamana__buffer *b = &d->buffers[i];
     uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
     nodedb_status status;
     nodedb_error reason;
-    size_t at, bad = 0;
+    size_t bad = 0;
     if (result >= 0 && result < (int64_t)d->buffer_bytes) { /* a short read, or the file's end? */
         int error = nodedb__read_all(&d->index->io, d->index->file->fd, bytes, d->buffer_bytes, b->offset);
         result = error < 0 ? error : (int64_t)d->buffer_bytes;
     }
     status = result < 0 ? NODEDB_ERR_IO : NODEDB_OK, b->error = result < 0 ? (int)-result : 0;
-    for (at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
+    for (size_t at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
         status = nodedb_vamana__check_block(d->index, b->offset + at, bytes + at, &reason), bad = at;
         if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) b->error = reason.sys_errno; /* of the checksums */
     }
@@ -8422,7 +8448,7 @@ static void nodedb_vamana__read_now(nodedb_vamana__disk *d, uint32_t i) {
     while (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED) {
         int error = nodedb__read_all(&d->index->io, d->index->file->fd, to, d->buffer_bytes, d->buffers[i].offset);
         d->reads++;
-        nodedb_vamana__book(d, i, error < 0 ? error : (int64_t)d->buffer_bytes);
+        nodedb_vamana__complete_read(d, i, error < 0 ? error : (int64_t)d->buffer_bytes);
     }
 }
 
@@ -8452,7 +8478,7 @@ static void nodedb_vamana__reap(nodedb_vamana__disk *d) {
         io_uring_cqe_seen(&d->ring, cqe);
         assert(i < d->pool && d->buffers[i].state == NODEDB_VAMANA__BUFFER_READING && d->reading > 0);
         d->reading--;
-        nodedb_vamana__book(d, i, result);
+        nodedb_vamana__complete_read(d, i, result);
     }
 }
 
@@ -8519,7 +8545,7 @@ static uint32_t nodedb_vamana__buffer_for(const nodedb_vamana__disk *d, uint64_t
 
 /* Takes the next buffer in turn for an offset, or NONE if the ring is broken. What it held is forgotten; a read into it
  * that is still under way, of something that nobody wanted any more, is waited for. */
-static uint32_t nodedb_vamana__take_buffer(nodedb_vamana__disk *d, uint64_t offset) {
+static uint32_t nodedb_vamana__claim_buffer(nodedb_vamana__disk *d, uint64_t offset) {
     uint32_t i = d->at, *link;
     nodedb_vamana__buffer *b = &d->buffers[i];
 #if defined(NODEDB_VAMANA__URING)
@@ -8551,7 +8577,7 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
             uint32_t age = (d->at + d->pool - had - 1) % d->pool; /* buffers that were taken after it */
             if (age + (n - k) <= d->pool - d->batch_max) continue;
         }
-        i = nodedb_vamana__take_buffer(d, offset);
+        i = nodedb_vamana__claim_buffer(d, offset);
         if (i == NODEDB_VAMANA__NONE)
             return nodedb_fail(err, NODEDB_ERR_IO, 0, "%s: its io_uring is broken", d->index->file->path);
         if (nodedb_vamana__record_in_quarantine(d->index->file, offset)) {
@@ -8681,22 +8707,22 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
 
 /* ---- one vector -------------------------------------------------------------------------------------------------- */
 
-/* Finds the slot of an id, with its norm, in an index on disk. NODEDB_ERR_CORRUPT: what is there of the id is damaged. */
+/* Finds the slot of an id, and its norm, in an index on disk. NODEDB_ERR_CORRUPT: they are damaged. */
 static nodedb_status nodedb_vamana__locate(const nodedb_vamana *index, uint64_t id, uint32_t *slot,
                                            nodedb_error *err) {
-    nodedb_vamana__trouble trouble;
-    memset(&trouble, 0, sizeof trouble);
-    *slot = nodedb_vamana__find_on_disk(index, id, &trouble);
-    if (trouble.failed == NODEDB_OK && *slot == NODEDB_VAMANA__NONE && trouble.damaged == 0)
+    nodedb_vamana__read_errors errors;
+    memset(&errors, 0, sizeof errors);
+    *slot = nodedb_vamana__find_on_disk(index, id, &errors);
+    if (errors.failed == NODEDB_OK && *slot == NODEDB_VAMANA__NONE && errors.damaged == 0)
         return nodedb_vamana__no_such_id(id, err);
-    if (*slot != NODEDB_VAMANA__NONE) trouble.damaged = 0; /* what it has passed on the way */
-    if (trouble.failed == NODEDB_OK && index->arrays->norms != NULL && *slot != NODEDB_VAMANA__NONE)
-        (void)nodedb_vamana__have_norm(index, *slot, &trouble);
-    if (trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = trouble.error;
-        return trouble.failed;
+    if (*slot != NODEDB_VAMANA__NONE) errors.damaged = 0; /* what it has passed on the way */
+    if (errors.failed == NODEDB_OK && index->arrays->norms != NULL && *slot != NODEDB_VAMANA__NONE)
+        (void)nodedb_vamana__have_norm(index, *slot, &errors);
+    if (errors.failed != NODEDB_OK) {
+        if (err != NULL) *err = errors.error;
+        return errors.failed;
     }
-    if (*slot != NODEDB_VAMANA__NONE && trouble.damaged == 0) return NODEDB_OK;
+    if (*slot != NODEDB_VAMANA__NONE && errors.damaged == 0) return NODEDB_OK;
     return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what is there of id %llu is damaged", index->file->path,
                        (unsigned long long)id);
 }
@@ -8738,6 +8764,125 @@ static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t i
     return nodedb_vamana__fetch_slot(s->index, &s->fetcher, slot, err);
 }
 
+#else
+/* ---- without disk mode: every index is in memory ----------------------------------------------------------------- */
+
+static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
+    (void)index;
+    return false;
+}
+static bool nodedb_vamana__is_partial(const nodedb_vamana *index) {
+    (void)index;
+    return false;
+}
+static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
+    (void)index;
+    return 0;
+}
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    (void)index, (void)slot, (void)errors;
+    return true;
+}
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    (void)index, (void)slot, (void)errors;
+    return true;
+}
+static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
+    (void)s;
+    return count;
+}
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count) {
+    (void)s;
+    return count;
+}
+static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
+                                               uint32_t slot) {
+    return nodedb_vamana__row(s->index, a, slot);
+}
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
+    (void)s;
+}
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err) {
+    (void)s, (void)fetcher, (void)beam, (void)err;
+    return NODEDB_OK;
+}
+static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
+                                            nodedb_vamana__read_errors *errors) {
+    (void)index, (void)id, (void)errors;
+    return NODEDB_VAMANA__NONE;
+}
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                    nodedb_vamana__near *results, size_t most, size_t from, size_t n,
+                                                    size_t *heap, nodedb_vamana__code_error *doubt,
+                                                    nodedb_error *err) {
+    (void)s, (void)exact, (void)results, (void)most, (void)from, (void)n, (void)heap, (void)doubt, (void)err;
+    return NODEDB_OK;
+}
+static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                size_t most, size_t from, size_t n, size_t *told, size_t *few,
+                                                size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
+    (void)s, (void)exact, (void)most, (void)from, (void)n, (void)told, (void)few, (void)heap, (void)doubt, (void)err;
+    return NODEDB_OK;
+}
+static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                nodedb_error *err) {
+    (void)s, (void)query, (void)plan, (void)norm, (void)found, (void)err;
+    return NODEDB_OK;
+}
+static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err) {
+    (void)q, (void)n, (void)status, (void)err;
+    return false;
+}
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s) {
+    (void)s;
+}
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s) {
+    (void)s;
+    return 0;
+}
+static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
+                                    uint8_t *block) {
+    (void)config, (void)block;
+    return io->open(io->ctx, path, O_RDONLY, 0);
+}
+static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb_vamana_open_config *config,
+                                              const nodedb_vamana__counts *n, const uint8_t *header, uint8_t *buffer,
+                                              nodedb_error *err) {
+    (void)config, (void)n, (void)header, (void)buffer;
+    return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                       "%s: built with NODEDB_VAMANA_NO_DISK, which opens files in memory only",
+                       nodedb__path_end(index->file->path));
+}
+static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, void *out, bool stored,
+                                                  nodedb_error *err) {
+    (void)index, (void)id, (void)out, (void)stored, (void)err;
+    return NODEDB_OK;
+}
+static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err) {
+    (void)s, (void)id, (void)err;
+    return NULL;
+}
+static void nodedb_vamana__free_disk(nodedb_vamana *index) {
+    (void)index;
+}
+
+/* Opening in memory makes the same checks, and does not read the table of ids, which only disk mode uses. */
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana_open_config in_memory = *config;
+    nodedb_vamana *index;
+    (void)buffer;
+    in_memory.mode = NODEDB_VAMANA_IN_MEMORY;
+    index = nodedb_vamana__open_any(path, &in_memory, false, err);
+    if (index == NULL) return err->status;
+    nodedb_vamana_destroy(index);
+    return NODEDB_OK;
+}
+#endif /* NODEDB_VAMANA_NO_DISK */
+
 /* ===================================================================================================================
  * KERNELS: distances for each CPU
  *
@@ -8756,14 +8901,9 @@ static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t i
  * of 128 bytes: 6.7 -> 5.3 ns each from the cache; of 384 floats: 21 -> 15 ns, and 160 -> 130 ns from memory. One
  * vector alone is summed up in the same order, so that a distance is the same to the last bit however it was asked for.
  *
- * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,536), those with an i8 below 2^31 (128 *
- * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
+ * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,536), those with an i8 below 2^31
+ * (128 * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
  * ================================================================================================================ */
-
-#if !defined(NODEDB_VAMANA__TARGET)   /* our tests define both, to run in an emulation what this CPU has not got */
-#define NODEDB_VAMANA__TARGET(names) __attribute__((target(names)))
-#define NODEDB_VAMANA__CPU_HAS(name) __builtin_cpu_supports(name)
-#endif
 
 /* Asks for the vectors in slots[from .. to). */
 NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots,
@@ -8774,6 +8914,109 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, si
 static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, const uint32_t *slots, size_t i) {
     return base + (size_t)slots[i] * stride;
 }
+
+/* NAME_many, one vector at a time: a fifth of the code of four at a time, for sets that are seldom used. */
+#define NODEDB_VAMANA__ONE_BY_ONE(set, name, query_type, vector_type)                                                  \
+    static void nodedb_vamana__##set##_##name##_many(const void *query, const uint8_t *base, size_t stride,            \
+                                                     const uint32_t *slots, size_t count, size_t n, float *out) {      \
+        size_t i;                                                                                                      \
+        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__min(NODEDB_VAMANA__AHEAD, count));        \
+        for (i = 0; i < count; i++) {                                                                                  \
+            nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
+                                          nodedb_vamana__min(i + NODEDB_VAMANA__AHEAD + 1, count));                    \
+            out[i] = nodedb_vamana__##set##_##name((const query_type *)query,                                          \
+                                                   (const vector_type *)nodedb_vamana__at(base, stride, slots, i), n); \
+        }                                                                                                              \
+    }
+/* The table of a set, whose functions of floats, and that which turns them, may be those of others. */
+#define NODEDB_VAMANA__SET(set, floats, turns)                                                                         \
+    static const nodedb_vamana__kernel_set nodedb_vamana__set_##set = {                                                \
+        {#set, nodedb_vamana__##floats##_l2_f32, nodedb_vamana__##floats##_dot_f32, nodedb_vamana__##set##_l2_u8,      \
+         nodedb_vamana__##set##_dot_u8, nodedb_vamana__##set##_l2_i8, nodedb_vamana__##set##_dot_i8,                   \
+         nodedb_vamana__##set##_dot_i8_u8, nodedb_vamana__##set##_l2_code4, nodedb_vamana__##set##_dot_code4,          \
+         nodedb_vamana__##floats##_dot_f32_u8},                                                                        \
+        nodedb_vamana__##floats##_l2_f32_many, nodedb_vamana__##floats##_dot_f32_many,                                 \
+        nodedb_vamana__##set##_l2_u8_many, nodedb_vamana__##set##_dot_u8_many, nodedb_vamana__##set##_l2_i8_many,      \
+        nodedb_vamana__##set##_dot_i8_many, nodedb_vamana__##set##_dot_i8_u8_many,                                     \
+        nodedb_vamana__##set##_l2_code4_many, nodedb_vamana__##set##_dot_code4_many,                                   \
+        nodedb_vamana__##floats##_dot_f32_u8_many, nodedb_vamana__##turns##_turn_part};
+
+/* ---- plain C ----------------------------------------------------------------------------------------------------- */
+
+/* Floats: four chains, as one would wait for each addition. */
+#define NODEDB_VAMANA__PLAIN_FLOATS(name, vector_type, term)                                                           \
+    static float nodedb_vamana__plain_##name(const float *a, const vector_type *b, size_t n) {                         \
+        float sum[4] = {0, 0, 0, 0};                                                                                   \
+        size_t i, j;                                                                                                   \
+        for (i = 0; i + 4 <= n; i += 4)                                                                                \
+            for (j = 0; j < 4; j++) sum[j] += term(a[i + j], (float)b[i + j]);                                         \
+        for (; i < n; i++) sum[0] += term(a[i], (float)b[i]);                                                          \
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);                                                                  \
+    }                                                                                                                  \
+    NODEDB_VAMANA__ONE_BY_ONE(plain, name, float, vector_type)
+#define NODEDB_VAMANA__PLAIN_BYTES(name, query_type, vector_type, sum_type, term)                                      \
+    static float nodedb_vamana__plain_##name(const query_type *a, const vector_type *b, size_t n) {                    \
+        sum_type sum = 0;                                                                                              \
+        size_t i;                                                                                                      \
+        for (i = 0; i < n; i++) sum += (sum_type)term((int)a[i], (int)b[i]);                                           \
+        return (float)sum;                                                                                             \
+    }                                                                                                                  \
+    NODEDB_VAMANA__ONE_BY_ONE(plain, name, query_type, vector_type)
+#define NODEDB_VAMANA__PLAIN_CODE4(name, term)                                                                         \
+    static float nodedb_vamana__plain_##name(const int8_t *q, const uint8_t *code, size_t n) {                         \
+        int32_t sum = 0;                                                                                               \
+        size_t i, half = NODEDB_VAMANA__CODE4_BLOCK / 2;                                                               \
+        assert(n % NODEDB_VAMANA__CODE4_BLOCK == 0);                                                                   \
+        for (i = 0; i < n / 2; i++) { /* a byte's two components are half a block apart */                             \
+            const int8_t *at = q + (i / half * 2) * half + i % half;                                                   \
+            sum += term((int)at[0], code[i] % 16) + term((int)at[half], code[i] / 16);                                 \
+        }                                                                                                              \
+        return (float)sum;                                                                                             \
+    }                                                                                                                  \
+    NODEDB_VAMANA__ONE_BY_ONE(plain, name, int8_t, uint8_t)
+#define NODEDB_VAMANA__SQUARED_DIFFERENCE(a, b) (((a) - (b)) * ((a) - (b)))
+#define NODEDB_VAMANA__PRODUCT(a, b) ((a) * (b))
+#define NODEDB_VAMANA__CODE4_TERM(q, c) ((c) * (4 * (c) - (q)))
+
+NODEDB_VAMANA__PLAIN_FLOATS(l2_f32, float, NODEDB_VAMANA__SQUARED_DIFFERENCE)
+NODEDB_VAMANA__PLAIN_FLOATS(dot_f32, float, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_FLOATS(dot_f32_u8, uint8_t, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_BYTES(l2_u8, uint8_t, uint8_t, uint32_t, NODEDB_VAMANA__SQUARED_DIFFERENCE)
+NODEDB_VAMANA__PLAIN_BYTES(dot_u8, uint8_t, uint8_t, uint32_t, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_BYTES(l2_i8, int8_t, int8_t, uint32_t, NODEDB_VAMANA__SQUARED_DIFFERENCE)
+NODEDB_VAMANA__PLAIN_BYTES(dot_i8, int8_t, int8_t, int32_t, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_BYTES(dot_i8_u8, int8_t, uint8_t, int32_t, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_CODE4(l2_code4, NODEDB_VAMANA__CODE4_TERM)
+NODEDB_VAMANA__PLAIN_CODE4(dot_code4, NODEDB_VAMANA__PRODUCT)
+
+/* The signs of 64 components at a time, from the i-th on. */
+static inline uint64_t nodedb_vamana__signs(uint64_t key, uint32_t i) { return nodedb_mix64(key + i); }
+
+static void nodedb_vamana__plain_turn_part(float *x, uint32_t n, uint64_t key) {
+    float scale = 1 / sqrtf((float)n);
+    uint64_t signs = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (i % 64 == 0) signs = nodedb_vamana__signs(key, i);
+        if (signs >> i % 64 & 1) x[i] = -x[i];
+    }
+    for (uint32_t half = 1; half < n; half *= 2)
+        for (uint32_t i = 0; i < n; i += 2 * half)
+            for (uint32_t j = i; j < i + half; j++) {
+                float a = x[j], b = x[j + half];
+                x[j] = a + b, x[j + half] = a - b;
+            }
+    for (uint32_t i = 0; i < n; i++) x[i] *= scale;
+}
+
+NODEDB_VAMANA__SET(plain, plain, plain)
+
+#if defined(NODEDB_VAMANA__X86) || defined(NODEDB_VAMANA__NEON)
+/* ---- the loops around the pieces of a set ------------------------------------------------------------------------ */
+
+#if !defined(NODEDB_VAMANA__TARGET)   /* our tests define both, to run in an emulation what this CPU has not got */
+#define NODEDB_VAMANA__TARGET(names) __attribute__((target(names)))
+#define NODEDB_VAMANA__CPU_HAS(name) __builtin_cpu_supports(name)
+#endif
 
 /* A set's kernel NAME, of its pieces. A vector has PER_ITEM components in each of its items: two for a 4-bit code. */
 #define NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                          \
@@ -8811,10 +9054,10 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
         const query_type *q, const uint8_t *base, size_t stride, const uint32_t *slots, size_t count, size_t n,        \
         float *out) {                                                                                                  \
         size_t i;                                                                                                      \
-        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__least(NODEDB_VAMANA__AHEAD, count));      \
+        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__min(NODEDB_VAMANA__AHEAD, count));        \
         for (i = 0; i + 4 <= count; i += 4) {                                                                          \
             nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
-                                          nodedb_vamana__least(i + NODEDB_VAMANA__AHEAD + 4, count));                  \
+                                          nodedb_vamana__min(i + NODEDB_VAMANA__AHEAD + 4, count));                    \
             nodedb_vamana__##set##_##name##_four(                                                                      \
                 q, (const vector_type *)nodedb_vamana__at(base, stride, slots, i),                                     \
                 (const vector_type *)nodedb_vamana__at(base, stride, slots, i + 1),                                    \
@@ -8833,19 +9076,6 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
             nodedb_vamana__##set##_##name##_each(q, base, stride, slots, count, (usual), out);                         \
         else nodedb_vamana__##set##_##name##_each(q, base, stride, slots, count, n, out);                              \
     }
-/* NAME_many, one at a time: for sets that are seldom used, as it is a fifth of the code. */
-#define NODEDB_VAMANA__ONE_BY_ONE(set, name, query_type, vector_type)                                                  \
-    static void nodedb_vamana__##set##_##name##_many(const void *query, const uint8_t *base, size_t stride,            \
-                                                     const uint32_t *slots, size_t count, size_t n, float *out) {      \
-        size_t i;                                                                                                      \
-        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__least(NODEDB_VAMANA__AHEAD, count));      \
-        for (i = 0; i < count; i++) {                                                                                  \
-            nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
-                                          nodedb_vamana__least(i + NODEDB_VAMANA__AHEAD + 1, count));                  \
-            out[i] = nodedb_vamana__##set##_##name((const query_type *)query,                                          \
-                                                   (const vector_type *)nodedb_vamana__at(base, stride, slots, i), n); \
-        }                                                                                                              \
-    }
 #define NODEDB_VAMANA__ONES(target, set, sums, name, query_type, vector_type, width, per_item, usual)                  \
     NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                              \
     NODEDB_VAMANA__ONE_BY_ONE(set, name, query_type, vector_type)
@@ -8863,19 +9093,6 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
     make(target, set, i32, dot_i8_u8, int8_t, uint8_t, bytes_width, 1, 0)                                              \
     make(target, set, i32, l2_code4, int8_t, uint8_t, code4_width, 2, 128)                                             \
     make(target, set, i32, dot_code4, int8_t, uint8_t, code4_width, 2, 128)
-
-/* The table of a set, whose functions of floats, and that which turns them, may be those of others. */
-#define NODEDB_VAMANA__SET(set, floats, turns)                                                                         \
-    static const nodedb_vamana__kernel_set nodedb_vamana__set_##set = {                                                \
-        {#set, nodedb_vamana__##floats##_l2_f32, nodedb_vamana__##floats##_dot_f32, nodedb_vamana__##set##_l2_u8,      \
-         nodedb_vamana__##set##_dot_u8, nodedb_vamana__##set##_l2_i8, nodedb_vamana__##set##_dot_i8,                   \
-         nodedb_vamana__##set##_dot_i8_u8, nodedb_vamana__##set##_l2_code4, nodedb_vamana__##set##_dot_code4,          \
-         nodedb_vamana__##floats##_dot_f32_u8},                                                                        \
-        nodedb_vamana__##floats##_l2_f32_many, nodedb_vamana__##floats##_dot_f32_many,                                 \
-        nodedb_vamana__##set##_l2_u8_many, nodedb_vamana__##set##_dot_u8_many, nodedb_vamana__##set##_l2_i8_many,      \
-        nodedb_vamana__##set##_dot_i8_many, nodedb_vamana__##set##_dot_i8_u8_many,                                     \
-        nodedb_vamana__##set##_l2_code4_many, nodedb_vamana__##set##_dot_code4_many,                                   \
-        nodedb_vamana__##floats##_dot_f32_u8_many, nodedb_vamana__##turns##_turn_part};
 
 /* A step for the last components of vectors: zeros contribute nothing to any distance, so it pads with them. */
 #define NODEDB_VAMANA__PADDED_REST(inlined, set, sums, name, query_type, vector_type, width)                           \
@@ -8940,76 +9157,7 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
         return s;                                                                                                      \
     }
 #define NODEDB_VAMANA__ANY /* no target: what every CPU of the architecture has */
-
-/* ---- plain C ----------------------------------------------------------------------------------------------------- */
-
-/* Floats: four chains, as one would wait for each addition. */
-#define NODEDB_VAMANA__PLAIN_FLOATS(name, vector_type, term)                                                           \
-    static float nodedb_vamana__plain_##name(const float *a, const vector_type *b, size_t n) {                         \
-        float sum[4] = {0, 0, 0, 0};                                                                                   \
-        size_t i, j;                                                                                                   \
-        for (i = 0; i + 4 <= n; i += 4)                                                                                \
-            for (j = 0; j < 4; j++) sum[j] += term(a[i + j], (float)b[i + j]);                                         \
-        for (; i < n; i++) sum[0] += term(a[i], (float)b[i]);                                                          \
-        return (sum[0] + sum[1]) + (sum[2] + sum[3]);                                                                  \
-    }                                                                                                                  \
-    NODEDB_VAMANA__ONE_BY_ONE(plain, name, float, vector_type)
-#define NODEDB_VAMANA__PLAIN_BYTES(name, query_type, vector_type, sum_type, term)                                      \
-    static float nodedb_vamana__plain_##name(const query_type *a, const vector_type *b, size_t n) {                    \
-        sum_type sum = 0;                                                                                              \
-        size_t i;                                                                                                      \
-        for (i = 0; i < n; i++) sum += (sum_type)term((int)a[i], (int)b[i]);                                           \
-        return (float)sum;                                                                                             \
-    }                                                                                                                  \
-    NODEDB_VAMANA__ONE_BY_ONE(plain, name, query_type, vector_type)
-#define NODEDB_VAMANA__PLAIN_CODE4(name, term)                                                                         \
-    static float nodedb_vamana__plain_##name(const int8_t *q, const uint8_t *code, size_t n) {                         \
-        int32_t sum = 0;                                                                                               \
-        size_t i, half = NODEDB_VAMANA__CODE4_BLOCK / 2;                                                               \
-        assert(n % NODEDB_VAMANA__CODE4_BLOCK == 0);                                                                   \
-        for (i = 0; i < n / 2; i++) { /* a byte's two components are half a block apart */                             \
-            const int8_t *at = q + (i / half * 2) * half + i % half;                                                   \
-            sum += term((int)at[0], code[i] % 16) + term((int)at[half], code[i] / 16);                                 \
-        }                                                                                                              \
-        return (float)sum;                                                                                             \
-    }                                                                                                                  \
-    NODEDB_VAMANA__ONE_BY_ONE(plain, name, int8_t, uint8_t)
-#define NODEDB_VAMANA__SQUARED_DIFFERENCE(a, b) (((a) - (b)) * ((a) - (b)))
-#define NODEDB_VAMANA__PRODUCT(a, b) ((a) * (b))
-#define NODEDB_VAMANA__CODE4_TERM(q, c) ((c) * (4 * (c) - (q)))
-
-NODEDB_VAMANA__PLAIN_FLOATS(l2_f32, float, NODEDB_VAMANA__SQUARED_DIFFERENCE)
-NODEDB_VAMANA__PLAIN_FLOATS(dot_f32, float, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_FLOATS(dot_f32_u8, uint8_t, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_BYTES(l2_u8, uint8_t, uint8_t, uint32_t, NODEDB_VAMANA__SQUARED_DIFFERENCE)
-NODEDB_VAMANA__PLAIN_BYTES(dot_u8, uint8_t, uint8_t, uint32_t, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_BYTES(l2_i8, int8_t, int8_t, uint32_t, NODEDB_VAMANA__SQUARED_DIFFERENCE)
-NODEDB_VAMANA__PLAIN_BYTES(dot_i8, int8_t, int8_t, int32_t, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_BYTES(dot_i8_u8, int8_t, uint8_t, int32_t, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_CODE4(l2_code4, NODEDB_VAMANA__CODE4_TERM)
-NODEDB_VAMANA__PLAIN_CODE4(dot_code4, NODEDB_VAMANA__PRODUCT)
-
-/* The signs of 64 components at a time, from the i-th on. */
-static inline uint64_t nodedb_vamana__signs(uint64_t key, uint32_t i) { return nodedb_mix64(key + i); }
-
-static void nodedb_vamana__plain_turn_part(float *x, uint32_t n, uint64_t key) {
-    float scale = 1 / sqrtf((float)n);
-    uint64_t signs = 0;
-    uint32_t half, i, j;
-    for (i = 0; i < n; i++) {
-        if (i % 64 == 0) signs = nodedb_vamana__signs(key, i);
-        if (signs >> i % 64 & 1) x[i] = -x[i];
-    }
-    for (half = 1; half < n; half *= 2)
-        for (i = 0; i < n; i += 2 * half)
-            for (j = i; j < i + half; j++) {
-                float a = x[j], b = x[j + half];
-                x[j] = a + b, x[j + half] = a - b;
-            }
-    for (i = 0; i < n; i++) x[i] *= scale;
-}
-
-NODEDB_VAMANA__SET(plain, plain, plain)
+#endif
 
 #if defined(NODEDB_VAMANA__X86)
 
@@ -9256,23 +9404,22 @@ NODEDB_VAMANA__TARGET("avx2") NODEDB_VAMANA__INLINE __m256 nodedb_vamana__avx2_t
 NODEDB_VAMANA__TARGET("avx2") static void nodedb_vamana__avx2_turn_part(float *x, uint32_t n, uint64_t key) {
     __m256 scale = _mm256_set1_ps(1 / sqrtf((float)n));
     uint64_t signs = 0;
-    uint32_t half, i, j;
     if (n < 8) {
         nodedb_vamana__plain_turn_part(x, n, key);
         return;
     }
-    for (i = 0; i < n; i += 8) {
+    for (uint32_t i = 0; i < n; i += 8) {
         signs = i % 64 == 0 ? nodedb_vamana__signs(key, i) : signs >> 8;
         _mm256_storeu_ps(x + i, nodedb_vamana__avx2_turn_eight(_mm256_loadu_ps(x + i), (uint32_t)signs));
     }
-    for (half = 8; half < n; half *= 2)
-        for (i = 0; i < n; i += 2 * half)
-            for (j = i; j < i + half; j += 8) {
+    for (uint32_t half = 8; half < n; half *= 2)
+        for (uint32_t i = 0; i < n; i += 2 * half)
+            for (uint32_t j = i; j < i + half; j += 8) {
                 __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + j + half);
                 _mm256_storeu_ps(x + j, _mm256_add_ps(a, b));
                 _mm256_storeu_ps(x + j + half, _mm256_sub_ps(a, b));
             }
-    for (i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale));
+    for (uint32_t i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale));
 }
 
 NODEDB_VAMANA__SET(avx2, avx2, avx2)
@@ -9594,8 +9741,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 /* The set of that name, or the last usable one; NULL and the reason if it cannot be had. */
 static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char *name, nodedb_error *err) {
     const nodedb_vamana__kernel_set *best = NULL;
-    size_t i;
-    for (i = 0; nodedb_vamana__sets[i] != NULL; i++) {
+    for (size_t i = 0; nodedb_vamana__sets[i] != NULL; i++) {
         const nodedb_vamana__kernel_set *set = nodedb_vamana__sets[i];
         if (name != NULL && strcmp(name, set->one.name) != 0) continue;
         if (nodedb_vamana_kernels_usable(&set->one)) best = set;

@@ -226,7 +226,7 @@ static bool same_training(const nodedb_vamana *x, const nodedb_vamana *y) {
     if (x->recoder->step != y->recoder->step || memcmp(x->recoder->mean, y->recoder->mean, x->dim * sizeof(float)) != 0)
         return false;
     return nodedb_vamana__is_trained(x->recoder) ||
-           (a->slots == b->slots && a->at == b->at && a->met == b->met && a->squares == b->squares &&
+           (a->slots == b->slots && a->at == b->at && a->sampled == b->sampled && a->squares == b->squares &&
             memcmp(a->errors, b->errors, sizeof a->errors) == 0);
 }
 
@@ -608,17 +608,17 @@ TEST(codes_are_made_anew_when_others_have_come_in_the_place_of_all_or_that_do_no
     coder = index->arrays->coder, step = coder->step;
     live = index->code_live;
     CHECK(live >= FIRST && live <= N);
-    CHECK_EQ(index->code_came, N - live);
+    CHECK_EQ(index->code_inserted, N - live);
     for (i = 0; i < 100; i++) /* of the same kind: no reason */
         CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
-    CHECK(index->code_strange < 5 && index->recoder == NULL);
-    CHECK_EQ(index->code_came, N - live + 100);
+    CHECK(index->code_clipped < 5 && index->recoder == NULL);
+    CHECK_EQ(index->code_inserted, N - live + 100);
     CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     nodedb_vamana_destroy(index);
     index = nodedb_vamana_open(path, NULL, NULL); /* which forgets none of it */
     REQUIRE(index != NULL);
     CHECK_EQ(index->code_live, live);
-    CHECK_EQ(index->code_came, N - live + 100);
+    CHECK_EQ(index->code_inserted, N - live + 100);
     CHECK_EQ(index->code_due, 8 * live);
     coder = index->arrays->coder;
     for (i = 0; i < 2 * N; i++) { /* soon codes that fit both kinds, and then the new one */
@@ -725,7 +725,7 @@ TEST(codes_are_judged_with_the_beam_of_a_search_however_wide_the_beam_of_an_inse
     uint32_t slot;
     c.beam_build = 0;
     index = build_of(&c, v, N, 2);
-    CHECK(index->beam_follows && index->writer->beam_max == 512 && index->arrays->coder != NULL);
+    CHECK(index->beam_adapts && index->writer->beam_max == 512 && index->arrays->coder != NULL);
     for (slot = 0; slot < 64; slot++) {
         uint64_t before = index->writer->hops;
         nodedb_vamana__judge(index, index->arrays, index->writer, slot);
@@ -754,7 +754,7 @@ TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold)
         bool was = index->recoder != NULL && nodedb_vamana__is_trained(index->recoder);
         uint32_t before = index->recode_at;
         CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
-        index->code_strange = 0, index->code_asked = 0; /* which would be reasons, too */
+        index->code_clipped = 0, index->code_asked = 0; /* which would be reasons, too */
         if (was && index->recoder != NULL && index->recode_at < index->arrays->slots)
             CHECK_EQ(index->recode_at - before, NODEDB_VAMANA__CODE_PER_CHANGE);
         if (first == NULL && index->arrays->coder != NULL) {

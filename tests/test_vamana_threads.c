@@ -678,7 +678,7 @@ static void *look_for_absent(void *argument) {
 }
 
 static void enter_id(world *w, uint64_t id, uint32_t *slot) {
-    *slot = nodedb_vamana__take_slot(w->index);
+    *slot = nodedb_vamana__alloc_slot(w->index);
     w->index->arrays->ids[*slot] = id;
     CHECK(nodedb_vamana__table_add(w->index->arrays, *slot));
 }
