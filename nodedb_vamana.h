@@ -1286,7 +1286,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 /* ---- small helpers ----------------------------------------------------------------------------------------------- */
 
 #define NODEDB_VAMANA__INLINE static inline __attribute__((always_inline))
-#define NODEDB_VAMANA__AHEAD 16       /* vectors whose memory is asked for before they are needed */
+#define NODEDB_VAMANA__AHEAD 16       /* vectors that are prefetched before they are needed */
 #define NODEDB_VAMANA__AHEAD_LINES 8  /* cache lines of each; the hardware fetches the rest of a long vector */
 #define NODEDB_VAMANA__CODE4_BLOCK 64 /* components in a block of a 4-bit code: 32 bytes */
 
@@ -1294,113 +1294,127 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch(const uint8_t *at, size_t byt
     size_t line, lines = (bytes + NODEDB_CACHE_LINE_BYTES - 1) / NODEDB_CACHE_LINE_BYTES;
     if (lines > NODEDB_VAMANA__AHEAD_LINES) lines = NODEDB_VAMANA__AHEAD_LINES;
     for (line = 0; line < lines; line++) __builtin_prefetch(at + line * NODEDB_CACHE_LINE_BYTES);
-    __asm__ __volatile__("" : : "r"(at)); /* or gcc takes this for a function without effect, and drops the calls */
+    __asm__ __volatile__("" : : "r"(at)); /* or gcc takes the function for one without effect and drops the calls */
 }
 
 static inline size_t nodedb_vamana__min(size_t a, size_t b) { return a < b ? a : b; }
 
-/* ---- what a slot, a sweep and a coder are ------------------------------------------------------------------------ */
+/* ---- constants, and what a coder knows --------------------------------------------------------------------------- */
 
-#define NODEDB_VAMANA__NONE UINT32_MAX          /* no slot */
-#define NODEDB_VAMANA__FIRST_CAPACITY 1u
-#define NODEDB_VAMANA__GROWTH_LEAST 64u         /* slots by which a larger index grows; a smaller one doubles */
-#define NODEDB_VAMANA__MAX_BEAM_BUILD 4096u
-#define NODEDB_VAMANA__COSINE_SAME 1e-6f        /* cosine distance below which two vectors count as equal: rounding */
+#define NODEDB_VAMANA__NONE UINT32_MAX              /* no slot */
+#define NODEDB_VAMANA__FIRST_CAPACITY 1u            /* slots */
+#define NODEDB_VAMANA__GROWTH_LEAST 64u             /* slots by which a larger index grows; a smaller one doubles */
+#define NODEDB_VAMANA__MAX_BEAM_BUILD 4096u         /* entries */
 #define NODEDB_VAMANA__HUGE_BYTES ((size_t)2 << 20) /* of a huge page of x86-64 and, by default, aarch64 */
-#define NODEDB_VAMANA__STARTS_MAX 64u           /* places where a walk may begin, beside the entry */
-#define NODEDB_VAMANA__START_SHARE 1024u        /* and one for so many slots */
-#define NODEDB_VAMANA__STEPS 10u               /* of codes, from which training takes the one that errs least */
-#define NODEDB_VAMANA__SLACK_MAX 127u           /* places by which codes may displace a vector; or more */
-#define NODEDB_VAMANA__SLACK_LEAST 8u            /* entries beyond k that are measured exactly at least */
-#define NODEDB_VAMANA__LEVELS_MAX 5u             /* see LEVELS */
-#define NODEDB_VAMANA__CODE_FIRST 4096u        /* vectors below which codes are not made: all is in the caches anyway */
-#define NODEDB_VAMANA__CODE_PER_CHANGE 32u     /* codes that each insert makes while they are remade */
-#define NODEDB_VAMANA__JUDGE_NEAREST 10u       /* of these, that should come first by code too */
-#define NODEDB_VAMANA__STRIPES 8u               /* counters of readers, each on a cache line of its own */
+#define NODEDB_VAMANA__STARTS_MAX 64u               /* places where a walk may begin, beside the entry */
+#define NODEDB_VAMANA__START_SHARE 1024u            /* one start for so many slots */
+#define NODEDB_VAMANA__STEPS 10u                    /* steps of codes that training tries; it takes the best */
+#define NODEDB_VAMANA__SLACK_MAX 127u               /* places by which codes displace a vector: this many, or more */
+#define NODEDB_VAMANA__SLACK_LEAST 8u               /* entries beyond k that are measured exactly at least */
+#define NODEDB_VAMANA__LEVELS_MAX 5u                /* see levels, in NEIGHBOURS */
+#define NODEDB_VAMANA__CODE_FIRST 4096u             /* vectors; fewer have no codes, as all fits the caches anyway */
+#define NODEDB_VAMANA__CODE_PER_CHANGE 32u          /* codes that each insert makes while all are remade */
+#define NODEDB_VAMANA__JUDGE_NEAREST 10u            /* nearest of a node by which beams and codes are judged */
+#define NODEDB_VAMANA__STRIPES 8u                   /* counters of readers, each on a cache line of its own */
 
-/* What a slot holds. Removed slots come in two colours that take turns: those of the sweep that is under way, and those
- * removed since it began, which wait for the next one. */
-enum { NODEDB_VAMANA__FREE = 0, NODEDB_VAMANA__LIVE = 1, NODEDB_VAMANA__REMOVED = 2 /* and 3 */ };
+/* What a slot holds. Removed slots have one of two colours, which take turns: REMOVED and REMOVED + 1. One is the
+ * colour of the slots that the sweep under way will free. The other is that of slots removed since the sweep began;
+ * they wait for the next sweep. */
+enum { NODEDB_VAMANA__FREE = 0, NODEDB_VAMANA__LIVE = 1, NODEDB_VAMANA__REMOVED = 2 };
 
-/* A sweep goes once over all nodes and mends them, waits for the searches that may still know a removed slot, then goes
- * over all slots and frees the removed ones. */
-enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__REPAIRING, NODEDB_VAMANA__WAITING, NODEDB_VAMANA__FREEING };
+/* The phases of a sweep, in order. IDLE -> REPAIRING: a remove finds that enough slots are removed. REPAIRING ->
+ * WAITING: every row has been repaired. WAITING -> FREEING: every reader that may hold a removed slot has left. FREEING
+ * -> IDLE: all slots have been visited. Stored in files. */
+typedef enum nodedb_vamana__sweep {
+    NODEDB_VAMANA__IDLE = 0,
+    NODEDB_VAMANA__REPAIRING,
+    NODEDB_VAMANA__WAITING,
+    NODEDB_VAMANA__FREEING
+} nodedb_vamana__sweep;
 
-/* How vectors become codes; but for the slack, never changes once codes are made by it. See CODES. */
+/* How vectors become codes; see CODES. Owned by the arrays whose codes it made, or by the index while it makes them.
+ * Nothing but `slack` changes once the first code is made. */
 typedef struct nodedb_vamana__coder {
     uint32_t bits;        /* 4 or 8 for each component */
-    float step;           /* between two values of a component */
-    float *mean;          /* `dim` components, taken off before the rotation; behind this struct */
+    float step;           /* between two values of a component; 0 until training has chosen it */
+    float *mean;          /* `dim` components, subtracted before the rotation; behind this struct */
     size_t components;    /* of a padded code: what the kernels are told */
     size_t stride;        /* bytes from one code to the next */
     uint32_t slack;       /* places by which codes displace the nearest: see nodedb_vamana__slack. Atomic */
 } nodedb_vamana__coder;
 
-/* How much a coder has learnt from a sample of the vectors: at first their mean and how far they are from it, then,
- * from fewer of them, the step. Until it knows that, the coder's step is 0. */
+/* What a coder has learned from a sample of the vectors. First it learns their mean and how far they are from it, then,
+ * from fewer of them, the step. The writer's; meaningful until the coder has a step. */
 typedef struct nodedb_vamana__training {
-    uint32_t slots;   /* over which the sample is spread: all that were in use when it began */
-    uint32_t at;      /* how many of the sample it has looked at, for the mean and then for the step */
-    uint32_t sampled;     /* of those for the mean, that were vectors */
-    double squares;   /* their squared distances from their mean, added up */
-    double errors[NODEDB_VAMANA__STEPS]; /* and the squared errors of codes with each of some steps */
+    uint32_t slots;                      /* over which the sample is spread: all in use when the training began */
+    uint32_t at;                         /* how many of the sample are done, for the mean and then for the step */
+    uint32_t sampled;                    /* of those for the mean, how many were vectors */
+    double squares;                      /* sum of their squared distances from their mean */
+    double errors[NODEDB_VAMANA__STEPS]; /* sums of the squared errors of codes with each step that is tried */
 } nodedb_vamana__training;
 
-/* What is known of a row. The first `far` edges lead to nodes of this one's levels (see LEVELS); readers use them. Of
- * those that follow, the first `strict` have passed the strict rule among themselves when a pruning made the row, and
- * the first `pruned` the relaxed one. 255: or more. */
+/* What is known of a row. The first `far` edges lead to nodes of this node's levels (see levels); readers use them. Of
+ * the edges behind them, the first `strict` passed the strict rule among themselves when a pruning made the row, and
+ * the first `pruned` passed the relaxed one. 255 stands for 255 or more.
+ *
+ *   row    far edges | strict | relaxed | children that a rule occludes, edges added since | NONE ...
+ *                    |<---- pruned ---->| */
 typedef struct nodedb_vamana__head {
     uint8_t strict, pruned, far, level;
 } nodedb_vamana__head;
 
 /* ---- arrays, readers, index -------------------------------------------------------------------------------------- */
 
-/* Everything that has one entry for each slot. Readers take the pointer to it once and work on that to their end; when
- * the arrays grow or the codes are remade, the writer makes another one of these, and frees the old after the last
- * reader that may use it. What changes in place is read and written atomically: rows, states, the table, `slots`,
- * `entry`. A vector, its code, norm and id are written before the slot's state becomes live and before any row holds
- * the slot, and not again until no reader can know the slot any more. */
+/* Everything that has one entry for each slot. A reader takes the pointer once and works on these arrays until it
+ * leaves. When they grow, or the codes are remade, the writer publishes another struct and frees the old one after the
+ * last reader that may use it.
+ *   What changes in place is read and written atomically: rows, states, the table, `slots`, `entry`, `starts`. A
+ * vector, its code, norm and id are written before its state becomes LIVE and before any row holds the slot. They are
+ * not written again until no reader can have the slot. */
 typedef struct nodedb_vamana__arrays {
     uint32_t capacity;            /* slots that there is room for */
     uint32_t slots;               /* slots that were ever used: the arrays are meaningful below this */
-    uint32_t entry;               /* where searches begin, or NONE */
+    uint32_t entry;               /* where searches start, or NONE */
     uint32_t table_version;       /* odd while entries of the table move */
-    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to begin at, or NONE; see walk */
-    uint8_t *vectors;             /* NULL: they stay on disk; `heads` and `parents` too */
+    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to start at, then NONE; see begin_walk */
+    uint8_t *vectors;             /* on disk NULL: they stay in the file; so do `parents` */
     uint64_t *ids;
     uint32_t *rows;               /* neighbours, then NONE up to the end of the row */
-    nodedb_vamana__head *heads;   /* what is known of each row. The writer's */
-    uint32_t *parents;            /* see THE TREE. The writer's */
-    float *norms;                 /* see ON-DISK FORMAT; NULL for L2 */
+    nodedb_vamana__head *heads;   /* what is known of each row. The writer's, but for `far` */
+    uint32_t *parents;            /* in the tree, see NEIGHBOURS. The writer's */
+    float *norms;                 /* see ON DISK in the manual; NULL for L2 */
     uint8_t *states;
     uint32_t *table;              /* live slots by id: open addressing, linear probing, at most two thirds full */
     size_t table_size;            /* a power of two */
     uint8_t *codes;               /* NULL: none */
-    bool zeros;                   /* COSINE: a vector of zeros has come, which codes cannot show; atomic */
+    bool zeros;                   /* COSINE: there are or were vectors of zeros, which codes cannot show. Atomic */
     nodedb_vamana__coder *coder;  /* of `codes`; NULL: none */
 } nodedb_vamana__arrays;
 
-/* Who reads. A reader counts itself in under the parity of the epoch; the writer moves the epoch on and waits until the
- * other parity's counts are zero: then every reader has begun after the move. */
+/* Counters of readers. A reader counts itself in under the parity of the epoch. The writer advances the epoch and waits
+ * until the counts of the other parity are zero: then every reader began after the epoch advanced. Any thread writes
+ * its own counter, the writer alone writes the epoch; all with atomics. */
 typedef struct nodedb_vamana__pins {
-    uint32_t count[2];
+    uint32_t count[2];            /* readers under way, by parity of the epoch */
     uint8_t pad[NODEDB_CACHE_LINE_BYTES - 8];
 } nodedb_vamana__pins;
 
 typedef struct nodedb_vamana__readers {
     uint32_t epoch;
-    uint32_t next_stripe;
+    uint32_t next_stripe;         /* that the next searcher gets */
     uint8_t pad[NODEDB_CACHE_LINE_BYTES - 8];
     nodedb_vamana__pins pins[NODEDB_VAMANA__STRIPES];
 } nodedb_vamana__readers;
 
+/* Distances from a query to `count` vectors: those in `slots`, `stride` bytes apart, of n components each. */
 typedef void nodedb_vamana__many(const void *query, const uint8_t *base, size_t stride, const uint32_t *slots,
                                  size_t count, size_t n, float *out);
 
-/* Turns n components, a power of two, in place: flips the signs that `key` chooses, and then takes the Walsh-Hadamard
+/* Turns n components, a power of two, in place: flips the signs that `key` chooses, then takes the Walsh-Hadamard
  * transform, scaled so that lengths stay. Every set gives the same to the last bit. See CODES. */
 typedef void nodedb_vamana__turning(float *x, uint32_t n, uint64_t key);
 
+/* The functions for one instruction set; constant. */
 typedef struct nodedb_vamana__kernel_set {
     nodedb_vamana_kernels one;
     nodedb_vamana__many *l2_f32, *dot_f32, *l2_u8, *dot_u8, *l2_i8, *dot_i8, *dot_i8_u8, *l2_code4, *dot_code4,
@@ -1408,13 +1422,16 @@ typedef struct nodedb_vamana__kernel_set {
     nodedb_vamana__turning *turn_part;
 } nodedb_vamana__kernel_set;
 
-/* The index. Fixed after creation: everything up to `readers`. Changed by the writer alone: the rest. Between calls:
- * every neighbour in the row of a slot that is not free is a slot that is not free, but for removed slots that a sweep
- * is about to free, to which nobody leads; `table` holds exactly the live slots; `entry` is live if any slot is; a free
- * slot's row starts with the next free slot. */
+/* The index. Everything up to `readers` is fixed after creation. The rest is changed by the writer alone. True between
+ * calls:
+ *   - the row of a slot that is not free holds no free slot. (A sweep that is FREEING may leave one in the row of a
+ *     slot
+ *     that it is about to free; no row leads to such a slot.)
+ *   - `table` holds exactly the live slots, and `entry` is live if any slot is.
+ *   - the row of a free slot starts with the next free slot. */
 struct nodedb_vamana {
     uint32_t dim, degree, beam_build, passes;
-    bool beam_adapts;            /* the beam that finds neighbours may be wider than beam_build: see BEAM_WATCHED */
+    bool beam_adapts;             /* the beam that finds neighbours may be wider than beam_build: see BEAM_PROBED */
     nodedb_vamana_type type;
     nodedb_vamana_metric metric;
     nodedb_vamana_code code;      /* as asked for */
@@ -1426,36 +1443,36 @@ struct nodedb_vamana {
     size_t components;            /* of a padded vector: what the kernels are told */
     size_t row_words;             /* from one row to the next: the degree, rounded up to whole cache lines */
     const nodedb_vamana__kernel_set *kernels;
-    nodedb_vamana__many *many_l2, *many_dot;
+    nodedb_vamana__many *many_l2, *many_dot; /* of `kernels`, for the type of the vectors */
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_io io;
     nodedb_vamana__readers *readers;
 
-    uint64_t bytes;               /* taken from the allocator; atomic, like `live`, `removed` and `arrays` */
+    uint64_t bytes;               /* taken from the allocator. Atomic, like `live`, `removed` and `arrays` */
     nodedb_vamana__arrays *arrays;
-    uint32_t live, removed;
-    uint32_t first_free;          /* or NONE; chained through rows */
+    uint32_t live, removed;       /* vectors, and slots that wait for a sweep */
+    uint32_t first_free;          /* head of the chain of free slots, or NONE */
     uint64_t code_due;            /* number of vectors at which the codes are remade */
     uint32_t code_live;           /* number of vectors when they were made last; 0: never */
-    uint32_t code_inserted;           /* vectors that have come since, at most 2^32 - 1 */
-    uint32_t code_clipped;        /* of them, those whose codes are cut off; atomic in a build */
-    uint32_t code_asked, code_missed; /* the nearest of new nodes, and those that codes displaced by more than slack */
-    uint32_t beam_now;            /* entries of the beam that finds neighbours */
-    uint32_t beam_asked, beam_missed; /* what one of twice as many found nearest, and what this one did not */
+    uint32_t code_inserted;       /* vectors inserted since then, at most 2^32 - 1 */
+    uint32_t code_clipped;        /* of them, those that the codes clip: see encode. Atomic in a build */
+    uint32_t code_asked, code_missed; /* nearest of new nodes, and those that codes displaced by more than the slack */
+    uint32_t beam_now;            /* entries of the beam that finds neighbours. Atomic */
+    uint32_t beam_asked, beam_missed; /* nearest that a beam of twice as many found, and those that this one missed */
     uint8_t colour;               /* state that a slot gets when it is removed now */
-    int sweep;
+    nodedb_vamana__sweep sweep;   /* the sweep's phase, and the slot that it visits next */
     uint32_t sweep_at;
-    nodedb_vamana__coder *recoder; /* codes that are being made; NULL: none */
-    nodedb_vamana__training training; /* of that coder, until it has a step */
-    uint8_t *recodes;
-    uint32_t recode_at;           /* first slot that has none of them */
-    uint32_t judge_at;            /* nodes by which they have been judged: see nodedb_vamana__judge */
-    uint16_t displaced[NODEDB_VAMANA__SLACK_MAX + 1]; /* and by how many places the nearest were displaced: how many */
-    nodedb_vamana_searcher *writer; /* the writer's own scratch memory */
-    uint64_t writer_bytes;        /* that it takes; atomic */
+    nodedb_vamana__coder *recoder;    /* of the codes that are being made; NULL: none */
+    nodedb_vamana__training training; /* of `recoder`, until it has a step */
+    uint8_t *recodes;             /* the codes that are being made */
+    uint32_t recode_at;           /* slots below this have one */
+    uint32_t judge_at;            /* nodes by which they have been judged: see judge */
+    uint16_t displaced[NODEDB_VAMANA__SLACK_MAX + 1]; /* how many of the nearest were displaced by 0, 1, ... places */
+    nodedb_vamana_searcher *writer; /* the writer's own scratch memory, and its bytes (atomic) */
+    uint64_t writer_bytes;
 
-    struct nodedb_vamana__save_state *save; /* that is under way; NULL: none */
+    struct nodedb_vamana__save_state *save; /* the save under way; NULL: none */
     struct nodedb_vamana__file *file; /* on disk, read-only: what the arrays stand for is in it. NULL: in memory */
 };
 
@@ -1483,7 +1500,7 @@ NODEDB_VAMANA__INLINE uint32_t *nodedb_vamana__row(const nodedb_vamana *index, c
     return a->rows + (size_t)slot * index->row_words;
 }
 
-/* Number of neighbours in a row. The writer's: nobody else changes it meanwhile. */
+/* Number of neighbours in a row. For the writer, who alone changes rows. */
 static uint32_t nodedb_vamana__row_count(const nodedb_vamana *index, const uint32_t *row) {
     uint32_t count = 0;
     while (count < index->degree && row[count] != NODEDB_VAMANA__NONE) count++;
@@ -1596,9 +1613,9 @@ static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char
  * index, together with the way to measure: on the exact vectors or on their codes.
  * ================================================================================================================ */
 
-/* How to compute a distance. Distances between codes order like the exact ones, roughly, and are in units of their own.
- * IP: the graph is built by the inner product too, which is no metric: a long vector may be nearer to a node than the
- * node itself. See nodedb_vamana__select. */
+/* How to compute a distance. Distances by code order roughly like the exact ones, and have units of their own. IP: the
+ * graph too is built by the inner product, which is no metric: a long vector may be nearer to a node than the node
+ * itself. See "choosing a row". */
 typedef enum nodedb_vamana__measure {
     NODEDB_VAMANA__TO_L2,
     NODEDB_VAMANA__TO_IP,
@@ -1610,15 +1627,15 @@ typedef enum nodedb_vamana__measure {
     NODEDB_VAMANA__CODE8_IP
 } nodedb_vamana__measure;
 
-/* From what distances are measured: a prepared query, or a vector of the index. */
+/* What distances are measured from: a prepared query, or a vector of the index. Lives for one call; borrows all. */
 typedef struct nodedb_vamana__target {
     nodedb_vamana__measure measure;
-    const nodedb_vamana__arrays *arrays; /* where the slots are that are measured */
+    const nodedb_vamana__arrays *arrays; /* of the slots that are measured */
     const void *vector;
     float constant; /* COSINE_BYTES: 1 / length; CODE*: see code_target */
     float shift;    /* CODE*_IP: see code_target */
-    float offset;   /* CODE*: constant times a distance by code, and this, is what to expect of the exact one ... */
-    float spread;   /* ... give or take this, times a length: see in_doubt */
+    float offset;   /* CODE*: constant times a distance by code, plus this, estimates the exact distance ... */
+    float spread;   /* ... with this error, times a length: see may_be_nearer */
     float zero;     /* CODE*_L2, if there are vectors of zeros: their distance */
     bool zeros;
 } nodedb_vamana__target;
@@ -1628,7 +1645,7 @@ static float nodedb_vamana__from_cosine(float cosine) { /* rounding must not lea
     return distance < 0 ? 0 : distance > 2 ? 2 : distance;
 }
 
-/* Distances from `target` to `count` slots. The one place where the kernels are called in bulk. */
+/* Distances from `target` to `count` slots. Every list of distances is computed here. */
 static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb_vamana__target *target,
                                         const uint32_t *slots, size_t count, float *out) {
     const nodedb_vamana__kernel_set *k = index->kernels;
@@ -1672,7 +1689,7 @@ static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb
     }
 }
 
-/* The distance by which the graph is built, from a vector in a slot. */
+/* From the vector in a slot, by the distance that the graph is built with. */
 static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                                         uint32_t slot) {
     nodedb_vamana__target target;
@@ -1695,8 +1712,8 @@ static double nodedb_vamana__component(const nodedb_vamana *index, const uint8_t
     return index->type == NODEDB_VAMANA_U8 ? (double)vector[i] : (double)((const int8_t *)(const void *)vector)[i];
 }
 
-/* Copies a vector of the caller's to `to` as the index stores it (zero-padded; COSINE over F32: length 1), and its norm
- * to *norm. `row` is named in the error unless it is negative. */
+/* Copies a caller's vector to `to` in stored form (zero-padded; COSINE over F32: of length 1), and its norm to *norm.
+ * An error names `row` unless it is negative. */
 static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const void *vector, uint8_t *to, float *norm,
                                             int64_t row, nodedb_error *err) {
     double squares = 0;
@@ -1747,61 +1764,62 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
 #define NODEDB_VAMANA__SEEN_PER_BEAM 128u   /* entries of the visited table for each entry of the beam */
 #define NODEDB_VAMANA__SEEN_MIN 4096u
 #define NODEDB_VAMANA__SEEN_MAX 65536u
-#define NODEDB_VAMANA__SEEN_SHARE 4u       /* of its widest beam, that the table of one who chooses neighbours is for */
+#define NODEDB_VAMANA__SEEN_SHARE 4u       /* to choose neighbours, the table serves 1/4 of the widest beam */
 #define NODEDB_VAMANA__SCAN_CHUNK 64u      /* vectors that a scan measures at a time */
 #define NODEDB_VAMANA__PICK_LISTS 7u       /* of one selection */
 #define NODEDB_VAMANA__FITS_ALL 65536u    /* slots from which on all lists have their full length */
 
-/* What one caller has met in a file: NODEDB_OK and `damaged`, or the first failure. */
+/* Errors of one caller's reads from a file, since the query or call began. */
 typedef struct nodedb_vamana__read_errors {
-    nodedb_status failed;
+    nodedb_status failed;        /* the first failure, and its details; NODEDB_OK: none */
     nodedb_error error;
-    uint64_t damaged;            /* nodes, codes, ids or vectors that were passed over */
+    uint64_t damaged;            /* damaged nodes, codes, ids or vectors that were skipped */
 } nodedb_vamana__read_errors;
 
-typedef struct nodedb_vamana__near { /* a slot and how near it is */
+/* A slot and its distance: an entry of a beam, a candidate for a row, or a result. */
+typedef struct nodedb_vamana__near {
     float distance;
     uint32_t slot;
-    uint32_t mark; /* in a beam: expanded. Among candidates for a row: what is known, PASSED .. OLD */
+    uint32_t mark; /* in a beam 1: expanded. Of a candidate: PASSED .. OLD, see NEIGHBOURS */
 } nodedb_vamana__near;
 
-/* One thread's scratch memory, as large as the index needs: no list has more entries than there are slots. Everything
- * is rewritten by each use. */
+/* One thread's scratch memory. No list has more entries than the index has slots. Used by one thread at a time, and
+ * rewritten by each use: between calls only the sizes, the memory and the fetcher mean anything. */
 struct nodedb_vamana_searcher {
     const nodedb_vamana *index;
-    const nodedb_vamana__arrays *arrays; /* that the running call works on */
+    const nodedb_vamana__arrays *arrays; /* that the running call works on; valid until it leaves */
     nodedb_allocator allocator;
     uint32_t beam_max;
-    uint32_t fits;                  /* slots of an index that its lists fit: a power of two, or FITS_ALL */
-    uint32_t list_max;              /* beam_max or `fits`, the lesser */
-    uint32_t seen_most, seen_size;  /* entries of `seen` that there are, and that walks use: powers of two */
-    uint32_t stripe;                /* where it counts itself in as a reader */
-    void *memory;                   /* one block for all that follows */
+    uint32_t fits;                  /* slots of the largest index that the lists serve: a power of two, or FITS_ALL */
+    uint32_t list_max;              /* beam_max or `fits`, whichever is less */
+    uint32_t seen_most, seen_size;  /* entries that `seen` has, and that walks use: powers of two */
+    uint32_t stripe;                /* of the counters of readers */
+    void *memory;                   /* one block, for all lists below */
     size_t memory_bytes;
     uint8_t *query;                 /* the query, padded like the index's vectors */
-    uint8_t *code_query;            /* the query as the kernels of the codes want it */
-    float *turned;                  /* `dim` floats: a vector on its way to its code */
+    uint8_t *code_query;            /* the query as the kernels for codes want it */
+    float *turned;                  /* `dim` floats: a vector that becomes a code */
     uint32_t *seen;
     nodedb_vamana__near *beam;      /* beam_max + 1 */
     nodedb_vamana__near *spare;     /* beam_max: results */
     nodedb_vamana__near *candidates; /* candidates_max */
     uint32_t *slots;                /* candidates_max */
     float *distances;               /* candidates_max */
-    uint32_t *chosen;               /* degree + 1: a row that is being made */
+    uint32_t *chosen;               /* degree + 1: the row that a pruning makes */
     uint32_t *picks;                /* PICK_LISTS lists: see nodedb_vamana__selection */
     nodedb_vamana__head head;       /* of the row in `chosen` */
-    bool prunes;                    /* it has the last two */
+    bool prunes;                    /* it has `chosen` and `picks`: it serves to choose neighbours */
     uint32_t candidates_max, beam_count;
-    nodedb_vamana_fetcher fetcher;  /* on disk: where records come from */
+    nodedb_vamana_fetcher fetcher;  /* on disk: reads vectors or nodes */
     bool own_fetcher;
     struct nodedb_vamana__pending_rerank *pending; /* on disk: queries of search_many that wait for reads. NULL: none */
     size_t pending_bytes;            /* with their vectors and results, behind them */
-    struct nodedb_vamana__walker *walkers; /* packed: search_many's questions that walk side by side; NULL: none yet */
-    nodedb_vamana__read_errors read_errors; /* on disk: of the question that is under way */
-    uint32_t collected;             /* entries of the beam that are among the results, or do not pass */
-    uint32_t early;                 /* on disk: reads that begin while the walk goes on; 0: none, or they have */
-    uint64_t hops, computed, exact; /* of the query that is under way */
-    uint32_t beam_asked, beam_missed; /* in a build: as in the index */
+    struct nodedb_vamana__walker *walkers; /* packed: queries of search_many that walk side by side. NULL: none */
+    nodedb_vamana__read_errors read_errors; /* on disk: of the query under way */
+    uint32_t collected;             /* entries of the beam that are results already, or do not pass the filter */
+    uint32_t early;                 /* on disk: reads to start during the walk; 0: none, or they have started */
+    uint64_t hops, computed, exact; /* statistics of the query under way */
+    uint32_t beam_asked, beam_missed; /* as in the index, which takes them over */
 };
 
 /* ---- the beam and the row ---------------------------------------------------------------------------------------- */
@@ -1810,8 +1828,8 @@ NODEDB_VAMANA__INLINE bool nodedb_vamana__nearer(const nodedb_vamana__near *a, f
     return a->distance < distance || (a->distance == distance && a->slot < slot);
 }
 
-/* Puts a slot into the sorted beam of at most `width` entries and returns its place, or NONE: too far, or there
- * already. */
+/* Inserts a slot into the sorted beam of at most `width` entries. Returns its place, or NONE: it is too far, or in the
+ * beam already. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s, uint32_t width, float distance,
                                                        uint32_t slot) {
     uint32_t low = 0, left = s->beam_count;
@@ -1835,7 +1853,7 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
 
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__seen_place(uint32_t slot) { return slot * UINT32_C(0x9E3779B1) >> 8; }
 
-/* Puts the first `most` neighbours of a row, if they have not been seen, into s->slots; returns how many. */
+/* Puts those of the first `most` neighbours in a row that have not been seen into s->slots; returns how many. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, const uint32_t *row, uint32_t most,
                                                      uint32_t *seen, uint32_t mask) {
     uint32_t count = 0;
@@ -1843,7 +1861,7 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, 
         uint32_t slot = nodedb__load_acquire(&row[i]), *place;
         if (slot == NODEDB_VAMANA__NONE) break;
         place = &seen[nodedb_vamana__seen_place(slot) & mask];
-        s->slots[count] = slot; /* no branch: which ones are new cannot be predicted */
+        s->slots[count] = slot; /* no branch: which ones are new is unpredictable */
         count += *place != slot ? 1 : 0;
         *place = slot;
     }
@@ -1852,7 +1870,7 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, 
 
 /* ---- the walk ---------------------------------------------------------------------------------------------------- */
 
-/* Goes from a start to ever nearer nodes by edges of longer range, while there are nearer ones. */
+/* Descends from a start along edges of longer range while a nearer node is found. */
 static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
                                    nodedb_vamana__near from) {
     const nodedb_vamana__arrays *a = target->arrays;
@@ -1874,8 +1892,8 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
     }
 }
 
-/* Puts the entry into the beam, and the nearest of the starts: one of these is mostly nearer than the entry,
- * and measuring them all costs less than the hops that it saves. */
+/* Puts the entry and the nearest start into the beam. The nearest start is mostly nearer than the entry, and measuring
+ * all starts costs less than the hops that it saves. A duplicate start is harmless. */
 static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
     const nodedb_vamana__arrays *a = target->arrays;
     uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0;
@@ -1901,10 +1919,11 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     nodedb_vamana__descend(s, target, width, nearest);
 }
 
-/* Greedy search (DiskANN algorithm 1) from the entry: leaves the `width` nearest slots that it met in s->beam, removed
- * ones included, as they still lead the way. The visited table forgets: two slots of one place overwrite each other.
- * A forgotten slot is measured again, and the beam refuses it, as it is either in it or was too far, and the
- * threshold only falls; so the result is the same as with an exact set (ParlayANN does this too). */
+/* Greedy search (DiskANN algorithm 1) from the entry. Leaves the `width` nearest slots that it met in s->beam, removed
+ * ones included, as they still lead to others. `partial`: what a row or a code needs may still be on disk.
+ *   The visited table may forget: two slots with one place overwrite each other. A forgotten slot is measured again,
+ * and the beam refuses it: it is either in the beam, or was too far, and the threshold only falls. So the result is
+ * that of an exact set (ParlayANN does this too). */
 NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
                                                     uint32_t width, bool partial) {
     const nodedb_vamana *index = s->index;
@@ -1924,7 +1943,7 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
         do next++;
         while (next < s->beam_count && s->beam[next].mark);
         if (s->early > 0 && next >= s->early) nodedb_vamana__read_early(s);
-        if (next < s->beam_count) /* the likely next row, while the distances are computed */
+        if (next < s->beam_count) /* fetch the row that is likely next while distances are computed */
             nodedb_vamana__prefetch((const uint8_t *)nodedb_vamana__row(index, a, s->beam[next].slot), 256);
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
@@ -1942,12 +1961,12 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
 
 /* ---- the memory of a searcher ------------------------------------------------------------------------------------ */
 
-/* Entries of a list of a selection: both tiers may fill a row. */
+/* Entries of one list of a selection: each tier may fill a row. */
 static size_t nodedb_vamana__pick_list(const nodedb_vamana_searcher *s) {
     return nodedb_vamana__min(2 * (size_t)s->index->degree + s->index->degree / 8, 2 * (size_t)s->fits) + 4;
 }
 
-/* One block of memory, cut into the searcher's arrays; with `at` NULL only the size is computed. */
+/* Cuts one block of memory into the searcher's lists and returns its size. `at` NULL: computes the size only. */
 static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at) {
     const nodedb_vamana *index = s->index;
     size_t used = 0;
@@ -1971,16 +1990,16 @@ static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at
     return used;
 }
 
-/* How much of the visited table walks with such a beam use: it is cleared for each. */
+/* Sets how much of the visited table a walk with such a beam uses. Less is better: every walk clears it. */
 static void nodedb_vamana__see_for(nodedb_vamana_searcher *s, uint32_t beam) {
     s->seen_size = NODEDB_VAMANA__SEEN_MIN;
     while (s->seen_size < s->seen_most && s->seen_size / NODEDB_VAMANA__SEEN_PER_BEAM < beam) s->seen_size *= 2;
     if (s->seen_size > s->seen_most) s->seen_size = s->seen_most;
 }
 
-/* The sizes of the lists for a beam and so many slots. The visited table need not be exact (see walk), so it is kept
- * within the second-level cache. Candidates: of a new node the beam, that of each level, and a row; of a row that is
- * pruned, two; and what a scan takes at a time. */
+/* Sets the sizes of the lists for a beam and so many slots. The visited table may forget (see walk_over), so it stays
+ * within the second-level cache. Candidates of a new node are its beam, that of each level, and a row; of a row that is
+ * pruned, two rows; of a scan, a chunk. */
 static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t beam, uint64_t slots) {
     size_t all = 2 * (size_t)beam + 4 * (size_t)s->index->degree + 4 * NODEDB_VAMANA__SCAN_CHUNK;
     s->beam_max = beam;
@@ -1995,7 +2014,7 @@ static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t be
     s->memory_bytes = nodedb_vamana__searcher_cut(s, NULL);
 }
 
-/* Makes the lists fit a beam (or a number of results) in an index of so many slots. Changes nothing on failure. */
+/* Grows the lists for a beam (or a number of results) in an index of so many slots. On failure nothing changes. */
 static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint32_t beam, uint64_t slots,
                                                  nodedb_error *err) {
     nodedb_vamana_searcher fit = *s;
@@ -2006,7 +2025,7 @@ static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint
     if (fit.memory == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a beam of %u", (unsigned)beam);
     (void)nodedb_vamana__searcher_cut(&fit, (uint8_t *)fit.memory);
-    if (s->memory != NULL) { /* what the caller has put there */
+    if (s->memory != NULL) { /* the query is prepared before its plan */
         memcpy(fit.query, s->query, s->index->stride);
         nodedb__release(&s->allocator, s->memory, s->memory_bytes);
     }
@@ -2014,7 +2033,7 @@ static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint
     return NODEDB_OK;
 }
 
-/* `prunes`: it is for one who chooses neighbours. */
+/* `prunes`: the searcher serves to choose neighbours. */
 static nodedb_vamana_searcher *nodedb_vamana__searcher_new(const nodedb_vamana *index, uint32_t beam, uint64_t slots,
                                                            bool prunes, nodedb_error *err) {
     nodedb_vamana_searcher *s =
@@ -6288,7 +6307,7 @@ static void nodedb_vamana__restore_state(nodedb_vamana *index, const uint8_t *h,
     index->beam_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED);
     index->first_free = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
     index->colour = (uint8_t)nodedb_get_u32(h + NODEDB_VAMANA__AT_COLOUR);
-    index->sweep = (int)nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP);
+    index->sweep = (nodedb_vamana__sweep)nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP);
     index->sweep_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
 }
 
