@@ -2074,20 +2074,20 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vama
  * kinds that keep the graph in one piece: edges of levels lead out of clusters, and edges of the tree reach every node.
  * ================================================================================================================ */
 
-#define NODEDB_VAMANA__BUILD_GAIN 2u   /* codes so much smaller than vectors make choosing neighbours faster: a million
-                                          of 128 bytes are built in 114 s instead of 140, for the same recall */
-#define NODEDB_VAMANA__SLACK 8u        /* a row that overflows is cut to 7/8, so that not every insert cuts it again, */
-#define NODEDB_VAMANA__SLACK_BATCH 16u /* or to 15/16 in a build, which cuts it once for each batch */
-#define NODEDB_VAMANA__SAME_MAX 3u     /* edges to vectors equal to the node's own that a pruning keeps */
-#define NODEDB_VAMANA__SAME_BELOW 1e-6f /* COSINE and IP: vectors nearer than this count as equal; it is rounding */
+#define NODEDB_VAMANA__BUILD_GAIN 2u   /* choose neighbours by codes if vectors are so many times larger: a million of
+                                          128 bytes are built in 114 s and not 140, with the same recall */
+#define NODEDB_VAMANA__SLACK 8u        /* a row that overflows is pruned to 7/8, so that not every insert prunes it, */
+#define NODEDB_VAMANA__SLACK_BATCH 16u /* or to 15/16 in a build, which prunes it once for each batch */
+#define NODEDB_VAMANA__SAME_MAX 3u     /* edges that a pruning keeps to vectors equal to the node's own */
+#define NODEDB_VAMANA__SAME_BELOW 1e-6f /* COSINE and IP: nearer vectors count as equal; the rest is rounding */
 #define NODEDB_VAMANA__LEVEL_BITS 4u   /* one node in 16 is of level 1 or more, one in 256 of 2 or more ... */
 #define NODEDB_VAMANA__LEVEL_BEAM 128u /* entries of the beam that finds a node's neighbours of a level */
 
-/* What is known of a candidate for a row: a sum of these, or 0. */
+/* What is known of a candidate for a row: the sum of these bits. */
 enum {
-    NODEDB_VAMANA__PASSED = 1, /* it has passed the relaxed rule among all PASSED ones of this row ... */
-    NODEDB_VAMANA__STRICT = 2, /* ... and the strict rule among the STRICT ones: neither has to be tried again */
-    NODEDB_VAMANA__CHILD = 4,  /* of this node in the tree: it must stay */
+    NODEDB_VAMANA__PASSED = 1, /* it passed the relaxed rule among all PASSED ones of this row ... */
+    NODEDB_VAMANA__STRICT = 2, /* ... and the strict rule among the STRICT ones: neither is tried again */
+    NODEDB_VAMANA__CHILD = 4,  /* a child of this node in the tree: it must stay */
     NODEDB_VAMANA__FAR = 8,    /* it is an edge of the node's levels */
     NODEDB_VAMANA__OLD = 16    /* it is in the row already */
 };
@@ -2115,7 +2115,7 @@ static void nodedb_vamana__sort_candidates(nodedb_vamana__near *c, size_t n, uin
         }
 }
 
-/* The level of a new node, by its id, as good as chance: so replicas agree. See LEVELS. */
+/* The level of a new node: a hash of its id, so that replicas agree. See levels. */
 static uint8_t nodedb_vamana__level_of(const nodedb_vamana *index, uint64_t id) {
     uint64_t bits = nodedb_mix64(~id);
     uint32_t most = index->degree / 4 < NODEDB_VAMANA__LEVELS_MAX ? index->degree / 4 : NODEDB_VAMANA__LEVELS_MAX;
@@ -2146,27 +2146,29 @@ static bool nodedb_vamana__is_child(const nodedb_vamana__arrays *a, uint32_t par
  * c, and no alpha applies. The relaxed rule occludes c only if t is nearer by the squared distance too. Otherwise,
  * where a few long vectors are a better answer than most others to nearly all queries, rows would be nearly empty. */
 
-typedef struct nodedb_vamana__passed { /* chosen so far, the nearest first */
-    uint32_t *slots, *strict;   /* and, at each place, 1 if it passes the strict rule, else 0 */
+/* The candidates chosen so far, the nearest first. */
+typedef struct nodedb_vamana__passed {
+    uint32_t *slots, *strict;   /* at each place the slot, and 1 if it passes the strict rule, else 0 */
     uint32_t count;
 } nodedb_vamana__passed;
 
+/* One selection of a row, in lists of a searcher. Lives for one call of select. */
 typedef struct nodedb_vamana__selection {
     const nodedb_vamana *index;
     nodedb_vamana_searcher *s;
     uint32_t slot, keep;
-    nodedb_vamana__passed all, fresh; /* fresh: those of `all` that had not before */
-    uint32_t *same, *forced;          /* equal vectors, and children that are shut out */
+    nodedb_vamana__passed all, fresh; /* fresh: those of `all` that were not PASSED before */
+    uint32_t *same, *forced;          /* equal vectors, and children that a rule occludes */
     uint32_t *others;                 /* scratch */
     uint32_t same_count, forced_count, strict_count, relaxed_children;
-    uint32_t children;                /* among the candidates that are to come */
+    uint32_t children;                /* among the candidates that are still to be visited */
 } nodedb_vamana__selection;
 
 static void nodedb_vamana__pass(nodedb_vamana__passed *p, uint32_t slot, bool strict) {
     p->slots[p->count] = slot, p->strict[p->count++] = strict;
 }
 
-/* Is a vector at this distance from the slot's own equal to it? */
+/* True if a vector at this distance from the slot's own equals it. */
 static bool nodedb_vamana__is_same(const nodedb_vamana *index, uint32_t slot, const nodedb_vamana__near *c) {
     const float *norms = index->arrays->norms;
     if (index->metric == NODEDB_VAMANA_L2) return c->distance <= 0;
@@ -2174,9 +2176,9 @@ static bool nodedb_vamana__is_same(const nodedb_vamana *index, uint32_t slot, co
     return norms[slot] + norms[c->slot] + 2 * c->distance <= NODEDB_VAMANA__SAME_BELOW * (norms[slot] + norms[c->slot]);
 }
 
-/* Measures a candidate against those that have passed, a few at a time, as most are shut out early. True: by the
- * relaxed rule one of them shuts it out; or, if only the strict tier has room, by the strict rule one of that tier.
- * *strict: it passes that. */
+/* Measures a candidate against those that passed, a few at a time, as most are occluded early. True: one of them
+ * occludes it by the relaxed rule; or, if only the strict tier has room, one of that tier by the strict rule. *strict:
+ * it passes the strict rule. */
 static bool nodedb_vamana__is_occluded(nodedb_vamana__selection *x, const nodedb_vamana__near *c,
                                        const nodedb_vamana__passed *p, bool *strict, uint32_t strict_only) {
     const nodedb_vamana *index = x->index;
@@ -2197,7 +2199,7 @@ static bool nodedb_vamana__is_occluded(nodedb_vamana__selection *x, const nodedb
         some = count - i < 4 ? count - i : 4;
         nodedb_vamana__measure_many(index, &target, slots + i, some, distances);
         x->s->computed += some;
-        for (j = 0, out = 0; j < some; j++) { /* no branch: it could not be predicted */
+        for (j = 0, out = 0; j < some; j++) { /* no branch: it would be unpredictable */
             occluded |= (own + distances[j] <= far) & (strict_only | p->strict[i + j]);
             shut = alpha * (own + distances[j]) <= far;
             if (norms != NULL) /* IP: and by the squared distance too */
@@ -2210,20 +2212,20 @@ static bool nodedb_vamana__is_occluded(nodedb_vamana__selection *x, const nodedb
     return false;
 }
 
-/* Puts a candidate into its tier, or leaves it out. */
+/* Puts a candidate into its tier, or drops it. */
 static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_vamana__near *c, uint32_t mark) {
     bool fresh = (mark & NODEDB_VAMANA__PASSED) == 0, child = (mark & NODEDB_VAMANA__CHILD) != 0;
     bool strict = fresh || (mark & NODEDB_VAMANA__STRICT) != 0, out;
     uint32_t certain = x->same_count + x->strict_count + x->forced_count + x->relaxed_children + x->children;
     uint32_t relaxed = x->all.count - x->strict_count - x->relaxed_children;
-    bool full = !child && certain + relaxed >= x->keep; /* the row can only get more diverse */
+    bool full = !child && certain + relaxed >= x->keep; /* now the row can only become more diverse */
     if (!child && (certain >= x->keep || (full && !strict))) return;
     if (nodedb_vamana__is_same(x->index, x->slot, c)) {
         if (x->same_count < NODEDB_VAMANA__SAME_MAX || child) x->same[x->same_count++] = c->slot;
         return;
     }
     out = nodedb_vamana__is_occluded(x, c, fresh ? &x->all : &x->fresh, &strict, full);
-    if (!out && !fresh && !strict && (mark & NODEDB_VAMANA__STRICT) != 0) /* as such it was not tried against all */
+    if (!out && !fresh && !strict && (mark & NODEDB_VAMANA__STRICT) != 0) /* not tried against all yet */
         out = nodedb_vamana__is_occluded(x, c, &x->all, &strict, full);
     if (out && !child) return;
     if (out) {
@@ -2235,8 +2237,7 @@ static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_
     x->strict_count += strict, x->relaxed_children += child && !strict;
 }
 
-/* Goes over the sorted candidates for the edges of a level, or, of level 0, for all that are not of one; chooses at
- * most `keep`. */
+/* Chooses at most `keep` of the sorted candidates: edges of a level, or, for level 0, edges that are of no level. */
 static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                   uint32_t slot, uint32_t level, size_t n, uint32_t keep) {
     size_t list = nodedb_vamana__pick_list(s);
@@ -2260,7 +2261,7 @@ static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vama
     }
 }
 
-/* Appends up to `keep` in all of a tier of those that have passed: 1 the strict one, 0 the other. */
+/* Appends one tier of those that passed, 1 the strict one, 0 the other, until there are `keep`. Returns how many. */
 static uint32_t nodedb_vamana__append_tier(uint32_t *chosen, uint32_t count, const nodedb_vamana__passed *p,
                                            uint32_t tier, uint32_t keep) {
     for (uint32_t i = 0; i < p->count && count < keep; i++)
@@ -2273,7 +2274,7 @@ static uint32_t nodedb_vamana__append(uint32_t *chosen, uint32_t count, const ui
     return count + n;
 }
 
-/* Chooses the edges of a node's levels among the candidates again, and marks them FAR. */
+/* Chooses the edges of a node's levels again, among the candidates, and marks them FAR. */
 static void nodedb_vamana__choose_far(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                       uint32_t keep) {
     uint32_t levels = nodedb_vamana__level(index->arrays, slot), count, share;
@@ -2292,17 +2293,17 @@ static void nodedb_vamana__choose_far(const nodedb_vamana *index, nodedb_vamana_
     }
 }
 
-/* Puts the edges of the levels of `slot` into s->chosen and returns how many. They are those that the row has, unless a
- * candidate for them has come. */
+/* Puts the edges of the levels of `slot` into s->chosen and returns how many. The row's own stay, unless there is a new
+ * candidate for them. */
 static uint32_t nodedb_vamana__far_edges(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                          uint32_t keep) {
     const nodedb_vamana__near *c = s->candidates;
     uint32_t count = 0;
-    bool come = false;
+    bool is_new = false;
     if (nodedb_vamana__level(index->arrays, slot) == 0) return 0;
-    for (size_t i = 0; i < n && !come; i++)
-        come = (c[i].mark & NODEDB_VAMANA__OLD) == 0 && nodedb_vamana__level(index->arrays, c[i].slot) > 0;
-    if (come) nodedb_vamana__choose_far(index, s, slot, n, keep);
+    for (size_t i = 0; i < n && !is_new; i++)
+        is_new = (c[i].mark & NODEDB_VAMANA__OLD) == 0 && nodedb_vamana__level(index->arrays, c[i].slot) > 0;
+    if (is_new) nodedb_vamana__choose_far(index, s, slot, n, keep);
     for (size_t i = 0; i < n; i++)
         if ((c[i].mark & NODEDB_VAMANA__FAR) != 0 && (i == 0 || c[i].slot != c[i - 1].slot))
             s->chosen[count++] = c[i].slot;
@@ -2310,7 +2311,7 @@ static uint32_t nodedb_vamana__far_edges(const nodedb_vamana *index, nodedb_vama
     return count;
 }
 
-/* A slot that a walk has met may be in the row too: what is known of one of them is known of all. */
+/* A slot may be among the candidates twice: from the walk and from the row. Gives all its entries all its marks. */
 static void nodedb_vamana__join_marks(nodedb_vamana__near *c, size_t n) {
     for (size_t i = 1; i < n; i++)
         if (c[i].slot == c[i - 1].slot) c[i].mark |= c[i - 1].mark;
@@ -2318,9 +2319,9 @@ static void nodedb_vamana__join_marks(nodedb_vamana__near *c, size_t n) {
         if (c[i].slot == c[i - 1].slot) c[i - 1].mark |= c[i].mark;
 }
 
-/* Leaves at most `keep` of s->candidates[0..n) in s->chosen, for the row of `slot`, and returns how many; s->head is
- * what is known of it. Children in the tree stay whatever the rules say. Candidates may repeat, and may hold `slot`.
- * A node of a level reserves up to half of its row for others of its levels: see LEVELS. */
+/* Chooses at most `keep` of s->candidates[0..n) for the row of `slot`: leaves them in s->chosen, what is known of the
+ * row in s->head, and returns how many. Children in the tree always stay. Candidates may repeat and may hold `slot`. A
+ * node of a level reserves up to half of its row for nodes of its levels. */
 static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                      uint32_t keep) {
     uint32_t count, far;
@@ -2334,7 +2335,7 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
     count = nodedb_vamana__append(s->chosen, count, x.same, x.same_count);
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, keep);
     s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__min(count - far, 255);
-    for (uint32_t i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* of the others, children first */
+    for (uint32_t i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* children come first in the relaxed tier */
         if (x.all.strict[i] == 0 && nodedb_vamana__is_child(index->arrays, slot, x.all.slots[i]))
             s->chosen[count++] = x.all.slots[i], x.all.strict[i] = 2;
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, keep);
@@ -2346,8 +2347,8 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
 
 /* ---- rows -------------------------------------------------------------------------------------------------------- */
 
-/* Writes a whole row and what is known of it; the level stays. A reader that passes meanwhile meets some of the old
- * neighbours and some of the new, each of them a node that it may visit. */
+/* Writes a whole row and what is known of it; the level stays. A reader that reads the row meanwhile finds some of the
+ * old neighbours and some of the new, and may visit all of them. */
 static void nodedb_vamana__set_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
                                    const uint32_t *neighbours, uint32_t count, nodedb_vamana__head head) {
     uint32_t *row = nodedb_vamana__row(index, a, from);
@@ -2361,7 +2362,7 @@ static void nodedb_vamana__set_row(const nodedb_vamana *index, const nodedb_vama
     }
 }
 
-/* A slot is free: it has no row, and is of no level. */
+/* Gives a free slot an empty row and level 0. */
 static void nodedb_vamana__clear_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
     nodedb_vamana__head nothing = {0, 0, 0, 0};
     nodedb_vamana__set_row(index, a, slot, NULL, 0, nothing);
@@ -2396,14 +2397,15 @@ static void nodedb_vamana__measure_candidates(const nodedb_vamana *index, nodedb
     for (i = from; i < n; i++) s->candidates[i].distance = s->distances[i];
 }
 
-/* Adds edges from `from` to those of `count` others that it has not got; a row that becomes too long is pruned. */
+/* Adds edges from `from` to `count` slots, the low halves of `to`, except those that its row has. A row that becomes
+ * too long is pruned to `keep`. */
 static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t from, const uint64_t *to,
                                      size_t count, uint32_t keep) {
     uint32_t *row = nodedb_vamana__row(index, index->arrays, from);
     uint32_t had = nodedb_vamana__row_count(index, row), used = had;
     size_t n = 0, j;
     nodedb_vamana__before_change(index, from);
-    for (size_t i = 0; i <= count; i++) { /* the low halves of `to` are the slots; once more to prune what is left */
+    for (size_t i = 0; i <= count; i++) { /* the last turn prunes what is left */
         if (i < count) {
             for (j = 0; j < had && row[j] != (uint32_t)to[i]; j++) {
             }
@@ -2431,7 +2433,7 @@ static void nodedb_vamana__add_edge(nodedb_vamana *index, nodedb_vamana_searcher
     nodedb_vamana__add_edges(index, s, from, &one, 1, index->degree - index->degree / NODEDB_VAMANA__SLACK);
 }
 
-/* Puts a live slot of the beam or the spare list among the `n` candidates; returns their new number. */
+/* Appends a live slot of the beam or the spare list to the `n` candidates; returns their new number. */
 static size_t nodedb_vamana__add_candidate(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                            const nodedb_vamana__near *one, size_t n) {
     if (index->arrays->states[one->slot] != NODEDB_VAMANA__LIVE) return n;
@@ -2446,7 +2448,7 @@ static size_t nodedb_vamana__add_candidate(const nodedb_vamana *index, nodedb_va
  * HNSW (Malkov and Yashunin, 2016). Half of such a node's row is for the nearest and most diverse nodes of each of its
  * levels. There is still one graph and one walk. The starts are the nodes of the highest levels. */
 
-/* The nearest nodes of `level` and more: a walk over them and no others. Leaves them in s->beam. */
+/* Leaves the nearest nodes of `level` and above in s->beam: a walk over such nodes only. */
 static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
                                       uint32_t level) {
     const nodedb_vamana *index = s->index;
@@ -2475,7 +2477,7 @@ static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_va
     }
 }
 
-/* A node has come: it is a start if there is room for one more, or one of a lower level. */
+/* Makes a new node a start if there is room for one more, or in place of a start of a lower level. */
 static void nodedb_vamana__offer_start(nodedb_vamana__arrays *a, uint32_t slot) {
     uint32_t level = nodedb_vamana__level(a, slot), want = a->slots / NODEDB_VAMANA__START_SHARE + 1;
     uint32_t lowest = level, at = NODEDB_VAMANA__STARTS_MAX, i;
@@ -2489,7 +2491,7 @@ static void nodedb_vamana__offer_start(nodedb_vamana__arrays *a, uint32_t slot) 
     if (at < NODEDB_VAMANA__STARTS_MAX) nodedb__store_release(&a->starts[at], slot);
 }
 
-/* A removed node is no start any more: its neighbour of the highest level is, or there is one less. */
+/* Replaces a start that was removed by its neighbour of the highest level. Without one there is a start less. */
 static void nodedb_vamana__replace_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
     uint32_t at, last, j, best = NODEDB_VAMANA__NONE, highest = 0;
@@ -2515,10 +2517,10 @@ static void nodedb_vamana__replace_start(const nodedb_vamana *index, nodedb_vama
  * while the second walk finds more than 1 in 50 of the nearest ten that the first missed. While it finds fewer than 1
  * in 400, the beam shrinks again. */
 
-#define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build, at most */
-#define NODEDB_VAMANA__BEAM_PROBED 64u  /* one node of so many walks twice, as its id and the seed say */
-#define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes from which on: fewer are met nearly all */
-#define NODEDB_VAMANA__BEAM_WINDOW 320u  /* nearest that are counted before the beam changes */
+#define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build at most */
+#define NODEDB_VAMANA__BEAM_PROBED 64u  /* one node in so many walks twice, chosen by id and seed */
+#define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes; a walk meets nearly all of fewer */
+#define NODEDB_VAMANA__BEAM_WINDOW 320u  /* nearest counted before the beam changes */
 #define NODEDB_VAMANA__BEAM_WIDENS 50u
 #define NODEDB_VAMANA__BEAM_NARROWS 400u
 
@@ -2527,7 +2529,8 @@ static uint32_t nodedb_vamana__beam_most(const nodedb_vamana *index) {
     return index->beam_adapts ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
 }
 
-/* A walk has been made. Walks again with twice the beam, if it is this node's turn, and counts what only that meets. */
+/* After a walk to a node: if it is this node's turn, walks again with twice the beam and counts what only that
+ * finds. */
 static void nodedb_vamana__probe_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                       const nodedb_vamana__target *target, uint32_t slot) {
     uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, j;
@@ -2545,28 +2548,28 @@ static void nodedb_vamana__probe_beam(const nodedb_vamana *index, nodedb_vamana_
     s->beam_asked += found;
 }
 
-/* Takes what a searcher has counted. */
+/* Adds what a searcher has counted to the index. */
 static void nodedb_vamana__count_beam(nodedb_vamana *index, nodedb_vamana_searcher *s) {
     index->beam_asked += s->beam_asked, index->beam_missed += s->beam_missed;
     s->beam_asked = s->beam_missed = 0;
 }
 
-/* The beam follows what has been counted. */
+/* Widens or narrows the beam by what was counted. */
 static void nodedb_vamana__adapt_beam(nodedb_vamana *index) {
     uint32_t now = index->beam_now, most = nodedb_vamana__beam_most(index);
     if (index->beam_asked < NODEDB_VAMANA__BEAM_WINDOW) return;
     if (index->beam_missed > index->beam_asked / NODEDB_VAMANA__BEAM_WIDENS) now += now / 4;
     else if (index->beam_missed < index->beam_asked / NODEDB_VAMANA__BEAM_NARROWS + 1) now -= now / 8;
     now = now > most ? most : now < index->beam_build ? index->beam_build : now;
-    nodedb__store_relaxed(&index->beam_now, now); /* inspect looks at it */
+    nodedb__store_relaxed(&index->beam_now, now); /* inspect reads it */
     index->beam_asked = index->beam_missed = 0;
 }
 
 /* ---- choosing the neighbours of a node --------------------------------------------------------------------------- */
 
-/* Chooses the neighbours of a node, whose vector is in its slot: of those that a walk to it meets, on codes if there
- * are some, and of those that it has; by exact distances. Leaves them in s->chosen and returns how many. `watched`: the
- * index, if what its codes do is to be counted; NULL where others count too. */
+/* Chooses the neighbours of a node whose vector is in its slot. Candidates are what a walk to it meets (on codes, if
+ * there are some) and what its row has; exact distances decide. Leaves them in s->chosen and returns how many.
+ * `watched`: the index, to count how its codes do; NULL in a build, whose threads must not all count. */
 static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                                  nodedb_vamana *watched) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -2589,7 +2592,7 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
     }
     had = by_code ? 0 : n;
     n = nodedb_vamana__row_as_candidates(index, s, slot, n);
-    if (n == 0 && a->entry != NODEDB_VAMANA__NONE) /* all that it met is removed */
+    if (n == 0 && a->entry != NODEDB_VAMANA__NONE) /* the walk met removed nodes only */
         s->candidates[n].slot = a->entry, s->candidates[n++].mark = 0;
     nodedb_vamana__measure_candidates(index, s, slot, had, n);
     if (by_code && watched != NULL)
@@ -2605,9 +2608,9 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
  * children, so that they take little of its row. A removed node leaves the tree at once, and its children get other
  * parents. */
 
-#define NODEDB_VAMANA__CHILDREN_SHARE 8u  /* of a row, that children may take ... */
-#define NODEDB_VAMANA__CHILDREN_MIN 2u    /* ... but so many always: see find_room */
-#define NODEDB_VAMANA__CLIMB_MAX 256u     /* steps towards the entry that are taken to see whether a parent serves */
+#define NODEDB_VAMANA__CHILDREN_SHARE 8u  /* 1/8 of a row is for children ... */
+#define NODEDB_VAMANA__CHILDREN_MIN 2u    /* ... and at least so many places: see find_room */
+#define NODEDB_VAMANA__CLIMB_MAX 256u     /* steps towards the entry before a parent is refused */
 
 /* How many more children a node may have. */
 static uint32_t nodedb_vamana__room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
@@ -2623,7 +2626,7 @@ static bool nodedb_vamana__has_room(const nodedb_vamana *index, const nodedb_vam
     return nodedb_vamana__room(index, a, slot) > 0;
 }
 
-/* Is `slot` in the tree, and not below `below`? False also where it is too far from the entry to tell. */
+/* True if `slot` is in the tree and not below `below`. False also if it is CLIMB_MAX steps or more from the entry. */
 static bool nodedb_vamana__is_in_tree(const nodedb_vamana__arrays *a, uint32_t slot, uint32_t below) {
     for (uint32_t i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
         if (slot == a->entry) return true;
@@ -2632,8 +2635,8 @@ static bool nodedb_vamana__is_in_tree(const nodedb_vamana__arrays *a, uint32_t s
     return false;
 }
 
-/* A node that has room for one more child: `from`, or one below it. Going down ends, as a full node has children. Which
- * way is left to chance, so that nobody's children make a long list. */
+/* Returns a node with room for one more child: `from`, or one below it. The descent ends, as only nodes with children
+ * are full. It is random, so that the tree stays shallow. */
 static uint32_t nodedb_vamana__find_room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
                                          uint64_t chance) {
     while (!nodedb_vamana__has_room(index, a, from)) {
@@ -2653,7 +2656,7 @@ static void nodedb_vamana__set_parent(const nodedb_vamana *index, uint32_t slot,
     nodedb__store_relaxed(&index->arrays->parents[slot], parent);
 }
 
-/* The parent of a node that has no children yet: the nearest in `row` that has room. */
+/* Returns a parent for a node without children: the nearest in `row` that has room, or NONE. */
 static uint32_t nodedb_vamana__first_parent(const nodedb_vamana *index, const uint32_t *row, uint32_t count) {
     const nodedb_vamana__arrays *a = index->arrays;
     for (uint32_t i = 0; i < count; i++)
@@ -2661,13 +2664,13 @@ static uint32_t nodedb_vamana__first_parent(const nodedb_vamana *index, const ui
     return NODEDB_VAMANA__NONE;
 }
 
-/* Gives a node without a parent one, whatever it takes: its row is made, and others may be below it. */
+/* Gives a node a parent; this never fails. The node has a row, and may have nodes below it. */
 static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
     uint32_t parent = NODEDB_VAMANA__NONE, j;
     for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++) {
-        const uint32_t *back = nodedb_vamana__row(index, a, row[i]); /* one who has the edge already pays nothing */
+        const uint32_t *back = nodedb_vamana__row(index, a, row[i]); /* best a neighbour that has the edge already */
         for (j = 0; j < index->degree && back[j] != NODEDB_VAMANA__NONE && back[j] != slot; j++) {
         }
         if (j < index->degree && back[j] == slot && a->states[row[i]] == NODEDB_VAMANA__LIVE &&
@@ -2683,11 +2686,11 @@ static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searc
     nodedb_vamana__add_edge(index, s, parent, slot);
 }
 
-/* Takes a removed node out of the tree. If it is the entry, one of its children becomes it. */
+/* Takes a removed node out of the tree. If it was the entry, a child becomes the entry. */
 static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    nodedb_vamana__set_parent(index, slot, NODEDB_VAMANA__NONE); /* what is below it is not in the tree for now */
+    nodedb_vamana__set_parent(index, slot, NODEDB_VAMANA__NONE); /* the nodes below are out of the tree for now */
     for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         if (!nodedb_vamana__is_child(a, slot, row[i])) continue;
         nodedb_vamana__set_parent(index, row[i], NODEDB_VAMANA__NONE);
@@ -2709,20 +2712,20 @@ static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_search
  *   sweep     IDLE -> REPAIRING every node -> WAITING for readers -> FREEING the removed slots -> IDLE
  * ================================================================================================================ */
 
-#define NODEDB_VAMANA__REPLACEMENTS 3u        /* edges that take the place of one to a removed node; IP-DiskANN's c */
+#define NODEDB_VAMANA__REPLACEMENTS 3u        /* edges that replace one to a removed node; IP-DiskANN's c */
 #define NODEDB_VAMANA__REMOVED_SHARE 32u      /* a sweep begins when 1/32 of the slots are removed ... */
-#define NODEDB_VAMANA__REMOVED_MIN 32u        /* ... and at least so many */
-#define NODEDB_VAMANA__SWEEP_PER_REMOVE 48u   /* nodes that a remove sweeps: the sweep ends within another 1/48 */
-#define NODEDB_VAMANA__FREE_PER_NODE 64u      /* slots looked at in the second pass, for one node's worth of budget */
+#define NODEDB_VAMANA__REMOVED_MIN 32u        /* ... and at least so many slots */
+#define NODEDB_VAMANA__SWEEP_PER_REMOVE 48u   /* nodes that a remove visits: of n slots, a sweep takes n / 48 removes */
+#define NODEDB_VAMANA__FREE_PER_NODE 64u      /* slots visited in the second pass for the budget of one node */
 
 /* ---- readers and the writer -------------------------------------------------------------------------------------- */
 
 /* The writer alone changes the index. Readers take no lock: they count themselves in and out, and what the writer
  * replaces is freed after the last reader that may use it has left. */
 
-/* Counts the caller in as a reader and gives him the arrays that he may use until `leave`. If the epoch has moved
- * between the look at it and the count, the writer may have missed the count: try again. Once the count stands under an
- * epoch that has not moved since, the writer's next look sees it (both sides: store, then load, in one total order). */
+/* Counts the caller in as a reader and returns the arrays that it may use until `leave`. If the epoch advanced between
+ * the load and the count, the writer may have missed the count: try again. Once a count stands under an epoch that has
+ * not advanced since, the writer's next load sees the count (both sides store, then load, in one total order). */
 static const nodedb_vamana__arrays *nodedb_vamana__enter(const nodedb_vamana *index, uint32_t stripe,
                                                          uint32_t *parity) {
     nodedb_vamana__readers *r = index->readers;
@@ -2740,7 +2743,7 @@ static void nodedb_vamana__leave(const nodedb_vamana *index, uint32_t stripe, ui
     (void)__atomic_fetch_sub(&index->readers->pins[stripe].count[parity], 1, __ATOMIC_RELEASE);
 }
 
-/* Has every reader left who began before the epoch moved last? */
+/* True if every reader that began before the epoch last advanced has left. */
 static bool nodedb_vamana__readers_left(const nodedb_vamana *index) {
     const nodedb_vamana__readers *r = index->readers;
     uint32_t before = (r->epoch & 1) ^ 1;
@@ -2749,14 +2752,14 @@ static bool nodedb_vamana__readers_left(const nodedb_vamana *index) {
     return true;
 }
 
-/* Moves the epoch on, so that readers_left becomes true once all who read now are gone. Those of the epoch before must
- * have gone, as the new readers take their counters. */
+/* Advances the epoch: readers_left is true once all present readers have left. Readers of the epoch before must have
+ * left first, as new readers take their counters. */
 static void nodedb_vamana__advance_epoch(nodedb_vamana *index) {
     while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
     __atomic_store_n(&index->readers->epoch, index->readers->epoch + 1, __ATOMIC_SEQ_CST);
 }
 
-/* Returns when nobody reads what was unlinked before the call. */
+/* Returns when no reader can hold what was unlinked before the call. */
 static void nodedb_vamana__await_readers(nodedb_vamana *index) {
     nodedb_vamana__advance_epoch(index);
     while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
@@ -2764,13 +2767,13 @@ static void nodedb_vamana__await_readers(nodedb_vamana *index) {
 
 /* ---- ids --------------------------------------------------------------------------------------------------------- */
 
-static size_t nodedb_vamana__table_size_for(uint64_t capacity) { /* 0: not on this machine */
+static size_t nodedb_vamana__table_size_for(uint64_t capacity) { /* 0: too large for this machine */
     uint64_t size = 16;
     while (size < capacity + capacity / 2) size *= 2;
     return size > SIZE_MAX / sizeof(uint32_t) ? 0 : (size_t)size;
 }
 
-/* Where `id` is in the table, or the empty place where it belongs. */
+/* The place of `id` in the table, or the empty place where it belongs. */
 static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_t id) {
     size_t mask = a->table_size - 1, at = (size_t)nodedb_mix64(id) & mask;
     uint32_t slot;
@@ -2779,8 +2782,8 @@ static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_
     return at;
 }
 
-/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile, or if another id has come to
- * the empty place that he has found; the writer's loads see what they always saw. */
+/* The slot of an id, or NONE. A reader tries again if entries moved meanwhile, or if another id took the empty place
+ * that it found. The writer never has to. */
 static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id) {
     for (;;) {
         uint32_t version = nodedb__load_acquire(&a->table_version), slot;
@@ -2794,7 +2797,7 @@ static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id)
     }
 }
 
-/* False: the id is there already. */
+/* False: the table has the id already. */
 static bool nodedb_vamana__table_add(nodedb_vamana__arrays *a, uint32_t slot) {
     size_t at = nodedb_vamana__table_place(a, a->ids[slot]);
     if (a->table[at] != NODEDB_VAMANA__NONE) return false;
@@ -2802,7 +2805,8 @@ static bool nodedb_vamana__table_add(nodedb_vamana__arrays *a, uint32_t slot) {
     return true;
 }
 
-/* Closes the gap, so that no probe ends early: entries behind it move into it unless they are at home or before it. */
+/* Removes an entry and closes the gap, so that no probe ends early: an entry behind the gap moves into it unless its
+ * home lies between them. */
 static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
     size_t mask = a->table_size - 1, gap = nodedb_vamana__table_place(a, a->ids[slot]), at = gap;
     assert(a->table[gap] == slot);
@@ -2838,7 +2842,7 @@ static uint32_t nodedb_vamana__alloc_slot(nodedb_vamana *index) {
     return slot;
 }
 
-/* Nobody may know the slot any more. */
+/* No reader and no row may hold the slot any more. */
 static void nodedb_vamana__free_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__before_change(index, slot);
@@ -2855,7 +2859,7 @@ static void nodedb_vamana__count_live(nodedb_vamana *index, uint32_t live, uint3
 
 /* ---- insert ------------------------------------------------------------------------------------------------------ */
 
-/* Chooses the neighbours of a node that has come to a slot, and adds the edges back. The first node has none. */
+/* Chooses the neighbours of a new node, and adds the edges back. The first node has none. */
 static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
@@ -2884,7 +2888,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     if (status != NODEDB_OK) return status;
 
     old = nodedb_vamana__find(index->arrays, id);
-    if (old != NODEDB_VAMANA__NONE && index->live == 1) { /* its slot goes with all others */
+    if (old != NODEDB_VAMANA__NONE && index->live == 1) { /* with the last vector all slots go */
         nodedb_vamana__remove_slot(index, old);
         old = NODEDB_VAMANA__NONE;
     }
@@ -2914,9 +2918,9 @@ static bool nodedb_vamana__is_victim(const nodedb_vamana *index, uint32_t slot) 
     return state >= NODEDB_VAMANA__REMOVED && state != index->colour;
 }
 
-/* Adds the nearest few of a removed node's neighbours to the `n` candidates of `slot`; or, for the edges of a level, of
- * those of that level the first few in its row, which are near to it: so an edge to another cluster is replaced by
- * edges to that cluster. Returns their new number. */
+/* Adds the nearest few of a removed node's neighbours to the `n` candidates of `slot`. For an edge of a level: the
+ * first few of that level in the removed node's row, which are near to that node, so that an edge to another cluster is
+ * replaced by edges to the same cluster. Returns the new number of candidates. */
 static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                               uint32_t removed, uint32_t level, size_t n) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -2945,8 +2949,8 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
     return n;
 }
 
-/* Replaces the edges of a node that lead to removed ones: an edge between two of a level by others of that level too.
- * */
+/* Repairs a row: replaces its edges to removed nodes. An edge between two nodes of a level is replaced by edges of that
+ * level too. */
 static void nodedb_vamana__repair(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
@@ -2969,9 +2973,9 @@ static void nodedb_vamana__repair(nodedb_vamana *index, uint32_t slot) {
         if (other > 0)
             n = nodedb_vamana__add_replacements(index, s, slot, row[i], other < level ? other : level, n);
     }
-    if (n == 0 && a->entry != NODEDB_VAMANA__NONE && a->entry != slot) /* its mark does not matter */
+    if (n == 0 && a->entry != NODEDB_VAMANA__NONE && a->entry != slot) /* any edge is better than none */
         s->candidates[n++].slot = a->entry;
-    if (n <= index->degree && level == 0) { /* the order stays, and so what is known */
+    if (n <= index->degree && level == 0) { /* the order stays, so the head stays true */
         for (i = 0; i < n; i++) s->chosen[i] = s->candidates[i].slot;
     } else {
         nodedb_vamana__measure_candidates(index, s, slot, 0, n);
@@ -2980,8 +2984,8 @@ static void nodedb_vamana__repair(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__set_row(index, a, slot, s->chosen, (uint32_t)n, s->head);
 }
 
-/* IP: a long vector shuts many others out of the rows of those that it is in, and is the only one that leads to them.
- * Before it goes, each of its neighbours gets an edge from the best of the others. */
+/* IP: a long vector occludes many others in the rows that hold it, and is then the only one that leads to them. Before
+ * it goes, each of its neighbours gets an edge from the best of the others. */
 static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
@@ -3002,7 +3006,7 @@ static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
     }
 }
 
-/* One step of the sweep. */
+/* One step of the sweep: repairs one row, or frees up to FREE_PER_NODE slots. */
 static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (index->sweep == NODEDB_VAMANA__REPAIRING) {
@@ -3011,7 +3015,7 @@ static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
         else if (state >= NODEDB_VAMANA__REMOVED && index->metric == NODEDB_VAMANA_IP)
             nodedb_vamana__bridge(index, index->sweep_at);
         if (++index->sweep_at < a->slots) return;
-        index->sweep = NODEDB_VAMANA__WAITING; /* no row holds a victim any more, but a search under way may */
+        index->sweep = NODEDB_VAMANA__WAITING; /* no row holds a removed slot, but a reader may */
         nodedb_vamana__advance_epoch(index);
     }
     if (index->sweep == NODEDB_VAMANA__WAITING) {
@@ -3038,7 +3042,7 @@ static void nodedb_vamana__sweep_begin(nodedb_vamana *index) {
 
 /* ---- remove ------------------------------------------------------------------------------------------------------ */
 
-/* The last vector is gone: so are all traces of the others, once nobody looks at them. */
+/* After the last vector was removed: empties the index, once no reader can hold a slot. */
 static void nodedb_vamana__reset(nodedb_vamana *index) {
     nodedb_vamana__arrays *a;
     uint32_t slots;
@@ -3121,25 +3125,25 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 #define NODEDB_VAMANA__DEFAULT_BEAM 64u
 #define NODEDB_VAMANA__DEFAULT_BATCH 128u      /* twice the default beam */
 #define NODEDB_VAMANA__MAX_BATCH 4096u
-#define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
-#define NODEDB_VAMANA__WIDE_PER_K 4u          /* where so wide a beam ends in doubt, the walk is repeated on vectors */
-#define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
-#define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk they are measured so many at a time */
-#define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
-#define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by one in so many for each of the slack */
+#define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that estimate the share that passes a filter */
+#define NODEDB_VAMANA__WIDE_PER_K 4u          /* so wide a beam for each k: if its end is uncertain, walk on vectors */
+#define NODEDB_VAMANA__RERANK_MORE 8u         /* results that are added at a time while the k best are uncertain */
+#define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk results are measured so many at a time */
+#define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: times so many deviations, as queries may differ in kind from vectors */
+#define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by 1/192 for each place of the slack */
 #define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* the same at the end of a beam, for walking again on vectors */
 #define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that are allowed for */
-#define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
+#define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius starts with */
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
 
-/* Is `a` a worse result than `b`? Ties are settled by the id. */
+/* True if `a` is a worse result than `b`; of equal distances the larger id is worse. */
 static bool nodedb_vamana__heap_worse(const uint64_t *ids, const nodedb_vamana__near *a, const nodedb_vamana__near *b) {
     if (a->distance != b->distance) return a->distance > b->distance;
     return ids[a->slot] > ids[b->slot];
 }
 
-/* A heap with the worst result at its head. */
+/* Moves `one` down from the head of a heap that has the worst result at its head. */
 static void nodedb_vamana__sift_down(const uint64_t *ids, nodedb_vamana__near *heap, size_t n,
                                      nodedb_vamana__near one) {
     size_t at = 0, child;
@@ -3151,7 +3155,7 @@ static void nodedb_vamana__sift_down(const uint64_t *ids, nodedb_vamana__near *h
     heap[at] = one;
 }
 
-/* Keeps the best `most` of all that are offered; returns their new number. */
+/* Offers a result to a heap of at most `most`, which keeps the best. Returns its new size. */
 static size_t nodedb_vamana__heap_offer(const uint64_t *ids, nodedb_vamana__near *heap, size_t n, size_t most,
                                         float distance, uint32_t slot) {
     nodedb_vamana__near one;
@@ -3170,7 +3174,7 @@ static size_t nodedb_vamana__heap_offer(const uint64_t *ids, nodedb_vamana__near
     return n + 1;
 }
 
-/* Turns the heap into a list with the best first. */
+/* Sorts a heap into a list with the best first. */
 static void nodedb_vamana__sort_heap(const uint64_t *ids, nodedb_vamana__near *heap, size_t n) {
     while (n > 1) {
         nodedb_vamana__near last = heap[--n];
@@ -3179,7 +3183,7 @@ static void nodedb_vamana__sort_heap(const uint64_t *ids, nodedb_vamana__near *h
     }
 }
 
-/* May this slot be a result? Not if what is known of it is damaged. */
+/* True if this slot may be a result: it is live, passes the filter, and its state and id are not damaged. */
 static bool nodedb_vamana__passes(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, uint32_t slot) {
     const nodedb_vamana__arrays *a = s->arrays;
     uint64_t id;
@@ -3197,9 +3201,9 @@ static bool nodedb_vamana__is_filtered(const nodedb_vamana_query *query) {
     return query->filter != NULL || query->bitmap != NULL;
 }
 
-/* How wide a beam must be so that about `beam` of its entries pass the filter; 0: looking at every vector is cheaper. A
- * walk costs about half a row of distances for each entry of its beam, a scan one distance for each vector that passes
- * and about a quarter of one for asking the filter. */
+/* Returns how wide a beam must be so that about `beam` of its entries pass the filter; 0: a scan is cheaper. A walk
+ * costs about half a row of distances for each entry of its beam. A scan costs one distance for each vector that
+ * passes, and about a quarter of one to ask the filter about each. */
 static uint32_t nodedb_vamana__beam_behind_filter(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                   uint32_t beam) {
     const nodedb_vamana__arrays *a = s->arrays;
@@ -3220,7 +3224,7 @@ static uint32_t nodedb_vamana__beam_behind_filter(nodedb_vamana_searcher *s, con
     return (uint32_t)wide;
 }
 
-/* Entries that a list of `wanted` results needs, however large a k was asked for. */
+/* Entries that a list of `wanted` results needs: no more than there are vectors, however large k is. */
 static uint32_t nodedb_vamana__at_most_live(const nodedb_vamana *index, uint32_t wanted) {
     uint32_t live = nodedb__load_relaxed(&index->live);
     return wanted < live ? wanted : live > 0 ? live : 1;
@@ -3228,11 +3232,13 @@ static uint32_t nodedb_vamana__at_most_live(const nodedb_vamana *index, uint32_t
 
 /* ---- a plan ------------------------------------------------------------------------------------------------------ */
 
-typedef struct nodedb_vamana__plan { /* a query with its defaults filled in */
+/* How one query is answered: its defaults filled in. Lives for one call. */
+typedef struct nodedb_vamana__plan {
     uint32_t k, beam;
     uint32_t keep;   /* results before the rerank */
-    bool more;       /* and more of them, while the query is in doubt */
-    bool scan, by_code;
+    bool more;       /* rerank more of them while the k best are uncertain */
+    bool scan;       /* measure every vector; else walk ... */
+    bool by_code;    /* ... on codes */
 } nodedb_vamana__plan;
 
 static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
@@ -3250,7 +3256,7 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
         uint64_t slack = s->arrays->coder == NULL ? 0 : nodedb__load_relaxed(&s->arrays->coder->slack) * tens;
         uint64_t keep = plan->k + (slack > NODEDB_VAMANA__SLACK_LEAST ? slack : NODEDB_VAMANA__SLACK_LEAST);
         uint64_t least = plan->k + slack < NODEDB_VAMANA_MAX_BEAM ? plan->k + slack : NODEDB_VAMANA_MAX_BEAM;
-        if (plan->beam < least) plan->beam = (uint32_t)least; /* or codes would push the nearest out of it */
+        if (plan->beam < least) plan->beam = (uint32_t)least; /* or codes would push the nearest out of the beam */
         if (index->metric == NODEDB_VAMANA_IP) {
             uint64_t wide = plan->beam + plan->beam * slack / tens / NODEDB_VAMANA__WIDEN_IP;
             plan->beam = wide < NODEDB_VAMANA_MAX_BEAM ? (uint32_t)wide : NODEDB_VAMANA_MAX_BEAM;
@@ -3259,7 +3265,7 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
         if (query->rerank != 0) keep = query->rerank < plan->k ? plan->k : query->rerank;
         plan->keep = keep < plan->beam ? (uint32_t)keep : plan->beam;
     }
-    plan->scan = plan->beam >= live; /* looking at all of them costs less than a walk, and is exact */
+    plan->scan = plan->beam >= live; /* a scan costs less than a walk, and is exact */
     if (!plan->scan && nodedb_vamana__is_filtered(query)) {
         uint32_t wide = nodedb_vamana__beam_behind_filter(s, query, plan->beam);
         if (wide == 0 || wide >= live) plan->scan = true;
@@ -3271,24 +3277,25 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
 
 /* ---- exact distances of results ---------------------------------------------------------------------------------- */
 
-/* What a query has met of the difference between exact distances and those by code. */
+/* The difference between exact distances and those by code that a query has seen so far. */
 typedef struct nodedb_vamana__code_error {
     nodedb_vamana__target code;
     double sum, squares; /* of the differences */
     uint32_t n;
-    float exact, by_code; /* the last that was met */
+    float exact, by_code; /* of the last */
 } nodedb_vamana__code_error;
 
 static void nodedb_vamana__note_code_error(nodedb_vamana__code_error *d, float exact, float by_code) {
     double difference = (double)exact - (double)d->code.constant * (double)by_code;
-    if (d->n > 0 && exact == d->exact && by_code == d->by_code) return; /* a copy of the last teaches nothing */
+    if (d->n > 0 && exact == d->exact && by_code == d->by_code) return; /* a copy of the last adds nothing */
     d->exact = exact, d->by_code = by_code;
     d->sum += difference, d->squares += difference * difference, d->n++;
 }
 
-/* May a vector of this distance by code, or any that is farther by code, be nearer than `kth`? By the errors that the
- * query has met, so many standard deviations, or by what rounding makes of a vector at that distance: those that came
- * first by code are those that rounding has favoured, and say too little of the others. */
+/* True if a vector of this distance by code, or any farther by code, may be nearer than `kth`, allowing for so many
+ * standard deviations. Two estimates count: the errors that the query has seen, and what rounding does to a vector at
+ * that distance. The second is needed because rounding favoured the vectors that are first by code, so their errors
+ * say too little of the others. */
 static bool nodedb_vamana__may_be_nearer(const nodedb_vamana *index, const nodedb_vamana__code_error *d,
                                          double deviations, float kth, const nodedb_vamana__near *one) {
     double by_code = (double)d->code.constant * (double)one->distance, mean, variance, length;
@@ -3319,8 +3326,8 @@ static nodedb_vamana__target nodedb_vamana__query_target(const nodedb_vamana_sea
     return target;
 }
 
-/* The exact distances of results[from .. from + n): offers them to the heap of the best `most` at results[0 .. *heap).
- * What is damaged on disk is passed over. */
+/* Measures results[from .. from + n) exactly and offers them to the heap of the best `most` at results[0 .. *heap). On
+ * disk, damaged ones are skipped. */
 static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
                                                     size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
@@ -3345,7 +3352,7 @@ static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, c
     return status;
 }
 
-/* Leaves the best `most` of all that pass, by exact distances, as a heap in s->spare. */
+/* Scans every vector: leaves the best `most` that pass, by exact distance, as a heap in s->spare. */
 static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                              const nodedb_vamana_query *query, size_t most, size_t *found,
                                              nodedb_error *err) {
@@ -3355,7 +3362,7 @@ static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const no
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
     size_t n = 0, count = 0;
-    if (most > s->list_max) most = s->list_max; /* the lists fit what there was; a writer may have added to it since */
+    if (most > s->list_max) most = s->list_max; /* the lists fit the index at the query's start; it may have grown since */
     for (uint32_t slot = 0; slot < slots && status == NODEDB_OK; slot++) {
         if (nodedb_vamana__passes(s, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
@@ -3376,7 +3383,7 @@ static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const no
     return status;
 }
 
-/* The best `most` entries of the beam that pass, as a heap in s->spare. */
+/* Leaves the best `most` entries of the beam that pass as a heap in s->spare; returns how many. */
 static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, size_t most) {
     const uint64_t *ids = s->arrays->ids;
     size_t n = 0;
@@ -3388,7 +3395,8 @@ static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vam
     return n;
 }
 
-/* The next entries of the beam that pass, from s->collected on, behind the `n` in s->spare: until there are `most`. */
+/* Appends the next entries of the beam that pass, from s->collected on, to the `n` in s->spare until there are
+ * `most`. */
 static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, size_t n,
                                            size_t most) {
     for (; s->collected < s->beam_count && n < most; s->collected++)
@@ -3396,10 +3404,10 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
     return n;
 }
 
-/* Measures exactly the *n results by code in s->spare, the nearest first, and, if the plan wants it, more of the beam
- * while one may be nearer than the k best by what this query has met of the codes' error; on disk it decides so while
- * the last reads are under way. *n: the k best, a heap. *uncertain: the end of a full beam is in doubt, so what has
- * fallen out of it may be too. */
+/* Measures the *n results by code in s->spare exactly, the nearest first. If the plan says so, goes on with more of the
+ * beam while one may be nearer than the k best, judged by the errors that this query has seen. On disk it decides this
+ * while the last reads are under way. Afterwards *n results are a heap of the k best. *uncertain: the end of a full
+ * beam may be nearer than they are, so what fell out of the beam may be too. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
                                            const nodedb_vamana__target *code, size_t *n, bool *uncertain,
@@ -3407,7 +3415,7 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
     bool on_disk = nodedb_vamana__is_on_disk(s->index);
     nodedb_vamana__code_error doubt;
     nodedb_status status = NODEDB_OK;
-    size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results that are there, one more than *n to look at */
+    size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results collected, one more than *n to judge by */
     memset(&doubt, 0, sizeof doubt);
     doubt.code = *code;
     while (from < *n && status == NODEDB_OK) {
@@ -3441,9 +3449,8 @@ static bool nodedb_vamana__widen_or_scan(const nodedb_vamana_searcher *s, const 
     return plan->scan;
 }
 
-/* The walk, and from its beam at least k results that pass, in s->spare: by code in order, else a heap; or plan->scan,
- * as it has met too few. *code: the target by code. Walks again with twice the beam if removed ones have taken
- * the places of results. */
+/* Walks and leaves at least k results that pass in s->spare: in order by code, or else a heap. Sets plan->scan if too
+ * few pass. Walks again with twice the beam if removed slots took the places of results. *code: the target by code. */
 static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
                                                     nodedb_vamana__target *code, nodedb_error *err) {
@@ -3473,7 +3480,7 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
     }
 }
 
-/* The results of a planned question, in order in s->spare. */
+/* Leaves the results of a planned query in order in s->spare. */
 static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                  nodedb_vamana__plan *plan, float norm, size_t *found,
                                                  nodedb_error *err) {
@@ -3483,7 +3490,7 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     bool uncertain = false;
     nodedb_vamana__target code;
     if (nodedb_vamana__is_on_disk(s->index) && !packed &&
-        !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
+        !nodedb_vamana__is_filtered(query)) /* a filter may drop all of them */
         s->early = (uint32_t)nodedb_vamana__min(plan->keep, s->fetcher.batch_max);
     if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
     s->early = 0;
@@ -3493,7 +3500,7 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
         status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &uncertain, err);
     if (status == NODEDB_OK && uncertain && !nodedb_vamana__is_on_disk(s->index) &&
         plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k) {
-        plan->by_code = false, plan->keep = plan->k; /* codes do not serve this query: it walks on the vectors */
+        plan->by_code = false, plan->keep = plan->k; /* codes err too much for this query: walk on the vectors */
         status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
         if (status == NODEDB_OK && plan->scan)
             status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
@@ -3530,7 +3537,7 @@ static void nodedb_vamana__copy_results(const nodedb_vamana_searcher *s, const n
 
 enum nodedb_vamana__method { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
 
-/* Makes s->query of the question's vector, and the plan. */
+/* Prepares the query's vector in s->query, and its plan. */
 static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const void *vector, enum nodedb_vamana__method way,
                                                 nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
@@ -3548,7 +3555,7 @@ static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const
     return nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan->k), s->arrays->capacity, err);
 }
 
-/* One question, by one who is counted in as a reader. */
+/* Answers one query. The caller is counted in as a reader. */
 static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const void *vector, enum nodedb_vamana__method way,
                                            nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats,
@@ -3599,7 +3606,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
 
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
 
-/* Many questions with one searcher: what all of them need. */
+/* What the queries of one search_many share. Lives for one call. */
 typedef struct nodedb_vamana__query_batch {
     nodedb_vamana_searcher *s;
     const nodedb_vamana_query *common;
@@ -3608,19 +3615,19 @@ typedef struct nodedb_vamana__query_batch {
     uint32_t *found;
     uint32_t k;
     nodedb_vamana_stats sum;
-    uint64_t failed;              /* the question of the first error */
-    /* on disk: questions whose reads are under way, and those that walk meanwhile */
+    uint64_t failed;              /* the query of the first error */
+    /* on disk: queries whose reads are under way, and those that walk meanwhile */
     struct nodedb_vamana__pending_rerank *group[2];
     uint32_t count[2], group_max, keep;
 } nodedb_vamana__query_batch;
 
-/* Answers question i at once. */
+/* Answers query i at once. */
 static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, uint64_t i, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana_stats one;
     uint32_t parity;
     nodedb_status status;
-    s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* each for itself: a writer never waits long */
+    s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* each query enters for itself, so a writer never waits long */
     status = nodedb_vamana__answer(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
                                    NODEDB_VAMANA__SEARCH, q->results + (size_t)i * q->k, &q->found[i], &one, err);
     nodedb_vamana__leave(s->index, s->stripe, parity);
@@ -3648,7 +3655,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
     memset(&q, 0, sizeof q);
     q.s = searcher, q.common = common, q.vectors = (const uint8_t *)vectors, q.results = results, q.found = found;
     q.k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
-    if (nodedb_vamana__is_on_disk(searcher->index)) { /* its arrays are the same for ever */
+    if (nodedb_vamana__is_on_disk(searcher->index)) { /* its arrays never change */
         searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
         nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     }
@@ -3665,8 +3672,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
 
 /* ---- all within a radius ----------------------------------------------------------------------------------------- */
 
-/* All within the radius: the beam is widened until it holds some that are farther, as many as the walk needs to be as
- * sure of the last within as it would be of the first k. */
+/* Widens the beam until it holds results beyond the radius: as many as make the last result within as certain as the
+ * first k of a search are. */
 static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                  float radius, uint32_t most, nodedb_vamana_result *results,
                                                  uint32_t *found, nodedb_vamana_stats *stats, nodedb_error *err) {
@@ -3748,10 +3755,10 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
  * which thread does what.
  * ================================================================================================================ */
 
-#define NODEDB_VAMANA__BATCH_SHARE 50u      /* the largest batch is 1/50 of all */
-#define NODEDB_VAMANA__BATCH_SHARE_IP 200u  /* IP: 1/200, and 1/16 of the graph. Those of a batch do not meet, and a */
-#define NODEDB_VAMANA__BATCH_GROWTH_IP 16u  /* long vector that others do not meet in time is missing from their rows */
-#define NODEDB_VAMANA__ALONE_BELOW 64u      /* smaller batches are not worth starting threads */
+#define NODEDB_VAMANA__BATCH_SHARE 50u      /* the largest batch is 1/50 of all vectors */
+#define NODEDB_VAMANA__BATCH_SHARE_IP 200u  /* IP: 1/200, and 1/16 of the graph. Nodes of a batch do not meet, so a */
+#define NODEDB_VAMANA__BATCH_GROWTH_IP 16u  /* long vector would be missing from the rows of its batch */
+#define NODEDB_VAMANA__ALONE_BELOW 64u      /* items; for fewer no threads are started */
 #define NODEDB_VAMANA__PROGRESS_CHUNK 8u    /* items that a thread takes at a time */
 #define NODEDB_VAMANA__RADIX_BITS 11u
 
@@ -3766,20 +3773,21 @@ typedef struct nodedb_vamana__builder {
     const uint32_t *order;        /* a permutation of 0 .. n-1: the order of insertion */
     const uint32_t *slot_of;      /* by input position */
     uint64_t *pairs, *pairs_other; /* reverse edges: node that they leave << 32 | new node */
-    uint32_t *rows;               /* of a second pass, put aside: degree entries for each of the batch */
-    nodedb_vamana__head *heads;   /* and what is known of them */
+    uint32_t *rows;               /* second pass: the new rows, degree entries for each node of the batch */
+    nodedb_vamana__head *heads;   /* and their heads */
     size_t *groups;               /* where each node's pairs begin, and the end */
     size_t pair_count, group_count, pairs_max;
     uint32_t pass;                /* 0, 1 */
     uint64_t from;                /* the batch begins at order[from] */
     size_t items;                 /* of the running phase */
-    size_t next;                  /* first item that no thread has taken */
+    size_t next;                  /* first item that no thread has taken; atomic */
     void (*run)(struct nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item);
     nodedb_vamana_searcher *searchers[NODEDB_VAMANA_MAX_THREADS];
     uint32_t threads;
     bool cancelled;
 } nodedb_vamana__builder;
 
+/* One thread of a phase; the first is the caller's own. */
 typedef struct nodedb_vamana__worker {
     nodedb_vamana__builder *build;
     nodedb_vamana_searcher *searcher;
@@ -3798,7 +3806,7 @@ static void *nodedb_vamana__work(void *argument) {
     }
 }
 
-/* Runs one phase on all threads. A thread that the system refuses is not missed: the others take its items. */
+/* Runs one phase on all threads. If the system refuses a thread, the others take its items. */
 static void nodedb_vamana__run_phase(nodedb_vamana__builder *build, size_t items,
                                      void (*run)(nodedb_vamana__builder *, nodedb_vamana_searcher *, size_t)) {
     nodedb_vamana__worker workers[NODEDB_VAMANA_MAX_THREADS];
@@ -3812,8 +3820,8 @@ static void nodedb_vamana__run_phase(nodedb_vamana__builder *build, size_t items
         if (workers[i].started) (void)pthread_join(workers[i].thread, NULL);
 }
 
-/* A new node's row may be written at once, for nobody finds it yet; in a second pass others of the batch may pass by,
- * so rows are put aside first. */
+/* Chooses a node's row. A new node's row is written at once, as no walk can find the node yet. In a second pass other
+ * threads may read it, so the new row is kept aside until all of the batch have theirs. */
 static void nodedb_vamana__build_choose(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
@@ -3836,8 +3844,8 @@ static void nodedb_vamana__build_put(nodedb_vamana__builder *build, nodedb_vaman
     nodedb_vamana__set_row(index, index->arrays, slot, aside, count, build->heads[item]);
 }
 
-/* Adds a node's reverse edges. More of the batch may have chosen it as parent than it has room for: the others are
- * without one for now. */
+/* Adds a node's reverse edges. More nodes of the batch may have chosen it as parent than it has room for; the others
+ * have none for now. */
 static void nodedb_vamana__build_reverse(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana__arrays *a = build->index->arrays;
     size_t from = build->groups[item], to = build->groups[item + 1];
@@ -3853,14 +3861,14 @@ static void nodedb_vamana__build_reverse(nodedb_vamana__builder *build, nodedb_v
                              build->index->degree - build->index->degree / NODEDB_VAMANA__SLACK_BATCH);
 }
 
-/* Puts a batch's vectors into their slots. Not yet live: nobody points to them, and nobody may choose them. */
+/* Puts a batch's vectors into their slots. They are not live yet: no row holds them, and no pruning may choose them. */
 static void nodedb_vamana__build_store(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t at = build->order[build->from + item], slot = build->slot_of[at];
     float norm = 0;
     (void)nodedb_vamana__prepare(index, build->input + (size_t)at * index->vector_bytes,
                                  nodedb_vamana__vector(index, index->arrays, slot), &norm, -1,
-                                 NULL); /* has passed once already */
+                                 NULL); /* build_admit has checked it */
     if (index->arrays->norms != NULL) index->arrays->norms[slot] = norm;
     index->arrays->heads[slot].level = nodedb_vamana__level_of(index, index->arrays->ids[slot]);
     nodedb_vamana__note_zeros(index, index->arrays, norm);
@@ -3899,7 +3907,7 @@ static void nodedb_vamana__build_collect(nodedb_vamana__builder *build, size_t b
     build->groups[build->group_count] = build->pair_count;
 }
 
-/* Searches for the neighbours of all of a batch, and adds the edges back. */
+/* Chooses the neighbours of a whole batch, and adds the edges back. */
 static void nodedb_vamana__build_link(nodedb_vamana__builder *build, size_t batch) {
     build->rows = (uint32_t *)(void *)build->pairs_other;
     build->heads = (nodedb_vamana__head *)(void *)(build->rows + batch * build->index->degree);
@@ -3923,7 +3931,7 @@ static void nodedb_vamana__build_batch(nodedb_vamana__builder *build, size_t bat
     nodedb_vamana__adapt_beam(index);
     for (i = 0; i < batch; i++)
         nodedb_vamana__set_state(index->arrays, build->slot_of[build->order[build->from + i]], NODEDB_VAMANA__LIVE);
-    if (index->arrays->entry == NODEDB_VAMANA__NONE) /* alone, the first of all */
+    if (index->arrays->entry == NODEDB_VAMANA__NONE) /* the first node of all, a batch of its own */
         nodedb__store_release(&index->arrays->entry, build->slot_of[build->order[build->from]]);
     for (i = 0; i < batch; i++)
         nodedb_vamana__offer_start(index->arrays, build->slot_of[build->order[build->from + i]]);
@@ -3971,13 +3979,14 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__builder *build, uint64_t
             build->cancelled = !goes_on && (done < n || build->pass + 1 < index->passes);
         }
     }
-    if (index->live / 2 >= index->code_live || inserted >= index->live / 8) /* by the whole graph */
+    if (index->live / 2 >= index->code_live || inserted >= index->live / 8) /* the last codes: by the whole graph */
         index->code_due = NODEDB_VAMANA__CODE_FIRST;
     nodedb_vamana__build_codes(build);
     return inserted;
 }
 
-/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have the slots from the table. */
+/* Takes back the ids of vectors that a cancelled build did not insert: order[from .. to). Readers may hold their
+ * slots. */
 static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
                                           uint64_t from, uint64_t to) {
     for (uint64_t i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays,
@@ -3986,7 +3995,8 @@ static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *
     for (uint64_t i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
 }
 
-/* Checks all input, so that nothing is done if any of it is wrong. The ids go to their slots and into the table. */
+/* Checks all input first, so that a bad vector changes nothing. Then gives each id a slot and enters it in the
+ * table. */
 static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint64_t *ids, const uint8_t *input,
                                                 uint64_t n,
                                                 uint32_t *slot_of, nodedb_error *err) {
@@ -4012,7 +4022,7 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
     return status;
 }
 
-/* What a build needs beside the index: numbers of 32-bit words of slot_of and order, 64-bit words of pairs, groups. */
+/* Runs a build whose lists are allocated. */
 static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vamana__builder *build, uint32_t *slot_of,
                                               uint32_t *order, const uint64_t *ids, uint64_t n,
                                               nodedb_vamana_progress progress, void *ctx, nodedb_error *err) {
@@ -5664,7 +5674,7 @@ static nodedb_status nodedb_vamana__check_writable(const nodedb_vamana *index, n
     return NODEDB_OK;
 }
 
-/* For changes that no save can follow slot by slot. */
+/* For changes that a save under way cannot follow slot by slot. */
 static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
     if (status != NODEDB_OK || index->save == NULL) return status;
@@ -7350,7 +7360,7 @@ static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const
 
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
 
-#define NODEDB_VAMANA__RERUN UINT32_MAX /* as a number of results: more must be read, after the others */
+#define NODEDB_VAMANA__RERUN UINT32_MAX /* as a number of results: answer this query again, after the others */
 
 /* A question that has walked: its results by code, whose vectors are being read. */
 typedef struct nodedb_vamana__pending_rerank {
