@@ -1549,7 +1549,7 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
                                        uint32_t n);
 static uint32_t nodedb_vamana__judge_beam(const nodedb_vamana *index);
 static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder);
-static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t came);
+static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t inserted);
 
 /* Of FILES: `before_change` keeps a slot's contents for a save that has still to write them. */
 static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t slot);
@@ -3129,7 +3129,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 #define NODEDB_VAMANA__WIDE_PER_K 4u          /* so wide a beam for each k: if its end is uncertain, walk on vectors */
 #define NODEDB_VAMANA__RERANK_MORE 8u         /* results that are added at a time while the k best are uncertain */
 #define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk results are measured so many at a time */
-#define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: times so many deviations, as queries may differ in kind from vectors */
+#define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: times so many, as queries may differ in kind from vectors */
 #define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by 1/192 for each place of the slack */
 #define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* the same at the end of a beam, for walking again on vectors */
 #define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that are allowed for */
@@ -3362,7 +3362,7 @@ static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const no
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
     size_t n = 0, count = 0;
-    if (most > s->list_max) most = s->list_max; /* the lists fit the index at the query's start; it may have grown since */
+    if (most > s->list_max) most = s->list_max; /* the index may have grown since the lists were sized */
     for (uint32_t slot = 0; slot < slots && status == NODEDB_OK; slot++) {
         if (nodedb_vamana__passes(s, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
@@ -3415,7 +3415,7 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
     bool on_disk = nodedb_vamana__is_on_disk(s->index);
     nodedb_vamana__code_error doubt;
     nodedb_status status = NODEDB_OK;
-    size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results collected, one more than *n to judge by */
+    size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results collected, one to judge by */
     memset(&doubt, 0, sizeof doubt);
     doubt.code = *code;
     while (from < *n && status == NODEDB_OK) {
@@ -3627,7 +3627,7 @@ static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, ui
     nodedb_vamana_stats one;
     uint32_t parity;
     nodedb_status status;
-    s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* each query enters for itself, so a writer never waits long */
+    s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* for each query: a writer never waits long */
     status = nodedb_vamana__answer(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
                                    NODEDB_VAMANA__SEARCH, q->results + (size_t)i * q->k, &q->found[i], &one, err);
     nodedb_vamana__leave(s->index, s->stripe, parity);
@@ -4102,8 +4102,8 @@ static void nodedb_vamana__count_bytes(nodedb_vamana *index, size_t taken, size_
     nodedb__store_relaxed(&index->bytes, index->bytes + taken - given);
 }
 
-/* Memory as the allocator gives it. Large arrays are asked to be in huge pages: a search touches hundreds of places
- * that are far apart, and with small pages nearly each costs a walk through the page table beside its own miss. */
+/* Memory as the allocator returns it. Large arrays ask for huge pages: a search touches hundreds of places that are far
+ * apart, and with small pages nearly every one costs a page-table walk beside its own cache miss. */
 static void *nodedb_vamana__alloc_raw(nodedb_vamana *index, size_t bytes, size_t align) {
     bool large = bytes >= 2 * NODEDB_VAMANA__HUGE_BYTES && !index->no_huge_pages;
     void *memory = nodedb__alloc(&index->allocator, bytes, large ? NODEDB_VAMANA__HUGE_BYTES : align);
@@ -4116,7 +4116,7 @@ static void *nodedb_vamana__alloc_raw(nodedb_vamana *index, size_t bytes, size_t
     return memory;
 }
 
-/* Zeroed memory for `count` things. */
+/* Zeroed memory for `count` items. */
 static void *nodedb_vamana__alloc(nodedb_vamana *index, size_t count, size_t size, size_t align) {
     size_t bytes;
     void *memory = __builtin_mul_overflow(count, size, &bytes) ? NULL : nodedb_vamana__alloc_raw(index, bytes, align);
@@ -4131,13 +4131,13 @@ static void nodedb_vamana__release(nodedb_vamana *index, void *memory, size_t co
     nodedb__release(&index->allocator, memory, count * size);
 }
 
-/* Long vectors begin on a cache line, short ones do not waste one. */
+/* The bytes of a padded vector: long vectors start on a cache line, short ones do not waste one. */
 static size_t nodedb_vamana__padded(size_t bytes) {
     size_t unit = bytes >= 256 ? 64 : bytes > 32 ? 32 : 16;
     return (bytes + unit - 1) / unit * unit;
 }
 
-/* Fields that are derived from dim, type and degree. */
+/* Sets the fields that follow from dim, type and degree. */
 static void nodedb_vamana__set_shape(nodedb_vamana *index) {
     const nodedb_vamana__kernel_set *k = index->kernels;
     size_t size = index->type == NODEDB_VAMANA_F32 ? sizeof(float) : 1;
@@ -4161,7 +4161,7 @@ static size_t nodedb_vamana__coder_bytes(const nodedb_vamana *index) {
     return sizeof(nodedb_vamana__coder) + index->dim * sizeof(float);
 }
 
-/* Frees a coder that is not, or no longer, one of the index's. */
+/* Frees a coder that the index does not count among its bytes. */
 static void nodedb_vamana__free_coder(const nodedb_vamana *index, nodedb_vamana__coder *coder) {
     nodedb__release(&index->allocator, coder, nodedb_vamana__coder_bytes(index));
 }
@@ -4172,7 +4172,7 @@ static void nodedb_vamana__release_coder(nodedb_vamana *index, nodedb_vamana__co
     nodedb_vamana__free_coder(index, coder);
 }
 
-/* Frees arrays, without their coder, which others may share. */
+/* Frees arrays but not their coder, which other arrays may share. */
 static void nodedb_vamana__release_arrays(nodedb_vamana *index, nodedb_vamana__arrays *a) {
     if (a == NULL) return;
     nodedb_vamana__release(index, a->vectors, a->capacity, index->stride);
@@ -4187,7 +4187,7 @@ static void nodedb_vamana__release_arrays(nodedb_vamana *index, nodedb_vamana__a
     nodedb_vamana__release(index, a, 1, sizeof *a);
 }
 
-/* Empty arrays of that capacity, with codes by `coder` if there is one; NULL and the reason on failure. */
+/* Empty arrays of that capacity, with codes if there is a coder. NULL and the reason on failure. */
 static nodedb_vamana__arrays *nodedb_vamana__alloc_arrays(nodedb_vamana *index, uint64_t capacity,
                                                           nodedb_vamana__coder *coder, nodedb_error *err) {
     const size_t line = NODEDB_CACHE_LINE_BYTES;
@@ -4227,7 +4227,7 @@ static nodedb_vamana__arrays *nodedb_vamana__alloc_arrays(nodedb_vamana *index, 
     return a;
 }
 
-/* Readers that come now get these arrays. */
+/* Readers that enter from now on get these arrays. */
 static void nodedb_vamana__publish(nodedb_vamana *index, nodedb_vamana__arrays *a) {
     nodedb__store_release(&index->arrays, a);
 }
@@ -4239,8 +4239,8 @@ static void nodedb_vamana__drop_recoding(nodedb_vamana *index) {
     index->recoder = NULL, index->recodes = NULL;
 }
 
-/* The codes that are being made go on in a larger array, or begin again with the next change if there is no memory. To
- * begin again at each growth would never end: those two take turns about as often. */
+/* Moves the codes that are being made into a larger array. Without memory they start over with the next change.
+ * Starting over at each growth would never end: the arrays grow about as often as a round of codes is made. */
 static void nodedb_vamana__grow_recoding(nodedb_vamana *index, uint32_t capacity) {
     size_t stride = index->recoder == NULL ? 0 : index->recoder->stride;
     uint8_t *larger;
@@ -4282,8 +4282,8 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     return NODEDB_OK;
 }
 
-/* The capacity after one too small for `wanted` slots: more by 1/16, and by 64 or twice as many, at least. An insert
- * then pays for copying 16 vectors, a hundredth of what it costs anyway, and the room that is too much stays small. */
+/* The next capacity, for at least `wanted` slots: 1/16 more, and at least 64 more or, if there are fewer, twice as
+ * many. An insert then pays for copying 16 vectors, a hundredth of its cost, and little memory is unused. */
 static uint64_t nodedb_vamana__next_capacity(uint64_t capacity, uint64_t wanted) {
     uint64_t more = capacity / NODEDB_VAMANA__GROWTH_SHARE, least;
     if (more < NODEDB_VAMANA__GROWTH_LEAST)
@@ -4293,7 +4293,7 @@ static uint64_t nodedb_vamana__next_capacity(uint64_t capacity, uint64_t wanted)
     return wanted < least ? least : wanted;
 }
 
-/* Room for `more` slots. */
+/* Makes room for `more` slots. */
 static nodedb_status nodedb_vamana__make_room(nodedb_vamana *index, uint64_t more, nodedb_error *err) {
     uint64_t capacity = index->arrays->capacity, free_slots = capacity - index->live - index->removed;
     if (more <= free_slots) return NODEDB_OK;
@@ -4307,13 +4307,13 @@ static nodedb_status nodedb_vamana__make_room(nodedb_vamana *index, uint64_t mor
 #define NODEDB_VAMANA__DEFAULT_ALPHA 1.2f
 #define NODEDB_VAMANA__DEFAULT_PASSES 1u
 
-/* The widest beam of one who chooses neighbours or judges codes. */
+/* The widest beam that choosing neighbours or judging codes takes. */
 static uint32_t nodedb_vamana__writer_beam(const nodedb_vamana *index) {
     uint32_t most = nodedb_vamana__beam_most(index), judge = nodedb_vamana__judge_beam(index);
     return most > judge ? most : judge;
 }
 
-/* The writer's scratch memory; grow keeps it fit for the arrays. */
+/* The writer's scratch memory; `grow` grows it with the arrays. */
 static nodedb_vamana_searcher *nodedb_vamana__new_writer(nodedb_vamana *index, nodedb_error *err) {
     uint32_t beam = nodedb_vamana__writer_beam(index);
     nodedb_vamana_searcher *s = nodedb_vamana__searcher_new(index, beam, index->arrays->capacity, true, err);
@@ -4392,8 +4392,8 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_create(const nodedb_vamana_config
     return NULL;
 }
 
-/* The same sums as in take_arrays, build and end_codes. Codes: those that there are and those that replace them, 4 and
- * 8 bits at the worst. */
+/* The same sums as in alloc_arrays, build and end_codes. Codes count twice, those in use and those that replace them:
+ * at worst 4 and 8 bits. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config *config, uint64_t n, uint32_t threads,
                                                      nodedb_error *err) {
     nodedb_vamana *index = nodedb_vamana__new(config, err);
@@ -4415,9 +4415,9 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
     without_codes = index->stride + index->row_words * 4 + 8 + 4 + 4 + 4 + 1;
     bytes += capacity * (without_codes + code4 + code8);
     bytes += (uint64_t)nodedb_vamana__table_size_for(capacity) * sizeof(uint32_t);
-    if (capacity > first) /* while the first arrays are copied, there are two */
+    if (capacity > first) /* both exist while the first arrays are copied */
         bytes += first * without_codes + (uint64_t)nodedb_vamana__table_size_for(first) * sizeof(uint32_t);
-    bytes += ((threads == 0 ? 1 : threads) + (uint64_t)1) * (sizeof s + s.memory_bytes); /* and the writer's own */
+    bytes += ((threads == 0 ? 1 : threads) + (uint64_t)1) * (sizeof s + s.memory_bytes); /* and the writer's */
     bytes += lists * 2 * sizeof(uint64_t) + (lists + 1) * sizeof(size_t) + 2 * n * sizeof(uint32_t);
     nodedb_vamana_destroy(index);
     if (capacity <= NODEDB_VAMANA_MAX_VECTORS) return bytes;
@@ -4450,7 +4450,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_reserve(nodedb_vamana *index, uint
     return status != NODEDB_OK ? status : nodedb_vamana__grow(index, capacity, err);
 }
 
-/* Copies what is live into `to`, in order; `moved_to` has room for old->slots. */
+/* Copies live slots into `to`, in order. `moved_to` has room for old->slots. */
 static void nodedb_vamana__move_together(const nodedb_vamana *index, const nodedb_vamana__arrays *old,
                                          nodedb_vamana__arrays *to, uint32_t *moved_to) {
     for (uint32_t slot = 0; slot < old->slots; slot++)
@@ -4482,7 +4482,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
     uint32_t *moved_to = NULL;
     size_t bytes;
     if (status != NODEDB_OK) return status;
-    while (nodedb_vamana_maintain(index, NODEDB_VAMANA__FREE_PER_NODE)) /* until nobody points to a removed node */
+    while (nodedb_vamana_maintain(index, NODEDB_VAMANA__FREE_PER_NODE)) /* until no row holds a removed node */
         if (index->sweep == NODEDB_VAMANA__WAITING) (void)sched_yield();
     old = index->arrays;
     bytes = ((size_t)old->slots + 1) * sizeof *moved_to;
@@ -4529,17 +4529,17 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index
     return index == NULL ? 0 : nodedb__load_relaxed(&index->bytes) + nodedb__load_relaxed(&index->writer_bytes);
 }
 
-/* Live slots to which no edges lead from the entry, breadth first; for one who is counted in. */
+/* Counts live slots that are not reachable from the entry, breadth first. The caller is counted in as a reader. */
 static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                                  uint32_t slots, nodedb_vamana__read_errors *errors) {
     size_t bits = (size_t)slots / 8 + 1, bytes = bits + (size_t)slots * sizeof(uint32_t) + sizeof(uint32_t), head = 0,
            tail = 0;
     uint32_t *queue = (uint32_t *)nodedb__alloc_zero(&index->allocator, bytes, sizeof(void *)), slot, i;
-    uint8_t *met = (uint8_t *)(queue + slots + 1);
+    uint8_t *reached = (uint8_t *)(queue + slots + 1);
     uint64_t lost = 0;
     if (queue == NULL) return UINT64_MAX;
     slot = nodedb__load_acquire(&a->entry);
-    if (slot < slots) queue[tail++] = slot, nodedb_vamana__set_bit(met, slot);
+    if (slot < slots) queue[tail++] = slot, nodedb_vamana__set_bit(reached, slot);
     while (head < tail) {
         const uint32_t *row = nodedb_vamana__row(index, a, queue[head]);
         if (nodedb_vamana__is_on_disk(index) && !nodedb_vamana__have_row(index, queue[head], errors))
@@ -4547,13 +4547,13 @@ static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, con
         for (i = 0, head++; row != NULL && i < index->degree; i++) {
             slot = nodedb__load_acquire(&row[i]);
             if (slot >= slots) break;
-            if (nodedb_vamana__bit(met, slot)) continue;
-            queue[tail++] = slot, nodedb_vamana__set_bit(met, slot);
+            if (nodedb_vamana__bit(reached, slot)) continue;
+            queue[tail++] = slot, nodedb_vamana__set_bit(reached, slot);
         }
     }
     for (slot = 0; slot < slots; slot++) {
         if (nodedb_vamana__is_on_disk(index) && !nodedb_vamana__have_state(index, slot, errors)) continue;
-        lost += nodedb_vamana__state(a, slot) == NODEDB_VAMANA__LIVE && !nodedb_vamana__bit(met, slot);
+        lost += nodedb_vamana__state(a, slot) == NODEDB_VAMANA__LIVE && !nodedb_vamana__bit(reached, slot);
     }
     nodedb__release(&index->allocator, queue, bytes);
     return lost;
@@ -4592,7 +4592,7 @@ NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_
     nodedb_vamana__leave(index, 0, parity);
 }
 
-/* The slot of an id whose vector is there, for one who is counted in; a build enters ids before their vectors. */
+/* The live slot of an id, or NONE. A build enters ids before their vectors. The caller is counted in as a reader. */
 static uint32_t nodedb_vamana__find_live(const nodedb_vamana__arrays *a, uint64_t id) {
     uint32_t slot = nodedb_vamana__find(a, id);
     if (slot == NODEDB_VAMANA__NONE || nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) return NODEDB_VAMANA__NONE;
@@ -4669,29 +4669,29 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, ui
  * `step` apart, around zero. The rotation is one of signs and Walsh-Hadamard transforms, O(dim log dim).
  * ================================================================================================================ */
 
-#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are remade when there are so many times more ... */
-#define NODEDB_VAMANA__CLIPPED_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
-#define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder learns their mean ... */
+#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are remade when there are 8 times as many vectors ... */
+#define NODEDB_VAMANA__CLIPPED_SHARE 16u       /* ... or when they clip 1/16 of the vectors inserted since */
+#define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder learns the mean, at least ... */
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
-#define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... of no more components than these, all together */
-#define NODEDB_VAMANA__SAMPLE_STEP 512u        /* of these vectors, those by which the step is chosen */
-#define NODEDB_VAMANA__MEAN_PER_CHANGE 64u     /* vectors that each insert looks at for the mean ... */
-#define NODEDB_VAMANA__STEP_PER_CHANGE 8u      /* ... and for the step: these cost as much as four codes each */
-#define NODEDB_VAMANA__ROUNDING 0.2887f        /* 1 / sqrt(12): standard deviation of what rounds to whole steps */
-#define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
-#define NODEDB_VAMANA__JUDGES 64u              /* nodes whose surroundings show how much codes displace */
+#define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... and at most, of no more components than these in all */
+#define NODEDB_VAMANA__SAMPLE_STEP 512u        /* of them, those by which the step is chosen */
+#define NODEDB_VAMANA__MEAN_PER_CHANGE 64u     /* vectors that each insert adds to the mean ... */
+#define NODEDB_VAMANA__STEP_PER_CHANGE 8u      /* ... or tries for the step; each costs as much as four codes */
+#define NODEDB_VAMANA__ROUNDING 0.2887f        /* 1 / sqrt(12): standard deviation of rounding to whole steps */
+#define NODEDB_VAMANA__QUERY4 8                /* steps of a query's component for one step of a 4-bit code */
+#define NODEDB_VAMANA__JUDGES 64u              /* nodes whose surroundings show by how much codes displace */
 #define NODEDB_VAMANA__JUDGES_PER_CHANGE 4u    /* each costs about as much as an insert */
-#define NODEDB_VAMANA__JUDGE_BEAM 128u         /* those that a walk to it meets, or config.beam_build if that is more */
-#define NODEDB_VAMANA__JUDGE_MISSES 200u       /* 1/200 of them may come later than the slack says */
-#define NODEDB_VAMANA__SLACK_GOOD 20u          /* AUTO takes codes that displace by no more ... */
-#define NODEDB_VAMANA__OFTEN_GOOD 8u           /* ... and nine of ten of the nearest by no more than that: */
-#define NODEDB_VAMANA__OFTEN_MISSES 10u        /* a blurred cluster is small now, and may grow */
-#define NODEDB_VAMANA__DRIFT_WINDOW 2560u      /* nearest of new nodes, after which the codes in use are judged: ... */
-#define NODEDB_VAMANA__DRIFT_MISSES 25u        /* ... 1/25 displaced by more than the slack, and they are remade */
+#define NODEDB_VAMANA__JUDGE_BEAM 128u         /* entries of the beam around such a node; at least beam_build */
+#define NODEDB_VAMANA__JUDGE_MISSES 200u       /* 1/200 of the nearest may be displaced by more than the slack */
+#define NODEDB_VAMANA__SLACK_GOOD 20u          /* AUTO takes codes with a slack of no more ... */
+#define NODEDB_VAMANA__OFTEN_GOOD 8u           /* ... that displace 9 of 10 of the nearest by no more: */
+#define NODEDB_VAMANA__OFTEN_MISSES 10u        /* a cluster that they blur is small now and may grow */
+#define NODEDB_VAMANA__DRIFT_WINDOW 2560u      /* nearest of new nodes after which the codes in use are judged ... */
+#define NODEDB_VAMANA__DRIFT_MISSES 25u        /* ... and remade if 1/25 were displaced by more than the slack */
 
 /* ---- a vector and its code --------------------------------------------------------------------------------------- */
 
-/* Turns `dim` components. If dim is no power of two, the transform goes over the first and the last 2^n components in
+/* Rotates `dim` components. If dim is not a power of two, the transform takes the first and the last 2^n components in
  * turn, which overlap. */
 static void nodedb_vamana__turn(const nodedb_vamana *index, float *x) {
     uint32_t part = 1, rounds;
@@ -4703,14 +4703,13 @@ static void nodedb_vamana__turn(const nodedb_vamana *index, float *x) {
     }
 }
 
-/* What makes a stored vector one of length 1, or 1 where that is not wanted: for L2. `norm` is as in the index's
- * norms. */
+/* The factor that gives a stored vector length 1; for L2, which keeps lengths, 1. `norm` is as in the index's norms. */
 static float nodedb_vamana__to_length_1(const nodedb_vamana *index, float norm) {
     if (index->metric == NODEDB_VAMANA_IP) return norm > 0 ? 1 / sqrtf(norm) : 0;
     return index->metric == NODEDB_VAMANA_COSINE && index->type != NODEDB_VAMANA_F32 ? norm : 1;
 }
 
-/* A stored vector as floats: of length 1 but for L2. */
+/* A stored vector as floats: of length 1, except for L2. */
 static void nodedb_vamana__as_floats(const nodedb_vamana *index, const uint8_t *vector, float norm, float *to) {
     float factor = nodedb_vamana__to_length_1(index, norm);
     for (uint32_t i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
@@ -4721,14 +4720,14 @@ static void nodedb_vamana__put_code(const nodedb_vamana__coder *c, uint8_t *code
     else code[i / 64 * 32 + i % 32] |= (uint8_t)(value << (i % 64 < 32 ? 0 : 4));
 }
 
-/* The number of the value that is nearest, of 2^bits. */
+/* The number of the nearest of 2^bits values. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__nearest_value(float x, float step, uint32_t bits) {
     float half = bits == 4 ? 8.0f : 128.0f, at = x / step + half; /* value v stands for (v - half + 1/2) step */
     return !(at >= 0) ? 0 : at >= 2 * half ? (uint32_t)(2 * half) - 1 : (uint32_t)at;
 }
 
-/* Writes the code of a stored vector. `turned` has room for dim floats. False: it does not fit well, as over an eighth
- * of its components lie beyond the values (of normally distributed ones 0.7% do, with 4 bits). */
+/* Writes the code of a stored vector. `turned` has room for dim floats. False: the code clips it, as over an eighth of
+ * its components lie beyond the values (with 4 bits, 0.7% of normally distributed components do). */
 static bool nodedb_vamana__encode(const nodedb_vamana *index, const nodedb_vamana__coder *c, const uint8_t *vector,
                                   float norm, float *turned, uint8_t *code) {
     float most = c->step * (c->bits == 4 ? 8.0f : 128.0f);
@@ -4748,13 +4747,14 @@ static int8_t nodedb_vamana__to_i8(float x) {
     return (int8_t)(x <= -128 ? -128 : x >= 127 ? 127 : x < 0 ? x - 0.5f : x + 0.5f);
 }
 
-/* Makes s->code_query from a stored or prepared vector, and the target that measures codes. L2 and COSINE: the query in
- * the units of the codes, finer (4 bits) or as they are (8 bits); what that gives is |q - x|^2, of which COSINE is
- * half, but for vectors of zeros, whose distance is 1. IP: a code is of the vector's direction, less the mean direction
- * m, so <q, x> = |x| (<q, m> + <q, code>); the query is turned, with its largest component as 127, and `shift` is <q,
- * m> in the units of the kernel, and what centres the values of a code. A component is
- * off by up to half a step, evenly: so a product with q is off by |q| |code| steps / sqrt(12), and |q - x|^2 by
- * 2 |q - x| as much; a query of 8 bits adds to it. */
+/* Makes s->code_query from a stored or prepared vector, and the target that measures codes.
+ *   L2 and COSINE: the query is in the units of the codes, finer (4 bits) or the same (8 bits), and the kernels give |q
+ * - x|^2. COSINE is half of that, except for vectors of zeros, whose distance is 1.
+ *   IP: a code is of the vector's direction, less the mean direction m, so <q, x> = |x| (<q, m> + <q, code>). The query
+ * is rotated, with its largest component as 127. `shift` is <q, m> in the units of the kernel, plus what centres the
+ * values of a code.
+ *   The error: a component is off by up to half a step, uniformly. So a product with q is off by |q| |code| steps /
+ * sqrt(12), and |q - x|^2 by 2 |q - x| times as much. A query of 8 bits adds to that. */
 static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *s, const uint8_t *vector, float norm) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__coder *c = s->arrays->coder;
@@ -4782,7 +4782,7 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
         for (uint32_t i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor), sum += q[i];
         target.constant = factor > 0 ? sqrtf(norm) * c->step / factor : 0;
         target.shift = (float)(along * (double)factor / (double)c->step - sum * (four ? 7.5 : 127.5));
-    } else if (four) { /* value v is at v - 7.5 */
+    } else if (four) { /* value v stands for v - 7.5 steps */
         factor = NODEDB_VAMANA__QUERY4 / c->step;
         for (uint32_t i = 0; i < index->dim; i++) {
             q[i] = nodedb_vamana__to_i8(s->turned[i] * factor + 7.5f * NODEDB_VAMANA__QUERY4);
@@ -4794,7 +4794,7 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     }
     target.zeros = !ip && s->arrays->norms != NULL && nodedb__load_relaxed(&s->arrays->zeros);
     target.zero = (float)(1 / (double)target.constant - sum);
-    if (!ip) /* rounding adds to a squared distance what the errors' squares are */
+    if (!ip) /* rounding adds the squares of the errors to a squared distance */
         target.offset = (float)((double)target.constant * sum - (four ? 1 : 2) * (double)index->dim * (double)c->step *
                                                                     (double)c->step / (cosine ? 24 : 12));
     target.spread = c->step * NODEDB_VAMANA__ROUNDING * (four ? 1 : 1.5f);
@@ -4821,7 +4821,7 @@ static nodedb_vamana__coder *nodedb_vamana__new_coder(const nodedb_vamana *index
     return c;
 }
 
-/* Does a walk on codes of so many bits touch less memory? */
+/* True if a walk on codes of so many bits touches less memory than one on vectors. */
 static bool nodedb_vamana__codes_gain(const nodedb_vamana *index, uint32_t bits) {
     size_t bytes = bits == 4 ? ((size_t)index->dim + 63) / 64 * 32 : index->dim, line = NODEDB_CACHE_LINE_BYTES;
     return (bytes + line - 1) / line < (index->stride + line - 1) / line;
@@ -4834,7 +4834,7 @@ static uint32_t nodedb_vamana__sample_size(const nodedb_vamana *index, uint64_t 
     return (uint32_t)(n < most ? n : most);
 }
 
-/* And of these, those by which the step is chosen. */
+/* How many of the sample choose the step. */
 static uint32_t nodedb_vamana__step_sample_size(const nodedb_vamana *index, uint64_t n) {
     uint32_t sample = nodedb_vamana__sample_size(index, n);
     return sample < NODEDB_VAMANA__SAMPLE_STEP ? sample : NODEDB_VAMANA__SAMPLE_STEP;
@@ -4842,9 +4842,8 @@ static uint32_t nodedb_vamana__step_sample_size(const nodedb_vamana *index, uint
 
 static bool nodedb_vamana__is_trained(const nodedb_vamana__coder *c) { return c->step > 0; }
 
-/* Brings the mean up to date with `n` more vectors, and the squared distances from it. Only differences to the mean so
- * far are added up, so that components that are far from zero and vary little lose no digits (Chan, Golub and LeVeque,
- * 1979). */
+/* Updates the mean, and the squared distances from it, with `n` more vectors. It adds up differences from the mean so
+ * far, so that components that are far from zero and vary little lose no digits (Chan, Golub and LeVeque, 1979). */
 static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana__coder *c, nodedb_vamana__training *t,
                                       const uint32_t *slots, uint32_t n) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -4871,8 +4870,8 @@ static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana_
     t->sampled += n;
 }
 
-/* The steps that are tried: that which is best for normally distributed components (Max 1960), and wider ones, which
- * long-tailed data want. 0: all vectors are the same. */
+/* The i-th step to try: first the best for normally distributed components (Max, 1960), then wider ones, for
+ * long-tailed data. 0: all vectors are the same. */
 static float nodedb_vamana__step_of(const nodedb_vamana *index, const nodedb_vamana__coder *c,
                                     const nodedb_vamana__training *t, uint32_t i) {
     static const float wider[NODEDB_VAMANA__STEPS] = {1, 1.25f, 1.6f, 2, 2.5f, 3.2f, 4, 5, 6.4f, 8};
@@ -4880,7 +4879,7 @@ static float nodedb_vamana__step_of(const nodedb_vamana *index, const nodedb_vam
     return sigma > 1e-30 ? (float)(sigma * (double)((c->bits == 4 ? 0.335f : 0.0308f) * wider[i])) : 0;
 }
 
-/* Adds the errors that the codes of `n` vectors have with each step. `turned` has room for one. */
+/* Adds up the errors of the codes of `n` vectors with each step. `turned` has room for one vector. */
 static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_vamana__coder *c,
                                       nodedb_vamana__training *t, const uint32_t *slots, uint32_t n, float *turned) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -4902,8 +4901,8 @@ static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_v
     }
 }
 
-/* One slice of a coder's training, which gives it its step when it is the last. The same slices follow one another
- * whether they are taken at once or one with each insert. There must be a live vector. */
+/* One slice of a coder's training; the last one sets the step. The slices are the same whether they run at once or one
+ * with each insert. There must be a live vector. */
 static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana__coder *c, nodedb_vamana__training *t,
                                        float *turned) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -4921,7 +4920,7 @@ static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana
     if (mean) nodedb_vamana__train_mean(index, c, t, slots, n);
     else nodedb_vamana__train_step(index, c, t, slots, n, turned);
     if (t->at < end) return;
-    if (t->sampled == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample met only holes */
+    if (t->sampled == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample had no live vector */
     if (mean && nodedb_vamana__step_of(index, c, t, 0) > 0) return;
     for (uint32_t i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
         if (t->errors[i] < t->errors[best]) best = i;
@@ -4933,7 +4932,7 @@ static void nodedb_vamana__begin_training(const nodedb_vamana *index, nodedb_vam
     t->slots = index->arrays->slots;
 }
 
-/* A coder, trained at once; NULL: no memory, or no vectors. */
+/* A coder, trained at once. NULL: no memory, or no vectors. */
 static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__coder *c = index->live == 0 ? NULL : nodedb_vamana__new_coder(index, bits);
     nodedb_vamana__training t;
@@ -4950,9 +4949,9 @@ static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_
 
 /* ---- how much codes displace ------------------------------------------------------------------------------------- */
 
-/* A new node has walked by code, and its `n` candidates, the nearest by code first, have exact distances: by how much
- * do codes displace its nearest now? The slack follows, as there are more and more vectors; if it becomes too large, or
- * falls behind, other codes are due. */
+/* After a walk on codes: the `n` candidates of a new node, the nearest by code first, have exact distances, so they
+ * show by how much codes displace its nearest now. The slack adapts, as the number of vectors grows. If it becomes too
+ * large, or too many are displaced by more, the codes are remade. */
 static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, const nodedb_vamana__near *c, uint32_t n) {
     uint32_t *stored = &index->arrays->coder->slack, slack = *stored;
     uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, same = 0, j;
@@ -4971,7 +4970,7 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
     index->code_asked += count, index->code_missed += missed;
     if (index->code_asked < NODEDB_VAMANA__DRIFT_WINDOW) return;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > NODEDB_VAMANA__SLACK_GOOD + 8)
-        index->code_clipped = UINT32_MAX / 2;
+        index->code_clipped = UINT32_MAX / 2; /* more than any share: due now */
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__JUDGE_MISSES && slack < NODEDB_VAMANA__SLACK_MAX)
         nodedb__store_relaxed(stored, slack + 1 + slack / 8 < NODEDB_VAMANA__SLACK_MAX ? slack + 1 + slack / 8
                                                                                        : NODEDB_VAMANA__SLACK_MAX);
@@ -4980,15 +4979,15 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
     index->code_asked = index->code_missed = 0;
 }
 
-/* Entries of the beam that judges codes. It does not follow the vectors, as the beam that finds neighbours does: among
- * 512 of the nearest, a code displaces by more places than it does in the beams that searches use. */
+/* Entries of the beam that judges codes. It does not adapt as the beam that finds neighbours does: among 512 nearest a
+ * code displaces by more places than it does in the beams of searches. */
 static uint32_t nodedb_vamana__judge_beam(const nodedb_vamana *index) {
     return index->beam_build > NODEDB_VAMANA__JUDGE_BEAM ? index->beam_build : NODEDB_VAMANA__JUDGE_BEAM;
 }
 
-/* By how many places the codes of `coded` displace the ten vectors nearest to a slot among all that a walk to it meets:
- * counted in index->displaced. Vectors equal to its own do not count, as codes cannot displace them; ties by code do,
- * as their order is chance. */
+/* Counts in index->displaced by how many places the codes of `coded` displace the ten vectors nearest to a slot, among
+ * all that a walk to it meets. Vectors equal to the slot's do not count, as codes cannot displace them. Ties by code
+ * do, as their order is random. */
 static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s,
                                  uint32_t slot) {
     nodedb_vamana__target exact = nodedb_vamana__slot_target(index, coded, slot), code;
@@ -5000,7 +4999,7 @@ static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arra
     for (uint32_t i = 0; i < s->beam_count; i++)
         if (coded->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__is_same(index, slot, &s->beam[i]))
             s->slots[n] = s->beam[i].slot, far[n++] = s->beam[i].distance;
-    if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* nothing to be learnt */
+    if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* this node shows nothing */
     code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, coded->norms != NULL ? coded->norms[slot] : 0);
     by_code = far + n;
     nodedb_vamana__measure_many(index, &code, s->slots, n, by_code);
@@ -5013,7 +5012,7 @@ static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arra
     }
 }
 
-/* So many more of the nearest by code have to be looked at exactly to meet all but one in `misses` of the true ones. */
+/* The slack: how many more of the nearest by code must be measured to find all but one in `misses` of the nearest. */
 static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses) {
     uint32_t asked = 0, missed = 0, slack;
     for (uint32_t i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++) asked += index->displaced[i];
@@ -5021,7 +5020,7 @@ static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses
         missed += index->displaced[slack];
         if (missed > asked / misses) break;
     }
-    return asked == 0 ? NODEDB_VAMANA__SLACK_MAX : slack; /* from vectors that are all the same nothing can be learnt */
+    return asked == 0 ? NODEDB_VAMANA__SLACK_MAX : slack; /* equal vectors show nothing */
 }
 
 /* ---- making all codes again -------------------------------------------------------------------------------------- */
@@ -5030,8 +5029,8 @@ static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses
  * only if they are good enough: if they do not blur the distances between neighbours much. Data whose neighbours are
  * very near, compared with how far they all spread, need finer codes or none. */
 
-/* Begins to make codes of `bits`. Without memory for them the index does without, until it has grown by an eighth: to
- * be tried with every change costs too much. */
+/* Starts to make codes of `bits`. Without memory the index keeps what it has and tries again when it has grown by an
+ * eighth, as trying with every change costs too much. */
 static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__drop_recoding(index);
     memset(index->displaced, 0, sizeof index->displaced);
@@ -5051,7 +5050,7 @@ static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     index->code_inserted = index->code_clipped = 0;
 }
 
-/* The bits of the codes that an index begins with; 0: none. */
+/* The bits of the first codes that an index tries; 0: none. */
 static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
     if (index->code == NODEDB_VAMANA_CODE_4BIT) return 4;
     if (index->code == NODEDB_VAMANA_CODE_8BIT) return 8;
@@ -5059,7 +5058,7 @@ static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
     return nodedb_vamana__codes_gain(index, 4) ? 4 : nodedb_vamana__codes_gain(index, 8) ? 8 : 0;
 }
 
-/* Publishes arrays with these codes in place of those that there are, once nobody reads those. False: no memory. */
+/* Publishes arrays with these codes, and frees the old codes once no reader uses them. False: no memory. */
 static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder) {
     nodedb_vamana__arrays *old = index->arrays, *a;
     a = (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
@@ -5075,15 +5074,15 @@ static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, n
     return true;
 }
 
-/* Codes have been made, or found useless, when there were `live` vectors, and `came` have come since. */
-static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t came) {
+/* Notes that codes were made, or found useless, for `live` vectors, and that `inserted` were inserted since. */
+static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t inserted) {
     index->code_due = live > 0 ? (uint64_t)live * NODEDB_VAMANA__CODE_AGAIN : NODEDB_VAMANA__CODE_FIRST;
-    index->code_live = live, index->code_inserted = came, index->code_clipped = 0;
+    index->code_live = live, index->code_inserted = inserted, index->code_clipped = 0;
     index->code_asked = index->code_missed = 0;
 }
 
-/* Is it time to make codes: for the first time, as there are many more vectors, as they may all be others than when the
- * codes were made, or as many of the new ones are of a kind that the codes do not know? */
+/* True if codes must be made: for the first time; as there are many more vectors; as all may have been replaced since;
+ * or as the codes clip many of the new ones. */
 static bool nodedb_vamana__codes_due(const nodedb_vamana *index) {
     uint32_t many = index->live > NODEDB_VAMANA__CODE_FIRST ? index->live : NODEDB_VAMANA__CODE_FIRST;
     if (nodedb_vamana__first_bits(index) == 0) return false;
@@ -5092,7 +5091,7 @@ static bool nodedb_vamana__codes_due(const nodedb_vamana *index) {
                                                index->code_clipped >= many / NODEDB_VAMANA__CLIPPED_SHARE));
 }
 
-/* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
+/* After the last code: takes the codes, tries finer ones, or goes without. Waits for readers of the old ones. */
 static void nodedb_vamana__end_codes(nodedb_vamana *index) {
     uint32_t bits = index->recoder->bits;
     bool good = index->code != NODEDB_VAMANA_CODE_AUTO;
@@ -5109,7 +5108,7 @@ static void nodedb_vamana__end_codes(nodedb_vamana *index) {
         return;
     }
     nodedb_vamana__drop_recoding(index);
-    if (!good && index->arrays->codes != NULL) /* they do not serve either */
+    if (!good && index->arrays->codes != NULL) /* the old ones are no better */
         (void)nodedb_vamana__replace_codes(index, NULL, NULL);
 }
 
@@ -5117,8 +5116,8 @@ static void nodedb_vamana__count_inserted(nodedb_vamana *index, uint32_t more) {
     index->code_inserted = more < UINT32_MAX - index->code_inserted ? index->code_inserted + more : UINT32_MAX;
 }
 
-/* One slice of making codes, which starts over when due: first of the coder's training, then up to `budget` codes,
- * and when all are made, a few nodes judge them. True: there is more to do. */
+/* One slice of making codes, which starts when they are due: of the training, then up to `budget` codes, then a few
+ * nodes that judge them. True: there is more to do. */
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (index->recoder == NULL && nodedb_vamana__codes_due(index))
@@ -5146,12 +5145,12 @@ static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
     return index->recoder != NULL;
 }
 
-/* COSINE: a vector of zeros has come. */
+/* COSINE: notes a vector of zeros. */
 static void nodedb_vamana__note_zeros(const nodedb_vamana *index, nodedb_vamana__arrays *a, float norm) {
     if (index->metric == NODEDB_VAMANA_COSINE && !(norm > 0)) nodedb__store_relaxed(&a->zeros, true);
 }
 
-/* The codes of a vector that has come to a slot: of the codes that there are, and of those that are being made. */
+/* Makes the code of a new vector: of the codes in use, and of those being made if they have passed its slot. */
 static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (a->codes != NULL && !nodedb_vamana__encode_slot(index, a, a->coder, a->codes, turned, slot))
