@@ -5170,10 +5170,10 @@ static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint3
 
 #define NODEDB_VAMANA__MAGIC "NDBVAMAN"
 #define NODEDB_VAMANA__BLOCK ((size_t)NODEDB_VAMANA_BLOCK_BYTES)
-#define NODEDB_VAMANA__CHUNK ((size_t)16 * NODEDB_VAMANA_BLOCK_BYTES) /* that a part is read by */
-#define NODEDB_VAMANA__SUMS_PER_BLOCK 1023u                           /* and the checksum of themselves */
+#define NODEDB_VAMANA__CHUNK ((size_t)16 * NODEDB_VAMANA_BLOCK_BYTES) /* bytes in which a section is read */
+#define NODEDB_VAMANA__SUMS_PER_BLOCK 1023u                           /* and their own checksum */
 #define NODEDB_VAMANA__READ_TRIES 2u
-#define NODEDB_VAMANA__NO_RECORD (UINT32_MAX - 1) /* no slot: the first of a damaged node's row in the cache */
+#define NODEDB_VAMANA__NO_RECORD (UINT32_MAX - 1) /* first word of a damaged node's row in the cache */
 
 enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_VERSION = 8,
@@ -5224,7 +5224,7 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
 };
 
-/* The sections of a file, in their order; see ON-DISK FORMAT. */
+/* The sections of a file, in order; the manual has their contents. */
 enum {
     NODEDB_VAMANA__IN_STATES = 0,
     NODEDB_VAMANA__IN_IDS,
@@ -5242,21 +5242,21 @@ enum {
     NODEDB_VAMANA__SECTIONS
 };
 
-/* Where things stand in a file; all derived from the header's counts. Offsets and sizes in bytes. */
+/* Where everything is in a file, computed from the header's counts. Constant. Offsets and sizes in bytes. */
 typedef struct nodedb_vamana__file_layout {
-    uint64_t at[NODEDB_VAMANA__SECTIONS + 1]; /* where each section begins; the last: the size of the file */
-    size_t item[NODEDB_VAMANA__IN_RECORDS];   /* bytes of each slot in a section; 0: it is not one by slots, or empty */
-    uint64_t blocks;                          /* that have a checksum: from 1 to the one before the sums */
+    uint64_t at[NODEDB_VAMANA__SECTIONS + 1]; /* where each section starts; the last: the size of the file */
+    size_t item[NODEDB_VAMANA__IN_RECORDS];   /* bytes of each slot in a section; 0: it is empty or not by slots */
+    uint64_t blocks;                          /* that have a checksum: from block 1 to the one before the sums */
     uint64_t places;                          /* in the table of ids */
-    uint32_t vector_bytes, row_at;            /* of a record; where its row begins, 0: it has none */
-    uint32_t record_bytes, records_per_block, blocks_per_record; /* records_per_block 0: each begins at a block */
+    uint32_t vector_bytes, row_at;            /* of a record; where its row starts, 0: it has none */
+    uint32_t record_bytes, records_per_block, blocks_per_record; /* records_per_block 0: each starts a block */
 } nodedb_vamana__file_layout;
 
 static uint64_t nodedb_vamana__blocks(uint64_t bytes) {
     return (bytes + NODEDB_VAMANA_BLOCK_BYTES - 1) / NODEDB_VAMANA_BLOCK_BYTES;
 }
 
-/* Where everything is in a file of `slots` slots; bits 0: of no codes. No product here passes 2^32 * 2^19 = 2^51. */
+/* Computes where everything is in a file of `slots` slots; bits 0: no codes. No product exceeds 2^32 * 2^19 = 2^51. */
 static nodedb_vamana__file_layout nodedb_vamana__layout_of(const nodedb_vamana *index, nodedb_vamana_layout kind,
                                                            uint32_t bits, uint32_t recode_bits, uint32_t slots) {
     nodedb_vamana__file_layout l;
@@ -5323,8 +5323,8 @@ static float nodedb_vamana__get_f32(const uint8_t *at) {
     return x;
 }
 
-/* Words of `size` bytes in file order from memory order, or back: the same bytes on a little-endian machine. Moved as
- * integers, for a float on its way through a register may change the bits of a NaN. */
+/* Converts words of `size` bytes between file order and memory order, the same on a little-endian machine. As integers,
+ * since a float that passes through a register may change the bits of a NaN. */
 static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
     uint8_t *p = (uint8_t *)words, *end = p + bytes / size * size;
     if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
@@ -5340,7 +5340,7 @@ static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
     }
 }
 
-/* A record in file order from memory order, or back. */
+/* Converts a record between file order and memory order. */
 static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_vamana__file_layout *l,
                                        uint8_t *record) {
     if (index->type == NODEDB_VAMANA_F32) nodedb_vamana__swap_words(record, l->vector_bytes, 4);
@@ -5362,30 +5362,32 @@ static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status 
  * read. A damaged block is quarantined, and what stands in it is passed over. */
 
 #if !defined(NODEDB_VAMANA_NO_DISK)
-/* A section that is read into memory chunk by chunk, when it is first needed. */
+/* A section that is read into memory chunk by chunk, when it is first needed. Any searcher may load a chunk that it has
+ * claimed. */
 typedef struct nodedb_vamana__part {
     uint8_t *memory;   /* NULL: this section is not kept in memory */
     size_t bytes;      /* whole blocks */
-    uint8_t *chunks;   /* state of each: ABSENT .. HURT */
+    uint8_t *chunks;   /* state of each: ABSENT .. DAMAGED; atomic */
     size_t count;      /* of chunks */
 } nodedb_vamana__part;
 
-/* In the packed layout: nodes near the places where walks begin, whose records are kept in memory. It is filled by
- * `load`, breadth first, and then published. */
+/* Packed layout: records of the nodes near the starts, kept in memory. `load` alone fills it, breadth first. Once it is
+ * `ready` searchers read it and nothing changes. */
 typedef struct nodedb_vamana__cache {
-    uint32_t max, count, filled; /* nodes that there is room for, that are wanted, and whose records are there */
-    uint32_t *slots;             /* in the order of the search */
+    uint32_t max, count, filled; /* nodes it has room for, that are wanted, and that are read */
+    uint32_t *slots;             /* breadth first */
     uint32_t *places;            /* numbers of `slots` by slot: open addressing, at most half full */
     uint32_t places_size;
     size_t stride;               /* bytes from one record to the next */
     uint8_t *records;
-    bool ready;                  /* atomic; nothing changes any more */
-    nodedb_vamana_fetcher fetcher; /* that fills it; ctx NULL: none yet, or no more */
+    bool ready;                  /* atomic */
+    nodedb_vamana_fetcher fetcher; /* that fills it; ctx NULL: none */
 } nodedb_vamana__cache;
 
 #endif
 
-/* The file of an index that is on disk. What several searchers may find out at once is atomic. */
+/* An open file: of an index on disk for its lifetime, else while it is opened. Constant, except for what is read later:
+ * sums and groups, sections, damaged blocks; several searchers may write those, atomically or after a claim. */
 typedef struct nodedb_vamana__file {
     char *path;
     size_t path_bytes;
@@ -5397,18 +5399,20 @@ typedef struct nodedb_vamana__file {
 #if !defined(NODEDB_VAMANA_NO_DISK)
     bool uring;
     nodedb_vamana__part parts[NODEDB_VAMANA__SECTIONS];
-    uint64_t chunks_left;        /* of all parts, that are not there and well */
-    int load_section;            /* where `load` goes on */
+    uint64_t chunks_left;        /* of all sections, that are not yet in memory intact */
+    int load_section;            /* where `load` continues */
     size_t load_chunk;
-    uint8_t *damaged;            /* a bit for each block of the file: it is in quarantine */
+    uint8_t *damaged;            /* a bit for each block of the file: it is quarantined */
     uint64_t damaged_blocks;
-    uint8_t *map;                /* the records, if they are read by mapping; else NULL */
+    uint8_t *map;                /* the records, if they are read through a mapping; else NULL */
     size_t map_bytes;
     nodedb_vamana__cache cache;
 #endif
 } nodedb_vamana__file;
 
-enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__THERE, NODEDB_VAMANA__DAMAGED };
+/* States of a chunk or a group of checksums. ABSENT -> LOADING: a thread claims it. LOADING -> LOADED or DAMAGED:
+ * final. LOADING -> ABSENT: reading failed, and the next caller tries again. */
+enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__LOADED, NODEDB_VAMANA__DAMAGED };
 
 /* True: the caller must load what this state is of, and then set the state. False: it is in memory or damaged. Waits
  * while another thread loads it. */
@@ -5416,13 +5420,13 @@ static bool nodedb_vamana__claim(uint8_t *state, uint8_t *now) {
     for (;;) {
         uint8_t absent = NODEDB_VAMANA__ABSENT;
         *now = nodedb__load_acquire(state);
-        if (*now >= NODEDB_VAMANA__THERE) return false;
+        if (*now >= NODEDB_VAMANA__LOADED) return false;
         if (*now == NODEDB_VAMANA__ABSENT && nodedb__cas(state, &absent, NODEDB_VAMANA__LOADING)) return true;
         (void)sched_yield();
     }
 }
 
-/* Reads blocks, twice if need be. NODEDB_ERR_CORRUPT: the file ends before them. */
+/* Reads blocks; a failed read is tried twice. NODEDB_ERR_CORRUPT: the file ends before them. */
 static nodedb_status nodedb_vamana__read_at(const nodedb_vamana *index, void *to, size_t bytes, uint64_t offset,
                                             nodedb_error *err) {
     const nodedb_vamana__file *f = index->file;
@@ -5437,12 +5441,13 @@ static nodedb_status nodedb_vamana__read_at(const nodedb_vamana *index, void *to
                                      "cannot be read, tried twice");
 }
 
-/* The checksum of a block of checksums, of group `group`; so that none stands for another. */
+/* The checksum of a block of checksums. It depends on the group's number, so that no group passes for another. */
 static uint32_t nodedb_vamana__sum_of_group(const uint8_t *block, size_t group) {
     return nodedb_crc32c((uint32_t)group + 1, block, NODEDB_VAMANA__BLOCK - 4);
 }
 
-/* Reads a group of checksums, the second copy if the first is damaged; `copies`: which are good, as bits. */
+/* Reads both copies of a group of checksums and keeps an intact one, the first if both are. *copies: a bit for each
+ * intact copy. */
 static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t group, int *copies, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     uint8_t space[2 * NODEDB_VAMANA_BLOCK_BYTES], *block;
@@ -5467,7 +5472,7 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
                                      f->path, "both copies of the checksums are damaged");
 }
 
-/* Does a block of the file that has been read match its checksum? NODEDB_ERR_CORRUPT: it does not. */
+/* Checks a block that was read against its checksum. NODEDB_ERR_CORRUPT: it does not match. */
 static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t offset, const uint8_t *bytes,
                                                 nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
@@ -5478,13 +5483,13 @@ static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t o
     if (nodedb_vamana__claim(&f->groups[group], &now)) {
         int copies;
         nodedb_status status = nodedb_vamana__read_group(index, group, &copies, err);
-        now = status == NODEDB_OK            ? NODEDB_VAMANA__THERE
+        now = status == NODEDB_OK            ? NODEDB_VAMANA__LOADED
               : status == NODEDB_ERR_CORRUPT ? NODEDB_VAMANA__DAMAGED
                                              : NODEDB_VAMANA__ABSENT;
         nodedb__store_release(&f->groups[group], now);
         if (status != NODEDB_OK) return status;
     }
-    if (now == NODEDB_VAMANA__THERE && nodedb_crc32c(0, bytes, NODEDB_VAMANA__BLOCK) == f->sums[number])
+    if (now == NODEDB_VAMANA__LOADED && nodedb_crc32c(0, bytes, NODEDB_VAMANA__BLOCK) == f->sums[number])
         return NODEDB_OK;
     return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, f->path,
                                      "the block does not match its checksum");
@@ -5494,7 +5499,7 @@ static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t o
 
 #define NODEDB_VAMANA__KEPT_PER_BLOB 64u /* slots whose old contents are allocated together */
 
-/* Everything that belongs to a slot. The pointers are borrowed. */
+/* Everything that belongs to a slot. Borrows what it points to; lives for one call. */
 typedef struct nodedb_vamana__slot_view {
     uint8_t state;
     nodedb_vamana__head head;
@@ -5505,7 +5510,7 @@ typedef struct nodedb_vamana__slot_view {
     const uint8_t *code, *vector; /* code NULL: none */
 } nodedb_vamana__slot_view;
 
-/* What slots held when a save began that had not written them yet when they changed: a copy at the first change. */
+/* Copies of slots that changed before the save wrote them, as they were when it began. The writer's. */
 typedef struct nodedb_vamana__kept {
     uint32_t *table;             /* numbers by slot: open addressing, at most half full */
     uint32_t table_size;         /* a power of two, or 0 */
@@ -5515,24 +5520,42 @@ typedef struct nodedb_vamana__kept {
     size_t stride;               /* bytes of one copy */
 } nodedb_vamana__kept;
 
-/* A stream of blocks into one section of a file. */
+/* Buffered output of one section. */
 typedef struct nodedb_vamana__stream {
     uint8_t *buffer;             /* STREAM_BYTES */
     size_t used;
     uint64_t offset;             /* of the buffer's first byte */
 } nodedb_vamana__stream;
 
-/* A save that is under way. It goes over the slots once; those that it has not reached are copied before they change,
- * so that the file holds the index as it was when the save began. */
+/* The phases of a save, in order; each ends by itself. An error in any of them ends the save. */
+typedef enum nodedb_vamana__save_phase {
+    NODEDB_VAMANA__SAVE_TRUNCATES = 0, /* the temporary file, if an earlier save left one */
+    NODEDB_VAMANA__SAVE_CLEARS,        /* the table of ids */
+    NODEDB_VAMANA__SAVE_SLOTS,
+    NODEDB_VAMANA__SAVE_TABLE,
+    NODEDB_VAMANA__SAVE_SUMS,
+    NODEDB_VAMANA__SAVE_HEADERS,       /* and syncs the file */
+    NODEDB_VAMANA__SAVE_RENAMES,
+    NODEDB_VAMANA__SAVE_SYNCS_NAME,
+    NODEDB_VAMANA__SAVE_TRUNCATES_OLD, /* the file that was replaced */
+    NODEDB_VAMANA__SAVE_DONE
+} nodedb_vamana__save_phase;
+
+/* A save under way; the writer's. It visits the slots once. A slot that it has not reached is copied before it changes,
+ * so the file holds the index as it was when the save began.
+ *
+ *   slots    0 ............ next ................ slots
+ *            written        copied before they    inserted since: not saved
+ *                           change */
 typedef struct nodedb_vamana__save_state {
-    int phase;
+    nodedb_vamana__save_phase phase;
     uint64_t at;                 /* how far the phase is */
-    uint32_t slots, next;        /* at the beginning; the first one that is not written */
+    uint32_t slots, next;        /* at the beginning; the first that is not written */
     nodedb_vamana__file_layout layout;
     nodedb_vamana__coder *coder; /* of the codes that are written; its own copy. NULL: none */
-    nodedb_vamana__coder *recoder; /* of those that were being made; its own copy. NULL: none */
-    bool make_codes;             /* the index walks on none: they are made for this file */
-    uint8_t *frozen;             /* codes that the index has replaced since; NULL: it still has them */
+    nodedb_vamana__coder *recoder; /* of codes that were being made; its own copy. NULL: none */
+    bool make_codes;             /* the index has none: make codes for this file */
+    uint8_t *frozen;             /* codes that the index has replaced since; NULL: the index still has them */
     size_t frozen_count, frozen_stride;
     nodedb_vamana__kept kept;
     nodedb_vamana__stream streams[NODEDB_VAMANA__SECTIONS];
@@ -5543,9 +5566,9 @@ typedef struct nodedb_vamana__save_state {
     char *path, *temporary;
     size_t path_bytes;
     int fd, error;               /* error: -errno of the first failure, which sticks */
-    int old_fd;                  /* of the file that is replaced, held so that it can be cut; below 0: none */
+    int old_fd;                  /* of the file that is replaced, held to be truncated in steps; below 0: none */
     uint64_t written;            /* since the last sync */
-    uint64_t stale;              /* bytes of the temporary file or of the old one that are still to be given back */
+    uint64_t stale;              /* bytes of the temporary file or of the old one still to be truncated */
 } nodedb_vamana__save_state;
 
 static uint32_t nodedb_vamana__kept_place(const nodedb_vamana__kept *k, uint32_t slot) {
@@ -5597,7 +5620,7 @@ static uint8_t *nodedb_vamana__kept_at(const nodedb_vamana__kept *k, uint32_t nu
     return k->blobs[number / NODEDB_VAMANA__KEPT_PER_BLOB] + number % NODEDB_VAMANA__KEPT_PER_BLOB * k->stride;
 }
 
-/* A slot as it is now; its code is of those that the index had when the save began. */
+/* A slot as it is now. Its code is one of those that the index had when the save began. */
 static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, const nodedb_vamana__save_state *save,
                                                     uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -5611,7 +5634,7 @@ static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, 
     return v;
 }
 
-/* The slot as it was when the save began, if it has changed since. */
+/* The slot as it was when the save began. False: it has not changed since. */
 static bool nodedb_vamana__kept_view(const nodedb_vamana *index, const nodedb_vamana__save_state *save, uint32_t slot,
                                      nodedb_vamana__slot_view *v) {
     uint32_t number = save->kept.count == 0 ? NODEDB_VAMANA__NONE
@@ -5625,8 +5648,8 @@ static bool nodedb_vamana__kept_view(const nodedb_vamana *index, const nodedb_va
     return true;
 }
 
-/* To be called before a slot's contents change: copies them if a save has still to write them. Without memory the save
- * fails, not the change. */
+/* Must be called before a slot's contents change: copies them if a save has still to write them. Without memory the
+ * save fails and not the change. */
 static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__save_state *save = index->save;
     nodedb_vamana__slot_view v;
@@ -5684,26 +5707,13 @@ static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, no
 
 /* In slices, so that a server can save between requests: see nodedb_vamana__save_state. */
 
-#define NODEDB_VAMANA__SLACK_OF_FILE 12u /* of 8-bit codes that are made for a file and that no walk has judged */
+#define NODEDB_VAMANA__SLACK_OF_FILE 12u /* of 8-bit codes made for a file, which no walk has judged */
 #define NODEDB_VAMANA__STREAM_BYTES (16 * NODEDB_VAMANA__BLOCK)
-#define NODEDB_VAMANA__CACHE_SHARE 32u   /* of the records, that the cache has by default */
-#define NODEDB_VAMANA__CACHE_MIN 256u    /* and at least so many nodes */
-#define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)1 << 20) /* written between two syncs: a sync of more takes too long */
-#define NODEDB_VAMANA__TRUNCATE_BYTES ((uint64_t)4 << 20)  /* of a file, given back to the file system at a time */
-#define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for one slot's budget */
-
-enum { /* phases of a save */
-    NODEDB_VAMANA__SAVE_TRUNCATES = 0, /* the temporary file, if an earlier save has left one */
-    NODEDB_VAMANA__SAVE_CLEARS,      /* the table of ids */
-    NODEDB_VAMANA__SAVE_SLOTS,
-    NODEDB_VAMANA__SAVE_TABLE,
-    NODEDB_VAMANA__SAVE_SUMS,
-    NODEDB_VAMANA__SAVE_HEADERS,
-    NODEDB_VAMANA__SAVE_RENAMES,
-    NODEDB_VAMANA__SAVE_SYNCS_NAME,
-    NODEDB_VAMANA__SAVE_TRUNCATES_OLD, /* the file that was replaced */
-    NODEDB_VAMANA__SAVE_DONE
-};
+#define NODEDB_VAMANA__CACHE_SHARE 32u   /* the cache holds 1/32 of the records by default ... */
+#define NODEDB_VAMANA__CACHE_MIN 256u    /* ... and at least so many nodes */
+#define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)1 << 20) /* written between two syncs: syncing more takes too long */
+#define NODEDB_VAMANA__TRUNCATE_BYTES ((uint64_t)4 << 20)  /* that are truncated at a time */
+#define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for the budget of one slot */
 
 static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section) {
     nodedb_vamana__stream *s = &save->streams[section];
@@ -5729,7 +5739,7 @@ static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vaman
     }
 }
 
-/* `count` words; NULL: zeros. */
+/* Writes `count` words; NULL: zeros. */
 static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section,
                                         const uint32_t *words, size_t count) {
     size_t i;
@@ -5741,7 +5751,7 @@ static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vaman
     if (i == 0) nodedb_vamana__stream_write(index, save, section, words, count * 4);
 }
 
-/* A slot's record: its vector, and in the packed layout its row. */
+/* Writes a slot's record: its vector, and in the packed layout its row. */
 static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint32_t slot,
                                        const nodedb_vamana__slot_view *v) {
     const nodedb_vamana__file_layout *l = &save->layout;
@@ -5795,7 +5805,7 @@ static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__
     save->next = slot + 1;
 }
 
-/* The sections by slots are complete; those that are not follow. */
+/* After the last slot: writes the means, and the last blocks of all sections by slots. */
 static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_vamana__coder *c[2];
     c[0] = save->coder, c[1] = save->recoder;
@@ -5809,7 +5819,7 @@ static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana_
     }
 }
 
-/* One group of checksums, into both copies. */
+/* Writes one group of checksums, both copies. */
 static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint64_t group) {
     uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK;
     uint8_t *block = save->streams[NODEDB_VAMANA__IN_SUMS].buffer;
@@ -5886,7 +5896,7 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_HEADER_SUM, nodedb_crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM));
 }
 
-/* Makes the entry `path` of its directory durable. */
+/* Syncs the directory of `path`. */
 static int nodedb_vamana__sync_directory(const nodedb_io *io, const char *path, char *scratch) {
     char *slash;
     int fd, error;
@@ -5936,7 +5946,7 @@ static nodedb_vamana__coder *nodedb_vamana__copy_coder(const nodedb_vamana *inde
     return c;
 }
 
-/* The memory of a save of the index as it is now; false: there is not enough. */
+/* Allocates a save of the index as it is now; false: no memory. */
 static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__save_state *save,
                                         nodedb_vamana_layout kind, const char *path) {
     const nodedb_allocator *m = &index->allocator;
@@ -6007,14 +6017,14 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, c
     return NODEDB_OK;
 }
 
-/* Takes up to CUT_BYTES off the end of a file; -errno. */
+/* Truncates a file of *bytes by up to TRUNCATE_BYTES. 0 or -errno. */
 static int nodedb_vamana__truncate_some(const nodedb_io *io, int fd, uint64_t *bytes) {
     *bytes -= *bytes < NODEDB_VAMANA__TRUNCATE_BYTES ? *bytes : NODEDB_VAMANA__TRUNCATE_BYTES;
     return io->truncate(io->ctx, fd, *bytes);
 }
 
-/* Has this file no name, and nobody else it open or mapped? Only the system's own file system tells: a write
- * lease (fcntl(2), F_SETLEASE) is granted only then. */
+/* True if this file has no name, and no one else has it open or mapped: the system grants a write lease (fcntl(2),
+ * F_SETLEASE) only then. False with an I/O struct of the caller's, as only the system can tell. */
 static bool nodedb_vamana__is_unused(const nodedb_io *io, int fd) {
     struct stat st;
     if (io->open != nodedb__posix_open || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 0) return false;
@@ -6022,8 +6032,8 @@ static bool nodedb_vamana__is_unused(const nodedb_io *io, int fd) {
     return fcntl(fd, F_SETLEASE, F_UNLCK) == 0;
 }
 
-/* Gives the file its name. Freeing the one that had it takes a file system 200 ms for 500 MB, in the rename or in the
- * close that lets it go; so it is held open here, and cut afterwards, a piece at a time. */
+/* Renames the file over the old one. Freeing an old file of 500 MB takes a file system 200 ms, in the rename or in the
+ * last close. So the old file is held open here and truncated afterwards, a piece at a time. */
 static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_io *io = &index->io;
     int error = io->close(io->ctx, save->fd);
@@ -6034,7 +6044,7 @@ static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana_
     return error;
 }
 
-/* The old file, as far as it is ours alone. The new one is durable by now. */
+/* Truncates the old file by a piece, if no one else uses it. The new file is durable by now. */
 static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_io *io = &index->io;
     if (save->old_fd >= 0 && save->stale == 0 && nodedb_vamana__is_unused(io, save->old_fd)) {
@@ -6045,7 +6055,7 @@ static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vaman
     if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_DONE;
 }
 
-/* One step of one slot's worth. True: it has waited for the disk. */
+/* One step, for the budget of one slot. True: it waited for the disk. */
 static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_vamana__file_layout *l = &save->layout;
     const nodedb_io *io = &index->io;
@@ -6146,12 +6156,12 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
 
 /* ---- reading a header -------------------------------------------------------------------------------------------- */
 
-/* The counts of a header. */
+/* The counts of a header. Lives while a file is opened. */
 typedef struct nodedb_vamana__counts {
     uint32_t slots, live, removed, entry, bits, recode_bits, recode_at, slack;
     float step, recode_step;
     nodedb_vamana_layout layout;
-    bool resident; /* the codes are the index's own, not made for disk mode only */
+    bool resident; /* the codes are the index's own, and not made for disk mode only */
 } nodedb_vamana__counts;
 
 static nodedb_status nodedb_vamana__header_error(nodedb_error *err, const char *path, uint64_t offset,
@@ -6164,7 +6174,7 @@ static bool nodedb_vamana__is_header(const uint8_t *h) {
            nodedb_crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM) == nodedb_get_u32(h + NODEDB_VAMANA__AT_HEADER_SUM);
 }
 
-/* Reads the header, or the copy of it at the end of the file if it is damaged; *which: the one that was taken. */
+/* Reads the header, or its copy at the end of the file if it is damaged. *which: 0 the header, 1 the copy. */
 static nodedb_status nodedb_vamana__read_header(const nodedb_io *io, int fd, const char *path, uint8_t *h,
                                                 uint64_t *file_size, int *which, nodedb_error *err) {
     int64_t size = io->size(io->ctx, fd);
@@ -6191,7 +6201,7 @@ static nodedb_status nodedb_vamana__read_header(const nodedb_io *io, int fd, con
     return status;
 }
 
-/* The parameters of a header, each in its range. */
+/* Decodes the parameters of a header and checks their ranges. */
 static nodedb_status nodedb_vamana__read_parameters(const uint8_t *h, const char *path, nodedb_vamana_config *c,
                                                     nodedb_error *err) {
     uint32_t type = nodedb_get_u32(h + NODEDB_VAMANA__AT_TYPE), code = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE),
@@ -6228,7 +6238,7 @@ static nodedb_vamana__training nodedb_vamana__get_training(const uint8_t *h) {
     return t;
 }
 
-/* Can the coder that is being made, with this step, have come so far? */
+/* True if the training in the header is possible for the coder that was being made. */
 static bool nodedb_vamana__is_training(const nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
     nodedb_vamana__training t = nodedb_vamana__get_training(h);
     uint64_t mean_of = nodedb_vamana__sample_size(index, t.slots);
@@ -6241,7 +6251,7 @@ static bool nodedb_vamana__is_training(const nodedb_vamana *index, const uint8_t
 }
 static bool nodedb_vamana__is_bits(uint32_t bits) { return bits == 0 || bits == 4 || bits == 8; }
 
-/* The counts of a header, which must fit each other and the size of the file; and the layout that follows. */
+/* Decodes the counts of a header. They must fit each other and the size of the file. *l: the layout that follows. */
 static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, const uint8_t *h, const char *path,
                                                 uint64_t file_size, nodedb_vamana__counts *n,
                                                 nodedb_vamana__file_layout *l, nodedb_error *err) {
@@ -6281,7 +6291,7 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
         uint32_t start = nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
         good = start == NODEDB_VAMANA__NONE || (start < n->slots && n->live > 0);
         for (uint32_t j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
-            good = start != nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* no list has room for it twice */
+            good = start != nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* a start may not repeat */
     }
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_SLOTS, "the counts do not fit each other");
@@ -6296,7 +6306,7 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
     return NODEDB_OK;
 }
 
-/* What the writer goes on with. */
+/* Restores the writer's state from the header. */
 static void nodedb_vamana__restore_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
     index->live = n->live, index->removed = n->removed;
     index->code_live = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
@@ -6334,12 +6344,12 @@ static void nodedb_vamana__free_file(nodedb_vamana *index) {
 
 /* ---- into memory ------------------------------------------------------------------------------------------------- */
 
-/* Reads a section from front to back, each block checked as it comes in; damage is an error. */
+/* Reads a section from front to back and checks each block; damage is an error. Lives for one call. */
 typedef struct nodedb_vamana__reader {
     nodedb_vamana *index;
     uint8_t *buffer;            /* STREAM_BYTES */
     uint64_t offset, end;       /* of the next block to read, and of the section */
-    size_t at, filled;          /* bytes of the buffer that are used, and that are there */
+    size_t at, filled;          /* bytes of the buffer that are used, and that are filled */
     nodedb_error *err;
 } nodedb_vamana__reader;
 
@@ -6370,13 +6380,13 @@ static nodedb_status nodedb_vamana__read(nodedb_vamana__reader *r, void *to, siz
     return NODEDB_OK;
 }
 
-/* What the last bytes that were read say is impossible. */
+/* The error for bytes that were read last and that are invalid. */
 static nodedb_status nodedb_vamana__invalid_bytes(const nodedb_vamana__reader *r, const char *what) {
     uint64_t offset = r->offset - (r->filled - r->at);
     return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, offset, r->index->file->path, what);
 }
 
-/* A section by slots. */
+/* Reads a section by slots. */
 static nodedb_status nodedb_vamana__read_section(nodedb_vamana__reader *r, int section, void *to, size_t word) {
     size_t bytes = r->index->arrays->slots * r->index->file->layout.item[section];
     nodedb_status status;
@@ -6396,7 +6406,7 @@ static nodedb_status nodedb_vamana__read_mean(nodedb_vamana__reader *r, nodedb_v
     return status;
 }
 
-/* Is this a vector, in memory order? */
+/* True if this is a valid vector, in memory order. */
 static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *vector) {
     double squares = 0;
     for (uint32_t i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
@@ -6408,7 +6418,7 @@ static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *
     return squares <= 1.001 * (double)NODEDB_VAMANA_MAX_LENGTH * (double)NODEDB_VAMANA_MAX_LENGTH;
 }
 
-/* A valid row: no edge to itself, no free neighbour, padded with NONE. The row of a free slot names the next free one
+/* A valid row: no edge to itself, no free neighbour, padded with NONE. The row of a free slot holds the next free slot
  * and nothing else. `words`: of the row, at least the degree. */
 static bool nodedb_vamana__is_row(const nodedb_vamana *index, uint32_t slot, const uint32_t *row, size_t words) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -6425,7 +6435,7 @@ static bool nodedb_vamana__is_row(const nodedb_vamana *index, uint32_t slot, con
     return true;
 }
 
-/* Do the free slots make one chain? `next` of a slot, `stride` words apart. Names a slot of the chain that does not. */
+/* True if all free slots are one chain; `next` of a slot is `stride` words apart. *bad: the last slot of the chain. */
 static bool nodedb_vamana__is_chain(const nodedb_vamana *index, const uint32_t *next, size_t stride, uint32_t *bad) {
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot = index->first_free, count = 0, all = a->slots - index->live - index->removed;
@@ -6436,17 +6446,17 @@ static bool nodedb_vamana__is_chain(const nodedb_vamana *index, const uint32_t *
     return count == all;
 }
 
-/* What a check of the tree needs: parents as they are in the file, and bits by slot. */
+/* A check of the tree: each slot's parent in the file, and the last row that holds the slot. Lives for one call. */
 typedef struct nodedb_vamana__tree_node {
     uint32_t parent;
-    uint32_t last;        /* the last slot whose row was seen to hold this one */
+    uint32_t last;        /* the last slot whose row holds this one */
 } nodedb_vamana__tree_node;
 
 typedef struct nodedb_vamana__tree_check {
     nodedb_vamana__tree_node *nodes;
-    uint8_t *held, *good; /* its parent's row holds it; it is known to lead up to the entry */
+    uint8_t *held, *good; /* bits by slot: its parent's row holds it; it leads up to the entry */
     size_t bytes;         /* of all three, one block of memory */
-    uint32_t twice;       /* a slot whose row holds another one twice, or NONE */
+    uint32_t twice;       /* a slot whose row holds a slot twice, or NONE */
 } nodedb_vamana__tree_check;
 
 static bool nodedb_vamana__tree_check_begin(const nodedb_vamana *index, nodedb_vamana__tree_check *t) {
@@ -6469,7 +6479,7 @@ static void nodedb_vamana__tree_check_row(const nodedb_vamana *index, nodedb_vam
     }
 }
 
-/* All rows have been looked at: is it one tree of all live slots under the entry? Names a slot that is not in it. */
+/* After all rows: true if all live slots are one tree under the entry. *bad: a slot that is not in it. */
 static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tree_check *t, uint32_t *bad) {
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t at, steps;
@@ -6487,15 +6497,15 @@ static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tr
         if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
         *bad = slot;
         for (at = slot, steps = 0; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->nodes[at].parent)
-            if (++steps > index->live) return false; /* a ring */
+            if (++steps > index->live) return false; /* a cycle */
         for (at = slot; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->nodes[at].parent)
             nodedb_vamana__set_bit(t->good, at);
     }
     return true;
 }
 
-/* Exact vectors, and in the packed layout the rows: into the index, or, if it is not to hold them, past `record` and a
- * check of the rows; the first words of these into `next`, if it is not NULL, and what they say of the tree into it. */
+/* Reads and checks exact vectors, and in the packed layout the rows. `keep`: puts them into the index. Else `record`
+ * holds one at a time, the first words of the rows go to `next` (unless NULL), and `tree` checks the rows. */
 static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, uint32_t *next,
                                                  nodedb_vamana__tree_check *tree, bool keep) {
     nodedb_vamana *index = r->index;
@@ -6530,7 +6540,7 @@ static nodedb_status nodedb_vamana__invalid_slot(const nodedb_vamana *index, int
                                      index->file->path, what);
 }
 
-/* Do states, norms, and rows (if they are there) of all slots fit each other and the header? */
+/* Checks that states, norms and `rows` (if they are in memory) of all slots fit each other and the header. */
 static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool rows, nodedb_error *err) {
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot, live = 0, removed = 0;
@@ -6559,7 +6569,7 @@ static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool
     return NODEDB_OK;
 }
 
-/* The coders of the header, without their means. */
+/* Makes the coders of the header; their means are still to be read. */
 static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const nodedb_vamana__counts *n,
                                                 nodedb_vamana__coder **coder, nodedb_vamana__coder **recoder,
                                                 nodedb_error *err) {
@@ -6575,7 +6585,7 @@ static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const node
     return NODEDB_OK;
 }
 
-/* Codes that were being made: those that were ready are remade. */
+/* Resumes making codes: remakes those that were done when the file was saved. */
 static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_vamana__coder *recoder, uint32_t at,
                                                  nodedb_error *err) {
     index->recodes = (uint8_t *)nodedb_vamana__alloc(index, index->arrays->capacity, recoder->stride,
@@ -6590,7 +6600,7 @@ static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_va
     return NODEDB_OK;
 }
 
-/* The tree of an index whose rows are in memory. */
+/* Checks the tree of an index whose rows are in memory. */
 static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, nodedb_error *err) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__tree_check tree;
@@ -6609,7 +6619,7 @@ static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, noded
                                            "a vector cannot be reached, or a row names one twice", err);
 }
 
-/* What a pruning may rely on, whatever the file says: the level is that of the id, and at most half of a row is far. */
+/* Corrects what a pruning relies on: the level follows from the id, and at most half of a row is far. */
 static void nodedb_vamana__check_head(const nodedb_vamana *index, uint32_t slot, uint32_t count) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__head *head = &a->heads[slot];
@@ -6620,7 +6630,7 @@ static void nodedb_vamana__check_head(const nodedb_vamana *index, uint32_t slot,
     head->far = head->strict = head->pruned = 0;
 }
 
-/* Reads everything behind the header into arrays of the index, checks it, and makes the index fit to change. */
+/* Reads and checks everything behind the header, into arrays of the index that the writer can change. */
 static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, nodedb_vamana__reader *r,
                                                       nodedb_vamana__coder *coder, nodedb_vamana__coder *recoder,
                                                       uint8_t *record) {
@@ -6690,7 +6700,7 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
-/* The file of an index whose header has been read; nothing behind that. Takes `fd`, whatever happens. */
+/* Makes the file struct of an index whose header was read. Owns `fd` from now on, also on failure. */
 static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *path, int fd,
                                               const nodedb_vamana__file_layout *l, nodedb_error *err) {
     nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__alloc(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
@@ -6713,7 +6723,7 @@ static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *
     return NODEDB_OK;
 }
 
-/* An index without arrays whose file's header has been read into `h`. */
+/* Opens a file and reads its header into `h`: *opened is an index without arrays. */
 static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_vamana_open_config *config, uint8_t *h,
                                                 nodedb_vamana__counts *n, nodedb_vamana **opened, int *which,
                                                 nodedb_error *err) {
@@ -6747,11 +6757,11 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
     nodedb_vamana__restore_state(index, h, n);
     if (*which == 1)
         nodedb_say(&config->logger, NODEDB_LOG_WARNING,
-                    "%s: the header is damaged, its copy at the end is used; save the index anew", path);
+                    "%s: the header is damaged, its copy at the end is used; save the index again", path);
     return NODEDB_OK;
 }
 
-/* `unread`: nothing but the header; such an index has no arrays and can only be destroyed. */
+/* `unread`: reads nothing but the header. Such an index has no arrays and can only be verified and destroyed. */
 static nodedb_vamana *nodedb_vamana__open_any(const char *path, const nodedb_vamana_open_config *config, bool unread,
                                               nodedb_error *err) {
     nodedb_vamana *index = NULL;
@@ -6801,6 +6811,7 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const node
 
 /* ---- verifying --------------------------------------------------------------------------------------------------- */
 
+/* What verify has found so far. Lives for one call. */
 typedef struct nodedb_vamana__findings {
     nodedb_vamana_on_damage report;
     void *ctx;
@@ -6816,7 +6827,7 @@ static void nodedb_vamana__found_damage(nodedb_vamana__findings *d, const nodedb
     if (d->report != NULL) d->report(d->ctx, offset, nodedb_vamana__section_name(&index->file->layout, offset));
 }
 
-/* Every block of the file but the header's. */
+/* Checks every block of the file except the headers. */
 static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_vamana__findings *d, uint8_t *buffer,
                                                   nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
@@ -6826,7 +6837,7 @@ static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_v
     for (size_t group = 0; group < f->group_count; group++) {
         status = nodedb_vamana__read_group(index, group, &copies, err);
         if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) return status;
-        f->groups[group] = copies != 0 ? NODEDB_VAMANA__THERE : NODEDB_VAMANA__DAMAGED;
+        f->groups[group] = copies != 0 ? NODEDB_VAMANA__LOADED : NODEDB_VAMANA__DAMAGED;
         for (int copy = 0; copy < 2; copy++)
             if ((copies >> copy & 1) == 0)
                 nodedb_vamana__found_damage(
@@ -6864,7 +6875,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
     d.report = report, d.ctx = ctx;
     if (config != NULL) reading = *config;
     reading.mode = NODEDB_VAMANA_ON_DISK, reading.fetch = NODEDB_VAMANA_FETCH_PREAD, reading.no_direct = true;
-    memset(&reading.logger, 0, sizeof reading.logger); /* what is damaged is reported, not said */
+    memset(&reading.logger, 0, sizeof reading.logger); /* damage is reported and not logged */
     if (path == NULL || path[0] == 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
     buffer = (uint8_t *)nodedb__alloc(&reading.allocator, NODEDB_VAMANA__STREAM_BYTES, NODEDB_VAMANA__BLOCK);
     if (buffer == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify a file");
@@ -6922,7 +6933,7 @@ static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
     (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
     nodedb_say(&index->logger, NODEDB_LOG_ERROR,
                 "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
-                "save the index anew from its source",
+                "save the index again from its source",
                 f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
                 nodedb_vamana__section_name(&f->layout, offset));
 }
@@ -6971,7 +6982,7 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
     nodedb_vamana__part *part = &f->parts[section];
     size_t from = chunk * NODEDB_VAMANA__CHUNK, bytes = part->bytes - from;
     uint64_t offset = f->layout.at[section] + from;
-    uint8_t *to = part->memory + from, now = NODEDB_VAMANA__THERE;
+    uint8_t *to = part->memory + from, now = NODEDB_VAMANA__LOADED;
     nodedb_status status;
     if (bytes > NODEDB_VAMANA__CHUNK) bytes = NODEDB_VAMANA__CHUNK;
     status = nodedb_vamana__read_at(index, to, bytes, offset, err);
@@ -7002,7 +7013,7 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
         return status;
     }
     nodedb__store_release(&part->chunks[chunk], now);
-    if (now == NODEDB_VAMANA__THERE) (void)__atomic_fetch_sub(&f->chunks_left, 1, __ATOMIC_ACQ_REL);
+    if (now == NODEDB_VAMANA__LOADED) (void)__atomic_fetch_sub(&f->chunks_left, 1, __ATOMIC_ACQ_REL);
     return NODEDB_OK;
 }
 
@@ -7037,8 +7048,8 @@ NODEDB_VAMANA__INLINE bool nodedb_vamana__have(const nodedb_vamana *index, int s
                                                nodedb_vamana__read_errors *errors) {
     const uint8_t *chunks = index->file->parts[section].chunks;
     assert(bytes > 0 && from + bytes <= index->file->parts[section].bytes);
-    if (nodedb__load_acquire(&chunks[from / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE &&
-        nodedb__load_acquire(&chunks[(from + bytes - 1) / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE)
+    if (nodedb__load_acquire(&chunks[from / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__LOADED &&
+        nodedb__load_acquire(&chunks[(from + bytes - 1) / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__LOADED)
         return true;
     return nodedb_vamana__load_and_check(index, section, from, bytes, errors);
 }
