@@ -6912,7 +6912,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
 #if !defined(NODEDB_VAMANA_NO_DISK)
 /* ---- sections in memory ------------------------------------------------------------------------------------------ */
 
-/* Where the record of a slot begins in the file. */
+/* The offset in the file of a slot's record. */
 static uint64_t nodedb_vamana__record_at(const nodedb_vamana__file_layout *l, uint32_t slot) {
     uint64_t from = l->at[NODEDB_VAMANA__IN_RECORDS];
     if (l->records_per_block == 0) return from + (uint64_t)slot * l->blocks_per_record * NODEDB_VAMANA_BLOCK_BYTES;
@@ -6932,7 +6932,7 @@ static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
     if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
     (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
     nodedb_say(&index->logger, NODEDB_LOG_ERROR,
-                "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
+                "%s: the block at offset %llu (%s) is damaged; searches skip what is in it, and count it; "
                 "save the index again from its source",
                 f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
                 nodedb_vamana__section_name(&f->layout, offset));
@@ -6942,7 +6942,7 @@ static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
     return nodedb__load_relaxed(&index->file->damaged_blocks);
 }
 
-/* Is what stands in a checked block of a section, `from` bytes behind its beginning, possible? In memory order. */
+/* True if the contents of a checked block are valid. `from`: its offset in the section. In memory order. */
 static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t from) {
     const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
@@ -6976,7 +6976,7 @@ static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, 
     return true;
 }
 
-/* Reads a chunk that the caller has claimed, and says what it is then. On failure it is absent again. */
+/* Reads a chunk that the caller has claimed, and sets its state. On failure the chunk is ABSENT again. */
 static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section, size_t chunk, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__part *part = &f->parts[section];
@@ -6995,7 +6995,7 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
                           ? 1
                                                                                                    : 4;
         if (status == NODEDB_OK) one = nodedb_vamana__check_block(index, offset + at, to + at, err);
-        if (status != NODEDB_OK || one == NODEDB_ERR_CORRUPT) { /* once more, this block alone */
+        if (status != NODEDB_OK || one == NODEDB_ERR_CORRUPT) { /* read this block again, alone */
             one = nodedb_vamana__read_at(index, to + at, NODEDB_VAMANA__BLOCK, offset + at, err);
             if (one == NODEDB_OK) one = nodedb_vamana__check_block(index, offset + at, to + at, err);
         }
@@ -7019,7 +7019,7 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
 
 static bool nodedb_vamana__load_and_check(const nodedb_vamana *reader, int section, uint64_t from, size_t bytes,
                                           nodedb_vamana__read_errors *errors) {
-    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)reader; /* what is loaded is nobody's state but the file's */
+    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)reader; /* loading changes the file's state only */
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__part *part = &f->parts[section];
     uint64_t chunk = from / NODEDB_VAMANA__CHUNK, last = (from + bytes - 1) / NODEDB_VAMANA__CHUNK, at;
@@ -7042,8 +7042,8 @@ static bool nodedb_vamana__load_and_check(const nodedb_vamana *reader, int secti
     return true;
 }
 
-/* Are these bytes of a section in memory, and well? Of an index on disk; reads them if they are not there yet. False:
- * they are damaged, or cannot be read; `trouble` says so. */
+/* True if these bytes of a section are in memory and intact; reads them first if needed. False: they are damaged or
+ * unreadable, which *errors then tells. Only for an index on disk. */
 NODEDB_VAMANA__INLINE bool nodedb_vamana__have(const nodedb_vamana *index, int section, uint64_t from, size_t bytes,
                                                nodedb_vamana__read_errors *errors) {
     const uint8_t *chunks = index->file->parts[section].chunks;
@@ -7054,7 +7054,7 @@ NODEDB_VAMANA__INLINE bool nodedb_vamana__have(const nodedb_vamana *index, int s
     return nodedb_vamana__load_and_check(index, section, from, bytes, errors);
 }
 
-/* The same for what a section has of one slot. */
+/* The same for the bytes of one slot. */
 NODEDB_VAMANA__INLINE bool nodedb_vamana__have_slot(const nodedb_vamana *index, int section, uint32_t slot,
                                                     nodedb_vamana__read_errors *errors) {
     size_t item = index->file->layout.item[section];
@@ -7069,19 +7069,19 @@ static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, 
     return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, errors);
 }
 
-/* Must a walk look whether what it needs is there? */
+/* True if parts of the sections are not in memory yet, so that a walk must check for what it needs. */
 static bool nodedb_vamana__is_partial(const nodedb_vamana *index) {
     return index->file != NULL && nodedb__load_acquire(&index->file->chunks_left) > 0;
 }
 
-/* State and id of a slot, for one who may be on disk. */
+/* True if the state and the id of a slot are in memory and intact. */
 static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
     return index->file == NULL || (nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_STATES, slot, errors) &&
                                    nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_IDS, slot, errors));
 }
 
-/* The live slot of an id in an index on disk, or NONE: there is none, or errors->failed. If the table of ids is
- * damaged on the way, looks at all. */
+/* The live slot of an id in an index on disk, or NONE: there is none, or errors->failed. Where the table of ids is
+ * damaged, scans all slots. */
 static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
                                             nodedb_vamana__read_errors *errors) {
     const nodedb_vamana__arrays *a = index->arrays;
@@ -7109,7 +7109,7 @@ static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32
     return at;
 }
 
-/* Of `count` slots in s->slots, those whose codes and norms are in memory and well; their new number. */
+/* Keeps those of `count` slots in s->slots whose codes and norms are in memory and intact; returns how many. */
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < count; i++)
@@ -7124,7 +7124,7 @@ static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
     return index->file != NULL && index->file->layout.row_at > 0;
 }
 
-/* The record of a node that is kept in memory, or NULL. */
+/* The cached record of a node, or NULL. */
 static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t slot) {
     const nodedb_vamana__cache *c = &index->file->cache;
     const uint8_t *record;
@@ -7137,8 +7137,8 @@ static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t
     return first == NODEDB_VAMANA__NO_RECORD ? NULL : record;
 }
 
-/* Of `count` slots in s->slots, from an index on disk, those that there are, with their codes; their new number. That
- * the file's checksums are right does not make it sensible. */
+/* Keeps those of `count` slots in s->slots, read from a file, that are in range and have codes; returns how many.
+ * Blocks with valid checksums may still hold invalid slots. */
 static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -7148,8 +7148,7 @@ static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t co
     return nodedb_vamana__is_partial(s->index) ? nodedb_vamana__have_codes(s, n) : n;
 }
 
-/* The row of a node, if it is in memory and well; NULL: it is damaged, or on disk and not among the nodes that are
- * kept. */
+/* The row of a node. NULL: it is damaged, or on disk and not cached. */
 static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
                                                uint32_t slot) {
     const nodedb_vamana *index = s->index;
@@ -7165,7 +7164,7 @@ static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const 
 
 /* ---- reranking from disk ----------------------------------------------------------------------------------------- */
 
-/* The true distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher brought. */
+/* The distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher read. */
 static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
                                   float norm) {
     const nodedb_vamana_kernels *k = &index->kernels->one;
@@ -7184,8 +7183,8 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
     return nodedb_vamana__from_cosine(index->type == NODEDB_VAMANA_F32 ? d : d * target->constant * norm);
 }
 
-/* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
- * on. The rerank requests these reads again and reports the error. */
+/* The head of the beam is expanded and will hardly change: starts to read its vectors during the rest of the walk. The
+ * rerank requests these reads again and reports the error. */
 static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
     uint32_t slots[32], n = 0;
     for (uint32_t i = 0; i < s->early; i++) {
@@ -7197,8 +7196,8 @@ static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
     s->early = 0;
 }
 
-/* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap of
- * the best `most` at results[0 .. *heap). A damaged one is passed over. */
+/* Measures the `n` results at results + from, whose vectors were announced, and offers them to the heap of the best
+ * `most` at results[0 .. *heap). Damaged ones are skipped. */
 static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
                                                     size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
@@ -7230,9 +7229,8 @@ static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, c
     return NODEDB_OK;
 }
 
-/* Measures the first few of the results s->spare[from .. n), for an index on disk, and says in *few how many. All up to
- * `n` are announced before, as many as the fetcher keeps, so that the device has something to do meanwhile. *told: the
- * first result that is not announced. */
+/* Measures the first few of the results s->spare[from .. n); *few: how many. First it announces all up to `n`, as many
+ * as the fetcher keeps, so that the device works meanwhile. *told: the first result that is not announced. */
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
                                                 size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
@@ -7253,18 +7251,20 @@ static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const
 /* A walk on codes as always, but the rows are on the disk, each with its vector. So it reads a few nodes together, the
  * nearest that it has not expanded, and gets their exact distances on the way (DiskANN section 3.2). */
 
-#define NODEDB_VAMANA__READ_BATCH 4u   /* nodes of one question that are announced and looked at together */
-#define NODEDB_VAMANA__WINDOW 8u /* reads of one question under way: a wave is read while another is looked at */
+#define NODEDB_VAMANA__READ_BATCH 4u   /* nodes of one query that are announced and expanded together */
+#define NODEDB_VAMANA__WINDOW 8u /* reads of one query under way: one batch is read while another is expanded */
 
-typedef struct nodedb_vamana__walker { /* a question that walks so */
-    nodedb_vamana_searcher *s;       /* its lists; the results so far are a heap in `spare` */
+/* A query that walks over the packed layout. Lives in one call, or in a searcher for the walkers of search_many. `busy`
+ * ones have a query. */
+typedef struct nodedb_vamana__walker {
+    nodedb_vamana_searcher *s;       /* whose lists it uses; the results so far are a heap in `spare` */
     nodedb_vamana__plan plan;
     nodedb_vamana__target code, exact;
     float norm;
     uint32_t next;                   /* first place of the beam that may not have been expanded */
-    uint32_t count, batch[NODEDB_VAMANA__WINDOW]; /* announced, the oldest first */
+    uint32_t count, batch[NODEDB_VAMANA__WINDOW]; /* nodes that were announced, the oldest first */
     size_t found;
-    uint64_t query_index;               /* of search_many */
+    uint64_t query_index;               /* in search_many */
     bool busy;
 } nodedb_vamana__walker;
 
@@ -7276,7 +7276,7 @@ static void nodedb_vamana__walker_begin(nodedb_vamana__walker *walker) {
     nodedb_vamana__begin_walk(s, &walker->code, walker->plan.beam);
 }
 
-/* Looks at a node: its exact distance, and the distances of its neighbours by code. */
+/* Expands a node: measures it exactly, and its neighbours by code. */
 static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const nodedb_vamana_query *query, uint32_t slot,
                                          const uint8_t *record) {
     nodedb_vamana_searcher *s = walker->s;
@@ -7303,8 +7303,8 @@ static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const no
     }
 }
 
-/* Looks at the next nodes if they are in memory, and announces those that must be read, until the window is full.
- * walker->count 0: the walk is at its end. */
+/* Expands the next nodes that are cached and announces those that must be read, until the window is full. Afterwards
+ * walker->count 0: the walk has ended. */
 static nodedb_status nodedb_vamana__walker_announce(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
                                                     nodedb_error *err) {
     nodedb_vamana_searcher *s = walker->s;
@@ -7326,7 +7326,7 @@ static nodedb_status nodedb_vamana__walker_announce(nodedb_vamana__walker *walke
     return s->fetcher.prefetch_batch(s->fetcher.ctx, &walker->batch[had], walker->count - had, err);
 }
 
-/* Looks at the oldest of the nodes that were announced, a wave of them. */
+/* Expands a batch: the oldest of the nodes that were announced. */
 static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
                                                 nodedb_error *err) {
     nodedb_vamana_searcher *s = walker->s;
@@ -7335,7 +7335,7 @@ static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, c
         uint32_t slot = walker->batch[i];
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
-        if (record == NULL && reason.status == NODEDB_ERR_STATE) { /* others have announced so much since */
+        if (record == NULL && reason.status == NODEDB_ERR_STATE) { /* other walkers have announced too much since */
             reason.status = s->fetcher.prefetch_batch(s->fetcher.ctx, &slot, 1, &reason);
             if (reason.status == NODEDB_OK)
                 record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
@@ -7350,7 +7350,7 @@ static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, c
     return s->read_errors.failed;
 }
 
-/* A whole walk over the packed layout; results by exact distance, a heap in s->spare. */
+/* One walk over the packed layout. Results by exact distance, a heap in s->spare. */
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err) {
@@ -7372,7 +7372,8 @@ static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const
 
 #define NODEDB_VAMANA__RERUN UINT32_MAX /* as a number of results: answer this query again, after the others */
 
-/* A question that has walked: its results by code, whose vectors are being read. */
+/* A query that has walked: its results by code, whose vectors are being read for the rerank. In a searcher's memory,
+ * for one call. */
 typedef struct nodedb_vamana__pending_rerank {
     uint64_t query_index;
     uint8_t *query;               /* prepared: index->stride bytes */
@@ -7380,11 +7381,12 @@ typedef struct nodedb_vamana__pending_rerank {
     size_t n;
     float norm;
     nodedb_vamana__target code;
-    nodedb_vamana__near next;     /* doubtful: the next by code, which is not read */
+    nodedb_vamana__near next;     /* uncertain: the next result by code, which is not read */
     bool uncertain;
 } nodedb_vamana__pending_rerank;
 
-/* Room for two groups of questions, each with no more results than the fetcher takes at once. False: one at a time. */
+/* Makes room for two groups of queries, each with no more results than the fetcher takes at once. False: one at a
+ * time. */
 static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana__plan plan;
@@ -7412,7 +7414,7 @@ static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t 
     return true;
 }
 
-/* Announces the vectors of a group that has walked: its reads begin. */
+/* Announces the vectors of a group that has walked: their reads start. */
 static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
     size_t n = 0;
     nodedb_status status;
@@ -7424,7 +7426,7 @@ static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__query_batch *q, u
     return status;
 }
 
-/* Takes what a group has read, question by question, and hands the results out. */
+/* Reranks a group query by query, as its reads complete, and copies the results. */
 static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     uint32_t count = q->count[group];
@@ -7459,8 +7461,8 @@ static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__query_batch *q, uin
     return NODEDB_OK;
 }
 
-/* Begins the reads of the group that has walked, then ends the other's, whose place walks next. The fetcher keeps both
- * batches, so the device never waits for us. */
+/* Starts the reads of the group that has walked, then reranks the other group, whose place walks next. The fetcher
+ * keeps both batches, so the device always has reads to do. */
 static nodedb_status nodedb_vamana__next_group(nodedb_vamana__query_batch *q, uint32_t *walking, nodedb_error *err) {
     nodedb_error reason;
     nodedb_status begun = nodedb_vamana__begin_reads(q, *walking, &reason), status;
@@ -7474,8 +7476,8 @@ static nodedb_status nodedb_vamana__next_group(nodedb_vamana__query_batch *q, ui
     return status;
 }
 
-/* Lets question i walk, and parks it with the group that walks. One that must look at all is answered at once, when
- * those before it are: it reads everything itself. */
+/* Walks query i and adds it to the group that walks. A query that needs a scan is answered at once, after those before
+ * it, as it reads everything itself. */
 static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, uint64_t i, uint32_t *walking,
                                                  nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
@@ -7491,7 +7493,7 @@ static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, 
         q->failed = i;
         return status;
     }
-    if (plan.scan) { /* which walks once more: rare */
+    if (plan.scan) { /* rare: the query walks once more */
         status = nodedb_vamana__next_group(q, walking, err);
         if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, walking, err);
         return status == NODEDB_OK ? nodedb_vamana__answer_one(q, i, err) : status;
@@ -7506,21 +7508,21 @@ static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, 
     return NODEDB_OK;
 }
 
-/* On disk: the device reads for some questions while others walk. What is asked of a file never changes, so nobody need
- * be counted in. */
+/* Resident layout: the device reads for some queries while others walk. Arrays of an index on disk never change, so no
+ * reader is counted in. */
 static nodedb_status nodedb_vamana__answer_resident(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
     nodedb_status status = NODEDB_OK, ended = NODEDB_OK;
     nodedb_error reason;
     uint64_t i, reads, retries, reads_now, retries_now;
     uint32_t walking = 0;
-    bool stuck = false; /* reading has failed, so there is no sense in ending the groups */
+    bool stuck = false; /* reading has failed: the groups cannot be reranked */
     nodedb_vamana__reads_so_far(q->s, &reads, &retries);
     for (i = 0; i < n && status == NODEDB_OK; i++) {
         if (q->count[walking] == q->group_max) status = nodedb_vamana__next_group(q, &walking, err);
         stuck = status != NODEDB_OK;
         if (!stuck) status = nodedb_vamana__walk_pending(q, i, &walking, err);
     }
-    /* those before one whose walk failed are answered, unless they fail themselves */
+    /* queries before the one that failed are answered, unless they fail too */
     stuck = stuck || (status != NODEDB_OK && q->failed != i - 1);
     if (!stuck) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (!stuck && ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
@@ -7530,7 +7532,7 @@ static nodedb_status nodedb_vamana__answer_resident(nodedb_vamana__query_batch *
         q->found[i] = 0;
         if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__answer_one(q, i, err);
         else if (i < q->failed) {
-            uint64_t failed = q->failed; /* the message is about that one */
+            uint64_t failed = q->failed; /* the message names that one */
             (void)nodedb_vamana__answer_one(q, i, NULL);
             q->failed = failed;
         }
@@ -7561,7 +7563,7 @@ static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s) {
     return bytes;
 }
 
-/* False: one question at a time. */
+/* Makes the walkers of a searcher. False: one query at a time. */
 static bool nodedb_vamana__make_walkers(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
     if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__WALKERS * NODEDB_VAMANA__WINDOW) return false;
@@ -7586,7 +7588,7 @@ static void nodedb_vamana__walker_failed(nodedb_vamana__query_batch *q, const no
     if (err != NULL) *err = *reason;
 }
 
-/* Hands out what a lane has found; or, as it found too little, asks again in the usual way. */
+/* Copies the results of a walker whose walk has ended. If they are too few, answers the query in the usual way. */
 static nodedb_status nodedb_vamana__walker_end(nodedb_vamana__query_batch *q, nodedb_vamana__walker *walker,
                                                nodedb_error *err) {
     nodedb_vamana_searcher *s = walker->s;
@@ -7601,7 +7603,7 @@ static nodedb_status nodedb_vamana__walker_end(nodedb_vamana__query_batch *q, no
     return NODEDB_OK;
 }
 
-/* One turn of a lane: takes what it waits for, chooses again, and begins another question at the end of one. */
+/* One turn of a walker: expands what it waits for, announces more, and takes the next query at the end of one. */
 static nodedb_status nodedb_vamana__walker_step(nodedb_vamana__query_batch *q, nodedb_vamana__walker *walker,
                                                 uint64_t *next, uint64_t n, nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
@@ -7628,7 +7630,8 @@ static nodedb_status nodedb_vamana__walker_step(nodedb_vamana__query_batch *q, n
     return status;
 }
 
-/* After a failure those before the question that failed are still answered, and none behind it. */
+/* Packed layout: walkers take turns. After a failure the queries before the failed one are still answered; none
+ * behind. */
 static nodedb_status nodedb_vamana__answer_packed(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_status first = NODEDB_OK, status;
@@ -7655,7 +7658,7 @@ static nodedb_status nodedb_vamana__answer_packed(nodedb_vamana__query_batch *q,
     return first;
 }
 
-/* Many questions to an index on disk, together. False: one question at a time. */
+/* Answers many queries to an index on disk together. False: answer them one at a time. */
 static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
                                           nodedb_error *err) {
     if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_walkers(q, n))
@@ -7672,7 +7675,7 @@ static bool nodedb_vamana__uring_works(const nodedb_vamana_open_config *config, 
     struct io_uring ring;
     int error;
 #endif
-    if (config->fetch != NODEDB_VAMANA_FETCH_AUTO || config->io.pread != NULL) return false; /* as the caller wants */
+    if (config->fetch != NODEDB_VAMANA_FETCH_AUTO || config->io.pread != NULL) return false; /* as asked for */
 #if defined(NODEDB_VAMANA__URING)
     error = io_uring_queue_init(1, &ring, 0);
     if (error == 0) {
@@ -7692,7 +7695,8 @@ static bool nodedb_vamana__uring_works(const nodedb_vamana_open_config *config, 
     return false;
 }
 
-/* Opens the file past the page cache where it may; some file systems refuse at open, others at the first read. */
+/* Opens the file with O_DIRECT if disk mode uses it. Some file systems refuse that at open, others at the first
+ * read. */
 static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
                                     uint8_t *block) {
     int fd = -EINVAL;
@@ -7713,8 +7717,8 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
     return io->open(io->ctx, path, O_RDONLY, 0);
 }
 
-/* Does the kernel populate what it can, and say so where it cannot? (Before Linux 5.14 it does not know how, and an
- * emulator may say yes to everything.) */
+/* True if MADV_POPULATE_READ works, and fails where it must. (Linux before 5.14 does not have it, and an emulator may
+ * let everything succeed.) */
 static bool nodedb_vamana__can_populate(size_t page) {
     bool can = false;
 #if defined(MADV_POPULATE_READ)
@@ -7728,7 +7732,7 @@ static bool nodedb_vamana__can_populate(size_t page) {
     return can;
 }
 
-/* Maps the records for a fetcher; whatever is refused is done by pread, and said. */
+/* Maps the records for a fetcher. If that is refused, logs it, and fetchers read. */
 static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana_open_config *config) {
     nodedb_vamana__file *f = index->file;
     uint64_t from = f->layout.at[NODEDB_VAMANA__IN_RECORDS], bytes = f->layout.at[NODEDB_VAMANA__IN_RECORDS + 1] - from;
@@ -7772,7 +7776,7 @@ static void nodedb_vamana__free_disk(nodedb_vamana *index) {
     if (f->map != NULL) (void)munmap(f->map, f->map_bytes);
 }
 
-/* Memory for the sections that searches want there, none of it read yet. */
+/* Memory for the sections that searches use. Nothing of them is read yet. */
 static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vamana__coder *coder, uint32_t slots,
                                                nodedb_error *err) {
     static const int wanted[] = {NODEDB_VAMANA__IN_STATES, NODEDB_VAMANA__IN_IDS,   NODEDB_VAMANA__IN_NORMS,
@@ -7813,7 +7817,7 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
     return NODEDB_OK;
 }
 
-/* Room for the nodes near the starts. */
+/* Memory for the records of nodes near the starts. */
 static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const nodedb_vamana_open_config *config,
                                                nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
@@ -7898,7 +7902,7 @@ static void nodedb_vamana__cache_want(nodedb_vamana__cache *c, uint32_t slot) {
     c->slots[c->count] = slot, c->places[place] = c->count++;
 }
 
-/* Reads the next nodes into the cache, and learns from their rows which come after them. */
+/* Reads the next nodes into the cache; their rows tell which nodes follow. */
 static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__cache *c = &f->cache;
@@ -7920,7 +7924,7 @@ static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_erro
         uint8_t *to = c->records + c->filled * c->stride;
         const uint32_t *row = (const uint32_t *)(const void *)(to + f->layout.row_at), none = NODEDB_VAMANA__NO_RECORD;
         if (record != NULL) memcpy(to, record, f->layout.record_bytes);
-        else if (reason.status == NODEDB_ERR_CORRUPT) { /* searches will meet it, and pass it over */
+        else if (reason.status == NODEDB_ERR_CORRUPT) { /* searches will find it damaged, and skip it */
             memset(to, 0xFF, f->layout.record_bytes);
             memcpy(to + f->layout.row_at, &none, sizeof none);
         } else {
@@ -7945,7 +7949,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_
     if (more != NULL) *more = false;
     if (index == NULL || more == NULL || budget == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
-    if (f == NULL) return NODEDB_OK; /* it is all there */
+    if (f == NULL) return NODEDB_OK; /* everything is in memory */
     for (; f->load_section < NODEDB_VAMANA__SECTIONS; f->load_section++, f->load_chunk = 0) {
         nodedb_vamana__part *p = &f->parts[f->load_section];
         for (; f->load_chunk < p->count; f->load_chunk++) {
@@ -7972,7 +7976,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_
 
 /* ---- verifying the meaning of a file ----------------------------------------------------------------------------- */
 
-/* The blocks are whole: does what stands in them make sense together? */
+/* All blocks match their checksums: checks that their contents fit each other. */
 static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     const nodedb_vamana__arrays *a = index->arrays;
@@ -7987,7 +7991,7 @@ static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_
     nodedb_status status = NODEDB_OK;
     bool more = true;
     memset(&errors, 0, sizeof errors);
-    f->cache.ready = true; /* it is not wanted */
+    f->cache.ready = true; /* verify does not use the cache */
     while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
     for (uint64_t at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] &&
          f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
@@ -8081,7 +8085,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_memory(const nodedb_vamana
     if (index->file != NULL)
         return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s: the exact vectors are on disk", index->file->path);
     memset(fetcher, 0, sizeof *fetcher);
-    fetcher->ctx = (void *)(uintptr_t)index; /* only read */
+    fetcher->ctx = (void *)(uintptr_t)index; /* only reads */
     fetcher->dim = index->dim, fetcher->batch_max = UINT32_MAX;
     fetcher->prefetch_batch = nodedb_vamana__memory_prefetch, fetcher->fetch = nodedb_vamana__memory_fetch;
     return NODEDB_OK;
@@ -8093,7 +8097,7 @@ static nodedb_status nodedb_vamana__damaged_record(const nodedb_vamana *index, u
                                      "read twice, does not match its checksum");
 }
 
-/* Is any block of a record in quarantine? */
+/* True if a block of a record is quarantined. */
 static bool nodedb_vamana__record_in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
     for (uint32_t i = 0; i < f->layout.blocks_per_record && nodedb__load_relaxed(&f->damaged_blocks) > 0; i++)
         if (nodedb_vamana__in_quarantine(f, offset + (uint64_t)i * NODEDB_VAMANA_BLOCK_BYTES)) return true;
@@ -8105,10 +8109,11 @@ static bool nodedb_vamana__record_in_quarantine(const nodedb_vamana__file *f, ui
 /* What is announced is asked for with madvise. Before it is used it is populated, which waits, and which is refused
  * where touching it would raise SIGBUS; then its blocks are checked. */
 
+/* A fetcher over a mapping; of one thread at a time. */
 typedef struct nodedb_vamana__mapped {
     nodedb_vamana *index;
     nodedb_allocator allocator;
-    uint8_t *scratch;  /* blocks_per_record blocks: where populating fails, this is read into */
+    uint8_t *scratch;  /* blocks_per_record blocks, read into where populating fails */
     uint32_t batch_max;
     uint64_t reads;
 } nodedb_vamana__mapped;
@@ -8159,7 +8164,7 @@ static const void *nodedb_vamana__mapped_fetch(void *ctx, uint32_t slot, nodedb_
         (void)nodedb_vamana__damaged_record(m->index, offset, err);
         return NULL;
     }
-    m->reads++; /* whether the page cache has it or not */
+    m->reads++; /* also if the page cache has it */
     pages = nodedb_vamana__pages_of(f, offset, &bytes);
     block = pages + (bytes - whole);
 #if defined(MADV_POPULATE_READ)
@@ -8167,7 +8172,7 @@ static const void *nodedb_vamana__mapped_fetch(void *ctx, uint32_t slot, nodedb_
 #else
     (void)pages;
 #endif
-    if (error != 0) { /* a read says why, or is as good */
+    if (error != 0) { /* a read tells why, or succeeds */
         status = nodedb_vamana__read_at(m->index, m->scratch, whole, offset, err);
         if (status == NODEDB_ERR_CORRUPT) nodedb_vamana__quarantine(m->index, offset);
         if (status != NODEDB_OK) return NULL;
@@ -8220,21 +8225,25 @@ static nodedb_status nodedb_vamana__fetcher_mapped(nodedb_vamana *index, uint32_
  * already is not read again. Every read carries the number of its buffer as user_data, so that any completion goes
  * where it belongs. */
 
-enum { /* states of a buffer */
-    NODEDB_VAMANA__BUFFER_WANTED, /* not submitted (again) */
+/* States of a buffer. WANTED -> READING: submitted. READING -> READY, or WANTED again after a first failure, or FAILED.
+ * Any state but READING -> WANTED: the buffer is claimed for another offset. */
+enum {
+    NODEDB_VAMANA__BUFFER_WANTED, /* not submitted */
     NODEDB_VAMANA__BUFFER_READING,
     NODEDB_VAMANA__BUFFER_READY,
     NODEDB_VAMANA__BUFFER_FAILED
 };
 
+/* One buffer of a pool: for the block or blocks of one record. */
 typedef struct nodedb_vamana__buffer {
-    uint64_t offset;  /* in the file; 0: it has never been used */
+    uint64_t offset;  /* in the file; 0: never used */
     uint32_t next;    /* buffer in the same place of `heads`, or NONE */
     uint32_t state, tries;
     int error;        /* of the last try: errno, or 0: the bytes do not match their checksum */
 } nodedb_vamana__buffer;
 
-typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken after its creation */
+/* A fetcher by reads; of one thread at a time. It allocates only when it is created. */
+typedef struct nodedb_vamana__disk {
     nodedb_vamana *index;
     nodedb_allocator allocator;
     size_t buffer_bytes;
@@ -8243,8 +8252,8 @@ typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken afte
     uint32_t *heads;                 /* buffers by offset: places with chains */
     uint32_t places;                 /* a power of two */
     uint32_t pool, batch_max;
-    uint32_t at;                     /* the next to take */
-    uint32_t wanted;                 /* those of them that are to be submitted: the last ones that were taken */
+    uint32_t at;                     /* the buffer to claim next */
+    uint32_t wanted;                 /* buffers still to be submitted: the last ones that were claimed */
     uint32_t reading;                /* submitted and not completed */
     uint64_t reads, retries;
     bool uring, registered;
@@ -8256,7 +8265,7 @@ typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken afte
 static uint8_t *nodedb_vamana__buffer_bytes(const nodedb_vamana__disk *d,
                                             uint32_t i) { return d->bytes + i * d->buffer_bytes; }
 
-/* Records in this machine's byte order: the whole buffer, here and once, since a slot may be fetched twice. */
+/* Converts the whole buffer to memory order. Once, when it is read, since a slot may be fetched twice. */
 static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *bytes) {
     const nodedb_vamana__file_layout *l = &d->index->file->layout;
     uint32_t i = 0;
@@ -8265,7 +8274,7 @@ static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *b
     while (++i < l->records_per_block);
 }
 
-/* Books the result of a read (bytes, or -errno): ready, wanted once more, or failed. */
+/* Completes a read with its result (bytes, or -errno): READY, WANTED once more, or FAILED. */
 static void nodedb_vamana__complete_read(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
     nodedb_vamana__buffer *b = &d->buffers[i];
     uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
@@ -8279,7 +8288,7 @@ static void nodedb_vamana__complete_read(nodedb_vamana__disk *d, uint32_t i, int
     status = result < 0 ? NODEDB_ERR_IO : NODEDB_OK, b->error = result < 0 ? (int)-result : 0;
     for (size_t at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
         status = nodedb_vamana__check_block(d->index, b->offset + at, bytes + at, &reason), bad = at;
-        if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) b->error = reason.sys_errno; /* of the checksums */
+        if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) b->error = reason.sys_errno; /* of their read */
     }
     b->tries++;
     if (status == NODEDB_OK) {
@@ -8303,7 +8312,7 @@ static void nodedb_vamana__read_now(nodedb_vamana__disk *d, uint32_t i) {
 }
 
 #if defined(NODEDB_VAMANA__URING)
-/* Prepares a read; false: the queue is full. */
+/* Prepares a read. False: the queue is full. */
 static bool nodedb_vamana__prepare_read(nodedb_vamana__disk *d, uint32_t i) {
     struct io_uring_sqe *sqe = d->reading < NODEDB_VAMANA_QUEUE_DEPTH ? io_uring_get_sqe(&d->ring) : NULL;
     nodedb_vamana__buffer *b = &d->buffers[i];
@@ -8319,7 +8328,7 @@ static bool nodedb_vamana__prepare_read(nodedb_vamana__disk *d, uint32_t i) {
     return true;
 }
 
-/* Books all completions that are there. */
+/* Completes every read whose completion is in the ring. */
 static void nodedb_vamana__reap(nodedb_vamana__disk *d) {
     struct io_uring_cqe *cqe;
     while (io_uring_peek_cqe(&d->ring, &cqe) == 0 && cqe != NULL) {
@@ -8332,8 +8341,8 @@ static void nodedb_vamana__reap(nodedb_vamana__disk *d) {
     }
 }
 
-/* Submits what is prepared and waits for `wait` completions. Interrupted and busy calls are repeated; with anything
- * else the kernel has taken nothing, and what is under way there still completes. */
+/* Submits what is prepared and waits for `wait` completions. Interrupted and busy calls are repeated. After any other
+ * error the kernel took nothing, and reads under way still complete. */
 static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
     int result;
     do {
@@ -8344,7 +8353,7 @@ static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
 }
 #endif
 
-/* Prepares as much of what was announced as the queue takes. */
+/* Prepares what was announced, as much as the queue takes. */
 static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
     while (d->uring && d->wanted > 0) {
@@ -8357,7 +8366,7 @@ static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 #endif
 }
 
-/* Waits until a buffer is ready or has failed. 0, or -errno if the ring is broken. */
+/* Waits until a buffer is READY or FAILED. 0, or -errno if the ring is broken. */
 static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 #if defined(NODEDB_VAMANA__URING)
     while (d->uring && d->buffers[i].state < NODEDB_VAMANA__BUFFER_READY) {
@@ -8393,8 +8402,8 @@ static uint32_t nodedb_vamana__buffer_for(const nodedb_vamana__disk *d, uint64_t
     return i;
 }
 
-/* Takes the next buffer in turn for an offset, or NONE if the ring is broken. What it held is forgotten; a read into it
- * that is still under way, of something that nobody wanted any more, is waited for. */
+/* Claims the next buffer in turn for an offset, and drops what it held. First it waits for a read into the buffer that
+ * is still under way, which no caller needs any more. NONE: the ring is broken. */
 static uint32_t nodedb_vamana__claim_buffer(nodedb_vamana__disk *d, uint64_t offset) {
     uint32_t i = d->at, *link;
     nodedb_vamana__buffer *b = &d->buffers[i];
@@ -8424,7 +8433,7 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
         uint64_t offset = nodedb_vamana__block_of(d->index, slots[k]);
         uint32_t had = nodedb_vamana__buffer_for(d, offset), i;
         if (had != NODEDB_VAMANA__NONE && d->buffers[had].state != NODEDB_VAMANA__BUFFER_FAILED) {
-            uint32_t age = (d->at + d->pool - had - 1) % d->pool; /* buffers that were taken after it */
+            uint32_t age = (d->at + d->pool - had - 1) % d->pool; /* buffers that were claimed after it */
             if (age + (n - k) <= d->pool - d->batch_max) continue;
         }
         i = nodedb_vamana__claim_buffer(d, offset);
@@ -8433,14 +8442,14 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
         if (nodedb_vamana__record_in_quarantine(d->index->file, offset)) {
             d->buffers[i].state = NODEDB_VAMANA__BUFFER_FAILED;
         } else if (had != NODEDB_VAMANA__NONE && had != i && d->buffers[had].offset == offset &&
-                   d->buffers[had].state == NODEDB_VAMANA__BUFFER_READY) { /* there, but its turn would come too soon */
+                   d->buffers[had].state == NODEDB_VAMANA__BUFFER_READY) { /* its turn comes too soon */
             memcpy(nodedb_vamana__buffer_bytes(d, i), nodedb_vamana__buffer_bytes(d, had), d->buffer_bytes);
             d->buffers[i].state = NODEDB_VAMANA__BUFFER_READY;
         }
     }
     nodedb_vamana__prepare_reads(d);
 #if defined(NODEDB_VAMANA__URING)
-    if (d->uring) (void)nodedb_vamana__enter_ring(d, 0); /* whoever waits for a buffer meets the error */
+    if (d->uring) (void)nodedb_vamana__enter_ring(d, 0); /* an error is met again by the wait for a buffer */
 #endif
     return NODEDB_OK;
 }
@@ -8489,14 +8498,14 @@ static void nodedb_vamana__disk_destroy(void *ctx) {
 #if defined(NODEDB_VAMANA__URING)
     if (d->uring) io_uring_queue_exit(&d->ring);
 #endif
-    if (!drained) d->bytes = NULL; /* better lost than written into by the kernel when it is somebody else's */
+    if (!drained) d->bytes = NULL; /* leak it: the kernel may still write into it */
     nodedb__release(&allocator, d->heads, d->places * sizeof *d->heads);
     nodedb__release(&allocator, d->buffers, d->pool * sizeof *d->buffers);
     nodedb__release(&allocator, d->bytes, d->pool * d->buffer_bytes);
     nodedb__release(&allocator, d, sizeof *d);
 }
 
-/* A ring of its own, and the pool registered with it. Whatever is refused is done without, and said. */
+/* Makes the fetcher's ring and registers the pool with it. If the system refuses either, logs it and goes without. */
 static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
     struct iovec pool;
@@ -8524,7 +8533,7 @@ static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *of, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err) {
-    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)of; /* what is found damaged is noted with its file */
+    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)of; /* damage that is found is noted in the file struct */
     nodedb_vamana__disk *d;
     if (index == NULL || fetcher == NULL || batch_max > NODEDB_VAMANA__MAX_BATCH)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL, or batch_max is over %u",
@@ -8569,7 +8578,7 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
     slot = nodedb_vamana__find_on_disk(index, id, &errors);
     if (errors.failed == NODEDB_OK && slot == NODEDB_VAMANA__NONE && errors.damaged == 0)
         return nodedb_vamana__no_such_id(id, err);
-    if (slot != NODEDB_VAMANA__NONE) errors.damaged = 0; /* what it has passed on the way */
+    if (slot != NODEDB_VAMANA__NONE) errors.damaged = 0; /* damaged slots that the lookup skipped */
     if (errors.failed == NODEDB_OK && index->arrays->norms != NULL && slot != NODEDB_VAMANA__NONE)
         (void)nodedb_vamana__have_norm(index, slot, &errors);
     if (errors.failed != NODEDB_OK) {
@@ -8733,7 +8742,7 @@ static nodedb_status nodedb_vamana__verify_meaning(const char *path, const noded
  * (128 * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
  * ================================================================================================================ */
 
-/* Asks for the vectors in slots[from .. to). */
+/* Prefetches the vectors in slots[from .. to). */
 NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots,
                                                          size_t from, size_t to) {
     for (; from < to; from++) nodedb_vamana__prefetch(base + (size_t)slots[from] * stride, stride);
@@ -8841,7 +8850,7 @@ NODEDB_VAMANA__SET(plain, plain, plain)
 #if defined(NODEDB_VAMANA__X86) || defined(NODEDB_VAMANA__NEON)
 /* ---- the loops around the pieces of a set ------------------------------------------------------------------------ */
 
-#if !defined(NODEDB_VAMANA__TARGET)   /* our tests define both, to run in an emulation what this CPU has not got */
+#if !defined(NODEDB_VAMANA__TARGET)   /* a test defines both, to emulate instructions that this CPU lacks */
 #define NODEDB_VAMANA__TARGET(names) __attribute__((target(names)))
 #define NODEDB_VAMANA__CPU_HAS(name) __builtin_cpu_supports(name)
 #endif
@@ -8922,7 +8931,7 @@ NODEDB_VAMANA__SET(plain, plain, plain)
     make(target, set, i32, l2_code4, int8_t, uint8_t, code4_width, 2, 128)                                             \
     make(target, set, i32, dot_code4, int8_t, uint8_t, code4_width, 2, 128)
 
-/* A step for the last components of vectors: zeros contribute nothing to any distance, so it pads with them. */
+/* A step for the last components of vectors. It pads with zeros, which contribute nothing to any distance. */
 #define NODEDB_VAMANA__PADDED_REST(inlined, set, sums, name, query_type, vector_type, width)                           \
     inlined nodedb_vamana__##set##_##sums nodedb_vamana__##set##_rest_##name(                                          \
         nodedb_vamana__##set##_##sums s, const query_type *q, const vector_type *v, size_t left) {                     \
@@ -9106,7 +9115,7 @@ NODEDB_VAMANA__INLINE __m128 nodedb_vamana__sse2_totals_f32(nodedb_vamana__sse2_
     return nodedb_vamana__sse2_transpose_f32(_mm_add_ps(s0.a, s0.b), _mm_add_ps(s1.a, s1.b), _mm_add_ps(s2.a, s2.b),
                                              _mm_add_ps(s3.a, s3.b));
 }
-/* There is no maddubs yet: the codes become 16-bit numbers, for which c (4 c - q) is one product. */
+/* SSE2 has no maddubs: the codes become 16-bit numbers, for which c (4 c - q) is one product. */
 NODEDB_VAMANA__INLINE __m128i nodedb_vamana__sse2_dot_terms(__m128i c, __m128i q) { return _mm_madd_epi16(c, q); }
 NODEDB_VAMANA__INLINE __m128i nodedb_vamana__sse2_l2_terms(__m128i c, __m128i q) {
     return _mm_madd_epi16(c, _mm_sub_epi16(_mm_slli_epi16(c, 2), q));
@@ -9228,7 +9237,7 @@ NODEDB_VAMANA__TARGET("avx2") NODEDB_VAMANA__INLINE __m256 nodedb_vamana__avx2_t
     others = _mm256_permute2f128_ps(x, x, 1);
     return _mm256_blend_ps(_mm256_add_ps(x, others), _mm256_sub_ps(others, x), 0xF0);
 }
-/* In 1 us instead of 4 for 384 components, which was a tenth of a query. */
+/* For 384 components in 1 us and not 4, which was a tenth of a query. */
 NODEDB_VAMANA__TARGET("avx2") static void nodedb_vamana__avx2_turn_part(float *x, uint32_t n, uint64_t key) {
     __m256 scale = _mm256_set1_ps(1 / sqrtf((float)n));
     uint64_t signs = 0;
@@ -9566,7 +9575,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
     return true;
 }
 
-/* The set of that name, or the last usable one; NULL and the reason if it cannot be had. */
+/* The set of that name, or without a name the last usable one. NULL and the reason: unavailable. */
 static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char *name, nodedb_error *err) {
     const nodedb_vamana__kernel_set *best = NULL;
     for (size_t i = 0; nodedb_vamana__sets[i] != NULL; i++) {
@@ -9579,7 +9588,7 @@ static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char
             return NULL;
         }
     }
-    if (best == NULL && name != NULL) /* without a name, there is always the plain one */
+    if (best == NULL && name != NULL) /* without a name there is always the plain set */
         (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "this build has no kernel \"%s\"", name);
     return best;
 }

@@ -226,7 +226,7 @@ static bool same_training(const nodedb_vamana *x, const nodedb_vamana *y) {
     if (x->recoder->step != y->recoder->step || memcmp(x->recoder->mean, y->recoder->mean, x->dim * sizeof(float)) != 0)
         return false;
     return nodedb_vamana__is_trained(x->recoder) ||
-           (a->slots == b->slots && a->at == b->at && a->met == b->met && a->squares == b->squares &&
+           (a->slots == b->slots && a->at == b->at && a->sampled == b->sampled && a->squares == b->squares &&
             memcmp(a->errors, b->errors, sizeof a->errors) == 0);
 }
 
