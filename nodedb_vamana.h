@@ -1507,6 +1507,11 @@ static uint32_t nodedb_vamana__row_count(const nodedb_vamana *index, const uint3
     return count;
 }
 
+/* What the manual calls the norm of a slot's vector; 0 for L2, which has none. */
+NODEDB_VAMANA__INLINE float nodedb_vamana__norm(const nodedb_vamana__arrays *a, uint32_t slot) {
+    return a->norms == NULL ? 0 : a->norms[slot];
+}
+
 NODEDB_VAMANA__INLINE uint8_t nodedb_vamana__state(const nodedb_vamana__arrays *a, uint32_t slot) {
     return nodedb__load_acquire(&a->states[slot]);
 }
@@ -1579,11 +1584,11 @@ static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t
 static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s,
                                                     const struct nodedb_vamana__target *exact,
                                                     struct nodedb_vamana__near *results, size_t most, size_t from,
-                                                    size_t n, size_t *heap, struct nodedb_vamana__code_error *doubt,
-                                                    nodedb_error *err);
+                                                    size_t n, size_t *heap,
+                                                    struct nodedb_vamana__code_error *code_error, nodedb_error *err);
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, struct nodedb_vamana__code_error *doubt,
+                                                size_t *heap, struct nodedb_vamana__code_error *code_error,
                                                 nodedb_error *err);
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const struct nodedb_vamana__plan *plan, float norm, size_t *found,
@@ -1689,20 +1694,25 @@ static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb
     }
 }
 
-/* From the vector in a slot, by the distance that the graph is built with. */
-static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
-                                                        uint32_t slot) {
+/* Exact distances from a stored or prepared vector to slots of `a`. */
+static nodedb_vamana__target nodedb_vamana__exact_target(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                                         const uint8_t *vector, float norm) {
     nodedb_vamana__target target;
     bool f32 = index->type == NODEDB_VAMANA_F32;
     memset(&target, 0, sizeof target);
-    target.arrays = a;
-    target.vector = nodedb_vamana__vector(index, a, slot);
+    target.arrays = a, target.vector = vector;
     target.measure = index->metric == NODEDB_VAMANA_L2 ? NODEDB_VAMANA__TO_L2 : NODEDB_VAMANA__TO_IP;
     if (index->metric == NODEDB_VAMANA_COSINE) {
         target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_BYTES;
-        target.constant = f32 ? 0 : a->norms[slot];
+        target.constant = f32 ? 0 : norm;
     }
     return target;
+}
+
+/* From the vector in a slot, by the distance that the graph is built with. */
+static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                                        uint32_t slot) {
+    return nodedb_vamana__exact_target(index, a, nodedb_vamana__vector(index, a, slot), nodedb_vamana__norm(a, slot));
 }
 
 /* ---- vectors as the index stores them ---------------------------------------------------------------------------- */
@@ -2579,7 +2589,7 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
     uint32_t walked;
     s->arrays = a;
     if (by_code)
-        code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, a->norms == NULL ? 0 : a->norms[slot]);
+        code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, nodedb_vamana__norm(a, slot));
     nodedb_vamana__see_for(s, index->beam_now);
     nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_now);
     nodedb_vamana__probe_beam(index, s, by_code ? &code : &target, slot);
@@ -2823,6 +2833,10 @@ static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
     }
     nodedb__store_release(&a->table[gap], NODEDB_VAMANA__NONE);
     nodedb__store_release(&a->table_version, a->table_version + 1);
+}
+
+static nodedb_status nodedb_vamana__no_such_id(uint64_t id, nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
 }
 
 /* ---- slots ------------------------------------------------------------------------------------------------------- */
@@ -3094,7 +3108,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
     if (status != NODEDB_OK) return status;
     slot = nodedb_vamana__find(index->arrays, id);
     if (slot == NODEDB_VAMANA__NONE)
-        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
+        return nodedb_vamana__no_such_id(id, err);
     nodedb_vamana__remove_slot(index, slot);
     return NODEDB_OK;
 }
@@ -3193,6 +3207,18 @@ static bool nodedb_vamana__passes(nodedb_vamana_searcher *s, const nodedb_vamana
     id = a->ids[slot];
     if (query->bitmap != NULL && (id >= query->bitmap_bits || (query->bitmap[id / 8] >> id % 8 & 1) == 0)) return false;
     return query->filter == NULL || query->filter(query->filter_ctx, id);
+}
+
+/* Passes an error on to the caller; returns its status. */
+static nodedb_status nodedb_vamana__pass_on(const nodedb_error *reason, nodedb_error *err) {
+    if (err != NULL) *err = *reason;
+    return reason->status;
+}
+
+/* The first failure of a query's reads, or NODEDB_OK. */
+static nodedb_status nodedb_vamana__read_failure(const nodedb_vamana_searcher *s, nodedb_error *err) {
+    if (s->read_errors.failed != NODEDB_OK && err != NULL) *err = s->read_errors.error;
+    return s->read_errors.failed;
 }
 
 /* ---- filters ----------------------------------------------------------------------------------------------------- */
@@ -3312,25 +3338,15 @@ static bool nodedb_vamana__may_be_nearer(const nodedb_vamana *index, const noded
 
 /* The distance that a search returns, from the prepared query in s->query. */
 static nodedb_vamana__target nodedb_vamana__query_target(const nodedb_vamana_searcher *s, float norm) {
-    const nodedb_vamana *index = s->index;
-    nodedb_vamana__target target;
-    bool f32 = index->type == NODEDB_VAMANA_F32;
-    memset(&target, 0, sizeof target);
-    target.arrays = s->arrays;
-    target.vector = s->query;
-    target.measure = index->metric == NODEDB_VAMANA_L2 ? NODEDB_VAMANA__TO_L2 : NODEDB_VAMANA__TO_IP;
-    if (index->metric == NODEDB_VAMANA_COSINE) {
-        target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_BYTES;
-        target.constant = f32 ? 0 : norm;
-    }
-    return target;
+    return nodedb_vamana__exact_target(s->index, s->arrays, s->query, norm);
 }
 
 /* Measures results[from .. from + n) exactly and offers them to the heap of the best `most` at results[0 .. *heap). On
  * disk, damaged ones are skipped. */
 static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                    size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
+                                                    size_t *heap, nodedb_vamana__code_error *code_error,
+                                                    nodedb_error *err) {
     size_t to = from + n, batch, batch_max = s->candidates_max;
     nodedb_status status = NODEDB_OK;
     if (nodedb_vamana__is_on_disk(s->index)) batch_max = nodedb_vamana__min(batch_max, s->fetcher.batch_max);
@@ -3340,12 +3356,13 @@ static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, c
         if (nodedb_vamana__is_on_disk(s->index)) {
             status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
             if (status == NODEDB_OK)
-                status = nodedb_vamana__measure_fetched(s, exact, results, most, from, batch, heap, doubt, err);
+                status = nodedb_vamana__measure_fetched(s, exact, results, most, from, batch, heap, code_error, err);
             continue;
         }
         nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
         for (size_t i = 0; i < batch; i++) {
-            if (doubt != NULL) nodedb_vamana__note_code_error(doubt, s->distances[i], results[from + i].distance);
+            if (code_error != NULL) nodedb_vamana__note_code_error(code_error, s->distances[i],
+                                                                   results[from + i].distance);
             *heap = nodedb_vamana__heap_offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
         }
     }
@@ -3413,25 +3430,25 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
                                            const nodedb_vamana__target *code, size_t *n, bool *uncertain,
                                            nodedb_error *err) {
     bool on_disk = nodedb_vamana__is_on_disk(s->index);
-    nodedb_vamana__code_error doubt;
+    nodedb_vamana__code_error code_error;
     nodedb_status status = NODEDB_OK;
     size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results collected, one to judge by */
-    memset(&doubt, 0, sizeof doubt);
-    doubt.code = *code;
+    memset(&code_error, 0, sizeof code_error);
+    code_error.code = *code;
     while (from < *n && status == NODEDB_OK) {
         few = *n - from;
         if (on_disk)
-            status = nodedb_vamana__measure_few(s, exact, plan->k, from, *n, &told, &few, &heap, &doubt, err);
-        else status = nodedb_vamana__measure_results(s, exact, s->spare, plan->k, from, few, &heap, &doubt, err);
+            status = nodedb_vamana__measure_few(s, exact, plan->k, from, *n, &told, &few, &heap, &code_error, err);
+        else status = nodedb_vamana__measure_results(s, exact, s->spare, plan->k, from, few, &heap, &code_error, err);
         s->computed += few, s->exact += few, from += few;
-        if (!plan->more || heap < plan->k || doubt.n == 0 || *n - from > NODEDB_VAMANA__RERANK_MORE) continue;
+        if (!plan->more || heap < plan->k || code_error.n == 0 || *n - from > NODEDB_VAMANA__RERANK_MORE) continue;
         if (next == *n) next = nodedb_vamana__collect_codes(s, query, next, next + 1);
         if (next == *n)
             *uncertain = s->beam_count == plan->beam &&
-                        nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN,
+                        nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN,
                                                      s->spare[0].distance, &s->beam[s->beam_count - 1]);
-        else if (nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS, s->spare[0].distance,
-                                              &s->spare[*n]))
+        else if (nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS,
+                                              s->spare[0].distance, &s->spare[*n]))
             *n = next = nodedb_vamana__collect_codes(s, query, next, *n + NODEDB_VAMANA__RERANK_MORE);
     }
     *n = heap;
@@ -3469,10 +3486,7 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
             *found = plan->by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
                                    : nodedb_vamana__collect(s, query, plan->keep);
         }
-        if (status == NODEDB_OK && s->read_errors.failed != NODEDB_OK) {
-            if (err != NULL) *err = s->read_errors.error;
-            status = s->read_errors.failed;
-        }
+        if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
         if (status != NODEDB_OK || *found >= plan->k) return status;
         if (nodedb_vamana__widen_or_scan(s, query, plan)) return NODEDB_OK;
         status = nodedb_vamana__searcher_fit(s, plan->beam, s->arrays->capacity, err);
@@ -3505,10 +3519,7 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
         if (status == NODEDB_OK && plan->scan)
             status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     }
-    if (status == NODEDB_OK && s->read_errors.failed != NODEDB_OK) {
-        if (err != NULL) *err = s->read_errors.error;
-        status = s->read_errors.failed;
-    }
+    if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
     if (status == NODEDB_OK) nodedb_vamana__sort_heap(s->arrays->ids, s->spare, *found);
     return status;
 }
@@ -3621,6 +3632,12 @@ typedef struct nodedb_vamana__query_batch {
     uint32_t count[2], group_max, keep;
 } nodedb_vamana__query_batch;
 
+static void nodedb_vamana__add_stats(nodedb_vamana_stats *sum, const nodedb_vamana_stats *one) {
+    sum->hops += one->hops, sum->distances += one->distances, sum->exact += one->exact;
+    sum->reads += one->reads, sum->retries += one->retries, sum->scanned = sum->scanned || one->scanned;
+    sum->damaged += one->damaged;
+}
+
 /* Answers query i at once. */
 static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, uint64_t i, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
@@ -3635,9 +3652,7 @@ static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, ui
         q->failed = i;
         return status;
     }
-    q->sum.hops += one.hops, q->sum.distances += one.distances, q->sum.exact += one.exact;
-    q->sum.reads += one.reads, q->sum.retries += one.retries, q->sum.scanned = q->sum.scanned || one.scanned;
-    q->sum.damaged += one.damaged;
+    nodedb_vamana__add_stats(&q->sum, &one);
     return NODEDB_OK;
 }
 
@@ -3692,8 +3707,7 @@ static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, cons
             *found = 0;
             return status;
         }
-        sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact, sum.damaged += one.damaged;
-        sum.reads += one.reads, sum.retries += one.retries, sum.scanned = sum.scanned || one.scanned;
+        nodedb_vamana__add_stats(&sum, &one);
         if (*found < wide.k || wide.k == most || results[*found - 1].distance > radius) break;
         wide.k = wide.k < most / 2 ? 2 * wide.k : most;
     }
@@ -4638,10 +4652,6 @@ static void nodedb_vamana__to_floats(const nodedb_vamana *index, const uint8_t *
     for (i = 0; i < index->dim; i++) out[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
-static nodedb_status nodedb_vamana__no_such_id(uint64_t id, nodedb_error *err) {
-    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
-}
-
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, uint64_t id, float *out,
                                                   nodedb_error *err) {
     const nodedb_vamana__arrays *a;
@@ -4651,7 +4661,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get(const nodedb_vamana *index, ui
     a = nodedb_vamana__enter(index, 0, &parity);
     slot = nodedb_vamana__find_live(a, id);
     if (slot != NODEDB_VAMANA__NONE)
-        nodedb_vamana__to_floats(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
+        nodedb_vamana__to_floats(index, nodedb_vamana__vector(index, a, slot), nodedb_vamana__norm(a, slot),
                                  out);
     nodedb_vamana__leave(index, 0, parity);
     return slot != NODEDB_VAMANA__NONE ? NODEDB_OK : nodedb_vamana__no_such_id(id, err);
@@ -4852,9 +4862,9 @@ static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana_
     if (n == 0) return;
     for (uint32_t i = 0; i < n; i++) {
         vectors[i] = nodedb_vamana__vector(index, a, slots[i]);
-        factors[i] = nodedb_vamana__to_length_1(index, a->norms != NULL ? a->norms[slots[i]] : 0);
+        factors[i] = nodedb_vamana__to_length_1(index, nodedb_vamana__norm(a, slots[i]));
     }
-    if (t->sampled == 0) nodedb_vamana__as_floats(index, vectors[0], a->norms != NULL ? a->norms[slots[0]] : 0,
+    if (t->sampled == 0) nodedb_vamana__as_floats(index, vectors[0], nodedb_vamana__norm(a, slots[0]),
                                                   c->mean);
     for (uint32_t j = 0; j < index->dim; j++) {
         double sum = 0, squares = 0;
@@ -4886,7 +4896,7 @@ static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_v
     float half = c->bits == 4 ? 7.5f : 127.5f;
     for (uint32_t i = 0; i < n; i++) {
         nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slots[i]),
-                                 a->norms != NULL ? a->norms[slots[i]] : 0, turned);
+                                 nodedb_vamana__norm(a, slots[i]), turned);
         for (uint32_t j = 0; j < index->dim; j++) turned[j] -= c->mean[j];
         nodedb_vamana__turn(index, turned);
         for (uint32_t w = 0; w < NODEDB_VAMANA__STEPS; w++) {
@@ -4944,7 +4954,7 @@ static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, ui
 static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                        const nodedb_vamana__coder *c, uint8_t *codes, float *turned, uint32_t slot) {
     return nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot),
-                                 a->norms != NULL ? a->norms[slot] : 0, turned, codes + (size_t)slot * c->stride);
+                                 nodedb_vamana__norm(a, slot), turned, codes + (size_t)slot * c->stride);
 }
 
 /* ---- how much codes displace ------------------------------------------------------------------------------------- */
@@ -5000,7 +5010,7 @@ static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arra
         if (coded->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__is_same(index, slot, &s->beam[i]))
             s->slots[n] = s->beam[i].slot, far[n++] = s->beam[i].distance;
     if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* this node shows nothing */
-    code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, coded->norms != NULL ? coded->norms[slot] : 0);
+    code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, nodedb_vamana__norm(coded, slot));
     by_code = far + n;
     nodedb_vamana__measure_many(index, &code, s->slots, n, by_code);
     for (uint32_t i = 0; i < n; i++) {
@@ -5355,6 +5365,10 @@ static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status 
     return status;
 }
 
+static nodedb_status nodedb_vamana__no_memory(nodedb_error *err, const char *to, const char *path) {
+    return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to %s %s", to, nodedb__path_end(path));
+}
+
 /* ---- an open file ------------------------------------------------------------------------------------------------ */
 
 /* Of an index on disk, sections are read into memory chunk by chunk when they are first needed. They are read and not
@@ -5627,7 +5641,7 @@ static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, 
     nodedb_vamana__slot_view v;
     memset(&v, 0, sizeof v);
     v.state = a->states[slot], v.head = a->heads[slot], v.parent = a->parents[slot], v.id = a->ids[slot];
-    v.norm = a->norms != NULL ? a->norms[slot] : 0;
+    v.norm = nodedb_vamana__norm(a, slot);
     v.row = nodedb_vamana__row(index, a, slot), v.vector = nodedb_vamana__vector(index, a, slot);
     if (save->coder != NULL && !save->make_codes)
         v.code = (save->frozen != NULL ? save->frozen : a->codes) + (size_t)slot * save->coder->stride;
@@ -6002,7 +6016,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, c
     save = (nodedb_vamana__save_state *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
     if (save == NULL || !nodedb_vamana__save_prepare(index, save, layout, path)) {
         nodedb_vamana__save_free(index, save);
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
+        return nodedb_vamana__no_memory(err, "save", path);
     }
     save->fd = index->io.open(index->io.ctx, save->temporary, O_WRONLY | O_CREAT, 0644);
     size = save->fd < 0 ? save->fd : index->io.size(index->io.ctx, save->fd);
@@ -6131,8 +6145,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, ui
         return NODEDB_OK;
     }
     if (error == -ENOMEM)
-        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
-                              nodedb__path_end(save->path));
+        status = nodedb_vamana__no_memory(err, "go on saving", save->path);
     else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_TRUNCATES_OLD)
         status = nodedb_vamana__file_error(err, nodedb_io_status(-error), -error, 0, save->path,
                                            "its directory cannot be synced");
@@ -6352,6 +6365,13 @@ typedef struct nodedb_vamana__reader {
     size_t at, filled;          /* bytes of the buffer that are used, and that are filled */
     nodedb_error *err;
 } nodedb_vamana__reader;
+
+static nodedb_vamana__reader nodedb_vamana__reader_of(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana__reader r;
+    memset(&r, 0, sizeof r);
+    r.index = index, r.buffer = buffer, r.err = err;
+    return r;
+}
 
 static void nodedb_vamana__read_from(nodedb_vamana__reader *r, int section) {
     r->offset = r->index->file->layout.at[section], r->end = r->index->file->layout.at[section + 1];
@@ -6607,7 +6627,7 @@ static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, noded
     uint32_t slot;
     bool whole;
     if (!nodedb_vamana__tree_check_begin(index, &tree))
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to check %s", nodedb__path_end(index->file->path));
+        return nodedb_vamana__no_memory(err, "check", index->file->path);
     for (slot = 0; slot < a->slots; slot++) tree.nodes[slot].parent = a->parents[slot];
     for (slot = 0; slot < a->slots; slot++)
         if (a->states[slot] != NODEDB_VAMANA__FREE)
@@ -6667,12 +6687,10 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
     size_t record_bytes = index->file->layout.record_bytes + (size_t)8;
     uint8_t *record = (uint8_t *)nodedb__alloc(&index->allocator, record_bytes, NODEDB_CACHE_LINE_BYTES);
     nodedb_vamana__reader r;
-    nodedb_status status = record == NULL ? nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s",
-                                                         nodedb__path_end(index->file->path))
+    nodedb_status status = record == NULL ? nodedb_vamana__no_memory(err, "read", index->file->path)
                                           : nodedb_vamana__make_coders(index, n, &coder, &recoder, err);
     uint32_t i;
-    memset(&r, 0, sizeof r);
-    r.index = index, r.buffer = buffer, r.err = err;
+    r = nodedb_vamana__reader_of(index, buffer, err);
     if (capacity < n->slots) capacity = n->slots;
     if (capacity < NODEDB_VAMANA__FIRST_CAPACITY) capacity = NODEDB_VAMANA__FIRST_CAPACITY;
     if (status == NODEDB_OK) {
@@ -6706,7 +6724,7 @@ static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *
     nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__alloc(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
     if (f == NULL) {
         (void)index->io.close(index->io.ctx, fd);
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+        return nodedb_vamana__no_memory(err, "open", path);
     }
     index->file = f;
     f->fd = fd, f->layout = *l, f->path_bytes = strlen(path) + 1;
@@ -6719,7 +6737,7 @@ static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *
         f->groups = (uint8_t *)nodedb_vamana__alloc(index, f->group_count, 1, sizeof(void *));
     }
     if (f->path == NULL || f->sums == NULL || f->groups == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+        return nodedb_vamana__no_memory(err, "open", path);
     return NODEDB_OK;
 }
 
@@ -6774,7 +6792,7 @@ static nodedb_vamana *nodedb_vamana__open_any(const char *path, const nodedb_vam
     memset(&n, 0, sizeof n);
     buffer = (uint8_t *)nodedb__alloc(&config->allocator, bytes, NODEDB_VAMANA__BLOCK);
     if (buffer == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+        (void)nodedb_vamana__no_memory(err, "open", path);
         return NULL;
     }
     header = buffer + NODEDB_VAMANA__STREAM_BYTES;
@@ -6853,10 +6871,7 @@ static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_v
             status = nodedb_vamana__check_block(index, offset + at, buffer + at, &reason);
             if (status == NODEDB_ERR_CORRUPT)
                 nodedb_vamana__found_damage(d, index, offset + at, "the block does not match its checksum");
-            else if (status != NODEDB_OK) {
-                if (err != NULL) *err = reason;
-                return status;
-            }
+            else if (status != NODEDB_OK) return nodedb_vamana__pass_on(&reason, err);
         }
     }
     return NODEDB_OK;
@@ -7200,30 +7215,27 @@ static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
  * `most` at results[0 .. *heap). Damaged ones are skipped. */
 static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                    size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
+                                                    size_t *heap, nodedb_vamana__code_error *code_error,
+                                                    nodedb_error *err) {
     const nodedb_vamana__arrays *a = s->arrays;
     for (size_t i = from; i < from + n; i++) {
         nodedb_error reason;
         uint32_t slot = results[i].slot;
         const void *vector = s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         float distance;
-        if (vector == NULL && reason.status != NODEDB_ERR_CORRUPT) {
-            if (err != NULL) *err = reason;
-            return reason.status;
-        }
+        if (vector == NULL && reason.status != NODEDB_ERR_CORRUPT) return nodedb_vamana__pass_on(&reason, err);
         if (a->norms != NULL && !nodedb_vamana__have_norm(s->index, slot, &s->read_errors)) {
             if (s->read_errors.failed == NODEDB_OK) continue;
-            if (err != NULL) *err = s->read_errors.error;
-            return s->read_errors.failed;
+            return nodedb_vamana__read_failure(s, err);
         }
         distance = 0;
         if (vector != NULL)
-            distance = nodedb_vamana__exact(s->index, exact, vector, a->norms == NULL ? 0 : a->norms[slot]);
+            distance = nodedb_vamana__exact(s->index, exact, vector, nodedb_vamana__norm(a, slot));
         if (vector == NULL || !nodedb_vamana__is_finite(distance)) {
             s->read_errors.damaged++;
             continue;
         }
-        if (doubt != NULL) nodedb_vamana__note_code_error(doubt, distance, results[i].distance);
+        if (code_error != NULL) nodedb_vamana__note_code_error(code_error, distance, results[i].distance);
         *heap = nodedb_vamana__heap_offer(a->ids, results, *heap, most, distance, slot);
     }
     return NODEDB_OK;
@@ -7233,7 +7245,8 @@ static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, c
  * as the fetcher keeps, so that the device works meanwhile. *told: the first result that is not announced. */
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
+                                                size_t *heap, nodedb_vamana__code_error *code_error,
+                                                nodedb_error *err) {
     size_t batch = 0;
     while (*told + batch < n && *told + batch - from < nodedb_vamana__min(s->fetcher.batch_max, s->candidates_max))
         batch++;
@@ -7243,7 +7256,7 @@ static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const
         if (status != NODEDB_OK) return status;
     }
     *told += batch, *few = nodedb_vamana__min(*told - from, NODEDB_VAMANA__RERANK_FEW);
-    return nodedb_vamana__measure_fetched(s, exact, s->spare, most, from, *few, heap, doubt, err);
+    return nodedb_vamana__measure_fetched(s, exact, s->spare, most, from, *few, heap, code_error, err);
 }
 
 /* ---- the packed layout ------------------------------------------------------------------------------------------- */
@@ -7287,7 +7300,7 @@ static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const no
     s->hops++;
     if (nodedb_vamana__passes(s, query, slot) &&
         (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->read_errors))) {
-        float distance = nodedb_vamana__exact(index, &walker->exact, record, a->norms == NULL ? 0 : a->norms[slot]);
+        float distance = nodedb_vamana__exact(index, &walker->exact, record, nodedb_vamana__norm(a, slot));
         s->computed++, s->exact++;
         if (!nodedb_vamana__is_finite(distance)) s->read_errors.damaged++;
         else walker->found = nodedb_vamana__heap_offer(a->ids, s->spare, walker->found, walker->plan.keep, distance,
@@ -7318,10 +7331,7 @@ static nodedb_status nodedb_vamana__walker_announce(nodedb_vamana__walker *walke
         if (record == NULL) walker->batch[walker->count++] = near->slot;
         else nodedb_vamana__walker_expand(walker, query, near->slot, record);
     }
-    if (s->read_errors.failed != NODEDB_OK) {
-        if (err != NULL) *err = s->read_errors.error;
-        return s->read_errors.failed;
-    }
+    if (s->read_errors.failed != NODEDB_OK) return nodedb_vamana__read_failure(s, err);
     if (walker->count == had) return NODEDB_OK;
     return s->fetcher.prefetch_batch(s->fetcher.ctx, &walker->batch[had], walker->count - had, err);
 }
@@ -7346,8 +7356,7 @@ static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, c
     }
     walker->count -= n;
     memmove(walker->batch, walker->batch + n, walker->count * sizeof *walker->batch);
-    if (s->read_errors.failed != NODEDB_OK && err != NULL) *err = s->read_errors.error;
-    return s->read_errors.failed;
+    return nodedb_vamana__read_failure(s, err);
 }
 
 /* One walk over the packed layout. Results by exact distance, a heap in s->spare. */
@@ -7377,7 +7386,7 @@ static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const
 typedef struct nodedb_vamana__pending_rerank {
     uint64_t query_index;
     uint8_t *query;               /* prepared: index->stride bytes */
-    nodedb_vamana__near *results; /* n, with room for questions.keep */
+    nodedb_vamana__near *results; /* n, with room for query_batch.keep */
     size_t n;
     float norm;
     nodedb_vamana__target code;
@@ -7434,21 +7443,21 @@ static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__query_batch *q, uin
     for (uint32_t i = 0; i < count; i++) {
         nodedb_vamana__pending_rerank *p = &q->group[group][i];
         nodedb_vamana__target exact;
-        nodedb_vamana__code_error doubt;
+        nodedb_vamana__code_error code_error;
         size_t heap = 0;
         nodedb_status status;
-        memset(&doubt, 0, sizeof doubt);
-        doubt.code = p->code;
+        memset(&code_error, 0, sizeof code_error);
+        code_error.code = p->code;
         s->read_errors.failed = NODEDB_OK, s->read_errors.damaged = 0;
         memcpy(s->query, p->query, s->index->stride);
         exact = nodedb_vamana__query_target(s, p->norm);
-        status = nodedb_vamana__measure_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &doubt, err);
+        status = nodedb_vamana__measure_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &code_error, err);
         if (status != NODEDB_OK) {
             q->failed = p->query_index;
             return status;
         }
         if (p->uncertain && heap == q->k &&
-            nodedb_vamana__may_be_nearer(s->index, &doubt, NODEDB_VAMANA__ERROR_DEVIATIONS, p->results[0].distance,
+            nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS, p->results[0].distance,
                                          &p->next)) {
             q->found[p->query_index] = NODEDB_VAMANA__RERUN;
         } else {
@@ -7787,13 +7796,13 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
         (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
     if (a == NULL) {
         nodedb_vamana__free_coder(index, coder);
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+        return nodedb_vamana__no_memory(err, "open", f->path);
     }
     index->arrays = a, a->coder = coder;
     if (coder != NULL) nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
     f->damaged = (uint8_t *)nodedb_vamana__alloc(index, (size_t)(f->layout.blocks / 8 + 2), 1, sizeof(void *));
     if (f->damaged == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+        return nodedb_vamana__no_memory(err, "open", f->path);
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         nodedb_vamana__part *p = &f->parts[wanted[i]];
         uint64_t bytes = f->layout.at[wanted[i] + 1] - f->layout.at[wanted[i]];
@@ -7802,7 +7811,7 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
         if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__alloc_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
         p->chunks = (uint8_t *)nodedb_vamana__alloc(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
         if (p->memory == NULL || p->chunks == NULL)
-            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+            return nodedb_vamana__no_memory(err, "open", f->path);
         f->chunks_left += p->count;
     }
     a->capacity = a->slots = slots;
@@ -7836,7 +7845,7 @@ static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const noded
     c->places = (uint32_t *)nodedb_vamana__alloc(index, c->places_size, sizeof *c->places, sizeof(void *));
     c->records = (uint8_t *)nodedb_vamana__alloc_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
     if (c->slots == NULL || c->places == NULL || c->records == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+        return nodedb_vamana__no_memory(err, "open", f->path);
     memset(c->places, 0xFF, c->places_size * sizeof *c->places); /* NONE */
     return NODEDB_OK;
 }
@@ -7857,8 +7866,7 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
         index->arrays->starts[i] = nodedb_get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
     if (index->arrays != NULL) index->arrays->zeros = nodedb_get_u32(header + NODEDB_VAMANA__AT_ZEROS) != 0;
-    memset(&r, 0, sizeof r);
-    r.index = index, r.buffer = buffer, r.err = err;
+    r = nodedb_vamana__reader_of(index, buffer, err);
     nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_MEANS);
     if (coder != NULL) status = nodedb_vamana__read_mean(&r, coder);
     if (status == NODEDB_OK && n->layout == NODEDB_VAMANA_PACKED)
@@ -7927,10 +7935,7 @@ static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_erro
         else if (reason.status == NODEDB_ERR_CORRUPT) { /* searches will find it damaged, and skip it */
             memset(to, 0xFF, f->layout.record_bytes);
             memcpy(to + f->layout.row_at, &none, sizeof none);
-        } else {
-            if (err != NULL) *err = reason;
-            return reason.status;
-        }
+        } else return nodedb_vamana__pass_on(&reason, err);
         c->filled++;
         for (uint32_t j = 0; j < index->degree && row[j] < a->slots; j++) nodedb_vamana__cache_want(c, row[j]);
     }
@@ -8010,13 +8015,12 @@ static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_
         status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, 0,
                                              "the table of ids has more of them than the header", err);
     if (status != NODEDB_OK) return status;
-    memset(&r, 0, sizeof r);
-    r.index = index, r.buffer = buffer, r.err = err;
+    r = nodedb_vamana__reader_of(index, buffer, err);
     record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
     if (f->layout.row_at > 0)
         next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
     if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
-        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
+        status = nodedb_vamana__no_memory(err, "verify", f->path);
     nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
     for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
         status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
@@ -8599,7 +8603,7 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
     }
     if (vector != NULL)
         nodedb_vamana__to_floats(index, (const uint8_t *)vector,
-                                 index->arrays->norms != NULL ? index->arrays->norms[slot] : 0, out);
+                                 nodedb_vamana__norm(index->arrays, slot), out);
     else if (err != NULL) *err = reason;
     fetcher.destroy(fetcher.ctx);
     return vector != NULL ? NODEDB_OK : reason.status;
@@ -8655,15 +8659,17 @@ static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t
 }
 static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                    size_t *heap, nodedb_vamana__code_error *doubt,
+                                                    size_t *heap, nodedb_vamana__code_error *code_error,
                                                     nodedb_error *err) {
-    (void)s, (void)exact, (void)results, (void)most, (void)from, (void)n, (void)heap, (void)doubt, (void)err;
+    (void)s, (void)exact, (void)results, (void)most, (void)from, (void)n, (void)heap, (void)code_error, (void)err;
     return NODEDB_OK;
 }
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, nodedb_vamana__code_error *doubt, nodedb_error *err) {
-    (void)s, (void)exact, (void)most, (void)from, (void)n, (void)told, (void)few, (void)heap, (void)doubt, (void)err;
+                                                size_t *heap, nodedb_vamana__code_error *code_error,
+                                                nodedb_error *err) {
+    (void)s, (void)exact, (void)most, (void)from, (void)n, (void)told, (void)few, (void)heap, (void)code_error,
+    (void)err;
     return NODEDB_OK;
 }
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
