@@ -3258,26 +3258,35 @@ static uint32_t nodedb_vamana__at_most_live(const nodedb_vamana *index, uint32_t
 
 /* ---- a plan ------------------------------------------------------------------------------------------------------ */
 
+/* The way to the results. ON_CODES -> ON_VECTORS: the codes err too much for this query. Either -> BY_SCAN: a walk
+ * found too few results. */
+typedef enum nodedb_vamana__way {
+    NODEDB_VAMANA__ON_CODES,   /* walk on codes, then rerank */
+    NODEDB_VAMANA__ON_VECTORS, /* walk on the vectors */
+    NODEDB_VAMANA__BY_SCAN     /* measure every vector */
+} nodedb_vamana__way;
+
 /* How one query is answered: its defaults filled in. Lives for one call. */
 typedef struct nodedb_vamana__plan {
     uint32_t k, beam;
     uint32_t keep;   /* results before the rerank */
     bool more;       /* rerank more of them while the k best are uncertain */
-    bool scan;       /* measure every vector; else walk ... */
-    bool by_code;    /* ... on codes */
+    nodedb_vamana__way way;
 } nodedb_vamana__plan;
 
 static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                nodedb_vamana__plan *plan, nodedb_error *err) {
     const nodedb_vamana *index = s->index;
-    uint32_t live = nodedb__load_relaxed(&index->live);
+    uint32_t live = nodedb__load_relaxed(&index->live), entries;
     memset(plan, 0, sizeof *plan);
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
-    plan->by_code = nodedb_vamana__is_on_disk(index) || (s->arrays->codes != NULL && !query->exact_walk);
+    plan->way = nodedb_vamana__is_on_disk(index) || (s->arrays->codes != NULL && !query->exact_walk)
+                    ? NODEDB_VAMANA__ON_CODES
+                    : NODEDB_VAMANA__ON_VECTORS;
     plan->keep = plan->k;
-    if (plan->by_code) {
+    if (plan->way == NODEDB_VAMANA__ON_CODES) {
         uint64_t tens = ((uint64_t)plan->k + NODEDB_VAMANA__JUDGE_NEAREST - 1) / NODEDB_VAMANA__JUDGE_NEAREST;
         uint64_t slack = s->arrays->coder == NULL ? 0 : nodedb__load_relaxed(&s->arrays->coder->slack) * tens;
         uint64_t keep = plan->k + (slack > NODEDB_VAMANA__SLACK_LEAST ? slack : NODEDB_VAMANA__SLACK_LEAST);
@@ -3291,14 +3300,14 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
         if (query->rerank != 0) keep = query->rerank < plan->k ? plan->k : query->rerank;
         plan->keep = keep < plan->beam ? (uint32_t)keep : plan->beam;
     }
-    plan->scan = plan->beam >= live; /* a scan costs less than a walk, and is exact */
-    if (!plan->scan && nodedb_vamana__is_filtered(query)) {
+    if (plan->beam >= live) plan->way = NODEDB_VAMANA__BY_SCAN; /* it costs less than a walk, and is exact */
+    else if (nodedb_vamana__is_filtered(query)) {
         uint32_t wide = nodedb_vamana__beam_behind_filter(s, query, plan->beam);
-        if (wide == 0 || wide >= live) plan->scan = true;
+        if (wide == 0 || wide >= live) plan->way = NODEDB_VAMANA__BY_SCAN;
         else plan->beam = wide;
     }
-    return nodedb_vamana__searcher_fit(s, plan->scan ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam,
-                                       s->arrays->capacity, err);
+    entries = plan->way == NODEDB_VAMANA__BY_SCAN ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam;
+    return nodedb_vamana__searcher_fit(s, entries, s->arrays->capacity, err);
 }
 
 /* ---- exact distances of results ---------------------------------------------------------------------------------- */
@@ -3460,14 +3469,18 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
 /* Too few results: double the beam (false), or scan every vector (true). */
 static bool nodedb_vamana__widen_or_scan(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                          nodedb_vamana__plan *plan) {
-    plan->scan = nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
-                 (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live);
-    if (!plan->scan) plan->beam *= 2;
-    return plan->scan;
+    if (nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
+        (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live)) {
+        plan->way = NODEDB_VAMANA__BY_SCAN;
+        return true;
+    }
+    plan->beam *= 2;
+    return false;
 }
 
-/* Walks and leaves at least k results that pass in s->spare: in order by code, or else a heap. Sets plan->scan if too
- * few pass. Walks again with twice the beam if removed slots took the places of results. *code: the target by code. */
+/* Walks and leaves at least k results that pass in s->spare: in order by code, or else a heap. Sets plan->way to
+ * BY_SCAN if too few pass. Walks again with twice the beam if removed slots took the places of results. *code: the
+ * target by code. */
 static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
                                                     nodedb_vamana__target *code, nodedb_error *err) {
@@ -3478,13 +3491,14 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
         if (nodedb_vamana__is_packed(s->index)) {
             status = nodedb_vamana__walk_packed(s, query, plan, norm, found, err);
         } else {
-            nodedb_vamana__target target = plan->by_code ? nodedb_vamana__code_target(s, s->query, norm)
-                                                         : nodedb_vamana__query_target(s, norm);
+            bool by_code = plan->way == NODEDB_VAMANA__ON_CODES;
+            nodedb_vamana__target target = by_code ? nodedb_vamana__code_target(s, s->query, norm)
+                                                   : nodedb_vamana__query_target(s, norm);
             nodedb_vamana__walk(s, &target, plan->beam);
-            if (!plan->by_code) s->exact += s->computed - computed;
+            if (!by_code) s->exact += s->computed - computed;
             *code = target;
-            *found = plan->by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
-                                   : nodedb_vamana__collect(s, query, plan->keep);
+            *found = by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
+                             : nodedb_vamana__collect(s, query, plan->keep);
         }
         if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
         if (status != NODEDB_OK || *found >= plan->k) return status;
@@ -3506,17 +3520,19 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     if (nodedb_vamana__is_on_disk(s->index) && !packed &&
         !nodedb_vamana__is_filtered(query)) /* a filter may drop all of them */
         s->early = (uint32_t)nodedb_vamana__min(plan->keep, s->fetcher.batch_max);
-    if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
+    if (plan->way != NODEDB_VAMANA__BY_SCAN)
+        status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
     s->early = 0;
     exact = nodedb_vamana__query_target(s, norm);
-    if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
-    else if (status == NODEDB_OK && plan->by_code && !packed)
+    if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
+        status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
+    else if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__ON_CODES && !packed)
         status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &uncertain, err);
     if (status == NODEDB_OK && uncertain && !nodedb_vamana__is_on_disk(s->index) &&
         plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k) {
-        plan->by_code = false, plan->keep = plan->k; /* codes err too much for this query: walk on the vectors */
+        plan->way = NODEDB_VAMANA__ON_VECTORS, plan->keep = plan->k;
         status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
-        if (status == NODEDB_OK && plan->scan)
+        if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
             status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     }
     if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
@@ -3546,11 +3562,9 @@ static void nodedb_vamana__copy_results(const nodedb_vamana_searcher *s, const n
     results[i].distance = from[i].distance;
 }
 
-enum nodedb_vamana__method { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
-
 /* Prepares the query's vector in s->query, and its plan. */
 static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                const void *vector, enum nodedb_vamana__method way,
+                                                const void *vector, bool scan,
                                                 nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
     nodedb_status status;
     if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
@@ -3560,22 +3574,22 @@ static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const
     s->read_errors.failed = NODEDB_OK, s->read_errors.damaged = 0;
     status = nodedb_vamana__prepare(s->index, vector, s->query, norm, -1, err);
     if (status != NODEDB_OK) return status;
-    if (way == NODEDB_VAMANA__SEARCH) return nodedb_vamana__plan_query(s, query, plan, err);
+    if (!scan) return nodedb_vamana__plan_query(s, query, plan, err);
     memset(plan, 0, sizeof *plan);
-    plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan->scan = true;
+    plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan->way = NODEDB_VAMANA__BY_SCAN;
     return nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan->k), s->arrays->capacity, err);
 }
 
 /* Answers one query. The caller is counted in as a reader. */
 static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                           const void *vector, enum nodedb_vamana__method way,
+                                           const void *vector, bool scan,
                                            nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats,
                                            nodedb_error *err) {
     nodedb_vamana__plan plan;
     uint64_t reads, retries;
     size_t n = 0;
     float norm;
-    nodedb_status status = nodedb_vamana__begin_query(s, query, vector, way, &plan, &norm, err);
+    nodedb_status status = nodedb_vamana__begin_query(s, query, vector, scan, &plan, &norm, err);
     if (status != NODEDB_OK) return status;
     nodedb_vamana__reads_so_far(s, &reads, &retries);
     status = nodedb_vamana__find_results(s, query, &plan, norm, &n, err);
@@ -3584,7 +3598,8 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     if (stats == NULL) return NODEDB_OK;
     nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
     stats->reads -= reads, stats->retries -= retries;
-    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = plan.scan;
+    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact;
+    stats->scanned = plan.way == NODEDB_VAMANA__BY_SCAN;
     stats->damaged = s->read_errors.damaged;
     return NODEDB_OK;
 }
@@ -3597,7 +3612,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *sea
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-    status = nodedb_vamana__answer(searcher, query, query->vector, NODEDB_VAMANA__SEARCH, results, found, stats, err);
+    status = nodedb_vamana__answer(searcher, query, query->vector, false, results, found, stats, err);
     nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     return status;
 }
@@ -3610,7 +3625,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-    status = nodedb_vamana__answer(searcher, query, query->vector, NODEDB_VAMANA__SCAN, results, found, stats, err);
+    status = nodedb_vamana__answer(searcher, query, query->vector, true, results, found, stats, err);
     nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     return status;
 }
@@ -3646,7 +3661,7 @@ static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, ui
     nodedb_status status;
     s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* for each query: a writer never waits long */
     status = nodedb_vamana__answer(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                   NODEDB_VAMANA__SEARCH, q->results + (size_t)i * q->k, &q->found[i], &one, err);
+                                   false, q->results + (size_t)i * q->k, &q->found[i], &one, err);
     nodedb_vamana__leave(s->index, s->stripe, parity);
     if (status != NODEDB_OK) {
         q->failed = i;
@@ -3702,7 +3717,7 @@ static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, cons
         if (beam < 2 * (uint64_t)wide.k)
             beam = wide.k > NODEDB_VAMANA_MAX_BEAM / 2 ? NODEDB_VAMANA_MAX_BEAM : 2 * wide.k;
         wide.beam = beam;
-        status = nodedb_vamana__answer(s, &wide, query->vector, NODEDB_VAMANA__SEARCH, results, found, &one, err);
+        status = nodedb_vamana__answer(s, &wide, query->vector, false, results, found, &one, err);
         if (status != NODEDB_OK) {
             *found = 0;
             return status;
@@ -7404,7 +7419,7 @@ static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t 
     uint8_t *at;
     if (n < 2 || nodedb_vamana__is_filtered(q->common) || q->common->k > NODEDB_VAMANA_MAX_BEAM ||
         q->common->beam > NODEDB_VAMANA_MAX_BEAM || nodedb_vamana__plan_query(s, q->common, &plan, NULL) != NODEDB_OK ||
-        plan.scan || plan.keep > most)
+        plan.way == NODEDB_VAMANA__BY_SCAN || plan.keep > most)
         return false;
     q->keep = plan.keep, q->group_max = most / plan.keep;
     results_bytes = (q->keep * sizeof(nodedb_vamana__near) + 15) / 16 * 16;
@@ -7495,14 +7510,14 @@ static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, 
     size_t found = 0;
     float norm;
     nodedb_status status = nodedb_vamana__begin_query(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                                      NODEDB_VAMANA__SEARCH, &plan, &norm, err);
+                                                      false, &plan, &norm, err);
     if (status == NODEDB_OK)
         status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, &p->code, err);
     if (status != NODEDB_OK) {
         q->failed = i;
         return status;
     }
-    if (plan.scan) { /* rare: the query walks once more */
+    if (plan.way == NODEDB_VAMANA__BY_SCAN) { /* rare: the query walks once more */
         status = nodedb_vamana__next_group(q, walking, err);
         if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, walking, err);
         return status == NODEDB_OK ? nodedb_vamana__answer_one(q, i, err) : status;
@@ -7602,8 +7617,8 @@ static nodedb_status nodedb_vamana__walker_end(nodedb_vamana__query_batch *q, no
                                                nodedb_error *err) {
     nodedb_vamana_searcher *s = walker->s;
     walker->busy = false;
-    if (walker->plan.scan || walker->found < walker->plan.k) return nodedb_vamana__answer_one(q, walker->query_index,
-                                                                                              err);
+    if (walker->plan.way == NODEDB_VAMANA__BY_SCAN || walker->found < walker->plan.k)
+        return nodedb_vamana__answer_one(q, walker->query_index, err);
     q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.exact += s->exact;
     q->sum.damaged += s->read_errors.damaged;
     nodedb_vamana__sort_heap(s->arrays->ids, s->spare, walker->found);
@@ -7626,10 +7641,10 @@ static nodedb_status nodedb_vamana__walker_step(nodedb_vamana__query_batch *q, n
         walker->query_index = (*next)++;
         status = nodedb_vamana__begin_query(walker->s, q->common,
                                             q->vectors + (size_t)walker->query_index * q->s->index->vector_bytes,
-                                            NODEDB_VAMANA__SEARCH, &walker->plan, &walker->norm, err);
+                                            false, &walker->plan, &walker->norm, err);
         if (status != NODEDB_OK) break;
         walker->busy = true;
-        if (!walker->plan.scan) {
+        if (walker->plan.way != NODEDB_VAMANA__BY_SCAN) {
             nodedb_vamana__walker_begin(walker);
             status = nodedb_vamana__walker_announce(walker, q->common, err);
             if (status != NODEDB_OK || walker->count > 0) break;
@@ -8246,6 +8261,13 @@ typedef struct nodedb_vamana__buffer {
     int error;        /* of the last try: errno, or 0: the bytes do not match their checksum */
 } nodedb_vamana__buffer;
 
+/* How a fetcher reads. Fixed after its creation. */
+typedef enum nodedb_vamana__reads_by {
+    NODEDB_VAMANA__PREAD = 0,
+    NODEDB_VAMANA__RING,           /* io_uring ... */
+    NODEDB_VAMANA__REGISTERED_RING /* ... with registered buffers */
+} nodedb_vamana__reads_by;
+
 /* A fetcher by reads; of one thread at a time. It allocates only when it is created. */
 typedef struct nodedb_vamana__disk {
     nodedb_vamana *index;
@@ -8260,7 +8282,7 @@ typedef struct nodedb_vamana__disk {
     uint32_t wanted;                 /* buffers still to be submitted: the last ones that were claimed */
     uint32_t reading;                /* submitted and not completed */
     uint64_t reads, retries;
-    bool uring, registered;
+    nodedb_vamana__reads_by reads_by;
 #if defined(NODEDB_VAMANA__URING)
     struct io_uring ring;
 #endif
@@ -8324,7 +8346,8 @@ static bool nodedb_vamana__prepare_read(nodedb_vamana__disk *d, uint32_t i) {
     int fd = d->index->file->fd;
     if (sqe == NULL) return false;
     assert(b->state == NODEDB_VAMANA__BUFFER_WANTED && b->offset % NODEDB_VAMANA_BLOCK_BYTES == 0);
-    if (d->registered) io_uring_prep_read_fixed(sqe, fd, to, (unsigned)d->buffer_bytes, b->offset, 0);
+    if (d->reads_by == NODEDB_VAMANA__REGISTERED_RING) io_uring_prep_read_fixed(sqe, fd, to, (unsigned)d->buffer_bytes,
+                                                                                b->offset, 0);
     else io_uring_prep_read(sqe, fd, to, (unsigned)d->buffer_bytes, b->offset);
     io_uring_sqe_set_data(sqe, (void *)(uintptr_t)i);
     b->state = NODEDB_VAMANA__BUFFER_READING;
@@ -8360,7 +8383,7 @@ static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
 /* Prepares what was announced, as much as the queue takes. */
 static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->wanted > 0) {
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->wanted > 0) {
         uint32_t i = (d->at + d->pool - d->wanted) % d->pool;
         if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED && !nodedb_vamana__prepare_read(d, i)) return;
         d->wanted--;
@@ -8373,7 +8396,7 @@ static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 /* Waits until a buffer is READY or FAILED. 0, or -errno if the ring is broken. */
 static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->buffers[i].state < NODEDB_VAMANA__BUFFER_READY) {
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->buffers[i].state < NODEDB_VAMANA__BUFFER_READY) {
         int error;
         nodedb_vamana__prepare_reads(d);
         if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED) (void)nodedb_vamana__prepare_read(d, i); /* again */
@@ -8388,7 +8411,7 @@ static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 /* Waits until no read is under way. False: the ring is broken, and the kernel may still write into the pool. */
 static bool nodedb_vamana__drain(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->reading > 0)
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->reading > 0)
         if (nodedb_vamana__enter_ring(d, 1) < 0) return io_uring_sq_ready(&d->ring) == d->reading;
 #endif
     (void)d;
@@ -8453,7 +8476,7 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
     }
     nodedb_vamana__prepare_reads(d);
 #if defined(NODEDB_VAMANA__URING)
-    if (d->uring) (void)nodedb_vamana__enter_ring(d, 0); /* an error is met again by the wait for a buffer */
+    if (d->reads_by != NODEDB_VAMANA__PREAD) (void)nodedb_vamana__enter_ring(d, 0); /* waits meet its error again */
 #endif
     return NODEDB_OK;
 }
@@ -8500,7 +8523,7 @@ static void nodedb_vamana__disk_destroy(void *ctx) {
     nodedb_allocator allocator = d->allocator;
     bool drained = nodedb_vamana__drain(d);
 #if defined(NODEDB_VAMANA__URING)
-    if (d->uring) io_uring_queue_exit(&d->ring);
+    if (d->reads_by != NODEDB_VAMANA__PREAD) io_uring_queue_exit(&d->ring);
 #endif
     if (!drained) d->bytes = NULL; /* leak it: the kernel may still write into it */
     nodedb__release(&allocator, d->heads, d->places * sizeof *d->heads);
@@ -8522,10 +8545,10 @@ static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
                     d->index->file->path, strerror(-error));
         return;
     }
-    d->uring = true;
+    d->reads_by = NODEDB_VAMANA__RING;
     pool.iov_base = d->bytes, pool.iov_len = d->pool * d->buffer_bytes;
     error = io_uring_register_buffers(&d->ring, &pool, 1);
-    d->registered = error == 0;
+    if (error == 0) d->reads_by = NODEDB_VAMANA__REGISTERED_RING;
     if (error < 0)
         nodedb_say(&d->index->logger, NODEDB_LOG_INFO,
                     "%s: read buffers are not registered (%s), so each read maps its own; raise RLIMIT_MEMLOCK",
