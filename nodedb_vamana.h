@@ -1229,18 +1229,18 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 /* ===================================================================================================================
  * IMPLEMENTATION
  *
- *   THE STRUCTURE  the index and its arrays
- *   DISTANCES      how a distance is measured
- *   THE WALK       the greedy search that everything uses
- *   NEIGHBOURS     which edges a node gets
- *   CHANGES        insert, remove, and the sweep
- *   SEARCH         from a query to results
- *   BUILD          many vectors at once
- *   MEMORY         creating, growing, compacting, asking
- *   CODES          short codes to walk on
- *   FILES          format, saving, opening, verifying
- *   DISK           searching an index in its file
- *   KERNELS        distances for each CPU
+ *   THE STRUCTURE   the index and its arrays
+ *   DISTANCES       how a distance is measured
+ *   THE WALK        the greedy search that everything uses
+ *   NEIGHBOURS      which edges a node gets
+ *   CHANGES         insert, remove, and the sweep
+ *   SEARCH          from a query to results
+ *   BUILD           many vectors at once
+ *   MEMORY          creating, growing, compacting, asking
+ *   CODES           short codes to walk on
+ *   FILES           format, saving, opening, verifying
+ *   DISK            searching an index in its file
+ *   KERNELS         distances for each CPU
  * ================================================================================================================ */
 #if defined(NODEDB_VAMANA_IMPLEMENTATION) && !defined(NODEDB_VAMANA_IMPLEMENTED)
 #define NODEDB_VAMANA_IMPLEMENTED 1
