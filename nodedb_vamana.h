@@ -84,9 +84,10 @@
               - Which codes. 4 bits are refused if they displace by more than 20 places, or one neighbour in ten by more
                 than 8, as happens in clusters that are far closer within than between. Then 8 bits are tried, then
                 none. There are none either where they save no cache line (vectors of up to 64 bytes).
-              - When they are remade. When there are 8 times as many vectors; when as many have come as there are; when
-                1/16 of all that came do not fit the codes; when the codes displace 1/25 of the neighbours of what comes
-                by more than the slack. Each insert then makes 32 of the new codes, and a build makes all of them.
+              - When they are remade. When there are 8 times as many vectors; when as many have been inserted as there
+                are; when as many inserted vectors as 1/16 of all do not fit the codes; when the codes displace 1/25 of
+                the neighbours of inserted vectors by more than the slack. Each insert then makes 32 of the new codes,
+                and a build makes all of them.
    RERANK     The nearest by code get their exact distance: first k and the slack (8 at least), then more, as long as
               one of those that remain may still belong to the k best. "May" means within 2.7 standard deviations (IP:
               nearly five) of the difference between code and vector that this query has met so far. A beam that is
@@ -204,7 +205,7 @@
    In memory, a slot takes:
        components      of the type, padded to 16 bytes; above 32 bytes to 32, from 256 bytes on to 64
        edges           4 R, R rounded up to 16
-       code            4 bits: 32 for each 64 components begun; 8 bits: 1 for each component; padded like the vector
+       code            4 bits: 32 for each 64 components, rounded up; 8 bits: 1 a component; padded like the vector
        id              8
        state           1; head of the row 4; parent in the tree 4
        table of ids    6 to 12
@@ -278,7 +279,7 @@
           180      4  1: the index walks on them in memory; 0: there are none, or they are for disk mode only
           184      4  their step, float
           188      4  live slots when codes were last made, or found useless; 0: never
-          192      4  vectors that have come since, at most 2^32 - 1
+          192      4  vectors inserted since, at most 2^32 - 1
           196      4  of them, those that do not fit the codes
           200      8  live slots at which codes are made (again)
           208      4  passes of a build
@@ -378,7 +379,7 @@
       in another cluster than all the rest.
    e. SPARE PLACES. A full row that gets one more edge is pruned to 7/8 of R (in a build 15/16), not to R. In high
       dimensions pruning drops little, and otherwise every insert would prune each of its neighbours again. Edges that
-      have come out of one pruning together are not tried against each other again: the same graph, for a seventh of
+      one pruning chose together are not tried against each other again: the same graph, for a seventh of
       the distances (100,000 vectors: 1,000 for each instead of 7,000) and two thirds of the time.
    f. EQUAL VECTORS. Of vectors equal to a node's own, 3 are kept and shut nobody out, and ties are broken at random. By
       the paper's rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six
@@ -1215,9 +1216,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get_stored(const nodedb_vamana *in
                                                          nodedb_error *err);
 
 /* Visits all ids, in no order: set *cursor to 0, and call until it returns false. An id that stays in the index for the
- * whole walk comes exactly once, even if others are inserted and removed between the calls. One that is replaced
- * meanwhile changes its place, so it may come twice or not at all. After compact, start again. On disk it passes over
- * ids that are damaged, and ends where it cannot read; the next call then tries again. */
+ * whole walk is returned exactly once, even if others are inserted and removed between the calls. One that is replaced
+ * meanwhile changes its place, so it may be returned twice or not at all. After compact, start again. On disk it passes
+ * over ids that are damaged, and ends where it cannot read; the next call then tries again. */
 NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *cursor, uint64_t *id);
 
 /* These five never fail. An index that is NULL counts as empty: 0, L2, F32, "". */
@@ -1341,7 +1342,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
 /* ---- fetchers: exact vectors from elsewhere ---------------------------------------------------------------------- */
 
 /* Where the rerank gets the exact vectors of an index on disk: those in its file, or, by a struct of the caller's own,
- * some that are kept elsewhere. It knows them by slot: if the index has only grown, the i-th vector that came has slot
+ * some that are kept elsewhere. It knows them by slot: if the index has only grown, the i-th vector inserted has slot
  * i, from 0. One thread at a time uses a fetcher; its maker calls destroy. Between the calls, a slot that was announced
  * stays announced until batch_max more have been. */
 struct nodedb_vamana_fetcher {
@@ -1407,18 +1408,18 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 /* ===================================================================================================================
  * IMPLEMENTATION
  *
- *   THE STRUCTURE  the index and its arrays
- *   DISTANCES      how a distance is measured
- *   THE WALK       the greedy search that everything uses
- *   NEIGHBOURS     which edges a node gets
- *   CHANGES        insert, remove, and the sweep
- *   SEARCH         from a query to results
- *   BUILD          many vectors at once
- *   MEMORY         creating, growing, compacting, asking
- *   CODES          short codes to walk on
- *   FILES          format, saving, opening, verifying
- *   DISK           searching an index in its file
- *   KERNELS        distances for each CPU
+ *   THE STRUCTURE   the index and its arrays
+ *   DISTANCES       how a distance is measured
+ *   THE WALK        the greedy search that everything uses
+ *   NEIGHBOURS      which edges a node gets
+ *   CHANGES         insert, remove, and the sweep
+ *   SEARCH          from a query to results
+ *   BUILD           many vectors at once
+ *   MEMORY          creating, growing, compacting, asking
+ *   CODES           short codes to walk on
+ *   FILES           format, saving, opening, verifying
+ *   DISK            searching an index in its file
+ *   KERNELS         distances for each CPU
  * ================================================================================================================ */
 #if defined(NODEDB_VAMANA_IMPLEMENTATION) && !defined(NODEDB_VAMANA_IMPLEMENTED)
 #define NODEDB_VAMANA_IMPLEMENTED 1
@@ -3436,26 +3437,35 @@ static uint32_t nodedb_vamana__at_most_live(const nodedb_vamana *index, uint32_t
 
 /* ---- a plan ------------------------------------------------------------------------------------------------------ */
 
+/* The way to the results. ON_CODES -> ON_VECTORS: the codes err too much for this query. Either -> BY_SCAN: a walk
+ * found too few results. */
+typedef enum nodedb_vamana__way {
+    NODEDB_VAMANA__ON_CODES,   /* walk on codes, then rerank */
+    NODEDB_VAMANA__ON_VECTORS, /* walk on the vectors */
+    NODEDB_VAMANA__BY_SCAN     /* measure every vector */
+} nodedb_vamana__way;
+
 /* How one query is answered: its defaults filled in. Lives for one call. */
 typedef struct nodedb_vamana__plan {
     uint32_t k, beam;
     uint32_t keep;   /* results before the rerank */
     bool more;       /* rerank more of them while the k best are uncertain */
-    bool scan;       /* measure every vector; else walk ... */
-    bool by_code;    /* ... on codes */
+    nodedb_vamana__way way;
 } nodedb_vamana__plan;
 
 static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                nodedb_vamana__plan *plan, nodedb_error *err) {
     const nodedb_vamana *index = s->index;
-    uint32_t live = nodedb__load_relaxed(&index->live);
+    uint32_t live = nodedb__load_relaxed(&index->live), entries;
     memset(plan, 0, sizeof *plan);
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
-    plan->by_code = nodedb_vamana__is_on_disk(index) || (s->arrays->codes != NULL && !query->exact_walk);
+    plan->way = nodedb_vamana__is_on_disk(index) || (s->arrays->codes != NULL && !query->exact_walk)
+                    ? NODEDB_VAMANA__ON_CODES
+                    : NODEDB_VAMANA__ON_VECTORS;
     plan->keep = plan->k;
-    if (plan->by_code) {
+    if (plan->way == NODEDB_VAMANA__ON_CODES) {
         uint64_t tens = ((uint64_t)plan->k + NODEDB_VAMANA__JUDGE_NEAREST - 1) / NODEDB_VAMANA__JUDGE_NEAREST;
         uint64_t slack = s->arrays->coder == NULL ? 0 : nodedb__load_relaxed(&s->arrays->coder->slack) * tens;
         uint64_t keep = plan->k + (slack > NODEDB_VAMANA__SLACK_LEAST ? slack : NODEDB_VAMANA__SLACK_LEAST);
@@ -3469,14 +3479,14 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
         if (query->rerank != 0) keep = query->rerank < plan->k ? plan->k : query->rerank;
         plan->keep = keep < plan->beam ? (uint32_t)keep : plan->beam;
     }
-    plan->scan = plan->beam >= live; /* a scan costs less than a walk, and is exact */
-    if (!plan->scan && nodedb_vamana__is_filtered(query)) {
+    if (plan->beam >= live) plan->way = NODEDB_VAMANA__BY_SCAN; /* it costs less than a walk, and is exact */
+    else if (nodedb_vamana__is_filtered(query)) {
         uint32_t wide = nodedb_vamana__beam_behind_filter(s, query, plan->beam);
-        if (wide == 0 || wide >= live) plan->scan = true;
+        if (wide == 0 || wide >= live) plan->way = NODEDB_VAMANA__BY_SCAN;
         else plan->beam = wide;
     }
-    return nodedb_vamana__searcher_fit(s, plan->scan ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam,
-                                       s->arrays->capacity, err);
+    entries = plan->way == NODEDB_VAMANA__BY_SCAN ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam;
+    return nodedb_vamana__searcher_fit(s, entries, s->arrays->capacity, err);
 }
 
 /* ---- exact distances of results ---------------------------------------------------------------------------------- */
@@ -3638,14 +3648,18 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
 /* Too few results: double the beam (false), or scan every vector (true). */
 static bool nodedb_vamana__widen_or_scan(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                          nodedb_vamana__plan *plan) {
-    plan->scan = nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
-                 (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live);
-    if (!plan->scan) plan->beam *= 2;
-    return plan->scan;
+    if (nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
+        (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live)) {
+        plan->way = NODEDB_VAMANA__BY_SCAN;
+        return true;
+    }
+    plan->beam *= 2;
+    return false;
 }
 
-/* Walks and leaves at least k results that pass in s->spare: in order by code, or else a heap. Sets plan->scan if too
- * few pass. Walks again with twice the beam if removed slots took the places of results. *code: the target by code. */
+/* Walks and leaves at least k results that pass in s->spare: in order by code, or else a heap. Sets plan->way to
+ * BY_SCAN if too few pass. Walks again with twice the beam if removed slots took the places of results. *code: the
+ * target by code. */
 static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
                                                     nodedb_vamana__target *code, nodedb_error *err) {
@@ -3656,13 +3670,14 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
         if (nodedb_vamana__is_packed(s->index)) {
             status = nodedb_vamana__walk_packed(s, query, plan, norm, found, err);
         } else {
-            nodedb_vamana__target target = plan->by_code ? nodedb_vamana__code_target(s, s->query, norm)
-                                                         : nodedb_vamana__query_target(s, norm);
+            bool by_code = plan->way == NODEDB_VAMANA__ON_CODES;
+            nodedb_vamana__target target = by_code ? nodedb_vamana__code_target(s, s->query, norm)
+                                                   : nodedb_vamana__query_target(s, norm);
             nodedb_vamana__walk(s, &target, plan->beam);
-            if (!plan->by_code) s->exact += s->computed - computed;
+            if (!by_code) s->exact += s->computed - computed;
             *code = target;
-            *found = plan->by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
-                                   : nodedb_vamana__collect(s, query, plan->keep);
+            *found = by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
+                             : nodedb_vamana__collect(s, query, plan->keep);
         }
         if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
         if (status != NODEDB_OK || *found >= plan->k) return status;
@@ -3684,17 +3699,19 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     if (nodedb_vamana__is_on_disk(s->index) && !packed &&
         !nodedb_vamana__is_filtered(query)) /* a filter may drop all of them */
         s->early = (uint32_t)nodedb_vamana__min(plan->keep, s->fetcher.batch_max);
-    if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
+    if (plan->way != NODEDB_VAMANA__BY_SCAN)
+        status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
     s->early = 0;
     exact = nodedb_vamana__query_target(s, norm);
-    if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
-    else if (status == NODEDB_OK && plan->by_code && !packed)
+    if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
+        status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
+    else if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__ON_CODES && !packed)
         status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &uncertain, err);
     if (status == NODEDB_OK && uncertain && !nodedb_vamana__is_on_disk(s->index) &&
         plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k) {
-        plan->by_code = false, plan->keep = plan->k; /* codes err too much for this query: walk on the vectors */
+        plan->way = NODEDB_VAMANA__ON_VECTORS, plan->keep = plan->k;
         status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
-        if (status == NODEDB_OK && plan->scan)
+        if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
             status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     }
     if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
@@ -3729,11 +3746,9 @@ static void nodedb_vamana__copy_results(const nodedb_vamana_searcher *s, const n
     results[i].distance = from[i].distance;
 }
 
-enum nodedb_vamana__method { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
-
 /* Prepares the query's vector in s->query, and its plan. `vector` is not used if the query names an id. */
 static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                const void *vector, enum nodedb_vamana__method way,
+                                                const void *vector, bool scan,
                                                 nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
     nodedb_status status;
     nodedb_error reason;
@@ -3749,15 +3764,15 @@ static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const
     }
     status = nodedb_vamana__prepare(s->index, vector, s->query, norm, -1, err);
     if (status != NODEDB_OK) return status;
-    if (way == NODEDB_VAMANA__SEARCH) return nodedb_vamana__plan_query(s, query, plan, err);
+    if (!scan) return nodedb_vamana__plan_query(s, query, plan, err);
     memset(plan, 0, sizeof *plan);
-    plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan->scan = true;
+    plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan->way = NODEDB_VAMANA__BY_SCAN;
     return nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan->k), s->arrays->capacity, err);
 }
 
 /* Answers one query. The caller is counted in as a reader. */
 static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                           const void *vector, enum nodedb_vamana__method way,
+                                           const void *vector, bool scan,
                                            nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats,
                                            nodedb_error *err) {
     nodedb_vamana__plan plan;
@@ -3766,7 +3781,7 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     float norm;
     nodedb_status status;
     nodedb_vamana__reads_so_far(s, &reads, &retries);
-    status = nodedb_vamana__begin_query(s, query, vector, way, &plan, &norm, err);
+    status = nodedb_vamana__begin_query(s, query, vector, scan, &plan, &norm, err);
     if (status != NODEDB_OK) return status;
     status = nodedb_vamana__find_results(s, query, &plan, norm, &n, err);
     if (status != NODEDB_OK) return status;
@@ -3774,7 +3789,8 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     if (stats == NULL) return NODEDB_OK;
     nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
     stats->reads -= reads, stats->retries -= retries;
-    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = plan.scan;
+    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact;
+    stats->scanned = plan.way == NODEDB_VAMANA__BY_SCAN;
     stats->damaged = s->read_errors.damaged;
     return NODEDB_OK;
 }
@@ -3787,7 +3803,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *sea
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-    status = nodedb_vamana__answer(searcher, query, query->vector, NODEDB_VAMANA__SEARCH, results, found, stats, err);
+    status = nodedb_vamana__answer(searcher, query, query->vector, false, results, found, stats, err);
     nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     return status;
 }
@@ -3800,7 +3816,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-    status = nodedb_vamana__answer(searcher, query, query->vector, NODEDB_VAMANA__SCAN, results, found, stats, err);
+    status = nodedb_vamana__answer(searcher, query, query->vector, true, results, found, stats, err);
     nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     return status;
 }
@@ -3836,7 +3852,7 @@ static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, ui
     nodedb_status status;
     s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* for each query: a writer never waits long */
     status = nodedb_vamana__answer(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                   NODEDB_VAMANA__SEARCH, q->results + (size_t)i * q->k, &q->found[i], &one, err);
+                                   false, q->results + (size_t)i * q->k, &q->found[i], &one, err);
     nodedb_vamana__leave(s->index, s->stripe, parity);
     if (status != NODEDB_OK) {
         q->failed = i;
@@ -3893,7 +3909,7 @@ static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, cons
         if (beam < 2 * (uint64_t)wide.k)
             beam = wide.k > NODEDB_VAMANA_MAX_BEAM / 2 ? NODEDB_VAMANA_MAX_BEAM : 2 * wide.k;
         wide.beam = beam;
-        status = nodedb_vamana__answer(s, &wide, query->vector, NODEDB_VAMANA__SEARCH, results, found, &one, err);
+        status = nodedb_vamana__answer(s, &wide, query->vector, false, results, found, &one, err);
         if (status != NODEDB_OK) {
             *found = 0;
             return status;
@@ -7621,7 +7637,7 @@ static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t 
     uint8_t *at;
     if (n < 2 || nodedb_vamana__is_filtered(q->common) || q->common->k > NODEDB_VAMANA_MAX_BEAM ||
         q->common->beam > NODEDB_VAMANA_MAX_BEAM || nodedb_vamana__plan_query(s, q->common, &plan, NULL) != NODEDB_OK ||
-        plan.scan || plan.keep > most)
+        plan.way == NODEDB_VAMANA__BY_SCAN || plan.keep > most)
         return false;
     q->keep = plan.keep, q->group_max = most / plan.keep;
     results_bytes = (q->keep * sizeof(nodedb_vamana__near) + 15) / 16 * 16;
@@ -7712,14 +7728,14 @@ static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, 
     size_t found = 0;
     float norm;
     nodedb_status status = nodedb_vamana__begin_query(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                                      NODEDB_VAMANA__SEARCH, &plan, &norm, err);
+                                                      false, &plan, &norm, err);
     if (status == NODEDB_OK)
         status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, &p->code, err);
     if (status != NODEDB_OK) {
         q->failed = i;
         return status;
     }
-    if (plan.scan) { /* rare: the query walks once more */
+    if (plan.way == NODEDB_VAMANA__BY_SCAN) { /* rare: the query walks once more */
         status = nodedb_vamana__next_group(q, walking, err);
         if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, walking, err);
         return status == NODEDB_OK ? nodedb_vamana__answer_one(q, i, err) : status;
@@ -7819,8 +7835,8 @@ static nodedb_status nodedb_vamana__walker_end(nodedb_vamana__query_batch *q, no
                                                nodedb_error *err) {
     nodedb_vamana_searcher *s = walker->s;
     walker->busy = false;
-    if (walker->plan.scan || walker->found < walker->plan.k) return nodedb_vamana__answer_one(q, walker->query_index,
-                                                                                              err);
+    if (walker->plan.way == NODEDB_VAMANA__BY_SCAN || walker->found < walker->plan.k)
+        return nodedb_vamana__answer_one(q, walker->query_index, err);
     q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.exact += s->exact;
     q->sum.damaged += s->read_errors.damaged;
     nodedb_vamana__sort_heap(s->arrays->ids, s->spare, walker->found);
@@ -7843,10 +7859,10 @@ static nodedb_status nodedb_vamana__walker_step(nodedb_vamana__query_batch *q, n
         walker->query_index = (*next)++;
         status = nodedb_vamana__begin_query(walker->s, q->common,
                                             q->vectors + (size_t)walker->query_index * q->s->index->vector_bytes,
-                                            NODEDB_VAMANA__SEARCH, &walker->plan, &walker->norm, err);
+                                            false, &walker->plan, &walker->norm, err);
         if (status != NODEDB_OK) break;
         walker->busy = true;
-        if (!walker->plan.scan) {
+        if (walker->plan.way != NODEDB_VAMANA__BY_SCAN) {
             nodedb_vamana__walker_begin(walker);
             status = nodedb_vamana__walker_announce(walker, q->common, err);
             if (status != NODEDB_OK || walker->count > 0) break;
@@ -8435,6 +8451,13 @@ typedef struct nodedb_vamana__buffer {
     int error;        /* of the last try: errno, or 0: the bytes do not match their checksum */
 } nodedb_vamana__buffer;
 
+/* How a fetcher reads. Fixed after its creation. */
+typedef enum nodedb_vamana__reads_by {
+    NODEDB_VAMANA__PREAD = 0,
+    NODEDB_VAMANA__RING,           /* io_uring ... */
+    NODEDB_VAMANA__REGISTERED_RING /* ... with registered buffers */
+} nodedb_vamana__reads_by;
+
 /* A fetcher by reads; of one thread at a time. It allocates only when it is created. */
 typedef struct nodedb_vamana__disk {
     nodedb_vamana *index;
@@ -8449,7 +8472,7 @@ typedef struct nodedb_vamana__disk {
     uint32_t wanted;                 /* buffers still to be submitted: the last ones that were claimed */
     uint32_t reading;                /* submitted and not completed */
     uint64_t reads, retries;
-    bool uring, registered;
+    nodedb_vamana__reads_by reads_by;
 #if defined(NODEDB_VAMANA__URING)
     struct io_uring ring;
 #endif
@@ -8513,7 +8536,8 @@ static bool nodedb_vamana__prepare_read(nodedb_vamana__disk *d, uint32_t i) {
     int fd = d->index->file->fd;
     if (sqe == NULL) return false;
     assert(b->state == NODEDB_VAMANA__BUFFER_WANTED && b->offset % NODEDB_VAMANA_BLOCK_BYTES == 0);
-    if (d->registered) io_uring_prep_read_fixed(sqe, fd, to, (unsigned)d->buffer_bytes, b->offset, 0);
+    if (d->reads_by == NODEDB_VAMANA__REGISTERED_RING) io_uring_prep_read_fixed(sqe, fd, to, (unsigned)d->buffer_bytes,
+                                                                                b->offset, 0);
     else io_uring_prep_read(sqe, fd, to, (unsigned)d->buffer_bytes, b->offset);
     io_uring_sqe_set_data(sqe, (void *)(uintptr_t)i);
     b->state = NODEDB_VAMANA__BUFFER_READING;
@@ -8549,7 +8573,7 @@ static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
 /* Prepares what was announced, as much as the queue takes. */
 static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->wanted > 0) {
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->wanted > 0) {
         uint32_t i = (d->at + d->pool - d->wanted) % d->pool;
         if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED && !nodedb_vamana__prepare_read(d, i)) return;
         d->wanted--;
@@ -8562,7 +8586,7 @@ static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 /* Waits until a buffer is READY or FAILED. 0, or -errno if the ring is broken. */
 static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->buffers[i].state < NODEDB_VAMANA__BUFFER_READY) {
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->buffers[i].state < NODEDB_VAMANA__BUFFER_READY) {
         int error;
         nodedb_vamana__prepare_reads(d);
         if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED) (void)nodedb_vamana__prepare_read(d, i); /* again */
@@ -8577,7 +8601,7 @@ static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 /* Waits until no read is under way. False: the ring is broken, and the kernel may still write into the pool. */
 static bool nodedb_vamana__drain(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->reading > 0)
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->reading > 0)
         if (nodedb_vamana__enter_ring(d, 1) < 0) return io_uring_sq_ready(&d->ring) == d->reading;
 #endif
     (void)d;
@@ -8642,7 +8666,7 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
     }
     nodedb_vamana__prepare_reads(d);
 #if defined(NODEDB_VAMANA__URING)
-    if (d->uring) (void)nodedb_vamana__enter_ring(d, 0); /* an error is met again by the wait for a buffer */
+    if (d->reads_by != NODEDB_VAMANA__PREAD) (void)nodedb_vamana__enter_ring(d, 0); /* waits meet its error again */
 #endif
     return NODEDB_OK;
 }
@@ -8689,7 +8713,7 @@ static void nodedb_vamana__disk_destroy(void *ctx) {
     nodedb_allocator allocator = d->allocator;
     bool drained = nodedb_vamana__drain(d);
 #if defined(NODEDB_VAMANA__URING)
-    if (d->uring) io_uring_queue_exit(&d->ring);
+    if (d->reads_by != NODEDB_VAMANA__PREAD) io_uring_queue_exit(&d->ring);
 #endif
     if (!drained) d->bytes = NULL; /* leak it: the kernel may still write into it */
     nodedb__release(&allocator, d->heads, d->places * sizeof *d->heads);
@@ -8711,10 +8735,10 @@ static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
                     d->index->file->path, strerror(-error));
         return;
     }
-    d->uring = true;
+    d->reads_by = NODEDB_VAMANA__RING;
     pool.iov_base = d->bytes, pool.iov_len = d->pool * d->buffer_bytes;
     error = io_uring_register_buffers(&d->ring, &pool, 1);
-    d->registered = error == 0;
+    if (error == 0) d->reads_by = NODEDB_VAMANA__REGISTERED_RING;
     if (error < 0)
         nodedb_say(&d->index->logger, NODEDB_LOG_INFO,
                     "%s: read buffers are not registered (%s), so each read maps its own; raise RLIMIT_MEMLOCK",
