@@ -84,9 +84,10 @@
               - Which codes. 4 bits are refused if they displace by more than 20 places, or one neighbour in ten by more
                 than 8, as happens in clusters that are far closer within than between. Then 8 bits are tried, then
                 none. There are none either where they save no cache line (vectors of up to 64 bytes).
-              - When they are remade. When there are 8 times as many vectors; when as many have come as there are; when
-                1/16 of all that came do not fit the codes; when the codes displace 1/25 of the neighbours of what comes
-                by more than the slack. Each insert then makes 32 of the new codes, and a build makes all of them.
+              - When they are remade. When there are 8 times as many vectors; when as many have been inserted as there
+                are; when as many inserted vectors as 1/16 of all do not fit the codes; when the codes displace 1/25 of
+                the neighbours of inserted vectors by more than the slack. Each insert then makes 32 of the new codes,
+                and a build makes all of them.
    RERANK     The nearest by code get their exact distance: first k and the slack (8 at least), then more, as long as
               one of those that remain may still belong to the k best. "May" means within 2.7 standard deviations (IP:
               nearly five) of the difference between code and vector that this query has met so far. A beam that is
@@ -204,7 +205,7 @@
    In memory, a slot takes:
        components      of the type, padded to 16 bytes; above 32 bytes to 32, from 256 bytes on to 64
        edges           4 R, R rounded up to 16
-       code            4 bits: 32 for each 64 components begun; 8 bits: 1 for each component; padded like the vector
+       code            4 bits: 32 for each 64 components, rounded up; 8 bits: 1 a component; padded like the vector
        id              8
        state           1; head of the row 4; parent in the tree 4
        table of ids    6 to 12
@@ -278,7 +279,7 @@
           180      4  1: the index walks on them in memory; 0: there are none, or they are for disk mode only
           184      4  their step, float
           188      4  live slots when codes were last made, or found useless; 0: never
-          192      4  vectors that have come since, at most 2^32 - 1
+          192      4  vectors inserted since, at most 2^32 - 1
           196      4  of them, those that do not fit the codes
           200      8  live slots at which codes are made (again)
           208      4  passes of a build
@@ -352,7 +353,8 @@
    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
    NODEDB_VAMANA_STATIC          the implementation is private to this file; needs the macro above in the same file
    NODEDB_VAMANA_API             what stands before each function instead of extern: an export attribute, for instance
-   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: opening with NODEDB_VAMANA_ON_DISK is UNSUPPORTED
+   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: NODEDB_VAMANA_ON_DISK is UNSUPPORTED, and there
+                                 is no nodedb_vamana_load and no _fetcher_disk
    NODEDB_VAMANA_NO_SIMD         leaves out the kernels for each CPU; the ones in plain C remain
    NODEDB_NO_LIBURING            without io_uring: on disk, reads go one by one with pread, or through a mapping
 
@@ -377,7 +379,7 @@
       in another cluster than all the rest.
    e. SPARE PLACES. A full row that gets one more edge is pruned to 7/8 of R (in a build 15/16), not to R. In high
       dimensions pruning drops little, and otherwise every insert would prune each of its neighbours again. Edges that
-      have come out of one pruning together are not tried against each other again: the same graph, for a seventh of
+      one pruning chose together are not tried against each other again: the same graph, for a seventh of
       the distances (100,000 vectors: 1,000 for each instead of 7,000) and two thirds of the time.
    f. EQUAL VECTORS. Of vectors equal to a node's own, 3 are kept and shut nobody out, and ties are broken at random. By
       the paper's rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six
@@ -1214,9 +1216,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get_stored(const nodedb_vamana *in
                                                          nodedb_error *err);
 
 /* Visits all ids, in no order: set *cursor to 0, and call until it returns false. An id that stays in the index for the
- * whole walk comes exactly once, even if others are inserted and removed between the calls. One that is replaced
- * meanwhile changes its place, so it may come twice or not at all. After compact, start again. On disk it passes over
- * ids that are damaged, and ends where it cannot read; the next call then tries again. */
+ * whole walk is returned exactly once, even if others are inserted and removed between the calls. One that is replaced
+ * meanwhile changes its place, so it may be returned twice or not at all. After compact, start again. On disk it passes
+ * over ids that are damaged, and ends where it cannot read; the next call then tries again. */
 NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *cursor, uint64_t *id);
 
 /* These five never fail. An index that is NULL counts as empty: 0, L2, F32, "". */
@@ -1318,12 +1320,14 @@ typedef struct nodedb_vamana_open_config {
 NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const nodedb_vamana_open_config *config,
                                                     nodedb_error *err);
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* Reads what an index on disk keeps in memory and has not read yet, and fills the cache of a packed one, so that no
  * search has to wait for it: about `budget` bytes (at least 1) in one call. *more: call again. By one thread at a time,
  * while others search. In memory there is nothing to do. NODEDB_ERR_INVALID (NULL, budget 0), NODEDB_ERR_IO,
  * NODEDB_ERR_NO_MEMORY; after an error it may be called again. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_t budget, bool *more,
                                                    nodedb_error *err);
+#endif
 
 /* Called by verify for each damaged block: its offset in the file, and the name of the section that it is in. */
 typedef void (*nodedb_vamana_on_damage)(void *ctx, uint64_t offset, const char *section);
@@ -1338,7 +1342,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
 /* ---- fetchers: exact vectors from elsewhere ---------------------------------------------------------------------- */
 
 /* Where the rerank gets the exact vectors of an index on disk: those in its file, or, by a struct of the caller's own,
- * some that are kept elsewhere. It knows them by slot: if the index has only grown, the i-th vector that came has slot
+ * some that are kept elsewhere. It knows them by slot: if the index has only grown, the i-th vector inserted has slot
  * i, from 0. One thread at a time uses a fetcher; its maker calls destroy. Between the calls, a slot that was announced
  * stays announced until batch_max more have been. */
 struct nodedb_vamana_fetcher {
@@ -1358,6 +1362,7 @@ struct nodedb_vamana_fetcher {
     void (*destroy)(void *ctx); /* NULL: nothing to free */
 };
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* Over the file of an index opened on disk, read in the way that the index was opened for: io_uring with registered
  * buffers, pread, or mapped. `batch_max` 0: 128. It allocates only here. A read that fails or does not match its
  * checksum is repeated once, then fetch reports NODEDB_ERR_IO or NODEDB_ERR_CORRUPT. In a packed file each vector is
@@ -1365,6 +1370,7 @@ struct nodedb_vamana_fetcher {
  * memory), NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err);
+#endif
 
 /* ---- kernels: the distance functions ----------------------------------------------------------------------------- */
 
@@ -1402,18 +1408,18 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 /* ===================================================================================================================
  * IMPLEMENTATION
  *
- *   THE STRUCTURE  the index and its arrays
- *   DISTANCES      how a distance is measured
- *   THE WALK       the greedy search that everything uses
- *   NEIGHBOURS     which edges a node gets
- *   CHANGES        insert, remove, and the sweep
- *   SEARCH         from a query to results
- *   BUILD          many vectors at once
- *   MEMORY         creating, growing, compacting, asking
- *   CODES          short codes to walk on
- *   FILES          format, saving, opening, verifying
- *   DISK           searching an index in its file
- *   KERNELS        distances for each CPU
+ *   THE STRUCTURE   the index and its arrays
+ *   DISTANCES       how a distance is measured
+ *   THE WALK        the greedy search that everything uses
+ *   NEIGHBOURS      which edges a node gets
+ *   CHANGES         insert, remove, and the sweep
+ *   SEARCH          from a query to results
+ *   BUILD           many vectors at once
+ *   MEMORY          creating, growing, compacting, asking
+ *   CODES           short codes to walk on
+ *   FILES           format, saving, opening, verifying
+ *   DISK            searching an index in its file
+ *   KERNELS         distances for each CPU
  * ================================================================================================================ */
 #if defined(NODEDB_VAMANA_IMPLEMENTATION) && !defined(NODEDB_VAMANA_IMPLEMENTED)
 #define NODEDB_VAMANA_IMPLEMENTED 1
@@ -1424,7 +1430,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(NODEDB_VAMANA_NO_SIMD)
+#elif defined(__x86_64__) && defined(__GNUC__)
 #define NODEDB_VAMANA__X86 1
 #include <immintrin.h>
 #elif defined(__aarch64__) && defined(__ARM_NEON) && defined(__AARCH64EL__)
@@ -1434,7 +1441,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 #include <sys/auxv.h>
 #endif
 #endif
-#if !defined(NODEDB_NO_LIBURING) && defined(__has_include)
+#if !defined(NODEDB_NO_LIBURING) && !defined(NODEDB_VAMANA_NO_DISK) && defined(__has_include)
 #if __has_include(<liburing.h>)
 #define NODEDB_VAMANA__URING 1
 #include <liburing.h>
@@ -1458,7 +1465,7 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
 /* ---- small helpers ----------------------------------------------------------------------------------------------- */
 
 #define NODEDB_VAMANA__INLINE static inline __attribute__((always_inline))
-#define NODEDB_VAMANA__AHEAD 16       /* vectors whose memory is asked for before they are needed */
+#define NODEDB_VAMANA__AHEAD 16       /* vectors that are prefetched before they are needed */
 #define NODEDB_VAMANA__AHEAD_LINES 8  /* cache lines of each; the hardware fetches the rest of a long vector */
 #define NODEDB_VAMANA__CODE4_BLOCK 64 /* components in a block of a 4-bit code: 32 bytes */
 
@@ -1466,112 +1473,126 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch(const uint8_t *at, size_t byt
     size_t line, lines = (bytes + NODEDB_CACHE_LINE_BYTES - 1) / NODEDB_CACHE_LINE_BYTES;
     if (lines > NODEDB_VAMANA__AHEAD_LINES) lines = NODEDB_VAMANA__AHEAD_LINES;
     for (line = 0; line < lines; line++) __builtin_prefetch(at + line * NODEDB_CACHE_LINE_BYTES);
-    __asm__ __volatile__("" : : "r"(at)); /* or gcc takes this for a function without effect, and drops the calls */
+    __asm__ __volatile__("" : : "r"(at)); /* or gcc takes the function for one without effect and drops the calls */
 }
 
-static inline size_t nodedb_vamana__least(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t nodedb_vamana__min(size_t a, size_t b) { return a < b ? a : b; }
 
-/* ---- what a slot, a sweep and a coder are ------------------------------------------------------------------------ */
+/* ---- constants, and what a coder knows --------------------------------------------------------------------------- */
 
-#define NODEDB_VAMANA__NONE UINT32_MAX          /* no slot */
-#define NODEDB_VAMANA__FIRST_CAPACITY 1u
-#define NODEDB_VAMANA__GROWTH_LEAST 64u         /* slots by which a larger index grows; a smaller one doubles */
-#define NODEDB_VAMANA__COSINE_SAME 1e-6f        /* cosine distance below which two vectors count as equal: rounding */
+#define NODEDB_VAMANA__NONE UINT32_MAX              /* no slot */
+#define NODEDB_VAMANA__FIRST_CAPACITY 1u            /* slots */
+#define NODEDB_VAMANA__GROWTH_LEAST 64u             /* slots by which a larger index grows; a smaller one doubles */
 #define NODEDB_VAMANA__HUGE_BYTES ((size_t)2 << 20) /* of a huge page of x86-64 and, by default, aarch64 */
-#define NODEDB_VAMANA__STARTS_MAX 64u           /* places where a walk may begin, beside the entry */
-#define NODEDB_VAMANA__START_SHARE 1024u        /* and one for so many slots */
-#define NODEDB_VAMANA__STEPS 10u               /* of codes, from which training takes the one that errs least */
-#define NODEDB_VAMANA__SLACK_MAX 127u           /* places by which codes may displace a vector; or more */
-#define NODEDB_VAMANA__SLACK_LEAST 8u            /* entries beyond k that are measured exactly at least */
-#define NODEDB_VAMANA__LEVELS_MAX 5u             /* see LEVELS */
-#define NODEDB_VAMANA__CODE_FIRST 4096u        /* vectors below which codes are not made: all is in the caches anyway */
-#define NODEDB_VAMANA__CODE_PER_CHANGE 32u     /* codes that each insert makes while they are remade */
-#define NODEDB_VAMANA__JUDGE_NEAREST 10u       /* of these, that should come first by code too */
-#define NODEDB_VAMANA__STRIPES 8u               /* counters of readers, each on a cache line of its own */
+#define NODEDB_VAMANA__STARTS_MAX 64u               /* places where a walk may begin, beside the entry */
+#define NODEDB_VAMANA__START_SHARE 1024u            /* one start for so many slots */
+#define NODEDB_VAMANA__STEPS 10u                    /* steps of codes that training tries; it takes the best */
+#define NODEDB_VAMANA__SLACK_MAX 127u               /* places by which codes displace a vector: this many, or more */
+#define NODEDB_VAMANA__SLACK_LEAST 8u               /* entries beyond k that are measured exactly at least */
+#define NODEDB_VAMANA__LEVELS_MAX 5u                /* see levels, in NEIGHBOURS */
+#define NODEDB_VAMANA__CODE_FIRST 4096u             /* vectors; fewer have no codes, as all fits the caches anyway */
+#define NODEDB_VAMANA__CODE_PER_CHANGE 32u          /* codes that each insert makes while all are remade */
+#define NODEDB_VAMANA__JUDGE_NEAREST 10u            /* nearest of a node by which beams and codes are judged */
+#define NODEDB_VAMANA__STRIPES 8u                   /* counters of readers, each on a cache line of its own */
 
-/* What a slot holds. Removed slots come in two colours that take turns: those of the sweep that is under way, and those
- * removed since it began, which wait for the next one. */
-enum { NODEDB_VAMANA__FREE = 0, NODEDB_VAMANA__LIVE = 1, NODEDB_VAMANA__REMOVED = 2 /* and 3 */ };
+/* What a slot holds. Removed slots have one of two colours, which take turns: REMOVED and REMOVED + 1. One is the
+ * colour of the slots that the sweep under way will free. The other is that of slots removed since the sweep began;
+ * they wait for the next sweep. */
+enum { NODEDB_VAMANA__FREE = 0, NODEDB_VAMANA__LIVE = 1, NODEDB_VAMANA__REMOVED = 2 };
 
-/* A sweep goes once over all nodes and mends them, waits for the searches that may still know a removed slot, then goes
- * over all slots and frees the removed ones. */
-enum { NODEDB_VAMANA__IDLE = 0, NODEDB_VAMANA__MENDING, NODEDB_VAMANA__WAITING, NODEDB_VAMANA__FREEING };
+/* The phases of a sweep, in order. IDLE -> REPAIRING: a remove finds that enough slots are removed. REPAIRING ->
+ * WAITING: every row has been repaired. WAITING -> FREEING: every reader that may hold a removed slot has left. FREEING
+ * -> IDLE: all slots have been visited. Stored in files. */
+typedef enum nodedb_vamana__sweep {
+    NODEDB_VAMANA__IDLE = 0,
+    NODEDB_VAMANA__REPAIRING,
+    NODEDB_VAMANA__WAITING,
+    NODEDB_VAMANA__FREEING
+} nodedb_vamana__sweep;
 
-/* How vectors become codes; but for the slack, never changes once codes are made by it. See CODES. */
+/* How vectors become codes; see CODES. Owned by the arrays whose codes it made, or by the index while it makes them.
+ * Nothing but `slack` changes once the first code is made. */
 typedef struct nodedb_vamana__coder {
     uint32_t bits;        /* 4 or 8 for each component */
-    float step;           /* between two values of a component */
-    float *mean;          /* `dim` components, taken off before the rotation; behind this struct */
+    float step;           /* between two values of a component; 0 until training has chosen it */
+    float *mean;          /* `dim` components, subtracted before the rotation; behind this struct */
     size_t components;    /* of a padded code: what the kernels are told */
     size_t stride;        /* bytes from one code to the next */
     uint32_t slack;       /* places by which codes displace the nearest: see nodedb_vamana__slack. Atomic */
 } nodedb_vamana__coder;
 
-/* How much a coder has learnt from a sample of the vectors: at first their mean and how far they are from it, then,
- * from fewer of them, the step. Until it knows that, the coder's step is 0. */
+/* What a coder has learned from a sample of the vectors. First it learns their mean and how far they are from it, then,
+ * from fewer of them, the step. The writer's; meaningful until the coder has a step. */
 typedef struct nodedb_vamana__training {
-    uint32_t slots;   /* over which the sample is spread: all that were in use when it began */
-    uint32_t at;      /* how many of the sample it has looked at, for the mean and then for the step */
-    uint32_t met;     /* of those for the mean, that were vectors */
-    double squares;   /* their squared distances from their mean, added up */
-    double errors[NODEDB_VAMANA__STEPS]; /* and the squared errors of codes with each of some steps */
+    uint32_t slots;                      /* over which the sample is spread: all in use when the training began */
+    uint32_t at;                         /* how many of the sample are done, for the mean and then for the step */
+    uint32_t sampled;                    /* of those for the mean, how many were vectors */
+    double squares;                      /* sum of their squared distances from their mean */
+    double errors[NODEDB_VAMANA__STEPS]; /* sums of the squared errors of codes with each step that is tried */
 } nodedb_vamana__training;
 
-/* What is known of a row. The first `far` edges lead to nodes of this one's levels (see LEVELS); readers use them. Of
- * those that follow, the first `strict` have passed the strict rule among themselves when a pruning made the row, and
- * the first `pruned` the relaxed one. 255: or more. */
+/* What is known of a row. The first `far` edges lead to nodes of this node's levels (see levels); readers use them. Of
+ * the edges behind them, the first `strict` passed the strict rule among themselves when a pruning made the row, and
+ * the first `pruned` passed the relaxed one. 255 stands for 255 or more.
+ *
+ *   row    far edges | strict | relaxed | children that a rule occludes, edges added since | NONE ...
+ *                    |<---- pruned ---->| */
 typedef struct nodedb_vamana__head {
     uint8_t strict, pruned, far, level;
 } nodedb_vamana__head;
 
 /* ---- arrays, readers, index -------------------------------------------------------------------------------------- */
 
-/* Everything that has one entry for each slot. Readers take the pointer to it once and work on that to their end; when
- * the arrays grow or the codes are remade, the writer makes another one of these, and frees the old after the last
- * reader that may use it. What changes in place is read and written atomically: rows, states, the table, `slots`,
- * `entry`. A vector, its code, norm and id are written before the slot's state becomes live and before any row holds
- * the slot, and not again until no reader can know the slot any more. */
+/* Everything that has one entry for each slot. A reader takes the pointer once and works on these arrays until it
+ * leaves. When they grow, or the codes are remade, the writer publishes another struct and frees the old one after the
+ * last reader that may use it.
+ *   What changes in place is read and written atomically: rows, states, the table, `slots`, `entry`, `starts`. A
+ * vector, its code, norm and id are written before its state becomes LIVE and before any row holds the slot. They are
+ * not written again until no reader can have the slot. */
 typedef struct nodedb_vamana__arrays {
     uint32_t capacity;            /* slots that there is room for */
     uint32_t slots;               /* slots that were ever used: the arrays are meaningful below this */
-    uint32_t entry;               /* where searches begin, or NONE */
+    uint32_t entry;               /* where searches start, or NONE */
     uint32_t table_version;       /* odd while entries of the table move */
-    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to begin at, or NONE; see walk */
-    uint8_t *vectors;             /* NULL: they stay on disk; `heads` and `parents` too */
+    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to start at, then NONE; see begin_walk */
+    uint8_t *vectors;             /* on disk NULL: they stay in the file; so do `parents` */
     uint64_t *ids;
     uint32_t *rows;               /* neighbours, then NONE up to the end of the row */
-    nodedb_vamana__head *heads;   /* what is known of each row. The writer's */
-    uint32_t *parents;            /* see THE TREE. The writer's */
-    float *norms;                 /* see ON-DISK FORMAT; NULL for L2 */
+    nodedb_vamana__head *heads;   /* what is known of each row. The writer's, but for `far` */
+    uint32_t *parents;            /* in the tree, see NEIGHBOURS. The writer's */
+    float *norms;                 /* see ON DISK in the manual; NULL for L2 */
     uint8_t *states;
     uint32_t *table;              /* live slots by id: open addressing, linear probing, at most two thirds full */
     size_t table_size;            /* a power of two */
     uint8_t *codes;               /* NULL: none */
-    bool zeros;                   /* COSINE: a vector of zeros has come, which codes cannot show; atomic */
+    bool zeros;                   /* COSINE: there are or were vectors of zeros, which codes cannot show. Atomic */
     nodedb_vamana__coder *coder;  /* of `codes`; NULL: none */
 } nodedb_vamana__arrays;
 
-/* Who reads. A reader counts itself in under the parity of the epoch; the writer moves the epoch on and waits until the
- * other parity's counts are zero: then every reader has begun after the move. */
+/* Counters of readers. A reader counts itself in under the parity of the epoch. The writer advances the epoch and waits
+ * until the counts of the other parity are zero: then every reader began after the epoch advanced. Any thread writes
+ * its own counter, the writer alone writes the epoch; all with atomics. */
 typedef struct nodedb_vamana__pins {
-    uint32_t count[2];
+    uint32_t count[2];            /* readers under way, by parity of the epoch */
     uint8_t pad[NODEDB_CACHE_LINE_BYTES - 8];
 } nodedb_vamana__pins;
 
 typedef struct nodedb_vamana__readers {
     uint32_t epoch;
-    uint32_t next_stripe;
+    uint32_t next_stripe;         /* that the next searcher gets */
     uint8_t pad[NODEDB_CACHE_LINE_BYTES - 8];
     nodedb_vamana__pins pins[NODEDB_VAMANA__STRIPES];
 } nodedb_vamana__readers;
 
+/* Distances from a query to `count` vectors: those in `slots`, `stride` bytes apart, of n components each. */
 typedef void nodedb_vamana__many(const void *query, const uint8_t *base, size_t stride, const uint32_t *slots,
                                  size_t count, size_t n, float *out);
 
-/* Turns n components, a power of two, in place: flips the signs that `key` chooses, and then takes the Walsh-Hadamard
+/* Turns n components, a power of two, in place: flips the signs that `key` chooses, then takes the Walsh-Hadamard
  * transform, scaled so that lengths stay. Every set gives the same to the last bit. See CODES. */
 typedef void nodedb_vamana__turning(float *x, uint32_t n, uint64_t key);
 
+/* The functions for one instruction set; constant. */
 typedef struct nodedb_vamana__kernel_set {
     nodedb_vamana_kernels one;
     nodedb_vamana__many *l2_f32, *dot_f32, *l2_u8, *dot_u8, *l2_i8, *dot_i8, *dot_i8_u8, *l2_code4, *dot_code4,
@@ -1579,13 +1600,16 @@ typedef struct nodedb_vamana__kernel_set {
     nodedb_vamana__turning *turn_part;
 } nodedb_vamana__kernel_set;
 
-/* The index. Fixed after creation: everything up to `readers`. Changed by the writer alone: the rest. Between calls:
- * every neighbour in the row of a slot that is not free is a slot that is not free, but for removed slots that a sweep
- * is about to free, to which nobody leads; `table` holds exactly the live slots; `entry` is live if any slot is; a free
- * slot's row starts with the next free slot. */
+/* The index. Everything up to `readers` is fixed after creation. The rest is changed by the writer alone. True between
+ * calls:
+ *   - the row of a slot that is not free holds no free slot. (A sweep that is FREEING may leave one in the row of a
+ *     slot
+ *     that it is about to free; no row leads to such a slot.)
+ *   - `table` holds exactly the live slots, and `entry` is live if any slot is.
+ *   - the row of a free slot starts with the next free slot. */
 struct nodedb_vamana {
     uint32_t dim, degree, beam_build, passes;
-    bool beam_follows;            /* the beam that finds neighbours may be wider than beam_build: see BEAM_WATCHED */
+    bool beam_adapts;             /* the beam that finds neighbours may be wider than beam_build: see BEAM_PROBED */
     nodedb_vamana_type type;
     nodedb_vamana_metric metric;
     nodedb_vamana_code code;      /* as asked for */
@@ -1597,40 +1621,50 @@ struct nodedb_vamana {
     size_t components;            /* of a padded vector: what the kernels are told */
     size_t row_words;             /* from one row to the next: the degree, rounded up to whole cache lines */
     const nodedb_vamana__kernel_set *kernels;
-    nodedb_vamana__many *many_l2, *many_dot;
+    nodedb_vamana__many *many_l2, *many_dot; /* of `kernels`, for the type of the vectors */
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_io io;
     nodedb_vamana__readers *readers;
 
-    uint64_t bytes;               /* taken from the allocator; atomic, like `live`, `removed` and `arrays` */
+    uint64_t bytes;               /* taken from the allocator. Atomic, like `live`, `removed` and `arrays` */
     nodedb_vamana__arrays *arrays;
-    uint32_t live, removed;
-    uint32_t first_free;          /* or NONE; chained through rows */
+    uint32_t live, removed;       /* vectors, and slots that wait for a sweep */
+    uint32_t first_free;          /* head of the chain of free slots, or NONE */
     uint64_t code_due;            /* number of vectors at which the codes are remade */
     uint32_t code_live;           /* number of vectors when they were made last; 0: never */
-    uint32_t code_came;           /* vectors that have come since, at most 2^32 - 1 */
-    uint32_t code_strange;        /* of them, those whose codes are cut off; atomic in a build */
-    uint32_t code_asked, code_missed; /* the nearest of new nodes, and those that codes displaced by more than slack */
-    uint32_t beam_now;            /* entries of the beam that finds neighbours */
-    uint32_t beam_asked, beam_missed; /* what one of twice as many found nearest, and what this one did not */
+    uint32_t code_inserted;       /* vectors inserted since then, at most 2^32 - 1 */
+    uint32_t code_clipped;        /* of them, those that the codes clip: see encode. Atomic in a build */
+    uint32_t code_asked, code_missed; /* nearest of new nodes, and those that codes displaced by more than the slack */
+    uint32_t beam_now;            /* entries of the beam that finds neighbours. Atomic */
+    uint32_t beam_asked, beam_missed; /* nearest that a beam of twice as many found, and those that this one missed */
     uint8_t colour;               /* state that a slot gets when it is removed now */
-    int sweep;
+    nodedb_vamana__sweep sweep;   /* the sweep's phase, and the slot that it visits next */
     uint32_t sweep_at;
-    nodedb_vamana__coder *recoder; /* codes that are being made; NULL: none */
-    nodedb_vamana__training training; /* of that coder, until it has a step */
-    uint8_t *recodes;
-    uint32_t recode_at;           /* first slot that has none of them */
-    uint32_t judge_at;            /* nodes by which they have been judged: see nodedb_vamana__judge */
-    uint16_t displaced[NODEDB_VAMANA__SLACK_MAX + 1]; /* and by how many places the nearest were displaced: how many */
-    nodedb_vamana_searcher *writer; /* the writer's own scratch memory */
-    uint64_t writer_bytes;        /* that it takes; atomic */
+    nodedb_vamana__coder *recoder;    /* of the codes that are being made; NULL: none */
+    nodedb_vamana__training training; /* of `recoder`, until it has a step */
+    uint8_t *recodes;             /* the codes that are being made */
+    uint32_t recode_at;           /* slots below this have one */
+    uint32_t judge_at;            /* nodes by which they have been judged: see judge */
+    uint16_t displaced[NODEDB_VAMANA__SLACK_MAX + 1]; /* how many of the nearest were displaced by 0, 1, ... places */
+    nodedb_vamana_searcher *writer; /* the writer's own scratch memory, and its bytes (atomic) */
+    uint64_t writer_bytes;
 
-    struct nodedb_vamana__save *save; /* that is under way; NULL: none */
+    struct nodedb_vamana__save_state *save; /* the save under way; NULL: none */
     struct nodedb_vamana__file *file; /* on disk, read-only: what the arrays stand for is in it. NULL: in memory */
 };
 
 /* ---- access to a slot -------------------------------------------------------------------------------------------- */
+
+/* True if the index was opened on disk: it is read-only, and its exact vectors stay in the file. */
+static inline bool nodedb_vamana__is_on_disk(const nodedb_vamana *index) {
+#if defined(NODEDB_VAMANA_NO_DISK)
+    (void)index;
+    return false;
+#else
+    return index->file != NULL;
+#endif
+}
 
 NODEDB_VAMANA__INLINE uint8_t *nodedb_vamana__vector(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                                      uint32_t slot) {
@@ -1644,11 +1678,16 @@ NODEDB_VAMANA__INLINE uint32_t *nodedb_vamana__row(const nodedb_vamana *index, c
     return a->rows + (size_t)slot * index->row_words;
 }
 
-/* Number of neighbours in a row. The writer's: nobody else changes it meanwhile. */
+/* Number of neighbours in a row. For the writer, who alone changes rows. */
 static uint32_t nodedb_vamana__row_count(const nodedb_vamana *index, const uint32_t *row) {
     uint32_t count = 0;
     while (count < index->degree && row[count] != NODEDB_VAMANA__NONE) count++;
     return count;
+}
+
+/* What the manual calls the norm of a slot's vector; 0 for L2, which has none. */
+NODEDB_VAMANA__INLINE float nodedb_vamana__norm(const nodedb_vamana__arrays *a, uint32_t slot) {
+    return a->norms == NULL ? 0 : a->norms[slot];
 }
 
 NODEDB_VAMANA__INLINE uint8_t nodedb_vamana__state(const nodedb_vamana__arrays *a, uint32_t slot) {
@@ -1668,13 +1707,13 @@ static bool nodedb_vamana__is_finite(float x) { /* by its bits: holds under -ffa
 /* ---- forward declarations ---------------------------------------------------------------------------------------- */
 
 struct nodedb_vamana__counts;
-struct nodedb_vamana__doubt;
+struct nodedb_vamana__code_error;
 struct nodedb_vamana__near;
 struct nodedb_vamana__plan;
-struct nodedb_vamana__questions;
-struct nodedb_vamana__save;
+struct nodedb_vamana__query_batch;
+struct nodedb_vamana__save_state;
 struct nodedb_vamana__target;
-struct nodedb_vamana__trouble;
+struct nodedb_vamana__read_errors;
 
 /* Of CHANGES, MEMORY and CODES. */
 static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot);
@@ -1687,51 +1726,55 @@ static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_
 static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot);
 static void nodedb_vamana__note_zeros(const nodedb_vamana *index, nodedb_vamana__arrays *a, float norm);
 static bool nodedb_vamana__is_trained(const nodedb_vamana__coder *c);
-static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more);
+static void nodedb_vamana__count_inserted(nodedb_vamana *index, uint32_t more);
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget);
 static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, const struct nodedb_vamana__near *c,
                                        uint32_t n);
 static uint32_t nodedb_vamana__judge_beam(const nodedb_vamana *index);
 static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder);
-static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t came);
+static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t inserted);
 
 /* Of FILES: `before_change` keeps a slot's contents for a save that has still to write them. */
 static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t slot);
 static bool nodedb_vamana__save_keeps_codes(const nodedb_vamana *index, const nodedb_vamana__arrays *old);
 static nodedb_status nodedb_vamana__check_writable(const nodedb_vamana *index, nodedb_error *err);
 static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, nodedb_error *err);
-static void nodedb_vamana__save_free(nodedb_vamana *index, struct nodedb_vamana__save *save);
+static void nodedb_vamana__save_free(nodedb_vamana *index, struct nodedb_vamana__save_state *save);
 static void nodedb_vamana__free_file(nodedb_vamana *index);
 
 /* Of DISK: of an index in a file, what a walk needs may have to be read first. */
-static const char *nodedb_vamana__file_path(const nodedb_vamana *index);
 static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index);
 static bool nodedb_vamana__is_packed(const nodedb_vamana *index);
 static bool nodedb_vamana__is_partial(const nodedb_vamana *index);
-static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, struct nodedb_vamana__trouble *trouble);
-static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, struct nodedb_vamana__trouble *trouble);
-static bool nodedb_vamana__knows_slot(const nodedb_vamana *index, uint32_t slot,
-                                      struct nodedb_vamana__trouble *trouble);
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot,
+                                    struct nodedb_vamana__read_errors *errors);
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot,
+                                      struct nodedb_vamana__read_errors *errors);
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count);
-static uint32_t nodedb_vamana__sensible(nodedb_vamana_searcher *s, uint32_t count);
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s);
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err);
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count);
 static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
                                                uint32_t slot);
 static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
-                                            struct nodedb_vamana__trouble *trouble);
-static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *exact,
-                                                 struct nodedb_vamana__near *results, size_t most, size_t from,
-                                                 size_t n, size_t *heap, struct nodedb_vamana__doubt *doubt,
-                                                 nodedb_error *err);
+                                            struct nodedb_vamana__read_errors *errors);
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s,
+                                                    const struct nodedb_vamana__target *exact,
+                                                    struct nodedb_vamana__near *results, size_t most, size_t from,
+                                                    size_t n, size_t *heap,
+                                                    struct nodedb_vamana__code_error *code_error, nodedb_error *err);
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, struct nodedb_vamana__doubt *doubt, nodedb_error *err);
+                                                size_t *heap, struct nodedb_vamana__code_error *code_error,
+                                                nodedb_error *err);
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const struct nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err);
-static bool nodedb_vamana__ask_file(struct nodedb_vamana__questions *q, uint64_t n, nodedb_status *status,
-                                    nodedb_error *err);
-static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s);
-static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s);
+static bool nodedb_vamana__answer_on_disk(struct nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err);
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s);
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s);
 static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
                                     uint8_t *block);
 static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb_vamana_open_config *config,
@@ -1741,6 +1784,9 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
                                                   nodedb_error *err);
 static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err);
 static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err);
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err);
+static void nodedb_vamana__free_disk(nodedb_vamana *index);
 
 /* Of KERNELS. */
 static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char *name, nodedb_error *err);
@@ -1752,9 +1798,9 @@ static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char
  * index, together with the way to measure: on the exact vectors or on their codes.
  * ================================================================================================================ */
 
-/* How to compute a distance. Distances between codes order like the exact ones, roughly, and are in units of their own.
- * IP: the graph is built by the inner product too, which is no metric: a long vector may be nearer to a node than the
- * node itself. See nodedb_vamana__select. */
+/* How to compute a distance. Distances by code order roughly like the exact ones, and have units of their own. IP: the
+ * graph too is built by the inner product, which is no metric: a long vector may be nearer to a node than the node
+ * itself. See "choosing a row". */
 typedef enum nodedb_vamana__measure {
     NODEDB_VAMANA__TO_L2,
     NODEDB_VAMANA__TO_IP,
@@ -1766,15 +1812,15 @@ typedef enum nodedb_vamana__measure {
     NODEDB_VAMANA__CODE8_IP
 } nodedb_vamana__measure;
 
-/* From what distances are measured: a prepared query, or a vector of the index. */
+/* What distances are measured from: a prepared query, or a vector of the index. Lives for one call; borrows all. */
 typedef struct nodedb_vamana__target {
     nodedb_vamana__measure measure;
-    const nodedb_vamana__arrays *arrays; /* where the slots are that are measured */
+    const nodedb_vamana__arrays *arrays; /* of the slots that are measured */
     const void *vector;
     float constant; /* COSINE_BYTES: 1 / length; CODE*: see code_target */
     float shift;    /* CODE*_IP: see code_target */
-    float offset;   /* CODE*: constant times a distance by code, and this, is what to expect of the exact one ... */
-    float spread;   /* ... give or take this, times a length: see in_doubt */
+    float offset;   /* CODE*: constant times a distance by code, plus this, estimates the exact distance ... */
+    float spread;   /* ... with this error, times a length: see may_be_nearer */
     float zero;     /* CODE*_L2, if there are vectors of zeros: their distance */
     bool zeros;
 } nodedb_vamana__target;
@@ -1784,84 +1830,69 @@ static float nodedb_vamana__from_cosine(float cosine) { /* rounding must not lea
     return distance < 0 ? 0 : distance > 2 ? 2 : distance;
 }
 
-/* Distances from `target` to `count` slots. The one place where the kernels are called in bulk. */
+/* Distances from `target` to `count` slots. Every list of distances is computed here. */
 static void nodedb_vamana__measure_many(const nodedb_vamana *index, const nodedb_vamana__target *target,
                                         const uint32_t *slots, size_t count, float *out) {
     const nodedb_vamana__kernel_set *k = index->kernels;
     const nodedb_vamana__arrays *a = target->arrays;
     const void *from = target->vector;
     float constant = target->constant;
-    size_t i;
     switch (target->measure) {
     case NODEDB_VAMANA__TO_L2:
         index->many_l2(from, a->vectors, index->stride, slots, count, index->components, out);
         break;
     case NODEDB_VAMANA__TO_IP:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = -out[i];
+        for (size_t i = 0; i < count; i++) out[i] = -out[i];
         break;
     case NODEDB_VAMANA__TO_COSINE_F32:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i]);
         break;
     case NODEDB_VAMANA__TO_COSINE_BYTES:
         index->many_dot(from, a->vectors, index->stride, slots, count, index->components, out);
-        for (i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i] * constant * a->norms[slots[i]]);
+        for (size_t i = 0; i < count; i++) out[i] = nodedb_vamana__from_cosine(out[i] * constant * a->norms[slots[i]]);
         break;
     case NODEDB_VAMANA__CODE4_L2:
         k->l2_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count && target->zeros; i++)
+        for (size_t i = 0; i < count && target->zeros; i++)
             if (!(a->norms[slots[i]] > 0)) out[i] = target->zero;
         break;
     case NODEDB_VAMANA__CODE8_L2:
         k->l2_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count && target->zeros; i++)
+        for (size_t i = 0; i < count && target->zeros; i++)
             if (!(a->norms[slots[i]] > 0)) out[i] = target->zero;
         break;
     case NODEDB_VAMANA__CODE4_IP:
         k->dot_code4(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
         break;
     case NODEDB_VAMANA__CODE8_IP:
         k->dot_i8_u8(from, a->codes, a->coder->stride, slots, count, a->coder->components, out);
-        for (i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
+        for (size_t i = 0; i < count; i++) out[i] = -sqrtf(a->norms[slots[i]]) * (target->shift + out[i]);
         break;
     }
 }
 
-/* The distance by which the graph is built, from a vector in a slot. */
-static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
-                                                        uint32_t slot) {
+/* Exact distances from a stored or prepared vector to slots of `a`. */
+static nodedb_vamana__target nodedb_vamana__exact_target(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                                         const uint8_t *vector, float norm) {
     nodedb_vamana__target target;
     bool f32 = index->type == NODEDB_VAMANA_F32;
     memset(&target, 0, sizeof target);
-    target.arrays = a;
-    target.vector = nodedb_vamana__vector(index, a, slot);
+    target.arrays = a, target.vector = vector;
     target.measure = index->metric == NODEDB_VAMANA_L2 ? NODEDB_VAMANA__TO_L2 : NODEDB_VAMANA__TO_IP;
     if (index->metric == NODEDB_VAMANA_COSINE) {
         target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_BYTES;
-        target.constant = f32 ? 0 : a->norms[slot];
+        target.constant = f32 ? 0 : norm;
     }
     return target;
 }
 
-/* The true distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher brought. */
-static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
-                                  float norm) {
-    const nodedb_vamana_kernels *k = &index->kernels->one;
-    const uint8_t *q = (const uint8_t *)target->vector, *x = (const uint8_t *)vector;
-    const float *qf = (const float *)target->vector, *xf = (const float *)vector;
-    const int8_t *qi = (const int8_t *)target->vector, *xi = (const int8_t *)vector;
-    bool l2 = index->metric == NODEDB_VAMANA_L2;
-    float d;
-    switch (index->type) {
-    case NODEDB_VAMANA_U8: d = l2 ? k->l2_u8(q, x, index->dim) : k->dot_u8(q, x, index->dim); break;
-    case NODEDB_VAMANA_I8: d = l2 ? k->l2_i8(qi, xi, index->dim) : k->dot_i8(qi, xi, index->dim); break;
-    default: d = l2 ? k->l2_f32(qf, xf, index->dim) : k->dot_f32(qf, xf, index->dim); break;
-    }
-    if (l2) return d;
-    if (index->metric == NODEDB_VAMANA_IP) return -d;
-    return nodedb_vamana__from_cosine(index->type == NODEDB_VAMANA_F32 ? d : d * target->constant * norm);
+/* From the vector in a slot, by the distance that the graph is built with. */
+static nodedb_vamana__target nodedb_vamana__slot_target(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
+                                                        uint32_t slot) {
+    return nodedb_vamana__exact_target(index, a, nodedb_vamana__vector(index, a, slot), nodedb_vamana__norm(a, slot));
 }
 
 /* ---- vectors as the index stores them ---------------------------------------------------------------------------- */
@@ -1871,19 +1902,18 @@ static double nodedb_vamana__component(const nodedb_vamana *index, const uint8_t
     return index->type == NODEDB_VAMANA_U8 ? (double)vector[i] : (double)((const int8_t *)(const void *)vector)[i];
 }
 
-/* Copies a vector of the caller's to `to` as the index stores it (zero-padded; COSINE over F32: length 1), and its norm
- * to *norm. `row` is named in the error unless it is negative. */
+/* Copies a caller's vector to `to` in stored form (zero-padded; COSINE over F32: of length 1), and its norm to *norm.
+ * An error names `row` unless it is negative. */
 static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const void *vector, uint8_t *to, float *norm,
                                             int64_t row, nodedb_error *err) {
     double squares = 0;
-    uint32_t i;
     char where[48] = "";
     memcpy(to, vector, index->vector_bytes);
     memset(to + index->vector_bytes, 0, index->stride - index->vector_bytes);
     if (row >= 0) (void)snprintf(where, sizeof where, " of vector %lld", (long long)row);
     if (index->type == NODEDB_VAMANA_F32) {
         float *x = (float *)(void *)to;
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             if (!nodedb_vamana__is_finite(x[i]))
                 return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "component %u%s is not a finite number", (unsigned)i,
                                     where);
@@ -1896,10 +1926,10 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
         if (index->metric == NODEDB_VAMANA_COSINE) {
             double length = sqrt(squares);
             *norm = (float)length;
-            for (i = 0; i < index->dim && length > 0; i++) x[i] = (float)((double)x[i] / length);
+            for (uint32_t i = 0; i < index->dim && length > 0; i++) x[i] = (float)((double)x[i] / length);
         }
     } else {
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             double x = nodedb_vamana__component(index, to, i);
             squares += x * x;
         }
@@ -1924,61 +1954,62 @@ static nodedb_status nodedb_vamana__prepare(const nodedb_vamana *index, const vo
 #define NODEDB_VAMANA__SEEN_PER_BEAM 128u   /* entries of the visited table for each entry of the beam */
 #define NODEDB_VAMANA__SEEN_MIN 4096u
 #define NODEDB_VAMANA__SEEN_MAX 65536u
-#define NODEDB_VAMANA__SEEN_SHARE 4u       /* of its widest beam, that the table of one who chooses neighbours is for */
+#define NODEDB_VAMANA__SEEN_SHARE 4u       /* to choose neighbours, the table serves 1/4 of the widest beam */
 #define NODEDB_VAMANA__SCAN_CHUNK 64u      /* vectors that a scan measures at a time */
 #define NODEDB_VAMANA__PICK_LISTS 7u       /* of one selection */
 #define NODEDB_VAMANA__FITS_ALL 65536u    /* slots from which on all lists have their full length */
 
-/* What one caller has met in a file: NODEDB_OK and `damaged`, or the first failure. */
-typedef struct nodedb_vamana__trouble {
-    nodedb_status failed;
+/* Errors of one caller's reads from a file, since the query or call began. */
+typedef struct nodedb_vamana__read_errors {
+    nodedb_status failed;        /* the first failure, and its details; NODEDB_OK: none */
     nodedb_error error;
-    uint64_t damaged;            /* nodes, codes, ids or vectors that were passed over */
-} nodedb_vamana__trouble;
+    uint64_t damaged;            /* damaged nodes, codes, ids or vectors that were skipped */
+} nodedb_vamana__read_errors;
 
-typedef struct nodedb_vamana__near { /* a slot and how near it is */
+/* A slot and its distance: an entry of a beam, a candidate for a row, or a result. */
+typedef struct nodedb_vamana__near {
     float distance;
     uint32_t slot;
-    uint32_t mark; /* in a beam: expanded. Among candidates for a row: what is known, PASSED .. OLD */
+    uint32_t mark; /* in a beam 1: expanded. Of a candidate: PASSED .. OLD, see NEIGHBOURS */
 } nodedb_vamana__near;
 
-/* One thread's scratch memory, as large as the index needs: no list has more entries than there are slots. Everything
- * is rewritten by each use. */
+/* One thread's scratch memory. No list has more entries than the index has slots. Used by one thread at a time, and
+ * rewritten by each use: between calls only the sizes, the memory and the fetcher mean anything. */
 struct nodedb_vamana_searcher {
     const nodedb_vamana *index;
-    const nodedb_vamana__arrays *arrays; /* that the running call works on */
+    const nodedb_vamana__arrays *arrays; /* that the running call works on; valid until it leaves */
     nodedb_allocator allocator;
     uint32_t beam_max;
-    uint32_t fits;                  /* slots of an index that its lists fit: a power of two, or FITS_ALL */
-    uint32_t list_max;              /* beam_max or `fits`, the lesser */
-    uint32_t seen_most, seen_size;  /* entries of `seen` that there are, and that walks use: powers of two */
-    uint32_t stripe;                /* where it counts itself in as a reader */
-    void *memory;                   /* one block for all that follows */
+    uint32_t fits;                  /* slots of the largest index that the lists serve: a power of two, or FITS_ALL */
+    uint32_t list_max;              /* beam_max or `fits`, whichever is less */
+    uint32_t seen_most, seen_size;  /* entries that `seen` has, and that walks use: powers of two */
+    uint32_t stripe;                /* of the counters of readers */
+    void *memory;                   /* one block, for all lists below */
     size_t memory_bytes;
     uint8_t *query;                 /* the query, padded like the index's vectors */
-    uint8_t *code_query;            /* the query as the kernels of the codes want it */
-    float *turned;                  /* `dim` floats: a vector on its way to its code */
+    uint8_t *code_query;            /* the query as the kernels for codes want it */
+    float *turned;                  /* `dim` floats: a vector that becomes a code */
     uint32_t *seen;
     nodedb_vamana__near *beam;      /* beam_max + 1 */
     nodedb_vamana__near *spare;     /* beam_max: results */
     nodedb_vamana__near *candidates; /* candidates_max */
     uint32_t *slots;                /* candidates_max */
     float *distances;               /* candidates_max */
-    uint32_t *chosen;               /* degree + 1: a row that is being made */
+    uint32_t *chosen;               /* degree + 1: the row that a pruning makes */
     uint32_t *picks;                /* PICK_LISTS lists: see nodedb_vamana__selection */
     nodedb_vamana__head head;       /* of the row in `chosen` */
-    bool prunes;                    /* it has the last two */
+    bool prunes;                    /* it has `chosen` and `picks`: it serves to choose neighbours */
     uint32_t candidates_max, beam_count;
-    nodedb_vamana_fetcher fetcher;  /* on disk: where records come from */
+    nodedb_vamana_fetcher fetcher;  /* on disk: reads vectors or nodes */
     bool own_fetcher;
-    struct nodedb_vamana__parked *parked; /* on disk: search_many's questions that wait for it; NULL: none yet */
-    size_t parked_bytes;            /* with their vectors and results, behind them */
-    struct nodedb_vamana__lane *lanes; /* packed: search_many's questions that walk side by side; NULL: none yet */
-    nodedb_vamana__trouble trouble; /* on disk: of the question that is under way */
-    uint32_t collected;             /* entries of the beam that are among the results, or do not pass */
-    uint32_t early;                 /* on disk: reads that begin while the walk goes on; 0: none, or they have */
-    uint64_t hops, computed, exact; /* of the query that is under way */
-    uint32_t beam_asked, beam_missed; /* in a build: as in the index */
+    struct nodedb_vamana__pending_rerank *pending; /* on disk: queries of search_many that wait for reads. NULL: none */
+    size_t pending_bytes;            /* with their vectors and results, behind them */
+    struct nodedb_vamana__walker *walkers; /* packed: queries of search_many that walk side by side. NULL: none */
+    nodedb_vamana__read_errors read_errors; /* on disk: of the query under way */
+    uint32_t collected;             /* entries of the beam that are results already, or do not pass the filter */
+    uint32_t early;                 /* on disk: reads to start during the walk; 0: none, or they have started */
+    uint64_t hops, computed, exact; /* statistics of the query under way */
+    uint32_t beam_asked, beam_missed; /* as in the index, which takes them over */
 };
 
 /* ---- the beam and the row ---------------------------------------------------------------------------------------- */
@@ -1987,8 +2018,8 @@ NODEDB_VAMANA__INLINE bool nodedb_vamana__nearer(const nodedb_vamana__near *a, f
     return a->distance < distance || (a->distance == distance && a->slot < slot);
 }
 
-/* Puts a slot into the sorted beam of at most `width` entries and returns its place, or NONE: too far, or there
- * already. */
+/* Inserts a slot into the sorted beam of at most `width` entries. Returns its place, or NONE: it is too far, or in the
+ * beam already. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s, uint32_t width, float distance,
                                                        uint32_t slot) {
     uint32_t low = 0, left = s->beam_count;
@@ -2012,15 +2043,15 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__beam_add(nodedb_vamana_searcher *s
 
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__seen_place(uint32_t slot) { return slot * UINT32_C(0x9E3779B1) >> 8; }
 
-/* Puts the first `most` neighbours of a row, if they have not been seen, into s->slots; returns how many. */
+/* Puts those of the first `most` neighbours in a row that have not been seen into s->slots; returns how many. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, const uint32_t *row, uint32_t most,
                                                      uint32_t *seen, uint32_t mask) {
-    uint32_t count = 0, i;
-    for (i = 0; i < most; i++) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < most; i++) {
         uint32_t slot = nodedb__load_acquire(&row[i]), *place;
         if (slot == NODEDB_VAMANA__NONE) break;
         place = &seen[nodedb_vamana__seen_place(slot) & mask];
-        s->slots[count] = slot; /* no branch: which ones are new cannot be predicted */
+        s->slots[count] = slot; /* no branch: which ones are new is unpredictable */
         count += *place != slot ? 1 : 0;
         *place = slot;
     }
@@ -2029,7 +2060,7 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, 
 
 /* ---- the walk ---------------------------------------------------------------------------------------------------- */
 
-/* Goes from a start to ever nearer nodes by edges of longer range, while there are nearer ones. */
+/* Descends from a start along edges of longer range while a nearer node is found. */
 static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
                                    nodedb_vamana__near from) {
     const nodedb_vamana__arrays *a = target->arrays;
@@ -2040,7 +2071,7 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
         if (row == NULL) return;
         count = nodedb_vamana__gather(s, row, nodedb__load_relaxed(&a->heads[from.slot].far), s->seen,
                                       s->seen_size - 1);
-        if (s->index->file != NULL) count = nodedb_vamana__sensible(s, count);
+        if (nodedb_vamana__is_on_disk(s->index)) count = nodedb_vamana__keep_valid(s, count);
         nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
         s->computed += count;
         for (i = 0, nearer = false; i < count; i++) {
@@ -2051,17 +2082,17 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
     }
 }
 
-/* Puts the entry into the beam, and the nearest of the starts: one of these is mostly nearer than the entry,
- * and measuring them all costs less than the hops that it saves. */
+/* Puts the entry and the nearest start into the beam. The nearest start is mostly nearer than the entry, and measuring
+ * all starts costs less than the hops that it saves. A duplicate start is harmless. */
 static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
     const nodedb_vamana__arrays *a = target->arrays;
-    uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0, i;
+    uint32_t entry = nodedb__load_acquire(&a->entry), count = 0, best = 0;
     nodedb_vamana__near nearest = {0, 0, 0};
     s->beam_count = 0;
     memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
     if (entry == NODEDB_VAMANA__NONE) return;
     s->slots[count++] = entry;
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++) {
         uint32_t slot = nodedb__load_acquire(&a->starts[i]);
         if (slot == NODEDB_VAMANA__NONE) break;
         s->slots[count++] = slot;
@@ -2070,7 +2101,7 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     if (count == 0) return;
     nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
     s->computed += count;
-    for (i = 1; i < count; i++)
+    for (uint32_t i = 1; i < count; i++)
         if (s->distances[i] < s->distances[best]) best = i;
     nearest.distance = s->distances[best], nearest.slot = s->slots[best];
     (void)nodedb_vamana__beam_add(s, width, s->distances[0], s->slots[0]);
@@ -2078,23 +2109,11 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     nodedb_vamana__descend(s, target, width, nearest);
 }
 
-/* The head of the beam has been looked at, and little of it will change: its vectors can be read while the walk goes
- * on. The rerank requests these reads again and reports the error. */
-static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
-    uint32_t slots[32], i, n = 0;
-    for (i = 0; i < s->early; i++) {
-        slots[n++] = s->beam[i].slot;
-        if (n < 32 && i + 1 < s->early) continue;
-        (void)s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, NULL);
-        n = 0;
-    }
-    s->early = 0;
-}
-
-/* Greedy search (DiskANN algorithm 1) from the entry: leaves the `width` nearest slots that it met in s->beam, removed
- * ones included, as they still lead the way. The visited table forgets: two slots of one place overwrite each other.
- * A forgotten slot is measured again, and the beam refuses it, as it is either in it or was too far, and the
- * threshold only falls; so the result is the same as with an exact set (ParlayANN does this too). */
+/* Greedy search (DiskANN algorithm 1) from the entry. Leaves the `width` nearest slots that it met in s->beam, removed
+ * ones included, as they still lead to others. `partial`: what a row or a code needs may still be on disk.
+ *   The visited table may forget: two slots with one place overwrite each other. A forgotten slot is measured again,
+ * and the beam refuses it: it is either in the beam, or was too far, and the threshold only falls. So the result is
+ * that of an exact set (ParlayANN does this too). */
 NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
                                                     uint32_t width, bool partial) {
     const nodedb_vamana *index = s->index;
@@ -2104,21 +2123,21 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__walk_over(nodedb_vamana_searcher *s, c
     nodedb_vamana__begin_walk(s, target, width);
     while (next < s->beam_count) {
         const uint32_t *row = nodedb_vamana__row(index, a, s->beam[next].slot);
-        uint32_t i, count = 0;
+        uint32_t count = 0;
         assert(!s->beam[next].mark);
         s->beam[next].mark = 1;
         s->hops++;
-        if (!partial || nodedb_vamana__have_row(index, s->beam[next].slot, &s->trouble))
+        if (!partial || nodedb_vamana__have_row(index, s->beam[next].slot, &s->read_errors))
             count = nodedb_vamana__gather(s, row, index->degree, seen, mask);
         if (partial) count = nodedb_vamana__have_codes(s, count);
         do next++;
         while (next < s->beam_count && s->beam[next].mark);
         if (s->early > 0 && next >= s->early) nodedb_vamana__read_early(s);
-        if (next < s->beam_count) /* the likely next row, while the distances are computed */
+        if (next < s->beam_count) /* fetch the row that is likely next while distances are computed */
             nodedb_vamana__prefetch((const uint8_t *)nodedb_vamana__row(index, a, s->beam[next].slot), 256);
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
-        for (i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++) {
             uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
             if (at < next) next = at;
         }
@@ -2132,12 +2151,12 @@ static void nodedb_vamana__walk(nodedb_vamana_searcher *s, const nodedb_vamana__
 
 /* ---- the memory of a searcher ------------------------------------------------------------------------------------ */
 
-/* Entries of a list of a selection: both tiers may fill a row. */
+/* Entries of one list of a selection: each tier may fill a row. */
 static size_t nodedb_vamana__pick_list(const nodedb_vamana_searcher *s) {
-    return nodedb_vamana__least(2 * (size_t)s->index->degree + s->index->degree / 8, 2 * (size_t)s->fits) + 4;
+    return nodedb_vamana__min(2 * (size_t)s->index->degree + s->index->degree / 8, 2 * (size_t)s->fits) + 4;
 }
 
-/* One block of memory, cut into the searcher's arrays; with `at` NULL only the size is computed. */
+/* Cuts one block of memory into the searcher's lists and returns its size. `at` NULL: computes the size only. */
 static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at) {
     const nodedb_vamana *index = s->index;
     size_t used = 0;
@@ -2161,31 +2180,31 @@ static size_t nodedb_vamana__searcher_cut(nodedb_vamana_searcher *s, uint8_t *at
     return used;
 }
 
-/* How much of the visited table walks with such a beam use: it is cleared for each. */
+/* Sets how much of the visited table a walk with such a beam uses. Less is better: every walk clears it. */
 static void nodedb_vamana__see_for(nodedb_vamana_searcher *s, uint32_t beam) {
     s->seen_size = NODEDB_VAMANA__SEEN_MIN;
     while (s->seen_size < s->seen_most && s->seen_size / NODEDB_VAMANA__SEEN_PER_BEAM < beam) s->seen_size *= 2;
     if (s->seen_size > s->seen_most) s->seen_size = s->seen_most;
 }
 
-/* The sizes of the lists for a beam and so many slots. The visited table need not be exact (see walk), so it is kept
- * within the second-level cache. Candidates: of a new node the beam, that of each level, and a row; of a row that is
- * pruned, two; and what a scan takes at a time. */
+/* Sets the sizes of the lists for a beam and so many slots. The visited table may forget (see walk_over), so it stays
+ * within the second-level cache. Candidates of a new node are its beam, that of each level, and a row; of a row that is
+ * pruned, two rows; of a scan, a chunk. */
 static void nodedb_vamana__searcher_shape(nodedb_vamana_searcher *s, uint32_t beam, uint64_t slots) {
     size_t all = 2 * (size_t)beam + 4 * (size_t)s->index->degree + 4 * NODEDB_VAMANA__SCAN_CHUNK;
     s->beam_max = beam;
     for (s->fits = 1; s->fits < slots && s->fits < NODEDB_VAMANA__FITS_ALL;) s->fits *= 2;
     s->list_max = s->fits == NODEDB_VAMANA__FITS_ALL || s->fits > beam ? beam : s->fits;
-    s->candidates_max = (uint32_t)nodedb_vamana__least(all, (size_t)8 * s->fits + 16);
+    s->candidates_max = (uint32_t)nodedb_vamana__min(all, (size_t)8 * s->fits + 16);
     if (s->fits == NODEDB_VAMANA__FITS_ALL) s->candidates_max = (uint32_t)all;
     s->seen_most = NODEDB_VAMANA__SEEN_MAX;
-    nodedb_vamana__see_for(s, s->prunes && s->index->beam_follows ? beam / NODEDB_VAMANA__SEEN_SHARE : beam);
+    nodedb_vamana__see_for(s, s->prunes && s->index->beam_adapts ? beam / NODEDB_VAMANA__SEEN_SHARE : beam);
     if (s->seen_size > 8 * s->fits) s->seen_size = 8 * s->fits;
     s->seen_most = s->seen_size;
     s->memory_bytes = nodedb_vamana__searcher_cut(s, NULL);
 }
 
-/* Makes the lists fit a beam (or a number of results) in an index of so many slots. Changes nothing on failure. */
+/* Grows the lists for a beam (or a number of results) in an index of so many slots. On failure nothing changes. */
 static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint32_t beam, uint64_t slots,
                                                  nodedb_error *err) {
     nodedb_vamana_searcher fit = *s;
@@ -2196,7 +2215,7 @@ static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint
     if (fit.memory == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for a beam of %u", (unsigned)beam);
     (void)nodedb_vamana__searcher_cut(&fit, (uint8_t *)fit.memory);
-    if (s->memory != NULL) { /* what the caller has put there */
+    if (s->memory != NULL) { /* the query is prepared before its plan */
         memcpy(fit.query, s->query, s->index->stride);
         nodedb__release(&s->allocator, s->memory, s->memory_bytes);
     }
@@ -2204,7 +2223,7 @@ static nodedb_status nodedb_vamana__searcher_fit(nodedb_vamana_searcher *s, uint
     return NODEDB_OK;
 }
 
-/* `prunes`: it is for one who chooses neighbours. */
+/* `prunes`: the searcher serves to choose neighbours. */
 static nodedb_vamana_searcher *nodedb_vamana__searcher_new(const nodedb_vamana *index, uint32_t beam, uint64_t slots,
                                                            bool prunes, nodedb_error *err) {
     nodedb_vamana_searcher *s =
@@ -2227,15 +2246,15 @@ NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *se
     allocator = searcher->allocator;
     if (searcher->own_fetcher && searcher->fetcher.destroy != NULL) searcher->fetcher.destroy(searcher->fetcher.ctx);
     nodedb__release(&allocator, searcher->memory, searcher->memory_bytes);
-    nodedb__release(&allocator, searcher->parked, searcher->parked_bytes);
-    nodedb_vamana__free_lanes(searcher);
+    nodedb__release(&allocator, searcher->pending, searcher->pending_bytes);
+    nodedb_vamana__free_walkers(searcher);
     nodedb__release(&allocator, searcher, sizeof *searcher);
 }
 
 NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vamana_searcher *searcher) {
     return searcher == NULL ? 0
-                            : searcher->memory_bytes + searcher->parked_bytes + sizeof *searcher +
-                                  nodedb_vamana__lanes_bytes(searcher);
+                            : searcher->memory_bytes + searcher->pending_bytes + sizeof *searcher +
+                                  nodedb_vamana__walkers_bytes(searcher);
 }
 
 /* ===================================================================================================================
@@ -2245,20 +2264,20 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vama
  * kinds that keep the graph in one piece: edges of levels lead out of clusters, and edges of the tree reach every node.
  * ================================================================================================================ */
 
-#define NODEDB_VAMANA__BUILD_GAIN 2u   /* codes so much smaller than vectors make choosing neighbours faster: a million
-                                          of 128 bytes are built in 114 s instead of 140, for the same recall */
-#define NODEDB_VAMANA__SLACK 8u        /* a row that overflows is cut to 7/8, so that not every insert cuts it again, */
-#define NODEDB_VAMANA__SLACK_BATCH 16u /* or to 15/16 in a build, which cuts it once for each batch */
-#define NODEDB_VAMANA__SAME_MAX 3u     /* edges to vectors equal to the node's own that a pruning keeps */
-#define NODEDB_VAMANA__SAME_BELOW 1e-6f /* COSINE and IP: vectors nearer than this count as equal; it is rounding */
+#define NODEDB_VAMANA__BUILD_GAIN 2u   /* choose neighbours by codes if vectors are so many times larger: a million of
+                                          128 bytes are built in 114 s and not 140, with the same recall */
+#define NODEDB_VAMANA__SLACK 8u        /* a row that overflows is pruned to 7/8, so that not every insert prunes it, */
+#define NODEDB_VAMANA__SLACK_BATCH 16u /* or to 15/16 in a build, which prunes it once for each batch */
+#define NODEDB_VAMANA__SAME_MAX 3u     /* edges that a pruning keeps to vectors equal to the node's own */
+#define NODEDB_VAMANA__SAME_BELOW 1e-6f /* COSINE and IP: nearer vectors count as equal; the rest is rounding */
 #define NODEDB_VAMANA__LEVEL_BITS 4u   /* one node in 16 is of level 1 or more, one in 256 of 2 or more ... */
 #define NODEDB_VAMANA__LEVEL_BEAM 128u /* entries of the beam that finds a node's neighbours of a level */
 
-/* What is known of a candidate for a row: a sum of these, or 0. */
+/* What is known of a candidate for a row: the sum of these bits. */
 enum {
-    NODEDB_VAMANA__PASSED = 1, /* it has passed the relaxed rule among all PASSED ones of this row ... */
-    NODEDB_VAMANA__STRICT = 2, /* ... and the strict rule among the STRICT ones: neither has to be tried again */
-    NODEDB_VAMANA__CHILD = 4,  /* of this node in the tree: it must stay */
+    NODEDB_VAMANA__PASSED = 1, /* it passed the relaxed rule among all PASSED ones of this row ... */
+    NODEDB_VAMANA__STRICT = 2, /* ... and the strict rule among the STRICT ones: neither is tried again */
+    NODEDB_VAMANA__CHILD = 4,  /* a child of this node in the tree: it must stay */
     NODEDB_VAMANA__FAR = 8,    /* it is an edge of the node's levels */
     NODEDB_VAMANA__OLD = 16    /* it is in the row already */
 };
@@ -2286,7 +2305,7 @@ static void nodedb_vamana__sort_candidates(nodedb_vamana__near *c, size_t n, uin
         }
 }
 
-/* The level of a new node, by its id, as good as chance: so replicas agree. See LEVELS. */
+/* The level of a new node: a hash of its id, so that replicas agree. See levels. */
 static uint8_t nodedb_vamana__level_of(const nodedb_vamana *index, uint64_t id) {
     uint64_t bits = nodedb_mix64(~id);
     uint32_t most = index->degree / 4 < NODEDB_VAMANA__LEVELS_MAX ? index->degree / 4 : NODEDB_VAMANA__LEVELS_MAX;
@@ -2317,27 +2336,29 @@ static bool nodedb_vamana__is_child(const nodedb_vamana__arrays *a, uint32_t par
  * c, and no alpha applies. The relaxed rule occludes c only if t is nearer by the squared distance too. Otherwise,
  * where a few long vectors are a better answer than most others to nearly all queries, rows would be nearly empty. */
 
-typedef struct nodedb_vamana__passed { /* chosen so far, the nearest first */
-    uint32_t *slots, *strict;   /* and, at each place, 1 if it passes the strict rule, else 0 */
+/* The candidates chosen so far, the nearest first. */
+typedef struct nodedb_vamana__passed {
+    uint32_t *slots, *strict;   /* at each place the slot, and 1 if it passes the strict rule, else 0 */
     uint32_t count;
 } nodedb_vamana__passed;
 
+/* One selection of a row, in lists of a searcher. Lives for one call of select. */
 typedef struct nodedb_vamana__selection {
     const nodedb_vamana *index;
     nodedb_vamana_searcher *s;
     uint32_t slot, keep;
-    nodedb_vamana__passed all, fresh; /* fresh: those of `all` that had not before */
-    uint32_t *same, *forced;          /* equal vectors, and children that are shut out */
+    nodedb_vamana__passed all, fresh; /* fresh: those of `all` that were not PASSED before */
+    uint32_t *same, *forced;          /* equal vectors, and children that a rule occludes */
     uint32_t *others;                 /* scratch */
     uint32_t same_count, forced_count, strict_count, relaxed_children;
-    uint32_t children;                /* among the candidates that are to come */
+    uint32_t children;                /* among the candidates that are still to be visited */
 } nodedb_vamana__selection;
 
 static void nodedb_vamana__pass(nodedb_vamana__passed *p, uint32_t slot, bool strict) {
     p->slots[p->count] = slot, p->strict[p->count++] = strict;
 }
 
-/* Is a vector at this distance from the slot's own equal to it? */
+/* True if a vector at this distance from the slot's own equals it. */
 static bool nodedb_vamana__is_same(const nodedb_vamana *index, uint32_t slot, const nodedb_vamana__near *c) {
     const float *norms = index->arrays->norms;
     if (index->metric == NODEDB_VAMANA_L2) return c->distance <= 0;
@@ -2345,10 +2366,10 @@ static bool nodedb_vamana__is_same(const nodedb_vamana *index, uint32_t slot, co
     return norms[slot] + norms[c->slot] + 2 * c->distance <= NODEDB_VAMANA__SAME_BELOW * (norms[slot] + norms[c->slot]);
 }
 
-/* Measures a candidate against those that have passed, a few at a time, as most are shut out early. True: by the
- * relaxed rule one of them shuts it out; or, if only the strict tier has room, by the strict rule one of that tier.
- * *strict: it passes that. */
-static bool nodedb_vamana__is_shut_out(nodedb_vamana__selection *x, const nodedb_vamana__near *c,
+/* Measures a candidate against those that passed, a few at a time, as most are occluded early. True: one of them
+ * occludes it by the relaxed rule; or, if only the strict tier has room, one of that tier by the strict rule. *strict:
+ * it passes the strict rule. */
+static bool nodedb_vamana__is_occluded(nodedb_vamana__selection *x, const nodedb_vamana__near *c,
                                        const nodedb_vamana__passed *p, bool *strict, uint32_t strict_only) {
     const nodedb_vamana *index = x->index;
     nodedb_vamana__target target;
@@ -2368,7 +2389,7 @@ static bool nodedb_vamana__is_shut_out(nodedb_vamana__selection *x, const nodedb
         some = count - i < 4 ? count - i : 4;
         nodedb_vamana__measure_many(index, &target, slots + i, some, distances);
         x->s->computed += some;
-        for (j = 0, out = 0; j < some; j++) { /* no branch: it could not be predicted */
+        for (j = 0, out = 0; j < some; j++) { /* no branch: it would be unpredictable */
             occluded |= (own + distances[j] <= far) & (strict_only | p->strict[i + j]);
             shut = alpha * (own + distances[j]) <= far;
             if (norms != NULL) /* IP: and by the squared distance too */
@@ -2381,21 +2402,21 @@ static bool nodedb_vamana__is_shut_out(nodedb_vamana__selection *x, const nodedb
     return false;
 }
 
-/* Puts a candidate into its tier, or leaves it out. */
+/* Puts a candidate into its tier, or drops it. */
 static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_vamana__near *c, uint32_t mark) {
     bool fresh = (mark & NODEDB_VAMANA__PASSED) == 0, child = (mark & NODEDB_VAMANA__CHILD) != 0;
     bool strict = fresh || (mark & NODEDB_VAMANA__STRICT) != 0, out;
     uint32_t certain = x->same_count + x->strict_count + x->forced_count + x->relaxed_children + x->children;
     uint32_t relaxed = x->all.count - x->strict_count - x->relaxed_children;
-    bool full = !child && certain + relaxed >= x->keep; /* the row can only get more diverse */
+    bool full = !child && certain + relaxed >= x->keep; /* now the row can only become more diverse */
     if (!child && (certain >= x->keep || (full && !strict))) return;
     if (nodedb_vamana__is_same(x->index, x->slot, c)) {
         if (x->same_count < NODEDB_VAMANA__SAME_MAX || child) x->same[x->same_count++] = c->slot;
         return;
     }
-    out = nodedb_vamana__is_shut_out(x, c, fresh ? &x->all : &x->fresh, &strict, full);
-    if (!out && !fresh && !strict && (mark & NODEDB_VAMANA__STRICT) != 0) /* as such it was not tried against all */
-        out = nodedb_vamana__is_shut_out(x, c, &x->all, &strict, full);
+    out = nodedb_vamana__is_occluded(x, c, fresh ? &x->all : &x->fresh, &strict, full);
+    if (!out && !fresh && !strict && (mark & NODEDB_VAMANA__STRICT) != 0) /* not tried against all yet */
+        out = nodedb_vamana__is_occluded(x, c, &x->all, &strict, full);
     if (out && !child) return;
     if (out) {
         x->forced[x->forced_count++] = c->slot;
@@ -2406,11 +2427,10 @@ static void nodedb_vamana__select_one(nodedb_vamana__selection *x, const nodedb_
     x->strict_count += strict, x->relaxed_children += child && !strict;
 }
 
-/* Goes over the sorted candidates for the edges of a level, or, of level 0, for all that are not of one; chooses at
- * most `keep`. */
+/* Chooses at most `keep` of the sorted candidates: edges of a level, or, for level 0, edges that are of no level. */
 static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                   uint32_t slot, uint32_t level, size_t n, uint32_t keep) {
-    size_t list = nodedb_vamana__pick_list(s), i;
+    size_t list = nodedb_vamana__pick_list(s);
     const nodedb_vamana__near *c = s->candidates;
     uint32_t known = level > 0 ? 0 : NODEDB_VAMANA__PASSED | NODEDB_VAMANA__STRICT | NODEDB_VAMANA__CHILD, mark;
     memset(x, 0, sizeof *x);
@@ -2418,10 +2438,10 @@ static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vama
     x->same = s->picks, x->forced = x->same + list, x->others = x->forced + list;
     x->all.slots = x->others + list, x->all.strict = x->all.slots + list;
     x->fresh.slots = x->all.strict + list, x->fresh.strict = x->fresh.slots + list;
-    for (i = 0; i < n && level == 0; i++)
+    for (size_t i = 0; i < n && level == 0; i++)
         x->children += (c[i].mark & (NODEDB_VAMANA__CHILD | NODEDB_VAMANA__FAR)) == NODEDB_VAMANA__CHILD &&
                        (i == 0 || c[i].slot != c[i - 1].slot);
-    for (i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         if (c[i].slot == slot || (i > 0 && c[i].slot == c[i - 1].slot) || (c[i].mark & NODEDB_VAMANA__FAR) != 0 ||
             (level > 0 && nodedb_vamana__level(index->arrays, c[i].slot) < level))
             continue;
@@ -2431,11 +2451,10 @@ static void nodedb_vamana__select(nodedb_vamana__selection *x, const nodedb_vama
     }
 }
 
-/* Appends up to `keep` in all of a tier of those that have passed: 1 the strict one, 0 the other. */
+/* Appends one tier of those that passed, 1 the strict one, 0 the other, until there are `keep`. Returns how many. */
 static uint32_t nodedb_vamana__append_tier(uint32_t *chosen, uint32_t count, const nodedb_vamana__passed *p,
                                            uint32_t tier, uint32_t keep) {
-    uint32_t i;
-    for (i = 0; i < p->count && count < keep; i++)
+    for (uint32_t i = 0; i < p->count && count < keep; i++)
         if (p->strict[i] == tier) chosen[count++] = p->slots[i];
     return count;
 }
@@ -2445,60 +2464,57 @@ static uint32_t nodedb_vamana__append(uint32_t *chosen, uint32_t count, const ui
     return count + n;
 }
 
-/* Chooses the edges of a node's levels among the candidates again, and marks them FAR. */
+/* Chooses the edges of a node's levels again, among the candidates, and marks them FAR. */
 static void nodedb_vamana__choose_far(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                       uint32_t keep) {
-    uint32_t levels = nodedb_vamana__level(index->arrays, slot), level, count, share;
+    uint32_t levels = nodedb_vamana__level(index->arrays, slot), count, share;
     nodedb_vamana__selection x;
-    size_t i, j;
-    share = (uint32_t)nodedb_vamana__least(keep / 2, 255) / levels;
+    share = (uint32_t)nodedb_vamana__min(keep / 2, 255) / levels;
     if (share == 0) share = 1;
-    for (i = 0; i < n; i++) s->candidates[i].mark &= ~(uint32_t)NODEDB_VAMANA__FAR;
-    for (level = levels; level > 0; level--) {
+    for (size_t i = 0; i < n; i++) s->candidates[i].mark &= ~(uint32_t)NODEDB_VAMANA__FAR;
+    for (uint32_t level = levels; level > 0; level--) {
         nodedb_vamana__select(&x, index, s, slot, level, n, share);
         count = nodedb_vamana__append(s->chosen, 0, x.same, x.same_count);
         count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, share);
         count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, share);
-        for (i = 0; i < n; i++)
-            for (j = 0; j < count; j++)
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < count; j++)
                 if (s->candidates[i].slot == s->chosen[j]) s->candidates[i].mark |= NODEDB_VAMANA__FAR;
     }
 }
 
-/* Puts the edges of the levels of `slot` into s->chosen and returns how many. They are those that the row has, unless a
- * candidate for them has come. */
+/* Puts the edges of the levels of `slot` into s->chosen and returns how many. The row's own stay, unless there is a new
+ * candidate for them. */
 static uint32_t nodedb_vamana__far_edges(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                          uint32_t keep) {
     const nodedb_vamana__near *c = s->candidates;
     uint32_t count = 0;
-    bool come = false;
-    size_t i;
+    bool is_new = false;
     if (nodedb_vamana__level(index->arrays, slot) == 0) return 0;
-    for (i = 0; i < n && !come; i++)
-        come = (c[i].mark & NODEDB_VAMANA__OLD) == 0 && nodedb_vamana__level(index->arrays, c[i].slot) > 0;
-    if (come) nodedb_vamana__choose_far(index, s, slot, n, keep);
-    for (i = 0; i < n; i++)
+    for (size_t i = 0; i < n && !is_new; i++)
+        is_new = (c[i].mark & NODEDB_VAMANA__OLD) == 0 && nodedb_vamana__level(index->arrays, c[i].slot) > 0;
+    if (is_new) nodedb_vamana__choose_far(index, s, slot, n, keep);
+    for (size_t i = 0; i < n; i++)
         if ((c[i].mark & NODEDB_VAMANA__FAR) != 0 && (i == 0 || c[i].slot != c[i - 1].slot))
             s->chosen[count++] = c[i].slot;
     assert(count < keep);
     return count;
 }
 
-/* A slot that a walk has met may be in the row too: what is known of one of them is known of all. */
+/* A slot may be among the candidates twice: from the walk and from the row. Gives all its entries all its marks. */
 static void nodedb_vamana__join_marks(nodedb_vamana__near *c, size_t n) {
-    size_t i;
-    for (i = 1; i < n; i++)
+    for (size_t i = 1; i < n; i++)
         if (c[i].slot == c[i - 1].slot) c[i].mark |= c[i - 1].mark;
-    for (i = n; i-- > 1;)
+    for (size_t i = n; i-- > 1;)
         if (c[i].slot == c[i - 1].slot) c[i - 1].mark |= c[i].mark;
 }
 
-/* Leaves at most `keep` of s->candidates[0..n) in s->chosen, for the row of `slot`, and returns how many; s->head is
- * what is known of it. Children in the tree stay whatever the rules say. Candidates may repeat, and may hold `slot`.
- * A node of a level reserves up to half of its row for others of its levels: see LEVELS. */
+/* Chooses at most `keep` of s->candidates[0..n) for the row of `slot`: leaves them in s->chosen, what is known of the
+ * row in s->head, and returns how many. Children in the tree always stay. Candidates may repeat and may hold `slot`. A
+ * node of a level reserves up to half of its row for nodes of its levels. */
 static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot, size_t n,
                                      uint32_t keep) {
-    uint32_t count, far, i;
+    uint32_t count, far;
     nodedb_vamana__selection x;
     assert(keep >= 2 && keep <= index->degree && n <= s->candidates_max && s->prunes);
     nodedb_vamana__sort_candidates(s->candidates, n, nodedb_mix64(index->seed ^ slot));
@@ -2508,12 +2524,12 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
     keep -= x.forced_count;
     count = nodedb_vamana__append(s->chosen, count, x.same, x.same_count);
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 1, keep);
-    s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__least(count - far, 255);
-    for (i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* of the others, children first */
+    s->head.far = (uint8_t)far, s->head.strict = (uint8_t)nodedb_vamana__min(count - far, 255);
+    for (uint32_t i = 0; i < x.all.count && x.relaxed_children > 0; i++) /* children come first in the relaxed tier */
         if (x.all.strict[i] == 0 && nodedb_vamana__is_child(index->arrays, slot, x.all.slots[i]))
             s->chosen[count++] = x.all.slots[i], x.all.strict[i] = 2;
     count = nodedb_vamana__append_tier(s->chosen, count, &x.all, 0, keep);
-    s->head.pruned = (uint8_t)nodedb_vamana__least(count - far, 255);
+    s->head.pruned = (uint8_t)nodedb_vamana__min(count - far, 255);
     count = nodedb_vamana__append(s->chosen, count, x.forced, x.forced_count);
     assert(count <= keep + x.forced_count);
     return count;
@@ -2521,22 +2537,22 @@ static uint32_t nodedb_vamana__prune(const nodedb_vamana *index, nodedb_vamana_s
 
 /* ---- rows -------------------------------------------------------------------------------------------------------- */
 
-/* Writes a whole row and what is known of it; the level stays. A reader that passes meanwhile meets some of the old
- * neighbours and some of the new, each of them a node that it may visit. */
+/* Writes a whole row and what is known of it; the level stays. A reader that reads the row meanwhile finds some of the
+ * old neighbours and some of the new, and may visit all of them. */
 static void nodedb_vamana__set_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
                                    const uint32_t *neighbours, uint32_t count, nodedb_vamana__head head) {
-    uint32_t *row = nodedb_vamana__row(index, a, from), i;
+    uint32_t *row = nodedb_vamana__row(index, a, from);
     assert(count <= index->degree);
     nodedb_vamana__before_change(index, from);
     a->heads[from].strict = head.strict, a->heads[from].pruned = head.pruned;
     nodedb__store_relaxed(&a->heads[from].far, head.far);
-    for (i = 0; i < index->degree; i++) {
+    for (uint32_t i = 0; i < index->degree; i++) {
         uint32_t slot = i < count ? neighbours[i] : NODEDB_VAMANA__NONE;
         if (row[i] != slot) nodedb__store_release(&row[i], slot);
     }
 }
 
-/* A slot is free: it has no row, and is of no level. */
+/* Gives a free slot an empty row and level 0. */
 static void nodedb_vamana__clear_row(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
     nodedb_vamana__head nothing = {0, 0, 0, 0};
     nodedb_vamana__set_row(index, a, slot, NULL, 0, nothing);
@@ -2548,8 +2564,8 @@ static size_t nodedb_vamana__row_as_candidates(const nodedb_vamana *index, noded
                                                size_t n) {
     const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
     nodedb_vamana__head head = index->arrays->heads[slot];
-    uint32_t i, count = nodedb_vamana__row_count(index, row);
-    for (i = 0; i < count; i++, n++) {
+    uint32_t count = nodedb_vamana__row_count(index, row);
+    for (uint32_t i = 0; i < count; i++, n++) {
         uint32_t mark = NODEDB_VAMANA__OLD;
         if (i < head.far) mark |= NODEDB_VAMANA__FAR;
         else if (i - head.far < head.strict) mark |= NODEDB_VAMANA__STRICT | NODEDB_VAMANA__PASSED;
@@ -2571,14 +2587,15 @@ static void nodedb_vamana__measure_candidates(const nodedb_vamana *index, nodedb
     for (i = from; i < n; i++) s->candidates[i].distance = s->distances[i];
 }
 
-/* Adds edges from `from` to those of `count` others that it has not got; a row that becomes too long is pruned. */
+/* Adds edges from `from` to `count` slots, the low halves of `to`, except those that its row has. A row that becomes
+ * too long is pruned to `keep`. */
 static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t from, const uint64_t *to,
                                      size_t count, uint32_t keep) {
     uint32_t *row = nodedb_vamana__row(index, index->arrays, from);
     uint32_t had = nodedb_vamana__row_count(index, row), used = had;
-    size_t n = 0, i, j;
+    size_t n = 0, j;
     nodedb_vamana__before_change(index, from);
-    for (i = 0; i <= count; i++) { /* the low halves of `to` are the slots; once more to prune what is left */
+    for (size_t i = 0; i <= count; i++) { /* the last turn prunes what is left */
         if (i < count) {
             for (j = 0; j < had && row[j] != (uint32_t)to[i]; j++) {
             }
@@ -2606,7 +2623,7 @@ static void nodedb_vamana__add_edge(nodedb_vamana *index, nodedb_vamana_searcher
     nodedb_vamana__add_edges(index, s, from, &one, 1, index->degree - index->degree / NODEDB_VAMANA__SLACK);
 }
 
-/* Puts a live slot of the beam or the spare list among the `n` candidates; returns their new number. */
+/* Appends a live slot of the beam or the spare list to the `n` candidates; returns their new number. */
 static size_t nodedb_vamana__add_candidate(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                            const nodedb_vamana__near *one, size_t n) {
     if (index->arrays->states[one->slot] != NODEDB_VAMANA__LIVE) return n;
@@ -2621,20 +2638,20 @@ static size_t nodedb_vamana__add_candidate(const nodedb_vamana *index, nodedb_va
  * HNSW (Malkov and Yashunin, 2016). Half of such a node's row is for the nearest and most diverse nodes of each of its
  * levels. There is still one graph and one walk. The starts are the nodes of the highest levels. */
 
-/* The nearest nodes of `level` and more: a walk over them and no others. Leaves them in s->beam. */
+/* Leaves the nearest nodes of `level` and above in s->beam: a walk over such nodes only. */
 static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
                                       uint32_t level) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = target->arrays;
-    uint32_t count = 0, next = 0, i;
+    uint32_t count = 0, next = 0;
     s->beam_count = 0;
     memset(s->seen, 0xFF, (size_t)s->seen_size * sizeof *s->seen);
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
         if (nodedb_vamana__level(a, a->starts[i]) >= level) s->slots[count++] = a->starts[i];
     for (;;) {
         nodedb_vamana__measure_many(index, target, s->slots, count, s->distances);
         s->computed += count;
-        for (i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++) {
             uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
             if (at < next) next = at;
         }
@@ -2643,14 +2660,14 @@ static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_va
         s->beam[next].mark = 1;
         count = nodedb_vamana__gather(s, nodedb_vamana__row(index, a, s->beam[next].slot),
                                       a->heads[s->beam[next].slot].far, s->seen, s->seen_size - 1);
-        for (i = 0; i < count;) {
+        for (uint32_t i = 0; i < count;) {
             if (nodedb_vamana__level(a, s->slots[i]) >= level) i++;
             else s->slots[i] = s->slots[--count];
         }
     }
 }
 
-/* A node has come: it is a start if there is room for one more, or one of a lower level. */
+/* Makes a new node a start if there is room for one more, or in place of a start of a lower level. */
 static void nodedb_vamana__offer_start(nodedb_vamana__arrays *a, uint32_t slot) {
     uint32_t level = nodedb_vamana__level(a, slot), want = a->slots / NODEDB_VAMANA__START_SHARE + 1;
     uint32_t lowest = level, at = NODEDB_VAMANA__STARTS_MAX, i;
@@ -2664,15 +2681,15 @@ static void nodedb_vamana__offer_start(nodedb_vamana__arrays *a, uint32_t slot) 
     if (at < NODEDB_VAMANA__STARTS_MAX) nodedb__store_release(&a->starts[at], slot);
 }
 
-/* A removed node is no start any more: its neighbour of the highest level is, or there is one less. */
-static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
+/* Replaces a start that was removed by its neighbour of the highest level. Without one there is a start less. */
+static void nodedb_vamana__replace_start(const nodedb_vamana *index, nodedb_vamana__arrays *a, uint32_t slot) {
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t at, last, i, j, best = NODEDB_VAMANA__NONE, highest = 0;
+    uint32_t at, last, j, best = NODEDB_VAMANA__NONE, highest = 0;
     for (at = 0; at < NODEDB_VAMANA__STARTS_MAX && a->starts[at] != slot; at++) {
     }
     if (at == NODEDB_VAMANA__STARTS_MAX) return;
     for (last = at; last + 1 < NODEDB_VAMANA__STARTS_MAX && a->starts[last + 1] != NODEDB_VAMANA__NONE;) last++;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         uint32_t level = nodedb_vamana__level(a, row[i]);
         if (level <= highest || a->states[row[i]] != NODEDB_VAMANA__LIVE) continue;
         for (j = 0; j <= last && a->starts[j] != row[i]; j++) {
@@ -2690,29 +2707,30 @@ static void nodedb_vamana__forget_start(const nodedb_vamana *index, nodedb_vaman
  * while the second walk finds more than 1 in 50 of the nearest ten that the first missed. While it finds fewer than 1
  * in 400, the beam shrinks again. */
 
-#define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build, at most */
-#define NODEDB_VAMANA__BEAM_WATCHED 64u  /* one node of so many walks twice, as its id and the seed say */
-#define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes from which on: fewer are met nearly all */
-#define NODEDB_VAMANA__BEAM_WINDOW 320u  /* nearest that are counted before the beam changes */
+#define NODEDB_VAMANA__BEAM_GROWS 4u     /* times beam_build at most */
+#define NODEDB_VAMANA__BEAM_PROBED 64u  /* one node in so many walks twice, chosen by id and seed */
+#define NODEDB_VAMANA__BEAM_FIRST 2048u  /* live nodes; a walk meets nearly all of fewer */
+#define NODEDB_VAMANA__BEAM_WINDOW 320u  /* nearest counted before the beam changes */
 #define NODEDB_VAMANA__BEAM_WIDENS 50u
 #define NODEDB_VAMANA__BEAM_NARROWS 400u
 
 /* The widest beam that finds neighbours. */
 static uint32_t nodedb_vamana__beam_most(const nodedb_vamana *index) {
-    return index->beam_follows ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
+    return index->beam_adapts ? NODEDB_VAMANA__BEAM_GROWS * index->beam_build : index->beam_build;
 }
 
-/* A walk has been made. Walks again with twice the beam, if it is this node's turn, and counts what only that meets. */
-static void nodedb_vamana__watch_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
+/* After a walk to a node: if it is this node's turn, walks again with twice the beam and counts what only that
+ * finds. */
+static void nodedb_vamana__probe_beam(const nodedb_vamana *index, nodedb_vamana_searcher *s,
                                       const nodedb_vamana__target *target, uint32_t slot) {
-    uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, i, j;
-    if (!index->beam_follows || index->live < NODEDB_VAMANA__BEAM_FIRST ||
-        nodedb_mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_WATCHED != 0)
+    uint32_t wide = 2 * index->beam_now, narrow = s->beam_count, found, j;
+    if (!index->beam_adapts || index->live < NODEDB_VAMANA__BEAM_FIRST ||
+        nodedb_mix64(index->arrays->ids[slot] + index->seed * 7 + 1) % NODEDB_VAMANA__BEAM_PROBED != 0)
         return;
     memcpy(s->spare, s->beam, narrow * sizeof *s->spare);
     nodedb_vamana__walk(s, target, wide < s->beam_max ? wide : s->beam_max);
     found = s->beam_count < NODEDB_VAMANA__JUDGE_NEAREST ? s->beam_count : NODEDB_VAMANA__JUDGE_NEAREST;
-    for (i = 0; i < found; i++) {
+    for (uint32_t i = 0; i < found; i++) {
         for (j = 0; j < narrow && s->spare[j].slot != s->beam[i].slot; j++) {
         }
         s->beam_missed += j == narrow;
@@ -2720,51 +2738,51 @@ static void nodedb_vamana__watch_beam(const nodedb_vamana *index, nodedb_vamana_
     s->beam_asked += found;
 }
 
-/* Takes what a searcher has counted. */
+/* Adds what a searcher has counted to the index. */
 static void nodedb_vamana__count_beam(nodedb_vamana *index, nodedb_vamana_searcher *s) {
     index->beam_asked += s->beam_asked, index->beam_missed += s->beam_missed;
     s->beam_asked = s->beam_missed = 0;
 }
 
-/* The beam follows what has been counted. */
-static void nodedb_vamana__follow_beam(nodedb_vamana *index) {
+/* Widens or narrows the beam by what was counted. */
+static void nodedb_vamana__adapt_beam(nodedb_vamana *index) {
     uint32_t now = index->beam_now, most = nodedb_vamana__beam_most(index);
     if (index->beam_asked < NODEDB_VAMANA__BEAM_WINDOW) return;
     if (index->beam_missed > index->beam_asked / NODEDB_VAMANA__BEAM_WIDENS) now += now / 4;
     else if (index->beam_missed < index->beam_asked / NODEDB_VAMANA__BEAM_NARROWS + 1) now -= now / 8;
     now = now > most ? most : now < index->beam_build ? index->beam_build : now;
-    nodedb__store_relaxed(&index->beam_now, now); /* inspect looks at it */
+    nodedb__store_relaxed(&index->beam_now, now); /* inspect reads it */
     index->beam_asked = index->beam_missed = 0;
 }
 
 /* ---- choosing the neighbours of a node --------------------------------------------------------------------------- */
 
-/* Chooses the neighbours of a node, whose vector is in its slot: of those that a walk to it meets, on codes if there
- * are some, and of those that it has; by exact distances. Leaves them in s->chosen and returns how many. `watched`: the
- * index, if what its codes do is to be counted; NULL where others count too. */
+/* Chooses the neighbours of a node whose vector is in its slot. Candidates are what a walk to it meets (on codes, if
+ * there are some) and what its row has; exact distances decide. Leaves them in s->chosen and returns how many.
+ * `watched`: the index, to count how its codes do; NULL in a build, whose threads must not all count. */
 static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                                  nodedb_vamana *watched) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot), code;
     bool by_code = a->codes != NULL && index->stride >= NODEDB_VAMANA__BUILD_GAIN * a->coder->stride;
     size_t n = 0, had;
-    uint32_t i, level, walked;
+    uint32_t walked;
     s->arrays = a;
     if (by_code)
-        code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, a->norms == NULL ? 0 : a->norms[slot]);
+        code = nodedb_vamana__code_target(s, (const uint8_t *)target.vector, nodedb_vamana__norm(a, slot));
     nodedb_vamana__see_for(s, index->beam_now);
     nodedb_vamana__walk(s, by_code ? &code : &target, index->beam_now);
-    nodedb_vamana__watch_beam(index, s, by_code ? &code : &target, slot);
-    for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
+    nodedb_vamana__probe_beam(index, s, by_code ? &code : &target, slot);
+    for (uint32_t i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
     walked = (uint32_t)n;
-    for (level = nodedb_vamana__level(a, slot); level > 0; level--) {
+    for (uint32_t level = nodedb_vamana__level(a, slot); level > 0; level--) {
         nodedb_vamana__walk_level(s, by_code ? &code : &target, s->beam_max < NODEDB_VAMANA__LEVEL_BEAM
                                       ? s->beam_max : NODEDB_VAMANA__LEVEL_BEAM, level);
-        for (i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
+        for (uint32_t i = 0; i < s->beam_count; i++) n = nodedb_vamana__add_candidate(index, s, &s->beam[i], n);
     }
     had = by_code ? 0 : n;
     n = nodedb_vamana__row_as_candidates(index, s, slot, n);
-    if (n == 0 && a->entry != NODEDB_VAMANA__NONE) /* all that it met is removed */
+    if (n == 0 && a->entry != NODEDB_VAMANA__NONE) /* the walk met removed nodes only */
         s->candidates[n].slot = a->entry, s->candidates[n++].mark = 0;
     nodedb_vamana__measure_candidates(index, s, slot, had, n);
     if (by_code && watched != NULL)
@@ -2780,16 +2798,16 @@ static uint32_t nodedb_vamana__choose_neighbours(const nodedb_vamana *index, nod
  * children, so that they take little of its row. A removed node leaves the tree at once, and its children get other
  * parents. */
 
-#define NODEDB_VAMANA__CHILDREN_SHARE 8u  /* of a row, that children may take ... */
-#define NODEDB_VAMANA__CHILDREN_MIN 2u    /* ... but so many always: see find_room */
-#define NODEDB_VAMANA__CLIMB_MAX 256u     /* steps towards the entry that are taken to see whether a parent serves */
+#define NODEDB_VAMANA__CHILDREN_SHARE 8u  /* 1/8 of a row is for children ... */
+#define NODEDB_VAMANA__CHILDREN_MIN 2u    /* ... and at least so many places: see find_room */
+#define NODEDB_VAMANA__CLIMB_MAX 256u     /* steps towards the entry before a parent is refused */
 
 /* How many more children a node may have. */
 static uint32_t nodedb_vamana__room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t slot) {
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t most = index->degree / NODEDB_VAMANA__CHILDREN_SHARE, count = 0, i;
+    uint32_t most = index->degree / NODEDB_VAMANA__CHILDREN_SHARE, count = 0;
     if (most < NODEDB_VAMANA__CHILDREN_MIN) most = NODEDB_VAMANA__CHILDREN_MIN;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
         count += nodedb_vamana__is_child(a, slot, row[i]);
     return count < most ? most - count : 0;
 }
@@ -2798,24 +2816,23 @@ static bool nodedb_vamana__has_room(const nodedb_vamana *index, const nodedb_vam
     return nodedb_vamana__room(index, a, slot) > 0;
 }
 
-/* Is `slot` in the tree, and not below `below`? False also where it is too far from the entry to tell. */
+/* True if `slot` is in the tree and not below `below`. False also if it is CLIMB_MAX steps or more from the entry. */
 static bool nodedb_vamana__is_in_tree(const nodedb_vamana__arrays *a, uint32_t slot, uint32_t below) {
-    uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__CLIMB_MAX && slot != below && slot != NODEDB_VAMANA__NONE; i++) {
         if (slot == a->entry) return true;
         slot = a->parents[slot];
     }
     return false;
 }
 
-/* A node that has room for one more child: `from`, or one below it. Going down ends, as a full node has children. Which
- * way is left to chance, so that nobody's children make a long list. */
+/* Returns a node with room for one more child: `from`, or one below it. The descent ends, as only nodes with children
+ * are full. It is random, so that the tree stays shallow. */
 static uint32_t nodedb_vamana__find_room(const nodedb_vamana *index, const nodedb_vamana__arrays *a, uint32_t from,
                                          uint64_t chance) {
     while (!nodedb_vamana__has_room(index, a, from)) {
         const uint32_t *row = nodedb_vamana__row(index, a, from);
-        uint32_t next = NODEDB_VAMANA__NONE, count = 0, i;
-        for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
+        uint32_t next = NODEDB_VAMANA__NONE, count = 0;
+        for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++)
             if (nodedb_vamana__is_child(a, from, row[i]) && (chance = nodedb_mix64(chance)) % ++count == 0)
                 next = row[i];
         assert(next != NODEDB_VAMANA__NONE);
@@ -2829,29 +2846,28 @@ static void nodedb_vamana__set_parent(const nodedb_vamana *index, uint32_t slot,
     nodedb__store_relaxed(&index->arrays->parents[slot], parent);
 }
 
-/* The parent of a node that has no children yet: the nearest in `row` that has room. */
+/* Returns a parent for a node without children: the nearest in `row` that has room, or NONE. */
 static uint32_t nodedb_vamana__first_parent(const nodedb_vamana *index, const uint32_t *row, uint32_t count) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i;
-    for (i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++)
         if (nodedb_vamana__has_room(index, a, row[i])) return row[i];
     return NODEDB_VAMANA__NONE;
 }
 
-/* Gives a node without a parent one, whatever it takes: its row is made, and others may be below it. */
+/* Gives a node a parent; this never fails. The node has a row, and may have nodes below it. */
 static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t parent = NODEDB_VAMANA__NONE, i, j;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++) {
-        const uint32_t *back = nodedb_vamana__row(index, a, row[i]); /* one who has the edge already pays nothing */
+    uint32_t parent = NODEDB_VAMANA__NONE, j;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++) {
+        const uint32_t *back = nodedb_vamana__row(index, a, row[i]); /* best a neighbour that has the edge already */
         for (j = 0; j < index->degree && back[j] != NODEDB_VAMANA__NONE && back[j] != slot; j++) {
         }
         if (j < index->degree && back[j] == slot && a->states[row[i]] == NODEDB_VAMANA__LIVE &&
             nodedb_vamana__has_room(index, a, row[i]) && nodedb_vamana__is_in_tree(a, row[i], slot))
             parent = row[i];
     }
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE && parent == NODEDB_VAMANA__NONE; i++)
         if (a->states[row[i]] == NODEDB_VAMANA__LIVE && nodedb_vamana__has_room(index, a, row[i]) &&
             nodedb_vamana__is_in_tree(a, row[i], slot))
             parent = row[i];
@@ -2860,13 +2876,12 @@ static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searc
     nodedb_vamana__add_edge(index, s, parent, slot);
 }
 
-/* Takes a removed node out of the tree. If it is the entry, one of its children becomes it. */
+/* Takes a removed node out of the tree. If it was the entry, a child becomes the entry. */
 static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t i;
-    nodedb_vamana__set_parent(index, slot, NODEDB_VAMANA__NONE); /* what is below it is not in the tree for now */
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    nodedb_vamana__set_parent(index, slot, NODEDB_VAMANA__NONE); /* the nodes below are out of the tree for now */
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         if (!nodedb_vamana__is_child(a, slot, row[i])) continue;
         nodedb_vamana__set_parent(index, row[i], NODEDB_VAMANA__NONE);
         if (a->entry == slot) nodedb__store_release(&a->entry, row[i]);
@@ -2887,20 +2902,20 @@ static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_search
  *   sweep     IDLE -> REPAIRING every node -> WAITING for readers -> FREEING the removed slots -> IDLE
  * ================================================================================================================ */
 
-#define NODEDB_VAMANA__REPLACEMENTS 3u        /* edges that take the place of one to a removed node; IP-DiskANN's c */
+#define NODEDB_VAMANA__REPLACEMENTS 3u        /* edges that replace one to a removed node; IP-DiskANN's c */
 #define NODEDB_VAMANA__REMOVED_SHARE 32u      /* a sweep begins when 1/32 of the slots are removed ... */
-#define NODEDB_VAMANA__REMOVED_MIN 32u        /* ... and at least so many */
-#define NODEDB_VAMANA__SWEEP_PER_REMOVE 48u   /* nodes that a remove sweeps: the sweep ends within another 1/48 */
-#define NODEDB_VAMANA__FREE_PER_NODE 64u      /* slots looked at in the second pass, for one node's worth of budget */
+#define NODEDB_VAMANA__REMOVED_MIN 32u        /* ... and at least so many slots */
+#define NODEDB_VAMANA__SWEEP_PER_REMOVE 48u   /* nodes that a remove visits: of n slots, a sweep takes n / 48 removes */
+#define NODEDB_VAMANA__FREE_PER_NODE 64u      /* slots visited in the second pass for the budget of one node */
 
 /* ---- readers and the writer -------------------------------------------------------------------------------------- */
 
 /* The writer alone changes the index. Readers take no lock: they count themselves in and out, and what the writer
  * replaces is freed after the last reader that may use it has left. */
 
-/* Counts the caller in as a reader and gives him the arrays that he may use until `leave`. If the epoch has moved
- * between the look at it and the count, the writer may have missed the count: try again. Once the count stands under an
- * epoch that has not moved since, the writer's next look sees it (both sides: store, then load, in one total order). */
+/* Counts the caller in as a reader and returns the arrays that it may use until `leave`. If the epoch advanced between
+ * the load and the count, the writer may have missed the count: try again. Once a count stands under an epoch that has
+ * not advanced since, the writer's next load sees the count (both sides store, then load, in one total order). */
 static const nodedb_vamana__arrays *nodedb_vamana__enter(const nodedb_vamana *index, uint32_t stripe,
                                                          uint32_t *parity) {
     nodedb_vamana__readers *r = index->readers;
@@ -2918,37 +2933,37 @@ static void nodedb_vamana__leave(const nodedb_vamana *index, uint32_t stripe, ui
     (void)__atomic_fetch_sub(&index->readers->pins[stripe].count[parity], 1, __ATOMIC_RELEASE);
 }
 
-/* Has every reader left who began before the epoch moved last? */
+/* True if every reader that began before the epoch last advanced has left. */
 static bool nodedb_vamana__readers_left(const nodedb_vamana *index) {
     const nodedb_vamana__readers *r = index->readers;
-    uint32_t before = (r->epoch & 1) ^ 1, i;
-    for (i = 0; i < NODEDB_VAMANA__STRIPES; i++)
+    uint32_t before = (r->epoch & 1) ^ 1;
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STRIPES; i++)
         if (__atomic_load_n(&r->pins[i].count[before], __ATOMIC_SEQ_CST) != 0) return false;
     return true;
 }
 
-/* Moves the epoch on, so that readers_left becomes true once all who read now are gone. Those of the epoch before must
- * have gone, as the new readers take their counters. */
-static void nodedb_vamana__begin_wait(nodedb_vamana *index) {
+/* Advances the epoch: readers_left is true once all present readers have left. Readers of the epoch before must have
+ * left first, as new readers take their counters. */
+static void nodedb_vamana__advance_epoch(nodedb_vamana *index) {
     while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
     __atomic_store_n(&index->readers->epoch, index->readers->epoch + 1, __ATOMIC_SEQ_CST);
 }
 
-/* Returns when nobody reads what was unlinked before the call. */
+/* Returns when no reader can hold what was unlinked before the call. */
 static void nodedb_vamana__await_readers(nodedb_vamana *index) {
-    nodedb_vamana__begin_wait(index);
+    nodedb_vamana__advance_epoch(index);
     while (!nodedb_vamana__readers_left(index)) (void)sched_yield();
 }
 
 /* ---- ids --------------------------------------------------------------------------------------------------------- */
 
-static size_t nodedb_vamana__table_size_for(uint64_t capacity) { /* 0: not on this machine */
+static size_t nodedb_vamana__table_size_for(uint64_t capacity) { /* 0: too large for this machine */
     uint64_t size = 16;
     while (size < capacity + capacity / 2) size *= 2;
     return size > SIZE_MAX / sizeof(uint32_t) ? 0 : (size_t)size;
 }
 
-/* Where `id` is in the table, or the empty place where it belongs. */
+/* The place of `id` in the table, or the empty place where it belongs. */
 static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_t id) {
     size_t mask = a->table_size - 1, at = (size_t)nodedb_mix64(id) & mask;
     uint32_t slot;
@@ -2957,8 +2972,8 @@ static size_t nodedb_vamana__table_place(const nodedb_vamana__arrays *a, uint64_
     return at;
 }
 
-/* The live slot of an id, or NONE. A reader looks again if entries have moved meanwhile, or if another id has come to
- * the empty place that he has found; the writer's loads see what they always saw. */
+/* The slot of an id, or NONE. A reader tries again if entries moved meanwhile, or if another id took the empty place
+ * that it found. The writer never has to. */
 static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id) {
     for (;;) {
         uint32_t version = nodedb__load_acquire(&a->table_version), slot;
@@ -2972,7 +2987,7 @@ static uint32_t nodedb_vamana__find(const nodedb_vamana__arrays *a, uint64_t id)
     }
 }
 
-/* False: the id is there already. */
+/* False: the table has the id already. */
 static bool nodedb_vamana__table_add(nodedb_vamana__arrays *a, uint32_t slot) {
     size_t at = nodedb_vamana__table_place(a, a->ids[slot]);
     if (a->table[at] != NODEDB_VAMANA__NONE) return false;
@@ -2980,7 +2995,8 @@ static bool nodedb_vamana__table_add(nodedb_vamana__arrays *a, uint32_t slot) {
     return true;
 }
 
-/* Closes the gap, so that no probe ends early: entries behind it move into it unless they are at home or before it. */
+/* Removes an entry and closes the gap, so that no probe ends early: an entry behind the gap moves into it unless its
+ * home lies between them. */
 static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
     size_t mask = a->table_size - 1, gap = nodedb_vamana__table_place(a, a->ids[slot]), at = gap;
     assert(a->table[gap] == slot);
@@ -2999,9 +3015,13 @@ static void nodedb_vamana__table_drop(nodedb_vamana__arrays *a, uint32_t slot) {
     nodedb__store_release(&a->table_version, a->table_version + 1);
 }
 
+static nodedb_status nodedb_vamana__no_such_id(uint64_t id, nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
+}
+
 /* ---- slots ------------------------------------------------------------------------------------------------------- */
 
-static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
+static uint32_t nodedb_vamana__alloc_slot(nodedb_vamana *index) {
     nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot = index->first_free;
     if (slot != NODEDB_VAMANA__NONE) {
@@ -3016,7 +3036,7 @@ static uint32_t nodedb_vamana__take_slot(nodedb_vamana *index) {
     return slot;
 }
 
-/* Nobody may know the slot any more. */
+/* No reader and no row may hold the slot any more. */
 static void nodedb_vamana__free_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__before_change(index, slot);
@@ -3033,17 +3053,17 @@ static void nodedb_vamana__count_live(nodedb_vamana *index, uint32_t live, uint3
 
 /* ---- insert ------------------------------------------------------------------------------------------------------ */
 
-/* Chooses the neighbours of a node that has come to a slot, and adds the edges back. The first node has none. */
+/* Chooses the neighbours of a new node, and adds the edges back. The first node has none. */
 static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
-    uint32_t count, i;
+    uint32_t count;
     if (a->entry == NODEDB_VAMANA__NONE) return;
     count = nodedb_vamana__choose_neighbours(index, s, slot, index);
-    nodedb_vamana__count_beam(index, s), nodedb_vamana__follow_beam(index);
+    nodedb_vamana__count_beam(index, s), nodedb_vamana__adapt_beam(index);
     nodedb_vamana__set_row(index, a, slot, s->chosen, count, s->head);
     nodedb_vamana__set_parent(index, slot, nodedb_vamana__first_parent(index, row, count));
-    for (i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
+    for (uint32_t i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
     if (a->parents[slot] == NODEDB_VAMANA__NONE) nodedb_vamana__find_parent(index, s, slot);
 }
 
@@ -3062,12 +3082,12 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     if (status != NODEDB_OK) return status;
 
     old = nodedb_vamana__find(index->arrays, id);
-    if (old != NODEDB_VAMANA__NONE && index->live == 1) { /* its slot goes with all others */
+    if (old != NODEDB_VAMANA__NONE && index->live == 1) { /* with the last vector all slots go */
         nodedb_vamana__remove_slot(index, old);
         old = NODEDB_VAMANA__NONE;
     }
     a = index->arrays;
-    slot = nodedb_vamana__take_slot(index);
+    slot = nodedb_vamana__alloc_slot(index);
     memcpy(nodedb_vamana__vector(index, a, slot), s->query, index->stride);
     if (a->norms != NULL) a->norms[slot] = norm;
     nodedb_vamana__note_zeros(index, a, norm);
@@ -3078,7 +3098,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
     nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__LIVE);
     if (a->entry == NODEDB_VAMANA__NONE) nodedb__store_release(&a->entry, slot);
     nodedb_vamana__count_live(index, index->live + 1, index->removed);
-    nodedb_vamana__count_came(index, 1);
+    nodedb_vamana__count_inserted(index, 1);
     if (!nodedb_vamana__table_add(a, slot)) assert(false);
     nodedb_vamana__offer_start(a, slot);
     (void)nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
@@ -3092,27 +3112,26 @@ static bool nodedb_vamana__is_victim(const nodedb_vamana *index, uint32_t slot) 
     return state >= NODEDB_VAMANA__REMOVED && state != index->colour;
 }
 
-/* Adds the nearest few of a removed node's neighbours to the `n` candidates of `slot`; or, for the edges of a level, of
- * those of that level the first few in its row, which are near to it: so an edge to another cluster is replaced by
- * edges to that cluster. Returns their new number. */
+/* Adds the nearest few of a removed node's neighbours to the `n` candidates of `slot`. For an edge of a level: the
+ * first few of that level in the removed node's row, which are near to that node, so that an edge to another cluster is
+ * replaced by edges to the same cluster. Returns the new number of candidates. */
 static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot,
                                               uint32_t removed, uint32_t level, size_t n) {
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, removed);
     nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, slot);
     nodedb_vamana__near best[NODEDB_VAMANA__REPLACEMENTS];
-    uint32_t i, count = 0, found = 0;
-    size_t j;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    uint32_t count = 0, found = 0;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         bool known = row[i] == slot || a->states[row[i]] != NODEDB_VAMANA__LIVE ||
                      (level > 0 && nodedb_vamana__level(a, row[i]) < level);
-        for (j = 0; j < n && !known; j++) known = s->candidates[j].slot == row[i];
+        for (size_t j = 0; j < n && !known; j++) known = s->candidates[j].slot == row[i];
         if (!known) s->slots[count++] = row[i];
     }
     nodedb_vamana__measure_many(index, &target, s->slots, count, s->distances);
     s->computed += count;
     if (level > 0 && count > NODEDB_VAMANA__REPLACEMENTS) count = NODEDB_VAMANA__REPLACEMENTS;
-    for (i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         uint32_t at = found;
         while (at > 0 && best[at - 1].distance > s->distances[i]) at--;
         if (at == NODEDB_VAMANA__REPLACEMENTS) continue;
@@ -3120,13 +3139,13 @@ static size_t nodedb_vamana__add_replacements(nodedb_vamana *index, nodedb_vaman
         memmove(&best[at + 1], &best[at], (found - 1 - at) * sizeof best[0]);
         best[at].distance = s->distances[i], best[at].slot = s->slots[i], best[at].mark = 0;
     }
-    for (i = 0; i < found && n < s->candidates_max; i++) s->candidates[n++] = best[i];
+    for (uint32_t i = 0; i < found && n < s->candidates_max; i++) s->candidates[n++] = best[i];
     return n;
 }
 
-/* Replaces the edges of a node that lead to removed ones: an edge between two of a level by others of that level too.
- * */
-static void nodedb_vamana__mend(nodedb_vamana *index, uint32_t slot) {
+/* Repairs a row: replaces its edges to removed nodes. An edge between two nodes of a level is replaced by edges of that
+ * level too. */
+static void nodedb_vamana__repair(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t *row = nodedb_vamana__row(index, a, slot), i, count, level = nodedb_vamana__level(a, slot);
@@ -3148,9 +3167,9 @@ static void nodedb_vamana__mend(nodedb_vamana *index, uint32_t slot) {
         if (other > 0)
             n = nodedb_vamana__add_replacements(index, s, slot, row[i], other < level ? other : level, n);
     }
-    if (n == 0 && a->entry != NODEDB_VAMANA__NONE && a->entry != slot) /* its mark does not matter */
+    if (n == 0 && a->entry != NODEDB_VAMANA__NONE && a->entry != slot) /* any edge is better than none */
         s->candidates[n++].slot = a->entry;
-    if (n <= index->degree && level == 0) { /* the order stays, and so what is known */
+    if (n <= index->degree && level == 0) { /* the order stays, so the head stays true */
         for (i = 0; i < n; i++) s->chosen[i] = s->candidates[i].slot;
     } else {
         nodedb_vamana__measure_candidates(index, s, slot, 0, n);
@@ -3159,14 +3178,14 @@ static void nodedb_vamana__mend(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__set_row(index, a, slot, s->chosen, (uint32_t)n, s->head);
 }
 
-/* IP: a long vector shuts many others out of the rows of those that it is in, and is the only one that leads to them.
- * Before it goes, each of its neighbours gets an edge from the best of the others. */
+/* IP: a long vector occludes many others in the rows that hold it, and is then the only one that leads to them. Before
+ * it goes, each of its neighbours gets an edge from the best of the others. */
 static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
     nodedb_vamana_searcher *s = index->writer;
     const nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, removed);
-    uint32_t i, j, count;
-    for (i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
+    uint32_t j, count;
+    for (uint32_t i = 0; i < index->degree && row[i] != NODEDB_VAMANA__NONE; i++) {
         nodedb_vamana__target target = nodedb_vamana__slot_target(index, a, row[i]);
         uint32_t best = 0;
         if (a->states[row[i]] != NODEDB_VAMANA__LIVE) continue;
@@ -3181,18 +3200,17 @@ static void nodedb_vamana__bridge(nodedb_vamana *index, uint32_t removed) {
     }
 }
 
-/* One step of the sweep. */
+/* One step of the sweep: repairs one row, or frees up to FREE_PER_NODE slots. */
 static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i;
-    if (index->sweep == NODEDB_VAMANA__MENDING) {
+    if (index->sweep == NODEDB_VAMANA__REPAIRING) {
         uint8_t state = index->sweep_at < a->slots ? a->states[index->sweep_at] : 0;
-        if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__mend(index, index->sweep_at);
+        if (state == NODEDB_VAMANA__LIVE || state == index->colour) nodedb_vamana__repair(index, index->sweep_at);
         else if (state >= NODEDB_VAMANA__REMOVED && index->metric == NODEDB_VAMANA_IP)
             nodedb_vamana__bridge(index, index->sweep_at);
         if (++index->sweep_at < a->slots) return;
-        index->sweep = NODEDB_VAMANA__WAITING; /* no row holds a victim any more, but a search under way may */
-        nodedb_vamana__begin_wait(index);
+        index->sweep = NODEDB_VAMANA__WAITING; /* no row holds a removed slot, but a reader may */
+        nodedb_vamana__advance_epoch(index);
     }
     if (index->sweep == NODEDB_VAMANA__WAITING) {
         if (!nodedb_vamana__readers_left(index)) return;
@@ -3200,7 +3218,7 @@ static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
         return;
     }
     assert(index->sweep == NODEDB_VAMANA__FREEING);
-    for (i = 0; i < NODEDB_VAMANA__FREE_PER_NODE && index->sweep_at < a->slots; i++, index->sweep_at++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__FREE_PER_NODE && index->sweep_at < a->slots; i++, index->sweep_at++) {
         if (!nodedb_vamana__is_victim(index, index->sweep_at)) continue;
         nodedb_vamana__free_slot(index, index->sweep_at);
         assert(index->removed > 0);
@@ -3212,29 +3230,29 @@ static void nodedb_vamana__sweep_step(nodedb_vamana *index) {
 static void nodedb_vamana__sweep_begin(nodedb_vamana *index) {
     assert(index->sweep == NODEDB_VAMANA__IDLE);
     index->colour = index->colour == NODEDB_VAMANA__REMOVED ? NODEDB_VAMANA__REMOVED + 1 : NODEDB_VAMANA__REMOVED;
-    index->sweep = NODEDB_VAMANA__MENDING;
+    index->sweep = NODEDB_VAMANA__REPAIRING;
     index->sweep_at = 0;
 }
 
 /* ---- remove ------------------------------------------------------------------------------------------------------ */
 
-/* The last vector is gone: so are all traces of the others, once nobody looks at them. */
-static void nodedb_vamana__forget_all(nodedb_vamana *index) {
+/* After the last vector was removed: empties the index, once no reader can hold a slot. */
+static void nodedb_vamana__reset(nodedb_vamana *index) {
     nodedb_vamana__arrays *a;
-    uint32_t slot, slots;
-    for (slot = 0; slot < index->arrays->slots && index->save != NULL; slot++)
+    uint32_t slots;
+    for (uint32_t slot = 0; slot < index->arrays->slots && index->save != NULL; slot++)
         nodedb_vamana__before_change(index, slot);
     if (index->arrays->codes != NULL) (void)nodedb_vamana__replace_codes(index, NULL, NULL);
     a = index->arrays, slots = a->slots;
     assert(index->live == 0);
     nodedb_vamana__drop_recoding(index);
     nodedb__store_release(&a->entry, NODEDB_VAMANA__NONE);
-    for (slot = 0; slot < NODEDB_VAMANA__STARTS_MAX; slot++)
+    for (uint32_t slot = 0; slot < NODEDB_VAMANA__STARTS_MAX; slot++)
         nodedb__store_release(&a->starts[slot], NODEDB_VAMANA__NONE);
     nodedb_vamana__await_readers(index);
     nodedb__store_release(&a->slots, 0);
     a->zeros = false;
-    for (slot = 0; slot < slots; slot++) {
+    for (uint32_t slot = 0; slot < slots; slot++) {
         nodedb_vamana__set_state(a, slot, NODEDB_VAMANA__FREE);
         nodedb_vamana__clear_row(index, a, slot);
         a->parents[slot] = NODEDB_VAMANA__NONE;
@@ -3253,10 +3271,10 @@ static void nodedb_vamana__remove_slot(nodedb_vamana *index, uint32_t slot) {
     nodedb_vamana__set_state(a, slot, index->colour);
     nodedb_vamana__count_live(index, index->live - 1, index->removed + 1);
     if (index->live == 0) {
-        nodedb_vamana__forget_all(index);
+        nodedb_vamana__reset(index);
         return;
     }
-    nodedb_vamana__forget_start(index, a, slot);
+    nodedb_vamana__replace_start(index, a, slot);
     nodedb_vamana__leave_tree(index, index->writer, slot);
     if (removed_max < NODEDB_VAMANA__REMOVED_MIN) removed_max = NODEDB_VAMANA__REMOVED_MIN;
     if (index->sweep == NODEDB_VAMANA__IDLE && index->removed >= removed_max) nodedb_vamana__sweep_begin(index);
@@ -3270,13 +3288,13 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
     if (status != NODEDB_OK) return status;
     slot = nodedb_vamana__find(index->arrays, id);
     if (slot == NODEDB_VAMANA__NONE)
-        return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
+        return nodedb_vamana__no_such_id(id, err);
     nodedb_vamana__remove_slot(index, slot);
     return NODEDB_OK;
 }
 
 NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget) {
-    if (index == NULL || index->file != NULL) return false;
+    if (index == NULL || nodedb_vamana__is_on_disk(index)) return false;
     for (; budget > 0; budget--) {
         bool coding = nodedb_vamana__make_codes(index, NODEDB_VAMANA__CODE_PER_CHANGE);
         if (index->sweep == NODEDB_VAMANA__IDLE) {
@@ -3300,56 +3318,56 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 #define NODEDB_VAMANA__DEFAULT_K 10u
 #define NODEDB_VAMANA__DEFAULT_BEAM 64u
 #define NODEDB_VAMANA__DEFAULT_BATCH 128u      /* twice the default beam */
-#define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that are shown to a filter to learn what share it lets pass */
-#define NODEDB_VAMANA__WIDE_PER_K 4u          /* where so wide a beam ends in doubt, the walk is repeated on vectors */
-#define NODEDB_VAMANA__RERANK_MORE 8u         /* and as many at a time while the query is in doubt */
-#define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk they are measured so many at a time */
-#define NODEDB_VAMANA__DOUBT_IP 1.7           /* IP: so much more of them, as queries may be of another kind */
-#define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by one in so many for each of the slack */
-#define NODEDB_VAMANA__DOUBT_AGAIN 1.5        /* the same at the end of a beam, for walking again on vectors */
-#define NODEDB_VAMANA__DOUBT 2.7              /* standard deviations of the codes' error that are allowed for */
-#define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius asks for at first */
+#define NODEDB_VAMANA__FILTER_SAMPLE 256u     /* vectors that estimate the share that passes a filter */
+#define NODEDB_VAMANA__WIDE_PER_K 4u          /* so wide a beam for each k: if its end is uncertain, walk on vectors */
+#define NODEDB_VAMANA__RERANK_MORE 8u         /* results that are added at a time while the k best are uncertain */
+#define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk results are measured so many at a time */
+#define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: times so many, as queries may differ in kind from vectors */
+#define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by 1/192 for each place of the slack */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* the same at the end of a beam, for walking again on vectors */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that are allowed for */
+#define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius starts with */
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
 
-/* Is `a` a worse result than `b`? Ties are settled by the id. */
-static bool nodedb_vamana__worse(const uint64_t *ids, const nodedb_vamana__near *a, const nodedb_vamana__near *b) {
+/* True if `a` is a worse result than `b`; of equal distances the larger id is worse. */
+static bool nodedb_vamana__heap_worse(const uint64_t *ids, const nodedb_vamana__near *a, const nodedb_vamana__near *b) {
     if (a->distance != b->distance) return a->distance > b->distance;
     return ids[a->slot] > ids[b->slot];
 }
 
-/* A heap with the worst result at its head. */
+/* Moves `one` down from the head of a heap that has the worst result at its head. */
 static void nodedb_vamana__sift_down(const uint64_t *ids, nodedb_vamana__near *heap, size_t n,
                                      nodedb_vamana__near one) {
     size_t at = 0, child;
     while ((child = 2 * at + 1) < n) {
-        if (child + 1 < n && nodedb_vamana__worse(ids, &heap[child + 1], &heap[child])) child++;
-        if (!nodedb_vamana__worse(ids, &heap[child], &one)) break;
+        if (child + 1 < n && nodedb_vamana__heap_worse(ids, &heap[child + 1], &heap[child])) child++;
+        if (!nodedb_vamana__heap_worse(ids, &heap[child], &one)) break;
         heap[at] = heap[child], at = child;
     }
     heap[at] = one;
 }
 
-/* Keeps the best `most` of all that are offered; returns their new number. */
-static size_t nodedb_vamana__offer(const uint64_t *ids, nodedb_vamana__near *heap, size_t n, size_t most,
-                                   float distance, uint32_t slot) {
+/* Offers a result to a heap of at most `most`, which keeps the best. Returns its new size. */
+static size_t nodedb_vamana__heap_offer(const uint64_t *ids, nodedb_vamana__near *heap, size_t n, size_t most,
+                                        float distance, uint32_t slot) {
     nodedb_vamana__near one;
     size_t at, parent;
     one.distance = distance, one.slot = slot, one.mark = 0;
     if (n == most) {
-        if (nodedb_vamana__worse(ids, &heap[0], &one)) nodedb_vamana__sift_down(ids, heap, n, one);
+        if (nodedb_vamana__heap_worse(ids, &heap[0], &one)) nodedb_vamana__sift_down(ids, heap, n, one);
         return n;
     }
     for (at = n; at > 0; at = parent) {
         parent = (at - 1) / 2;
-        if (!nodedb_vamana__worse(ids, &one, &heap[parent])) break;
+        if (!nodedb_vamana__heap_worse(ids, &one, &heap[parent])) break;
         heap[at] = heap[parent];
     }
     heap[at] = one;
     return n + 1;
 }
 
-/* Turns the heap into a list with the best first. */
+/* Sorts a heap into a list with the best first. */
 static void nodedb_vamana__sort_heap(const uint64_t *ids, nodedb_vamana__near *heap, size_t n) {
     while (n > 1) {
         nodedb_vamana__near last = heap[--n];
@@ -3358,15 +3376,28 @@ static void nodedb_vamana__sort_heap(const uint64_t *ids, nodedb_vamana__near *h
     }
 }
 
-/* May this slot be a result? Not if what is known of it is damaged. */
+/* True if this slot may be a result: it is live, passes the filter, and its state and id are not damaged. */
 static bool nodedb_vamana__passes(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, uint32_t slot) {
     const nodedb_vamana__arrays *a = s->arrays;
     uint64_t id;
-    if (!nodedb_vamana__knows_slot(s->index, slot, &s->trouble) || nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
+    if (!nodedb_vamana__have_state(s->index, slot, &s->read_errors) ||
+        nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
         return false;
     id = a->ids[slot];
     if (query->bitmap != NULL && (id >= query->bitmap_bits || (query->bitmap[id / 8] >> id % 8 & 1) == 0)) return false;
     return query->filter == NULL || query->filter(query->filter_ctx, id);
+}
+
+/* Passes an error on to the caller; returns its status. */
+static nodedb_status nodedb_vamana__pass_on(const nodedb_error *reason, nodedb_error *err) {
+    if (err != NULL) *err = *reason;
+    return reason->status;
+}
+
+/* The first failure of a query's reads, or NODEDB_OK. */
+static nodedb_status nodedb_vamana__read_failure(const nodedb_vamana_searcher *s, nodedb_error *err) {
+    if (s->read_errors.failed != NODEDB_OK && err != NULL) *err = s->read_errors.error;
+    return s->read_errors.failed;
 }
 
 /* ---- filters ----------------------------------------------------------------------------------------------------- */
@@ -3375,18 +3406,18 @@ static bool nodedb_vamana__is_filtered(const nodedb_vamana_query *query) {
     return query->filter != NULL || query->bitmap != NULL;
 }
 
-/* How wide a beam must be so that about `beam` of its entries pass the filter; 0: looking at every vector is cheaper. A
- * walk costs about half a row of distances for each entry of its beam, a scan one distance for each vector that passes
- * and about a quarter of one for asking the filter. */
+/* Returns how wide a beam must be so that about `beam` of its entries pass the filter; 0: a scan is cheaper. A walk
+ * costs about half a row of distances for each entry of its beam. A scan costs one distance for each vector that
+ * passes, and about a quarter of one to ask the filter about each. */
 static uint32_t nodedb_vamana__beam_behind_filter(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                   uint32_t beam) {
     const nodedb_vamana__arrays *a = s->arrays;
     uint64_t slots = nodedb__load_acquire(&a->slots);
-    uint64_t i, n = slots < NODEDB_VAMANA__FILTER_SAMPLE ? slots : NODEDB_VAMANA__FILTER_SAMPLE;
+    uint64_t n = slots < NODEDB_VAMANA__FILTER_SAMPLE ? slots : NODEDB_VAMANA__FILTER_SAMPLE;
     uint64_t live = 0, pass = 0, wide, all = nodedb__load_relaxed(&s->index->live);
-    for (i = 0; i < n; i++) {
+    for (uint64_t i = 0; i < n; i++) {
         uint32_t slot = (uint32_t)(i * slots / n);
-        if (!nodedb_vamana__knows_slot(s->index, slot, &s->trouble) ||
+        if (!nodedb_vamana__have_state(s->index, slot, &s->read_errors) ||
             nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE)
             continue;
         live++;
@@ -3398,7 +3429,7 @@ static uint32_t nodedb_vamana__beam_behind_filter(nodedb_vamana_searcher *s, con
     return (uint32_t)wide;
 }
 
-/* Entries that a list of `wanted` results needs, however large a k was asked for. */
+/* Entries that a list of `wanted` results needs: no more than there are vectors, however large k is. */
 static uint32_t nodedb_vamana__at_most_live(const nodedb_vamana *index, uint32_t wanted) {
     uint32_t live = nodedb__load_relaxed(&index->live);
     return wanted < live ? wanted : live > 0 ? live : 1;
@@ -3406,29 +3437,40 @@ static uint32_t nodedb_vamana__at_most_live(const nodedb_vamana *index, uint32_t
 
 /* ---- a plan ------------------------------------------------------------------------------------------------------ */
 
-typedef struct nodedb_vamana__plan { /* a query with its defaults filled in */
+/* The way to the results. ON_CODES -> ON_VECTORS: the codes err too much for this query. Either -> BY_SCAN: a walk
+ * found too few results. */
+typedef enum nodedb_vamana__way {
+    NODEDB_VAMANA__ON_CODES,   /* walk on codes, then rerank */
+    NODEDB_VAMANA__ON_VECTORS, /* walk on the vectors */
+    NODEDB_VAMANA__BY_SCAN     /* measure every vector */
+} nodedb_vamana__way;
+
+/* How one query is answered: its defaults filled in. Lives for one call. */
+typedef struct nodedb_vamana__plan {
     uint32_t k, beam;
     uint32_t keep;   /* results before the rerank */
-    bool more;       /* and more of them, while the query is in doubt */
-    bool scan, by_code;
+    bool more;       /* rerank more of them while the k best are uncertain */
+    nodedb_vamana__way way;
 } nodedb_vamana__plan;
 
 static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                nodedb_vamana__plan *plan, nodedb_error *err) {
     const nodedb_vamana *index = s->index;
-    uint32_t live = nodedb__load_relaxed(&index->live);
+    uint32_t live = nodedb__load_relaxed(&index->live), entries;
     memset(plan, 0, sizeof *plan);
     plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k;
     plan->beam = query->beam == 0 ? NODEDB_VAMANA__DEFAULT_BEAM : query->beam;
     if (plan->beam < plan->k) plan->beam = plan->k;
-    plan->by_code = index->file != NULL || (s->arrays->codes != NULL && !query->exact_walk);
+    plan->way = nodedb_vamana__is_on_disk(index) || (s->arrays->codes != NULL && !query->exact_walk)
+                    ? NODEDB_VAMANA__ON_CODES
+                    : NODEDB_VAMANA__ON_VECTORS;
     plan->keep = plan->k;
-    if (plan->by_code) {
+    if (plan->way == NODEDB_VAMANA__ON_CODES) {
         uint64_t tens = ((uint64_t)plan->k + NODEDB_VAMANA__JUDGE_NEAREST - 1) / NODEDB_VAMANA__JUDGE_NEAREST;
         uint64_t slack = s->arrays->coder == NULL ? 0 : nodedb__load_relaxed(&s->arrays->coder->slack) * tens;
         uint64_t keep = plan->k + (slack > NODEDB_VAMANA__SLACK_LEAST ? slack : NODEDB_VAMANA__SLACK_LEAST);
         uint64_t least = plan->k + slack < NODEDB_VAMANA_MAX_BEAM ? plan->k + slack : NODEDB_VAMANA_MAX_BEAM;
-        if (plan->beam < least) plan->beam = (uint32_t)least; /* or codes would push the nearest out of it */
+        if (plan->beam < least) plan->beam = (uint32_t)least; /* or codes would push the nearest out of the beam */
         if (index->metric == NODEDB_VAMANA_IP) {
             uint64_t wide = plan->beam + plan->beam * slack / tens / NODEDB_VAMANA__WIDEN_IP;
             plan->beam = wide < NODEDB_VAMANA_MAX_BEAM ? (uint32_t)wide : NODEDB_VAMANA_MAX_BEAM;
@@ -3437,41 +3479,42 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
         if (query->rerank != 0) keep = query->rerank < plan->k ? plan->k : query->rerank;
         plan->keep = keep < plan->beam ? (uint32_t)keep : plan->beam;
     }
-    plan->scan = plan->beam >= live; /* looking at all of them costs less than a walk, and is exact */
-    if (!plan->scan && nodedb_vamana__is_filtered(query)) {
+    if (plan->beam >= live) plan->way = NODEDB_VAMANA__BY_SCAN; /* it costs less than a walk, and is exact */
+    else if (nodedb_vamana__is_filtered(query)) {
         uint32_t wide = nodedb_vamana__beam_behind_filter(s, query, plan->beam);
-        if (wide == 0 || wide >= live) plan->scan = true;
+        if (wide == 0 || wide >= live) plan->way = NODEDB_VAMANA__BY_SCAN;
         else plan->beam = wide;
     }
-    return nodedb_vamana__searcher_fit(s, plan->scan ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam,
-                                       s->arrays->capacity, err);
+    entries = plan->way == NODEDB_VAMANA__BY_SCAN ? nodedb_vamana__at_most_live(index, plan->k) : plan->beam;
+    return nodedb_vamana__searcher_fit(s, entries, s->arrays->capacity, err);
 }
 
 /* ---- exact distances of results ---------------------------------------------------------------------------------- */
 
-/* What a query has met of the difference between exact distances and those by code. */
-typedef struct nodedb_vamana__doubt {
+/* The difference between exact distances and those by code that a query has seen so far. */
+typedef struct nodedb_vamana__code_error {
     nodedb_vamana__target code;
     double sum, squares; /* of the differences */
     uint32_t n;
-    float exact, by_code; /* the last that was met */
-} nodedb_vamana__doubt;
+    float exact, by_code; /* of the last */
+} nodedb_vamana__code_error;
 
-static void nodedb_vamana__meet(nodedb_vamana__doubt *d, float exact, float by_code) {
+static void nodedb_vamana__note_code_error(nodedb_vamana__code_error *d, float exact, float by_code) {
     double difference = (double)exact - (double)d->code.constant * (double)by_code;
-    if (d->n > 0 && exact == d->exact && by_code == d->by_code) return; /* a copy of the last teaches nothing */
+    if (d->n > 0 && exact == d->exact && by_code == d->by_code) return; /* a copy of the last adds nothing */
     d->exact = exact, d->by_code = by_code;
     d->sum += difference, d->squares += difference * difference, d->n++;
 }
 
-/* May a vector of this distance by code, or any that is farther by code, be nearer than `kth`? By the errors that the
- * query has met, so many standard deviations, or by what rounding makes of a vector at that distance: those that came
- * first by code are those that rounding has favoured, and say too little of the others. */
-static bool nodedb_vamana__in_doubt(const nodedb_vamana *index, const nodedb_vamana__doubt *d, double deviations,
-                                    float kth, const nodedb_vamana__near *one) {
+/* True if a vector of this distance by code, or any farther by code, may be nearer than `kth`, allowing for so many
+ * standard deviations. Two estimates count: the errors that the query has seen, and what rounding does to a vector at
+ * that distance. The second is needed because rounding favoured the vectors that are first by code, so their errors
+ * say too little of the others. */
+static bool nodedb_vamana__may_be_nearer(const nodedb_vamana *index, const nodedb_vamana__code_error *d,
+                                         double deviations, float kth, const nodedb_vamana__near *one) {
     double by_code = (double)d->code.constant * (double)one->distance, mean, variance, length;
     if (d->n < NODEDB_VAMANA__SLACK_LEAST) return true;
-    if (index->metric == NODEDB_VAMANA_IP) deviations *= NODEDB_VAMANA__DOUBT_IP;
+    if (index->metric == NODEDB_VAMANA_IP) deviations *= NODEDB_VAMANA__ERROR_IP;
     mean = d->sum / d->n, variance = d->squares / d->n - mean * mean;
     if (by_code + mean - deviations * sqrt(variance > 0 ? variance : 0) <= (double)kth) return true;
     length = index->metric == NODEDB_VAMANA_IP       ? (double)d->code.arrays->norms[one->slot]
@@ -3483,91 +3526,82 @@ static bool nodedb_vamana__in_doubt(const nodedb_vamana *index, const nodedb_vam
 
 /* The distance that a search returns, from the prepared query in s->query. */
 static nodedb_vamana__target nodedb_vamana__query_target(const nodedb_vamana_searcher *s, float norm) {
-    const nodedb_vamana *index = s->index;
-    nodedb_vamana__target target;
-    bool f32 = index->type == NODEDB_VAMANA_F32;
-    memset(&target, 0, sizeof target);
-    target.arrays = s->arrays;
-    target.vector = s->query;
-    target.measure = index->metric == NODEDB_VAMANA_L2 ? NODEDB_VAMANA__TO_L2 : NODEDB_VAMANA__TO_IP;
-    if (index->metric == NODEDB_VAMANA_COSINE) {
-        target.measure = f32 ? NODEDB_VAMANA__TO_COSINE_F32 : NODEDB_VAMANA__TO_COSINE_BYTES;
-        target.constant = f32 ? 0 : norm;
-    }
-    return target;
+    return nodedb_vamana__exact_target(s->index, s->arrays, s->query, norm);
 }
 
-/* The exact distances of results[from .. from + n): offers them to the heap of the best `most` at results[0 .. *heap).
- * What is damaged on disk is passed over. */
+/* Measures results[from .. from + n) exactly and offers them to the heap of the best `most` at results[0 .. *heap). On
+ * disk, damaged ones are skipped. */
 static nodedb_status nodedb_vamana__measure_results(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                     nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                    size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
-    size_t to = from + n, i, batch, batch_max = s->candidates_max;
+                                                    size_t *heap, nodedb_vamana__code_error *code_error,
+                                                    nodedb_error *err) {
+    size_t to = from + n, batch, batch_max = s->candidates_max;
     nodedb_status status = NODEDB_OK;
-    if (s->index->file != NULL) batch_max = nodedb_vamana__least(batch_max, s->fetcher.batch_max);
+    if (nodedb_vamana__is_on_disk(s->index)) batch_max = nodedb_vamana__min(batch_max, s->fetcher.batch_max);
     for (; from < to && status == NODEDB_OK; from += batch) {
-        batch = nodedb_vamana__least(to - from, batch_max);
-        for (i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
-        if (s->index->file != NULL) {
+        batch = nodedb_vamana__min(to - from, batch_max);
+        for (size_t i = 0; i < batch; i++) s->slots[i] = results[from + i].slot;
+        if (nodedb_vamana__is_on_disk(s->index)) {
             status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
             if (status == NODEDB_OK)
-                status = nodedb_vamana__take_fetched(s, exact, results, most, from, batch, heap, doubt, err);
+                status = nodedb_vamana__measure_fetched(s, exact, results, most, from, batch, heap, code_error, err);
             continue;
         }
         nodedb_vamana__measure_many(s->index, exact, s->slots, batch, s->distances);
-        for (i = 0; i < batch; i++) {
-            if (doubt != NULL) nodedb_vamana__meet(doubt, s->distances[i], results[from + i].distance);
-            *heap = nodedb_vamana__offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
+        for (size_t i = 0; i < batch; i++) {
+            if (code_error != NULL) nodedb_vamana__note_code_error(code_error, s->distances[i],
+                                                                   results[from + i].distance);
+            *heap = nodedb_vamana__heap_offer(s->arrays->ids, results, *heap, most, s->distances[i], s->slots[i]);
         }
     }
     return status;
 }
 
-/* Leaves the best `most` of all that pass, by exact distances, as a heap in s->spare. */
-static nodedb_status nodedb_vamana__look_at_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                                const nodedb_vamana_query *query, size_t most, size_t *found,
-                                                nodedb_error *err) {
+/* Scans every vector: leaves the best `most` that pass, by exact distance, as a heap in s->spare. */
+static nodedb_status nodedb_vamana__scan_all(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                             const nodedb_vamana_query *query, size_t most, size_t *found,
+                                             nodedb_error *err) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
-    uint32_t slot, slots = nodedb__load_acquire(&a->slots);
+    uint32_t slots = nodedb__load_acquire(&a->slots);
     nodedb_vamana__near *chunk = s->candidates;
     nodedb_status status = NODEDB_OK;
-    size_t n = 0, i, count = 0;
-    if (most > s->list_max) most = s->list_max; /* the lists fit what there was; a writer may have added to it since */
-    for (slot = 0; slot < slots && status == NODEDB_OK; slot++) {
+    size_t n = 0, count = 0;
+    if (most > s->list_max) most = s->list_max; /* the index may have grown since the lists were sized */
+    for (uint32_t slot = 0; slot < slots && status == NODEDB_OK; slot++) {
         if (nodedb_vamana__passes(s, query, slot)) s->slots[count] = slot, chunk[count++].slot = slot;
         if (count < NODEDB_VAMANA__SCAN_CHUNK && slot + 1 < slots) continue;
         s->computed += count, s->exact += count;
-        if (index->file != NULL) {
+        if (nodedb_vamana__is_on_disk(index)) {
             size_t heap = 0;
             status = nodedb_vamana__measure_results(s, exact, chunk, count, 0, count, &heap, NULL, err);
             count = heap;
         } else {
             nodedb_vamana__measure_many(index, exact, s->slots, count, s->distances);
-            for (i = 0; i < count; i++) chunk[i].distance = s->distances[i];
+            for (size_t i = 0; i < count; i++) chunk[i].distance = s->distances[i];
         }
-        for (i = 0; i < count && status == NODEDB_OK; i++)
-            n = nodedb_vamana__offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
+        for (size_t i = 0; i < count && status == NODEDB_OK; i++)
+            n = nodedb_vamana__heap_offer(a->ids, s->spare, n, most, chunk[i].distance, chunk[i].slot);
         count = 0;
     }
     *found = n;
     return status;
 }
 
-/* The best `most` entries of the beam that pass, as a heap in s->spare. */
+/* Leaves the best `most` entries of the beam that pass as a heap in s->spare; returns how many. */
 static size_t nodedb_vamana__collect(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, size_t most) {
     const uint64_t *ids = s->arrays->ids;
     size_t n = 0;
-    uint32_t i;
-    for (i = 0; i < s->beam_count; i++) {
+    for (uint32_t i = 0; i < s->beam_count; i++) {
         if (n == most && s->beam[i].distance > s->spare[0].distance) break;
         if (nodedb_vamana__passes(s, query, s->beam[i].slot))
-            n = nodedb_vamana__offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
+            n = nodedb_vamana__heap_offer(ids, s->spare, n, most, s->beam[i].distance, s->beam[i].slot);
     }
     return n;
 }
 
-/* The next entries of the beam that pass, from s->collected on, behind the `n` in s->spare: until there are `most`. */
+/* Appends the next entries of the beam that pass, from s->collected on, to the `n` in s->spare until there are
+ * `most`. */
 static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const nodedb_vamana_query *query, size_t n,
                                            size_t most) {
     for (; s->collected < s->beam_count && n < most; s->collected++)
@@ -3575,33 +3609,34 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
     return n;
 }
 
-/* Measures exactly the *n results by code in s->spare, the nearest first, and, if the plan wants it, more of the beam
- * while one may be nearer than the k best by what this query has met of the codes' error; on disk it decides so while
- * the last reads are under way. *n: the k best, a heap. *doubtful: the end of a full beam is in doubt, so what has
- * fallen out of it may be too. */
+/* Measures the *n results by code in s->spare exactly, the nearest first. If the plan says so, goes on with more of the
+ * beam while one may be nearer than the k best, judged by the errors that this query has seen. On disk it decides this
+ * while the last reads are under way. Afterwards *n results are a heap of the k best. *uncertain: the end of a full
+ * beam may be nearer than they are, so what fell out of the beam may be too. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
-                                           const nodedb_vamana__target *code, size_t *n, bool *doubtful,
+                                           const nodedb_vamana__target *code, size_t *n, bool *uncertain,
                                            nodedb_error *err) {
-    bool on_disk = s->index->file != NULL;
-    nodedb_vamana__doubt doubt;
+    bool on_disk = nodedb_vamana__is_on_disk(s->index);
+    nodedb_vamana__code_error code_error;
     nodedb_status status = NODEDB_OK;
-    size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results that are there, one more than *n to look at */
-    memset(&doubt, 0, sizeof doubt);
-    doubt.code = *code;
+    size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results collected, one to judge by */
+    memset(&code_error, 0, sizeof code_error);
+    code_error.code = *code;
     while (from < *n && status == NODEDB_OK) {
         few = *n - from;
         if (on_disk)
-            status = nodedb_vamana__measure_few(s, exact, plan->k, from, *n, &told, &few, &heap, &doubt, err);
-        else status = nodedb_vamana__measure_results(s, exact, s->spare, plan->k, from, few, &heap, &doubt, err);
+            status = nodedb_vamana__measure_few(s, exact, plan->k, from, *n, &told, &few, &heap, &code_error, err);
+        else status = nodedb_vamana__measure_results(s, exact, s->spare, plan->k, from, few, &heap, &code_error, err);
         s->computed += few, s->exact += few, from += few;
-        if (!plan->more || heap < plan->k || doubt.n == 0 || *n - from > NODEDB_VAMANA__RERANK_MORE) continue;
+        if (!plan->more || heap < plan->k || code_error.n == 0 || *n - from > NODEDB_VAMANA__RERANK_MORE) continue;
         if (next == *n) next = nodedb_vamana__collect_codes(s, query, next, next + 1);
         if (next == *n)
-            *doubtful = s->beam_count == plan->beam &&
-                        nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT_AGAIN, s->spare[0].distance,
-                                                &s->beam[s->beam_count - 1]);
-        else if (nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, s->spare[0].distance, &s->spare[*n]))
+            *uncertain = s->beam_count == plan->beam &&
+                        nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN,
+                                                     s->spare[0].distance, &s->beam[s->beam_count - 1]);
+        else if (nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS,
+                                              s->spare[0].distance, &s->spare[*n]))
             *n = next = nodedb_vamana__collect_codes(s, query, next, *n + NODEDB_VAMANA__RERANK_MORE);
     }
     *n = heap;
@@ -3611,17 +3646,20 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
 /* ---- one query --------------------------------------------------------------------------------------------------- */
 
 /* Too few results: double the beam (false), or scan every vector (true). */
-static bool nodedb_vamana__gives_up(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                    nodedb_vamana__plan *plan) {
-    plan->scan = nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
-                 (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live);
-    if (!plan->scan) plan->beam *= 2;
-    return plan->scan;
+static bool nodedb_vamana__widen_or_scan(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                         nodedb_vamana__plan *plan) {
+    if (nodedb_vamana__is_filtered(query) || plan->beam > NODEDB_VAMANA_MAX_BEAM / 2 ||
+        (uint64_t)plan->beam * s->index->degree >= nodedb__load_relaxed(&s->index->live)) {
+        plan->way = NODEDB_VAMANA__BY_SCAN;
+        return true;
+    }
+    plan->beam *= 2;
+    return false;
 }
 
-/* The walk, and from its beam at least k results that pass, in s->spare: by code in order, else a heap; or plan->scan,
- * as it has met too few. *code: the target by code. Walks again with twice the beam if removed ones have taken
- * the places of results. */
+/* Walks and leaves at least k results that pass in s->spare: in order by code, or else a heap. Sets plan->way to
+ * BY_SCAN if too few pass. Walks again with twice the beam if removed slots took the places of results. *code: the
+ * target by code. */
 static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
                                                     nodedb_vamana__target *code, nodedb_error *err) {
@@ -3632,53 +3670,51 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
         if (nodedb_vamana__is_packed(s->index)) {
             status = nodedb_vamana__walk_packed(s, query, plan, norm, found, err);
         } else {
-            nodedb_vamana__target target = plan->by_code ? nodedb_vamana__code_target(s, s->query, norm)
-                                                         : nodedb_vamana__query_target(s, norm);
+            bool by_code = plan->way == NODEDB_VAMANA__ON_CODES;
+            nodedb_vamana__target target = by_code ? nodedb_vamana__code_target(s, s->query, norm)
+                                                   : nodedb_vamana__query_target(s, norm);
             nodedb_vamana__walk(s, &target, plan->beam);
-            if (!plan->by_code) s->exact += s->computed - computed;
+            if (!by_code) s->exact += s->computed - computed;
             *code = target;
-            *found = plan->by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
-                                   : nodedb_vamana__collect(s, query, plan->keep);
+            *found = by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
+                             : nodedb_vamana__collect(s, query, plan->keep);
         }
-        if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
-            if (err != NULL) *err = s->trouble.error;
-            status = s->trouble.failed;
-        }
+        if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
         if (status != NODEDB_OK || *found >= plan->k) return status;
-        if (nodedb_vamana__gives_up(s, query, plan)) return NODEDB_OK;
+        if (nodedb_vamana__widen_or_scan(s, query, plan)) return NODEDB_OK;
         status = nodedb_vamana__searcher_fit(s, plan->beam, s->arrays->capacity, err);
         if (status != NODEDB_OK) return status;
     }
 }
 
-/* The results of a planned question, in order in s->spare. */
+/* Leaves the results of a planned query in order in s->spare. */
 static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                  nodedb_vamana__plan *plan, float norm, size_t *found,
                                                  nodedb_error *err) {
     nodedb_vamana__target exact;
     nodedb_status status = NODEDB_OK;
     bool packed = nodedb_vamana__is_packed(s->index);
-    bool doubtful = false;
+    bool uncertain = false;
     nodedb_vamana__target code;
-    if (s->index->file != NULL && !packed && !nodedb_vamana__is_filtered(query)) /* a filter may want none of them */
-        s->early = (uint32_t)nodedb_vamana__least(plan->keep, s->fetcher.batch_max);
-    if (!plan->scan) status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
+    if (nodedb_vamana__is_on_disk(s->index) && !packed &&
+        !nodedb_vamana__is_filtered(query)) /* a filter may drop all of them */
+        s->early = (uint32_t)nodedb_vamana__min(plan->keep, s->fetcher.batch_max);
+    if (plan->way != NODEDB_VAMANA__BY_SCAN)
+        status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
     s->early = 0;
     exact = nodedb_vamana__query_target(s, norm);
-    if (status == NODEDB_OK && plan->scan) status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
-    else if (status == NODEDB_OK && plan->by_code && !packed)
-        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &doubtful, err);
-    if (status == NODEDB_OK && doubtful && s->index->file == NULL &&
+    if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
+        status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
+    else if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__ON_CODES && !packed)
+        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &uncertain, err);
+    if (status == NODEDB_OK && uncertain && !nodedb_vamana__is_on_disk(s->index) &&
         plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k) {
-        plan->by_code = false, plan->keep = plan->k; /* codes do not serve this query: it walks on the vectors */
+        plan->way = NODEDB_VAMANA__ON_VECTORS, plan->keep = plan->k;
         status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
-        if (status == NODEDB_OK && plan->scan)
-            status = nodedb_vamana__look_at_all(s, &exact, query, plan->k, found, err);
+        if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
+            status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     }
-    if (status == NODEDB_OK && s->trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = s->trouble.error;
-        status = s->trouble.failed;
-    }
+    if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
     if (status == NODEDB_OK) nodedb_vamana__sort_heap(s->arrays->ids, s->spare, *found);
     return status;
 }
@@ -3688,9 +3724,9 @@ static const void *nodedb_vamana__subject(const nodedb_vamana_query *query) {
     return query == NULL ? NULL : query->by_id ? &query->id : query->vector;
 }
 
-static nodedb_status nodedb_vamana__check_question(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                   const void *vector, const nodedb_vamana_result *results,
-                                                   uint32_t *found, nodedb_error *err) {
+static nodedb_status nodedb_vamana__check_query(const nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const void *vector, const nodedb_vamana_result *results,
+                                                uint32_t *found, nodedb_error *err) {
     if (found != NULL) *found = 0;
     if (s == NULL || query == NULL || vector == NULL || results == NULL || found == NULL)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "searcher, query, its vector, results or found is NULL");
@@ -3703,26 +3739,24 @@ static void nodedb_vamana__reads_so_far(const nodedb_vamana_searcher *s, uint64_
 }
 
 /* Copies the best k of `n` results out. */
-static void nodedb_vamana__hand_out(const nodedb_vamana_searcher *s, const nodedb_vamana__near *from, size_t n,
-                                    uint32_t k, nodedb_vamana_result *results, uint32_t *found) {
-    uint32_t i;
+static void nodedb_vamana__copy_results(const nodedb_vamana_searcher *s, const nodedb_vamana__near *from, size_t n,
+                                        uint32_t k, nodedb_vamana_result *results, uint32_t *found) {
     *found = n < k ? (uint32_t)n : k;
-    for (i = 0; i < *found; i++) results[i].id = s->arrays->ids[from[i].slot], results[i].distance = from[i].distance;
+    for (uint32_t i = 0; i < *found; i++) results[i].id = s->arrays->ids[from[i].slot],
+    results[i].distance = from[i].distance;
 }
 
-enum nodedb_vamana__way { NODEDB_VAMANA__SEARCH, NODEDB_VAMANA__SCAN };
-
-/* Makes s->query of the question's vector (`vector`, unless the question is about an id), and the plan. */
-static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                   const void *vector, enum nodedb_vamana__way way,
-                                                   nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
+/* Prepares the query's vector in s->query, and its plan. `vector` is not used if the query names an id. */
+static nodedb_status nodedb_vamana__begin_query(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const void *vector, bool scan,
+                                                nodedb_vamana__plan *plan, float *norm, nodedb_error *err) {
     nodedb_status status;
     nodedb_error reason;
     if (query->k > NODEDB_VAMANA_MAX_BEAM || query->beam > NODEDB_VAMANA_MAX_BEAM)
         return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "k %u or beam %u is over %u", (unsigned)query->k,
                             (unsigned)query->beam, NODEDB_VAMANA_MAX_BEAM);
     s->hops = 0, s->computed = 0, s->exact = 0;
-    s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
+    s->read_errors.failed = NODEDB_OK, s->read_errors.damaged = 0;
     if (query->by_id) vector = nodedb_vamana__vector_of_id(s, query->id, &reason);
     if (vector == NULL) {
         if (err != NULL) *err = reason;
@@ -3730,15 +3764,15 @@ static nodedb_status nodedb_vamana__begin_question(nodedb_vamana_searcher *s, co
     }
     status = nodedb_vamana__prepare(s->index, vector, s->query, norm, -1, err);
     if (status != NODEDB_OK) return status;
-    if (way == NODEDB_VAMANA__SEARCH) return nodedb_vamana__plan_query(s, query, plan, err);
+    if (!scan) return nodedb_vamana__plan_query(s, query, plan, err);
     memset(plan, 0, sizeof *plan);
-    plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan->scan = true;
+    plan->k = query->k == 0 ? NODEDB_VAMANA__DEFAULT_K : query->k, plan->way = NODEDB_VAMANA__BY_SCAN;
     return nodedb_vamana__searcher_fit(s, nodedb_vamana__at_most_live(s->index, plan->k), s->arrays->capacity, err);
 }
 
-/* One question, by one who is counted in as a reader. */
+/* Answers one query. The caller is counted in as a reader. */
 static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                           const void *vector, enum nodedb_vamana__way way,
+                                           const void *vector, bool scan,
                                            nodedb_vamana_result *results, uint32_t *found, nodedb_vamana_stats *stats,
                                            nodedb_error *err) {
     nodedb_vamana__plan plan;
@@ -3747,28 +3781,29 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     float norm;
     nodedb_status status;
     nodedb_vamana__reads_so_far(s, &reads, &retries);
-    status = nodedb_vamana__begin_question(s, query, vector, way, &plan, &norm, err);
+    status = nodedb_vamana__begin_query(s, query, vector, scan, &plan, &norm, err);
     if (status != NODEDB_OK) return status;
     status = nodedb_vamana__find_results(s, query, &plan, norm, &n, err);
     if (status != NODEDB_OK) return status;
-    nodedb_vamana__hand_out(s, s->spare, n, plan.k, results, found);
+    nodedb_vamana__copy_results(s, s->spare, n, plan.k, results, found);
     if (stats == NULL) return NODEDB_OK;
     nodedb_vamana__reads_so_far(s, &stats->reads, &stats->retries);
     stats->reads -= reads, stats->retries -= retries;
-    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact, stats->scanned = plan.scan;
-    stats->damaged = s->trouble.damaged;
+    stats->hops = s->hops, stats->distances = s->computed, stats->exact = s->exact;
+    stats->scanned = plan.way == NODEDB_VAMANA__BY_SCAN;
+    stats->damaged = s->read_errors.damaged;
     return NODEDB_OK;
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                      nodedb_vamana_result *results, uint32_t *found,
                                                      nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
-                                                         err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                      err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-    status = nodedb_vamana__answer(searcher, query, query->vector, NODEDB_VAMANA__SEARCH, results, found, stats, err);
+    status = nodedb_vamana__answer(searcher, query, query->vector, false, results, found, stats, err);
     nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     return status;
 }
@@ -3776,20 +3811,20 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *sea
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
-                                                         err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                      err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-    status = nodedb_vamana__answer(searcher, query, query->vector, NODEDB_VAMANA__SCAN, results, found, stats, err);
+    status = nodedb_vamana__answer(searcher, query, query->vector, true, results, found, stats, err);
     nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     return status;
 }
 
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
 
-/* Many questions with one searcher: what all of them need. */
-typedef struct nodedb_vamana__questions {
+/* What the queries of one search_many share. Lives for one call. */
+typedef struct nodedb_vamana__query_batch {
     nodedb_vamana_searcher *s;
     const nodedb_vamana_query *common;
     const uint8_t *vectors;
@@ -3797,29 +3832,33 @@ typedef struct nodedb_vamana__questions {
     uint32_t *found;
     uint32_t k;
     nodedb_vamana_stats sum;
-    uint64_t failed;              /* the question of the first error */
-    /* on disk: questions whose reads are under way, and those that walk meanwhile */
-    struct nodedb_vamana__parked *group[2];
+    uint64_t failed;              /* the query of the first error */
+    /* on disk: queries whose reads are under way, and those that walk meanwhile */
+    struct nodedb_vamana__pending_rerank *group[2];
     uint32_t count[2], group_max, keep;
-} nodedb_vamana__questions;
+} nodedb_vamana__query_batch;
 
-/* Answers question i at once. */
-static nodedb_status nodedb_vamana__ask_one(nodedb_vamana__questions *q, uint64_t i, nodedb_error *err) {
+static void nodedb_vamana__add_stats(nodedb_vamana_stats *sum, const nodedb_vamana_stats *one) {
+    sum->hops += one->hops, sum->distances += one->distances, sum->exact += one->exact;
+    sum->reads += one->reads, sum->retries += one->retries, sum->scanned = sum->scanned || one->scanned;
+    sum->damaged += one->damaged;
+}
+
+/* Answers query i at once. */
+static nodedb_status nodedb_vamana__answer_one(nodedb_vamana__query_batch *q, uint64_t i, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana_stats one;
     uint32_t parity;
     nodedb_status status;
-    s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* each for itself: a writer never waits long */
+    s->arrays = nodedb_vamana__enter(s->index, s->stripe, &parity); /* for each query: a writer never waits long */
     status = nodedb_vamana__answer(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                   NODEDB_VAMANA__SEARCH, q->results + (size_t)i * q->k, &q->found[i], &one, err);
+                                   false, q->results + (size_t)i * q->k, &q->found[i], &one, err);
     nodedb_vamana__leave(s->index, s->stripe, parity);
     if (status != NODEDB_OK) {
         q->failed = i;
         return status;
     }
-    q->sum.hops += one.hops, q->sum.distances += one.distances, q->sum.exact += one.exact;
-    q->sum.reads += one.reads, q->sum.retries += one.retries, q->sum.scanned = q->sum.scanned || one.scanned;
-    q->sum.damaged += one.damaged;
+    nodedb_vamana__add_stats(&q->sum, &one);
     return NODEDB_OK;
 }
 
@@ -3828,9 +3867,9 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
                                                           nodedb_vamana_stats *stats, nodedb_error *err) {
     uint32_t none, parity;
-    nodedb_status status = nodedb_vamana__check_question(searcher, common, vectors, results,
-                                                         n == 0 && found != NULL ? &none : found, err);
-    nodedb_vamana__questions q;
+    nodedb_status status = nodedb_vamana__check_query(searcher, common, vectors, results,
+                                                      n == 0 && found != NULL ? &none : found, err);
+    nodedb_vamana__query_batch q;
     uint64_t i;
     for (i = 0; i < n && found != NULL; i++) found[i] = 0;
     if (status != NODEDB_OK) return status;
@@ -3838,12 +3877,12 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
     memset(&q, 0, sizeof q);
     q.s = searcher, q.common = common, q.vectors = (const uint8_t *)vectors, q.results = results, q.found = found;
     q.k = common->k == 0 ? NODEDB_VAMANA__DEFAULT_K : common->k;
-    if (searcher->index->file != NULL) { /* its arrays are the same for ever */
+    if (nodedb_vamana__is_on_disk(searcher->index)) { /* its arrays never change */
         searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
         nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     }
-    if (searcher->index->file == NULL || !nodedb_vamana__ask_file(&q, n, &status, err))
-        for (i = 0; i < n && status == NODEDB_OK; i++) status = nodedb_vamana__ask_one(&q, i, err);
+    if (!nodedb_vamana__is_on_disk(searcher->index) || !nodedb_vamana__answer_on_disk(&q, n, &status, err))
+        for (i = 0; i < n && status == NODEDB_OK; i++) status = nodedb_vamana__answer_one(&q, i, err);
     if (stats != NULL) *stats = q.sum;
     if (status != NODEDB_OK && err != NULL) {
         nodedb_error reason = *err;
@@ -3855,8 +3894,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher
 
 /* ---- all within a radius ----------------------------------------------------------------------------------------- */
 
-/* All within the radius: the beam is widened until it holds some that are farther, as many as the walk needs to be as
- * sure of the last within as it would be of the first k. */
+/* Widens the beam until it holds results beyond the radius: as many as make the last result within as certain as the
+ * first k of a search are. */
 static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                  float radius, uint32_t most, nodedb_vamana_result *results,
                                                  uint32_t *found, nodedb_vamana_stats *stats, nodedb_error *err) {
@@ -3870,13 +3909,12 @@ static nodedb_status nodedb_vamana__answer_range(nodedb_vamana_searcher *s, cons
         if (beam < 2 * (uint64_t)wide.k)
             beam = wide.k > NODEDB_VAMANA_MAX_BEAM / 2 ? NODEDB_VAMANA_MAX_BEAM : 2 * wide.k;
         wide.beam = beam;
-        status = nodedb_vamana__answer(s, &wide, query->vector, NODEDB_VAMANA__SEARCH, results, found, &one, err);
+        status = nodedb_vamana__answer(s, &wide, query->vector, false, results, found, &one, err);
         if (status != NODEDB_OK) {
             *found = 0;
             return status;
         }
-        sum.hops += one.hops, sum.distances += one.distances, sum.exact += one.exact, sum.damaged += one.damaged;
-        sum.reads += one.reads, sum.retries += one.retries, sum.scanned = sum.scanned || one.scanned;
+        nodedb_vamana__add_stats(&sum, &one);
         if (*found < wide.k || wide.k == most || results[*found - 1].distance > radius) break;
         wide.k = wide.k < most / 2 ? 2 * wide.k : most;
     }
@@ -3890,8 +3928,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_range(nodedb_vamana_searche
                                                            nodedb_vamana_result *results, uint32_t most,
                                                            uint32_t *found, nodedb_vamana_stats *stats,
                                                            nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_question(searcher, query, nodedb_vamana__subject(query), results, found,
-                                                         err);
+    nodedb_status status = nodedb_vamana__check_query(searcher, query, nodedb_vamana__subject(query), results, found,
+                                                      err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     if (radius != radius || most == 0)
@@ -3910,35 +3948,21 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
                                                                         const nodedb_vamana_searcher_config *config,
                                                                         nodedb_error *err) {
     uint32_t beam = config != NULL && config->beam_max != 0 ? config->beam_max : 2 * NODEDB_VAMANA__DEFAULT_BEAM;
-    uint32_t batch, parity;
     uint64_t slots = NODEDB_VAMANA__FITS_ALL;
     nodedb_vamana_searcher *s;
     if (index == NULL || beam > NODEDB_VAMANA_MAX_BEAM) {
         (void)nodedb_fail(err, index == NULL ? NODEDB_ERR_INVALID : NODEDB_ERR_LIMIT, 0,
-                           index == NULL ? "index is NULL" : "beam_max is over 1048576");
+                          index == NULL ? "index is NULL" : "beam_max is over 1048576");
         return NULL;
     }
-    if (index->file == NULL && (config == NULL || config->beam_max == 0)) { /* as large as the index; grows with it */
+    if (!nodedb_vamana__is_on_disk(index) && (config == NULL || config->beam_max == 0)) { /* grows with the index */
+        uint32_t parity;
         slots = nodedb_vamana__enter(index, 0, &parity)->capacity;
         nodedb_vamana__leave(index, 0, parity);
     }
     s = nodedb_vamana__searcher_new(index, beam, slots, false, err);
-    batch = beam < NODEDB_VAMANA_MAX_BATCH ? beam : NODEDB_VAMANA_MAX_BATCH; /* the pool is twice as large */
-    if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
-    if (s == NULL || index->file == NULL) return s;
-    if (config != NULL && config->fetcher != NULL && nodedb_vamana__is_packed(index)) {
-        (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
-                           nodedb_vamana__file_path(index));
-    } else if (config != NULL && config->fetcher != NULL) {
-        s->fetcher = *config->fetcher;
-        if (s->fetcher.dim == index->dim && s->fetcher.batch_max > 0 && s->fetcher.prefetch_batch != NULL &&
-            s->fetcher.fetch != NULL) return s;
-        (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
-                           (unsigned)index->dim);
-    } else if (nodedb_vamana_fetcher_disk(index, batch, &s->fetcher, err) == NODEDB_OK) {
-        s->own_fetcher = true;
-        return s;
-    }
+    if (s == NULL || !nodedb_vamana__is_on_disk(index)) return s;
+    if (nodedb_vamana__set_fetcher(s, config == NULL ? NULL : config->fetcher, beam, err) == NODEDB_OK) return s;
     nodedb_vamana_searcher_destroy(s);
     return NULL;
 }
@@ -3952,10 +3976,10 @@ NODEDB_VAMANA_API nodedb_vamana_searcher *nodedb_vamana_searcher_create(const no
  * which thread does what.
  * ================================================================================================================ */
 
-#define NODEDB_VAMANA__BATCH_SHARE 50u      /* the largest batch is 1/50 of all */
-#define NODEDB_VAMANA__BATCH_SHARE_IP 200u  /* IP: 1/200, and 1/16 of the graph. Those of a batch do not meet, and a */
-#define NODEDB_VAMANA__BATCH_GROWTH_IP 16u  /* long vector that others do not meet in time is missing from their rows */
-#define NODEDB_VAMANA__ALONE_BELOW 64u      /* smaller batches are not worth starting threads */
+#define NODEDB_VAMANA__BATCH_SHARE 50u      /* the largest batch is 1/50 of all vectors */
+#define NODEDB_VAMANA__BATCH_SHARE_IP 200u  /* IP: 1/200, and 1/16 of the graph. Nodes of a batch do not meet, so a */
+#define NODEDB_VAMANA__BATCH_GROWTH_IP 16u  /* long vector would be missing from the rows of its batch */
+#define NODEDB_VAMANA__ALONE_BELOW 64u      /* items; for fewer no threads are started */
 #define NODEDB_VAMANA__PROGRESS_CHUNK 8u    /* items that a thread takes at a time */
 #define NODEDB_VAMANA__RADIX_BITS 11u
 
@@ -3963,28 +3987,30 @@ static uint64_t nodedb_vamana__largest_batch(const nodedb_vamana *index, uint64_
     return n / (index->metric == NODEDB_VAMANA_IP ? NODEDB_VAMANA__BATCH_SHARE_IP : NODEDB_VAMANA__BATCH_SHARE) + 1;
 }
 
-typedef struct nodedb_vamana__build { /* all that a build's threads share; they write rows, `next`, and nothing else */
+/* What all threads of a build share. They write rows and `next`, and nothing else. */
+typedef struct nodedb_vamana__builder {
     nodedb_vamana *index;
     const uint8_t *input;         /* n vectors */
     const uint32_t *order;        /* a permutation of 0 .. n-1: the order of insertion */
     const uint32_t *slot_of;      /* by input position */
     uint64_t *pairs, *pairs_other; /* reverse edges: node that they leave << 32 | new node */
-    uint32_t *rows;               /* of a second pass, put aside: degree entries for each of the batch */
-    nodedb_vamana__head *heads;   /* and what is known of them */
+    uint32_t *rows;               /* second pass: the new rows, degree entries for each node of the batch */
+    nodedb_vamana__head *heads;   /* and their heads */
     size_t *groups;               /* where each node's pairs begin, and the end */
     size_t pair_count, group_count, pairs_max;
     uint32_t pass;                /* 0, 1 */
     uint64_t from;                /* the batch begins at order[from] */
     size_t items;                 /* of the running phase */
-    size_t next;                  /* first item that no thread has taken */
-    void (*run)(struct nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item);
+    size_t next;                  /* first item that no thread has taken; atomic */
+    void (*run)(struct nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item);
     nodedb_vamana_searcher *searchers[NODEDB_VAMANA_MAX_THREADS];
     uint32_t threads;
     bool cancelled;
-} nodedb_vamana__build;
+} nodedb_vamana__builder;
 
+/* One thread of a phase; the first is the caller's own. */
 typedef struct nodedb_vamana__worker {
-    nodedb_vamana__build *build;
+    nodedb_vamana__builder *build;
     nodedb_vamana_searcher *searcher;
     pthread_t thread;
     bool started;
@@ -3992,32 +4018,32 @@ typedef struct nodedb_vamana__worker {
 
 static void *nodedb_vamana__work(void *argument) {
     nodedb_vamana__worker *worker = (nodedb_vamana__worker *)argument;
-    nodedb_vamana__build *build = worker->build;
+    nodedb_vamana__builder *build = worker->build;
     for (;;) {
-        size_t item = nodedb__add_relaxed(&build->next, (size_t)NODEDB_VAMANA__PROGRESS_CHUNK), i;
+        size_t item = nodedb__add_relaxed(&build->next, (size_t)NODEDB_VAMANA__PROGRESS_CHUNK);
         if (item >= build->items) return NULL;
-        for (i = item; i < build->items && i < item + NODEDB_VAMANA__PROGRESS_CHUNK; i++)
+        for (size_t i = item; i < build->items && i < item + NODEDB_VAMANA__PROGRESS_CHUNK; i++)
             build->run(build, worker->searcher, i);
     }
 }
 
-/* Runs one phase on all threads. A thread that the system refuses is not missed: the others take its items. */
-static void nodedb_vamana__run_phase(nodedb_vamana__build *build, size_t items,
-                                     void (*run)(nodedb_vamana__build *, nodedb_vamana_searcher *, size_t)) {
+/* Runs one phase on all threads. If the system refuses a thread, the others take its items. */
+static void nodedb_vamana__run_phase(nodedb_vamana__builder *build, size_t items,
+                                     void (*run)(nodedb_vamana__builder *, nodedb_vamana_searcher *, size_t)) {
     nodedb_vamana__worker workers[NODEDB_VAMANA_MAX_THREADS];
-    uint32_t i, threads = items < NODEDB_VAMANA__ALONE_BELOW ? 1 : build->threads;
+    uint32_t threads = items < NODEDB_VAMANA__ALONE_BELOW ? 1 : build->threads;
     build->items = items, build->next = 0, build->run = run;
-    for (i = 0; i < threads; i++) workers[i].build = build, workers[i].searcher = build->searchers[i];
-    for (i = 1; i < threads; i++)
+    for (uint32_t i = 0; i < threads; i++) workers[i].build = build, workers[i].searcher = build->searchers[i];
+    for (uint32_t i = 1; i < threads; i++)
         workers[i].started = pthread_create(&workers[i].thread, NULL, nodedb_vamana__work, &workers[i]) == 0;
     (void)nodedb_vamana__work(&workers[0]);
-    for (i = 1; i < threads; i++)
+    for (uint32_t i = 1; i < threads; i++)
         if (workers[i].started) (void)pthread_join(workers[i].thread, NULL);
 }
 
-/* A new node's row may be written at once, for nobody finds it yet; in a second pass others of the batch may pass by,
- * so rows are put aside first. */
-static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+/* Chooses a node's row. A new node's row is written at once, as no walk can find the node yet. In a second pass other
+ * threads may read it, so the new row is kept aside until all of the batch have theirs. */
+static void nodedb_vamana__build_choose(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
     uint32_t count = nodedb_vamana__choose_neighbours(index, s, slot, NULL);
@@ -4031,7 +4057,7 @@ static void nodedb_vamana__build_choose(nodedb_vamana__build *build, nodedb_vama
     build->heads[item] = s->head;
 }
 
-static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_put(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = build->slot_of[build->order[build->from + item]], *aside = build->rows + item * index->degree;
     uint32_t count = nodedb_vamana__row_count(index, aside);
@@ -4039,13 +4065,13 @@ static void nodedb_vamana__build_put(nodedb_vamana__build *build, nodedb_vamana_
     nodedb_vamana__set_row(index, index->arrays, slot, aside, count, build->heads[item]);
 }
 
-/* Adds a node's reverse edges. More of the batch may have chosen it as parent than it has room for: the others are
- * without one for now. */
-static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+/* Adds a node's reverse edges. More nodes of the batch may have chosen it as parent than it has room for; the others
+ * have none for now. */
+static void nodedb_vamana__build_reverse(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana__arrays *a = build->index->arrays;
-    size_t from = build->groups[item], to = build->groups[item + 1], i;
+    size_t from = build->groups[item], to = build->groups[item + 1];
     uint32_t node = (uint32_t)(build->pairs[from] >> 32), room = UINT32_MAX;
-    for (i = from; i < to && build->pass == 0; i++) {
+    for (size_t i = from; i < to && build->pass == 0; i++) {
         uint32_t *parent = &a->parents[(uint32_t)build->pairs[i]];
         if (nodedb__load_relaxed(parent) != node) continue;
         if (room == UINT32_MAX) room = nodedb_vamana__room(build->index, a, node);
@@ -4056,14 +4082,14 @@ static void nodedb_vamana__build_reverse(nodedb_vamana__build *build, nodedb_vam
                              build->index->degree - build->index->degree / NODEDB_VAMANA__SLACK_BATCH);
 }
 
-/* Puts a batch's vectors into their slots. Not yet live: nobody points to them, and nobody may choose them. */
-static void nodedb_vamana__build_store(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+/* Puts a batch's vectors into their slots. They are not live yet: no row holds them, and no pruning may choose them. */
+static void nodedb_vamana__build_store(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t at = build->order[build->from + item], slot = build->slot_of[at];
     float norm = 0;
     (void)nodedb_vamana__prepare(index, build->input + (size_t)at * index->vector_bytes,
                                  nodedb_vamana__vector(index, index->arrays, slot), &norm, -1,
-                                 NULL); /* has passed once already */
+                                 NULL); /* build_admit has checked it */
     if (index->arrays->norms != NULL) index->arrays->norms[slot] = norm;
     index->arrays->heads[slot].level = nodedb_vamana__level_of(index, index->arrays->ids[slot]);
     nodedb_vamana__note_zeros(index, index->arrays, norm);
@@ -4071,72 +4097,70 @@ static void nodedb_vamana__build_store(nodedb_vamana__build *build, nodedb_vaman
 }
 
 /* Collects the reverse edges of a batch and sorts them, stably, by the node that they leave: least digit first. */
-static void nodedb_vamana__build_collect(nodedb_vamana__build *build, size_t batch) {
+static void nodedb_vamana__build_collect(nodedb_vamana__builder *build, size_t batch) {
     nodedb_vamana *index = build->index;
-    size_t i, counts[1u << NODEDB_VAMANA__RADIX_BITS];
-    unsigned shift;
+    size_t counts[1u << NODEDB_VAMANA__RADIX_BITS];
     build->pair_count = 0;
-    for (i = 0; i < batch; i++) {
-        uint32_t slot = build->slot_of[build->order[build->from + i]], j;
+    for (size_t i = 0; i < batch; i++) {
+        uint32_t slot = build->slot_of[build->order[build->from + i]];
         const uint32_t *row = nodedb_vamana__row(index, index->arrays, slot);
-        for (j = 0; j < index->degree && row[j] != NODEDB_VAMANA__NONE; j++)
+        for (uint32_t j = 0; j < index->degree && row[j] != NODEDB_VAMANA__NONE; j++)
             build->pairs[build->pair_count++] = (uint64_t)row[j] << 32 | slot;
     }
     assert(build->pair_count <= build->pairs_max);
-    for (shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0;
+    for (unsigned shift = 32; shift < 64 && (uint64_t)index->arrays->slots >> (shift - 32) != 0;
          shift += NODEDB_VAMANA__RADIX_BITS) {
         size_t sum = 0, mask = (1u << NODEDB_VAMANA__RADIX_BITS) - 1;
         uint64_t *swap = build->pairs;
         memset(counts, 0, sizeof counts);
-        for (i = 0; i < build->pair_count; i++) counts[build->pairs[i] >> shift & mask]++;
-        for (i = 0; i <= mask; i++) {
+        for (size_t i = 0; i < build->pair_count; i++) counts[build->pairs[i] >> shift & mask]++;
+        for (size_t i = 0; i <= mask; i++) {
             size_t count = counts[i];
             counts[i] = sum, sum += count;
         }
-        for (i = 0; i < build->pair_count; i++)
+        for (size_t i = 0; i < build->pair_count; i++)
             build->pairs_other[counts[build->pairs[i] >> shift & mask]++] = build->pairs[i];
         build->pairs = build->pairs_other, build->pairs_other = swap;
     }
     build->group_count = 0;
-    for (i = 0; i < build->pair_count; i++)
+    for (size_t i = 0; i < build->pair_count; i++)
         if (i == 0 || build->pairs[i] >> 32 != build->pairs[i - 1] >> 32) build->groups[build->group_count++] = i;
     build->groups[build->group_count] = build->pair_count;
 }
 
-/* Searches for the neighbours of all of a batch, and adds the edges back. */
-static void nodedb_vamana__build_link(nodedb_vamana__build *build, size_t batch) {
-    size_t i;
+/* Chooses the neighbours of a whole batch, and adds the edges back. */
+static void nodedb_vamana__build_link(nodedb_vamana__builder *build, size_t batch) {
     build->rows = (uint32_t *)(void *)build->pairs_other;
     build->heads = (nodedb_vamana__head *)(void *)(build->rows + batch * build->index->degree);
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_choose);
     if (build->pass > 0) nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_put);
     nodedb_vamana__build_collect(build, batch);
     nodedb_vamana__run_phase(build, build->group_count, nodedb_vamana__build_reverse);
-    for (i = 0; i < batch && build->pass == 0; i++) {
+    for (size_t i = 0; i < batch && build->pass == 0; i++) {
         uint32_t slot = build->slot_of[build->order[build->from + i]];
         if (build->index->arrays->parents[slot] == NODEDB_VAMANA__NONE)
             nodedb_vamana__find_parent(build->index, build->searchers[0], slot);
     }
 }
 
-static void nodedb_vamana__build_batch(nodedb_vamana__build *build, size_t batch) {
+static void nodedb_vamana__build_batch(nodedb_vamana__builder *build, size_t batch) {
     nodedb_vamana *index = build->index;
     size_t i;
     nodedb_vamana__run_phase(build, batch, nodedb_vamana__build_store);
     if (index->arrays->entry != NODEDB_VAMANA__NONE) nodedb_vamana__build_link(build, batch);
     for (i = 0; i < build->threads; i++) nodedb_vamana__count_beam(index, build->searchers[i]);
-    nodedb_vamana__follow_beam(index);
+    nodedb_vamana__adapt_beam(index);
     for (i = 0; i < batch; i++)
         nodedb_vamana__set_state(index->arrays, build->slot_of[build->order[build->from + i]], NODEDB_VAMANA__LIVE);
-    if (index->arrays->entry == NODEDB_VAMANA__NONE) /* alone, the first of all */
+    if (index->arrays->entry == NODEDB_VAMANA__NONE) /* the first node of all, a batch of its own */
         nodedb__store_release(&index->arrays->entry, build->slot_of[build->order[build->from]]);
     for (i = 0; i < batch; i++)
         nodedb_vamana__offer_start(index->arrays, build->slot_of[build->order[build->from + i]]);
     nodedb_vamana__count_live(index, index->live + (uint32_t)batch, index->removed);
-    nodedb_vamana__count_came(index, (uint32_t)batch);
+    nodedb_vamana__count_inserted(index, (uint32_t)batch);
 }
 
-static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana_searcher *s, size_t item) {
+static void nodedb_vamana__build_code(nodedb_vamana__builder *build, nodedb_vamana_searcher *s, size_t item) {
     nodedb_vamana *index = build->index;
     uint32_t slot = (uint32_t)item;
     if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
@@ -4144,7 +4168,7 @@ static void nodedb_vamana__build_code(nodedb_vamana__build *build, nodedb_vamana
 }
 
 /* Makes the codes that are due, with all threads. */
-static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
+static void nodedb_vamana__build_codes(nodedb_vamana__builder *build) {
     nodedb_vamana *index = build->index;
     while (nodedb_vamana__make_codes(index, 0)) {
         if (!nodedb_vamana__is_trained(index->recoder) || index->recode_at == index->arrays->slots) continue;
@@ -4154,13 +4178,13 @@ static void nodedb_vamana__build_codes(nodedb_vamana__build *build) {
 }
 
 /* Inserts everything, batch by batch; returns how many before it was cancelled. */
-static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n, nodedb_vamana_progress progress,
+static uint64_t nodedb_vamana__build_all(nodedb_vamana__builder *build, uint64_t n, nodedb_vamana_progress progress,
                                          void *ctx) {
     nodedb_vamana *index = build->index;
-    uint64_t done, inserted = 0, batch_max = build->pairs_max / index->degree;
+    uint64_t inserted = 0, batch_max = build->pairs_max / index->degree;
     bool goes_on = true;
     for (build->pass = 0; build->pass < index->passes && goes_on; build->pass++) {
-        for (done = 0; done < n && goes_on;) {
+        for (uint64_t done = 0; done < n && goes_on;) {
             uint64_t batch = index->live;
             if (index->metric == NODEDB_VAMANA_IP) batch /= NODEDB_VAMANA__BATCH_GROWTH_IP;
             if (batch < 1) batch = 1;
@@ -4176,22 +4200,24 @@ static uint64_t nodedb_vamana__build_all(nodedb_vamana__build *build, uint64_t n
             build->cancelled = !goes_on && (done < n || build->pass + 1 < index->passes);
         }
     }
-    if (index->live / 2 >= index->code_live || inserted >= index->live / 8) /* by the whole graph */
+    if (index->live / 2 >= index->code_live || inserted >= index->live / 8) /* the last codes: by the whole graph */
         index->code_due = NODEDB_VAMANA__CODE_FIRST;
     nodedb_vamana__build_codes(build);
     return inserted;
 }
 
-/* Takes ids back whose vectors never came: order[from .. to) of slot_of. Readers may have the slots from the table. */
+/* Takes back the ids of vectors that a cancelled build did not insert: order[from .. to). Readers may hold their
+ * slots. */
 static void nodedb_vamana__build_withdraw(nodedb_vamana *index, const uint32_t *slot_of, const uint32_t *order,
                                           uint64_t from, uint64_t to) {
-    uint64_t i;
-    for (i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays, slot_of[order != NULL ? order[i] : i]);
+    for (uint64_t i = from; i < to; i++) nodedb_vamana__table_drop(index->arrays,
+                                                                   slot_of[order != NULL ? order[i] : i]);
     if (from < to) nodedb_vamana__await_readers(index);
-    for (i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
+    for (uint64_t i = to; i-- > from;) nodedb_vamana__free_slot(index, slot_of[order != NULL ? order[i] : i]);
 }
 
-/* Checks all input, so that nothing is done if any of it is wrong. The ids go to their slots and into the table. */
+/* Checks all input first, so that a bad vector changes nothing. Then gives each id a slot and enters it in the
+ * table. */
 static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint64_t *ids, const uint8_t *input,
                                                 uint64_t n,
                                                 uint32_t *slot_of, nodedb_error *err) {
@@ -4209,7 +4235,7 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
                                   (unsigned long long)i, (unsigned long long)id);
             break;
         }
-        slot_of[i] = nodedb_vamana__take_slot(index);
+        slot_of[i] = nodedb_vamana__alloc_slot(index);
         index->arrays->ids[slot_of[i]] = id;
         if (!nodedb_vamana__table_add(index->arrays, slot_of[i])) assert(false);
     }
@@ -4217,16 +4243,16 @@ static nodedb_status nodedb_vamana__build_admit(nodedb_vamana *index, const uint
     return status;
 }
 
-/* What a build needs beside the index: numbers of 32-bit words of slot_of and order, 64-bit words of pairs, groups. */
-static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vamana__build *build, uint32_t *slot_of,
+/* Runs a build whose lists are allocated. */
+static nodedb_status nodedb_vamana__build_run(nodedb_vamana *index, nodedb_vamana__builder *build, uint32_t *slot_of,
                                               uint32_t *order, const uint64_t *ids, uint64_t n,
                                               nodedb_vamana_progress progress, void *ctx, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__make_room(index, n, err);
-    uint64_t random = index->seed, i, done;
+    uint64_t random = index->seed, done;
     if (status == NODEDB_OK) status = nodedb_vamana__build_admit(index, ids, build->input, n, slot_of, err);
     if (status != NODEDB_OK) return status;
-    for (i = 0; i < n; i++) order[i] = (uint32_t)i;
-    for (i = n; i > 1; i--) { /* Fisher-Yates */
+    for (uint64_t i = 0; i < n; i++) order[i] = (uint32_t)i;
+    for (uint64_t i = n; i > 1; i--) { /* Fisher-Yates */
         uint64_t other = nodedb_mix64(random++) % i;
         uint32_t swap = order[i - 1];
         order[i - 1] = order[other], order[other] = swap;
@@ -4243,7 +4269,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_build(nodedb_vamana *index, const 
                                                     uint64_t n, uint32_t threads, nodedb_vamana_progress progress,
                                                     void *progress_ctx, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_unsaved(index, err);
-    nodedb_vamana__build build;
+    nodedb_vamana__builder build;
     uint64_t batch_max;
     uint64_t *pairs = NULL, *pairs_other = NULL;
     size_t *groups = NULL;
@@ -4297,9 +4323,9 @@ static void nodedb_vamana__count_bytes(nodedb_vamana *index, size_t taken, size_
     nodedb__store_relaxed(&index->bytes, index->bytes + taken - given);
 }
 
-/* Memory as the allocator gives it. Large arrays are asked to be in huge pages: a search touches hundreds of places
- * that are far apart, and with small pages nearly each costs a walk through the page table beside its own miss. */
-static void *nodedb_vamana__take_raw(nodedb_vamana *index, size_t bytes, size_t align) {
+/* Memory as the allocator returns it. Large arrays ask for huge pages: a search touches hundreds of places that are far
+ * apart, and with small pages nearly every one costs a page-table walk beside its own cache miss. */
+static void *nodedb_vamana__alloc_raw(nodedb_vamana *index, size_t bytes, size_t align) {
     bool large = bytes >= 2 * NODEDB_VAMANA__HUGE_BYTES && !index->no_huge_pages;
     void *memory = nodedb__alloc(&index->allocator, bytes, large ? NODEDB_VAMANA__HUGE_BYTES : align);
     if (memory == NULL) return NULL;
@@ -4311,28 +4337,28 @@ static void *nodedb_vamana__take_raw(nodedb_vamana *index, size_t bytes, size_t 
     return memory;
 }
 
-/* Zeroed memory for `count` things. */
-static void *nodedb_vamana__take(nodedb_vamana *index, size_t count, size_t size, size_t align) {
+/* Zeroed memory for `count` items. */
+static void *nodedb_vamana__alloc(nodedb_vamana *index, size_t count, size_t size, size_t align) {
     size_t bytes;
-    void *memory = __builtin_mul_overflow(count, size, &bytes) ? NULL : nodedb_vamana__take_raw(index, bytes, align);
+    void *memory = __builtin_mul_overflow(count, size, &bytes) ? NULL : nodedb_vamana__alloc_raw(index, bytes, align);
     if (memory != NULL) memset(memory, 0, bytes);
     return memory;
 }
 
-static void nodedb_vamana__give(nodedb_vamana *index, void *memory, size_t count, size_t size) {
+static void nodedb_vamana__release(nodedb_vamana *index, void *memory, size_t count, size_t size) {
     if (memory == NULL) return;
     assert(index->bytes >= (uint64_t)count * size);
     nodedb_vamana__count_bytes(index, 0, count * size);
     nodedb__release(&index->allocator, memory, count * size);
 }
 
-/* Long vectors begin on a cache line, short ones do not waste one. */
+/* The bytes of a padded vector: long vectors start on a cache line, short ones do not waste one. */
 static size_t nodedb_vamana__padded(size_t bytes) {
     size_t unit = bytes >= 256 ? 64 : bytes > 32 ? 32 : 16;
     return (bytes + unit - 1) / unit * unit;
 }
 
-/* Fields that are derived from dim, type and degree. */
+/* Sets the fields that follow from dim, type and degree. */
 static void nodedb_vamana__set_shape(nodedb_vamana *index) {
     const nodedb_vamana__kernel_set *k = index->kernels;
     size_t size = index->type == NODEDB_VAMANA_F32 ? sizeof(float) : 1;
@@ -4356,62 +4382,62 @@ static size_t nodedb_vamana__coder_bytes(const nodedb_vamana *index) {
     return sizeof(nodedb_vamana__coder) + index->dim * sizeof(float);
 }
 
-/* Frees a coder that is not, or no longer, one of the index's. */
+/* Frees a coder that the index does not count among its bytes. */
 static void nodedb_vamana__free_coder(const nodedb_vamana *index, nodedb_vamana__coder *coder) {
     nodedb__release(&index->allocator, coder, nodedb_vamana__coder_bytes(index));
 }
 
-static void nodedb_vamana__give_coder(nodedb_vamana *index, nodedb_vamana__coder *coder) {
+static void nodedb_vamana__release_coder(nodedb_vamana *index, nodedb_vamana__coder *coder) {
     if (coder == NULL) return;
     nodedb_vamana__count_bytes(index, 0, nodedb_vamana__coder_bytes(index));
     nodedb_vamana__free_coder(index, coder);
 }
 
-/* Frees arrays, without their coder, which others may share. */
-static void nodedb_vamana__give_arrays(nodedb_vamana *index, nodedb_vamana__arrays *a) {
+/* Frees arrays but not their coder, which other arrays may share. */
+static void nodedb_vamana__release_arrays(nodedb_vamana *index, nodedb_vamana__arrays *a) {
     if (a == NULL) return;
-    nodedb_vamana__give(index, a->vectors, a->capacity, index->stride);
-    nodedb_vamana__give(index, a->ids, a->capacity, sizeof *a->ids);
-    nodedb_vamana__give(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
-    nodedb_vamana__give(index, a->heads, a->capacity, sizeof *a->heads);
-    nodedb_vamana__give(index, a->parents, a->capacity, sizeof *a->parents);
-    nodedb_vamana__give(index, a->norms, a->capacity, sizeof *a->norms);
-    nodedb_vamana__give(index, a->states, a->capacity, 1);
-    nodedb_vamana__give(index, a->table, a->table_size, sizeof *a->table);
-    if (a->codes != NULL) nodedb_vamana__give(index, a->codes, a->capacity, a->coder->stride);
-    nodedb_vamana__give(index, a, 1, sizeof *a);
+    nodedb_vamana__release(index, a->vectors, a->capacity, index->stride);
+    nodedb_vamana__release(index, a->ids, a->capacity, sizeof *a->ids);
+    nodedb_vamana__release(index, a->rows, a->capacity, index->row_words * sizeof *a->rows);
+    nodedb_vamana__release(index, a->heads, a->capacity, sizeof *a->heads);
+    nodedb_vamana__release(index, a->parents, a->capacity, sizeof *a->parents);
+    nodedb_vamana__release(index, a->norms, a->capacity, sizeof *a->norms);
+    nodedb_vamana__release(index, a->states, a->capacity, 1);
+    nodedb_vamana__release(index, a->table, a->table_size, sizeof *a->table);
+    if (a->codes != NULL) nodedb_vamana__release(index, a->codes, a->capacity, a->coder->stride);
+    nodedb_vamana__release(index, a, 1, sizeof *a);
 }
 
-/* Empty arrays of that capacity, with codes by `coder` if there is one; NULL and the reason on failure. */
-static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, uint64_t capacity,
-                                                         nodedb_vamana__coder *coder, nodedb_error *err) {
+/* Empty arrays of that capacity, with codes if there is a coder. NULL and the reason on failure. */
+static nodedb_vamana__arrays *nodedb_vamana__alloc_arrays(nodedb_vamana *index, uint64_t capacity,
+                                                          nodedb_vamana__coder *coder, nodedb_error *err) {
     const size_t line = NODEDB_CACHE_LINE_BYTES;
     nodedb_vamana__arrays *a;
     if (capacity > NODEDB_VAMANA_MAX_VECTORS || nodedb_vamana__table_size_for(capacity) == 0) {
         (void)nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "%llu vectors do not fit one index", (unsigned long long)capacity);
         return NULL;
     }
-    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, line);
+    a = (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, line);
     if (a != NULL) {
         a->capacity = (uint32_t)capacity, a->entry = NODEDB_VAMANA__NONE, a->coder = coder;
         memset(a->starts, 0xFF, sizeof a->starts); /* NONE */
         a->table_size = nodedb_vamana__table_size_for(capacity);
-        a->vectors = (uint8_t *)nodedb_vamana__take(index, a->capacity, index->stride, line);
-        a->ids = (uint64_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->ids, line);
-        a->rows = (uint32_t *)nodedb_vamana__take(index, a->capacity, index->row_words * sizeof *a->rows, line);
-        a->heads = (nodedb_vamana__head *)nodedb_vamana__take(index, a->capacity, sizeof *a->heads, line);
-        a->parents = (uint32_t *)nodedb_vamana__take(index, a->capacity, sizeof *a->parents, line);
+        a->vectors = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, index->stride, line);
+        a->ids = (uint64_t *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->ids, line);
+        a->rows = (uint32_t *)nodedb_vamana__alloc(index, a->capacity, index->row_words * sizeof *a->rows, line);
+        a->heads = (nodedb_vamana__head *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->heads, line);
+        a->parents = (uint32_t *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->parents, line);
         if (index->metric != NODEDB_VAMANA_L2)
-            a->norms = (float *)nodedb_vamana__take(index, a->capacity, sizeof *a->norms, line);
-        a->states = (uint8_t *)nodedb_vamana__take(index, a->capacity, 1, line);
-        a->table = (uint32_t *)nodedb_vamana__take(index, a->table_size, sizeof *a->table, line);
-        if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__take(index, a->capacity, coder->stride, line);
+            a->norms = (float *)nodedb_vamana__alloc(index, a->capacity, sizeof *a->norms, line);
+        a->states = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, 1, line);
+        a->table = (uint32_t *)nodedb_vamana__alloc(index, a->table_size, sizeof *a->table, line);
+        if (coder != NULL) a->codes = (uint8_t *)nodedb_vamana__alloc(index, a->capacity, coder->stride, line);
     }
     if (a == NULL || a->vectors == NULL || a->ids == NULL || a->rows == NULL ||
         a->heads == NULL || a->parents == NULL || a->states == NULL || a->table == NULL ||
         (a->norms == NULL && index->metric != NODEDB_VAMANA_L2) ||
         (a->codes == NULL && coder != NULL)) {
-        nodedb_vamana__give_arrays(index, a);
+        nodedb_vamana__release_arrays(index, a);
         (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for %llu vectors of %u components",
                            (unsigned long long)capacity, (unsigned)index->dim);
         return NULL;
@@ -4422,31 +4448,31 @@ static nodedb_vamana__arrays *nodedb_vamana__take_arrays(nodedb_vamana *index, u
     return a;
 }
 
-/* Readers that come now get these arrays. */
+/* Readers that enter from now on get these arrays. */
 static void nodedb_vamana__publish(nodedb_vamana *index, nodedb_vamana__arrays *a) {
     nodedb__store_release(&index->arrays, a);
 }
 
 static void nodedb_vamana__drop_recoding(nodedb_vamana *index) {
     if (index->recoder == NULL) return;
-    nodedb_vamana__give(index, index->recodes, index->arrays->capacity, index->recoder->stride);
-    nodedb_vamana__give_coder(index, index->recoder);
+    nodedb_vamana__release(index, index->recodes, index->arrays->capacity, index->recoder->stride);
+    nodedb_vamana__release_coder(index, index->recoder);
     index->recoder = NULL, index->recodes = NULL;
 }
 
-/* The codes that are being made go on in a larger array, or begin again with the next change if there is no memory. To
- * begin again at each growth would never end: those two take turns about as often. */
+/* Moves the codes that are being made into a larger array. Without memory they start over with the next change.
+ * Starting over at each growth would never end: the arrays grow about as often as a round of codes is made. */
 static void nodedb_vamana__grow_recoding(nodedb_vamana *index, uint32_t capacity) {
     size_t stride = index->recoder == NULL ? 0 : index->recoder->stride;
     uint8_t *larger;
     if (index->recoder == NULL) return;
-    larger = (uint8_t *)nodedb_vamana__take(index, capacity, stride, NODEDB_CACHE_LINE_BYTES);
+    larger = (uint8_t *)nodedb_vamana__alloc(index, capacity, stride, NODEDB_CACHE_LINE_BYTES);
     if (larger == NULL) {
         nodedb_vamana__drop_recoding(index);
         return;
     }
     memcpy(larger, index->recodes, index->recode_at * stride);
-    nodedb_vamana__give(index, index->recodes, index->arrays->capacity, stride);
+    nodedb_vamana__release(index, index->recodes, index->arrays->capacity, stride);
     index->recodes = larger;
 }
 
@@ -4456,7 +4482,7 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
     if (capacity <= old->capacity) return NODEDB_OK;
     if (nodedb_vamana__searcher_fit(index->writer, 0, capacity, err) != NODEDB_OK) return NODEDB_ERR_NO_MEMORY;
     nodedb__store_relaxed(&index->writer_bytes, nodedb_vamana_searcher_memory_bytes(index->writer));
-    a = nodedb_vamana__take_arrays(index, capacity, old->coder, err);
+    a = nodedb_vamana__alloc_arrays(index, capacity, old->coder, err);
     if (a == NULL) return err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
     nodedb_vamana__grow_recoding(index, a->capacity);
     memcpy(a->vectors, old->vectors, old->slots * index->stride);
@@ -4473,12 +4499,12 @@ static nodedb_status nodedb_vamana__grow(nodedb_vamana *index, uint64_t capacity
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot)) assert(false);
     nodedb_vamana__publish(index, a);
     nodedb_vamana__await_readers(index);
-    nodedb_vamana__give_arrays(index, old);
+    nodedb_vamana__release_arrays(index, old);
     return NODEDB_OK;
 }
 
-/* The capacity after one too small for `wanted` slots: more by 1/16, and by 64 or twice as many, at least. An insert
- * then pays for copying 16 vectors, a hundredth of what it costs anyway, and the room that is too much stays small. */
+/* The next capacity, for at least `wanted` slots: 1/16 more, and at least 64 more or, if there are fewer, twice as
+ * many. An insert then pays for copying 16 vectors, a hundredth of its cost, and little memory is unused. */
 static uint64_t nodedb_vamana__next_capacity(uint64_t capacity, uint64_t wanted) {
     uint64_t more = capacity / NODEDB_VAMANA__GROWTH_SHARE, least;
     if (more < NODEDB_VAMANA__GROWTH_LEAST)
@@ -4488,7 +4514,7 @@ static uint64_t nodedb_vamana__next_capacity(uint64_t capacity, uint64_t wanted)
     return wanted < least ? least : wanted;
 }
 
-/* Room for `more` slots. */
+/* Makes room for `more` slots. */
 static nodedb_status nodedb_vamana__make_room(nodedb_vamana *index, uint64_t more, nodedb_error *err) {
     uint64_t capacity = index->arrays->capacity, free_slots = capacity - index->live - index->removed;
     if (more <= free_slots) return NODEDB_OK;
@@ -4502,13 +4528,13 @@ static nodedb_status nodedb_vamana__make_room(nodedb_vamana *index, uint64_t mor
 #define NODEDB_VAMANA__DEFAULT_ALPHA 1.2f
 #define NODEDB_VAMANA__DEFAULT_PASSES 1u
 
-/* The widest beam of one who chooses neighbours or judges codes. */
+/* The widest beam that choosing neighbours or judging codes takes. */
 static uint32_t nodedb_vamana__writer_beam(const nodedb_vamana *index) {
     uint32_t most = nodedb_vamana__beam_most(index), judge = nodedb_vamana__judge_beam(index);
     return most > judge ? most : judge;
 }
 
-/* The writer's scratch memory; grow keeps it fit for the arrays. */
+/* The writer's scratch memory; `grow` grows it with the arrays. */
 static nodedb_vamana_searcher *nodedb_vamana__new_writer(nodedb_vamana *index, nodedb_error *err) {
     uint32_t beam = nodedb_vamana__writer_beam(index);
     nodedb_vamana_searcher *s = nodedb_vamana__searcher_new(index, beam, index->arrays->capacity, true, err);
@@ -4563,7 +4589,7 @@ static nodedb_vamana *nodedb_vamana__new(const nodedb_vamana_config *c, nodedb_e
     index->no_huge_pages = c->no_huge_pages;
     index->degree = c->degree == 0 ? NODEDB_VAMANA__DEFAULT_DEGREE : c->degree;
     index->beam_build = c->beam_build == 0 ? NODEDB_VAMANA__DEFAULT_BEAM_BUILD : c->beam_build;
-    index->beam_now = index->beam_build, index->beam_follows = c->beam_build == 0;
+    index->beam_now = index->beam_build, index->beam_adapts = c->beam_build == 0;
     index->alpha = c->alpha == 0 ? NODEDB_VAMANA__DEFAULT_ALPHA : c->alpha;
     index->kernels = kernels;
     index->allocator = c->allocator, index->logger = c->logger;
@@ -4580,15 +4606,15 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_create(const nodedb_vamana_config
     uint64_t capacity;
     if (index == NULL) return NULL;
     capacity = config->capacity == 0 ? NODEDB_VAMANA__FIRST_CAPACITY : config->capacity;
-    index->arrays = nodedb_vamana__take_arrays(index, capacity, NULL, err);
+    index->arrays = nodedb_vamana__alloc_arrays(index, capacity, NULL, err);
     if (index->arrays != NULL) index->writer = nodedb_vamana__new_writer(index, err);
     if (index->writer != NULL) return index;
     nodedb_vamana_destroy(index);
     return NULL;
 }
 
-/* The same sums as in take_arrays, build and end_codes. Codes: those that there are and those that replace them, 4 and
- * 8 bits at the worst. */
+/* The same sums as in alloc_arrays, build and end_codes. Codes count twice, those in use and those that replace them:
+ * at worst 4 and 8 bits. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config *config, uint64_t n, uint32_t threads,
                                                      nodedb_error *err) {
     nodedb_vamana *index = nodedb_vamana__new(config, err);
@@ -4610,9 +4636,9 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_build_bytes(const nodedb_vamana_config 
     without_codes = index->stride + index->row_words * 4 + 8 + 4 + 4 + 4 + 1;
     bytes += capacity * (without_codes + code4 + code8);
     bytes += (uint64_t)nodedb_vamana__table_size_for(capacity) * sizeof(uint32_t);
-    if (capacity > first) /* while the first arrays are copied, there are two */
+    if (capacity > first) /* both exist while the first arrays are copied */
         bytes += first * without_codes + (uint64_t)nodedb_vamana__table_size_for(first) * sizeof(uint32_t);
-    bytes += ((threads == 0 ? 1 : threads) + (uint64_t)1) * (sizeof s + s.memory_bytes); /* and the writer's own */
+    bytes += ((threads == 0 ? 1 : threads) + (uint64_t)1) * (sizeof s + s.memory_bytes); /* and the writer's */
     bytes += lists * 2 * sizeof(uint64_t) + (lists + 1) * sizeof(size_t) + 2 * n * sizeof(uint32_t);
     nodedb_vamana_destroy(index);
     if (capacity <= NODEDB_VAMANA_MAX_VECTORS) return bytes;
@@ -4630,8 +4656,8 @@ NODEDB_VAMANA_API void nodedb_vamana_destroy(nodedb_vamana *index) {
     nodedb_vamana__drop_recoding(index);
     if (index->arrays != NULL) {
         nodedb_vamana__coder *coder = index->arrays->coder;
-        nodedb_vamana__give_arrays(index, index->arrays);
-        nodedb_vamana__give_coder(index, coder);
+        nodedb_vamana__release_arrays(index, index->arrays);
+        nodedb_vamana__release_coder(index, coder);
     }
     assert(index->bytes == sizeof *index + sizeof *index->readers);
     nodedb__release(&allocator, index->readers, sizeof *index->readers);
@@ -4645,20 +4671,19 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_reserve(nodedb_vamana *index, uint
     return status != NODEDB_OK ? status : nodedb_vamana__grow(index, capacity, err);
 }
 
-/* Copies what is live into `to`, in order; `moved_to` has room for old->slots. */
+/* Copies live slots into `to`, in order. `moved_to` has room for old->slots. */
 static void nodedb_vamana__move_together(const nodedb_vamana *index, const nodedb_vamana__arrays *old,
                                          nodedb_vamana__arrays *to, uint32_t *moved_to) {
-    uint32_t slot, i;
-    for (slot = 0; slot < old->slots; slot++)
+    for (uint32_t slot = 0; slot < old->slots; slot++)
         moved_to[slot] = old->states[slot] == NODEDB_VAMANA__LIVE ? to->slots++ : NODEDB_VAMANA__NONE;
-    for (slot = 0; slot < old->slots; slot++) {
+    for (uint32_t slot = 0; slot < old->slots; slot++) {
         uint32_t at = moved_to[slot], *row;
         const uint32_t *from = nodedb_vamana__row(index, old, slot);
         if (at == NODEDB_VAMANA__NONE) continue;
         memcpy(nodedb_vamana__vector(index, to, at), nodedb_vamana__vector(index, old, slot), index->stride);
         row = nodedb_vamana__row(index, to, at), to->heads[at] = old->heads[slot];
         if (old->parents[slot] != NODEDB_VAMANA__NONE) to->parents[at] = moved_to[old->parents[slot]];
-        for (i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
+        for (uint32_t i = 0; i < index->degree && from[i] != NODEDB_VAMANA__NONE; i++) row[i] = moved_to[from[i]];
         to->ids[at] = old->ids[slot];
         if (to->norms != NULL) to->norms[at] = old->norms[slot], nodedb_vamana__note_zeros(index, to, old->norms[slot]);
         if (to->codes != NULL)
@@ -4668,7 +4693,7 @@ static void nodedb_vamana__move_together(const nodedb_vamana *index, const noded
         if (!nodedb_vamana__table_add(to, at)) assert(false);
     }
     if (old->entry != NODEDB_VAMANA__NONE) to->entry = moved_to[old->entry];
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && old->starts[i] != NODEDB_VAMANA__NONE; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && old->starts[i] != NODEDB_VAMANA__NONE; i++)
         to->starts[i] = moved_to[old->starts[i]];
 }
 
@@ -4678,14 +4703,14 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
     uint32_t *moved_to = NULL;
     size_t bytes;
     if (status != NODEDB_OK) return status;
-    while (nodedb_vamana_maintain(index, NODEDB_VAMANA__FREE_PER_NODE)) /* until nobody points to a removed node */
+    while (nodedb_vamana_maintain(index, NODEDB_VAMANA__FREE_PER_NODE)) /* until no row holds a removed node */
         if (index->sweep == NODEDB_VAMANA__WAITING) (void)sched_yield();
     old = index->arrays;
     bytes = ((size_t)old->slots + 1) * sizeof *moved_to;
     moved_to = (uint32_t *)nodedb__alloc(&index->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
     if (moved_to == NULL)
         return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to compact %u slots", (unsigned)old->slots);
-    a = nodedb_vamana__take_arrays(
+    a = nodedb_vamana__alloc_arrays(
         index, index->live < NODEDB_VAMANA__FIRST_CAPACITY ? NODEDB_VAMANA__FIRST_CAPACITY : index->live, old->coder,
         err);
     if (a != NULL) {
@@ -4693,7 +4718,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_compact(nodedb_vamana *index, node
         index->first_free = NODEDB_VAMANA__NONE;
         nodedb_vamana__publish(index, a);
         nodedb_vamana__await_readers(index);
-        nodedb_vamana__give_arrays(index, old);
+        nodedb_vamana__release_arrays(index, old);
     }
     nodedb__release(&index->allocator, moved_to, bytes);
     return a != NULL ? NODEDB_OK : err != NULL ? err->status : NODEDB_ERR_NO_MEMORY;
@@ -4722,31 +4747,31 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index
     return index == NULL ? 0 : nodedb__load_relaxed(&index->bytes) + nodedb__load_relaxed(&index->writer_bytes);
 }
 
-/* Live slots to which no edges lead from the entry, breadth first; for one who is counted in. */
+/* Counts live slots that are not reachable from the entry, breadth first. The caller is counted in as a reader. */
 static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
-                                                 uint32_t slots, nodedb_vamana__trouble *trouble) {
+                                                 uint32_t slots, nodedb_vamana__read_errors *errors) {
     size_t bits = (size_t)slots / 8 + 1, bytes = bits + (size_t)slots * sizeof(uint32_t) + sizeof(uint32_t), head = 0,
            tail = 0;
     uint32_t *queue = (uint32_t *)nodedb__alloc_zero(&index->allocator, bytes, sizeof(void *)), slot, i;
-    uint8_t *met = (uint8_t *)(queue + slots + 1);
+    uint8_t *reached = (uint8_t *)(queue + slots + 1);
     uint64_t lost = 0;
     if (queue == NULL) return UINT64_MAX;
     slot = nodedb__load_acquire(&a->entry);
-    if (slot < slots) queue[tail++] = slot, nodedb_vamana__set_bit(met, slot);
+    if (slot < slots) queue[tail++] = slot, nodedb_vamana__set_bit(reached, slot);
     while (head < tail) {
         const uint32_t *row = nodedb_vamana__row(index, a, queue[head]);
-        if (index->file != NULL && !nodedb_vamana__have_row(index, queue[head], trouble))
+        if (nodedb_vamana__is_on_disk(index) && !nodedb_vamana__have_row(index, queue[head], errors))
             row = NULL;
         for (i = 0, head++; row != NULL && i < index->degree; i++) {
             slot = nodedb__load_acquire(&row[i]);
             if (slot >= slots) break;
-            if (nodedb_vamana__bit(met, slot)) continue;
-            queue[tail++] = slot, nodedb_vamana__set_bit(met, slot);
+            if (nodedb_vamana__bit(reached, slot)) continue;
+            queue[tail++] = slot, nodedb_vamana__set_bit(reached, slot);
         }
     }
     for (slot = 0; slot < slots; slot++) {
-        if (index->file != NULL && !nodedb_vamana__knows_slot(index, slot, trouble)) continue;
-        lost += nodedb_vamana__state(a, slot) == NODEDB_VAMANA__LIVE && !nodedb_vamana__bit(met, slot);
+        if (nodedb_vamana__is_on_disk(index) && !nodedb_vamana__have_state(index, slot, errors)) continue;
+        lost += nodedb_vamana__state(a, slot) == NODEDB_VAMANA__LIVE && !nodedb_vamana__bit(reached, slot);
     }
     nodedb__release(&index->allocator, queue, bytes);
     return lost;
@@ -4755,7 +4780,7 @@ static uint64_t nodedb_vamana__count_unreachable(const nodedb_vamana *index, con
 NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_vamana_info *info) {
     const nodedb_vamana__arrays *a;
     uint32_t slot, slots, parity, entry, i;
-    nodedb_vamana__trouble trouble;
+    nodedb_vamana__read_errors errors;
     if (info == NULL) return;
     memset(info, 0, sizeof *info);
     if (index == NULL) return;
@@ -4767,24 +4792,25 @@ NODEDB_VAMANA_API void nodedb_vamana_inspect(const nodedb_vamana *index, nodedb_
     info->code_bits = a->coder == NULL ? 0 : a->coder->bits;
     info->code_bytes = a->coder == NULL ? 0 : a->coder->stride;
     info->beam_build = nodedb__load_relaxed(&index->beam_now);
-    if (index->file != NULL) info->damaged_blocks = nodedb_vamana__damaged_blocks(index);
-    memset(&trouble, 0, sizeof trouble);
+    if (nodedb_vamana__is_on_disk(index)) info->damaged_blocks = nodedb_vamana__damaged_blocks(index);
+    memset(&errors, 0, sizeof errors);
     for (slot = 0; slot < slots && a->rows != NULL; slot++) {
         const uint32_t *row = nodedb_vamana__row(index, a, slot);
-        if (index->file != NULL && (!nodedb_vamana__knows_slot(index, slot, &trouble) ||
-                                    !nodedb_vamana__have_row(index, slot, &trouble)))
+        if (nodedb_vamana__is_on_disk(index) && (!nodedb_vamana__have_state(index, slot, &errors) ||
+                                    !nodedb_vamana__have_row(index, slot, &errors)))
             continue;
         if (nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) continue;
         for (i = 0; i < index->degree && nodedb__load_acquire(&row[i]) != NODEDB_VAMANA__NONE; i++) info->mean_degree++;
     }
     if (info->live > 0) info->mean_degree /= (double)info->live;
-    if (a->rows != NULL) info->unreachable = nodedb_vamana__count_unreachable(index, a, slots, &trouble);
-    if (entry != NODEDB_VAMANA__NONE && (index->file == NULL || nodedb_vamana__knows_slot(index, entry, &trouble)))
+    if (a->rows != NULL) info->unreachable = nodedb_vamana__count_unreachable(index, a, slots, &errors);
+    if (entry != NODEDB_VAMANA__NONE &&
+        (!nodedb_vamana__is_on_disk(index) || nodedb_vamana__have_state(index, entry, &errors)))
         info->entry_id = a->ids[entry];
     nodedb_vamana__leave(index, 0, parity);
 }
 
-/* The slot of an id whose vector is there, for one who is counted in; a build enters ids before their vectors. */
+/* The live slot of an id, or NONE. A build enters ids before their vectors. The caller is counted in as a reader. */
 static uint32_t nodedb_vamana__find_live(const nodedb_vamana__arrays *a, uint64_t id) {
     uint32_t slot = nodedb_vamana__find(a, id);
     if (slot == NODEDB_VAMANA__NONE || nodedb_vamana__state(a, slot) != NODEDB_VAMANA__LIVE) return NODEDB_VAMANA__NONE;
@@ -4794,10 +4820,10 @@ static uint32_t nodedb_vamana__find_live(const nodedb_vamana__arrays *a, uint64_
 NODEDB_VAMANA_API bool nodedb_vamana_contains(const nodedb_vamana *index, uint64_t id) {
     uint32_t parity, slot;
     if (index == NULL) return false;
-    if (index->file != NULL) {
-        nodedb_vamana__trouble trouble;
-        memset(&trouble, 0, sizeof trouble);
-        return nodedb_vamana__find_on_disk(index, id, &trouble) != NODEDB_VAMANA__NONE;
+    if (nodedb_vamana__is_on_disk(index)) {
+        nodedb_vamana__read_errors errors;
+        memset(&errors, 0, sizeof errors);
+        return nodedb_vamana__find_on_disk(index, id, &errors) != NODEDB_VAMANA__NONE;
     }
     slot = nodedb_vamana__find_live(nodedb_vamana__enter(index, 0, &parity), id);
     nodedb_vamana__leave(index, 0, parity);
@@ -4808,13 +4834,13 @@ NODEDB_VAMANA_API bool nodedb_vamana_next(const nodedb_vamana *index, uint64_t *
     const nodedb_vamana__arrays *a;
     uint32_t parity, slots;
     bool found = false;
-    nodedb_vamana__trouble trouble;
+    nodedb_vamana__read_errors errors;
     if (index == NULL || cursor == NULL || id == NULL) return false;
-    memset(&trouble, 0, sizeof trouble);
+    memset(&errors, 0, sizeof errors);
     a = nodedb_vamana__enter(index, 0, &parity);
     for (slots = nodedb__load_acquire(&a->slots); *cursor < slots && !found; ++*cursor) {
-        if (!nodedb_vamana__knows_slot(index, (uint32_t)*cursor, &trouble)) {
-            if (trouble.failed != NODEDB_OK) break;
+        if (!nodedb_vamana__have_state(index, (uint32_t)*cursor, &errors)) {
+            if (errors.failed != NODEDB_OK) break;
             continue;
         }
         found = nodedb_vamana__state(a, (uint32_t)*cursor) == NODEDB_VAMANA__LIVE;
@@ -4830,10 +4856,6 @@ static void nodedb_vamana__to_floats(const nodedb_vamana *index, const uint8_t *
     for (i = 0; i < index->dim; i++) out[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
-static nodedb_status nodedb_vamana__no_such_id(uint64_t id, nodedb_error *err) {
-    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "there is no vector with id %llu", (unsigned long long)id);
-}
-
 /* Writes a stored vector out: as it is, or as floats. */
 static void nodedb_vamana__copy_out(const nodedb_vamana *index, const void *vector, float norm, void *out,
                                     bool stored) {
@@ -4846,12 +4868,12 @@ static nodedb_status nodedb_vamana__get(const nodedb_vamana *index, uint64_t id,
     const nodedb_vamana__arrays *a;
     uint32_t parity, slot;
     if (index == NULL || out == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or out is NULL");
-    if (index->file != NULL) return nodedb_vamana__get_from_disk(index, id, out, stored, err);
+    if (nodedb_vamana__is_on_disk(index)) return nodedb_vamana__get_from_disk(index, id, out, stored, err);
     a = nodedb_vamana__enter(index, 0, &parity);
     slot = nodedb_vamana__find_live(a, id);
     if (slot != NODEDB_VAMANA__NONE)
-        nodedb_vamana__copy_out(index, nodedb_vamana__vector(index, a, slot), a->norms != NULL ? a->norms[slot] : 0,
-                                out, stored);
+        nodedb_vamana__copy_out(index, nodedb_vamana__vector(index, a, slot), nodedb_vamana__norm(a, slot), out,
+                                stored);
     nodedb_vamana__leave(index, 0, parity);
     return slot != NODEDB_VAMANA__NONE ? NODEDB_OK : nodedb_vamana__no_such_id(id, err);
 }
@@ -4870,7 +4892,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_get_stored(const nodedb_vamana *in
  * until the searcher reads again. */
 static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err) {
     uint32_t slot;
-    if (s->index->file != NULL) return nodedb_vamana__fetch_id(s, id, err);
+    if (nodedb_vamana__is_on_disk(s->index)) return nodedb_vamana__fetch_id(s, id, err);
     slot = nodedb_vamana__find_live(s->arrays, id);
     if (slot != NODEDB_VAMANA__NONE) return nodedb_vamana__vector(s->index, s->arrays, slot);
     (void)nodedb_vamana__no_such_id(id, err);
@@ -4889,52 +4911,50 @@ static const void *nodedb_vamana__vector_of_id(nodedb_vamana_searcher *s, uint64
  * `step` apart, around zero. The rotation is one of signs and Walsh-Hadamard transforms, O(dim log dim).
  * ================================================================================================================ */
 
-#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are remade when there are so many times more ... */
-#define NODEDB_VAMANA__STRANGE_SHARE 16u       /* ... or as many as 1/16 of all that came do not fit them */
-#define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder learns their mean ... */
+#define NODEDB_VAMANA__CODE_AGAIN 8u           /* they are remade when there are 8 times as many vectors ... */
+#define NODEDB_VAMANA__CLIPPED_SHARE 16u       /* ... or when they clip 1/16 of the vectors inserted since */
+#define NODEDB_VAMANA__SAMPLE_MIN 64u          /* vectors from which a coder learns the mean, at least ... */
 #define NODEDB_VAMANA__SAMPLE_MAX 4096u
-#define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... of no more components than these, all together */
-#define NODEDB_VAMANA__SAMPLE_STEP 512u        /* of these vectors, those by which the step is chosen */
-#define NODEDB_VAMANA__MEAN_PER_CHANGE 64u     /* vectors that each insert looks at for the mean ... */
-#define NODEDB_VAMANA__STEP_PER_CHANGE 8u      /* ... and for the step: these cost as much as four codes each */
-#define NODEDB_VAMANA__ROUNDING 0.2887f        /* 1 / sqrt(12): standard deviation of what rounds to whole steps */
-#define NODEDB_VAMANA__QUERY4 8                /* values of a query's component between two of a 4-bit code's */
-#define NODEDB_VAMANA__JUDGES 64u              /* nodes whose surroundings show how much codes displace */
+#define NODEDB_VAMANA__SAMPLE_FLOATS 4194304u  /* ... and at most, of no more components than these in all */
+#define NODEDB_VAMANA__SAMPLE_STEP 512u        /* of them, those by which the step is chosen */
+#define NODEDB_VAMANA__MEAN_PER_CHANGE 64u     /* vectors that each insert adds to the mean ... */
+#define NODEDB_VAMANA__STEP_PER_CHANGE 8u      /* ... or tries for the step; each costs as much as four codes */
+#define NODEDB_VAMANA__ROUNDING 0.2887f        /* 1 / sqrt(12): standard deviation of rounding to whole steps */
+#define NODEDB_VAMANA__QUERY4 8                /* steps of a query's component for one step of a 4-bit code */
+#define NODEDB_VAMANA__JUDGES 64u              /* nodes whose surroundings show by how much codes displace */
 #define NODEDB_VAMANA__JUDGES_PER_CHANGE 4u    /* each costs about as much as an insert */
-#define NODEDB_VAMANA__JUDGE_BEAM 128u         /* those that a walk to it meets, or config.beam_build if that is more */
-#define NODEDB_VAMANA__JUDGE_MISSES 200u       /* 1/200 of them may come later than the slack says */
-#define NODEDB_VAMANA__SLACK_GOOD 20u          /* AUTO takes codes that displace by no more ... */
-#define NODEDB_VAMANA__OFTEN_GOOD 8u           /* ... and nine of ten of the nearest by no more than that: */
-#define NODEDB_VAMANA__OFTEN_MISSES 10u        /* a blurred cluster is small now, and may grow */
-#define NODEDB_VAMANA__DRIFT_WINDOW 2560u      /* nearest of new nodes, after which the codes in use are judged: ... */
-#define NODEDB_VAMANA__DRIFT_MISSES 25u        /* ... 1/25 displaced by more than the slack, and they are remade */
+#define NODEDB_VAMANA__JUDGE_BEAM 128u         /* entries of the beam around such a node; at least beam_build */
+#define NODEDB_VAMANA__JUDGE_MISSES 200u       /* 1/200 of the nearest may be displaced by more than the slack */
+#define NODEDB_VAMANA__SLACK_GOOD 20u          /* AUTO takes codes with a slack of no more ... */
+#define NODEDB_VAMANA__OFTEN_GOOD 8u           /* ... that displace 9 of 10 of the nearest by no more: */
+#define NODEDB_VAMANA__OFTEN_MISSES 10u        /* a cluster that they blur is small now and may grow */
+#define NODEDB_VAMANA__DRIFT_WINDOW 2560u      /* nearest of new nodes after which the codes in use are judged ... */
+#define NODEDB_VAMANA__DRIFT_MISSES 25u        /* ... and remade if 1/25 were displaced by more than the slack */
 
 /* ---- a vector and its code --------------------------------------------------------------------------------------- */
 
-/* Turns `dim` components. If dim is no power of two, the transform goes over the first and the last 2^n components in
+/* Rotates `dim` components. If dim is not a power of two, the transform takes the first and the last 2^n components in
  * turn, which overlap. */
 static void nodedb_vamana__turn(const nodedb_vamana *index, float *x) {
-    uint32_t part = 1, rounds, round;
+    uint32_t part = 1, rounds;
     while (part <= index->dim / 2) part *= 2;
     rounds = part == index->dim ? 2 : 4;
-    for (round = 0; round < rounds; round++) {
+    for (uint32_t round = 0; round < rounds; round++) {
         uint32_t from = round % 2 == 0 ? 0 : index->dim - part;
         index->kernels->turn_part(x + from, part, nodedb_mix64(index->dim + ((uint64_t)round << 32)));
     }
 }
 
-/* What makes a stored vector one of length 1, or 1 where that is not wanted: for L2. `norm` is as in the index's
- * norms. */
+/* The factor that gives a stored vector length 1; for L2, which keeps lengths, 1. `norm` is as in the index's norms. */
 static float nodedb_vamana__to_length_1(const nodedb_vamana *index, float norm) {
     if (index->metric == NODEDB_VAMANA_IP) return norm > 0 ? 1 / sqrtf(norm) : 0;
     return index->metric == NODEDB_VAMANA_COSINE && index->type != NODEDB_VAMANA_F32 ? norm : 1;
 }
 
-/* A stored vector as floats: of length 1 but for L2. */
+/* A stored vector as floats: of length 1, except for L2. */
 static void nodedb_vamana__as_floats(const nodedb_vamana *index, const uint8_t *vector, float norm, float *to) {
     float factor = nodedb_vamana__to_length_1(index, norm);
-    uint32_t i;
-    for (i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
+    for (uint32_t i = 0; i < index->dim; i++) to[i] = factor * (float)nodedb_vamana__component(index, vector, i);
 }
 
 static void nodedb_vamana__put_code(const nodedb_vamana__coder *c, uint8_t *code, size_t i, uint32_t value) {
@@ -4942,23 +4962,23 @@ static void nodedb_vamana__put_code(const nodedb_vamana__coder *c, uint8_t *code
     else code[i / 64 * 32 + i % 32] |= (uint8_t)(value << (i % 64 < 32 ? 0 : 4));
 }
 
-/* The number of the value that is nearest, of 2^bits. */
+/* The number of the nearest of 2^bits values. */
 NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__nearest_value(float x, float step, uint32_t bits) {
     float half = bits == 4 ? 8.0f : 128.0f, at = x / step + half; /* value v stands for (v - half + 1/2) step */
     return !(at >= 0) ? 0 : at >= 2 * half ? (uint32_t)(2 * half) - 1 : (uint32_t)at;
 }
 
-/* Writes the code of a stored vector. `turned` has room for dim floats. False: it does not fit well, as over an eighth
- * of its components lie beyond the values (of normally distributed ones 0.7% do, with 4 bits). */
+/* Writes the code of a stored vector. `turned` has room for dim floats. False: the code clips it, as over an eighth of
+ * its components lie beyond the values (with 4 bits, 0.7% of normally distributed components do). */
 static bool nodedb_vamana__encode(const nodedb_vamana *index, const nodedb_vamana__coder *c, const uint8_t *vector,
                                   float norm, float *turned, uint8_t *code) {
     float most = c->step * (c->bits == 4 ? 8.0f : 128.0f);
-    uint32_t i, beyond = 0;
+    uint32_t beyond = 0;
     nodedb_vamana__as_floats(index, vector, norm, turned);
-    for (i = 0; i < index->dim; i++) turned[i] -= c->mean[i];
+    for (uint32_t i = 0; i < index->dim; i++) turned[i] -= c->mean[i];
     nodedb_vamana__turn(index, turned);
     memset(code, 0, c->stride);
-    for (i = 0; i < index->dim; i++) {
+    for (uint32_t i = 0; i < index->dim; i++) {
         nodedb_vamana__put_code(c, code, i, nodedb_vamana__nearest_value(turned[i], c->step, c->bits));
         beyond += fabsf(turned[i]) > most ? 1 : 0;
     }
@@ -4969,13 +4989,14 @@ static int8_t nodedb_vamana__to_i8(float x) {
     return (int8_t)(x <= -128 ? -128 : x >= 127 ? 127 : x < 0 ? x - 0.5f : x + 0.5f);
 }
 
-/* Makes s->code_query from a stored or prepared vector, and the target that measures codes. L2 and COSINE: the query in
- * the units of the codes, finer (4 bits) or as they are (8 bits); what that gives is |q - x|^2, of which COSINE is
- * half, but for vectors of zeros, whose distance is 1. IP: a code is of the vector's direction, less the mean direction
- * m, so <q, x> = |x| (<q, m> + <q, code>); the query is turned, with its largest component as 127, and `shift` is <q,
- * m> in the units of the kernel, and what centres the values of a code. A component is
- * off by up to half a step, evenly: so a product with q is off by |q| |code| steps / sqrt(12), and |q - x|^2 by
- * 2 |q - x| as much; a query of 8 bits adds to it. */
+/* Makes s->code_query from a stored or prepared vector, and the target that measures codes.
+ *   L2 and COSINE: the query is in the units of the codes, finer (4 bits) or the same (8 bits), and the kernels give |q
+ * - x|^2. COSINE is half of that, except for vectors of zeros, whose distance is 1.
+ *   IP: a code is of the vector's direction, less the mean direction m, so <q, x> = |x| (<q, m> + <q, code>). The query
+ * is rotated, with its largest component as 127. `shift` is <q, m> in the units of the kernel, plus what centres the
+ * values of a code.
+ *   The error: a component is off by up to half a step, uniformly. So a product with q is off by |q| |code| steps /
+ * sqrt(12), and |q - x|^2 by 2 |q - x| times as much. A query of 8 bits adds to that. */
 static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *s, const uint8_t *vector, float norm) {
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__coder *c = s->arrays->coder;
@@ -4984,7 +5005,6 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     nodedb_vamana__target target;
     float most = 0, factor;
     double along = 0, sum = 0;
-    uint32_t i;
     memset(&target, 0, sizeof target);
     target.arrays = s->arrays, target.vector = s->code_query;
     target.measure = ip ? (four ? NODEDB_VAMANA__CODE4_IP : NODEDB_VAMANA__CODE8_IP)
@@ -4992,31 +5012,31 @@ static nodedb_vamana__target nodedb_vamana__code_target(nodedb_vamana_searcher *
     target.constant = c->step * c->step / (four ? NODEDB_VAMANA__QUERY4 / 2 : 1);
     if (cosine) target.constant /= 2; /* |q - x|^2 = 2 - 2 cos */
     nodedb_vamana__as_floats(index, vector, norm, s->turned);
-    for (i = 0; i < index->dim; i++) {
+    for (uint32_t i = 0; i < index->dim; i++) {
         if (ip) along += (double)s->turned[i] * (double)c->mean[i];
         else s->turned[i] -= c->mean[i];
     }
     nodedb_vamana__turn(index, s->turned);
     if (ip) {
-        for (i = 0; i < index->dim; i++) most = fabsf(s->turned[i]) > most ? fabsf(s->turned[i]) : most;
+        for (uint32_t i = 0; i < index->dim; i++) most = fabsf(s->turned[i]) > most ? fabsf(s->turned[i]) : most;
         factor = most > 0 ? 127 / most : 0;
         if (!nodedb_vamana__is_finite(factor)) factor = 0;
-        for (i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor), sum += q[i];
+        for (uint32_t i = 0; i < index->dim; i++) q[i] = nodedb_vamana__to_i8(s->turned[i] * factor), sum += q[i];
         target.constant = factor > 0 ? sqrtf(norm) * c->step / factor : 0;
         target.shift = (float)(along * (double)factor / (double)c->step - sum * (four ? 7.5 : 127.5));
-    } else if (four) { /* value v is at v - 7.5 */
+    } else if (four) { /* value v stands for v - 7.5 steps */
         factor = NODEDB_VAMANA__QUERY4 / c->step;
-        for (i = 0; i < index->dim; i++) {
+        for (uint32_t i = 0; i < index->dim; i++) {
             q[i] = nodedb_vamana__to_i8(s->turned[i] * factor + 7.5f * NODEDB_VAMANA__QUERY4);
             sum += (double)q[i] * q[i] / (2 * NODEDB_VAMANA__QUERY4); /* what the kernel leaves out */
         }
     } else {
-        for (i = 0; i < index->dim; i++)
+        for (uint32_t i = 0; i < index->dim; i++)
             s->code_query[i] = (uint8_t)nodedb_vamana__nearest_value(s->turned[i], c->step, 8);
     }
     target.zeros = !ip && s->arrays->norms != NULL && nodedb__load_relaxed(&s->arrays->zeros);
     target.zero = (float)(1 / (double)target.constant - sum);
-    if (!ip) /* rounding adds to a squared distance what the errors' squares are */
+    if (!ip) /* rounding adds the squares of the errors to a squared distance */
         target.offset = (float)((double)target.constant * sum - (four ? 1 : 2) * (double)index->dim * (double)c->step *
                                                                     (double)c->step / (cosine ? 24 : 12));
     target.spread = c->step * NODEDB_VAMANA__ROUNDING * (four ? 1 : 1.5f);
@@ -5043,7 +5063,7 @@ static nodedb_vamana__coder *nodedb_vamana__new_coder(const nodedb_vamana *index
     return c;
 }
 
-/* Does a walk on codes of so many bits touch less memory? */
+/* True if a walk on codes of so many bits touches less memory than one on vectors. */
 static bool nodedb_vamana__codes_gain(const nodedb_vamana *index, uint32_t bits) {
     size_t bytes = bits == 4 ? ((size_t)index->dim + 63) / 64 * 32 : index->dim, line = NODEDB_CACHE_LINE_BYTES;
     return (bytes + line - 1) / line < (index->stride + line - 1) / line;
@@ -5056,7 +5076,7 @@ static uint32_t nodedb_vamana__sample_size(const nodedb_vamana *index, uint64_t 
     return (uint32_t)(n < most ? n : most);
 }
 
-/* And of these, those by which the step is chosen. */
+/* How many of the sample choose the step. */
 static uint32_t nodedb_vamana__step_sample_size(const nodedb_vamana *index, uint64_t n) {
     uint32_t sample = nodedb_vamana__sample_size(index, n);
     return sample < NODEDB_VAMANA__SAMPLE_STEP ? sample : NODEDB_VAMANA__SAMPLE_STEP;
@@ -5064,59 +5084,57 @@ static uint32_t nodedb_vamana__step_sample_size(const nodedb_vamana *index, uint
 
 static bool nodedb_vamana__is_trained(const nodedb_vamana__coder *c) { return c->step > 0; }
 
-/* Brings the mean up to date with `n` more vectors, and the squared distances from it. Only differences to the mean so
- * far are added up, so that components that are far from zero and vary little lose no digits (Chan, Golub and LeVeque,
- * 1979). */
+/* Updates the mean, and the squared distances from it, with `n` more vectors. It adds up differences from the mean so
+ * far, so that components that are far from zero and vary little lose no digits (Chan, Golub and LeVeque, 1979). */
 static void nodedb_vamana__train_mean(const nodedb_vamana *index, nodedb_vamana__coder *c, nodedb_vamana__training *t,
                                       const uint32_t *slots, uint32_t n) {
     const nodedb_vamana__arrays *a = index->arrays;
     const uint8_t *vectors[NODEDB_VAMANA__MEAN_PER_CHANGE];
     float factors[NODEDB_VAMANA__MEAN_PER_CHANGE];
-    uint32_t i, j;
     if (n == 0) return;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         vectors[i] = nodedb_vamana__vector(index, a, slots[i]);
-        factors[i] = nodedb_vamana__to_length_1(index, a->norms != NULL ? a->norms[slots[i]] : 0);
+        factors[i] = nodedb_vamana__to_length_1(index, nodedb_vamana__norm(a, slots[i]));
     }
-    if (t->met == 0) nodedb_vamana__as_floats(index, vectors[0], a->norms != NULL ? a->norms[slots[0]] : 0, c->mean);
-    for (j = 0; j < index->dim; j++) {
+    if (t->sampled == 0) nodedb_vamana__as_floats(index, vectors[0], nodedb_vamana__norm(a, slots[0]),
+                                                  c->mean);
+    for (uint32_t j = 0; j < index->dim; j++) {
         double sum = 0, squares = 0;
-        for (i = 0; i < n; i++) {
+        for (uint32_t i = 0; i < n; i++) {
             float x = factors[i] * (float)nodedb_vamana__component(index, vectors[i], j);
             double off = (double)x - (double)c->mean[j];
             sum += off, squares += off * off;
         }
-        c->mean[j] = (float)((double)c->mean[j] + sum / ((double)t->met + n));
-        squares -= sum * sum / ((double)t->met + n);
+        c->mean[j] = (float)((double)c->mean[j] + sum / ((double)t->sampled + n));
+        squares -= sum * sum / ((double)t->sampled + n);
         t->squares += squares > 0 ? squares : 0;
     }
-    t->met += n;
+    t->sampled += n;
 }
 
-/* The steps that are tried: that which is best for normally distributed components (Max 1960), and wider ones, which
- * long-tailed data want. 0: all vectors are the same. */
+/* The i-th step to try: first the best for normally distributed components (Max, 1960), then wider ones, for
+ * long-tailed data. 0: all vectors are the same. */
 static float nodedb_vamana__step_of(const nodedb_vamana *index, const nodedb_vamana__coder *c,
                                     const nodedb_vamana__training *t, uint32_t i) {
     static const float wider[NODEDB_VAMANA__STEPS] = {1, 1.25f, 1.6f, 2, 2.5f, 3.2f, 4, 5, 6.4f, 8};
-    double sigma = sqrt(t->squares / ((double)t->met * index->dim));
+    double sigma = sqrt(t->squares / ((double)t->sampled * index->dim));
     return sigma > 1e-30 ? (float)(sigma * (double)((c->bits == 4 ? 0.335f : 0.0308f) * wider[i])) : 0;
 }
 
-/* Adds the errors that the codes of `n` vectors have with each step. `turned` has room for one. */
+/* Adds up the errors of the codes of `n` vectors with each step. `turned` has room for one vector. */
 static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_vamana__coder *c,
                                       nodedb_vamana__training *t, const uint32_t *slots, uint32_t n, float *turned) {
     const nodedb_vamana__arrays *a = index->arrays;
     float half = c->bits == 4 ? 7.5f : 127.5f;
-    uint32_t i, j, w;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         nodedb_vamana__as_floats(index, nodedb_vamana__vector(index, a, slots[i]),
-                                 a->norms != NULL ? a->norms[slots[i]] : 0, turned);
-        for (j = 0; j < index->dim; j++) turned[j] -= c->mean[j];
+                                 nodedb_vamana__norm(a, slots[i]), turned);
+        for (uint32_t j = 0; j < index->dim; j++) turned[j] -= c->mean[j];
         nodedb_vamana__turn(index, turned);
-        for (w = 0; w < NODEDB_VAMANA__STEPS; w++) {
+        for (uint32_t w = 0; w < NODEDB_VAMANA__STEPS; w++) {
             float step = nodedb_vamana__step_of(index, c, t, w);
             double error = 0;
-            for (j = 0; j < index->dim; j++) {
+            for (uint32_t j = 0; j < index->dim; j++) {
                 float value = ((float)nodedb_vamana__nearest_value(turned[j], step, c->bits) - half) * step;
                 error += (double)(turned[j] - value) * (double)(turned[j] - value);
             }
@@ -5125,18 +5143,18 @@ static void nodedb_vamana__train_step(const nodedb_vamana *index, const nodedb_v
     }
 }
 
-/* One slice of a coder's training, which gives it its step when it is the last. The same slices follow one another
- * whether they are taken at once or one with each insert. There must be a live vector. */
+/* One slice of a coder's training; the last one sets the step. The slices are the same whether they run at once or one
+ * with each insert. There must be a live vector. */
 static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana__coder *c, nodedb_vamana__training *t,
                                        float *turned) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t mean_of = nodedb_vamana__sample_size(index, t->slots), n = 0, i, best = 0;
+    uint32_t mean_of = nodedb_vamana__sample_size(index, t->slots), n = 0, best = 0;
     uint32_t step_of = nodedb_vamana__step_sample_size(index, t->slots), slots[NODEDB_VAMANA__MEAN_PER_CHANGE];
     bool mean = t->at < mean_of;
     uint32_t end = mean ? mean_of : mean_of + step_of;
     uint32_t slice = mean ? NODEDB_VAMANA__MEAN_PER_CHANGE : NODEDB_VAMANA__STEP_PER_CHANGE;
     assert(!nodedb_vamana__is_trained(c) && t->slots <= a->slots && a->entry != NODEDB_VAMANA__NONE);
-    for (i = 0; i < slice && t->at < end; i++, t->at++) {
+    for (uint32_t i = 0; i < slice && t->at < end; i++, t->at++) {
         uint64_t at = mean ? t->at : t->at - mean_of;
         uint32_t slot = (uint32_t)(at * t->slots / (mean ? mean_of : step_of));
         if (a->states[slot] == NODEDB_VAMANA__LIVE) slots[n++] = slot;
@@ -5144,9 +5162,9 @@ static void nodedb_vamana__train_slice(const nodedb_vamana *index, nodedb_vamana
     if (mean) nodedb_vamana__train_mean(index, c, t, slots, n);
     else nodedb_vamana__train_step(index, c, t, slots, n, turned);
     if (t->at < end) return;
-    if (t->met == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample met only holes */
+    if (t->sampled == 0) nodedb_vamana__train_mean(index, c, t, &a->entry, 1); /* the sample had no live vector */
     if (mean && nodedb_vamana__step_of(index, c, t, 0) > 0) return;
-    for (i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
+    for (uint32_t i = 1; i < NODEDB_VAMANA__STEPS && !mean; i++)
         if (t->errors[i] < t->errors[best]) best = i;
     c->step = mean ? 1 : nodedb_vamana__step_of(index, c, t, best);
 }
@@ -5156,7 +5174,7 @@ static void nodedb_vamana__begin_training(const nodedb_vamana *index, nodedb_vam
     t->slots = index->arrays->slots;
 }
 
-/* A coder, trained at once; NULL: no memory, or no vectors. */
+/* A coder, trained at once. NULL: no memory, or no vectors. */
 static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__coder *c = index->live == 0 ? NULL : nodedb_vamana__new_coder(index, bits);
     nodedb_vamana__training t;
@@ -5168,19 +5186,19 @@ static nodedb_vamana__coder *nodedb_vamana__train(const nodedb_vamana *index, ui
 static bool nodedb_vamana__encode_slot(const nodedb_vamana *index, const nodedb_vamana__arrays *a,
                                        const nodedb_vamana__coder *c, uint8_t *codes, float *turned, uint32_t slot) {
     return nodedb_vamana__encode(index, c, nodedb_vamana__vector(index, a, slot),
-                                 a->norms != NULL ? a->norms[slot] : 0, turned, codes + (size_t)slot * c->stride);
+                                 nodedb_vamana__norm(a, slot), turned, codes + (size_t)slot * c->stride);
 }
 
 /* ---- how much codes displace ------------------------------------------------------------------------------------- */
 
-/* A new node has walked by code, and its `n` candidates, the nearest by code first, have exact distances: by how much
- * do codes displace its nearest now? The slack follows, as there are more and more vectors; if it becomes too large, or
- * falls behind, other codes are due. */
+/* After a walk on codes: the `n` candidates of a new node, the nearest by code first, have exact distances, so they
+ * show by how much codes displace its nearest now. The slack adapts, as the number of vectors grows. If it becomes too
+ * large, or too many are displaced by more, the codes are remade. */
 static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, const nodedb_vamana__near *c, uint32_t n) {
     uint32_t *stored = &index->arrays->coder->slack, slack = *stored;
-    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, same = 0, i, j;
+    uint32_t nearest[NODEDB_VAMANA__JUDGE_NEAREST], count = 0, missed = 0, same = 0, j;
     if (n <= NODEDB_VAMANA__JUDGE_NEAREST + slack) return;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         if (nodedb_vamana__is_same(index, slot, &c[i])) {
             same++;
             continue;
@@ -5190,11 +5208,11 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
         for (j = count - 1; j > 0 && c[nearest[j - 1]].distance > c[i].distance; j--) nearest[j] = nearest[j - 1];
         nearest[j] = i;
     }
-    for (i = 0; i < count; i++) missed += nearest[i] >= same + NODEDB_VAMANA__JUDGE_NEAREST + slack;
+    for (uint32_t i = 0; i < count; i++) missed += nearest[i] >= same + NODEDB_VAMANA__JUDGE_NEAREST + slack;
     index->code_asked += count, index->code_missed += missed;
     if (index->code_asked < NODEDB_VAMANA__DRIFT_WINDOW) return;
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__DRIFT_MISSES || slack > NODEDB_VAMANA__SLACK_GOOD + 8)
-        index->code_strange = UINT32_MAX / 2;
+        index->code_clipped = UINT32_MAX / 2; /* more than any share: due now */
     if (index->code_missed > index->code_asked / NODEDB_VAMANA__JUDGE_MISSES && slack < NODEDB_VAMANA__SLACK_MAX)
         nodedb__store_relaxed(stored, slack + 1 + slack / 8 < NODEDB_VAMANA__SLACK_MAX ? slack + 1 + slack / 8
                                                                                        : NODEDB_VAMANA__SLACK_MAX);
@@ -5203,31 +5221,31 @@ static void nodedb_vamana__watch_codes(nodedb_vamana *index, uint32_t slot, cons
     index->code_asked = index->code_missed = 0;
 }
 
-/* Entries of the beam that judges codes. It does not follow the vectors, as the beam that finds neighbours does: among
- * 512 of the nearest, a code displaces by more places than it does in the beams that searches use. */
+/* Entries of the beam that judges codes. It does not adapt as the beam that finds neighbours does: among 512 nearest a
+ * code displaces by more places than it does in the beams of searches. */
 static uint32_t nodedb_vamana__judge_beam(const nodedb_vamana *index) {
     return index->beam_build > NODEDB_VAMANA__JUDGE_BEAM ? index->beam_build : NODEDB_VAMANA__JUDGE_BEAM;
 }
 
-/* By how many places the codes of `coded` displace the ten vectors nearest to a slot among all that a walk to it meets:
- * counted in index->displaced. Vectors equal to its own do not count, as codes cannot displace them; ties by code do,
- * as their order is chance. */
+/* Counts in index->displaced by how many places the codes of `coded` displace the ten vectors nearest to a slot, among
+ * all that a walk to it meets. Vectors equal to the slot's do not count, as codes cannot displace them. Ties by code
+ * do, as their order is random. */
 static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arrays *coded, nodedb_vamana_searcher *s,
                                  uint32_t slot) {
     nodedb_vamana__target exact = nodedb_vamana__slot_target(index, coded, slot), code;
-    uint32_t i, j, n = 0, nearer, before;
+    uint32_t j, n = 0, nearer, before;
     float *far = s->distances, *by_code;
     if (coded->states[slot] != NODEDB_VAMANA__LIVE) return;
     s->arrays = coded;
     nodedb_vamana__walk(s, &exact, nodedb_vamana__judge_beam(index));
-    for (i = 0; i < s->beam_count; i++)
+    for (uint32_t i = 0; i < s->beam_count; i++)
         if (coded->states[s->beam[i].slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__is_same(index, slot, &s->beam[i]))
             s->slots[n] = s->beam[i].slot, far[n++] = s->beam[i].distance;
-    if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* nothing to be learnt */
-    code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, coded->norms != NULL ? coded->norms[slot] : 0);
+    if (n <= 2 * NODEDB_VAMANA__JUDGE_NEAREST || far[0] == far[n - 1]) return; /* this node shows nothing */
+    code = nodedb_vamana__code_target(s, (const uint8_t *)exact.vector, nodedb_vamana__norm(coded, slot));
     by_code = far + n;
     nodedb_vamana__measure_many(index, &code, s->slots, n, by_code);
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         for (j = 0, nearer = 0, before = 0; j < n; j++)
             nearer += far[j] < far[i], before += by_code[j] <= by_code[i] && far[j] != far[i];
         if (nearer >= NODEDB_VAMANA__JUDGE_NEAREST) continue;
@@ -5236,15 +5254,15 @@ static void nodedb_vamana__judge(nodedb_vamana *index, const nodedb_vamana__arra
     }
 }
 
-/* So many more of the nearest by code have to be looked at exactly to meet all but one in `misses` of the true ones. */
+/* The slack: how many more of the nearest by code must be measured to find all but one in `misses` of the nearest. */
 static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses) {
-    uint32_t asked = 0, missed = 0, slack, i;
-    for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++) asked += index->displaced[i];
+    uint32_t asked = 0, missed = 0, slack;
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++) asked += index->displaced[i];
     for (slack = NODEDB_VAMANA__SLACK_MAX; slack > 0; slack--) {
         missed += index->displaced[slack];
         if (missed > asked / misses) break;
     }
-    return asked == 0 ? NODEDB_VAMANA__SLACK_MAX : slack; /* from vectors that are all the same nothing can be learnt */
+    return asked == 0 ? NODEDB_VAMANA__SLACK_MAX : slack; /* equal vectors show nothing */
 }
 
 /* ---- making all codes again -------------------------------------------------------------------------------------- */
@@ -5253,8 +5271,8 @@ static uint32_t nodedb_vamana__slack(const nodedb_vamana *index, uint32_t misses
  * only if they are good enough: if they do not blur the distances between neighbours much. Data whose neighbours are
  * very near, compared with how far they all spread, need finer codes or none. */
 
-/* Begins to make codes of `bits`. Without memory for them the index does without, until it has grown by an eighth: to
- * be tried with every change costs too much. */
+/* Starts to make codes of `bits`. Without memory the index keeps what it has and tries again when it has grown by an
+ * eighth, as trying with every change costs too much. */
 static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     nodedb_vamana__drop_recoding(index);
     memset(index->displaced, 0, sizeof index->displaced);
@@ -5263,18 +5281,18 @@ static void nodedb_vamana__begin_codes(nodedb_vamana *index, uint32_t bits) {
     index->recoder = index->live == 0 ? NULL : nodedb_vamana__new_coder(index, bits);
     if (index->recoder != NULL) {
         nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
-        index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, index->recoder->stride,
-                                                        NODEDB_CACHE_LINE_BYTES);
+        index->recodes = (uint8_t *)nodedb_vamana__alloc(index, index->arrays->capacity, index->recoder->stride,
+                                                         NODEDB_CACHE_LINE_BYTES);
         index->recode_at = 0;
         if (index->recodes != NULL) return;
-        nodedb_vamana__give_coder(index, index->recoder);
+        nodedb_vamana__release_coder(index, index->recoder);
         index->recoder = NULL;
     }
     index->code_due = (uint64_t)index->live + index->live / 8 + 1;
-    index->code_came = index->code_strange = 0;
+    index->code_inserted = index->code_clipped = 0;
 }
 
-/* The bits of the codes that an index begins with; 0: none. */
+/* The bits of the first codes that an index tries; 0: none. */
 static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
     if (index->code == NODEDB_VAMANA_CODE_4BIT) return 4;
     if (index->code == NODEDB_VAMANA_CODE_8BIT) return 8;
@@ -5282,40 +5300,40 @@ static uint32_t nodedb_vamana__first_bits(const nodedb_vamana *index) {
     return nodedb_vamana__codes_gain(index, 4) ? 4 : nodedb_vamana__codes_gain(index, 8) ? 8 : 0;
 }
 
-/* Publishes arrays with these codes in place of those that there are, once nobody reads those. False: no memory. */
+/* Publishes arrays with these codes, and frees the old codes once no reader uses them. False: no memory. */
 static bool nodedb_vamana__replace_codes(nodedb_vamana *index, uint8_t *codes, nodedb_vamana__coder *coder) {
     nodedb_vamana__arrays *old = index->arrays, *a;
-    a = (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
+    a = (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
     if (a == NULL) return false;
     *a = *old;
     a->codes = codes, a->coder = coder;
     nodedb_vamana__publish(index, a);
     nodedb_vamana__await_readers(index);
     if (old->codes != NULL && !nodedb_vamana__save_keeps_codes(index, old))
-        nodedb_vamana__give(index, old->codes, old->capacity, old->coder->stride);
-    nodedb_vamana__give_coder(index, old->coder);
-    nodedb_vamana__give(index, old, 1, sizeof *old);
+        nodedb_vamana__release(index, old->codes, old->capacity, old->coder->stride);
+    nodedb_vamana__release_coder(index, old->coder);
+    nodedb_vamana__release(index, old, 1, sizeof *old);
     return true;
 }
 
-/* Codes have been made, or found useless, when there were `live` vectors, and `came` have come since. */
-static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t came) {
+/* Notes that codes were made, or found useless, for `live` vectors, and that `inserted` were inserted since. */
+static void nodedb_vamana__codes_made(nodedb_vamana *index, uint32_t live, uint32_t inserted) {
     index->code_due = live > 0 ? (uint64_t)live * NODEDB_VAMANA__CODE_AGAIN : NODEDB_VAMANA__CODE_FIRST;
-    index->code_live = live, index->code_came = came, index->code_strange = 0;
+    index->code_live = live, index->code_inserted = inserted, index->code_clipped = 0;
     index->code_asked = index->code_missed = 0;
 }
 
-/* Is it time to make codes: for the first time, as there are many more vectors, as they may all be others than when the
- * codes were made, or as many of the new ones are of a kind that the codes do not know? */
+/* True if codes must be made: for the first time; as there are many more vectors; as all may have been replaced since;
+ * or as the codes clip many of the new ones. */
 static bool nodedb_vamana__codes_due(const nodedb_vamana *index) {
     uint32_t many = index->live > NODEDB_VAMANA__CODE_FIRST ? index->live : NODEDB_VAMANA__CODE_FIRST;
     if (nodedb_vamana__first_bits(index) == 0) return false;
     return index->live >= index->code_due || (index->code_live > 0 &&
-                                              (index->code_came >= many ||
-                                               index->code_strange >= many / NODEDB_VAMANA__STRANGE_SHARE));
+                                              (index->code_inserted >= many ||
+                                               index->code_clipped >= many / NODEDB_VAMANA__CLIPPED_SHARE));
 }
 
-/* All codes are made: takes them, or tries finer ones, or leaves it. Readers of the old ones are waited for. */
+/* After the last code: takes the codes, tries finer ones, or goes without. Waits for readers of the old ones. */
 static void nodedb_vamana__end_codes(nodedb_vamana *index) {
     uint32_t bits = index->recoder->bits;
     bool good = index->code != NODEDB_VAMANA_CODE_AUTO;
@@ -5332,16 +5350,16 @@ static void nodedb_vamana__end_codes(nodedb_vamana *index) {
         return;
     }
     nodedb_vamana__drop_recoding(index);
-    if (!good && index->arrays->codes != NULL) /* they do not serve either */
+    if (!good && index->arrays->codes != NULL) /* the old ones are no better */
         (void)nodedb_vamana__replace_codes(index, NULL, NULL);
 }
 
-static void nodedb_vamana__count_came(nodedb_vamana *index, uint32_t more) {
-    index->code_came = more < UINT32_MAX - index->code_came ? index->code_came + more : UINT32_MAX;
+static void nodedb_vamana__count_inserted(nodedb_vamana *index, uint32_t more) {
+    index->code_inserted = more < UINT32_MAX - index->code_inserted ? index->code_inserted + more : UINT32_MAX;
 }
 
-/* One slice of making codes, which starts over when due: first of the coder's training, then up to `budget` codes,
- * and when all are made, a few nodes judge them. True: there is more to do. */
+/* One slice of making codes, which starts when they are due: of the training, then up to `budget` codes, then a few
+ * nodes that judge them. True: there is more to do. */
 static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (index->recoder == NULL && nodedb_vamana__codes_due(index))
@@ -5369,16 +5387,16 @@ static bool nodedb_vamana__make_codes(nodedb_vamana *index, uint64_t budget) {
     return index->recoder != NULL;
 }
 
-/* COSINE: a vector of zeros has come. */
+/* COSINE: notes a vector of zeros. */
 static void nodedb_vamana__note_zeros(const nodedb_vamana *index, nodedb_vamana__arrays *a, float norm) {
     if (index->metric == NODEDB_VAMANA_COSINE && !(norm > 0)) nodedb__store_relaxed(&a->zeros, true);
 }
 
-/* The codes of a vector that has come to a slot: of the codes that there are, and of those that are being made. */
+/* Makes the code of a new vector: of the codes in use, and of those being made if they have passed its slot. */
 static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     if (a->codes != NULL && !nodedb_vamana__encode_slot(index, a, a->coder, a->codes, turned, slot))
-        (void)nodedb__add_relaxed(&index->code_strange, 1u);
+        (void)nodedb__add_relaxed(&index->code_clipped, 1u);
     if (index->recoder != NULL && slot < index->recode_at)
         (void)nodedb_vamana__encode_slot(index, a, index->recoder, index->recodes, turned, slot);
 }
@@ -5394,10 +5412,10 @@ static void nodedb_vamana__encode_new(nodedb_vamana *index, float *turned, uint3
 
 #define NODEDB_VAMANA__MAGIC "NDBVAMAN"
 #define NODEDB_VAMANA__BLOCK ((size_t)NODEDB_VAMANA_BLOCK_BYTES)
-#define NODEDB_VAMANA__CHUNK ((size_t)16 * NODEDB_VAMANA_BLOCK_BYTES) /* that a part is read by */
-#define NODEDB_VAMANA__SUMS_PER_BLOCK 1023u                           /* and the checksum of themselves */
+#define NODEDB_VAMANA__CHUNK ((size_t)16 * NODEDB_VAMANA_BLOCK_BYTES) /* bytes in which a section is read */
+#define NODEDB_VAMANA__SUMS_PER_BLOCK 1023u                           /* and their own checksum */
 #define NODEDB_VAMANA__READ_TRIES 2u
-#define NODEDB_VAMANA__NO_RECORD (UINT32_MAX - 1) /* no slot: the first of a damaged node's row in the cache */
+#define NODEDB_VAMANA__NO_RECORD (UINT32_MAX - 1) /* first word of a damaged node's row in the cache */
 
 enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_VERSION = 8,
@@ -5419,8 +5437,8 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_RESIDENT = 180,
     NODEDB_VAMANA__AT_STEP = 184,
     NODEDB_VAMANA__AT_CODE_LIVE = 188,
-    NODEDB_VAMANA__AT_CODE_CAME = 192,
-    NODEDB_VAMANA__AT_CODE_STRANGE = 196,
+    NODEDB_VAMANA__AT_CODE_INSERTED = 192,
+    NODEDB_VAMANA__AT_CODE_CLIPPED = 196,
     NODEDB_VAMANA__AT_CODE_DUE = 200,
     NODEDB_VAMANA__AT_LAYOUT = 216,
     NODEDB_VAMANA__AT_FIRST_FREE = 220,
@@ -5442,13 +5460,13 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_BEAM_MISSED = 788,
     NODEDB_VAMANA__AT_TRAINING_SLOTS = 792,
     NODEDB_VAMANA__AT_TRAINING_AT = 796,
-    NODEDB_VAMANA__AT_TRAINING_MET = 800,
+    NODEDB_VAMANA__AT_TRAINING_SAMPLED = 800,
     NODEDB_VAMANA__AT_TRAINING_SQUARES = 808,
     NODEDB_VAMANA__AT_TRAINING_ERRORS = 816, /* STEPS times 8 bytes */
     NODEDB_VAMANA__AT_HEADER_SUM = 4092
 };
 
-/* The sections of a file, in their order; see ON-DISK FORMAT. */
+/* The sections of a file, in order; the manual has their contents. */
 enum {
     NODEDB_VAMANA__IN_STATES = 0,
     NODEDB_VAMANA__IN_IDS,
@@ -5466,26 +5484,25 @@ enum {
     NODEDB_VAMANA__SECTIONS
 };
 
-/* Where things stand in a file; all derived from the header's counts. Offsets and sizes in bytes. */
-typedef struct nodedb_vamana__layout {
-    uint64_t at[NODEDB_VAMANA__SECTIONS + 1]; /* where each section begins; the last: the size of the file */
-    size_t item[NODEDB_VAMANA__IN_RECORDS];   /* bytes of each slot in a section; 0: it is not one by slots, or empty */
-    uint64_t blocks;                          /* that have a checksum: from 1 to the one before the sums */
+/* Where everything is in a file, computed from the header's counts. Constant. Offsets and sizes in bytes. */
+typedef struct nodedb_vamana__file_layout {
+    uint64_t at[NODEDB_VAMANA__SECTIONS + 1]; /* where each section starts; the last: the size of the file */
+    size_t item[NODEDB_VAMANA__IN_RECORDS];   /* bytes of each slot in a section; 0: it is empty or not by slots */
+    uint64_t blocks;                          /* that have a checksum: from block 1 to the one before the sums */
     uint64_t places;                          /* in the table of ids */
-    uint32_t vector_bytes, row_at;            /* of a record; where its row begins, 0: it has none */
-    uint32_t record_bytes, records_per_block, blocks_per_record; /* records_per_block 0: each begins at a block */
-} nodedb_vamana__layout;
+    uint32_t vector_bytes, row_at;            /* of a record; where its row starts, 0: it has none */
+    uint32_t record_bytes, records_per_block, blocks_per_record; /* records_per_block 0: each starts a block */
+} nodedb_vamana__file_layout;
 
 static uint64_t nodedb_vamana__blocks(uint64_t bytes) {
     return (bytes + NODEDB_VAMANA_BLOCK_BYTES - 1) / NODEDB_VAMANA_BLOCK_BYTES;
 }
 
-/* Where everything is in a file of `slots` slots; bits 0: of no codes. No product here passes 2^32 * 2^19 = 2^51. */
-static nodedb_vamana__layout nodedb_vamana__lay_out(const nodedb_vamana *index, nodedb_vamana_layout kind,
-                                                    uint32_t bits, uint32_t recode_bits, uint32_t slots) {
-    nodedb_vamana__layout l;
+/* Computes where everything is in a file of `slots` slots; bits 0: no codes. No product exceeds 2^32 * 2^19 = 2^51. */
+static nodedb_vamana__file_layout nodedb_vamana__layout_of(const nodedb_vamana *index, nodedb_vamana_layout kind,
+                                                           uint32_t bits, uint32_t recode_bits, uint32_t slots) {
+    nodedb_vamana__file_layout l;
     uint64_t blocks[NODEDB_VAMANA__SECTIONS], record_blocks, at = NODEDB_VAMANA_BLOCK_BYTES;
-    int i;
     memset(&l, 0, sizeof l);
     l.vector_bytes = (uint32_t)index->vector_bytes, l.record_bytes = l.vector_bytes;
     if (kind == NODEDB_VAMANA_PACKED)
@@ -5499,30 +5516,22 @@ static nodedb_vamana__layout nodedb_vamana__lay_out(const nodedb_vamana *index, 
     l.item[NODEDB_VAMANA__IN_NORMS] = index->metric == NODEDB_VAMANA_L2 ? 0 : 4;
     l.item[NODEDB_VAMANA__IN_ROWS] = kind == NODEDB_VAMANA_PACKED ? 0 : index->row_words * 4;
     l.item[NODEDB_VAMANA__IN_CODES] = nodedb_vamana__code_stride(index->dim, bits);
-    for (i = 0; i < NODEDB_VAMANA__IN_RECORDS; i++) blocks[i] = nodedb_vamana__blocks(l.item[i] * (uint64_t)slots);
+    for (int i = 0; i < NODEDB_VAMANA__IN_RECORDS; i++) blocks[i] = nodedb_vamana__blocks(l.item[i] * (uint64_t)slots);
     blocks[NODEDB_VAMANA__IN_MEANS] =
         nodedb_vamana__blocks(((bits != 0 ? 1 : 0) + (recode_bits != 0 ? 1 : 0)) * (uint64_t)index->dim * 4);
     blocks[NODEDB_VAMANA__IN_RECORDS] = record_blocks;
     for (l.places = 16; l.places < slots + (uint64_t)slots / 2;) l.places *= 2;
     blocks[NODEDB_VAMANA__IN_TABLE] = nodedb_vamana__blocks(l.places * 4);
-    for (i = 0; i <= NODEDB_VAMANA__IN_TABLE; i++) l.blocks += blocks[i];
+    for (int i = 0; i <= NODEDB_VAMANA__IN_TABLE; i++) l.blocks += blocks[i];
     blocks[NODEDB_VAMANA__IN_SUMS] = (l.blocks + NODEDB_VAMANA__SUMS_PER_BLOCK - 1) / NODEDB_VAMANA__SUMS_PER_BLOCK;
     blocks[NODEDB_VAMANA__IN_SUMS_AGAIN] = blocks[NODEDB_VAMANA__IN_SUMS];
     blocks[NODEDB_VAMANA__IN_HEADER_AGAIN] = 1;
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) l.at[i] = at, at += blocks[i] * NODEDB_VAMANA_BLOCK_BYTES;
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) l.at[i] = at, at += blocks[i] * NODEDB_VAMANA_BLOCK_BYTES;
     l.at[NODEDB_VAMANA__SECTIONS] = at;
     return l;
 }
 
-/* Where the record of a slot begins in the file. */
-static uint64_t nodedb_vamana__record_at(const nodedb_vamana__layout *l, uint32_t slot) {
-    uint64_t from = l->at[NODEDB_VAMANA__IN_RECORDS];
-    if (l->records_per_block == 0) return from + (uint64_t)slot * l->blocks_per_record * NODEDB_VAMANA_BLOCK_BYTES;
-    return from + (uint64_t)(slot / l->records_per_block) * NODEDB_VAMANA_BLOCK_BYTES +
-           (uint64_t)(slot % l->records_per_block) * l->record_bytes;
-}
-
-static const char *nodedb_vamana__section_name(const nodedb_vamana__layout *l, uint64_t offset) {
+static const char *nodedb_vamana__section_name(const nodedb_vamana__file_layout *l, uint64_t offset) {
     static const char *const names[] = {"states", "ids",     "norms", "rows",      "heads",     "parents", "means",
                                         "codes",  "records", "table", "checksums", "checksums", "header"};
     int i = NODEDB_VAMANA__SECTIONS - 1;
@@ -5556,8 +5565,8 @@ static float nodedb_vamana__get_f32(const uint8_t *at) {
     return x;
 }
 
-/* Words of `size` bytes in file order from memory order, or back: the same bytes on a little-endian machine. Moved as
- * integers, for a float on its way through a register may change the bits of a NaN. */
+/* Converts words of `size` bytes between file order and memory order, the same on a little-endian machine. As integers,
+ * since a float that passes through a register may change the bits of a NaN. */
 static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
     uint8_t *p = (uint8_t *)words, *end = p + bytes / size * size;
     if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
@@ -5573,8 +5582,9 @@ static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
     }
 }
 
-/* A record in file order from memory order, or back. */
-static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_vamana__layout *l, uint8_t *record) {
+/* Converts a record between file order and memory order. */
+static void nodedb_vamana__swap_record(const nodedb_vamana *index, const nodedb_vamana__file_layout *l,
+                                       uint8_t *record) {
     if (index->type == NODEDB_VAMANA_F32) nodedb_vamana__swap_words(record, l->vector_bytes, 4);
     if (l->row_at > 0) nodedb_vamana__swap_words(record + l->row_at, index->degree * (size_t)4, 4);
 }
@@ -5587,69 +5597,82 @@ static nodedb_status nodedb_vamana__file_error(nodedb_error *err, nodedb_status 
     return status;
 }
 
+static nodedb_status nodedb_vamana__no_memory(nodedb_error *err, const char *to, const char *path) {
+    return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to %s %s", to, nodedb__path_end(path));
+}
+
 /* ---- an open file ------------------------------------------------------------------------------------------------ */
 
 /* Of an index on disk, sections are read into memory chunk by chunk when they are first needed. They are read and not
  * mapped, so a file that shrinks or a device that fails is an error and not a signal. Each block is checked when it is
  * read. A damaged block is quarantined, and what stands in it is passed over. */
 
-/* A section that is read into memory chunk by chunk, when it is first needed. */
+#if !defined(NODEDB_VAMANA_NO_DISK)
+/* A section that is read into memory chunk by chunk, when it is first needed. Any searcher may load a chunk that it has
+ * claimed. */
 typedef struct nodedb_vamana__part {
     uint8_t *memory;   /* NULL: this section is not kept in memory */
     size_t bytes;      /* whole blocks */
-    uint8_t *chunks;   /* state of each: ABSENT .. HURT */
+    uint8_t *chunks;   /* state of each: ABSENT .. DAMAGED; atomic */
     size_t count;      /* of chunks */
 } nodedb_vamana__part;
 
-/* In the packed layout: nodes near the places where walks begin, whose records are kept in memory. It is filled by
- * `load`, breadth first, and then published. */
+/* Packed layout: records of the nodes near the starts, kept in memory. `load` alone fills it, breadth first. Once it is
+ * `ready` searchers read it and nothing changes. */
 typedef struct nodedb_vamana__cache {
-    uint32_t max, count, filled; /* nodes that there is room for, that are wanted, and whose records are there */
-    uint32_t *slots;             /* in the order of the search */
+    uint32_t max, count, filled; /* nodes it has room for, that are wanted, and that are read */
+    uint32_t *slots;             /* breadth first */
     uint32_t *places;            /* numbers of `slots` by slot: open addressing, at most half full */
     uint32_t places_size;
     size_t stride;               /* bytes from one record to the next */
     uint8_t *records;
-    bool ready;                  /* atomic; nothing changes any more */
-    nodedb_vamana_fetcher fetcher; /* that fills it; ctx NULL: none yet, or no more */
+    bool ready;                  /* atomic */
+    nodedb_vamana_fetcher fetcher; /* that fills it; ctx NULL: none */
 } nodedb_vamana__cache;
 
-/* The file of an index that is on disk. What several searchers may find out at once is atomic. */
+#endif
+
+/* An open file: of an index on disk for its lifetime, else while it is opened. Constant, except for what is read later:
+ * sums and groups, sections, damaged blocks; several searchers may write those, atomically or after a claim. */
 typedef struct nodedb_vamana__file {
     char *path;
     size_t path_bytes;
     int fd;                      /* -1: none */
-    bool uring;
-    nodedb_vamana__layout layout;
-    nodedb_vamana__part parts[NODEDB_VAMANA__SECTIONS];
-    uint64_t chunks_left;        /* of all parts, that are not there and well */
-    int load_section;            /* where `load` goes on */
-    size_t load_chunk;
+    nodedb_vamana__file_layout layout;
     uint32_t *sums;              /* checksums of the blocks from 1 on, in groups */
     uint8_t *groups;             /* state of each group, like that of a chunk */
     size_t group_count;
-    uint8_t *damaged;            /* a bit for each block of the file: it is in quarantine */
+#if !defined(NODEDB_VAMANA_NO_DISK)
+    bool uring;
+    nodedb_vamana__part parts[NODEDB_VAMANA__SECTIONS];
+    uint64_t chunks_left;        /* of all sections, that are not yet in memory intact */
+    int load_section;            /* where `load` continues */
+    size_t load_chunk;
+    uint8_t *damaged;            /* a bit for each block of the file: it is quarantined */
     uint64_t damaged_blocks;
-    uint8_t *map;                /* the records, if they are read by mapping; else NULL */
+    uint8_t *map;                /* the records, if they are read through a mapping; else NULL */
     size_t map_bytes;
     nodedb_vamana__cache cache;
+#endif
 } nodedb_vamana__file;
 
-enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__THERE, NODEDB_VAMANA__HURT };
+/* States of a chunk or a group of checksums. ABSENT -> LOADING: a thread claims it. LOADING -> LOADED or DAMAGED:
+ * final. LOADING -> ABSENT: reading failed, and the next caller tries again. */
+enum { NODEDB_VAMANA__ABSENT = 0, NODEDB_VAMANA__LOADING, NODEDB_VAMANA__LOADED, NODEDB_VAMANA__DAMAGED };
 
-/* True: the caller is to load what has this state, and then to set it. Else it is there, or hurt; whoever loads it at
- * this moment is waited for. */
+/* True: the caller must load what this state is of, and then set the state. False: it is in memory or damaged. Waits
+ * while another thread loads it. */
 static bool nodedb_vamana__claim(uint8_t *state, uint8_t *now) {
     for (;;) {
         uint8_t absent = NODEDB_VAMANA__ABSENT;
         *now = nodedb__load_acquire(state);
-        if (*now >= NODEDB_VAMANA__THERE) return false;
+        if (*now >= NODEDB_VAMANA__LOADED) return false;
         if (*now == NODEDB_VAMANA__ABSENT && nodedb__cas(state, &absent, NODEDB_VAMANA__LOADING)) return true;
         (void)sched_yield();
     }
 }
 
-/* Reads blocks, twice if need be. NODEDB_ERR_CORRUPT: the file ends before them. */
+/* Reads blocks; a failed read is tried twice. NODEDB_ERR_CORRUPT: the file ends before them. */
 static nodedb_status nodedb_vamana__read_at(const nodedb_vamana *index, void *to, size_t bytes, uint64_t offset,
                                             nodedb_error *err) {
     const nodedb_vamana__file *f = index->file;
@@ -5664,21 +5687,20 @@ static nodedb_status nodedb_vamana__read_at(const nodedb_vamana *index, void *to
                                      "cannot be read, tried twice");
 }
 
-/* The checksum of a block of checksums, of group `group`; so that none stands for another. */
+/* The checksum of a block of checksums. It depends on the group's number, so that no group passes for another. */
 static uint32_t nodedb_vamana__sum_of_group(const uint8_t *block, size_t group) {
     return nodedb_crc32c((uint32_t)group + 1, block, NODEDB_VAMANA__BLOCK - 4);
 }
 
-/* Reads a group of checksums, the second copy if the first is damaged; `copies`: which are good, as bits. */
+/* Reads both copies of a group of checksums and keeps an intact one, the first if both are. *copies: a bit for each
+ * intact copy. */
 static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t group, int *copies, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     uint8_t space[2 * NODEDB_VAMANA_BLOCK_BYTES], *block;
     nodedb_status status = NODEDB_OK;
-    uint32_t i;
-    int copy;
     block = space + (NODEDB_VAMANA__BLOCK - (uintptr_t)space % NODEDB_VAMANA__BLOCK) % NODEDB_VAMANA__BLOCK;
     *copies = 0;
-    for (copy = 1; copy >= 0; copy--) {
+    for (int copy = 1; copy >= 0; copy--) {
         uint64_t at = f->layout.at[NODEDB_VAMANA__IN_SUMS + copy] + (uint64_t)group * NODEDB_VAMANA_BLOCK_BYTES;
         nodedb_status one = nodedb_vamana__read_at(index, block, NODEDB_VAMANA__BLOCK, at, err);
         if (one != NODEDB_OK && one != NODEDB_ERR_CORRUPT) status = one;
@@ -5686,7 +5708,7 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
             nodedb_vamana__sum_of_group(block, group) != nodedb_get_u32(block + NODEDB_VAMANA__BLOCK - 4))
             continue;
         *copies |= 1 << copy;
-        for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
+        for (uint32_t i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
             f->sums[group * NODEDB_VAMANA__SUMS_PER_BLOCK + i] = nodedb_get_u32(block + 4 * i);
     }
     if (*copies != 0) return NODEDB_OK;
@@ -5696,7 +5718,7 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
                                      f->path, "both copies of the checksums are damaged");
 }
 
-/* Does a block of the file that has been read match its checksum? NODEDB_ERR_CORRUPT: it does not. */
+/* Checks a block that was read against its checksum. NODEDB_ERR_CORRUPT: it does not match. */
 static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t offset, const uint8_t *bytes,
                                                 nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
@@ -5707,41 +5729,23 @@ static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t o
     if (nodedb_vamana__claim(&f->groups[group], &now)) {
         int copies;
         nodedb_status status = nodedb_vamana__read_group(index, group, &copies, err);
-        now = status == NODEDB_OK            ? NODEDB_VAMANA__THERE
-              : status == NODEDB_ERR_CORRUPT ? NODEDB_VAMANA__HURT
+        now = status == NODEDB_OK            ? NODEDB_VAMANA__LOADED
+              : status == NODEDB_ERR_CORRUPT ? NODEDB_VAMANA__DAMAGED
                                              : NODEDB_VAMANA__ABSENT;
         nodedb__store_release(&f->groups[group], now);
         if (status != NODEDB_OK) return status;
     }
-    if (now == NODEDB_VAMANA__THERE && nodedb_crc32c(0, bytes, NODEDB_VAMANA__BLOCK) == f->sums[number])
+    if (now == NODEDB_VAMANA__LOADED && nodedb_crc32c(0, bytes, NODEDB_VAMANA__BLOCK) == f->sums[number])
         return NODEDB_OK;
     return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, offset, f->path,
                                      "the block does not match its checksum");
-}
-
-static bool nodedb_vamana__in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
-    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
-    return (nodedb__load_relaxed(&f->damaged[block / 8]) >> block % 8 & 1) != 0;
-}
-
-static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
-    nodedb_vamana__file *f = index->file;
-    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
-    uint8_t bit = (uint8_t)(1u << block % 8);
-    if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
-    (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
-    nodedb_say(&index->logger, NODEDB_LOG_ERROR,
-                "%s: the block at offset %llu (%s) is damaged; searches go on without what stands in it, and count it; "
-                "save the index anew from its source",
-                f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
-                nodedb_vamana__section_name(&f->layout, offset));
 }
 
 /* ---- slots that a save has still to write ------------------------------------------------------------------------ */
 
 #define NODEDB_VAMANA__KEPT_PER_BLOB 64u /* slots whose old contents are allocated together */
 
-/* Everything that belongs to a slot. The pointers are borrowed. */
+/* Everything that belongs to a slot. Borrows what it points to; lives for one call. */
 typedef struct nodedb_vamana__slot_view {
     uint8_t state;
     nodedb_vamana__head head;
@@ -5752,7 +5756,7 @@ typedef struct nodedb_vamana__slot_view {
     const uint8_t *code, *vector; /* code NULL: none */
 } nodedb_vamana__slot_view;
 
-/* What slots held when a save began that had not written them yet when they changed: a copy at the first change. */
+/* Copies of slots that changed before the save wrote them, as they were when it began. The writer's. */
 typedef struct nodedb_vamana__kept {
     uint32_t *table;             /* numbers by slot: open addressing, at most half full */
     uint32_t table_size;         /* a power of two, or 0 */
@@ -5762,24 +5766,42 @@ typedef struct nodedb_vamana__kept {
     size_t stride;               /* bytes of one copy */
 } nodedb_vamana__kept;
 
-/* A stream of blocks into one section of a file. */
+/* Buffered output of one section. */
 typedef struct nodedb_vamana__stream {
     uint8_t *buffer;             /* STREAM_BYTES */
     size_t used;
     uint64_t offset;             /* of the buffer's first byte */
 } nodedb_vamana__stream;
 
-/* A save that is under way. It goes over the slots once; those that it has not reached are copied before they change,
- * so that the file holds the index as it was when the save began. */
-typedef struct nodedb_vamana__save {
-    int phase;
+/* The phases of a save, in order; each ends by itself. An error in any of them ends the save. */
+typedef enum nodedb_vamana__save_phase {
+    NODEDB_VAMANA__SAVE_TRUNCATES = 0, /* the temporary file, if an earlier save left one */
+    NODEDB_VAMANA__SAVE_CLEARS,        /* the table of ids */
+    NODEDB_VAMANA__SAVE_SLOTS,
+    NODEDB_VAMANA__SAVE_TABLE,
+    NODEDB_VAMANA__SAVE_SUMS,
+    NODEDB_VAMANA__SAVE_HEADERS,       /* and syncs the file */
+    NODEDB_VAMANA__SAVE_RENAMES,
+    NODEDB_VAMANA__SAVE_SYNCS_NAME,
+    NODEDB_VAMANA__SAVE_TRUNCATES_OLD, /* the file that was replaced */
+    NODEDB_VAMANA__SAVE_DONE
+} nodedb_vamana__save_phase;
+
+/* A save under way; the writer's. It visits the slots once. A slot that it has not reached is copied before it changes,
+ * so the file holds the index as it was when the save began.
+ *
+ *   slots    0 ............ next ................ slots
+ *            written        copied before they    inserted since: not saved
+ *                           change */
+typedef struct nodedb_vamana__save_state {
+    nodedb_vamana__save_phase phase;
     uint64_t at;                 /* how far the phase is */
-    uint32_t slots, next;        /* at the beginning; the first one that is not written */
-    nodedb_vamana__layout layout;
+    uint32_t slots, next;        /* at the beginning; the first that is not written */
+    nodedb_vamana__file_layout layout;
     nodedb_vamana__coder *coder; /* of the codes that are written; its own copy. NULL: none */
-    nodedb_vamana__coder *recoder; /* of those that were being made; its own copy. NULL: none */
-    bool make_codes;             /* the index walks on none: they are made for this file */
-    uint8_t *frozen;             /* codes that the index has replaced since; NULL: it still has them */
+    nodedb_vamana__coder *recoder; /* of codes that were being made; its own copy. NULL: none */
+    bool make_codes;             /* the index has none: make codes for this file */
+    uint8_t *frozen;             /* codes that the index has replaced since; NULL: the index still has them */
     size_t frozen_count, frozen_stride;
     nodedb_vamana__kept kept;
     nodedb_vamana__stream streams[NODEDB_VAMANA__SECTIONS];
@@ -5790,10 +5812,10 @@ typedef struct nodedb_vamana__save {
     char *path, *temporary;
     size_t path_bytes;
     int fd, error;               /* error: -errno of the first failure, which sticks */
-    int old_fd;                  /* of the file that is replaced, held so that it can be cut; below 0: none */
+    int old_fd;                  /* of the file that is replaced, held to be truncated in steps; below 0: none */
     uint64_t written;            /* since the last sync */
-    uint64_t stale;              /* bytes of the temporary file or of the old one that are still to be given back */
-} nodedb_vamana__save;
+    uint64_t stale;              /* bytes of the temporary file or of the old one still to be truncated */
+} nodedb_vamana__save_state;
 
 static uint32_t nodedb_vamana__kept_place(const nodedb_vamana__kept *k, uint32_t slot) {
     uint32_t at = (uint32_t)nodedb_mix64(slot) & (k->table_size - 1);
@@ -5844,22 +5866,22 @@ static uint8_t *nodedb_vamana__kept_at(const nodedb_vamana__kept *k, uint32_t nu
     return k->blobs[number / NODEDB_VAMANA__KEPT_PER_BLOB] + number % NODEDB_VAMANA__KEPT_PER_BLOB * k->stride;
 }
 
-/* A slot as it is now; its code is of those that the index had when the save began. */
-static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, const nodedb_vamana__save *save,
+/* A slot as it is now. Its code is one of those that the index had when the save began. */
+static nodedb_vamana__slot_view nodedb_vamana__view(const nodedb_vamana *index, const nodedb_vamana__save_state *save,
                                                     uint32_t slot) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__slot_view v;
     memset(&v, 0, sizeof v);
     v.state = a->states[slot], v.head = a->heads[slot], v.parent = a->parents[slot], v.id = a->ids[slot];
-    v.norm = a->norms != NULL ? a->norms[slot] : 0;
+    v.norm = nodedb_vamana__norm(a, slot);
     v.row = nodedb_vamana__row(index, a, slot), v.vector = nodedb_vamana__vector(index, a, slot);
     if (save->coder != NULL && !save->make_codes)
         v.code = (save->frozen != NULL ? save->frozen : a->codes) + (size_t)slot * save->coder->stride;
     return v;
 }
 
-/* The slot as it was when the save began, if it has changed since. */
-static bool nodedb_vamana__view_kept(const nodedb_vamana *index, const nodedb_vamana__save *save, uint32_t slot,
+/* The slot as it was when the save began. False: it has not changed since. */
+static bool nodedb_vamana__kept_view(const nodedb_vamana *index, const nodedb_vamana__save_state *save, uint32_t slot,
                                      nodedb_vamana__slot_view *v) {
     uint32_t number = save->kept.count == 0 ? NODEDB_VAMANA__NONE
                                             : save->kept.table[nodedb_vamana__kept_place(&save->kept, slot)];
@@ -5872,10 +5894,10 @@ static bool nodedb_vamana__view_kept(const nodedb_vamana *index, const nodedb_va
     return true;
 }
 
-/* To be called before a slot's contents change: copies them if a save has still to write them. Without memory the save
- * fails, not the change. */
+/* Must be called before a slot's contents change: copies them if a save has still to write them. Without memory the
+ * save fails and not the change. */
 static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t slot) {
-    nodedb_vamana__save *save = index->save;
+    nodedb_vamana__save_state *save = index->save;
     nodedb_vamana__slot_view v;
     uint8_t **blob, *at;
     uint32_t place;
@@ -5906,7 +5928,7 @@ static void nodedb_vamana__before_change(const nodedb_vamana *index, uint32_t sl
 
 /* Codes that the index replaces and that a save has still to write become the save's. False: nobody needs them. */
 static bool nodedb_vamana__save_keeps_codes(const nodedb_vamana *index, const nodedb_vamana__arrays *old) {
-    nodedb_vamana__save *save = index->save;
+    nodedb_vamana__save_state *save = index->save;
     if (save == NULL || save->make_codes || save->frozen != NULL) return false;
     save->frozen = old->codes;
     save->frozen_count = old->capacity, save->frozen_stride = old->coder->stride;
@@ -5920,7 +5942,7 @@ static nodedb_status nodedb_vamana__check_writable(const nodedb_vamana *index, n
     return NODEDB_OK;
 }
 
-/* For changes that no save can follow slot by slot. */
+/* For changes that a save under way cannot follow slot by slot. */
 static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
     if (status != NODEDB_OK || index->save == NULL) return status;
@@ -5929,46 +5951,33 @@ static nodedb_status nodedb_vamana__check_unsaved(const nodedb_vamana *index, no
 
 /* ---- saving ------------------------------------------------------------------------------------------------------ */
 
-/* In slices, so that a server can save between requests: see nodedb_vamana__save. */
+/* In slices, so that a server can save between requests: see nodedb_vamana__save_state. */
 
-#define NODEDB_VAMANA__SLACK_OF_FILE 12u /* of 8-bit codes that are made for a file and that no walk has judged */
+#define NODEDB_VAMANA__SLACK_OF_FILE 12u /* of 8-bit codes made for a file, which no walk has judged */
 #define NODEDB_VAMANA__STREAM_BYTES (16 * NODEDB_VAMANA__BLOCK)
-#define NODEDB_VAMANA__CACHE_SHARE 32u   /* of the records, that the cache has by default */
-#define NODEDB_VAMANA__CACHE_MIN 256u    /* and at least so many nodes */
-#define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)1 << 20) /* written between two syncs: a sync of more takes too long */
-#define NODEDB_VAMANA__CUT_BYTES ((uint64_t)4 << 20)  /* of a file, given back to the file system at a time */
-#define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for one slot's budget */
+#define NODEDB_VAMANA__CACHE_SHARE 32u   /* the cache holds 1/32 of the records by default ... */
+#define NODEDB_VAMANA__CACHE_MIN 256u    /* ... and at least so many nodes */
+#define NODEDB_VAMANA__SYNC_BYTES ((uint64_t)1 << 20) /* written between two syncs: syncing more takes too long */
+#define NODEDB_VAMANA__TRUNCATE_BYTES ((uint64_t)4 << 20)  /* that are truncated at a time */
+#define NODEDB_VAMANA__WORDS_PER_STEP 1024u           /* of the table, cleared or written for the budget of one slot */
 
-enum { /* phases of a save */
-    NODEDB_VAMANA__SAVE_EMPTIES = 0, /* the temporary file, if an earlier save has left one */
-    NODEDB_VAMANA__SAVE_CLEARS,      /* the table of ids */
-    NODEDB_VAMANA__SAVE_SLOTS,
-    NODEDB_VAMANA__SAVE_TABLE,
-    NODEDB_VAMANA__SAVE_SUMS,
-    NODEDB_VAMANA__SAVE_HEADERS,
-    NODEDB_VAMANA__SAVE_RENAMES,
-    NODEDB_VAMANA__SAVE_SYNCS_NAME,
-    NODEDB_VAMANA__SAVE_CUTS, /* the file that was replaced */
-    NODEDB_VAMANA__SAVE_IS_DONE
-};
-
-static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save *save, int section) {
+static void nodedb_vamana__stream_flush(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section) {
     nodedb_vamana__stream *s = &save->streams[section];
-    size_t at, bytes = (s->used + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
+    size_t bytes = (s->used + NODEDB_VAMANA__BLOCK - 1) / NODEDB_VAMANA__BLOCK * NODEDB_VAMANA__BLOCK;
     memset(s->buffer + s->used, 0, bytes - s->used);
-    for (at = 0; at < bytes && section <= NODEDB_VAMANA__IN_TABLE; at += NODEDB_VAMANA__BLOCK)
+    for (size_t at = 0; at < bytes && section <= NODEDB_VAMANA__IN_TABLE; at += NODEDB_VAMANA__BLOCK)
         save->sums[(s->offset + at) / NODEDB_VAMANA_BLOCK_BYTES - 1] =
             nodedb_crc32c(0, s->buffer + at, NODEDB_VAMANA__BLOCK);
     if (save->error == 0) save->error = nodedb__write_all(&index->io, save->fd, s->buffer, bytes, s->offset);
     s->offset += bytes, s->used = 0, save->written += bytes;
 }
 
-static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
+static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section,
                                         const void *data, size_t bytes) {
     nodedb_vamana__stream *s = &save->streams[section];
     const uint8_t *p = (const uint8_t *)data;
     while (bytes > 0) {
-        size_t part = nodedb_vamana__least(NODEDB_VAMANA__STREAM_BYTES - s->used, bytes);
+        size_t part = nodedb_vamana__min(NODEDB_VAMANA__STREAM_BYTES - s->used, bytes);
         if (p != NULL) memcpy(s->buffer + s->used, p, part), p += part;
         else memset(s->buffer + s->used, 0, part);
         s->used += part, bytes -= part;
@@ -5976,8 +5985,8 @@ static void nodedb_vamana__stream_write(const nodedb_vamana *index, nodedb_vaman
     }
 }
 
-/* `count` words; NULL: zeros. */
-static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vamana__save *save, int section,
+/* Writes `count` words; NULL: zeros. */
+static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vamana__save_state *save, int section,
                                         const uint32_t *words, size_t count) {
     size_t i;
     for (i = 0; i < count && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ && words != NULL; i++) {
@@ -5988,10 +5997,10 @@ static void nodedb_vamana__stream_words(const nodedb_vamana *index, nodedb_vaman
     if (i == 0) nodedb_vamana__stream_write(index, save, section, words, count * 4);
 }
 
-/* A slot's record: its vector, and in the packed layout its row. */
-static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana__save *save, uint32_t slot,
+/* Writes a slot's record: its vector, and in the packed layout its row. */
+static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint32_t slot,
                                        const nodedb_vamana__slot_view *v) {
-    const nodedb_vamana__layout *l = &save->layout;
+    const nodedb_vamana__file_layout *l = &save->layout;
     const int to = NODEDB_VAMANA__IN_RECORDS;
     size_t pad = l->row_at > 0 ? l->row_at - l->vector_bytes : 0, rest;
     bool is_free = v->state == NODEDB_VAMANA__FREE;
@@ -6006,13 +6015,13 @@ static void nodedb_vamana__save_record(const nodedb_vamana *index, nodedb_vamana
     if (rest > 0) nodedb_vamana__stream_write(index, save, to, NULL, NODEDB_VAMANA__BLOCK - rest);
 }
 
-static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__save *save, uint32_t slot) {
-    const nodedb_vamana__layout *l = &save->layout;
+static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint32_t slot) {
+    const nodedb_vamana__file_layout *l = &save->layout;
     nodedb_vamana__slot_view v;
     uint8_t id[8], *code = save->scratch;
     uint32_t norm;
     bool is_free;
-    if (!nodedb_vamana__view_kept(index, save, slot, &v)) v = nodedb_vamana__view(index, save, slot);
+    if (!nodedb_vamana__kept_view(index, save, slot, &v)) v = nodedb_vamana__view(index, save, slot);
     is_free = v.state == NODEDB_VAMANA__FREE;
     nodedb_put_u64(id, is_free ? 0 : v.id);
     memcpy(&norm, &v.norm, 4);
@@ -6042,31 +6051,28 @@ static void nodedb_vamana__save_slot(const nodedb_vamana *index, nodedb_vamana__
     save->next = slot + 1;
 }
 
-/* The sections by slots are complete; those that are not follow. */
-static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save *save) {
+/* After the last slot: writes the means, and the last blocks of all sections by slots. */
+static void nodedb_vamana__save_tails(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_vamana__coder *c[2];
-    uint32_t i;
-    int section;
     c[0] = save->coder, c[1] = save->recoder;
-    for (i = 0; i < 2; i++)
+    for (uint32_t i = 0; i < 2; i++)
         if (c[i] != NULL)
             nodedb_vamana__stream_words(index, save, NODEDB_VAMANA__IN_MEANS, (const uint32_t *)(void *)c[i]->mean,
                                         index->dim);
-    for (section = 0; section <= NODEDB_VAMANA__IN_RECORDS; section++) {
+    for (int section = 0; section <= NODEDB_VAMANA__IN_RECORDS; section++) {
         if (save->streams[section].used > 0) nodedb_vamana__stream_flush(index, save, section);
         assert(save->error != 0 || save->streams[section].offset == save->layout.at[section + 1]);
     }
 }
 
-/* One group of checksums, into both copies. */
-static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save *save, uint64_t group) {
-    uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK, i;
+/* Writes one group of checksums, both copies. */
+static void nodedb_vamana__save_group(const nodedb_vamana *index, nodedb_vamana__save_state *save, uint64_t group) {
+    uint64_t from = group * NODEDB_VAMANA__SUMS_PER_BLOCK;
     uint8_t *block = save->streams[NODEDB_VAMANA__IN_SUMS].buffer;
-    int copy;
-    for (i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
+    for (uint64_t i = 0; i < NODEDB_VAMANA__SUMS_PER_BLOCK; i++)
         nodedb_put_u32(block + 4 * i, from + i < save->layout.blocks ? save->sums[from + i] : 0);
     nodedb_put_u32(block + NODEDB_VAMANA__BLOCK - 4, nodedb_vamana__sum_of_group(block, (size_t)group));
-    for (copy = 0; copy < 2 && save->error == 0; copy++)
+    for (int copy = 0; copy < 2 && save->error == 0; copy++)
         save->error = nodedb__write_all(&index->io, save->fd, block, NODEDB_VAMANA__BLOCK,
                                         save->layout.at[NODEDB_VAMANA__IN_SUMS + copy] +
                                             group * NODEDB_VAMANA_BLOCK_BYTES);
@@ -6076,13 +6082,13 @@ static void nodedb_vamana__put_training(const nodedb_vamana__training *t, uint8_
     uint32_t i;
     nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS, t->slots);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_AT, t->at);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_MET, t->met);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_TRAINING_SAMPLED, t->sampled);
     nodedb_vamana__put_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES, t->squares);
     for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
         nodedb_vamana__put_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i, t->errors[i]);
 }
 
-static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__save *save,
+static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_vamana__save_state *save,
                                        nodedb_vamana_layout kind, uint8_t *h) {
     const nodedb_vamana__arrays *a = index->arrays;
     int i;
@@ -6108,8 +6114,8 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_RESIDENT, save->coder != NULL && !save->make_codes ? 1 : 0);
     nodedb_vamana__put_f32(h + NODEDB_VAMANA__AT_STEP, save->coder == NULL ? 0 : save->coder->step);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_LIVE, index->code_live);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_CAME, index->code_came);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE, index->code_strange);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_INSERTED, index->code_inserted);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_CLIPPED, index->code_clipped);
     nodedb_put_u64(h + NODEDB_VAMANA__AT_CODE_DUE, index->code_due);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_LAYOUT, (uint32_t)kind);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_FIRST_FREE, index->first_free);
@@ -6126,7 +6132,7 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_ASKED, index->code_asked);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_CODE_MISSED, index->code_missed);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_JUDGE_AT, save->recoder == NULL ? 0 : index->judge_at);
-    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_follows ? index->beam_now : 0);
+    nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_NOW, index->beam_adapts ? index->beam_now : 0);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED, index->beam_asked);
     nodedb_put_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED, index->beam_missed);
     for (i = 0; i <= (int)NODEDB_VAMANA__SLACK_MAX && save->recoder != NULL; i++)
@@ -6136,7 +6142,7 @@ static void nodedb_vamana__fill_header(const nodedb_vamana *index, const nodedb_
     nodedb_put_u32(h + NODEDB_VAMANA__AT_HEADER_SUM, nodedb_crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM));
 }
 
-/* Makes the entry `path` of its directory durable. */
+/* Syncs the directory of `path`. */
 static int nodedb_vamana__sync_directory(const nodedb_io *io, const char *path, char *scratch) {
     char *slash;
     int fd, error;
@@ -6156,7 +6162,7 @@ static size_t nodedb_vamana__save_scratch_bytes(const nodedb_vamana *index) {
 }
 
 /* Frees all that a save holds, and removes its temporary file if it is still open. */
-static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *save) {
+static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_allocator *m = &index->allocator;
     if (save == NULL) return;
     if (save->fd >= 0) {
@@ -6164,7 +6170,7 @@ static void nodedb_vamana__save_free(nodedb_vamana *index, nodedb_vamana__save *
         (void)index->io.unlink(index->io.ctx, save->temporary);
     }
     if (save->old_fd >= 0) (void)index->io.close(index->io.ctx, save->old_fd);
-    if (save->frozen != NULL) nodedb_vamana__give(index, save->frozen, save->frozen_count, save->frozen_stride);
+    if (save->frozen != NULL) nodedb_vamana__release(index, save->frozen, save->frozen_count, save->frozen_stride);
     nodedb_vamana__kept_free(index, &save->kept);
     nodedb_vamana__free_coder(index, save->coder);
     nodedb_vamana__free_coder(index, save->recoder);
@@ -6186,12 +6192,11 @@ static nodedb_vamana__coder *nodedb_vamana__copy_coder(const nodedb_vamana *inde
     return c;
 }
 
-/* The memory of a save of the index as it is now; false: there is not enough. */
-static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__save *save, nodedb_vamana_layout kind,
-                                        const char *path) {
+/* Allocates a save of the index as it is now; false: no memory. */
+static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__save_state *save,
+                                        nodedb_vamana_layout kind, const char *path) {
     const nodedb_allocator *m = &index->allocator;
     const nodedb_vamana__arrays *a = index->arrays;
-    int i;
     save->fd = save->old_fd = -1, save->slots = a->slots, save->make_codes = a->codes == NULL && index->live > 0;
     if (save->make_codes) save->coder = nodedb_vamana__train(index, 8);
     if (save->make_codes && save->coder != NULL) save->coder->slack = NODEDB_VAMANA__SLACK_OF_FILE;
@@ -6199,8 +6204,8 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     save->recoder = nodedb_vamana__copy_coder(index, index->recoder);
     if (index->live > 0 && save->coder == NULL) return false;
     if (index->recoder != NULL && save->recoder == NULL) return false;
-    save->layout = nodedb_vamana__lay_out(index, kind, save->coder == NULL ? 0 : save->coder->bits,
-                                          save->recoder == NULL ? 0 : save->recoder->bits, a->slots);
+    save->layout = nodedb_vamana__layout_of(index, kind, save->coder == NULL ? 0 : save->coder->bits,
+                                            save->recoder == NULL ? 0 : save->recoder->bits, a->slots);
     save->kept.stride = (sizeof(nodedb_vamana__slot_view) + index->stride + index->row_words * sizeof(uint32_t) +
                          (save->coder == NULL ? 0 : save->coder->stride) + 15) / 16 * 16;
     save->path_bytes = strlen(path) + 5;
@@ -6222,7 +6227,7 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
     save->temporary = save->path + save->path_bytes;
     memcpy(save->temporary, path, save->path_bytes - 5);
     memcpy(save->temporary + save->path_bytes - 5, ".tmp", 5);
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
         save->streams[i].buffer = save->buffers + (size_t)i * NODEDB_VAMANA__STREAM_BYTES;
         save->streams[i].offset = save->layout.at[i];
     }
@@ -6233,17 +6238,17 @@ static bool nodedb_vamana__save_prepare(nodedb_vamana *index, nodedb_vamana__sav
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
                                                          nodedb_vamana_layout layout, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_writable(index, err);
-    nodedb_vamana__save *save;
+    nodedb_vamana__save_state *save;
     int64_t size;
     if (status != NODEDB_OK) return status;
     if (path == NULL || path[0] == 0 || (layout != NODEDB_VAMANA_RESIDENT && layout != NODEDB_VAMANA_PACKED))
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or the layout is unknown");
     if (index->save != NULL)
         return nodedb_fail(err, NODEDB_ERR_STATE, 0, "%s is being saved already", index->save->path);
-    save = (nodedb_vamana__save *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
+    save = (nodedb_vamana__save_state *)nodedb__alloc_zero(&index->allocator, sizeof *save, NODEDB_CACHE_LINE_BYTES);
     if (save == NULL || !nodedb_vamana__save_prepare(index, save, layout, path)) {
         nodedb_vamana__save_free(index, save);
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to save %s", nodedb__path_end(path));
+        return nodedb_vamana__no_memory(err, "save", path);
     }
     save->fd = index->io.open(index->io.ctx, save->temporary, O_WRONLY | O_CREAT, 0644);
     size = save->fd < 0 ? save->fd : index->io.size(index->io.ctx, save->fd);
@@ -6258,24 +6263,24 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, c
     return NODEDB_OK;
 }
 
-/* Takes up to CUT_BYTES off the end of a file; -errno. */
-static int nodedb_vamana__cut(const nodedb_io *io, int fd, uint64_t *bytes) {
-    *bytes -= *bytes < NODEDB_VAMANA__CUT_BYTES ? *bytes : NODEDB_VAMANA__CUT_BYTES;
+/* Truncates a file of *bytes by up to TRUNCATE_BYTES. 0 or -errno. */
+static int nodedb_vamana__truncate_some(const nodedb_io *io, int fd, uint64_t *bytes) {
+    *bytes -= *bytes < NODEDB_VAMANA__TRUNCATE_BYTES ? *bytes : NODEDB_VAMANA__TRUNCATE_BYTES;
     return io->truncate(io->ctx, fd, *bytes);
 }
 
-/* Has this file no name, and nobody else it open or mapped? Only the system's own file system tells: a write
- * lease (fcntl(2), F_SETLEASE) is granted only then. */
-static bool nodedb_vamana__is_abandoned(const nodedb_io *io, int fd) {
+/* True if this file has no name, and no one else has it open or mapped: the system grants a write lease (fcntl(2),
+ * F_SETLEASE) only then. False with an I/O struct of the caller's, as only the system can tell. */
+static bool nodedb_vamana__is_unused(const nodedb_io *io, int fd) {
     struct stat st;
     if (io->open != nodedb__posix_open || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 0) return false;
     if (fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return false;
     return fcntl(fd, F_SETLEASE, F_UNLCK) == 0;
 }
 
-/* Gives the file its name. Freeing the one that had it takes a file system 200 ms for 500 MB, in the rename or in the
- * close that lets it go; so it is held open here, and cut afterwards, a piece at a time. */
-static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana__save *save) {
+/* Renames the file over the old one. Freeing an old file of 500 MB takes a file system 200 ms, in the rename or in the
+ * last close. So the old file is held open here and truncated afterwards, a piece at a time. */
+static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_io *io = &index->io;
     int error = io->close(io->ctx, save->fd);
     save->fd = -1;
@@ -6285,33 +6290,32 @@ static int nodedb_vamana__save_rename(const nodedb_vamana *index, nodedb_vamana_
     return error;
 }
 
-/* The old file, as far as it is ours alone. The new one is durable by now. */
-static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vamana__save *save) {
+/* Truncates the old file by a piece, if no one else uses it. The new file is durable by now. */
+static void nodedb_vamana__save_cut_old(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
     const nodedb_io *io = &index->io;
-    if (save->old_fd >= 0 && save->stale == 0 && nodedb_vamana__is_abandoned(io, save->old_fd)) {
+    if (save->old_fd >= 0 && save->stale == 0 && nodedb_vamana__is_unused(io, save->old_fd)) {
         int64_t size = io->size(io->ctx, save->old_fd);
         save->stale = size > 0 ? (uint64_t)size : 0;
     }
-    if (save->stale > 0 && nodedb_vamana__cut(io, save->old_fd, &save->stale) != 0) save->stale = 0;
-    if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_IS_DONE;
+    if (save->stale > 0 && nodedb_vamana__truncate_some(io, save->old_fd, &save->stale) != 0) save->stale = 0;
+    if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_DONE;
 }
 
-/* One step of one slot's worth. True: it has waited for the disk. */
-static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save *save) {
-    const nodedb_vamana__layout *l = &save->layout;
+/* One step, for the budget of one slot. True: it waited for the disk. */
+static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__save_state *save) {
+    const nodedb_vamana__file_layout *l = &save->layout;
     const nodedb_io *io = &index->io;
     uint64_t some = l->places - save->at;
-    int copy;
     if (save->written >= NODEDB_VAMANA__SYNC_BYTES) {
         save->error = io->sync(io->ctx, save->fd), save->written = 0;
         return true;
     }
     if (some > NODEDB_VAMANA__WORDS_PER_STEP) some = NODEDB_VAMANA__WORDS_PER_STEP;
     switch (save->phase) {
-    case NODEDB_VAMANA__SAVE_EMPTIES:
+    case NODEDB_VAMANA__SAVE_TRUNCATES:
         if (save->stale == 0) save->phase = NODEDB_VAMANA__SAVE_CLEARS;
-        else save->error = nodedb_vamana__cut(io, save->fd, &save->stale);
-        return save->phase == NODEDB_VAMANA__SAVE_EMPTIES;
+        else save->error = nodedb_vamana__truncate_some(io, save->fd, &save->stale);
+        return save->phase == NODEDB_VAMANA__SAVE_TRUNCATES;
     case NODEDB_VAMANA__SAVE_CLEARS:
         memset(save->table + save->at, 0xFF, (size_t)some * sizeof *save->table); /* NONE */
         save->at += some;
@@ -6336,7 +6340,7 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
         if (save->at * NODEDB_VAMANA__SUMS_PER_BLOCK >= l->blocks) save->phase = NODEDB_VAMANA__SAVE_HEADERS;
         return false;
     case NODEDB_VAMANA__SAVE_HEADERS:
-        for (copy = 0; copy < 2 && save->error == 0; copy++)
+        for (int copy = 0; copy < 2 && save->error == 0; copy++)
             save->error = nodedb__write_all(io, save->fd, save->header, NODEDB_VAMANA__BLOCK,
                                             copy == 0 ? l->at[NODEDB_VAMANA__IN_HEADER_AGAIN] : 0);
         if (save->error == 0) save->error = io->sync(io->ctx, save->fd);
@@ -6348,7 +6352,7 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
         return true;
     case NODEDB_VAMANA__SAVE_SYNCS_NAME:
         save->error = nodedb_vamana__sync_directory(io, save->path, save->temporary);
-        save->phase = NODEDB_VAMANA__SAVE_CUTS;
+        save->phase = NODEDB_VAMANA__SAVE_TRUNCATES_OLD;
         return true;
     default:
         nodedb_vamana__save_cut_old(index, save);
@@ -6358,24 +6362,23 @@ static bool nodedb_vamana__save_some(const nodedb_vamana *index, nodedb_vamana__
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_step(nodedb_vamana *index, uint64_t budget, bool *more,
                                                         nodedb_error *err) {
-    nodedb_vamana__save *save = index == NULL ? NULL : index->save;
+    nodedb_vamana__save_state *save = index == NULL ? NULL : index->save;
     nodedb_status status = NODEDB_OK;
     int error;
     if (more != NULL) *more = false;
     if (index == NULL || more == NULL || budget == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
     if (save == NULL) return nodedb_fail(err, NODEDB_ERR_STATE, 0, "no save is under way");
-    while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE && save->error == 0)
+    while (budget-- > 0 && save->phase != NODEDB_VAMANA__SAVE_DONE && save->error == 0)
         if (nodedb_vamana__save_some(index, save)) break;
     error = save->error;
-    if (error == 0 && save->phase != NODEDB_VAMANA__SAVE_IS_DONE) {
+    if (error == 0 && save->phase != NODEDB_VAMANA__SAVE_DONE) {
         *more = true;
         return NODEDB_OK;
     }
     if (error == -ENOMEM)
-        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to go on saving %s",
-                              nodedb__path_end(save->path));
-    else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_CUTS)
+        status = nodedb_vamana__no_memory(err, "go on saving", save->path);
+    else if (error < 0 && save->phase == NODEDB_VAMANA__SAVE_TRUNCATES_OLD)
         status = nodedb_vamana__file_error(err, nodedb_io_status(-error), -error, 0, save->path,
                                            "its directory cannot be synced");
     else if (error < 0)
@@ -6399,12 +6402,12 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
 
 /* ---- reading a header -------------------------------------------------------------------------------------------- */
 
-/* The counts of a header. */
+/* The counts of a header. Lives while a file is opened. */
 typedef struct nodedb_vamana__counts {
     uint32_t slots, live, removed, entry, bits, recode_bits, recode_at, slack;
     float step, recode_step;
     nodedb_vamana_layout layout;
-    bool resident; /* the codes are the index's own, not made for disk mode only */
+    bool resident; /* the codes are the index's own, and not made for disk mode only */
 } nodedb_vamana__counts;
 
 static nodedb_status nodedb_vamana__header_error(nodedb_error *err, const char *path, uint64_t offset,
@@ -6417,7 +6420,7 @@ static bool nodedb_vamana__is_header(const uint8_t *h) {
            nodedb_crc32c(0, h, NODEDB_VAMANA__AT_HEADER_SUM) == nodedb_get_u32(h + NODEDB_VAMANA__AT_HEADER_SUM);
 }
 
-/* Reads the header, or the copy of it at the end of the file if it is damaged; *which: the one that was taken. */
+/* Reads the header, or its copy at the end of the file if it is damaged. *which: 0 the header, 1 the copy. */
 static nodedb_status nodedb_vamana__read_header(const nodedb_io *io, int fd, const char *path, uint8_t *h,
                                                 uint64_t *file_size, int *which, nodedb_error *err) {
     int64_t size = io->size(io->ctx, fd);
@@ -6444,7 +6447,7 @@ static nodedb_status nodedb_vamana__read_header(const nodedb_io *io, int fd, con
     return status;
 }
 
-/* The parameters of a header, each in its range. */
+/* Decodes the parameters of a header and checks their ranges. */
 static nodedb_status nodedb_vamana__read_parameters(const uint8_t *h, const char *path, nodedb_vamana_config *c,
                                                     nodedb_error *err) {
     uint32_t type = nodedb_get_u32(h + NODEDB_VAMANA__AT_TYPE), code = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE),
@@ -6472,37 +6475,35 @@ static bool nodedb_vamana__is_step(float step) { return step > 1e-35f && step < 
 
 static nodedb_vamana__training nodedb_vamana__get_training(const uint8_t *h) {
     nodedb_vamana__training t;
-    uint32_t i;
     t.slots = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SLOTS);
     t.at = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_AT);
-    t.met = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_MET);
+    t.sampled = nodedb_get_u32(h + NODEDB_VAMANA__AT_TRAINING_SAMPLED);
     t.squares = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_SQUARES);
-    for (i = 0; i < NODEDB_VAMANA__STEPS; i++)
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STEPS; i++)
         t.errors[i] = nodedb_vamana__get_f64(h + NODEDB_VAMANA__AT_TRAINING_ERRORS + 8 * i);
     return t;
 }
 
-/* Can the coder that is being made, with this step, have come so far? */
+/* True if the training in the header is possible for the coder that was being made. */
 static bool nodedb_vamana__is_training(const nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
     nodedb_vamana__training t = nodedb_vamana__get_training(h);
     uint64_t mean_of = nodedb_vamana__sample_size(index, t.slots);
     bool good = t.squares >= 0 && t.squares < 1e300;
-    uint32_t i;
     if (n->recode_bits == 0 || nodedb_vamana__is_step(n->recode_step)) return true;
-    for (i = 0; i < NODEDB_VAMANA__STEPS; i++) good = good && t.errors[i] >= 0 && t.errors[i] < 1e300;
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STEPS; i++) good = good && t.errors[i] >= 0 && t.errors[i] < 1e300;
     return good && n->live > 0 && n->recode_step == 0 && n->recode_at == 0 && t.slots > 0 && t.slots <= n->slots &&
-           t.at < mean_of + nodedb_vamana__step_sample_size(index, t.slots) && t.met <= mean_of &&
-           (t.at < mean_of || (t.met > 0 && t.squares > 0));
+           t.at < mean_of + nodedb_vamana__step_sample_size(index, t.slots) && t.sampled <= mean_of &&
+           (t.at < mean_of || (t.sampled > 0 && t.squares > 0));
 }
 static bool nodedb_vamana__is_bits(uint32_t bits) { return bits == 0 || bits == 4 || bits == 8; }
 
-/* The counts of a header, which must fit each other and the size of the file; and the layout that follows. */
+/* Decodes the counts of a header. They must fit each other and the size of the file. *l: the layout that follows. */
 static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, const uint8_t *h, const char *path,
-                                                uint64_t file_size, nodedb_vamana__counts *n, nodedb_vamana__layout *l,
-                                                nodedb_error *err) {
+                                                uint64_t file_size, nodedb_vamana__counts *n,
+                                                nodedb_vamana__file_layout *l, nodedb_error *err) {
     uint32_t resident = nodedb_get_u32(h + NODEDB_VAMANA__AT_RESIDENT),
              beam = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW),
-             kind = nodedb_get_u32(h + NODEDB_VAMANA__AT_LAYOUT), i, j,
+             kind = nodedb_get_u32(h + NODEDB_VAMANA__AT_LAYOUT),
              free_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE),
              colour = nodedb_get_u32(h + NODEDB_VAMANA__AT_COLOUR),
              sweep = nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP),
@@ -6532,16 +6533,16 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
            nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT) <= NODEDB_VAMANA__JUDGES &&
            (beam == 0 || (beam >= index->beam_build && beam / NODEDB_VAMANA__BEAM_GROWS <= index->beam_build)) &&
            (colour == NODEDB_VAMANA__REMOVED || colour == NODEDB_VAMANA__REMOVED + 1u) && sweep_at <= n->slots;
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && good; i++) {
         uint32_t start = nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * i);
         good = start == NODEDB_VAMANA__NONE || (start < n->slots && n->live > 0);
-        for (j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
-            good = start != nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* no list has room for it twice */
+        for (uint32_t j = 0; j < i && good && start != NODEDB_VAMANA__NONE; j++)
+            good = start != nodedb_get_u32(h + NODEDB_VAMANA__AT_STARTS + 4 * j); /* a start may not repeat */
     }
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_SLOTS, "the counts do not fit each other");
-    *l = nodedb_vamana__lay_out(index, n->layout, n->bits, n->recode_bits, n->slots);
-    for (i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
+    *l = nodedb_vamana__layout_of(index, n->layout, n->bits, n->recode_bits, n->slots);
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SECTIONS && good; i++)
         good = nodedb_get_u64(h + NODEDB_VAMANA__AT_OFFSETS + 8 * i) == l->at[i];
     if (!good)
         return nodedb_vamana__header_error(err, path, NODEDB_VAMANA__AT_OFFSETS,
@@ -6551,68 +6552,59 @@ static nodedb_status nodedb_vamana__read_counts(const nodedb_vamana *index, cons
     return NODEDB_OK;
 }
 
-/* What the writer goes on with. */
-static void nodedb_vamana__take_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
-    uint32_t i;
+/* Restores the writer's state from the header. */
+static void nodedb_vamana__restore_state(nodedb_vamana *index, const uint8_t *h, const nodedb_vamana__counts *n) {
     index->live = n->live, index->removed = n->removed;
     index->code_live = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_LIVE);
-    index->code_came = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_CAME);
-    index->code_strange = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_STRANGE);
+    index->code_inserted = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_INSERTED);
+    index->code_clipped = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_CLIPPED);
     index->code_due = nodedb_get_u64(h + NODEDB_VAMANA__AT_CODE_DUE);
     index->code_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_ASKED);
     index->code_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_CODE_MISSED);
     index->judge_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_JUDGE_AT);
     index->training = nodedb_vamana__get_training(h);
-    for (i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
+    for (uint32_t i = 0; i <= NODEDB_VAMANA__SLACK_MAX; i++)
         index->displaced[i] = nodedb_get_u16(h + NODEDB_VAMANA__AT_DISPLACED + 2 * (size_t)i);
     index->beam_now = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_NOW);
-    index->beam_follows = index->beam_now != 0;
-    if (!index->beam_follows) index->beam_now = index->beam_build;
+    index->beam_adapts = index->beam_now != 0;
+    if (!index->beam_adapts) index->beam_now = index->beam_build;
     index->beam_asked = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_ASKED);
     index->beam_missed = nodedb_get_u32(h + NODEDB_VAMANA__AT_BEAM_MISSED);
     index->first_free = nodedb_get_u32(h + NODEDB_VAMANA__AT_FIRST_FREE);
     index->colour = (uint8_t)nodedb_get_u32(h + NODEDB_VAMANA__AT_COLOUR);
-    index->sweep = (int)nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP);
+    index->sweep = (nodedb_vamana__sweep)nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP);
     index->sweep_at = nodedb_get_u32(h + NODEDB_VAMANA__AT_SWEEP_AT);
 }
 
 static void nodedb_vamana__free_file(nodedb_vamana *index) {
     nodedb_vamana__file *f = index->file;
-    nodedb_vamana__arrays *a = index->arrays;
-    int i;
     if (f == NULL) return;
-    for (i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
-        nodedb_vamana__give(index, f->parts[i].memory, f->parts[i].bytes, 1);
-        nodedb_vamana__give(index, f->parts[i].chunks, f->parts[i].count, 1);
-    }
-    if (a != NULL && f->parts[NODEDB_VAMANA__IN_TABLE].memory != NULL) { /* it has borrowed them all */
-        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->heads = NULL, a->codes = NULL,
-        a->table = NULL;
-    }
-    if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
-    nodedb_vamana__give(index, f->cache.slots, f->cache.max, sizeof *f->cache.slots);
-    nodedb_vamana__give(index, f->cache.places, f->cache.places_size, sizeof *f->cache.places);
-    nodedb_vamana__give(index, f->cache.records, f->cache.max, f->cache.stride);
-    nodedb_vamana__give(index, f->sums, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK, sizeof *f->sums);
-    nodedb_vamana__give(index, f->groups, f->group_count, 1);
-    nodedb_vamana__give(index, f->damaged, (size_t)(f->layout.blocks / 8 + 2), 1);
-    if (f->map != NULL) (void)munmap(f->map, f->map_bytes);
+    nodedb_vamana__free_disk(index);
+    nodedb_vamana__release(index, f->sums, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK, sizeof *f->sums);
+    nodedb_vamana__release(index, f->groups, f->group_count, 1);
     if (f->fd >= 0) (void)index->io.close(index->io.ctx, f->fd);
-    nodedb_vamana__give(index, f->path, f->path_bytes, 1);
-    nodedb_vamana__give(index, f, 1, sizeof *f);
+    nodedb_vamana__release(index, f->path, f->path_bytes, 1);
+    nodedb_vamana__release(index, f, 1, sizeof *f);
     index->file = NULL;
 }
 
 /* ---- into memory ------------------------------------------------------------------------------------------------- */
 
-/* Reads a section from front to back, each block checked as it comes in; damage is an error. */
+/* Reads a section from front to back and checks each block; damage is an error. Lives for one call. */
 typedef struct nodedb_vamana__reader {
     nodedb_vamana *index;
     uint8_t *buffer;            /* STREAM_BYTES */
     uint64_t offset, end;       /* of the next block to read, and of the section */
-    size_t at, filled;          /* bytes of the buffer that are used, and that are there */
+    size_t at, filled;          /* bytes of the buffer that are used, and that are filled */
     nodedb_error *err;
 } nodedb_vamana__reader;
+
+static nodedb_vamana__reader nodedb_vamana__reader_of(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana__reader r;
+    memset(&r, 0, sizeof r);
+    r.index = index, r.buffer = buffer, r.err = err;
+    return r;
+}
 
 static void nodedb_vamana__read_from(nodedb_vamana__reader *r, int section) {
     r->offset = r->index->file->layout.at[section], r->end = r->index->file->layout.at[section + 1];
@@ -6634,20 +6626,20 @@ static nodedb_status nodedb_vamana__read(nodedb_vamana__reader *r, void *to, siz
             if (status != NODEDB_OK) return status;
             r->offset += r->filled, r->at = 0;
         }
-        part = nodedb_vamana__least(r->filled - r->at, bytes);
+        part = nodedb_vamana__min(r->filled - r->at, bytes);
         memcpy(p, r->buffer + r->at, part);
         p += part, r->at += part, bytes -= part;
     }
     return NODEDB_OK;
 }
 
-/* What the last bytes that were read say is impossible. */
-static nodedb_status nodedb_vamana__nonsense(const nodedb_vamana__reader *r, const char *what) {
+/* The error for bytes that were read last and that are invalid. */
+static nodedb_status nodedb_vamana__invalid_bytes(const nodedb_vamana__reader *r, const char *what) {
     uint64_t offset = r->offset - (r->filled - r->at);
     return nodedb_vamana__file_error(r->err, NODEDB_ERR_CORRUPT, 0, offset, r->index->file->path, what);
 }
 
-/* A section by slots. */
+/* Reads a section by slots. */
 static nodedb_status nodedb_vamana__read_section(nodedb_vamana__reader *r, int section, void *to, size_t word) {
     size_t bytes = r->index->arrays->slots * r->index->file->layout.item[section];
     nodedb_status status;
@@ -6663,15 +6655,14 @@ static nodedb_status nodedb_vamana__read_mean(nodedb_vamana__reader *r, nodedb_v
     nodedb_vamana__swap_words(c->mean, r->index->dim * sizeof *c->mean, 4);
     for (i = 0; i < r->index->dim && status == NODEDB_OK; i++)
         if (!(fabsf(c->mean[i]) <= NODEDB_VAMANA_MAX_LENGTH))
-            return nodedb_vamana__nonsense(r, "the mean of a component is out of range");
+            return nodedb_vamana__invalid_bytes(r, "the mean of a component is out of range");
     return status;
 }
 
-/* Is this a vector, in memory order? */
+/* True if this is a valid vector, in memory order. */
 static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *vector) {
     double squares = 0;
-    uint32_t i;
-    for (i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
+    for (uint32_t i = 0; i < index->dim && index->type == NODEDB_VAMANA_F32; i++) {
         float x;
         memcpy(&x, vector + 4 * (size_t)i, 4);
         if (!nodedb_vamana__is_finite(x)) return false;
@@ -6680,14 +6671,14 @@ static bool nodedb_vamana__is_vector(const nodedb_vamana *index, const uint8_t *
     return squares <= 1.001 * (double)NODEDB_VAMANA_MAX_LENGTH * (double)NODEDB_VAMANA_MAX_LENGTH;
 }
 
-/* A valid row: no edge to itself, no free neighbour, padded with NONE. The row of a free slot names the next free one
+/* A valid row: no edge to itself, no free neighbour, padded with NONE. The row of a free slot holds the next free slot
  * and nothing else. `words`: of the row, at least the degree. */
 static bool nodedb_vamana__is_row(const nodedb_vamana *index, uint32_t slot, const uint32_t *row, size_t words) {
     const nodedb_vamana__arrays *a = index->arrays;
     bool is_free = a->states[slot] == NODEDB_VAMANA__FREE,
          leads = a->states[slot] == NODEDB_VAMANA__LIVE || index->sweep != NODEDB_VAMANA__FREEING;
-    size_t i, last = 0;
-    for (i = is_free ? 1 : 0; i < words; i++) {
+    size_t last = 0;
+    for (size_t i = is_free ? 1 : 0; i < words; i++) {
         if (row[i] == NODEDB_VAMANA__NONE) continue;
         if (is_free || i >= index->degree || row[i] >= a->slots || row[i] == slot || last != i ||
             (leads && a->states[row[i]] == NODEDB_VAMANA__FREE))
@@ -6697,7 +6688,7 @@ static bool nodedb_vamana__is_row(const nodedb_vamana *index, uint32_t slot, con
     return true;
 }
 
-/* Do the free slots make one chain? `next` of a slot, `stride` words apart. Names a slot of the chain that does not. */
+/* True if all free slots are one chain; `next` of a slot is `stride` words apart. *bad: the last slot of the chain. */
 static bool nodedb_vamana__is_chain(const nodedb_vamana *index, const uint32_t *next, size_t stride, uint32_t *bad) {
     const nodedb_vamana__arrays *a = index->arrays;
     uint32_t slot = index->first_free, count = 0, all = a->slots - index->live - index->removed;
@@ -6708,27 +6699,26 @@ static bool nodedb_vamana__is_chain(const nodedb_vamana *index, const uint32_t *
     return count == all;
 }
 
-/* What a check of the tree needs: parents as they are in the file, and bits by slot. */
+/* A check of the tree: each slot's parent in the file, and the last row that holds the slot. Lives for one call. */
 typedef struct nodedb_vamana__tree_node {
     uint32_t parent;
-    uint32_t last;        /* the last slot whose row was seen to hold this one */
+    uint32_t last;        /* the last slot whose row holds this one */
 } nodedb_vamana__tree_node;
 
 typedef struct nodedb_vamana__tree_check {
     nodedb_vamana__tree_node *nodes;
-    uint8_t *held, *good; /* its parent's row holds it; it is known to lead up to the entry */
+    uint8_t *held, *good; /* bits by slot: its parent's row holds it; it leads up to the entry */
     size_t bytes;         /* of all three, one block of memory */
-    uint32_t twice;       /* a slot whose row holds another one twice, or NONE */
+    uint32_t twice;       /* a slot whose row holds a slot twice, or NONE */
 } nodedb_vamana__tree_check;
 
 static bool nodedb_vamana__tree_check_begin(const nodedb_vamana *index, nodedb_vamana__tree_check *t) {
     size_t slots = index->arrays->slots, bits = slots / 8 + 1;
-    size_t slot;
     t->bytes = (slots + 1) * sizeof *t->nodes + 2 * bits, t->twice = NODEDB_VAMANA__NONE;
     t->nodes = (nodedb_vamana__tree_node *)nodedb__alloc_zero(&index->allocator, t->bytes, sizeof(void *));
     if (t->nodes == NULL) return false;
     t->held = (uint8_t *)(t->nodes + slots + 1), t->good = t->held + bits;
-    for (slot = 0; slot < slots; slot++) t->nodes[slot].last = NODEDB_VAMANA__NONE;
+    for (size_t slot = 0; slot < slots; slot++) t->nodes[slot].last = NODEDB_VAMANA__NONE;
     return true;
 }
 
@@ -6742,13 +6732,13 @@ static void nodedb_vamana__tree_check_row(const nodedb_vamana *index, nodedb_vam
     }
 }
 
-/* All rows have been looked at: is it one tree of all live slots under the entry? Names a slot that is not in it. */
+/* After all rows: true if all live slots are one tree under the entry. *bad: a slot that is not in it. */
 static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tree_check *t, uint32_t *bad) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, at, steps;
+    uint32_t at, steps;
     *bad = t->twice;
     if (t->twice != NODEDB_VAMANA__NONE) return false;
-    for (slot = 0; slot < a->slots; slot++) {
+    for (uint32_t slot = 0; slot < a->slots; slot++) {
         uint32_t parent = t->nodes[slot].parent;
         bool child = a->states[slot] == NODEDB_VAMANA__LIVE && slot != a->entry;
         *bad = slot;
@@ -6756,38 +6746,37 @@ static bool nodedb_vamana__is_tree(const nodedb_vamana *index, nodedb_vamana__tr
         if (child && (parent >= a->slots || a->states[parent] != NODEDB_VAMANA__LIVE)) return false;
         if (child && !nodedb_vamana__bit(t->held, slot)) return false;
     }
-    for (slot = 0; slot < a->slots; slot++) {
+    for (uint32_t slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] != NODEDB_VAMANA__LIVE) continue;
         *bad = slot;
         for (at = slot, steps = 0; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->nodes[at].parent)
-            if (++steps > index->live) return false; /* a ring */
+            if (++steps > index->live) return false; /* a cycle */
         for (at = slot; at != a->entry && !nodedb_vamana__bit(t->good, at); at = t->nodes[at].parent)
             nodedb_vamana__set_bit(t->good, at);
     }
     return true;
 }
 
-/* Exact vectors, and in the packed layout the rows: into the index, or, if it is not to hold them, past `record` and a
- * check of the rows; the first words of these into `next`, if it is not NULL, and what they say of the tree into it. */
+/* Reads and checks exact vectors, and in the packed layout the rows. `keep`: puts them into the index. Else `record`
+ * holds one at a time, the first words of the rows go to `next` (unless NULL), and `tree` checks the rows. */
 static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8_t *record, uint32_t *next,
                                                  nodedb_vamana__tree_check *tree, bool keep) {
     nodedb_vamana *index = r->index;
-    const nodedb_vamana__layout *l = &index->file->layout;
-    uint32_t slot;
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     nodedb_vamana__read_from(r, NODEDB_VAMANA__IN_RECORDS);
-    for (slot = 0; slot < index->arrays->slots; slot++) {
+    for (uint32_t slot = 0; slot < index->arrays->slots; slot++) {
         nodedb_status status = nodedb_vamana__read(r, record, l->record_bytes);
         if (status != NODEDB_OK) return status;
         nodedb_vamana__swap_record(index, l, record);
         if (!nodedb_vamana__is_vector(index, record))
-            return nodedb_vamana__nonsense(r, "a component is not a finite number, or a vector too long");
+            return nodedb_vamana__invalid_bytes(r, "a component is not a finite number, or a vector too long");
         if (keep) memcpy(nodedb_vamana__vector(index, index->arrays, slot), record, l->vector_bytes);
         if (keep && l->row_at > 0)
             memcpy(nodedb_vamana__row(index, index->arrays, slot), record + l->row_at, index->degree * (size_t)4);
         if (!keep && l->row_at > 0) {
             const uint32_t *row = (const uint32_t *)(const void *)(record + l->row_at);
             if (!nodedb_vamana__is_row(index, slot, row, index->degree))
-                return nodedb_vamana__nonsense(r, "a neighbour is not a vector");
+                return nodedb_vamana__invalid_bytes(r, "a neighbour is not a vector");
             if (next != NULL) next[slot] = row[0];
             nodedb_vamana__tree_check_row(index, tree, slot, row);
         }
@@ -6797,43 +6786,43 @@ static nodedb_status nodedb_vamana__read_records(nodedb_vamana__reader *r, uint8
     return NODEDB_OK;
 }
 
-static nodedb_status nodedb_vamana__impossible(const nodedb_vamana *index, int section, uint32_t slot,
-                                               const char *what, nodedb_error *err) {
-    const nodedb_vamana__layout *l = &index->file->layout;
+static nodedb_status nodedb_vamana__invalid_slot(const nodedb_vamana *index, int section, uint32_t slot,
+                                                 const char *what, nodedb_error *err) {
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, l->at[section] + slot * (uint64_t)l->item[section],
                                      index->file->path, what);
 }
 
-/* Do states, norms, and rows (if they are there) of all slots fit each other and the header? */
+/* Checks that states, norms and `rows` (if they are in memory) of all slots fit each other and the header. */
 static nodedb_status nodedb_vamana__check_slots(const nodedb_vamana *index, bool rows, nodedb_error *err) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t slot, i, live = 0, removed = 0;
+    uint32_t slot, live = 0, removed = 0;
     int at_rows = index->file->layout.row_at > 0 ? NODEDB_VAMANA__IN_STATES : NODEDB_VAMANA__IN_ROWS;
     for (slot = 0; slot < a->slots; slot++) {
         if (a->states[slot] > NODEDB_VAMANA__REMOVED + 1)
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, slot, "a slot has no known state", err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, slot, "a slot has no known state", err);
         live += a->states[slot] == NODEDB_VAMANA__LIVE, removed += a->states[slot] >= NODEDB_VAMANA__REMOVED;
         if (a->norms != NULL && (!(a->norms[slot] >= 0) || !nodedb_vamana__is_finite(a->norms[slot])))
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_NORMS, slot, "a norm is not a length", err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_NORMS, slot, "a norm is not a length", err);
     }
     if (live != index->live || removed != index->removed)
-        return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
-                                         "the states are not as many as the header says", err);
+        return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, 0,
+                                           "the states are not as many as the header says", err);
     if (live > 0 && a->states[a->entry] != NODEDB_VAMANA__LIVE)
-        return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->entry, "the entry is not a vector", err);
-    for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
+        return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, a->entry, "the entry is not a vector", err);
+    for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
         if (a->starts[i] != NODEDB_VAMANA__NONE && a->states[a->starts[i]] != NODEDB_VAMANA__LIVE)
-            return nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
-                                             err);
+            return nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, a->starts[i], "a start is not a vector",
+                                               err);
     for (slot = 0; slot < a->slots && rows; slot++)
         if (!nodedb_vamana__is_row(index, slot, nodedb_vamana__row(index, a, slot), index->row_words))
-            return nodedb_vamana__impossible(index, at_rows, slot, "a neighbour is not a vector", err);
+            return nodedb_vamana__invalid_slot(index, at_rows, slot, "a neighbour is not a vector", err);
     if (rows && !nodedb_vamana__is_chain(index, a->rows, index->row_words, &slot))
-        return nodedb_vamana__impossible(index, at_rows, slot, "the free slots are not one chain", err);
+        return nodedb_vamana__invalid_slot(index, at_rows, slot, "the free slots are not one chain", err);
     return NODEDB_OK;
 }
 
-/* The coders of the header, without their means. */
+/* Makes the coders of the header; their means are still to be read. */
 static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const nodedb_vamana__counts *n,
                                                 nodedb_vamana__coder **coder, nodedb_vamana__coder **recoder,
                                                 nodedb_error *err) {
@@ -6849,30 +6838,29 @@ static nodedb_status nodedb_vamana__make_coders(nodedb_vamana *index, const node
     return NODEDB_OK;
 }
 
-/* Codes that were being made: those that were ready are remade. */
+/* Resumes making codes: remakes those that were done when the file was saved. */
 static nodedb_status nodedb_vamana__resume_codes(nodedb_vamana *index, nodedb_vamana__coder *recoder, uint32_t at,
                                                  nodedb_error *err) {
-    uint32_t slot;
-    index->recodes = (uint8_t *)nodedb_vamana__take(index, index->arrays->capacity, recoder->stride,
-                                                    NODEDB_CACHE_LINE_BYTES);
+    index->recodes = (uint8_t *)nodedb_vamana__alloc(index, index->arrays->capacity, recoder->stride,
+                                                     NODEDB_CACHE_LINE_BYTES);
     if (index->recodes == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory for codes");
     nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
     index->recoder = recoder, index->recode_at = at;
-    for (slot = 0; slot < at; slot++)
+    for (uint32_t slot = 0; slot < at; slot++)
         if (index->arrays->states[slot] != NODEDB_VAMANA__FREE)
             (void)nodedb_vamana__encode_slot(index, index->arrays, recoder, index->recodes, index->writer->turned,
                                              slot);
     return NODEDB_OK;
 }
 
-/* The tree of an index whose rows are in memory. */
+/* Checks the tree of an index whose rows are in memory. */
 static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, nodedb_error *err) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__tree_check tree;
     uint32_t slot;
     bool whole;
     if (!nodedb_vamana__tree_check_begin(index, &tree))
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to check %s", nodedb__path_end(index->file->path));
+        return nodedb_vamana__no_memory(err, "check", index->file->path);
     for (slot = 0; slot < a->slots; slot++) tree.nodes[slot].parent = a->parents[slot];
     for (slot = 0; slot < a->slots; slot++)
         if (a->states[slot] != NODEDB_VAMANA__FREE)
@@ -6880,11 +6868,11 @@ static nodedb_status nodedb_vamana__check_tree(const nodedb_vamana *index, noded
     whole = nodedb_vamana__is_tree(index, &tree, &slot);
     nodedb__release(&index->allocator, tree.nodes, tree.bytes);
     return whole ? NODEDB_OK
-                 : nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot,
+                 : nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_PARENTS, slot,
                                            "a vector cannot be reached, or a row names one twice", err);
 }
 
-/* What a pruning may rely on, whatever the file says: the level is that of the id, and at most half of a row is far. */
+/* Corrects what a pruning relies on: the level follows from the id, and at most half of a row is far. */
 static void nodedb_vamana__check_head(const nodedb_vamana *index, uint32_t slot, uint32_t count) {
     const nodedb_vamana__arrays *a = index->arrays;
     nodedb_vamana__head *head = &a->heads[slot];
@@ -6895,13 +6883,12 @@ static void nodedb_vamana__check_head(const nodedb_vamana *index, uint32_t slot,
     head->far = head->strict = head->pruned = 0;
 }
 
-/* Reads everything behind the header into arrays of the index, checks it, and makes the index fit to change. */
+/* Reads and checks everything behind the header, into arrays of the index that the writer can change. */
 static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, nodedb_vamana__reader *r,
                                                       nodedb_vamana__coder *coder, nodedb_vamana__coder *recoder,
                                                       uint8_t *record) {
     nodedb_vamana__arrays *a = index->arrays;
     nodedb_status status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_STATES, a->states, 1);
-    uint32_t slot;
     if (status == NODEDB_OK) status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_IDS, a->ids, 8);
     if (status == NODEDB_OK && a->norms != NULL)
         status = nodedb_vamana__read_section(r, NODEDB_VAMANA__IN_NORMS, a->norms, 4);
@@ -6917,10 +6904,10 @@ static nodedb_status nodedb_vamana__read_all_sections(nodedb_vamana *index, node
     if (status == NODEDB_OK) status = nodedb_vamana__read_records(r, record, NULL, NULL, true);
     if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, true, r->err);
     if (status == NODEDB_OK) status = nodedb_vamana__check_tree(index, r->err);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
+    for (uint32_t slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
         uint32_t count = nodedb_vamana__row_count(index, nodedb_vamana__row(index, a, slot));
         if (a->states[slot] == NODEDB_VAMANA__LIVE && !nodedb_vamana__table_add(a, slot))
-            status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
+            status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_IDS, slot, "two vectors have one id", r->err);
         nodedb_vamana__check_head(index, slot, count);
     }
     return status;
@@ -6933,16 +6920,14 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
     size_t record_bytes = index->file->layout.record_bytes + (size_t)8;
     uint8_t *record = (uint8_t *)nodedb__alloc(&index->allocator, record_bytes, NODEDB_CACHE_LINE_BYTES);
     nodedb_vamana__reader r;
-    nodedb_status status = record == NULL ? nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to read %s",
-                                                         nodedb__path_end(index->file->path))
+    nodedb_status status = record == NULL ? nodedb_vamana__no_memory(err, "read", index->file->path)
                                           : nodedb_vamana__make_coders(index, n, &coder, &recoder, err);
     uint32_t i;
-    memset(&r, 0, sizeof r);
-    r.index = index, r.buffer = buffer, r.err = err;
+    r = nodedb_vamana__reader_of(index, buffer, err);
     if (capacity < n->slots) capacity = n->slots;
     if (capacity < NODEDB_VAMANA__FIRST_CAPACITY) capacity = NODEDB_VAMANA__FIRST_CAPACITY;
     if (status == NODEDB_OK) {
-        index->arrays = nodedb_vamana__take_arrays(index, capacity, n->resident ? coder : NULL, err);
+        index->arrays = nodedb_vamana__alloc_arrays(index, capacity, n->resident ? coder : NULL, err);
         if (index->arrays == NULL) status = err->status;
         else index->arrays->slots = n->slots, index->arrays->entry = n->entry;
         if (index->arrays != NULL && n->resident)
@@ -6966,37 +6951,36 @@ static nodedb_status nodedb_vamana__into_memory(nodedb_vamana *index, const node
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
-/* The file of an index whose header has been read; nothing behind that. Takes `fd`, whatever happens. */
+/* Makes the file struct of an index whose header was read. Owns `fd` from now on, also on failure. */
 static nodedb_status nodedb_vamana__make_file(nodedb_vamana *index, const char *path, int fd,
-                                              const nodedb_vamana__layout *l, nodedb_error *err) {
-    nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__take(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
+                                              const nodedb_vamana__file_layout *l, nodedb_error *err) {
+    nodedb_vamana__file *f = (nodedb_vamana__file *)nodedb_vamana__alloc(index, 1, sizeof *f, NODEDB_CACHE_LINE_BYTES);
     if (f == NULL) {
         (void)index->io.close(index->io.ctx, fd);
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+        return nodedb_vamana__no_memory(err, "open", path);
     }
     index->file = f;
     f->fd = fd, f->layout = *l, f->path_bytes = strlen(path) + 1;
-    f->path = (char *)nodedb_vamana__take(index, f->path_bytes, 1, 1);
+    f->path = (char *)nodedb_vamana__alloc(index, f->path_bytes, 1, 1);
     if (f->path != NULL) memcpy(f->path, path, f->path_bytes);
     if (l->blocks < SIZE_MAX / 8) {
         f->group_count = (size_t)((l->blocks + NODEDB_VAMANA__SUMS_PER_BLOCK - 1) / NODEDB_VAMANA__SUMS_PER_BLOCK);
-        f->sums = (uint32_t *)nodedb_vamana__take_raw(
+        f->sums = (uint32_t *)nodedb_vamana__alloc_raw(
             index, f->group_count * NODEDB_VAMANA__SUMS_PER_BLOCK * sizeof *f->sums, sizeof(void *));
-        f->groups = (uint8_t *)nodedb_vamana__take(index, f->group_count, 1, sizeof(void *));
-        f->damaged = (uint8_t *)nodedb_vamana__take(index, (size_t)(l->blocks / 8 + 2), 1, sizeof(void *));
+        f->groups = (uint8_t *)nodedb_vamana__alloc(index, f->group_count, 1, sizeof(void *));
     }
-    if (f->path == NULL || f->sums == NULL || f->groups == NULL || f->damaged == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+    if (f->path == NULL || f->sums == NULL || f->groups == NULL)
+        return nodedb_vamana__no_memory(err, "open", path);
     return NODEDB_OK;
 }
 
-/* An index without arrays whose file's header has been read into `h`. */
+/* Opens a file and reads its header into `h`: *opened is an index without arrays. */
 static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_vamana_open_config *config, uint8_t *h,
                                                 nodedb_vamana__counts *n, nodedb_vamana **opened, int *which,
                                                 nodedb_error *err) {
     nodedb_io io = nodedb__io_or_posix(&config->io);
     nodedb_vamana_config parameters;
-    nodedb_vamana__layout layout;
+    nodedb_vamana__file_layout layout;
     nodedb_vamana *index = NULL;
     uint64_t size = 0;
     int fd = nodedb_vamana__open_file(&io, path, config, h);
@@ -7021,16 +7005,16 @@ static nodedb_status nodedb_vamana__open_header(const char *path, const nodedb_v
     else status = nodedb_vamana__make_file(index, path, fd, &layout, err);
     *opened = index;
     if (status != NODEDB_OK) return status;
-    nodedb_vamana__take_state(index, h, n);
+    nodedb_vamana__restore_state(index, h, n);
     if (*which == 1)
         nodedb_say(&config->logger, NODEDB_LOG_WARNING,
-                    "%s: the header is damaged, its copy at the end is used; save the index anew", path);
+                    "%s: the header is damaged, its copy at the end is used; save the index again", path);
     return NODEDB_OK;
 }
 
-/* `unread`: nothing but the header; such an index has no arrays and can only be destroyed. */
-static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_open_config *config, bool unread,
-                                          nodedb_error *err) {
+/* `unread`: reads nothing but the header. Such an index has no arrays and can only be verified and destroyed. */
+static nodedb_vamana *nodedb_vamana__open_any(const char *path, const nodedb_vamana_open_config *config, bool unread,
+                                              nodedb_error *err) {
     nodedb_vamana *index = NULL;
     nodedb_vamana__counts n;
     uint8_t *buffer, *header;
@@ -7041,12 +7025,12 @@ static nodedb_vamana *nodedb_vamana__open(const char *path, const nodedb_vamana_
     memset(&n, 0, sizeof n);
     buffer = (uint8_t *)nodedb__alloc(&config->allocator, bytes, NODEDB_VAMANA__BLOCK);
     if (buffer == NULL) {
-        (void)nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(path));
+        (void)nodedb_vamana__no_memory(err, "open", path);
         return NULL;
     }
     header = buffer + NODEDB_VAMANA__STREAM_BYTES;
     status = nodedb_vamana__open_header(path, config, header, &n, &index, &which, err);
-    if (status == NODEDB_OK && config->mode == NODEDB_VAMANA_IN_MEMORY) {
+    if (status == NODEDB_OK && !unread && config->mode == NODEDB_VAMANA_IN_MEMORY) {
         status = nodedb_vamana__into_memory(index, &n, config->capacity, header, buffer, err);
         nodedb_vamana__free_file(index);
     } else if (status == NODEDB_OK && !unread) {
@@ -7071,13 +7055,14 @@ NODEDB_VAMANA_API nodedb_vamana *nodedb_vamana_open(const char *path, const node
         (void)nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty, or mode or fetch is unknown");
         return NULL;
     }
-    index = nodedb_vamana__open(path, config, false, &reason);
+    index = nodedb_vamana__open_any(path, config, false, &reason);
     if (index == NULL && err != NULL) *err = reason;
     return index;
 }
 
 /* ---- verifying --------------------------------------------------------------------------------------------------- */
 
+/* What verify has found so far. Lives for one call. */
 typedef struct nodedb_vamana__findings {
     nodedb_vamana_on_damage report;
     void *ctx;
@@ -7093,19 +7078,18 @@ static void nodedb_vamana__found_damage(nodedb_vamana__findings *d, const nodedb
     if (d->report != NULL) d->report(d->ctx, offset, nodedb_vamana__section_name(&index->file->layout, offset));
 }
 
-/* Every block of the file but the header's. */
+/* Checks every block of the file except the headers. */
 static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_vamana__findings *d, uint8_t *buffer,
                                                   nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
-    uint64_t offset = f->layout.at[0], end = f->layout.at[NODEDB_VAMANA__IN_SUMS], bytes, at;
+    uint64_t offset = f->layout.at[0], end = f->layout.at[NODEDB_VAMANA__IN_SUMS], bytes;
     nodedb_status status = NODEDB_OK;
-    size_t group;
-    int copies, copy;
-    for (group = 0; group < f->group_count; group++) {
+    int copies;
+    for (size_t group = 0; group < f->group_count; group++) {
         status = nodedb_vamana__read_group(index, group, &copies, err);
         if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) return status;
-        f->groups[group] = copies != 0 ? NODEDB_VAMANA__THERE : NODEDB_VAMANA__HURT;
-        for (copy = 0; copy < 2; copy++)
+        f->groups[group] = copies != 0 ? NODEDB_VAMANA__LOADED : NODEDB_VAMANA__DAMAGED;
+        for (int copy = 0; copy < 2; copy++)
             if ((copies >> copy & 1) == 0)
                 nodedb_vamana__found_damage(
                     d, index, f->layout.at[NODEDB_VAMANA__IN_SUMS + copy] + group * NODEDB_VAMANA__BLOCK,
@@ -7115,77 +7099,15 @@ static nodedb_status nodedb_vamana__verify_blocks(nodedb_vamana *index, nodedb_v
         bytes = end - offset < NODEDB_VAMANA__STREAM_BYTES ? end - offset : NODEDB_VAMANA__STREAM_BYTES;
         status = nodedb_vamana__read_at(index, buffer, (size_t)bytes, offset, err);
         if (status != NODEDB_OK) return status;
-        for (at = 0; at < bytes; at += NODEDB_VAMANA__BLOCK) {
+        for (uint64_t at = 0; at < bytes; at += NODEDB_VAMANA__BLOCK) {
             nodedb_error reason;
             status = nodedb_vamana__check_block(index, offset + at, buffer + at, &reason);
             if (status == NODEDB_ERR_CORRUPT)
                 nodedb_vamana__found_damage(d, index, offset + at, "the block does not match its checksum");
-            else if (status != NODEDB_OK) {
-                if (err != NULL) *err = reason;
-                return status;
-            }
+            else if (status != NODEDB_OK) return nodedb_vamana__pass_on(&reason, err);
         }
     }
     return NODEDB_OK;
-}
-
-/* The blocks are whole: does what stands in them make sense together? */
-static nodedb_status nodedb_vamana__verify_meaning(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
-    nodedb_vamana__file *f = index->file;
-    const nodedb_vamana__arrays *a = index->arrays;
-    uint64_t entries = 0, at;
-    uint32_t slot;
-    nodedb_vamana__trouble trouble;
-    nodedb_vamana__reader r;
-    nodedb_vamana__tree_check tree;
-    uint8_t *record;
-    uint32_t *next = NULL;
-    size_t next_bytes = ((size_t)a->slots + 1) * sizeof *next;
-    nodedb_status status = NODEDB_OK;
-    bool more = true;
-    memset(&trouble, 0, sizeof trouble);
-    f->cache.ready = true; /* it is not wanted */
-    while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
-    for (at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] && f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
-        if (at < f->layout.at[NODEDB_VAMANA__IN_SUMS] && nodedb_vamana__in_quarantine(f, at))
-            return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, at, f->path,
-                                             "the block matches its checksum and makes no sense");
-    if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, f->layout.row_at == 0, err);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++)
-        if (a->states[slot] == NODEDB_VAMANA__LIVE &&
-            nodedb_vamana__find_on_disk(index, a->ids[slot], &trouble) != slot)
-            status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_IDS, slot,
-                                               "an id is not where the table has it, or there twice", err);
-    for (at = 0; at < f->layout.places && status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
-    if (status == NODEDB_OK && entries != index->live)
-        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_STATES, 0,
-                                           "the table of ids has more of them than the header", err);
-    if (status != NODEDB_OK) return status;
-    memset(&r, 0, sizeof r);
-    r.index = index, r.buffer = buffer, r.err = err;
-    record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
-    if (f->layout.row_at > 0)
-        next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
-    if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
-        status = nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify %s", nodedb__path_end(f->path));
-    nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
-    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
-        status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
-        nodedb_vamana__swap_words(&tree.nodes[slot].parent, sizeof tree.nodes[slot].parent, 4);
-    }
-    for (slot = 0; slot < a->slots && status == NODEDB_OK && a->rows != NULL; slot++)
-        nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
-    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, &tree, false);
-    if (status == NODEDB_OK && next != NULL && !nodedb_vamana__is_chain(index, next, 1, &slot))
-        status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
-                                           f->path, "the free slots are not one chain");
-    if (status == NODEDB_OK && !nodedb_vamana__is_tree(index, &tree, &slot))
-        status = nodedb_vamana__impossible(index, NODEDB_VAMANA__IN_PARENTS, slot,
-                                           "a vector cannot be reached, or a row names one twice", err);
-    nodedb__release(&index->allocator, tree.nodes, tree.bytes);
-    nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
-    nodedb__release(&index->allocator, next, next_bytes);
-    return status;
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
@@ -7201,11 +7123,11 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
     d.report = report, d.ctx = ctx;
     if (config != NULL) reading = *config;
     reading.mode = NODEDB_VAMANA_ON_DISK, reading.fetch = NODEDB_VAMANA_FETCH_PREAD, reading.no_direct = true;
-    memset(&reading.logger, 0, sizeof reading.logger); /* what is damaged is reported, not said */
+    memset(&reading.logger, 0, sizeof reading.logger); /* damage is reported and not logged */
     if (path == NULL || path[0] == 0) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "path is NULL or empty");
     buffer = (uint8_t *)nodedb__alloc(&reading.allocator, NODEDB_VAMANA__STREAM_BYTES, NODEDB_VAMANA__BLOCK);
     if (buffer == NULL) return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to verify a file");
-    index = nodedb_vamana__open(path, &reading, true, &reason);
+    index = nodedb_vamana__open_any(path, &reading, true, &reason);
     status = index == NULL ? reason.status : nodedb_vamana__verify_blocks(index, &d, buffer, &reason);
     if (index != NULL && status == NODEDB_OK) {
         uint8_t *h = buffer; /* both headers */
@@ -7221,9 +7143,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
     if (status == NODEDB_OK && d.count > 0) {
         reason = d.first, status = NODEDB_ERR_CORRUPT;
     } else if (status == NODEDB_OK) {
-        index = nodedb_vamana__open(path, &reading, false, &reason);
-        status = index == NULL ? reason.status : nodedb_vamana__verify_meaning(index, buffer, &reason);
-        nodedb_vamana_destroy(index);
+        status = nodedb_vamana__verify_meaning(path, &reading, buffer, &reason);
     }
     nodedb__release(&reading.allocator, buffer, NODEDB_VAMANA__STREAM_BYTES);
     if (status != NODEDB_OK && err != NULL) *err = reason;
@@ -7237,38 +7157,64 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
  * the results, many at a time, through a fetcher. In the packed layout the rows are on disk too, each with its vector.
  * ================================================================================================================ */
 
+#if !defined(NODEDB_VAMANA_NO_DISK)
 /* ---- sections in memory ------------------------------------------------------------------------------------------ */
 
-static const char *nodedb_vamana__file_path(const nodedb_vamana *index) { return index->file->path; }
+/* The offset in the file of a slot's record. */
+static uint64_t nodedb_vamana__record_at(const nodedb_vamana__file_layout *l, uint32_t slot) {
+    uint64_t from = l->at[NODEDB_VAMANA__IN_RECORDS];
+    if (l->records_per_block == 0) return from + (uint64_t)slot * l->blocks_per_record * NODEDB_VAMANA_BLOCK_BYTES;
+    return from + (uint64_t)(slot / l->records_per_block) * NODEDB_VAMANA_BLOCK_BYTES +
+           (uint64_t)(slot % l->records_per_block) * l->record_bytes;
+}
+
+static bool nodedb_vamana__in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
+    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
+    return (nodedb__load_relaxed(&f->damaged[block / 8]) >> block % 8 & 1) != 0;
+}
+
+static void nodedb_vamana__quarantine(nodedb_vamana *index, uint64_t offset) {
+    nodedb_vamana__file *f = index->file;
+    uint64_t block = offset / NODEDB_VAMANA_BLOCK_BYTES;
+    uint8_t bit = (uint8_t)(1u << block % 8);
+    if ((__atomic_fetch_or(&f->damaged[block / 8], bit, __ATOMIC_RELAXED) & bit) != 0) return;
+    (void)nodedb__add_relaxed(&f->damaged_blocks, (uint64_t)1);
+    nodedb_say(&index->logger, NODEDB_LOG_ERROR,
+                "%s: the block at offset %llu (%s) is damaged; searches skip what is in it, and count it; "
+                "save the index again from its source",
+                f->path, (unsigned long long)(block * NODEDB_VAMANA_BLOCK_BYTES),
+                nodedb_vamana__section_name(&f->layout, offset));
+}
+
 static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
     return nodedb__load_relaxed(&index->file->damaged_blocks);
 }
 
-/* Is what stands in a checked block of a section, `from` bytes behind its beginning, possible? In memory order. */
+/* True if the contents of a checked block are valid. `from`: its offset in the section. In memory order. */
 static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t from) {
-    const nodedb_vamana__layout *l = &index->file->layout;
+    const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
     uint64_t end = section == NODEDB_VAMANA__IN_TABLE ? l->places * 4 : l->item[section] * (uint64_t)slots;
-    size_t bytes = end - from < NODEDB_VAMANA__BLOCK ? (size_t)(end - from) : NODEDB_VAMANA__BLOCK, i;
+    size_t bytes = end - from < NODEDB_VAMANA__BLOCK ? (size_t)(end - from) : NODEDB_VAMANA__BLOCK;
     float norm;
     switch (section) {
     case NODEDB_VAMANA__IN_STATES:
-        for (i = 0; i < bytes; i++)
+        for (size_t i = 0; i < bytes; i++)
             if (block[i] > NODEDB_VAMANA__REMOVED + 1) return false;
         break;
     case NODEDB_VAMANA__IN_HEADS:
-        for (i = 0; i < bytes; i += 4)
+        for (size_t i = 0; i < bytes; i += 4)
             if (block[i + 2] > index->degree / 2 || block[i + 3] > NODEDB_VAMANA__LEVELS_MAX) return false;
         break;
     case NODEDB_VAMANA__IN_ROWS:
     case NODEDB_VAMANA__IN_TABLE:
-        for (i = 0; i < bytes; i += 4) {
+        for (size_t i = 0; i < bytes; i += 4) {
             memcpy(&word, block + i, 4);
             if (word >= slots && word != NODEDB_VAMANA__NONE) return false;
         }
         break;
     case NODEDB_VAMANA__IN_NORMS:
-        for (i = 0; i < bytes; i += 4) {
+        for (size_t i = 0; i < bytes; i += 4) {
             memcpy(&norm, block + i, 4);
             if (!(norm >= 0) || !nodedb_vamana__is_finite(norm)) return false;
         }
@@ -7278,17 +7224,18 @@ static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, 
     return true;
 }
 
-/* Reads a chunk that the caller has claimed, and says what it is then. On failure it is absent again. */
+/* Reads a chunk that the caller has claimed, and sets its state. On failure the chunk is ABSENT again. */
 static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section, size_t chunk, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__part *part = &f->parts[section];
-    size_t from = chunk * NODEDB_VAMANA__CHUNK, bytes = part->bytes - from, at;
+    size_t from = chunk * NODEDB_VAMANA__CHUNK, bytes = part->bytes - from;
     uint64_t offset = f->layout.at[section] + from;
-    uint8_t *to = part->memory + from, now = NODEDB_VAMANA__THERE;
+    uint8_t *to = part->memory + from, now = NODEDB_VAMANA__LOADED;
     nodedb_status status;
     if (bytes > NODEDB_VAMANA__CHUNK) bytes = NODEDB_VAMANA__CHUNK;
     status = nodedb_vamana__read_at(index, to, bytes, offset, err);
-    for (at = 0; at < bytes && (status == NODEDB_OK || status == NODEDB_ERR_CORRUPT); at += NODEDB_VAMANA__BLOCK) {
+    for (size_t at = 0; at < bytes &&
+         (status == NODEDB_OK || status == NODEDB_ERR_CORRUPT); at += NODEDB_VAMANA__BLOCK) {
         nodedb_status one = NODEDB_OK;
         size_t word = section == NODEDB_VAMANA__IN_IDS                                                   ? 8
                       : section == NODEDB_VAMANA__IN_CODES || section == NODEDB_VAMANA__IN_STATES ||
@@ -7296,7 +7243,7 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
                           ? 1
                                                                                                    : 4;
         if (status == NODEDB_OK) one = nodedb_vamana__check_block(index, offset + at, to + at, err);
-        if (status != NODEDB_OK || one == NODEDB_ERR_CORRUPT) { /* once more, this block alone */
+        if (status != NODEDB_OK || one == NODEDB_ERR_CORRUPT) { /* read this block again, alone */
             one = nodedb_vamana__read_at(index, to + at, NODEDB_VAMANA__BLOCK, offset + at, err);
             if (one == NODEDB_OK) one = nodedb_vamana__check_block(index, offset + at, to + at, err);
         }
@@ -7307,97 +7254,98 @@ static nodedb_status nodedb_vamana__load_chunk(nodedb_vamana *index, int section
         if (one == NODEDB_OK) nodedb_vamana__swap_words(to + at, NODEDB_VAMANA__BLOCK, word);
         if (one == NODEDB_OK && nodedb_vamana__makes_sense(index, section, to + at, from + at)) continue;
         nodedb_vamana__quarantine(index, offset + at);
-        now = NODEDB_VAMANA__HURT;
+        now = NODEDB_VAMANA__DAMAGED;
     }
     if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) {
         nodedb__store_release(&part->chunks[chunk], (uint8_t)NODEDB_VAMANA__ABSENT);
         return status;
     }
     nodedb__store_release(&part->chunks[chunk], now);
-    if (now == NODEDB_VAMANA__THERE) (void)__atomic_fetch_sub(&f->chunks_left, 1, __ATOMIC_ACQ_REL);
+    if (now == NODEDB_VAMANA__LOADED) (void)__atomic_fetch_sub(&f->chunks_left, 1, __ATOMIC_ACQ_REL);
     return NODEDB_OK;
 }
 
-static bool nodedb_vamana__have_slowly(const nodedb_vamana *reader, int section, uint64_t from, size_t bytes,
-                                       nodedb_vamana__trouble *trouble) {
-    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)reader; /* what is loaded is nobody's state but the file's */
+static bool nodedb_vamana__load_and_check(const nodedb_vamana *reader, int section, uint64_t from, size_t bytes,
+                                          nodedb_vamana__read_errors *errors) {
+    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)reader; /* loading changes the file's state only */
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__part *part = &f->parts[section];
     uint64_t chunk = from / NODEDB_VAMANA__CHUNK, last = (from + bytes - 1) / NODEDB_VAMANA__CHUNK, at;
-    bool hurt = false;
-    if (trouble->failed != NODEDB_OK) return false;
+    bool damaged = false;
+    if (errors->failed != NODEDB_OK) return false;
     for (; chunk <= last; chunk++) {
         uint8_t now;
         if (nodedb_vamana__claim(&part->chunks[chunk], &now)) {
-            trouble->failed = nodedb_vamana__load_chunk(index, section, (size_t)chunk, &trouble->error);
-            if (trouble->failed != NODEDB_OK) return false;
+            errors->failed = nodedb_vamana__load_chunk(index, section, (size_t)chunk, &errors->error);
+            if (errors->failed != NODEDB_OK) return false;
             now = nodedb__load_acquire(&part->chunks[chunk]);
         }
-        hurt = hurt || now == NODEDB_VAMANA__HURT;
+        damaged = damaged || now == NODEDB_VAMANA__DAMAGED;
     }
-    for (at = from / NODEDB_VAMANA__BLOCK; at <= (from + bytes - 1) / NODEDB_VAMANA__BLOCK && hurt; at++)
+    for (at = from / NODEDB_VAMANA__BLOCK; at <= (from + bytes - 1) / NODEDB_VAMANA__BLOCK && damaged; at++)
         if (nodedb_vamana__in_quarantine(f, f->layout.at[section] + at * NODEDB_VAMANA__BLOCK)) {
-            trouble->damaged++;
+            errors->damaged++;
             return false;
         }
     return true;
 }
 
-/* Are these bytes of a section in memory, and well? Of an index on disk; reads them if they are not there yet. False:
- * they are damaged, or cannot be read; `trouble` says so. */
+/* True if these bytes of a section are in memory and intact; reads them first if needed. False: they are damaged or
+ * unreadable, which *errors then tells. Only for an index on disk. */
 NODEDB_VAMANA__INLINE bool nodedb_vamana__have(const nodedb_vamana *index, int section, uint64_t from, size_t bytes,
-                                               nodedb_vamana__trouble *trouble) {
+                                               nodedb_vamana__read_errors *errors) {
     const uint8_t *chunks = index->file->parts[section].chunks;
     assert(bytes > 0 && from + bytes <= index->file->parts[section].bytes);
-    if (nodedb__load_acquire(&chunks[from / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE &&
-        nodedb__load_acquire(&chunks[(from + bytes - 1) / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__THERE)
+    if (nodedb__load_acquire(&chunks[from / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__LOADED &&
+        nodedb__load_acquire(&chunks[(from + bytes - 1) / NODEDB_VAMANA__CHUNK]) == NODEDB_VAMANA__LOADED)
         return true;
-    return nodedb_vamana__have_slowly(index, section, from, bytes, trouble);
+    return nodedb_vamana__load_and_check(index, section, from, bytes, errors);
 }
 
-/* The same for what a section has of one slot. */
+/* The same for the bytes of one slot. */
 NODEDB_VAMANA__INLINE bool nodedb_vamana__have_slot(const nodedb_vamana *index, int section, uint32_t slot,
-                                                    nodedb_vamana__trouble *trouble) {
+                                                    nodedb_vamana__read_errors *errors) {
     size_t item = index->file->layout.item[section];
-    return nodedb_vamana__have(index, section, (uint64_t)slot * item, item, trouble);
+    return nodedb_vamana__have(index, section, (uint64_t)slot * item, item, errors);
 }
 
-static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, trouble);
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, errors);
 }
 
-static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, trouble);
+static bool nodedb_vamana__have_norm(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_NORMS, slot, errors);
 }
 
-/* Must a walk look whether what it needs is there? */
+/* True if parts of the sections are not in memory yet, so that a walk must check for what it needs. */
 static bool nodedb_vamana__is_partial(const nodedb_vamana *index) {
     return index->file != NULL && nodedb__load_acquire(&index->file->chunks_left) > 0;
 }
 
-/* State and id of a slot, for one who may be on disk. */
-static bool nodedb_vamana__knows_slot(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__trouble *trouble) {
-    return index->file == NULL || (nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_STATES, slot, trouble) &&
-                                   nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_IDS, slot, trouble));
+/* True if the state and the id of a slot are in memory and intact. */
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    return index->file == NULL || (nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_STATES, slot, errors) &&
+                                   nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_IDS, slot, errors));
 }
 
-/* The live slot of an id in an index on disk, or NONE: there is none, or trouble->failed. If the table of ids is
- * damaged on the way, looks at all. */
-static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id, nodedb_vamana__trouble *trouble) {
+/* The live slot of an id in an index on disk, or NONE: there is none, or errors->failed. Where the table of ids is
+ * damaged, scans all slots. */
+static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
+                                            nodedb_vamana__read_errors *errors) {
     const nodedb_vamana__arrays *a = index->arrays;
-    uint64_t mask = index->file->layout.places - 1, at = nodedb_mix64(id) & mask, n;
+    uint64_t mask = index->file->layout.places - 1, at = nodedb_mix64(id) & mask;
     uint32_t slot;
-    for (n = 0; n <= mask; n++, at = (at + 1) & mask) {
-        if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, trouble)) break;
+    for (uint64_t n = 0; n <= mask; n++, at = (at + 1) & mask) {
+        if (!nodedb_vamana__have(index, NODEDB_VAMANA__IN_TABLE, at * 4, 4, errors)) break;
         slot = a->table[at];
         if (slot == NODEDB_VAMANA__NONE) return NODEDB_VAMANA__NONE;
-        if (nodedb_vamana__knows_slot(index, slot, trouble) && a->states[slot] == NODEDB_VAMANA__LIVE &&
+        if (nodedb_vamana__have_state(index, slot, errors) && a->states[slot] == NODEDB_VAMANA__LIVE &&
             a->ids[slot] == id)
             return slot;
-        if (trouble->failed != NODEDB_OK) return NODEDB_VAMANA__NONE;
+        if (errors->failed != NODEDB_OK) return NODEDB_VAMANA__NONE;
     }
-    for (slot = 0; slot < a->slots && trouble->failed == NODEDB_OK; slot++)
-        if (nodedb_vamana__knows_slot(index, slot, trouble) && a->states[slot] == NODEDB_VAMANA__LIVE &&
+    for (slot = 0; slot < a->slots && errors->failed == NODEDB_OK; slot++)
+        if (nodedb_vamana__have_state(index, slot, errors) && a->states[slot] == NODEDB_VAMANA__LIVE &&
             a->ids[slot] == id)
             return slot;
     return NODEDB_VAMANA__NONE;
@@ -7409,13 +7357,13 @@ static uint32_t nodedb_vamana__cache_place(const nodedb_vamana__cache *c, uint32
     return at;
 }
 
-/* Of `count` slots in s->slots, those whose codes and norms are in memory and well; their new number. */
+/* Keeps those of `count` slots in s->slots whose codes and norms are in memory and intact; returns how many. */
 static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
-    uint32_t i, n = 0;
-    for (i = 0; i < count; i++)
-        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->trouble) &&
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_CODES, s->slots[i], &s->read_errors) &&
             (s->arrays->norms == NULL ||
-             nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, s->slots[i], &s->trouble)))
+             nodedb_vamana__have_slot(s->index, NODEDB_VAMANA__IN_NORMS, s->slots[i], &s->read_errors)))
             s->slots[n++] = s->slots[i];
     return n;
 }
@@ -7424,7 +7372,7 @@ static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
     return index->file != NULL && index->file->layout.row_at > 0;
 }
 
-/* The record of a node that is kept in memory, or NULL. */
+/* The cached record of a node, or NULL. */
 static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t slot) {
     const nodedb_vamana__cache *c = &index->file->cache;
     const uint8_t *record;
@@ -7437,84 +7385,111 @@ static const uint8_t *nodedb_vamana__cached(const nodedb_vamana *index, uint32_t
     return first == NODEDB_VAMANA__NO_RECORD ? NULL : record;
 }
 
-/* Of `count` slots in s->slots, from an index on disk, those that there are, with their codes; their new number. That
- * the file's checksums are right does not make it sensible. */
-static uint32_t nodedb_vamana__sensible(nodedb_vamana_searcher *s, uint32_t count) {
-    uint32_t i, n = 0;
-    for (i = 0; i < count; i++) {
+/* Keeps those of `count` slots in s->slots, read from a file, that are in range and have codes; returns how many.
+ * Blocks with valid checksums may still hold invalid slots. */
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++) {
         if (s->slots[i] < s->arrays->slots) s->slots[n++] = s->slots[i];
-        else s->trouble.damaged++;
+        else s->read_errors.damaged++;
     }
     return nodedb_vamana__is_partial(s->index) ? nodedb_vamana__have_codes(s, n) : n;
 }
 
-/* The row of a node, if it is in memory and well; NULL: it is damaged, or on disk and not among the nodes that are
- * kept. */
+/* The row of a node. NULL: it is damaged, or on disk and not cached. */
 static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
                                                uint32_t slot) {
     const nodedb_vamana *index = s->index;
     if (index->file == NULL) return nodedb_vamana__row(index, a, slot);
-    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_HEADS, slot, &s->trouble)) return NULL;
+    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_HEADS, slot, &s->read_errors)) return NULL;
     if (nodedb_vamana__is_packed(index)) {
         const uint8_t *record = nodedb_vamana__cached(index, slot);
         return record == NULL ? NULL : (const uint32_t *)(const void *)(record + index->file->layout.row_at);
     }
-    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, &s->trouble)) return NULL;
+    if (!nodedb_vamana__have_slot(index, NODEDB_VAMANA__IN_ROWS, slot, &s->read_errors)) return NULL;
     return nodedb_vamana__row(index, a, slot);
 }
 
 /* ---- reranking from disk ----------------------------------------------------------------------------------------- */
 
-/* The exact distances of `n` results, at results + from, whose vectors have been announced: offers them to the heap of
- * the best `most` at results[0 .. *heap). A damaged one is passed over. */
-static nodedb_status nodedb_vamana__take_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
-                                                 nodedb_vamana__near *results, size_t most, size_t from, size_t n,
-                                                 size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
+/* The distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher read. */
+static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
+                                  float norm) {
+    const nodedb_vamana_kernels *k = &index->kernels->one;
+    const uint8_t *q = (const uint8_t *)target->vector, *x = (const uint8_t *)vector;
+    const float *qf = (const float *)target->vector, *xf = (const float *)vector;
+    const int8_t *qi = (const int8_t *)target->vector, *xi = (const int8_t *)vector;
+    bool l2 = index->metric == NODEDB_VAMANA_L2;
+    float d;
+    switch (index->type) {
+    case NODEDB_VAMANA_U8: d = l2 ? k->l2_u8(q, x, index->dim) : k->dot_u8(q, x, index->dim); break;
+    case NODEDB_VAMANA_I8: d = l2 ? k->l2_i8(qi, xi, index->dim) : k->dot_i8(qi, xi, index->dim); break;
+    default: d = l2 ? k->l2_f32(qf, xf, index->dim) : k->dot_f32(qf, xf, index->dim); break;
+    }
+    if (l2) return d;
+    if (index->metric == NODEDB_VAMANA_IP) return -d;
+    return nodedb_vamana__from_cosine(index->type == NODEDB_VAMANA_F32 ? d : d * target->constant * norm);
+}
+
+/* The head of the beam is expanded and will hardly change: starts to read its vectors during the rest of the walk. The
+ * rerank requests these reads again and reports the error. */
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
+    uint32_t slots[32], n = 0;
+    for (uint32_t i = 0; i < s->early; i++) {
+        slots[n++] = s->beam[i].slot;
+        if (n < 32 && i + 1 < s->early) continue;
+        (void)s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, NULL);
+        n = 0;
+    }
+    s->early = 0;
+}
+
+/* Measures the `n` results at results + from, whose vectors were announced, and offers them to the heap of the best
+ * `most` at results[0 .. *heap). Damaged ones are skipped. */
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                    nodedb_vamana__near *results, size_t most, size_t from, size_t n,
+                                                    size_t *heap, nodedb_vamana__code_error *code_error,
+                                                    nodedb_error *err) {
     const nodedb_vamana__arrays *a = s->arrays;
-    size_t i;
-    for (i = from; i < from + n; i++) {
+    for (size_t i = from; i < from + n; i++) {
         nodedb_error reason;
         uint32_t slot = results[i].slot;
         const void *vector = s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         float distance;
-        if (vector == NULL && reason.status != NODEDB_ERR_CORRUPT) {
-            if (err != NULL) *err = reason;
-            return reason.status;
-        }
-        if (a->norms != NULL && !nodedb_vamana__have_norm(s->index, slot, &s->trouble)) {
-            if (s->trouble.failed == NODEDB_OK) continue;
-            if (err != NULL) *err = s->trouble.error;
-            return s->trouble.failed;
+        if (vector == NULL && reason.status != NODEDB_ERR_CORRUPT) return nodedb_vamana__pass_on(&reason, err);
+        if (a->norms != NULL && !nodedb_vamana__have_norm(s->index, slot, &s->read_errors)) {
+            if (s->read_errors.failed == NODEDB_OK) continue;
+            return nodedb_vamana__read_failure(s, err);
         }
         distance = 0;
         if (vector != NULL)
-            distance = nodedb_vamana__exact(s->index, exact, vector, a->norms == NULL ? 0 : a->norms[slot]);
+            distance = nodedb_vamana__exact(s->index, exact, vector, nodedb_vamana__norm(a, slot));
         if (vector == NULL || !nodedb_vamana__is_finite(distance)) {
-            s->trouble.damaged++;
+            s->read_errors.damaged++;
             continue;
         }
-        if (doubt != NULL) nodedb_vamana__meet(doubt, distance, results[i].distance);
-        *heap = nodedb_vamana__offer(a->ids, results, *heap, most, distance, slot);
+        if (code_error != NULL) nodedb_vamana__note_code_error(code_error, distance, results[i].distance);
+        *heap = nodedb_vamana__heap_offer(a->ids, results, *heap, most, distance, slot);
     }
     return NODEDB_OK;
 }
 
-/* Measures the first few of the results s->spare[from .. n), for an index on disk, and says in *few how many. All up to
- * `n` are announced before, as many as the fetcher keeps, so that the device has something to do meanwhile. *told: the
- * first result that is not announced. */
+/* Measures the first few of the results s->spare[from .. n); *few: how many. First it announces all up to `n`, as many
+ * as the fetcher keeps, so that the device works meanwhile. *told: the first result that is not announced. */
 static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
                                                 size_t most, size_t from, size_t n, size_t *told, size_t *few,
-                                                size_t *heap, nodedb_vamana__doubt *doubt, nodedb_error *err) {
-    size_t batch = 0, i;
-    while (*told + batch < n && *told + batch - from < nodedb_vamana__least(s->fetcher.batch_max, s->candidates_max))
+                                                size_t *heap, nodedb_vamana__code_error *code_error,
+                                                nodedb_error *err) {
+    size_t batch = 0;
+    while (*told + batch < n && *told + batch - from < nodedb_vamana__min(s->fetcher.batch_max, s->candidates_max))
         batch++;
-    for (i = 0; i < batch; i++) s->slots[i] = s->spare[*told + i].slot;
+    for (size_t i = 0; i < batch; i++) s->slots[i] = s->spare[*told + i].slot;
     if (batch > 0) {
         nodedb_status status = s->fetcher.prefetch_batch(s->fetcher.ctx, s->slots, batch, err);
         if (status != NODEDB_OK) return status;
     }
-    *told += batch, *few = nodedb_vamana__least(*told - from, NODEDB_VAMANA__RERANK_FEW);
-    return nodedb_vamana__take_fetched(s, exact, s->spare, most, from, *few, heap, doubt, err);
+    *told += batch, *few = nodedb_vamana__min(*told - from, NODEDB_VAMANA__RERANK_FEW);
+    return nodedb_vamana__measure_fetched(s, exact, s->spare, most, from, *few, heap, code_error, err);
 }
 
 /* ---- the packed layout ------------------------------------------------------------------------------------------- */
@@ -7522,214 +7497,215 @@ static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const
 /* A walk on codes as always, but the rows are on the disk, each with its vector. So it reads a few nodes together, the
  * nearest that it has not expanded, and gets their exact distances on the way (DiskANN section 3.2). */
 
-#define NODEDB_VAMANA__WAVE 4u   /* nodes of one question that are announced and looked at together */
-#define NODEDB_VAMANA__WINDOW 8u /* reads of one question under way: a wave is read while another is looked at */
+#define NODEDB_VAMANA__READ_BATCH 4u   /* nodes of one query that are announced and expanded together */
+#define NODEDB_VAMANA__WINDOW 8u /* reads of one query under way: one batch is read while another is expanded */
 
-typedef struct nodedb_vamana__lane { /* a question that walks so */
-    nodedb_vamana_searcher *s;       /* its lists; the results so far are a heap in `spare` */
+/* A query that walks over the packed layout. Lives in one call, or in a searcher for the walkers of search_many. `busy`
+ * ones have a query. */
+typedef struct nodedb_vamana__walker {
+    nodedb_vamana_searcher *s;       /* whose lists it uses; the results so far are a heap in `spare` */
     nodedb_vamana__plan plan;
     nodedb_vamana__target code, exact;
     float norm;
     uint32_t next;                   /* first place of the beam that may not have been expanded */
-    uint32_t count, wave[NODEDB_VAMANA__WINDOW]; /* announced, the oldest first */
+    uint32_t count, batch[NODEDB_VAMANA__WINDOW]; /* nodes that were announced, the oldest first */
     size_t found;
-    uint64_t question;               /* of search_many */
+    uint64_t query_index;               /* in search_many */
     bool busy;
-} nodedb_vamana__lane;
+} nodedb_vamana__walker;
 
-static void nodedb_vamana__lane_begin(nodedb_vamana__lane *lane) {
-    nodedb_vamana_searcher *s = lane->s;
-    lane->code = nodedb_vamana__code_target(s, s->query, lane->norm);
-    lane->exact = nodedb_vamana__query_target(s, lane->norm);
-    lane->next = 0, lane->count = 0, lane->found = 0;
-    nodedb_vamana__begin_walk(s, &lane->code, lane->plan.beam);
+static void nodedb_vamana__walker_begin(nodedb_vamana__walker *walker) {
+    nodedb_vamana_searcher *s = walker->s;
+    walker->code = nodedb_vamana__code_target(s, s->query, walker->norm);
+    walker->exact = nodedb_vamana__query_target(s, walker->norm);
+    walker->next = 0, walker->count = 0, walker->found = 0;
+    nodedb_vamana__begin_walk(s, &walker->code, walker->plan.beam);
 }
 
-/* Looks at a node: its exact distance, and the distances of its neighbours by code. */
-static void nodedb_vamana__lane_expand(nodedb_vamana__lane *lane, const nodedb_vamana_query *query, uint32_t slot,
-                                       const uint8_t *record) {
-    nodedb_vamana_searcher *s = lane->s;
+/* Expands a node: measures it exactly, and its neighbours by code. */
+static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const nodedb_vamana_query *query, uint32_t slot,
+                                         const uint8_t *record) {
+    nodedb_vamana_searcher *s = walker->s;
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
     const uint32_t *row = (const uint32_t *)(const void *)(record + index->file->layout.row_at);
-    uint32_t i, n;
+    uint32_t n;
     s->hops++;
     if (nodedb_vamana__passes(s, query, slot) &&
-        (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->trouble))) {
-        float distance = nodedb_vamana__exact(index, &lane->exact, record, a->norms == NULL ? 0 : a->norms[slot]);
+        (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->read_errors))) {
+        float distance = nodedb_vamana__exact(index, &walker->exact, record, nodedb_vamana__norm(a, slot));
         s->computed++, s->exact++;
-        if (!nodedb_vamana__is_finite(distance)) s->trouble.damaged++;
-        else lane->found = nodedb_vamana__offer(a->ids, s->spare, lane->found, lane->plan.keep, distance, slot);
+        if (!nodedb_vamana__is_finite(distance)) s->read_errors.damaged++;
+        else walker->found = nodedb_vamana__heap_offer(a->ids, s->spare, walker->found, walker->plan.keep, distance,
+                                                       slot);
     }
     n = nodedb_vamana__gather(s, row, index->degree, s->seen, s->seen_size - 1);
-    n = nodedb_vamana__sensible(s, n);
-    nodedb_vamana__measure_many(index, &lane->code, s->slots, n, s->distances);
+    n = nodedb_vamana__keep_valid(s, n);
+    nodedb_vamana__measure_many(index, &walker->code, s->slots, n, s->distances);
     s->computed += n;
-    for (i = 0; i < n; i++) {
-        uint32_t at = nodedb_vamana__beam_add(s, lane->plan.beam, s->distances[i], s->slots[i]);
-        if (at < lane->next) lane->next = at;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t at = nodedb_vamana__beam_add(s, walker->plan.beam, s->distances[i], s->slots[i]);
+        if (at < walker->next) walker->next = at;
     }
 }
 
-/* Looks at the next nodes if they are in memory, and announces those that must be read, until the window is full.
- * lane->count 0: the walk is at its end. */
-static nodedb_status nodedb_vamana__lane_choose(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
-                                                nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    uint32_t had = lane->count;
-    while (lane->next < s->beam_count && lane->count < NODEDB_VAMANA__WINDOW) {
-        nodedb_vamana__near *near = &s->beam[lane->next++];
+/* Expands the next nodes that are cached and announces those that must be read, until the window is full. Afterwards
+ * walker->count 0: the walk has ended. */
+static nodedb_status nodedb_vamana__walker_announce(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
+                                                    nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    uint32_t had = walker->count;
+    while (walker->next < s->beam_count && walker->count < NODEDB_VAMANA__WINDOW) {
+        nodedb_vamana__near *near = &s->beam[walker->next++];
         const uint8_t *record;
         if (near->mark) continue;
         near->mark = 1;
         record = nodedb_vamana__cached(s->index, near->slot);
-        if (record == NULL) lane->wave[lane->count++] = near->slot;
-        else nodedb_vamana__lane_expand(lane, query, near->slot, record);
+        if (record == NULL) walker->batch[walker->count++] = near->slot;
+        else nodedb_vamana__walker_expand(walker, query, near->slot, record);
     }
-    if (s->trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = s->trouble.error;
-        return s->trouble.failed;
-    }
-    if (lane->count == had) return NODEDB_OK;
-    return s->fetcher.prefetch_batch(s->fetcher.ctx, &lane->wave[had], lane->count - had, err);
+    if (s->read_errors.failed != NODEDB_OK) return nodedb_vamana__read_failure(s, err);
+    if (walker->count == had) return NODEDB_OK;
+    return s->fetcher.prefetch_batch(s->fetcher.ctx, &walker->batch[had], walker->count - had, err);
 }
 
-/* Looks at the oldest of the nodes that were announced, a wave of them. */
-static nodedb_status nodedb_vamana__lane_take(nodedb_vamana__lane *lane, const nodedb_vamana_query *query,
-                                              nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    uint32_t n = lane->count < NODEDB_VAMANA__WAVE ? lane->count : NODEDB_VAMANA__WAVE, i;
-    for (i = 0; i < n && s->trouble.failed == NODEDB_OK; i++) {
-        uint32_t slot = lane->wave[i];
+/* Expands a batch: the oldest of the nodes that were announced. */
+static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, const nodedb_vamana_query *query,
+                                                nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    uint32_t n = walker->count < NODEDB_VAMANA__READ_BATCH ? walker->count : NODEDB_VAMANA__READ_BATCH;
+    for (uint32_t i = 0; i < n && s->read_errors.failed == NODEDB_OK; i++) {
+        uint32_t slot = walker->batch[i];
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
-        if (record == NULL && reason.status == NODEDB_ERR_STATE) { /* others have announced so much since */
+        if (record == NULL && reason.status == NODEDB_ERR_STATE) { /* other walkers have announced too much since */
             reason.status = s->fetcher.prefetch_batch(s->fetcher.ctx, &slot, 1, &reason);
             if (reason.status == NODEDB_OK)
                 record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         }
-        if (record != NULL) nodedb_vamana__lane_expand(lane, query, slot, record);
-        else if (reason.status == NODEDB_ERR_CORRUPT) s->trouble.damaged++;
-        else s->trouble.failed = reason.status, s->trouble.error = reason;
+        if (record != NULL) nodedb_vamana__walker_expand(walker, query, slot, record);
+        else if (reason.status == NODEDB_ERR_CORRUPT) s->read_errors.damaged++;
+        else s->read_errors.failed = reason.status, s->read_errors.error = reason;
     }
-    lane->count -= n;
-    memmove(lane->wave, lane->wave + n, lane->count * sizeof *lane->wave);
-    if (s->trouble.failed != NODEDB_OK && err != NULL) *err = s->trouble.error;
-    return s->trouble.failed;
+    walker->count -= n;
+    memmove(walker->batch, walker->batch + n, walker->count * sizeof *walker->batch);
+    return nodedb_vamana__read_failure(s, err);
 }
 
-/* A whole walk over the packed layout; results by exact distance, a heap in s->spare. */
+/* One walk over the packed layout. Results by exact distance, a heap in s->spare. */
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                 const nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err) {
-    nodedb_vamana__lane lane;
+    nodedb_vamana__walker walker;
     nodedb_status status;
-    memset(&lane, 0, sizeof lane);
-    lane.s = s, lane.plan = *plan, lane.norm = norm;
-    nodedb_vamana__lane_begin(&lane);
-    status = nodedb_vamana__lane_choose(&lane, query, err);
-    while (status == NODEDB_OK && lane.count > 0) {
-        status = nodedb_vamana__lane_take(&lane, query, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(&lane, query, err);
+    memset(&walker, 0, sizeof walker);
+    walker.s = s, walker.plan = *plan, walker.norm = norm;
+    nodedb_vamana__walker_begin(&walker);
+    status = nodedb_vamana__walker_announce(&walker, query, err);
+    while (status == NODEDB_OK && walker.count > 0) {
+        status = nodedb_vamana__walker_take(&walker, query, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__walker_announce(&walker, query, err);
     }
-    *found = lane.found;
+    *found = walker.found;
     return status;
 }
 
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
 
-#define NODEDB_VAMANA__ASK_AGAIN UINT32_MAX /* as a number of results: more must be read, after the others */
+#define NODEDB_VAMANA__RERUN UINT32_MAX /* as a number of results: answer this query again, after the others */
 
-/* A question that has walked: its results by code, whose vectors are being read. */
-typedef struct nodedb_vamana__parked {
-    uint64_t question;
+/* A query that has walked: its results by code, whose vectors are being read for the rerank. In a searcher's memory,
+ * for one call. */
+typedef struct nodedb_vamana__pending_rerank {
+    uint64_t query_index;
     uint8_t *query;               /* prepared: index->stride bytes */
-    nodedb_vamana__near *results; /* n, with room for questions.keep */
+    nodedb_vamana__near *results; /* n, with room for query_batch.keep */
     size_t n;
     float norm;
     nodedb_vamana__target code;
-    nodedb_vamana__near next;     /* doubtful: the next by code, which is not read */
-    bool doubtful;
-} nodedb_vamana__parked;
+    nodedb_vamana__near next;     /* uncertain: the next result by code, which is not read */
+    bool uncertain;
+} nodedb_vamana__pending_rerank;
 
-/* Room for two groups of questions, each with no more results than the fetcher takes at once. False: one at a time. */
-static bool nodedb_vamana__make_parking(nodedb_vamana__questions *q, uint64_t n) {
+/* Makes room for two groups of queries, each with no more results than the fetcher takes at once. False: one at a
+ * time. */
+static bool nodedb_vamana__make_pending(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_vamana__plan plan;
-    uint32_t most = s->fetcher.batch_max < s->candidates_max ? s->fetcher.batch_max : s->candidates_max, i;
+    uint32_t most = s->fetcher.batch_max < s->candidates_max ? s->fetcher.batch_max : s->candidates_max;
     size_t query_bytes = (s->index->stride + 15) / 16 * 16, results_bytes, bytes;
     uint8_t *at;
     if (n < 2 || nodedb_vamana__is_filtered(q->common) || q->common->k > NODEDB_VAMANA_MAX_BEAM ||
         q->common->beam > NODEDB_VAMANA_MAX_BEAM || nodedb_vamana__plan_query(s, q->common, &plan, NULL) != NODEDB_OK ||
-        plan.scan || plan.keep > most)
+        plan.way == NODEDB_VAMANA__BY_SCAN || plan.keep > most)
         return false;
     q->keep = plan.keep, q->group_max = most / plan.keep;
     results_bytes = (q->keep * sizeof(nodedb_vamana__near) + 15) / 16 * 16;
-    bytes = 2 * q->group_max * (sizeof(nodedb_vamana__parked) + query_bytes + results_bytes);
-    if (s->parked_bytes < bytes) {
-        nodedb__release(&s->allocator, s->parked, s->parked_bytes);
-        s->parked_bytes = 0;
-        s->parked = (nodedb_vamana__parked *)nodedb__alloc(&s->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
-        if (s->parked == NULL) return false;
-        s->parked_bytes = bytes;
+    bytes = 2 * q->group_max * (sizeof(nodedb_vamana__pending_rerank) + query_bytes + results_bytes);
+    if (s->pending_bytes < bytes) {
+        nodedb__release(&s->allocator, s->pending, s->pending_bytes);
+        s->pending_bytes = 0;
+        s->pending = (nodedb_vamana__pending_rerank *)nodedb__alloc(&s->allocator, bytes, NODEDB_CACHE_LINE_BYTES);
+        if (s->pending == NULL) return false;
+        s->pending_bytes = bytes;
     }
-    at = (uint8_t *)(s->parked + 2 * q->group_max);
-    for (i = 0; i < 2 * q->group_max; i++, at += query_bytes + results_bytes)
-        s->parked[i].query = at, s->parked[i].results = (nodedb_vamana__near *)(void *)(at + query_bytes);
-    q->group[0] = s->parked, q->group[1] = s->parked + q->group_max;
+    at = (uint8_t *)(s->pending + 2 * q->group_max);
+    for (uint32_t i = 0; i < 2 * q->group_max; i++, at += query_bytes + results_bytes)
+        s->pending[i].query = at, s->pending[i].results = (nodedb_vamana__near *)(void *)(at + query_bytes);
+    q->group[0] = s->pending, q->group[1] = s->pending + q->group_max;
     return true;
 }
 
-/* Announces the vectors of a group that has walked: its reads begin. */
-static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__questions *q, uint32_t group, nodedb_error *err) {
-    uint32_t i;
-    size_t n = 0, j;
+/* Announces the vectors of a group that has walked: their reads start. */
+static nodedb_status nodedb_vamana__begin_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
+    size_t n = 0;
     nodedb_status status;
-    for (i = 0; i < q->count[group]; i++)
-        for (j = 0; j < q->group[group][i].n; j++) q->s->slots[n++] = q->group[group][i].results[j].slot;
+    for (uint32_t i = 0; i < q->count[group]; i++)
+        for (size_t j = 0; j < q->group[group][i].n; j++) q->s->slots[n++] = q->group[group][i].results[j].slot;
     if (n == 0) return NODEDB_OK;
     status = q->s->fetcher.prefetch_batch(q->s->fetcher.ctx, q->s->slots, n, err);
-    if (status != NODEDB_OK) q->failed = q->group[group][0].question;
+    if (status != NODEDB_OK) q->failed = q->group[group][0].query_index;
     return status;
 }
 
-/* Takes what a group has read, question by question, and hands the results out. */
-static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__questions *q, uint32_t group, nodedb_error *err) {
+/* Reranks a group query by query, as its reads complete, and copies the results. */
+static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__query_batch *q, uint32_t group, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
-    uint32_t i, count = q->count[group];
+    uint32_t count = q->count[group];
     q->count[group] = 0;
-    for (i = 0; i < count; i++) {
-        nodedb_vamana__parked *p = &q->group[group][i];
+    for (uint32_t i = 0; i < count; i++) {
+        nodedb_vamana__pending_rerank *p = &q->group[group][i];
         nodedb_vamana__target exact;
-        nodedb_vamana__doubt doubt;
+        nodedb_vamana__code_error code_error;
         size_t heap = 0;
         nodedb_status status;
-        memset(&doubt, 0, sizeof doubt);
-        doubt.code = p->code;
-        s->trouble.failed = NODEDB_OK, s->trouble.damaged = 0;
+        memset(&code_error, 0, sizeof code_error);
+        code_error.code = p->code;
+        s->read_errors.failed = NODEDB_OK, s->read_errors.damaged = 0;
         memcpy(s->query, p->query, s->index->stride);
         exact = nodedb_vamana__query_target(s, p->norm);
-        status = nodedb_vamana__take_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &doubt, err);
+        status = nodedb_vamana__measure_fetched(s, &exact, p->results, q->k, 0, p->n, &heap, &code_error, err);
         if (status != NODEDB_OK) {
-            q->failed = p->question;
+            q->failed = p->query_index;
             return status;
         }
-        if (p->doubtful && heap == q->k &&
-            nodedb_vamana__in_doubt(s->index, &doubt, NODEDB_VAMANA__DOUBT, p->results[0].distance, &p->next)) {
-            q->found[p->question] = NODEDB_VAMANA__ASK_AGAIN;
+        if (p->uncertain && heap == q->k &&
+            nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS, p->results[0].distance,
+                                         &p->next)) {
+            q->found[p->query_index] = NODEDB_VAMANA__RERUN;
         } else {
             nodedb_vamana__sort_heap(s->arrays->ids, p->results, heap);
-            nodedb_vamana__hand_out(s, p->results, heap, q->k, q->results + (size_t)p->question * q->k,
-                                    &q->found[p->question]);
+            nodedb_vamana__copy_results(s, p->results, heap, q->k, q->results + (size_t)p->query_index * q->k,
+                                        &q->found[p->query_index]);
         }
-        q->sum.distances += p->n, q->sum.exact += p->n, q->sum.damaged += s->trouble.damaged;
+        q->sum.distances += p->n, q->sum.exact += p->n, q->sum.damaged += s->read_errors.damaged;
     }
     return NODEDB_OK;
 }
 
-/* Begins the reads of the group that has walked, then ends the other's, whose place walks next. The fetcher keeps both
- * batches, so the device never waits for us. */
-static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint32_t *walking, nodedb_error *err) {
+/* Starts the reads of the group that has walked, then reranks the other group, whose place walks next. The fetcher
+ * keeps both batches, so the device always has reads to do. */
+static nodedb_status nodedb_vamana__next_group(nodedb_vamana__query_batch *q, uint32_t *walking, nodedb_error *err) {
     nodedb_error reason;
     nodedb_status begun = nodedb_vamana__begin_reads(q, *walking, &reason), status;
     uint64_t failed = q->failed;
@@ -7742,64 +7718,64 @@ static nodedb_status nodedb_vamana__next_group(nodedb_vamana__questions *q, uint
     return status;
 }
 
-/* Lets question i walk, and parks it with the group that walks. One that must look at all is answered at once, when
- * those before it are: it reads everything itself. */
-static nodedb_status nodedb_vamana__ask_parked(nodedb_vamana__questions *q, uint64_t i, uint32_t *walking,
-                                               nodedb_error *err) {
+/* Walks query i and adds it to the group that walks. A query that needs a scan is answered at once, after those before
+ * it, as it reads everything itself. */
+static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, uint64_t i, uint32_t *walking,
+                                                 nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
-    nodedb_vamana__parked *p = &q->group[*walking][q->count[*walking]];
+    nodedb_vamana__pending_rerank *p = &q->group[*walking][q->count[*walking]];
     nodedb_vamana__plan plan;
     size_t found = 0;
     float norm;
-    nodedb_status status = nodedb_vamana__begin_question(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
-                                                         NODEDB_VAMANA__SEARCH, &plan, &norm, err);
+    nodedb_status status = nodedb_vamana__begin_query(s, q->common, q->vectors + (size_t)i * s->index->vector_bytes,
+                                                      false, &plan, &norm, err);
     if (status == NODEDB_OK)
         status = nodedb_vamana__walk_to_results(s, q->common, &plan, norm, &found, &p->code, err);
     if (status != NODEDB_OK) {
         q->failed = i;
         return status;
     }
-    if (plan.scan) { /* which walks once more: rare */
+    if (plan.way == NODEDB_VAMANA__BY_SCAN) { /* rare: the query walks once more */
         status = nodedb_vamana__next_group(q, walking, err);
         if (status == NODEDB_OK) status = nodedb_vamana__next_group(q, walking, err);
-        return status == NODEDB_OK ? nodedb_vamana__ask_one(q, i, err) : status;
+        return status == NODEDB_OK ? nodedb_vamana__answer_one(q, i, err) : status;
     }
-    q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.damaged += s->trouble.damaged;
+    q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.damaged += s->read_errors.damaged;
     memcpy(p->query, s->query, s->index->stride);
     memcpy(p->results, s->spare, found * sizeof *p->results);
-    p->question = i, p->n = found, p->norm = norm;
-    p->doubtful = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
-    if (p->doubtful) p->next = s->spare[found];
+    p->query_index = i, p->n = found, p->norm = norm;
+    p->uncertain = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
+    if (p->uncertain) p->next = s->spare[found];
     q->count[*walking]++;
     return NODEDB_OK;
 }
 
-/* On disk: the device reads for some questions while others walk. What is asked of a file never changes, so nobody need
- * be counted in. */
-static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
+/* Resident layout: the device reads for some queries while others walk. Arrays of an index on disk never change, so no
+ * reader is counted in. */
+static nodedb_status nodedb_vamana__answer_resident(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
     nodedb_status status = NODEDB_OK, ended = NODEDB_OK;
     nodedb_error reason;
     uint64_t i, reads, retries, reads_now, retries_now;
     uint32_t walking = 0;
-    bool stuck = false; /* reading has failed, so there is no sense in ending the groups */
+    bool stuck = false; /* reading has failed: the groups cannot be reranked */
     nodedb_vamana__reads_so_far(q->s, &reads, &retries);
     for (i = 0; i < n && status == NODEDB_OK; i++) {
         if (q->count[walking] == q->group_max) status = nodedb_vamana__next_group(q, &walking, err);
         stuck = status != NODEDB_OK;
-        if (!stuck) status = nodedb_vamana__ask_parked(q, i, &walking, err);
+        if (!stuck) status = nodedb_vamana__walk_pending(q, i, &walking, err);
     }
-    /* those before one whose walk failed are answered, unless they fail themselves */
+    /* queries before the one that failed are answered, unless they fail too */
     stuck = stuck || (status != NODEDB_OK && q->failed != i - 1);
     if (!stuck) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (!stuck && ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (ended != NODEDB_OK && err != NULL) *err = reason;
     for (i = 0; i < n; i++) {
-        if (q->found[i] != NODEDB_VAMANA__ASK_AGAIN) continue;
+        if (q->found[i] != NODEDB_VAMANA__RERUN) continue;
         q->found[i] = 0;
-        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__ask_one(q, i, err);
+        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__answer_one(q, i, err);
         else if (i < q->failed) {
-            uint64_t failed = q->failed; /* the message is about that one */
-            (void)nodedb_vamana__ask_one(q, i, NULL);
+            uint64_t failed = q->failed; /* the message names that one */
+            (void)nodedb_vamana__answer_one(q, i, NULL);
             q->failed = failed;
         }
     }
@@ -7812,91 +7788,93 @@ static nodedb_status nodedb_vamana__ask_disk(nodedb_vamana__questions *q, uint64
 
 /* They walk side by side, each with a walker: while the reads of one are under way, the others expand theirs. */
 
-#define NODEDB_VAMANA__LANES 16u
+#define NODEDB_VAMANA__WALKERS 16u
 
-static void nodedb_vamana__free_lanes(nodedb_vamana_searcher *s) {
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s) {
     uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) nodedb_vamana_searcher_destroy(s->lanes[i].s);
-    nodedb__release(&s->allocator, s->lanes, NODEDB_VAMANA__LANES * sizeof *s->lanes);
-    s->lanes = NULL;
+    for (i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++) nodedb_vamana_searcher_destroy(s->walkers[i].s);
+    nodedb__release(&s->allocator, s->walkers, NODEDB_VAMANA__WALKERS * sizeof *s->walkers);
+    s->walkers = NULL;
 }
 
-static uint64_t nodedb_vamana__lanes_bytes(const nodedb_vamana_searcher *s) {
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s) {
     uint64_t bytes = 0;
     uint32_t i;
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++)
-        bytes += sizeof *s->lanes + nodedb_vamana_searcher_memory_bytes(s->lanes[i].s);
+    for (i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++)
+        bytes += sizeof *s->walkers + nodedb_vamana_searcher_memory_bytes(s->walkers[i].s);
     return bytes;
 }
 
-/* False: one question at a time. */
-static bool nodedb_vamana__make_lanes(nodedb_vamana__questions *q, uint64_t n) {
+/* Makes the walkers of a searcher. False: one query at a time. */
+static bool nodedb_vamana__make_walkers(nodedb_vamana__query_batch *q, uint64_t n) {
     nodedb_vamana_searcher *s = q->s;
-    uint32_t i;
-    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__LANES * NODEDB_VAMANA__WINDOW) return false;
-    if (s->lanes == NULL)
-        s->lanes = (nodedb_vamana__lane *)nodedb__alloc_zero(&s->allocator, NODEDB_VAMANA__LANES * sizeof *s->lanes,
-                                                             NODEDB_CACHE_LINE_BYTES);
-    for (i = 0; i < NODEDB_VAMANA__LANES && s->lanes != NULL; i++) {
-        nodedb_vamana__lane *lane = &s->lanes[i];
-        if (lane->s == NULL) lane->s = nodedb_vamana__searcher_new(s->index, s->beam_max, s->fits, false, NULL);
-        if (lane->s == NULL) return false;
-        lane->s->arrays = s->arrays, lane->s->fetcher = s->fetcher, lane->busy = false;
+    if (n < 2 || s->fetcher.batch_max < NODEDB_VAMANA__WALKERS * NODEDB_VAMANA__WINDOW) return false;
+    if (s->walkers == NULL)
+        s->walkers = (nodedb_vamana__walker *)nodedb__alloc_zero(&s->allocator,
+                                                                 NODEDB_VAMANA__WALKERS * sizeof *s->walkers,
+                                                                 NODEDB_CACHE_LINE_BYTES);
+    for (uint32_t i = 0; i < NODEDB_VAMANA__WALKERS && s->walkers != NULL; i++) {
+        nodedb_vamana__walker *walker = &s->walkers[i];
+        if (walker->s == NULL) walker->s = nodedb_vamana__searcher_new(s->index, s->beam_max, s->fits, false, NULL);
+        if (walker->s == NULL) return false;
+        walker->s->arrays = s->arrays, walker->s->fetcher = s->fetcher, walker->busy = false;
     }
-    return s->lanes != NULL;
+    return s->walkers != NULL;
 }
 
-static void nodedb_vamana__lane_failed(nodedb_vamana__questions *q, const nodedb_vamana__lane *lane,
-                                       nodedb_status status, const nodedb_error *reason, nodedb_status *first,
-                                       nodedb_error *err) {
-    if (*first != NODEDB_OK && q->failed < lane->question) return;
-    *first = status, q->failed = lane->question;
+static void nodedb_vamana__walker_failed(nodedb_vamana__query_batch *q, const nodedb_vamana__walker *walker,
+                                         nodedb_status status, const nodedb_error *reason, nodedb_status *first,
+                                         nodedb_error *err) {
+    if (*first != NODEDB_OK && q->failed < walker->query_index) return;
+    *first = status, q->failed = walker->query_index;
     if (err != NULL) *err = *reason;
 }
 
-/* Hands out what a lane has found; or, as it found too little, asks again in the usual way. */
-static nodedb_status nodedb_vamana__lane_end(nodedb_vamana__questions *q, nodedb_vamana__lane *lane,
-                                             nodedb_error *err) {
-    nodedb_vamana_searcher *s = lane->s;
-    lane->busy = false;
-    if (lane->plan.scan || lane->found < lane->plan.k) return nodedb_vamana__ask_one(q, lane->question, err);
+/* Copies the results of a walker whose walk has ended. If they are too few, answers the query in the usual way. */
+static nodedb_status nodedb_vamana__walker_end(nodedb_vamana__query_batch *q, nodedb_vamana__walker *walker,
+                                               nodedb_error *err) {
+    nodedb_vamana_searcher *s = walker->s;
+    walker->busy = false;
+    if (walker->plan.way == NODEDB_VAMANA__BY_SCAN || walker->found < walker->plan.k)
+        return nodedb_vamana__answer_one(q, walker->query_index, err);
     q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.exact += s->exact;
-    q->sum.damaged += s->trouble.damaged;
-    nodedb_vamana__sort_heap(s->arrays->ids, s->spare, lane->found);
-    nodedb_vamana__hand_out(s, s->spare, lane->found, q->k, q->results + (size_t)lane->question * q->k,
-                            &q->found[lane->question]);
+    q->sum.damaged += s->read_errors.damaged;
+    nodedb_vamana__sort_heap(s->arrays->ids, s->spare, walker->found);
+    nodedb_vamana__copy_results(s, s->spare, walker->found, q->k, q->results + (size_t)walker->query_index * q->k,
+                                &q->found[walker->query_index]);
     return NODEDB_OK;
 }
 
-/* One turn of a lane: takes what it waits for, chooses again, and begins another question at the end of one. */
-static nodedb_status nodedb_vamana__lane_turn(nodedb_vamana__questions *q, nodedb_vamana__lane *lane, uint64_t *next,
-                                              uint64_t n, nodedb_error *err) {
+/* One turn of a walker: expands what it waits for, announces more, and takes the next query at the end of one. */
+static nodedb_status nodedb_vamana__walker_step(nodedb_vamana__query_batch *q, nodedb_vamana__walker *walker,
+                                                uint64_t *next, uint64_t n, nodedb_error *err) {
     nodedb_status status = NODEDB_OK;
-    if (lane->busy) {
-        status = nodedb_vamana__lane_take(lane, q->common, err);
-        if (status == NODEDB_OK) status = nodedb_vamana__lane_choose(lane, q->common, err);
-        if (status != NODEDB_OK || lane->count > 0) return status;
-        status = nodedb_vamana__lane_end(q, lane, err);
+    if (walker->busy) {
+        status = nodedb_vamana__walker_take(walker, q->common, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__walker_announce(walker, q->common, err);
+        if (status != NODEDB_OK || walker->count > 0) return status;
+        status = nodedb_vamana__walker_end(q, walker, err);
     }
-    while (status == NODEDB_OK && !lane->busy && *next < n) {
-        lane->question = (*next)++;
-        status = nodedb_vamana__begin_question(lane->s, q->common,
-                                               q->vectors + (size_t)lane->question * q->s->index->vector_bytes,
-                                               NODEDB_VAMANA__SEARCH, &lane->plan, &lane->norm, err);
+    while (status == NODEDB_OK && !walker->busy && *next < n) {
+        walker->query_index = (*next)++;
+        status = nodedb_vamana__begin_query(walker->s, q->common,
+                                            q->vectors + (size_t)walker->query_index * q->s->index->vector_bytes,
+                                            false, &walker->plan, &walker->norm, err);
         if (status != NODEDB_OK) break;
-        lane->busy = true;
-        if (!lane->plan.scan) {
-            nodedb_vamana__lane_begin(lane);
-            status = nodedb_vamana__lane_choose(lane, q->common, err);
-            if (status != NODEDB_OK || lane->count > 0) break;
+        walker->busy = true;
+        if (walker->plan.way != NODEDB_VAMANA__BY_SCAN) {
+            nodedb_vamana__walker_begin(walker);
+            status = nodedb_vamana__walker_announce(walker, q->common, err);
+            if (status != NODEDB_OK || walker->count > 0) break;
         }
-        status = nodedb_vamana__lane_end(q, lane, err);
+        status = nodedb_vamana__walker_end(q, walker, err);
     }
     return status;
 }
 
-/* After a failure those before the question that failed are still answered, and none behind it. */
-static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint64_t n, nodedb_error *err) {
+/* Packed layout: walkers take turns. After a failure the queries before the failed one are still answered; none
+ * behind. */
+static nodedb_status nodedb_vamana__answer_packed(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
     nodedb_vamana_searcher *s = q->s;
     nodedb_status first = NODEDB_OK, status;
     nodedb_vamana_stats none;
@@ -7905,15 +7883,15 @@ static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint
     memset(&none, 0, sizeof none);
     nodedb_vamana__reads_so_far(s, &reads, &retries);
     do {
-        for (i = 0, busy = 0; i < NODEDB_VAMANA__LANES; i++) {
-            nodedb_vamana__lane *lane = &s->lanes[i];
-            if (lane->busy && lane->question >= end) lane->busy = false;
-            status = nodedb_vamana__lane_turn(q, lane, &next, end, &reason);
+        for (i = 0, busy = 0; i < NODEDB_VAMANA__WALKERS; i++) {
+            nodedb_vamana__walker *walker = &s->walkers[i];
+            if (walker->busy && walker->query_index >= end) walker->busy = false;
+            status = nodedb_vamana__walker_step(q, walker, &next, end, &reason);
             if (status != NODEDB_OK) {
-                nodedb_vamana__lane_failed(q, lane, status, &reason, &first, err);
-                lane->busy = false, end = q->failed;
+                nodedb_vamana__walker_failed(q, walker, status, &reason, &first, err);
+                walker->busy = false, end = q->failed;
             }
-            busy += lane->busy;
+            busy += walker->busy;
         }
     } while (busy > 0 || next < end);
     for (i = end; i < n; i++) q->found[i] = 0;
@@ -7922,12 +7900,12 @@ static nodedb_status nodedb_vamana__ask_packed(nodedb_vamana__questions *q, uint
     return first;
 }
 
-/* Many questions to an index on disk, together. False: one question at a time. */
-static bool nodedb_vamana__ask_file(nodedb_vamana__questions *q, uint64_t n, nodedb_status *status,
-                                    nodedb_error *err) {
-    if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_lanes(q, n))
-        *status = nodedb_vamana__ask_packed(q, n, err);
-    else if (nodedb_vamana__make_parking(q, n)) *status = nodedb_vamana__ask_disk(q, n, err);
+/* Answers many queries to an index on disk together. False: answer them one at a time. */
+static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err) {
+    if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_walkers(q, n))
+        *status = nodedb_vamana__answer_packed(q, n, err);
+    else if (nodedb_vamana__make_pending(q, n)) *status = nodedb_vamana__answer_resident(q, n, err);
     else return false;
     return true;
 }
@@ -7939,7 +7917,7 @@ static bool nodedb_vamana__uring_works(const nodedb_vamana_open_config *config, 
     struct io_uring ring;
     int error;
 #endif
-    if (config->fetch != NODEDB_VAMANA_FETCH_AUTO || config->io.pread != NULL) return false; /* as the caller wants */
+    if (config->fetch != NODEDB_VAMANA_FETCH_AUTO || config->io.pread != NULL) return false; /* as asked for */
 #if defined(NODEDB_VAMANA__URING)
     error = io_uring_queue_init(1, &ring, 0);
     if (error == 0) {
@@ -7959,7 +7937,8 @@ static bool nodedb_vamana__uring_works(const nodedb_vamana_open_config *config, 
     return false;
 }
 
-/* Opens the file past the page cache where it may; some file systems refuse at open, others at the first read. */
+/* Opens the file with O_DIRECT if disk mode uses it. Some file systems refuse that at open, others at the first
+ * read. */
 static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
                                     uint8_t *block) {
     int fd = -EINVAL;
@@ -7980,8 +7959,8 @@ static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const
     return io->open(io->ctx, path, O_RDONLY, 0);
 }
 
-/* Does the kernel populate what it can, and say so where it cannot? (Before Linux 5.14 it does not know how, and an
- * emulator may say yes to everything.) */
+/* True if MADV_POPULATE_READ works, and fails where it must. (Linux before 5.14 does not have it, and an emulator may
+ * let everything succeed.) */
 static bool nodedb_vamana__can_populate(size_t page) {
     bool can = false;
 #if defined(MADV_POPULATE_READ)
@@ -7995,7 +7974,7 @@ static bool nodedb_vamana__can_populate(size_t page) {
     return can;
 }
 
-/* Maps the records for a fetcher; whatever is refused is done by pread, and said. */
+/* Maps the records for a fetcher. If that is refused, logs it, and fetchers read. */
 static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana_open_config *config) {
     nodedb_vamana__file *f = index->file;
     uint64_t from = f->layout.at[NODEDB_VAMANA__IN_RECORDS], bytes = f->layout.at[NODEDB_VAMANA__IN_RECORDS + 1] - from;
@@ -8019,7 +7998,27 @@ static void nodedb_vamana__map_records(nodedb_vamana *index, const nodedb_vamana
 #endif
 }
 
-/* Memory for the sections that searches want there, none of it read yet. */
+/* Frees what only disk mode has. */
+static void nodedb_vamana__free_disk(nodedb_vamana *index) {
+    nodedb_vamana__file *f = index->file;
+    nodedb_vamana__arrays *a = index->arrays;
+    for (int i = 0; i < NODEDB_VAMANA__SECTIONS; i++) {
+        nodedb_vamana__release(index, f->parts[i].memory, f->parts[i].bytes, 1);
+        nodedb_vamana__release(index, f->parts[i].chunks, f->parts[i].count, 1);
+    }
+    if (a != NULL && f->parts[NODEDB_VAMANA__IN_TABLE].memory != NULL) { /* the arrays borrowed them */
+        a->states = NULL, a->ids = NULL, a->norms = NULL, a->rows = NULL, a->heads = NULL, a->codes = NULL,
+        a->table = NULL;
+    }
+    if (f->cache.fetcher.ctx != NULL) f->cache.fetcher.destroy(f->cache.fetcher.ctx);
+    nodedb_vamana__release(index, f->cache.slots, f->cache.max, sizeof *f->cache.slots);
+    nodedb_vamana__release(index, f->cache.places, f->cache.places_size, sizeof *f->cache.places);
+    nodedb_vamana__release(index, f->cache.records, f->cache.max, f->cache.stride);
+    nodedb_vamana__release(index, f->damaged, (size_t)(f->layout.blocks / 8 + 2), 1);
+    if (f->map != NULL) (void)munmap(f->map, f->map_bytes);
+}
+
+/* Memory for the sections that searches use. Nothing of them is read yet. */
 static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vamana__coder *coder, uint32_t slots,
                                                nodedb_error *err) {
     static const int wanted[] = {NODEDB_VAMANA__IN_STATES, NODEDB_VAMANA__IN_IDS,   NODEDB_VAMANA__IN_NORMS,
@@ -8027,23 +8026,25 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
                                  NODEDB_VAMANA__IN_TABLE};
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__arrays *a =
-        (nodedb_vamana__arrays *)nodedb_vamana__take(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
-    size_t i;
+        (nodedb_vamana__arrays *)nodedb_vamana__alloc(index, 1, sizeof *a, NODEDB_CACHE_LINE_BYTES);
     if (a == NULL) {
         nodedb_vamana__free_coder(index, coder);
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+        return nodedb_vamana__no_memory(err, "open", f->path);
     }
     index->arrays = a, a->coder = coder;
     if (coder != NULL) nodedb_vamana__count_bytes(index, nodedb_vamana__coder_bytes(index), 0);
-    for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+    f->damaged = (uint8_t *)nodedb_vamana__alloc(index, (size_t)(f->layout.blocks / 8 + 2), 1, sizeof(void *));
+    if (f->damaged == NULL)
+        return nodedb_vamana__no_memory(err, "open", f->path);
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         nodedb_vamana__part *p = &f->parts[wanted[i]];
         uint64_t bytes = f->layout.at[wanted[i] + 1] - f->layout.at[wanted[i]];
         if (bytes == 0) continue;
         p->bytes = (size_t)bytes, p->count = (size_t)((bytes + NODEDB_VAMANA__CHUNK - 1) / NODEDB_VAMANA__CHUNK);
-        if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__take_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
-        p->chunks = (uint8_t *)nodedb_vamana__take(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
+        if (bytes == p->bytes) p->memory = (uint8_t *)nodedb_vamana__alloc_raw(index, p->bytes, NODEDB_VAMANA__BLOCK);
+        p->chunks = (uint8_t *)nodedb_vamana__alloc(index, p->count, 1, NODEDB_CACHE_LINE_BYTES);
         if (p->memory == NULL || p->chunks == NULL)
-            return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+            return nodedb_vamana__no_memory(err, "open", f->path);
         f->chunks_left += p->count;
     }
     a->capacity = a->slots = slots;
@@ -8058,7 +8059,7 @@ static nodedb_status nodedb_vamana__make_parts(nodedb_vamana *index, nodedb_vama
     return NODEDB_OK;
 }
 
-/* Room for the nodes near the starts. */
+/* Memory for the records of nodes near the starts. */
 static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const nodedb_vamana_open_config *config,
                                                nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
@@ -8073,11 +8074,11 @@ static nodedb_status nodedb_vamana__make_cache(nodedb_vamana *index, const noded
     if (max == 0) return NODEDB_OK;
     c->max = (uint32_t)max;
     for (c->places_size = 16; c->places_size < 2 * max;) c->places_size *= 2;
-    c->slots = (uint32_t *)nodedb_vamana__take(index, c->max, sizeof *c->slots, sizeof(void *));
-    c->places = (uint32_t *)nodedb_vamana__take(index, c->places_size, sizeof *c->places, sizeof(void *));
-    c->records = (uint8_t *)nodedb_vamana__take_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
+    c->slots = (uint32_t *)nodedb_vamana__alloc(index, c->max, sizeof *c->slots, sizeof(void *));
+    c->places = (uint32_t *)nodedb_vamana__alloc(index, c->places_size, sizeof *c->places, sizeof(void *));
+    c->records = (uint8_t *)nodedb_vamana__alloc_raw(index, c->max * c->stride, NODEDB_CACHE_LINE_BYTES);
     if (c->slots == NULL || c->places == NULL || c->records == NULL)
-        return nodedb_fail(err, NODEDB_ERR_NO_MEMORY, 0, "no memory to open %s", nodedb__path_end(f->path));
+        return nodedb_vamana__no_memory(err, "open", f->path);
     memset(c->places, 0xFF, c->places_size * sizeof *c->places); /* NONE */
     return NODEDB_OK;
 }
@@ -8098,8 +8099,7 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
     for (i = 0; i < NODEDB_VAMANA__STARTS_MAX; i++)
         index->arrays->starts[i] = nodedb_get_u32(header + NODEDB_VAMANA__AT_STARTS + 4 * i);
     if (index->arrays != NULL) index->arrays->zeros = nodedb_get_u32(header + NODEDB_VAMANA__AT_ZEROS) != 0;
-    memset(&r, 0, sizeof r);
-    r.index = index, r.buffer = buffer, r.err = err;
+    r = nodedb_vamana__reader_of(index, buffer, err);
     nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_MEANS);
     if (coder != NULL) status = nodedb_vamana__read_mean(&r, coder);
     if (status == NODEDB_OK && n->layout == NODEDB_VAMANA_PACKED)
@@ -8107,6 +8107,29 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
     if (status != NODEDB_OK) return status;
     if (config->fetch == NODEDB_VAMANA_FETCH_MAPPED) nodedb_vamana__map_records(index, config);
     index->file->uring = nodedb_vamana__uring_works(config, index->file->path);
+    return NODEDB_OK;
+}
+
+/* Gives a searcher of an index on disk the caller's fetcher, or one of its own. */
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err) {
+    const nodedb_vamana *index = s->index;
+    uint32_t batch = beam < NODEDB_VAMANA_MAX_BATCH ? beam : NODEDB_VAMANA_MAX_BATCH; /* the pool is twice as large */
+    nodedb_status status;
+    if (batch < NODEDB_VAMANA__DEFAULT_BATCH) batch = NODEDB_VAMANA__DEFAULT_BATCH;
+    if (fetcher == NULL) {
+        status = nodedb_vamana_fetcher_disk(index, batch, &s->fetcher, err);
+        s->own_fetcher = status == NODEDB_OK;
+        return status;
+    }
+    if (nodedb_vamana__is_packed(index))
+        return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "%s is packed: what it reads are nodes, not vectors alone",
+                           index->file->path);
+    if (fetcher->dim != index->dim || fetcher->batch_max == 0 || fetcher->prefetch_batch == NULL ||
+        fetcher->fetch == NULL)
+        return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "the fetcher has no functions, or not %u components",
+                           (unsigned)index->dim);
+    s->fetcher = *fetcher;
     return NODEDB_OK;
 }
 
@@ -8120,37 +8143,34 @@ static void nodedb_vamana__cache_want(nodedb_vamana__cache *c, uint32_t slot) {
     c->slots[c->count] = slot, c->places[place] = c->count++;
 }
 
-/* Reads the next nodes into the cache, and learns from their rows which come after them. */
+/* Reads the next nodes into the cache; their rows tell which nodes follow. */
 static nodedb_status nodedb_vamana__fill_cache(nodedb_vamana *index, nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
     nodedb_vamana__cache *c = &f->cache;
     const nodedb_vamana__arrays *a = index->arrays;
-    uint32_t i, j, n;
+    uint32_t n;
     nodedb_status status = NODEDB_OK;
     if (c->fetcher.ctx == NULL) {
         status = nodedb_vamana_fetcher_disk(index, 0, &c->fetcher, err);
         if (status != NODEDB_OK) return status;
         if (c->count == 0 && a->entry != NODEDB_VAMANA__NONE) nodedb_vamana__cache_want(c, a->entry);
-        for (i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
+        for (uint32_t i = 0; i < NODEDB_VAMANA__STARTS_MAX && a->starts[i] != NODEDB_VAMANA__NONE; i++)
             nodedb_vamana__cache_want(c, a->starts[i]);
     }
     n = c->count - c->filled < c->fetcher.batch_max ? c->count - c->filled : c->fetcher.batch_max;
     status = c->fetcher.prefetch_batch(c->fetcher.ctx, c->slots + c->filled, n, err);
-    for (i = 0; i < n && status == NODEDB_OK; i++) {
+    for (uint32_t i = 0; i < n && status == NODEDB_OK; i++) {
         nodedb_error reason;
         const uint8_t *record = (const uint8_t *)c->fetcher.fetch(c->fetcher.ctx, c->slots[c->filled], &reason);
         uint8_t *to = c->records + c->filled * c->stride;
         const uint32_t *row = (const uint32_t *)(const void *)(to + f->layout.row_at), none = NODEDB_VAMANA__NO_RECORD;
         if (record != NULL) memcpy(to, record, f->layout.record_bytes);
-        else if (reason.status == NODEDB_ERR_CORRUPT) { /* searches will meet it, and pass it over */
+        else if (reason.status == NODEDB_ERR_CORRUPT) { /* searches will find it damaged, and skip it */
             memset(to, 0xFF, f->layout.record_bytes);
             memcpy(to + f->layout.row_at, &none, sizeof none);
-        } else {
-            if (err != NULL) *err = reason;
-            return reason.status;
-        }
+        } else return nodedb_vamana__pass_on(&reason, err);
         c->filled++;
-        for (j = 0; j < index->degree && row[j] < a->slots; j++) nodedb_vamana__cache_want(c, row[j]);
+        for (uint32_t j = 0; j < index->degree && row[j] < a->slots; j++) nodedb_vamana__cache_want(c, row[j]);
     }
     if (status == NODEDB_OK && c->filled == c->count) {
         c->fetcher.destroy(c->fetcher.ctx);
@@ -8167,7 +8187,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_
     if (more != NULL) *more = false;
     if (index == NULL || more == NULL || budget == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or more is NULL, or the budget is 0");
-    if (f == NULL) return NODEDB_OK; /* it is all there */
+    if (f == NULL) return NODEDB_OK; /* everything is in memory */
     for (; f->load_section < NODEDB_VAMANA__SECTIONS; f->load_section++, f->load_chunk = 0) {
         nodedb_vamana__part *p = &f->parts[f->load_section];
         for (; f->load_chunk < p->count; f->load_chunk++) {
@@ -8190,6 +8210,76 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_load(nodedb_vamana *index, uint64_
         read += NODEDB_VAMANA__DEFAULT_BATCH * NODEDB_VAMANA__BLOCK;
     }
     return NODEDB_OK;
+}
+
+/* ---- verifying the meaning of a file ----------------------------------------------------------------------------- */
+
+/* All blocks match their checksums: checks that their contents fit each other. */
+static nodedb_status nodedb_vamana__verify_sections(nodedb_vamana *index, uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana__file *f = index->file;
+    const nodedb_vamana__arrays *a = index->arrays;
+    uint64_t entries = 0;
+    uint32_t slot;
+    nodedb_vamana__read_errors errors;
+    nodedb_vamana__reader r;
+    nodedb_vamana__tree_check tree;
+    uint8_t *record;
+    uint32_t *next = NULL;
+    size_t next_bytes = ((size_t)a->slots + 1) * sizeof *next;
+    nodedb_status status = NODEDB_OK;
+    bool more = true;
+    memset(&errors, 0, sizeof errors);
+    f->cache.ready = true; /* verify does not use the cache */
+    while (more && status == NODEDB_OK) status = nodedb_vamana_load(index, UINT64_MAX, &more, err);
+    for (uint64_t at = 0; at < f->layout.at[NODEDB_VAMANA__SECTIONS] &&
+         f->damaged_blocks > 0; at += NODEDB_VAMANA__BLOCK)
+        if (at < f->layout.at[NODEDB_VAMANA__IN_SUMS] && nodedb_vamana__in_quarantine(f, at))
+            return nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, at, f->path,
+                                             "the block matches its checksum and makes no sense");
+    if (status == NODEDB_OK) status = nodedb_vamana__check_slots(index, f->layout.row_at == 0, err);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++)
+        if (a->states[slot] == NODEDB_VAMANA__LIVE &&
+            nodedb_vamana__find_on_disk(index, a->ids[slot], &errors) != slot)
+            status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_IDS, slot,
+                                                 "an id is not where the table has it, or there twice", err);
+    for (uint64_t at = 0; at < f->layout.places &&
+         status == NODEDB_OK; at++) entries += a->table[at] != NODEDB_VAMANA__NONE;
+    if (status == NODEDB_OK && entries != index->live)
+        status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_STATES, 0,
+                                             "the table of ids has more of them than the header", err);
+    if (status != NODEDB_OK) return status;
+    r = nodedb_vamana__reader_of(index, buffer, err);
+    record = (uint8_t *)nodedb__alloc(&index->allocator, f->layout.record_bytes + (size_t)8, NODEDB_CACHE_LINE_BYTES);
+    if (f->layout.row_at > 0)
+        next = (uint32_t *)nodedb__alloc(&index->allocator, next_bytes, NODEDB_CACHE_LINE_BYTES);
+    if (!nodedb_vamana__tree_check_begin(index, &tree) || record == NULL || (next == NULL && f->layout.row_at > 0))
+        status = nodedb_vamana__no_memory(err, "verify", f->path);
+    nodedb_vamana__read_from(&r, NODEDB_VAMANA__IN_PARENTS);
+    for (slot = 0; slot < a->slots && status == NODEDB_OK; slot++) {
+        status = nodedb_vamana__read(&r, &tree.nodes[slot].parent, sizeof tree.nodes[slot].parent);
+        nodedb_vamana__swap_words(&tree.nodes[slot].parent, sizeof tree.nodes[slot].parent, 4);
+    }
+    for (slot = 0; slot < a->slots && status == NODEDB_OK && a->rows != NULL; slot++)
+        nodedb_vamana__tree_check_row(index, &tree, slot, nodedb_vamana__row(index, a, slot));
+    if (status == NODEDB_OK) status = nodedb_vamana__read_records(&r, record, next, &tree, false);
+    if (status == NODEDB_OK && next != NULL && !nodedb_vamana__is_chain(index, next, 1, &slot))
+        status = nodedb_vamana__file_error(err, NODEDB_ERR_CORRUPT, 0, nodedb_vamana__record_at(&f->layout, slot),
+                                           f->path, "the free slots are not one chain");
+    if (status == NODEDB_OK && !nodedb_vamana__is_tree(index, &tree, &slot))
+        status = nodedb_vamana__invalid_slot(index, NODEDB_VAMANA__IN_PARENTS, slot,
+                                             "a vector cannot be reached, or a row names one twice", err);
+    nodedb__release(&index->allocator, tree.nodes, tree.bytes);
+    nodedb__release(&index->allocator, record, f->layout.record_bytes + (size_t)8);
+    nodedb__release(&index->allocator, next, next_bytes);
+    return status;
+}
+
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana *index = nodedb_vamana__open_any(path, config, false, err);
+    nodedb_status status = index == NULL ? err->status : nodedb_vamana__verify_sections(index, buffer, err);
+    nodedb_vamana_destroy(index);
+    return status;
 }
 
 /* ---- fetchers ---------------------------------------------------------------------------------------------------- */
@@ -8216,10 +8306,9 @@ static nodedb_status nodedb_vamana__damaged_record(const nodedb_vamana *index, u
                                      "read twice, does not match its checksum");
 }
 
-/* Is any block of a record in quarantine? */
+/* True if a block of a record is quarantined. */
 static bool nodedb_vamana__record_in_quarantine(const nodedb_vamana__file *f, uint64_t offset) {
-    uint32_t i;
-    for (i = 0; i < f->layout.blocks_per_record && nodedb__load_relaxed(&f->damaged_blocks) > 0; i++)
+    for (uint32_t i = 0; i < f->layout.blocks_per_record && nodedb__load_relaxed(&f->damaged_blocks) > 0; i++)
         if (nodedb_vamana__in_quarantine(f, offset + (uint64_t)i * NODEDB_VAMANA_BLOCK_BYTES)) return true;
     return false;
 }
@@ -8229,10 +8318,11 @@ static bool nodedb_vamana__record_in_quarantine(const nodedb_vamana__file *f, ui
 /* What is announced is asked for with madvise. Before it is used it is populated, which waits, and which is refused
  * where touching it would raise SIGBUS; then its blocks are checked. */
 
+/* A fetcher over a mapping; of one thread at a time. */
 typedef struct nodedb_vamana__mapped {
     nodedb_vamana *index;
     nodedb_allocator allocator;
-    uint8_t *scratch;  /* blocks_per_record blocks: where populating fails, this is read into */
+    uint8_t *scratch;  /* blocks_per_record blocks, read into where populating fails */
     uint32_t batch_max;
     uint64_t reads;
 } nodedb_vamana__mapped;
@@ -8283,7 +8373,7 @@ static const void *nodedb_vamana__mapped_fetch(void *ctx, uint32_t slot, nodedb_
         (void)nodedb_vamana__damaged_record(m->index, offset, err);
         return NULL;
     }
-    m->reads++; /* whether the page cache has it or not */
+    m->reads++; /* also if the page cache has it */
     pages = nodedb_vamana__pages_of(f, offset, &bytes);
     block = pages + (bytes - whole);
 #if defined(MADV_POPULATE_READ)
@@ -8291,7 +8381,7 @@ static const void *nodedb_vamana__mapped_fetch(void *ctx, uint32_t slot, nodedb_
 #else
     (void)pages;
 #endif
-    if (error != 0) { /* a read says why, or is as good */
+    if (error != 0) { /* a read tells why, or succeeds */
         status = nodedb_vamana__read_at(m->index, m->scratch, whole, offset, err);
         if (status == NODEDB_ERR_CORRUPT) nodedb_vamana__quarantine(m->index, offset);
         if (status != NODEDB_OK) return NULL;
@@ -8344,21 +8434,32 @@ static nodedb_status nodedb_vamana__fetcher_mapped(nodedb_vamana *index, uint32_
  * already is not read again. Every read carries the number of its buffer as user_data, so that any completion goes
  * where it belongs. */
 
-enum { /* states of a buffer */
-    NODEDB_VAMANA__BUFFER_WANTED, /* not submitted (again) */
+/* States of a buffer. WANTED -> READING: submitted. READING -> READY, or WANTED again after a first failure, or FAILED.
+ * Any state but READING -> WANTED: the buffer is claimed for another offset. */
+enum {
+    NODEDB_VAMANA__BUFFER_WANTED, /* not submitted */
     NODEDB_VAMANA__BUFFER_READING,
     NODEDB_VAMANA__BUFFER_READY,
     NODEDB_VAMANA__BUFFER_FAILED
 };
 
+/* One buffer of a pool: for the block or blocks of one record. */
 typedef struct nodedb_vamana__buffer {
-    uint64_t offset;  /* in the file; 0: it has never been used */
+    uint64_t offset;  /* in the file; 0: never used */
     uint32_t next;    /* buffer in the same place of `heads`, or NONE */
     uint32_t state, tries;
     int error;        /* of the last try: errno, or 0: the bytes do not match their checksum */
 } nodedb_vamana__buffer;
 
-typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken after its creation */
+/* How a fetcher reads. Fixed after its creation. */
+typedef enum nodedb_vamana__reads_by {
+    NODEDB_VAMANA__PREAD = 0,
+    NODEDB_VAMANA__RING,           /* io_uring ... */
+    NODEDB_VAMANA__REGISTERED_RING /* ... with registered buffers */
+} nodedb_vamana__reads_by;
+
+/* A fetcher by reads; of one thread at a time. It allocates only when it is created. */
+typedef struct nodedb_vamana__disk {
     nodedb_vamana *index;
     nodedb_allocator allocator;
     size_t buffer_bytes;
@@ -8367,11 +8468,11 @@ typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken afte
     uint32_t *heads;                 /* buffers by offset: places with chains */
     uint32_t places;                 /* a power of two */
     uint32_t pool, batch_max;
-    uint32_t at;                     /* the next to take */
-    uint32_t wanted;                 /* those of them that are to be submitted: the last ones that were taken */
+    uint32_t at;                     /* the buffer to claim next */
+    uint32_t wanted;                 /* buffers still to be submitted: the last ones that were claimed */
     uint32_t reading;                /* submitted and not completed */
     uint64_t reads, retries;
-    bool uring, registered;
+    nodedb_vamana__reads_by reads_by;
 #if defined(NODEDB_VAMANA__URING)
     struct io_uring ring;
 #endif
@@ -8380,30 +8481,30 @@ typedef struct nodedb_vamana__disk { /* a fetcher's own; no memory is taken afte
 static uint8_t *nodedb_vamana__buffer_bytes(const nodedb_vamana__disk *d,
                                             uint32_t i) { return d->bytes + i * d->buffer_bytes; }
 
-/* Records in this machine's byte order: the whole buffer, here and once, since a slot may be fetched twice. */
+/* Converts the whole buffer to memory order. Once, when it is read, since a slot may be fetched twice. */
 static void nodedb_vamana__swap_records(const nodedb_vamana__disk *d, uint8_t *bytes) {
-    const nodedb_vamana__layout *l = &d->index->file->layout;
+    const nodedb_vamana__file_layout *l = &d->index->file->layout;
     uint32_t i = 0;
     if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
     do nodedb_vamana__swap_record(d->index, l, bytes + (size_t)i * l->record_bytes);
     while (++i < l->records_per_block);
 }
 
-/* Books the result of a read (bytes, or -errno): ready, wanted once more, or failed. */
-static void nodedb_vamana__book(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
+/* Completes a read with its result (bytes, or -errno): READY, WANTED once more, or FAILED. */
+static void nodedb_vamana__complete_read(nodedb_vamana__disk *d, uint32_t i, int64_t result) {
     nodedb_vamana__buffer *b = &d->buffers[i];
     uint8_t *bytes = nodedb_vamana__buffer_bytes(d, i);
     nodedb_status status;
     nodedb_error reason;
-    size_t at, bad = 0;
+    size_t bad = 0;
     if (result >= 0 && result < (int64_t)d->buffer_bytes) { /* a short read, or the file's end? */
         int error = nodedb__read_all(&d->index->io, d->index->file->fd, bytes, d->buffer_bytes, b->offset);
         result = error < 0 ? error : (int64_t)d->buffer_bytes;
     }
     status = result < 0 ? NODEDB_ERR_IO : NODEDB_OK, b->error = result < 0 ? (int)-result : 0;
-    for (at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
+    for (size_t at = 0; at < d->buffer_bytes && status == NODEDB_OK; at += NODEDB_VAMANA__BLOCK) {
         status = nodedb_vamana__check_block(d->index, b->offset + at, bytes + at, &reason), bad = at;
-        if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) b->error = reason.sys_errno; /* of the checksums */
+        if (status != NODEDB_OK && status != NODEDB_ERR_CORRUPT) b->error = reason.sys_errno; /* of their read */
     }
     b->tries++;
     if (status == NODEDB_OK) {
@@ -8422,12 +8523,12 @@ static void nodedb_vamana__read_now(nodedb_vamana__disk *d, uint32_t i) {
     while (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED) {
         int error = nodedb__read_all(&d->index->io, d->index->file->fd, to, d->buffer_bytes, d->buffers[i].offset);
         d->reads++;
-        nodedb_vamana__book(d, i, error < 0 ? error : (int64_t)d->buffer_bytes);
+        nodedb_vamana__complete_read(d, i, error < 0 ? error : (int64_t)d->buffer_bytes);
     }
 }
 
 #if defined(NODEDB_VAMANA__URING)
-/* Prepares a read; false: the queue is full. */
+/* Prepares a read. False: the queue is full. */
 static bool nodedb_vamana__prepare_read(nodedb_vamana__disk *d, uint32_t i) {
     struct io_uring_sqe *sqe = d->reading < NODEDB_VAMANA_QUEUE_DEPTH ? io_uring_get_sqe(&d->ring) : NULL;
     nodedb_vamana__buffer *b = &d->buffers[i];
@@ -8435,7 +8536,8 @@ static bool nodedb_vamana__prepare_read(nodedb_vamana__disk *d, uint32_t i) {
     int fd = d->index->file->fd;
     if (sqe == NULL) return false;
     assert(b->state == NODEDB_VAMANA__BUFFER_WANTED && b->offset % NODEDB_VAMANA_BLOCK_BYTES == 0);
-    if (d->registered) io_uring_prep_read_fixed(sqe, fd, to, (unsigned)d->buffer_bytes, b->offset, 0);
+    if (d->reads_by == NODEDB_VAMANA__REGISTERED_RING) io_uring_prep_read_fixed(sqe, fd, to, (unsigned)d->buffer_bytes,
+                                                                                b->offset, 0);
     else io_uring_prep_read(sqe, fd, to, (unsigned)d->buffer_bytes, b->offset);
     io_uring_sqe_set_data(sqe, (void *)(uintptr_t)i);
     b->state = NODEDB_VAMANA__BUFFER_READING;
@@ -8443,7 +8545,7 @@ static bool nodedb_vamana__prepare_read(nodedb_vamana__disk *d, uint32_t i) {
     return true;
 }
 
-/* Books all completions that are there. */
+/* Completes every read whose completion is in the ring. */
 static void nodedb_vamana__reap(nodedb_vamana__disk *d) {
     struct io_uring_cqe *cqe;
     while (io_uring_peek_cqe(&d->ring, &cqe) == 0 && cqe != NULL) {
@@ -8452,12 +8554,12 @@ static void nodedb_vamana__reap(nodedb_vamana__disk *d) {
         io_uring_cqe_seen(&d->ring, cqe);
         assert(i < d->pool && d->buffers[i].state == NODEDB_VAMANA__BUFFER_READING && d->reading > 0);
         d->reading--;
-        nodedb_vamana__book(d, i, result);
+        nodedb_vamana__complete_read(d, i, result);
     }
 }
 
-/* Submits what is prepared and waits for `wait` completions. Interrupted and busy calls are repeated; with anything
- * else the kernel has taken nothing, and what is under way there still completes. */
+/* Submits what is prepared and waits for `wait` completions. Interrupted and busy calls are repeated. After any other
+ * error the kernel took nothing, and reads under way still complete. */
 static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
     int result;
     do {
@@ -8468,10 +8570,10 @@ static int nodedb_vamana__enter_ring(nodedb_vamana__disk *d, unsigned wait) {
 }
 #endif
 
-/* Prepares as much of what was announced as the queue takes. */
+/* Prepares what was announced, as much as the queue takes. */
 static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->wanted > 0) {
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->wanted > 0) {
         uint32_t i = (d->at + d->pool - d->wanted) % d->pool;
         if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED && !nodedb_vamana__prepare_read(d, i)) return;
         d->wanted--;
@@ -8481,10 +8583,10 @@ static void nodedb_vamana__prepare_reads(nodedb_vamana__disk *d) {
 #endif
 }
 
-/* Waits until a buffer is ready or has failed. 0, or -errno if the ring is broken. */
+/* Waits until a buffer is READY or FAILED. 0, or -errno if the ring is broken. */
 static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->buffers[i].state < NODEDB_VAMANA__BUFFER_READY) {
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->buffers[i].state < NODEDB_VAMANA__BUFFER_READY) {
         int error;
         nodedb_vamana__prepare_reads(d);
         if (d->buffers[i].state == NODEDB_VAMANA__BUFFER_WANTED) (void)nodedb_vamana__prepare_read(d, i); /* again */
@@ -8499,7 +8601,7 @@ static int nodedb_vamana__wait_for(nodedb_vamana__disk *d, uint32_t i) {
 /* Waits until no read is under way. False: the ring is broken, and the kernel may still write into the pool. */
 static bool nodedb_vamana__drain(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
-    while (d->uring && d->reading > 0)
+    while (d->reads_by != NODEDB_VAMANA__PREAD && d->reading > 0)
         if (nodedb_vamana__enter_ring(d, 1) < 0) return io_uring_sq_ready(&d->ring) == d->reading;
 #endif
     (void)d;
@@ -8517,9 +8619,9 @@ static uint32_t nodedb_vamana__buffer_for(const nodedb_vamana__disk *d, uint64_t
     return i;
 }
 
-/* Takes the next buffer in turn for an offset, or NONE if the ring is broken. What it held is forgotten; a read into it
- * that is still under way, of something that nobody wanted any more, is waited for. */
-static uint32_t nodedb_vamana__take_buffer(nodedb_vamana__disk *d, uint64_t offset) {
+/* Claims the next buffer in turn for an offset, and drops what it held. First it waits for a read into the buffer that
+ * is still under way, which no caller needs any more. NONE: the ring is broken. */
+static uint32_t nodedb_vamana__claim_buffer(nodedb_vamana__disk *d, uint64_t offset) {
     uint32_t i = d->at, *link;
     nodedb_vamana__buffer *b = &d->buffers[i];
 #if defined(NODEDB_VAMANA__URING)
@@ -8548,23 +8650,23 @@ static nodedb_status nodedb_vamana__disk_prefetch(void *ctx, const uint32_t *slo
         uint64_t offset = nodedb_vamana__block_of(d->index, slots[k]);
         uint32_t had = nodedb_vamana__buffer_for(d, offset), i;
         if (had != NODEDB_VAMANA__NONE && d->buffers[had].state != NODEDB_VAMANA__BUFFER_FAILED) {
-            uint32_t age = (d->at + d->pool - had - 1) % d->pool; /* buffers that were taken after it */
+            uint32_t age = (d->at + d->pool - had - 1) % d->pool; /* buffers that were claimed after it */
             if (age + (n - k) <= d->pool - d->batch_max) continue;
         }
-        i = nodedb_vamana__take_buffer(d, offset);
+        i = nodedb_vamana__claim_buffer(d, offset);
         if (i == NODEDB_VAMANA__NONE)
             return nodedb_fail(err, NODEDB_ERR_IO, 0, "%s: its io_uring is broken", d->index->file->path);
         if (nodedb_vamana__record_in_quarantine(d->index->file, offset)) {
             d->buffers[i].state = NODEDB_VAMANA__BUFFER_FAILED;
         } else if (had != NODEDB_VAMANA__NONE && had != i && d->buffers[had].offset == offset &&
-                   d->buffers[had].state == NODEDB_VAMANA__BUFFER_READY) { /* there, but its turn would come too soon */
+                   d->buffers[had].state == NODEDB_VAMANA__BUFFER_READY) { /* its turn comes too soon */
             memcpy(nodedb_vamana__buffer_bytes(d, i), nodedb_vamana__buffer_bytes(d, had), d->buffer_bytes);
             d->buffers[i].state = NODEDB_VAMANA__BUFFER_READY;
         }
     }
     nodedb_vamana__prepare_reads(d);
 #if defined(NODEDB_VAMANA__URING)
-    if (d->uring) (void)nodedb_vamana__enter_ring(d, 0); /* whoever waits for a buffer meets the error */
+    if (d->reads_by != NODEDB_VAMANA__PREAD) (void)nodedb_vamana__enter_ring(d, 0); /* waits meet its error again */
 #endif
     return NODEDB_OK;
 }
@@ -8611,16 +8713,16 @@ static void nodedb_vamana__disk_destroy(void *ctx) {
     nodedb_allocator allocator = d->allocator;
     bool drained = nodedb_vamana__drain(d);
 #if defined(NODEDB_VAMANA__URING)
-    if (d->uring) io_uring_queue_exit(&d->ring);
+    if (d->reads_by != NODEDB_VAMANA__PREAD) io_uring_queue_exit(&d->ring);
 #endif
-    if (!drained) d->bytes = NULL; /* better lost than written into by the kernel when it is somebody else's */
+    if (!drained) d->bytes = NULL; /* leak it: the kernel may still write into it */
     nodedb__release(&allocator, d->heads, d->places * sizeof *d->heads);
     nodedb__release(&allocator, d->buffers, d->pool * sizeof *d->buffers);
     nodedb__release(&allocator, d->bytes, d->pool * d->buffer_bytes);
     nodedb__release(&allocator, d, sizeof *d);
 }
 
-/* A ring of its own, and the pool registered with it. Whatever is refused is done without, and said. */
+/* Makes the fetcher's ring and registers the pool with it. If the system refuses either, logs it and goes without. */
 static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
 #if defined(NODEDB_VAMANA__URING)
     struct iovec pool;
@@ -8633,10 +8735,10 @@ static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
                     d->index->file->path, strerror(-error));
         return;
     }
-    d->uring = true;
+    d->reads_by = NODEDB_VAMANA__RING;
     pool.iov_base = d->bytes, pool.iov_len = d->pool * d->buffer_bytes;
     error = io_uring_register_buffers(&d->ring, &pool, 1);
-    d->registered = error == 0;
+    if (error == 0) d->reads_by = NODEDB_VAMANA__REGISTERED_RING;
     if (error < 0)
         nodedb_say(&d->index->logger, NODEDB_LOG_INFO,
                     "%s: read buffers are not registered (%s), so each read maps its own; raise RLIMIT_MEMLOCK",
@@ -8648,7 +8750,7 @@ static void nodedb_vamana__disk_ring(nodedb_vamana__disk *d) {
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *of, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err) {
-    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)of; /* what is found damaged is noted with its file */
+    nodedb_vamana *index = (nodedb_vamana *)(uintptr_t)of; /* damage that is found is noted in the file struct */
     nodedb_vamana__disk *d;
     if (index == NULL || fetcher == NULL || batch_max > NODEDB_VAMANA_MAX_BATCH)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "index or fetcher is NULL, or batch_max is over %u",
@@ -8681,22 +8783,22 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *
 
 /* ---- one vector -------------------------------------------------------------------------------------------------- */
 
-/* Finds the slot of an id, with its norm, in an index on disk. NODEDB_ERR_CORRUPT: what is there of the id is damaged. */
+/* Finds the slot of an id, and its norm, in an index on disk. NODEDB_ERR_CORRUPT: they are damaged. */
 static nodedb_status nodedb_vamana__locate(const nodedb_vamana *index, uint64_t id, uint32_t *slot,
                                            nodedb_error *err) {
-    nodedb_vamana__trouble trouble;
-    memset(&trouble, 0, sizeof trouble);
-    *slot = nodedb_vamana__find_on_disk(index, id, &trouble);
-    if (trouble.failed == NODEDB_OK && *slot == NODEDB_VAMANA__NONE && trouble.damaged == 0)
+    nodedb_vamana__read_errors errors;
+    memset(&errors, 0, sizeof errors);
+    *slot = nodedb_vamana__find_on_disk(index, id, &errors);
+    if (errors.failed == NODEDB_OK && *slot == NODEDB_VAMANA__NONE && errors.damaged == 0)
         return nodedb_vamana__no_such_id(id, err);
-    if (*slot != NODEDB_VAMANA__NONE) trouble.damaged = 0; /* what it has passed on the way */
-    if (trouble.failed == NODEDB_OK && index->arrays->norms != NULL && *slot != NODEDB_VAMANA__NONE)
-        (void)nodedb_vamana__have_norm(index, *slot, &trouble);
-    if (trouble.failed != NODEDB_OK) {
-        if (err != NULL) *err = trouble.error;
-        return trouble.failed;
+    if (*slot != NODEDB_VAMANA__NONE) errors.damaged = 0; /* damaged slots that the lookup skipped */
+    if (errors.failed == NODEDB_OK && index->arrays->norms != NULL && *slot != NODEDB_VAMANA__NONE)
+        (void)nodedb_vamana__have_norm(index, *slot, &errors);
+    if (errors.failed != NODEDB_OK) {
+        if (err != NULL) *err = errors.error;
+        return errors.failed;
     }
-    if (*slot != NODEDB_VAMANA__NONE && trouble.damaged == 0) return NODEDB_OK;
+    if (*slot != NODEDB_VAMANA__NONE && errors.damaged == 0) return NODEDB_OK;
     return nodedb_fail(err, NODEDB_ERR_CORRUPT, 0, "%s: what is there of id %llu is damaged", index->file->path,
                        (unsigned long long)id);
 }
@@ -8724,8 +8826,7 @@ static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, ui
     if (status != NODEDB_OK) return status;
     vector = nodedb_vamana__fetch_slot(index, &fetcher, slot, &reason);
     if (vector != NULL)
-        nodedb_vamana__copy_out(index, vector, index->arrays->norms != NULL ? index->arrays->norms[slot] : 0, out,
-                                stored);
+        nodedb_vamana__copy_out(index, vector, nodedb_vamana__norm(index->arrays, slot), out, stored);
     else if (err != NULL) *err = reason;
     fetcher.destroy(fetcher.ctx);
     return vector != NULL ? NODEDB_OK : reason.status;
@@ -8737,6 +8838,127 @@ static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t i
     if (nodedb_vamana__locate(s->index, id, &slot, err) != NODEDB_OK) return NULL;
     return nodedb_vamana__fetch_slot(s->index, &s->fetcher, slot, err);
 }
+
+#else
+/* ---- without disk mode: every index is in memory ----------------------------------------------------------------- */
+
+static bool nodedb_vamana__is_packed(const nodedb_vamana *index) {
+    (void)index;
+    return false;
+}
+static bool nodedb_vamana__is_partial(const nodedb_vamana *index) {
+    (void)index;
+    return false;
+}
+static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
+    (void)index;
+    return 0;
+}
+static bool nodedb_vamana__have_row(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    (void)index, (void)slot, (void)errors;
+    return true;
+}
+static bool nodedb_vamana__have_state(const nodedb_vamana *index, uint32_t slot, nodedb_vamana__read_errors *errors) {
+    (void)index, (void)slot, (void)errors;
+    return true;
+}
+static uint32_t nodedb_vamana__have_codes(nodedb_vamana_searcher *s, uint32_t count) {
+    (void)s;
+    return count;
+}
+static uint32_t nodedb_vamana__keep_valid(nodedb_vamana_searcher *s, uint32_t count) {
+    (void)s;
+    return count;
+}
+static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const nodedb_vamana__arrays *a,
+                                               uint32_t slot) {
+    return nodedb_vamana__row(s->index, a, slot);
+}
+static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
+    (void)s;
+}
+static nodedb_status nodedb_vamana__set_fetcher(nodedb_vamana_searcher *s, const nodedb_vamana_fetcher *fetcher,
+                                                uint32_t beam, nodedb_error *err) {
+    (void)s, (void)fetcher, (void)beam, (void)err;
+    return NODEDB_OK;
+}
+static uint32_t nodedb_vamana__find_on_disk(const nodedb_vamana *index, uint64_t id,
+                                            nodedb_vamana__read_errors *errors) {
+    (void)index, (void)id, (void)errors;
+    return NODEDB_VAMANA__NONE;
+}
+static nodedb_status nodedb_vamana__measure_fetched(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                    nodedb_vamana__near *results, size_t most, size_t from, size_t n,
+                                                    size_t *heap, nodedb_vamana__code_error *code_error,
+                                                    nodedb_error *err) {
+    (void)s, (void)exact, (void)results, (void)most, (void)from, (void)n, (void)heap, (void)code_error, (void)err;
+    return NODEDB_OK;
+}
+static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const nodedb_vamana__target *exact,
+                                                size_t most, size_t from, size_t n, size_t *told, size_t *few,
+                                                size_t *heap, nodedb_vamana__code_error *code_error,
+                                                nodedb_error *err) {
+    (void)s, (void)exact, (void)most, (void)from, (void)n, (void)told, (void)few, (void)heap, (void)code_error,
+    (void)err;
+    return NODEDB_OK;
+}
+static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                const nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                nodedb_error *err) {
+    (void)s, (void)query, (void)plan, (void)norm, (void)found, (void)err;
+    return NODEDB_OK;
+}
+static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
+                                          nodedb_error *err) {
+    (void)q, (void)n, (void)status, (void)err;
+    return false;
+}
+static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s) {
+    (void)s;
+}
+static uint64_t nodedb_vamana__walkers_bytes(const nodedb_vamana_searcher *s) {
+    (void)s;
+    return 0;
+}
+static int nodedb_vamana__open_file(const nodedb_io *io, const char *path, const nodedb_vamana_open_config *config,
+                                    uint8_t *block) {
+    (void)config, (void)block;
+    return io->open(io->ctx, path, O_RDONLY, 0);
+}
+static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb_vamana_open_config *config,
+                                              const nodedb_vamana__counts *n, const uint8_t *header, uint8_t *buffer,
+                                              nodedb_error *err) {
+    (void)config, (void)n, (void)header, (void)buffer;
+    return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0,
+                       "%s: built with NODEDB_VAMANA_NO_DISK, which opens files in memory only",
+                       nodedb__path_end(index->file->path));
+}
+static nodedb_status nodedb_vamana__get_from_disk(const nodedb_vamana *index, uint64_t id, void *out, bool stored,
+                                                  nodedb_error *err) {
+    (void)index, (void)id, (void)out, (void)stored, (void)err;
+    return NODEDB_OK;
+}
+static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t id, nodedb_error *err) {
+    (void)s, (void)id, (void)err;
+    return NULL;
+}
+static void nodedb_vamana__free_disk(nodedb_vamana *index) {
+    (void)index;
+}
+
+/* Opening in memory makes the same checks, and does not read the table of ids, which only disk mode uses. */
+static nodedb_status nodedb_vamana__verify_meaning(const char *path, const nodedb_vamana_open_config *config,
+                                                   uint8_t *buffer, nodedb_error *err) {
+    nodedb_vamana_open_config in_memory = *config;
+    nodedb_vamana *index;
+    (void)buffer;
+    in_memory.mode = NODEDB_VAMANA_IN_MEMORY;
+    index = nodedb_vamana__open_any(path, &in_memory, false, err);
+    if (index == NULL) return err->status;
+    nodedb_vamana_destroy(index);
+    return NODEDB_OK;
+}
+#endif /* NODEDB_VAMANA_NO_DISK */
 
 /* ===================================================================================================================
  * KERNELS: distances for each CPU
@@ -8756,16 +8978,11 @@ static const void *nodedb_vamana__fetch_id(nodedb_vamana_searcher *s, uint64_t i
  * of 128 bytes: 6.7 -> 5.3 ns each from the cache; of 384 floats: 21 -> 15 ns, and 160 -> 130 ns from memory. One
  * vector alone is summed up in the same order, so that a distance is the same to the last bit however it was asked for.
  *
- * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,536), those with an i8 below 2^31 (128 *
- * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
+ * Integer sums: u8 products stay below 2^32 for all dimensions (255 * 255 * 65,536), those with an i8 below 2^31
+ * (128 * 255 * 65,536), so 32-bit lanes that wrap add up to the right total in any order.
  * ================================================================================================================ */
 
-#if !defined(NODEDB_VAMANA__TARGET)   /* our tests define both, to run in an emulation what this CPU has not got */
-#define NODEDB_VAMANA__TARGET(names) __attribute__((target(names)))
-#define NODEDB_VAMANA__CPU_HAS(name) __builtin_cpu_supports(name)
-#endif
-
-/* Asks for the vectors in slots[from .. to). */
+/* Prefetches the vectors in slots[from .. to). */
 NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, size_t stride, const uint32_t *slots,
                                                          size_t from, size_t to) {
     for (; from < to; from++) nodedb_vamana__prefetch(base + (size_t)slots[from] * stride, stride);
@@ -8774,6 +8991,109 @@ NODEDB_VAMANA__INLINE void nodedb_vamana__prefetch_slots(const uint8_t *base, si
 static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, const uint32_t *slots, size_t i) {
     return base + (size_t)slots[i] * stride;
 }
+
+/* NAME_many, one vector at a time: a fifth of the code of four at a time, for sets that are seldom used. */
+#define NODEDB_VAMANA__ONE_BY_ONE(set, name, query_type, vector_type)                                                  \
+    static void nodedb_vamana__##set##_##name##_many(const void *query, const uint8_t *base, size_t stride,            \
+                                                     const uint32_t *slots, size_t count, size_t n, float *out) {      \
+        size_t i;                                                                                                      \
+        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__min(NODEDB_VAMANA__AHEAD, count));        \
+        for (i = 0; i < count; i++) {                                                                                  \
+            nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
+                                          nodedb_vamana__min(i + NODEDB_VAMANA__AHEAD + 1, count));                    \
+            out[i] = nodedb_vamana__##set##_##name((const query_type *)query,                                          \
+                                                   (const vector_type *)nodedb_vamana__at(base, stride, slots, i), n); \
+        }                                                                                                              \
+    }
+/* The table of a set, whose functions of floats, and that which turns them, may be those of others. */
+#define NODEDB_VAMANA__SET(set, floats, turns)                                                                         \
+    static const nodedb_vamana__kernel_set nodedb_vamana__set_##set = {                                                \
+        {#set, nodedb_vamana__##floats##_l2_f32, nodedb_vamana__##floats##_dot_f32, nodedb_vamana__##set##_l2_u8,      \
+         nodedb_vamana__##set##_dot_u8, nodedb_vamana__##set##_l2_i8, nodedb_vamana__##set##_dot_i8,                   \
+         nodedb_vamana__##set##_dot_i8_u8, nodedb_vamana__##set##_l2_code4, nodedb_vamana__##set##_dot_code4,          \
+         nodedb_vamana__##floats##_dot_f32_u8},                                                                        \
+        nodedb_vamana__##floats##_l2_f32_many, nodedb_vamana__##floats##_dot_f32_many,                                 \
+        nodedb_vamana__##set##_l2_u8_many, nodedb_vamana__##set##_dot_u8_many, nodedb_vamana__##set##_l2_i8_many,      \
+        nodedb_vamana__##set##_dot_i8_many, nodedb_vamana__##set##_dot_i8_u8_many,                                     \
+        nodedb_vamana__##set##_l2_code4_many, nodedb_vamana__##set##_dot_code4_many,                                   \
+        nodedb_vamana__##floats##_dot_f32_u8_many, nodedb_vamana__##turns##_turn_part};
+
+/* ---- plain C ----------------------------------------------------------------------------------------------------- */
+
+/* Floats: four chains, as one would wait for each addition. */
+#define NODEDB_VAMANA__PLAIN_FLOATS(name, vector_type, term)                                                           \
+    static float nodedb_vamana__plain_##name(const float *a, const vector_type *b, size_t n) {                         \
+        float sum[4] = {0, 0, 0, 0};                                                                                   \
+        size_t i, j;                                                                                                   \
+        for (i = 0; i + 4 <= n; i += 4)                                                                                \
+            for (j = 0; j < 4; j++) sum[j] += term(a[i + j], (float)b[i + j]);                                         \
+        for (; i < n; i++) sum[0] += term(a[i], (float)b[i]);                                                          \
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);                                                                  \
+    }                                                                                                                  \
+    NODEDB_VAMANA__ONE_BY_ONE(plain, name, float, vector_type)
+#define NODEDB_VAMANA__PLAIN_BYTES(name, query_type, vector_type, sum_type, term)                                      \
+    static float nodedb_vamana__plain_##name(const query_type *a, const vector_type *b, size_t n) {                    \
+        sum_type sum = 0;                                                                                              \
+        size_t i;                                                                                                      \
+        for (i = 0; i < n; i++) sum += (sum_type)term((int)a[i], (int)b[i]);                                           \
+        return (float)sum;                                                                                             \
+    }                                                                                                                  \
+    NODEDB_VAMANA__ONE_BY_ONE(plain, name, query_type, vector_type)
+#define NODEDB_VAMANA__PLAIN_CODE4(name, term)                                                                         \
+    static float nodedb_vamana__plain_##name(const int8_t *q, const uint8_t *code, size_t n) {                         \
+        int32_t sum = 0;                                                                                               \
+        size_t i, half = NODEDB_VAMANA__CODE4_BLOCK / 2;                                                               \
+        assert(n % NODEDB_VAMANA__CODE4_BLOCK == 0);                                                                   \
+        for (i = 0; i < n / 2; i++) { /* a byte's two components are half a block apart */                             \
+            const int8_t *at = q + (i / half * 2) * half + i % half;                                                   \
+            sum += term((int)at[0], code[i] % 16) + term((int)at[half], code[i] / 16);                                 \
+        }                                                                                                              \
+        return (float)sum;                                                                                             \
+    }                                                                                                                  \
+    NODEDB_VAMANA__ONE_BY_ONE(plain, name, int8_t, uint8_t)
+#define NODEDB_VAMANA__SQUARED_DIFFERENCE(a, b) (((a) - (b)) * ((a) - (b)))
+#define NODEDB_VAMANA__PRODUCT(a, b) ((a) * (b))
+#define NODEDB_VAMANA__CODE4_TERM(q, c) ((c) * (4 * (c) - (q)))
+
+NODEDB_VAMANA__PLAIN_FLOATS(l2_f32, float, NODEDB_VAMANA__SQUARED_DIFFERENCE)
+NODEDB_VAMANA__PLAIN_FLOATS(dot_f32, float, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_FLOATS(dot_f32_u8, uint8_t, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_BYTES(l2_u8, uint8_t, uint8_t, uint32_t, NODEDB_VAMANA__SQUARED_DIFFERENCE)
+NODEDB_VAMANA__PLAIN_BYTES(dot_u8, uint8_t, uint8_t, uint32_t, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_BYTES(l2_i8, int8_t, int8_t, uint32_t, NODEDB_VAMANA__SQUARED_DIFFERENCE)
+NODEDB_VAMANA__PLAIN_BYTES(dot_i8, int8_t, int8_t, int32_t, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_BYTES(dot_i8_u8, int8_t, uint8_t, int32_t, NODEDB_VAMANA__PRODUCT)
+NODEDB_VAMANA__PLAIN_CODE4(l2_code4, NODEDB_VAMANA__CODE4_TERM)
+NODEDB_VAMANA__PLAIN_CODE4(dot_code4, NODEDB_VAMANA__PRODUCT)
+
+/* The signs of 64 components at a time, from the i-th on. */
+static inline uint64_t nodedb_vamana__signs(uint64_t key, uint32_t i) { return nodedb_mix64(key + i); }
+
+static void nodedb_vamana__plain_turn_part(float *x, uint32_t n, uint64_t key) {
+    float scale = 1 / sqrtf((float)n);
+    uint64_t signs = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (i % 64 == 0) signs = nodedb_vamana__signs(key, i);
+        if (signs >> i % 64 & 1) x[i] = -x[i];
+    }
+    for (uint32_t half = 1; half < n; half *= 2)
+        for (uint32_t i = 0; i < n; i += 2 * half)
+            for (uint32_t j = i; j < i + half; j++) {
+                float a = x[j], b = x[j + half];
+                x[j] = a + b, x[j + half] = a - b;
+            }
+    for (uint32_t i = 0; i < n; i++) x[i] *= scale;
+}
+
+NODEDB_VAMANA__SET(plain, plain, plain)
+
+#if defined(NODEDB_VAMANA__X86) || defined(NODEDB_VAMANA__NEON)
+/* ---- the loops around the pieces of a set ------------------------------------------------------------------------ */
+
+#if !defined(NODEDB_VAMANA__TARGET)   /* a test defines both, to emulate instructions that this CPU lacks */
+#define NODEDB_VAMANA__TARGET(names) __attribute__((target(names)))
+#define NODEDB_VAMANA__CPU_HAS(name) __builtin_cpu_supports(name)
+#endif
 
 /* A set's kernel NAME, of its pieces. A vector has PER_ITEM components in each of its items: two for a 4-bit code. */
 #define NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                          \
@@ -8811,10 +9131,10 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
         const query_type *q, const uint8_t *base, size_t stride, const uint32_t *slots, size_t count, size_t n,        \
         float *out) {                                                                                                  \
         size_t i;                                                                                                      \
-        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__least(NODEDB_VAMANA__AHEAD, count));      \
+        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__min(NODEDB_VAMANA__AHEAD, count));        \
         for (i = 0; i + 4 <= count; i += 4) {                                                                          \
             nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
-                                          nodedb_vamana__least(i + NODEDB_VAMANA__AHEAD + 4, count));                  \
+                                          nodedb_vamana__min(i + NODEDB_VAMANA__AHEAD + 4, count));                    \
             nodedb_vamana__##set##_##name##_four(                                                                      \
                 q, (const vector_type *)nodedb_vamana__at(base, stride, slots, i),                                     \
                 (const vector_type *)nodedb_vamana__at(base, stride, slots, i + 1),                                    \
@@ -8832,19 +9152,6 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
         if ((usual) != 0 && n == (usual))                                                                              \
             nodedb_vamana__##set##_##name##_each(q, base, stride, slots, count, (usual), out);                         \
         else nodedb_vamana__##set##_##name##_each(q, base, stride, slots, count, n, out);                              \
-    }
-/* NAME_many, one at a time: for sets that are seldom used, as it is a fifth of the code. */
-#define NODEDB_VAMANA__ONE_BY_ONE(set, name, query_type, vector_type)                                                  \
-    static void nodedb_vamana__##set##_##name##_many(const void *query, const uint8_t *base, size_t stride,            \
-                                                     const uint32_t *slots, size_t count, size_t n, float *out) {      \
-        size_t i;                                                                                                      \
-        nodedb_vamana__prefetch_slots(base, stride, slots, 0, nodedb_vamana__least(NODEDB_VAMANA__AHEAD, count));      \
-        for (i = 0; i < count; i++) {                                                                                  \
-            nodedb_vamana__prefetch_slots(base, stride, slots, i + NODEDB_VAMANA__AHEAD,                               \
-                                          nodedb_vamana__least(i + NODEDB_VAMANA__AHEAD + 1, count));                  \
-            out[i] = nodedb_vamana__##set##_##name((const query_type *)query,                                          \
-                                                   (const vector_type *)nodedb_vamana__at(base, stride, slots, i), n); \
-        }                                                                                                              \
     }
 #define NODEDB_VAMANA__ONES(target, set, sums, name, query_type, vector_type, width, per_item, usual)                  \
     NODEDB_VAMANA__ONE(target, set, sums, name, query_type, vector_type, width, per_item)                              \
@@ -8864,20 +9171,7 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
     make(target, set, i32, l2_code4, int8_t, uint8_t, code4_width, 2, 128)                                             \
     make(target, set, i32, dot_code4, int8_t, uint8_t, code4_width, 2, 128)
 
-/* The table of a set, whose functions of floats, and that which turns them, may be those of others. */
-#define NODEDB_VAMANA__SET(set, floats, turns)                                                                         \
-    static const nodedb_vamana__kernel_set nodedb_vamana__set_##set = {                                                \
-        {#set, nodedb_vamana__##floats##_l2_f32, nodedb_vamana__##floats##_dot_f32, nodedb_vamana__##set##_l2_u8,      \
-         nodedb_vamana__##set##_dot_u8, nodedb_vamana__##set##_l2_i8, nodedb_vamana__##set##_dot_i8,                   \
-         nodedb_vamana__##set##_dot_i8_u8, nodedb_vamana__##set##_l2_code4, nodedb_vamana__##set##_dot_code4,          \
-         nodedb_vamana__##floats##_dot_f32_u8},                                                                        \
-        nodedb_vamana__##floats##_l2_f32_many, nodedb_vamana__##floats##_dot_f32_many,                                 \
-        nodedb_vamana__##set##_l2_u8_many, nodedb_vamana__##set##_dot_u8_many, nodedb_vamana__##set##_l2_i8_many,      \
-        nodedb_vamana__##set##_dot_i8_many, nodedb_vamana__##set##_dot_i8_u8_many,                                     \
-        nodedb_vamana__##set##_l2_code4_many, nodedb_vamana__##set##_dot_code4_many,                                   \
-        nodedb_vamana__##floats##_dot_f32_u8_many, nodedb_vamana__##turns##_turn_part};
-
-/* A step for the last components of vectors: zeros contribute nothing to any distance, so it pads with them. */
+/* A step for the last components of vectors. It pads with zeros, which contribute nothing to any distance. */
 #define NODEDB_VAMANA__PADDED_REST(inlined, set, sums, name, query_type, vector_type, width)                           \
     inlined nodedb_vamana__##set##_##sums nodedb_vamana__##set##_rest_##name(                                          \
         nodedb_vamana__##set##_##sums s, const query_type *q, const vector_type *v, size_t left) {                     \
@@ -8940,76 +9234,7 @@ static inline const void *nodedb_vamana__at(const uint8_t *base, size_t stride, 
         return s;                                                                                                      \
     }
 #define NODEDB_VAMANA__ANY /* no target: what every CPU of the architecture has */
-
-/* ---- plain C ----------------------------------------------------------------------------------------------------- */
-
-/* Floats: four chains, as one would wait for each addition. */
-#define NODEDB_VAMANA__PLAIN_FLOATS(name, vector_type, term)                                                           \
-    static float nodedb_vamana__plain_##name(const float *a, const vector_type *b, size_t n) {                         \
-        float sum[4] = {0, 0, 0, 0};                                                                                   \
-        size_t i, j;                                                                                                   \
-        for (i = 0; i + 4 <= n; i += 4)                                                                                \
-            for (j = 0; j < 4; j++) sum[j] += term(a[i + j], (float)b[i + j]);                                         \
-        for (; i < n; i++) sum[0] += term(a[i], (float)b[i]);                                                          \
-        return (sum[0] + sum[1]) + (sum[2] + sum[3]);                                                                  \
-    }                                                                                                                  \
-    NODEDB_VAMANA__ONE_BY_ONE(plain, name, float, vector_type)
-#define NODEDB_VAMANA__PLAIN_BYTES(name, query_type, vector_type, sum_type, term)                                      \
-    static float nodedb_vamana__plain_##name(const query_type *a, const vector_type *b, size_t n) {                    \
-        sum_type sum = 0;                                                                                              \
-        size_t i;                                                                                                      \
-        for (i = 0; i < n; i++) sum += (sum_type)term((int)a[i], (int)b[i]);                                           \
-        return (float)sum;                                                                                             \
-    }                                                                                                                  \
-    NODEDB_VAMANA__ONE_BY_ONE(plain, name, query_type, vector_type)
-#define NODEDB_VAMANA__PLAIN_CODE4(name, term)                                                                         \
-    static float nodedb_vamana__plain_##name(const int8_t *q, const uint8_t *code, size_t n) {                         \
-        int32_t sum = 0;                                                                                               \
-        size_t i, half = NODEDB_VAMANA__CODE4_BLOCK / 2;                                                               \
-        assert(n % NODEDB_VAMANA__CODE4_BLOCK == 0);                                                                   \
-        for (i = 0; i < n / 2; i++) { /* a byte's two components are half a block apart */                             \
-            const int8_t *at = q + (i / half * 2) * half + i % half;                                                   \
-            sum += term((int)at[0], code[i] % 16) + term((int)at[half], code[i] / 16);                                 \
-        }                                                                                                              \
-        return (float)sum;                                                                                             \
-    }                                                                                                                  \
-    NODEDB_VAMANA__ONE_BY_ONE(plain, name, int8_t, uint8_t)
-#define NODEDB_VAMANA__SQUARED_DIFFERENCE(a, b) (((a) - (b)) * ((a) - (b)))
-#define NODEDB_VAMANA__PRODUCT(a, b) ((a) * (b))
-#define NODEDB_VAMANA__CODE4_TERM(q, c) ((c) * (4 * (c) - (q)))
-
-NODEDB_VAMANA__PLAIN_FLOATS(l2_f32, float, NODEDB_VAMANA__SQUARED_DIFFERENCE)
-NODEDB_VAMANA__PLAIN_FLOATS(dot_f32, float, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_FLOATS(dot_f32_u8, uint8_t, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_BYTES(l2_u8, uint8_t, uint8_t, uint32_t, NODEDB_VAMANA__SQUARED_DIFFERENCE)
-NODEDB_VAMANA__PLAIN_BYTES(dot_u8, uint8_t, uint8_t, uint32_t, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_BYTES(l2_i8, int8_t, int8_t, uint32_t, NODEDB_VAMANA__SQUARED_DIFFERENCE)
-NODEDB_VAMANA__PLAIN_BYTES(dot_i8, int8_t, int8_t, int32_t, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_BYTES(dot_i8_u8, int8_t, uint8_t, int32_t, NODEDB_VAMANA__PRODUCT)
-NODEDB_VAMANA__PLAIN_CODE4(l2_code4, NODEDB_VAMANA__CODE4_TERM)
-NODEDB_VAMANA__PLAIN_CODE4(dot_code4, NODEDB_VAMANA__PRODUCT)
-
-/* The signs of 64 components at a time, from the i-th on. */
-static inline uint64_t nodedb_vamana__signs(uint64_t key, uint32_t i) { return nodedb_mix64(key + i); }
-
-static void nodedb_vamana__plain_turn_part(float *x, uint32_t n, uint64_t key) {
-    float scale = 1 / sqrtf((float)n);
-    uint64_t signs = 0;
-    uint32_t half, i, j;
-    for (i = 0; i < n; i++) {
-        if (i % 64 == 0) signs = nodedb_vamana__signs(key, i);
-        if (signs >> i % 64 & 1) x[i] = -x[i];
-    }
-    for (half = 1; half < n; half *= 2)
-        for (i = 0; i < n; i += 2 * half)
-            for (j = i; j < i + half; j++) {
-                float a = x[j], b = x[j + half];
-                x[j] = a + b, x[j + half] = a - b;
-            }
-    for (i = 0; i < n; i++) x[i] *= scale;
-}
-
-NODEDB_VAMANA__SET(plain, plain, plain)
+#endif
 
 #if defined(NODEDB_VAMANA__X86)
 
@@ -9130,7 +9355,7 @@ NODEDB_VAMANA__INLINE __m128 nodedb_vamana__sse2_totals_f32(nodedb_vamana__sse2_
     return nodedb_vamana__sse2_transpose_f32(_mm_add_ps(s0.a, s0.b), _mm_add_ps(s1.a, s1.b), _mm_add_ps(s2.a, s2.b),
                                              _mm_add_ps(s3.a, s3.b));
 }
-/* There is no maddubs yet: the codes become 16-bit numbers, for which c (4 c - q) is one product. */
+/* SSE2 has no maddubs: the codes become 16-bit numbers, for which c (4 c - q) is one product. */
 NODEDB_VAMANA__INLINE __m128i nodedb_vamana__sse2_dot_terms(__m128i c, __m128i q) { return _mm_madd_epi16(c, q); }
 NODEDB_VAMANA__INLINE __m128i nodedb_vamana__sse2_l2_terms(__m128i c, __m128i q) {
     return _mm_madd_epi16(c, _mm_sub_epi16(_mm_slli_epi16(c, 2), q));
@@ -9252,27 +9477,26 @@ NODEDB_VAMANA__TARGET("avx2") NODEDB_VAMANA__INLINE __m256 nodedb_vamana__avx2_t
     others = _mm256_permute2f128_ps(x, x, 1);
     return _mm256_blend_ps(_mm256_add_ps(x, others), _mm256_sub_ps(others, x), 0xF0);
 }
-/* In 1 us instead of 4 for 384 components, which was a tenth of a query. */
+/* For 384 components in 1 us and not 4, which was a tenth of a query. */
 NODEDB_VAMANA__TARGET("avx2") static void nodedb_vamana__avx2_turn_part(float *x, uint32_t n, uint64_t key) {
     __m256 scale = _mm256_set1_ps(1 / sqrtf((float)n));
     uint64_t signs = 0;
-    uint32_t half, i, j;
     if (n < 8) {
         nodedb_vamana__plain_turn_part(x, n, key);
         return;
     }
-    for (i = 0; i < n; i += 8) {
+    for (uint32_t i = 0; i < n; i += 8) {
         signs = i % 64 == 0 ? nodedb_vamana__signs(key, i) : signs >> 8;
         _mm256_storeu_ps(x + i, nodedb_vamana__avx2_turn_eight(_mm256_loadu_ps(x + i), (uint32_t)signs));
     }
-    for (half = 8; half < n; half *= 2)
-        for (i = 0; i < n; i += 2 * half)
-            for (j = i; j < i + half; j += 8) {
+    for (uint32_t half = 8; half < n; half *= 2)
+        for (uint32_t i = 0; i < n; i += 2 * half)
+            for (uint32_t j = i; j < i + half; j += 8) {
                 __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + j + half);
                 _mm256_storeu_ps(x + j, _mm256_add_ps(a, b));
                 _mm256_storeu_ps(x + j + half, _mm256_sub_ps(a, b));
             }
-    for (i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale));
+    for (uint32_t i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale));
 }
 
 NODEDB_VAMANA__SET(avx2, avx2, avx2)
@@ -9591,11 +9815,10 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
     return true;
 }
 
-/* The set of that name, or the last usable one; NULL and the reason if it cannot be had. */
+/* The set of that name, or without a name the last usable one. NULL and the reason: unavailable. */
 static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char *name, nodedb_error *err) {
     const nodedb_vamana__kernel_set *best = NULL;
-    size_t i;
-    for (i = 0; nodedb_vamana__sets[i] != NULL; i++) {
+    for (size_t i = 0; nodedb_vamana__sets[i] != NULL; i++) {
         const nodedb_vamana__kernel_set *set = nodedb_vamana__sets[i];
         if (name != NULL && strcmp(name, set->one.name) != 0) continue;
         if (nodedb_vamana_kernels_usable(&set->one)) best = set;
@@ -9605,7 +9828,7 @@ static const nodedb_vamana__kernel_set *nodedb_vamana__choose_kernels(const char
             return NULL;
         }
     }
-    if (best == NULL && name != NULL) /* without a name, there is always the plain one */
+    if (best == NULL && name != NULL) /* without a name there is always the plain set */
         (void)nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "this build has no kernel \"%s\"", name);
     return best;
 }

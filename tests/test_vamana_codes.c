@@ -1,6 +1,20 @@
-/* Tests of nodedb_vamana.h: codes, signed bytes, ranges, bitmaps, many questions at once, two passes. Each name is a
- * promise of the manual. The implementation is part of this file: codes are looked at where they lie, and made earlier
- * than at 4096 vectors where that saves time. Data: tests/data/sift10k, and random vectors from the seed. */
+/* Tests of nodedb_vamana.h: codes, signed bytes, ranges, bitmaps, many queries at once, two passes. Each name is a
+ * promise of the manual. The implementation is part of this file: tests read the codes in its arrays, and make codes
+ * before there are 4096 vectors where that saves time. Data: tests/data/sift10k, and random vectors from the seed.
+ *
+ * Contents:
+ *   data                      vectors, indexes with codes, comparisons
+ *   when there are codes      from 4096 vectors on; what is refused
+ *   what codes find           recall beside a walk on vectors; the rerank
+ *   the choice                4 bits, 8 bits or none
+ *   codes made again          training, remaking, growth, an emptied index
+ *   files                     codes in a file
+ *   many queries              search_many
+ *   by radius                 search_range
+ *   bitmaps                   filters by bitmap
+ *   two passes                builds of two passes, cancelled builds
+ *   signed bytes              the type I8
+ *   memory                    what is allocated, huge pages, refused allocations */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "test.h"
@@ -97,7 +111,7 @@ static nodedb_vamana_info info_of(const nodedb_vamana *index) {
     return info;
 }
 
-/* Makes an index's codes anew, of another kind: the graph does not depend on them. */
+/* Makes an index's codes again, of another kind: the graph does not depend on them. */
 static void recode(nodedb_vamana *index, nodedb_vamana_code code) {
     index->code = code, index->code_due = 0;
     while (nodedb_vamana__make_codes(index, 1000000)) {
@@ -226,7 +240,7 @@ static bool same_training(const nodedb_vamana *x, const nodedb_vamana *y) {
     if (x->recoder->step != y->recoder->step || memcmp(x->recoder->mean, y->recoder->mean, x->dim * sizeof(float)) != 0)
         return false;
     return nodedb_vamana__is_trained(x->recoder) ||
-           (a->slots == b->slots && a->at == b->at && a->met == b->met && a->squares == b->squares &&
+           (a->slots == b->slots && a->at == b->at && a->sampled == b->sampled && a->squares == b->squares &&
             memcmp(a->errors, b->errors, sizeof a->errors) == 0);
 }
 
@@ -303,7 +317,7 @@ TEST(an_index_of_4096_vectors_gets_the_codes_it_was_asked_for_by_a_build_and_by_
         }
         CHECK_EQ(info_of(index).code_bits, bits);
         CHECK_EQ(info_of(index).code_bytes, bits == 4 ? 32 : bits == 8 ? 32 : 0);
-        /* 128 slices of training; 32 codes with each insert, of which one is for the vector that has come; then four
+        /* 128 slices of training; 32 codes with each insert, of which one is for the new vector; then four
          * judgements of 64 */
         if (bits != 0) CHECK(at >= FIRST + 128 + 100 + 16 && at <= FIRST + 128 + (FIRST + 128) / 31 + 2 + 17);
         CHECK_EQ(wrong_codes(index), 0);
@@ -317,7 +331,7 @@ TEST(an_index_of_4096_vectors_gets_the_codes_it_was_asked_for_by_a_build_and_by_
     free(v);
 }
 
-TEST(small_indexes_have_no_codes_and_a_wrong_wish_is_refused) {
+TEST(small_indexes_have_no_codes_and_an_unknown_code_is_refused) {
     nodedb_vamana_config c = config_of(8, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, (nodedb_vamana_code)4);
     nodedb_error err;
     CHECK(nodedb_vamana_create(&c, &err) == NULL && err.status == NODEDB_ERR_INVALID);
@@ -471,7 +485,7 @@ TEST(vectors_too_short_to_gain_get_no_codes_of_their_own) {
     }
 }
 
-TEST(equal_vectors_and_zeros_say_nothing_of_what_comes_so_they_get_no_codes) {
+TEST(equal_vectors_and_zeros_predict_nothing_so_they_get_no_codes) {
     enum { N = FIRST + 10, DIM = 32, MORE = SLOW ? 300 : 1500 };
     float *v = (float *)calloc((size_t)(N + MORE) * DIM, sizeof *v), *some = random_vectors(MORE, DIM, test_seed);
     int metric, round;
@@ -494,7 +508,7 @@ TEST(equal_vectors_and_zeros_say_nothing_of_what_comes_so_they_get_no_codes) {
             CHECK_EQ(nodedb_vamana_search(s, &q, got, &found, NULL, NULL), NODEDB_OK);
             CHECK_EQ(found, 10);
             CHECK(got[0].distance == (metric == 2 ? 1.0f : 0.0f));
-            for (i = 0; i < MORE && metric == 0; i++) /* and those that come later are found */
+            for (i = 0; i < MORE && metric == 0; i++) /* and vectors inserted later are found */
                 CHECK_EQ(nodedb_vamana_insert(index, N + i, some + (size_t)i * DIM, NULL), NODEDB_OK);
             if (metric == 0) {
                 double share = recall_k(index, some, 100, 1, 48, false);
@@ -518,7 +532,7 @@ TEST(long_tails_and_constant_components_keep_their_recall) {
     (void)chosen_bits("the same, COSINE", v, N, DIM, q, ASKED, NODEDB_VAMANA_COSINE);
     free(v), free(q);
     v = clusters(N, DIM, 20, 0.5f, test_seed), q = clusters(ASKED, DIM, 20, 0.5f, test_seed + 9);
-    for (i = 0; i < (size_t)N * DIM; i++) /* the mean is taken off: they cost nothing */
+    for (i = 0; i < (size_t)N * DIM; i++) /* the mean is subtracted: they cost nothing */
         if (i % 2 == 0) v[i] = 100;
     for (i = 0; i < (size_t)ASKED * DIM; i++)
         if (i % 2 == 0) q[i] = 100;
@@ -565,10 +579,10 @@ TEST(any_number_of_components_can_be_coded) {
         }
 }
 
-/* ---- codes made anew --------------------------------------------------------------------------------------------- */
+/* ---- codes made again -------------------------------------------------------------------------------------------- */
 
 /* Making codes of 4 bits, to find them useless, and then of 8 takes about as long as the arrays take to grow. */
-TEST(codes_get_made_while_the_arrays_grow_and_grow) {
+TEST(codes_are_made_even_while_the_arrays_keep_growing) {
     enum { DIM = 64, N = FIRST + FIRST / 4 };
     float *v = clusters(N, DIM, 64, 5e-2f, test_seed);
     nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_AUTO);
@@ -591,7 +605,7 @@ TEST(codes_get_made_while_the_arrays_grow_and_grow) {
     free(v);
 }
 
-TEST(codes_are_made_anew_when_others_have_come_in_the_place_of_all_or_that_do_not_fit) {
+TEST(codes_are_remade_when_all_vectors_were_replaced_or_many_are_clipped) {
     enum { DIM = 24, N = FIRST + 100, ASKED = SLOW ? 30 : 200 };
     float *v = random_vectors(2 * N, DIM, test_seed);
     nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_4BIT);
@@ -608,17 +622,17 @@ TEST(codes_are_made_anew_when_others_have_come_in_the_place_of_all_or_that_do_no
     coder = index->arrays->coder, step = coder->step;
     live = index->code_live;
     CHECK(live >= FIRST && live <= N);
-    CHECK_EQ(index->code_came, N - live);
+    CHECK_EQ(index->code_inserted, N - live);
     for (i = 0; i < 100; i++) /* of the same kind: no reason */
         CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
-    CHECK(index->code_strange < 5 && index->recoder == NULL);
-    CHECK_EQ(index->code_came, N - live + 100);
+    CHECK(index->code_clipped < 5 && index->recoder == NULL);
+    CHECK_EQ(index->code_inserted, N - live + 100);
     CHECK_EQ(nodedb_vamana_save(index, path, NODEDB_VAMANA_RESIDENT, NULL), NODEDB_OK);
     nodedb_vamana_destroy(index);
     index = nodedb_vamana_open(path, NULL, NULL); /* which forgets none of it */
     REQUIRE(index != NULL);
     CHECK_EQ(index->code_live, live);
-    CHECK_EQ(index->code_came, N - live + 100);
+    CHECK_EQ(index->code_inserted, N - live + 100);
     CHECK_EQ(index->code_due, 8 * live);
     coder = index->arrays->coder;
     for (i = 0; i < 2 * N; i++) { /* soon codes that fit both kinds, and then the new one */
@@ -679,7 +693,7 @@ TEST(no_insert_does_more_for_the_first_codes_than_two_slices_and_no_sample_is_co
 }
 
 /* At every 16th insert of the training, the file opened goes on to the same codes as the index that was saved. */
-TEST(an_index_saved_while_a_coder_learns_learns_on_from_its_file) {
+TEST(training_that_a_save_interrupts_continues_from_the_file) {
     enum { DIM = 96, N = 400, MORE = 120, EVERY = 16 };
     float *v = random_vectors(N + MORE, DIM, test_seed);
     int metric, bits;
@@ -725,7 +739,7 @@ TEST(codes_are_judged_with_the_beam_of_a_search_however_wide_the_beam_of_an_inse
     uint32_t slot;
     c.beam_build = 0;
     index = build_of(&c, v, N, 2);
-    CHECK(index->beam_follows && index->writer->beam_max == 512 && index->arrays->coder != NULL);
+    CHECK(index->beam_adapts && index->writer->beam_max == 512 && index->arrays->coder != NULL);
     for (slot = 0; slot < 64; slot++) {
         uint64_t before = index->writer->hops;
         nodedb_vamana__judge(index, index->arrays, index->writer, slot);
@@ -737,7 +751,7 @@ TEST(codes_are_judged_with_the_beam_of_a_search_however_wide_the_beam_of_an_inse
     free(v);
 }
 
-TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold) {
+TEST(codes_are_remade_a_little_per_insert_when_the_index_has_grown_eightfold) {
     enum { DIM = 24, SMALL = 300, TRAINED = SMALL / 64 + 1 + SMALL / 8 + 1, N = 8 * (SMALL + TRAINED + 80) + 600 };
     float *v = random_vectors(N, DIM, test_seed);
     nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_4BIT);
@@ -754,7 +768,7 @@ TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold)
         bool was = index->recoder != NULL && nodedb_vamana__is_trained(index->recoder);
         uint32_t before = index->recode_at;
         CHECK_EQ(nodedb_vamana_insert(index, i, v + (size_t)i * DIM, NULL), NODEDB_OK);
-        index->code_strange = 0, index->code_asked = 0; /* which would be reasons, too */
+        index->code_clipped = 0, index->code_asked = 0; /* which would be reasons, too */
         if (was && index->recoder != NULL && index->recode_at < index->arrays->slots)
             CHECK_EQ(index->recode_at - before, NODEDB_VAMANA__CODE_PER_CHANGE);
         if (first == NULL && index->arrays->coder != NULL) {
@@ -773,14 +787,14 @@ TEST(codes_are_made_anew_a_little_per_insert_when_the_index_has_grown_eightfold)
     {
         double code = recall(index, v + SMALL * DIM, 50, 64, false);
         double exact = recall(index, v + SMALL * DIM, 50, 64, true);
-        printf("     made anew: recall@10 %.4f, by vectors %.4f\n", code, exact);
+        printf("     remade: recall@10 %.4f, by vectors %.4f\n", code, exact);
         CHECK(code >= exact - 0.04); /* 4 bits were forced on few components of no structure */
     }
     nodedb_vamana_destroy(index);
     free(v);
 }
 
-TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
+TEST(every_vector_has_its_own_code_after_any_changes_while_codes_are_made) {
     enum { IDS = 700, CHANGES = SLOW ? 2000 : 3000 };
     uint32_t seen[7] = {0}, learning = 0;
     int kind;
@@ -855,7 +869,7 @@ TEST(whatever_happens_while_codes_are_made_every_vector_has_its_own) {
     CHECK(SLOW || learning > 0);
 }
 
-TEST(when_the_last_vector_goes_its_codes_go_and_others_are_found_as_well) {
+TEST(when_the_last_vector_is_removed_its_codes_go_and_new_vectors_are_found) {
     enum { DIM = 40, N = 1500 };
     float *v = random_vectors(N, DIM, test_seed);
     nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_4BIT);
@@ -906,7 +920,7 @@ static void same_answers(const nodedb_vamana *a, const nodedb_vamana *b, const u
     nodedb_vamana_searcher_destroy(sb);
 }
 
-TEST(a_file_keeps_codes_wishes_and_passes_bit_for_bit_in_memory_and_on_disk) {
+TEST(a_file_keeps_codes_parameters_and_passes_bit_for_bit_in_memory_and_on_disk) {
     enum { N = 600, ASKED = 20, MOVES = 50 };
     const sift *s = sift10k();
     int type, metric, code;
@@ -989,7 +1003,7 @@ TEST(an_index_without_codes_gets_8_bits_on_disk_and_none_in_memory) {
     free(v);
 }
 
-TEST(a_file_that_is_not_there_is_not_found_whoever_looks) {
+TEST(a_missing_file_is_not_found_by_open_and_by_verify) {
     nodedb_error err;
     CHECK(nodedb_vamana_open(path_in_test_dir("nothing"), NULL, &err) == NULL);
     CHECK_EQ(err.status, NODEDB_ERR_NOT_FOUND);
@@ -1025,7 +1039,7 @@ TEST(few_vectors_left_among_many_slots_can_be_saved_and_coded) {
     free(v);
 }
 
-/* ---- many questions ---------------------------------------------------------------------------------------------- */
+/* ---- many queries ------------------------------------------------------------------------------------------------ */
 
 TEST(search_many_is_so_many_searches) {
     enum { ASKED = 30, K = 7 };
@@ -1069,7 +1083,7 @@ TEST(search_many_is_so_many_searches) {
     nodedb_vamana_searcher_destroy(searcher);
 }
 
-TEST(search_many_names_the_first_question_that_fails_and_answers_those_before) {
+TEST(search_many_names_the_first_query_that_fails_and_answers_those_before) {
     enum { N = 200, DIM = 8, ASKED = 9 };
     float *v = random_vectors(N, DIM, test_seed);
     nodedb_vamana_config c = config_of(DIM, NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_AUTO);
@@ -1385,7 +1399,7 @@ TEST(a_build_cancelled_in_either_pass_says_so_and_leaves_a_valid_index) {
         CHECK_EQ(wrong_codes(index), 0);
         CHECK_EQ(info_of(index).code_bits, holds >= 300 ? 4 : 0);
         if (u.last >= N) CHECK(recall(index, base, 20, 64, false) >= 0.85);
-        for (i = 0; i < N; i++) /* those that are not there come one by one */
+        for (i = 0; i < N; i++) /* insert the missing ones one by one */
             if (!nodedb_vamana_contains(index, i))
                 CHECK_EQ(nodedb_vamana_insert(index, i, base + i * s->dim, NULL), NODEDB_OK);
         CHECK_EQ(nodedb_vamana_count(index), N);
@@ -1570,7 +1584,7 @@ TEST(large_arrays_are_asked_for_in_huge_pages_unless_told_not_to) {
 }
 
 /* Building, inserting, coding, growing, saving and opening with an allocator that may fail: each step does its work or
- * says NO_MEMORY and has changed nothing. Returns whether all went well. */
+ * says NO_MEMORY and has changed nothing. Returns whether everything succeeded. */
 static bool live_a_life(counting *count, nodedb_allocator allocator, const float *v, nodedb_vamana_type type,
                         const char *path) {
     enum { DIM = 8 };

@@ -1,6 +1,15 @@
-/* Tests of nodedb_vamana.h: many read while one changes the index. Every vector tells whose it is: its components
- * follow from its id and from how often that id has been changed, so that whatever a reader gets can be checked against
- * what that id has been while he asked. */
+/* Tests of nodedb_vamana.h: many threads read while one changes the index. Every vector tells which id it belongs to:
+ * its components follow from the id and from how often the id was changed. So every result of a reader can be checked
+ * against what the id was during the query.
+ *
+ * Contents:
+ *   released memory            an allocator that overwrites what is released
+ *   vectors that tell their id
+ *   the world                  an index, and the history of each id
+ *   readers                    searches, scans and lookups, with their checks
+ *   the writer                 random changes of all kinds
+ *   one reader that stays      what waits for a reader, and what does not
+ *   the model checker          every interleaving of enter, leave and the waits */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
 #include "test.h"
@@ -9,7 +18,7 @@
 #define READERS 3u
 #define MOST_RESULTS 1500u
 
-/* ---- memory that does not stay as it was ------------------------------------------------------------------------- */
+/* ---- released memory --------------------------------------------------------------------------------------------- */
 
 static int64_t taken_bytes; /* atomic: searchers come and go in all threads */
 
@@ -21,7 +30,7 @@ static void *spoiling_alloc(void *ctx, size_t bytes, size_t align) {
     return memory;
 }
 
-/* Whoever reads it later reads rubbish, even where the system keeps the page. */
+/* A later read returns garbage, even if the system keeps the page. */
 static void spoiling_release(void *ctx, void *memory, size_t bytes) {
     (void)ctx;
     memset(memory, 0xEE, bytes);
@@ -38,7 +47,7 @@ static nodedb_vamana_config config_of(nodedb_vamana_type type, nodedb_vamana_met
     return c;
 }
 
-/* ---- vectors that tell whose they are ---------------------------------------------------------------------------- */
+/* ---- vectors that tell their id ---------------------------------------------------------------------------------- */
 
 /* The vector of an id after its change number `change`: 4 random bits a component, so that all sums are exact. */
 static void components_of(uint64_t id, uint32_t change, int *to) {
@@ -73,18 +82,18 @@ static float distance_of(nodedb_vamana_type type, nodedb_vamana_metric metric, c
     return aa == 0 || bb == 0 ? 1 : (float)(1 - dot / sqrt((double)aa * bb));
 }
 
-/* ---- the world: an index, and what each id is and may be --------------------------------------------------------- */
+/* ---- the world: an index, and the history of each id ------------------------------------------------------------- */
 
 /* Each change of an id has a number, from 1. `begun` has it before the change begins; `ended` after it has ended, times
- * two, plus one if the id is then there. So a reader who looks at `ended` first and at `begun` last knows all changes
- * whose vectors he may have seen; and if nothing happened between, what he must have seen. */
+ * two, plus one if the id is then there. So a reader that loads `ended` first and `begun` last has all changes whose
+ * vectors it may have seen, and if the id did not change between, the one that it must have seen. */
 typedef struct world {
     nodedb_vamana *index;
     nodedb_vamana_type type;
     nodedb_vamana_metric metric;
     uint32_t ids, present; /* `present`: the writer's */
     uint32_t *begun, *ended;
-    uint32_t compactions; /* begun and ended, so odd during one: cursors of `next` then begin again */
+    uint32_t compactions; /* begun and ended, so odd during one: cursors of `next` then start over */
     uint32_t stop;
     uint64_t questions, sought, met; /* sums of all readers */
 } world;
@@ -136,7 +145,7 @@ static void look_before(reader *r) {
 
 static uint32_t begun_now(const reader *r, uint32_t id) { return __atomic_load_n(&r->w->begun[id], __ATOMIC_ACQUIRE); }
 
-/* Has nothing happened to the id since look_before? */
+/* True if the id has not changed since look_before. */
 static bool has_rested(const reader *r, uint32_t id) { return begun_now(r, id) == r->before[id] >> 1; }
 static bool was_there(const reader *r, uint32_t id) { return (r->before[id] & 1) != 0 && has_rested(r, id); }
 
@@ -302,7 +311,7 @@ static void *read_on(void *argument) {
     narrow.beam_max = 8;
     while (__atomic_load_n(&r->w->stop, __ATOMIC_ACQUIRE) == 0 || r->questions < 64) {
         unsigned kind = (unsigned)(test_random(&r->random) % (ASK_KINDS + 5));
-        if (r->questions++ % 128 == 0) { /* searchers come and go too, and must widen their lists */
+        if (r->questions++ % 128 == 0) { /* makes new searchers too, which must grow their lists */
             nodedb_vamana_searcher_destroy(r->searcher);
             r->searcher = nodedb_vamana_searcher_create(r->w->index, &narrow, NULL);
             if (r->searcher == NULL) return NULL;
@@ -379,7 +388,7 @@ static void put_batch(world *w, uint32_t n, enum build_end end, uint32_t threads
     free(ids), free(vectors);
 }
 
-static void make_codes_anew(world *w) { w->index->code_due = 0; } /* as if the index had grown eightfold */
+static void remake_codes(world *w) { w->index->code_due = 0; } /* as if the index had grown eightfold */
 
 typedef struct work { /* shares of all steps, in 1/10000 */
     uint32_t steps, put, replace, rare;
@@ -409,7 +418,7 @@ static void write_on(world *w, const work *how, uint64_t seed) {
                 CHECK_EQ(nodedb_vamana_reserve(w->index, w->index->arrays->capacity + 1, NULL), NODEDB_OK);
                 break;
             case 7:
-            case 8: make_codes_anew(w); break;
+            case 8: remake_codes(w); break;
             default:
                 for (i = 0; i < w->ids; i++)
                     if (how->empties || i % 16 == 0) drop(w, i);
@@ -458,7 +467,7 @@ TEST(readers_beside_a_writer_see_what_is_or_was_meanwhile) {
     campaign(NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_AUTO, SLOW ? 600 : 6000, SLOW ? 300 : 4000, &how);
 }
 
-TEST(readers_beside_a_writer_who_grows_and_empties_a_small_index) {
+TEST(readers_beside_a_writer_that_grows_and_empties_a_small_index) {
     work how = {0, 5000, 1500, 100, 250, 60, true};
     how.steps = steps_of(8000, 800);
     campaign(NODEDB_VAMANA_I8, NODEDB_VAMANA_L2, NODEDB_VAMANA_CODE_4BIT, 300, 0, &how);
@@ -475,7 +484,7 @@ TEST(readers_beside_a_writer_whatever_the_metric) {
         campaign(types[i], metrics[i], NODEDB_VAMANA_CODE_8BIT, SLOW ? 300 : 1000, SLOW ? 100 : 500, &how);
 }
 
-/* ---- one reader who stays ---------------------------------------------------------------------------------------- */
+/* ---- one reader that stays --------------------------------------------------------------------------------------- */
 
 /* A reader is held within his question, by his filter; what the writer then must not touch, he does not touch. */
 typedef struct held {
@@ -535,7 +544,7 @@ static void check_held(const held *h) {
     }
 }
 
-TEST(a_slot_is_not_taken_again_while_a_search_may_know_it) {
+TEST(a_slot_is_not_reused_while_a_search_may_hold_it) {
     nodedb_vamana_config config = config_of(NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, 2000);
     nodedb_vamana_info info;
     world w;
@@ -584,7 +593,7 @@ static void *change_and_wait(void *argument) {
     case WAIT_COMPACT: CHECK_EQ(nodedb_vamana_compact(w->index, NULL), NODEDB_OK); break;
     case WAIT_FIRST_CODES:
     case WAIT_CODES:
-        make_codes_anew(w);
+        remake_codes(w);
         while (nodedb_vamana_maintain(w->index, 10)) {}
         break;
     case WAIT_EMPTY:
@@ -599,7 +608,7 @@ static void *change_and_wait(void *argument) {
     return NULL;
 }
 
-TEST(what_frees_or_moves_memory_waits_for_those_who_read_it_and_nobody_waits_for_the_writer) {
+TEST(what_frees_or_moves_memory_waits_for_its_readers_and_no_reader_waits_for_the_writer) {
     int kind;
     for (kind = 0; kind < WAITS; kind++) {
         nodedb_vamana_config config = config_of(NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, kind == WAIT_GROW ? 300 : 500);
@@ -617,7 +626,7 @@ TEST(what_frees_or_moves_memory_waits_for_those_who_read_it_and_nobody_waits_for
         REQUIRE(open_world(&w, &config, 1000));
         for (i = 0; i < 300; i++) put(&w, i);
         if (kind == WAIT_CODES) {
-            make_codes_anew(&w);
+            remake_codes(&w);
             while (nodedb_vamana_maintain(w.index, 1000)) {}
         }
         hold_reader(&h, &w, 1000);
@@ -641,14 +650,14 @@ TEST(what_frees_or_moves_memory_waits_for_those_who_read_it_and_nobody_waits_for
 }
 
 /* The lists of a search are as long as the index when it began needs them; it may have grown since. */
-TEST(a_scan_for_more_than_there_is_bears_an_index_that_fills_meanwhile) {
+TEST(a_scan_for_more_than_there_is_survives_an_index_that_grows_meanwhile) {
     nodedb_vamana_config config = config_of(NODEDB_VAMANA_F32, NODEDB_VAMANA_L2, 2000);
     world w;
     held h;
     uint32_t i;
     REQUIRE(open_world(&w, &config, 4000));
     for (i = 0; i < 2000; i++) put(&w, i);
-    for (i = 100; i < 2000; i++) drop(&w, i); /* their slots come behind those that he has looked at */
+    for (i = 100; i < 2000; i++) drop(&w, i); /* their slots are behind those that the scan has visited */
     while (nodedb_vamana_maintain(w.index, 1000)) {}
     hold_reader(&h, &w, 2000);
     for (i = 2000; i < 3900; i++) put(&w, i);
@@ -658,8 +667,9 @@ TEST(a_scan_for_more_than_there_is_bears_an_index_that_fills_meanwhile) {
     close_world(&w);
 }
 
-/* A look into the table between two steps of the writer finds the id, or none: never who has come to the place that was
- * empty. Nothing enters and withdraws ids faster than a build that fails: here are its steps, without the vectors. */
+/* A look into the table between two steps of the writer finds the id, or none: never the id that took the place that
+ * was empty. Nothing enters and withdraws ids faster than a build that fails: here are its steps, without the
+ * vectors. */
 static void *look_for_absent(void *argument) {
     world *w = (world *)argument;
     uint64_t id = UINT64_C(1) << 40, looks;
@@ -678,7 +688,7 @@ static void *look_for_absent(void *argument) {
 }
 
 static void enter_id(world *w, uint64_t id, uint32_t *slot) {
-    *slot = nodedb_vamana__take_slot(w->index);
+    *slot = nodedb_vamana__alloc_slot(w->index);
     w->index->arrays->ids[*slot] = id;
     CHECK(nodedb_vamana__table_add(w->index->arrays, *slot));
 }
@@ -705,15 +715,16 @@ TEST(an_id_is_found_or_not_but_never_mistaken_for_another) {
     close_world(&w);
 }
 
-/* ---- enter, leave and the waits: the model checker ------------------------------------------------------------------
- * The writer's script and two readers who come again and again, each on a stripe of his own or both on one; every load,
- * store and addition is a step of its own, in one total order, and the search visits every interleaving. A thing
- * that is unlinked after a reader has taken it must be there until he leaves.
- *   In one total order the reader's second look at the epoch and the writer's look before a move are two guards of
- * which one would do, if a wait follows each move; a sweep that waits while the arrays grow needs the look before. The
- * second look is what holds on machines where the reader's load of the arrays may pass his count; that no model of this
- * kind can show. */
-enum { PUBLISH, MOVE, WAIT, FREE, END }; /* the writer; MOVE is begin_wait, WAIT is readers_left in a loop */
+/* ---- the model checker: enter, leave and the waits --------------------------------------------------------------- */
+
+/* The writer's script and two readers that enter again and again, each on its own stripe or both on one. Every load,
+ * store and addition is a step of its own, in one total order, and the search visits every interleaving. An object that
+ * is unlinked after a reader has taken it must exist until the reader leaves.
+ *   In one total order two guards do the same: the reader's second load of the epoch, and the writer's check before it
+ * advances the epoch. One of them would do if a wait followed each advance. A sweep that waits while the arrays grow
+ * needs the writer's check. Machines on which the reader's load of the arrays may pass its count need the second load;
+ * a model of this kind cannot show that. */
+enum { PUBLISH, MOVE, WAIT, FREE, END }; /* the writer; MOVE is advance_epoch, WAIT is readers_left in a loop */
 enum { LOOK, COUNT, AGAIN, BACK, TAKE, USE, LEAVE };
 
 typedef enum model_kind {
