@@ -36,6 +36,9 @@ one_header() {
     little "$1" "" "$2, declarations first" "$include$implementation$include"
     little "$1" "" "$2, exported" "$exported$implementation$include"
     little "$1" "$bare" "$2, without liburing and jemalloc" "$implementation$include"
+    for part in $(sed -n 's/.*defined(\(NODEDB_[A-Z]*_NO_[A-Z]*\)).*/\1/p' "$2" | sort -u); do
+        little "$1" "-D$part" "$2, $part" "$implementation$include"
+    done
     # STATIC alone would declare private functions that nobody defines
     printf '#define %s_STATIC\n#include "%s"\n' "$macro" "$2" >"$OUT/little.c"
     if $1 -I. -c -o "$OUT/little.o" "$OUT/little.c" >/dev/null 2>&1
