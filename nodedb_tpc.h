@@ -100,7 +100,8 @@
                 _core_set_data, _core_wait, nodedb_tpc_self, nodedb_tpc_stopping
    messages     nodedb_tpc_send, _flush, _keep_message, _pressure; nodedb_tpc_post from outside
    calls        nodedb_tpc_call_start, _call_hold, _call_answer; nodedb_tpc_call_wait from outside
-   tasks        nodedb_tpc_spawn, _guard, _defer, _panic, _fault_text, _reset_core, _reset_request
+   tasks        nodedb_tpc_spawn, _guard, _defer, _panic, _fault_text, _is_degraded, _is_refused, _reset_core,
+                _reset_request
    timers       nodedb_tpc_timer_set, nodedb_tpc_timer_cancel
    quiescence   nodedb_tpc_gate_enter, _leave, _undo, _shut, _drained
    quarantine   nodedb_tpc_quarantine, nodedb_tpc_is_quarantined, nodedb_tpc_release_part, nodedb_tpc_quarantine_list
@@ -208,7 +209,8 @@
 
 8. LIMITS
    The constants of the first part of the declarations bound cores, messages, tasks, timers, defers and ids. Request ids
-   with faults are kept in 128 buckets of 8: an id is forgotten when 8 other refused ids fall into its bucket.
+   with faults are kept in 128 buckets of 8 places. A new id displaces one that is not refused. A refused id is
+   forgotten only when its bucket would fill with refused ids: the eighth displaces one of the seven others, in turn.
 
    The guard cannot release a lock, or finish a malloc(), in whose middle a task was abandoned: register locks with
    nodedb_tpc_defer, and let tasks allocate from the core's own arena. It does not notice a write to a wrong but mapped
@@ -994,6 +996,10 @@ NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, 
 /* Why the last guarded function or task failed or was refused, as a sentence; valid until the next one fails. Own
  * thread. */
 NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core);
+/* Why NODEDB_ERR_DEGRADED: the core refuses everything, or all cores refuse this id. Any thread. False where an argument
+ * is wrong. */
+NODEDB_TPC_API bool nodedb_tpc_is_degraded(const nodedb_tpc *runtime, uint32_t core);
+NODEDB_TPC_API bool nodedb_tpc_is_refused(const nodedb_tpc *runtime, uint64_t request_id);
 /* Ends the degradation of a core now, and forgets the faults that it counted. Any thread. NODEDB_ERR_INVALID. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_reset_core(nodedb_tpc *runtime, uint32_t core);
 /* Forgets the faults of a request id, which is admitted again. Any thread. NODEDB_ERR_NOT_FOUND: none are known;
@@ -1031,13 +1037,13 @@ typedef struct nodedb_tpc_gate {
 } nodedb_tpc_gate;
 
 /* A scan begins. False if the gate is shut; after true the scan calls leave once. In a task that may fault, register
- * nodedb_tpc_gate_undo by nodedb_tpc_defer, and make leave the last thing that the task does: then it leaves once,
- * whether it is abandoned or not. */
+ * nodedb_tpc_gate_undo by nodedb_tpc_defer, once for each scan, directly after enter. On that core leave takes the
+ * registration back, so the scan leaves once, wherever the task is abandoned: before leave, in `drained`, or later. */
 NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate);
 NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate);
 NODEDB_TPC_API void nodedb_tpc_gate_undo(nodedb_tpc_core *core, void *gate);
 /* No scan enters from now on. `drained` (may be NULL) is called once, when none is inside: by the thread of the last
- * leave, or here. NODEDB_ERR_STATE: it is shut already; NODEDB_ERR_INVALID. */
+ * leave, inside that task's guard if it has one, or here. NODEDB_ERR_STATE: it is shut already; NODEDB_ERR_INVALID. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_gate_shut(nodedb_tpc_gate *gate, void (*drained)(void *ctx), void *ctx);
 NODEDB_TPC_API bool nodedb_tpc_gate_drained(const nodedb_tpc_gate *gate); /* shut, and no scan inside */
 
@@ -1178,7 +1184,7 @@ typedef struct nodedb_tpc__task {
 
 /* What a guarded function has registered; valid until it returns, or is undone. */
 typedef struct nodedb_tpc__undo {
-    nodedb_tpc_fn fn;
+    nodedb_tpc_fn fn; /* NULL: taken back */
     void *arg;
 } nodedb_tpc__undo;
 
@@ -1291,15 +1297,15 @@ struct nodedb_tpc_core {
     uint32_t defer_count;
     nodedb_tpc__counted_fault counted[NODEDB_TPC_MAX_FAULTS_TO_DEGRADE]; /* the latest, of different ids */
     uint32_t counted_faults;
-    uint64_t degraded_until_ns;
     const char *fault_sentence; /* fault_text, or a literal */
     char fault_text[NODEDB_ERROR_MESSAGE_BYTES];
 
     /* written by the core, read by any thread: relaxed, except in the protocol of a stop */
     NODEDB_TPC__APART nodedb_tpc__counter turn_ns; /* when the present turn began */
     nodedb_tpc__counter issued, done; /* units of work: sent, spawned, called; handled, ended, answered */
+    nodedb_tpc__counter degraded_until_ns; /* 0: not degraded; see nodedb_tpc__core_degraded */
     uint32_t state;
-    nodedb_tpc_stats stats __attribute__((aligned(8)));
+    nodedb_tpc_stats stats __attribute__((aligned(8))); /* `degraded` is filled in for a reader */
     nodedb_tpc__counter latencies[NODEDB_TPC__LATENCIES];
 
     /* written by any thread */
@@ -2129,7 +2135,6 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_call_answer(nodedb_tpc_core *core, noded
 static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_id);
 static nodedb_status nodedb_tpc__guarded(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id);
 static void nodedb_tpc__after_signal(nodedb_tpc_core *core);
-static bool nodedb_tpc__is_refused(nodedb_tpc *runtime, uint64_t id);
 static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id);
 
 /* ---- the run queue ----------------------------------------------------------------------------------------------- */
@@ -2249,7 +2254,7 @@ static void nodedb_tpc__undo_to(nodedb_tpc_core *core, uint32_t defers) {
     while (core->defer_count > defers) {
         nodedb_tpc__undo undo = core->defers[--core->defer_count];
         uint32_t before = core->defer_count;
-        if (nodedb_tpc__run(core, undo.fn, undo.arg)) continue;
+        if (undo.fn == NULL || nodedb_tpc__run(core, undo.fn, undo.arg)) continue;
         core->defer_count = before; /* what the undo function itself had registered is not undone */
         nodedb_say(&core->runtime->config.logger, NODEDB_LOG_ERROR, "an undo function faulted and was left: %s",
                    core->fault_text);
@@ -2257,10 +2262,16 @@ static void nodedb_tpc__undo_to(nodedb_tpc_core *core, uint32_t defers) {
     memcpy(core->fault_text, first_fault, sizeof first_fault);
 }
 
+/* Whether the core refuses work. Any thread; the core itself recovers when it next looks. */
+static bool nodedb_tpc__core_degraded(const nodedb_tpc_core *core) {
+    uint64_t until_ns = nodedb__load_relaxed(&core->degraded_until_ns);
+    return until_ns != 0 && nodedb__load_relaxed(&core->reset_wanted) == 0 && nodedb_tpc__now(core->runtime) < until_ns;
+}
+
 static void nodedb_tpc__recover(nodedb_tpc_core *core) {
-    bool degraded = core->stats.degraded;
+    bool degraded = core->degraded_until_ns != 0;
     nodedb__store_relaxed(&core->reset_wanted, 0u);
-    nodedb__store_relaxed(&core->stats.degraded, false);
+    nodedb__store_relaxed(&core->degraded_until_ns, UINT64_C(0));
     core->counted_faults = 0;
     if (degraded)
         nodedb_say(&core->runtime->config.logger, NODEDB_LOG_INFO, "core %u accepts tasks again",
@@ -2291,17 +2302,17 @@ static uint32_t nodedb_tpc__count_fault(nodedb_tpc_core *core, uint64_t request_
 
 static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
     const nodedb_tpc_config *config = &core->runtime->config;
-    uint64_t now = nodedb_tpc__now(core->runtime);
+    uint64_t now = nodedb_tpc__now(core->runtime), until_ns;
     core->fault_sentence = core->fault_text;
     nodedb_tpc__count(&core->stats.faults, 1u);
     nodedb_tpc__suspect_add(core->runtime, request_id);
     nodedb_say(&config->logger, NODEDB_LOG_WARNING, "%s (request %llu); it was abandoned", core->fault_text,
                (unsigned long long)request_id);
     if (nodedb__load_relaxed(&core->reset_wanted) != 0) nodedb_tpc__recover(core);
-    if (core->stats.degraded || config->faults_to_degrade == NODEDB_TPC_NEVER ||
+    if (core->degraded_until_ns != 0 || config->faults_to_degrade == NODEDB_TPC_NEVER ||
         nodedb_tpc__count_fault(core, request_id, now) < config->faults_to_degrade) return;
-    core->degraded_until_ns = config->degraded_ns > UINT64_MAX - now ? UINT64_MAX : now + config->degraded_ns;
-    nodedb__store_relaxed(&core->stats.degraded, true);
+    until_ns = config->degraded_ns > UINT64_MAX - now ? UINT64_MAX : now + config->degraded_ns;
+    nodedb__store_relaxed(&core->degraded_until_ns, until_ns);
     nodedb_tpc__count(&core->stats.degradations, 1u);
     nodedb_say(&config->logger, NODEDB_LOG_ERROR,
                "core %u is degraded after faults of %u requests within %llu ms: its tasks are refused",
@@ -2311,10 +2322,9 @@ static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
 
 /* Whether this work may begin: NODEDB_OK, or NODEDB_ERR_DEGRADED with the sentence. */
 static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_id) {
-    if (core->stats.degraded && (nodedb__load_relaxed(&core->reset_wanted) != 0 ||
-                                 nodedb_tpc__now(core->runtime) >= core->degraded_until_ns)) nodedb_tpc__recover(core);
-    if (core->stats.degraded) core->fault_sentence = "the core is degraded after faults of several requests";
-    else if (nodedb_tpc__is_refused(core->runtime, request_id))
+    if (core->degraded_until_ns != 0 && !nodedb_tpc__core_degraded(core)) nodedb_tpc__recover(core);
+    if (core->degraded_until_ns != 0) core->fault_sentence = "the core is degraded after faults of several requests";
+    else if (nodedb_tpc_is_refused(core->runtime, request_id))
         core->fault_sentence = "this request has faulted before and is refused";
     else return NODEDB_OK;
     nodedb_tpc__count(&core->stats.refused, 1u);
@@ -2347,6 +2357,18 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_defer(nodedb_tpc_core *core, nodedb_tpc_
     return NODEDB_OK;
 }
 
+/* Forgets the latest registration of undo(core, arg), if there is one. Its place is free again when it is the last that
+ * the running function has registered; the places of the guards outside stay as their frames have counted them. */
+static void nodedb_tpc__take_back(nodedb_tpc_core *core, nodedb_tpc_fn undo, void *arg) {
+    for (uint32_t i = core->defer_count; i-- > 0;)
+        if (core->defers[i].fn == undo && core->defers[i].arg == arg) {
+            core->defers[i].fn = NULL;
+            break;
+        }
+    while (core->guard != NULL && core->defer_count > core->guard->defers &&
+           core->defers[core->defer_count - 1].fn == NULL) core->defer_count--;
+}
+
 NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, ...) {
     va_list args;
     bool guarded = core != NULL && nodedb_tpc__on_own_thread(core) && core->guard != NULL;
@@ -2367,6 +2389,10 @@ NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core) {
     return core == NULL || core->fault_sentence == NULL ? "" : core->fault_sentence;
 }
 
+NODEDB_TPC_API bool nodedb_tpc_is_degraded(const nodedb_tpc *runtime, uint32_t core) {
+    return runtime != NULL && core < runtime->core_count && nodedb_tpc__core_degraded(runtime->cores[core]);
+}
+
 NODEDB_TPC_API nodedb_status nodedb_tpc_reset_core(nodedb_tpc *runtime, uint32_t core) {
     if (runtime == NULL || core >= runtime->core_count) return NODEDB_ERR_INVALID;
     nodedb__store_relaxed(&runtime->cores[core]->reset_wanted, 1u);
@@ -2375,37 +2401,45 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_reset_core(nodedb_tpc *runtime, uint32_t
 
 /* ---- suspects: request ids that have faulted --------------------------------------------------------------------- */
 
-static nodedb_tpc__suspect *nodedb_tpc__suspect_bucket(nodedb_tpc *runtime, uint64_t id) {
-    return runtime->suspects[nodedb_mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS];
+static uint32_t nodedb_tpc__suspect_bucket(uint64_t id) {
+    return (uint32_t)(nodedb_mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS);
 }
 
-static bool nodedb_tpc__is_refused(nodedb_tpc *runtime, uint64_t id) {
-    nodedb_tpc__suspect *bucket;
-    if (id == 0 || nodedb__load_relaxed(&runtime->suspects_any) == 0) return false;
-    bucket = nodedb_tpc__suspect_bucket(runtime, id);
+NODEDB_TPC_API bool nodedb_tpc_is_refused(const nodedb_tpc *runtime, uint64_t request_id) {
+    const nodedb_tpc__suspect *bucket;
+    if (runtime == NULL || request_id == 0 || nodedb__load_relaxed(&runtime->suspects_any) == 0) return false;
+    bucket = runtime->suspects[nodedb_tpc__suspect_bucket(request_id)];
     for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++)
-        if (nodedb__load_acquire(&bucket[way].id) == id)
+        if (nodedb__load_acquire(&bucket[way].id) == request_id)
             return nodedb__load_relaxed(&bucket[way].faults) >= runtime->config.faults_to_refuse;
     return false;
 }
 
-/* Counts a fault of this id. A new id takes a free place, or else the one with the fewest faults below the limit, or
- * else, in turn, one that is refused. */
+/* Counts a fault of this id. A new id takes the place with the fewest faults that is not refused. There always is one:
+ * the id that would fill the bucket with refused ids makes the runtime forget one of the others, in turn. So no id that
+ * has faulted less often displaces one that is refused. */
 static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id) {
-    nodedb_tpc__suspect *bucket = nodedb_tpc__suspect_bucket(runtime, id), *place = NULL;
+    nodedb_tpc__suspect *bucket = runtime->suspects[nodedb_tpc__suspect_bucket(id)], *place = NULL;
+    uint32_t limit = runtime->config.faults_to_refuse, refused = 0;
     if (id == 0) return;
     (void)pthread_mutex_lock(&runtime->suspects_lock);
     for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) {
         nodedb_tpc__suspect *s = &bucket[way];
         if (s->id == id) { place = s; break; }
-        if (s->faults < runtime->config.faults_to_refuse && (place == NULL || s->faults < place->faults)) place = s;
+        if (s->faults < limit && (place == NULL || s->faults < place->faults)) place = s;
     }
-    if (place == NULL) place = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
+    assert(place != NULL);
     if (place->id != id) { /* in this order, so that no reader takes the old id's faults for the new one's */
         nodedb__store_relaxed(&place->faults, 0u);
         nodedb__store_release(&place->id, id);
     }
     nodedb__store_relaxed(&place->faults, place->faults + 1);
+    for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) refused += bucket[way].faults >= limit;
+    if (refused == NODEDB_TPC__SUSPECT_WAYS) {
+        nodedb_tpc__suspect *forgotten = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
+        if (forgotten == place) forgotten = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
+        nodedb__store_relaxed(&forgotten->faults, 0u);
+    }
     nodedb__store_relaxed(&runtime->suspects_any, 1u);
     (void)pthread_mutex_unlock(&runtime->suspects_lock);
 }
@@ -2414,7 +2448,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_reset_request(nodedb_tpc *runtime, uint6
     nodedb_tpc__suspect *bucket;
     nodedb_status status = NODEDB_ERR_NOT_FOUND;
     if (runtime == NULL || request_id == 0) return NODEDB_ERR_INVALID;
-    bucket = nodedb_tpc__suspect_bucket(runtime, request_id);
+    bucket = runtime->suspects[nodedb_tpc__suspect_bucket(request_id)];
     (void)pthread_mutex_lock(&runtime->suspects_lock);
     for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++)
         if (bucket[way].id == request_id && bucket[way].faults > 0) {
@@ -3213,7 +3247,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_get_stats(const nodedb_tpc *runtime, uin
     to = (uint64_t *)(void *)stats;
     for (size_t i = 0; i < offsetof(nodedb_tpc_stats, degraded) / sizeof *to; i++)
         to[i] = nodedb__load_relaxed(&from[i]);
-    stats->degraded = nodedb__load_relaxed(&core->stats.degraded) && nodedb__load_relaxed(&core->reset_wanted) == 0;
+    stats->degraded = nodedb_tpc__core_degraded(core);
     stats->posted = nodedb__load_relaxed(&core->inbox.posted);
     stats->wakes += nodedb__load_relaxed(&core->inbox.wakes);
     stats->wakes_avoided += nodedb__load_relaxed(&core->inbox.wakes_avoided);
@@ -3256,12 +3290,11 @@ NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate) {
     return true;
 }
 
-NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate) {
-    uint64_t state;
+/* One scan less. */
+static void nodedb_tpc__gate_out(nodedb_tpc_gate *gate) {
+    uint64_t state = nodedb__load_acquire(&gate->state);
     void (*drained)(void *ctx);
     void *ctx;
-    if (gate == NULL) return;
-    state = nodedb__load_acquire(&gate->state);
     do { /* 3: shut, and only we are inside. Read what to call now: after the swap the gate may be gone */
         assert(state >= 2);
         drained = NULL, ctx = NULL;
@@ -3270,9 +3303,18 @@ NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate) {
     if (drained != NULL) drained(ctx);
 }
 
+/* The registration goes before the scan does: a fault in `drained`, or later in the task, must not leave a second
+ * time. */
+NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate) {
+    if (gate == NULL) return;
+    if (nodedb_tpc__current != NULL) nodedb_tpc__take_back(nodedb_tpc__current, nodedb_tpc_gate_undo, gate);
+    nodedb_tpc__gate_out(gate);
+}
+
+/* The guard has taken this registration off its list. Another one of the same gate belongs to another scan. */
 NODEDB_TPC_API void nodedb_tpc_gate_undo(nodedb_tpc_core *core, void *gate) {
     (void)core;
-    nodedb_tpc_gate_leave((nodedb_tpc_gate *)gate);
+    if (gate != NULL) nodedb_tpc__gate_out((nodedb_tpc_gate *)gate);
 }
 
 /* The closer enters first, so that no scan finds the gate drained before the callback is written. */
@@ -3283,12 +3325,12 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_gate_shut(nodedb_tpc_gate *gate, void (*
     state = nodedb__load_relaxed(&gate->state);
     do {
         if ((state & 1) != 0) { /* another closer was faster */
-            nodedb_tpc_gate_leave(gate);
+            nodedb_tpc__gate_out(gate);
             return NODEDB_ERR_STATE;
         }
     } while (!nodedb__cas(&gate->state, &state, state | 1));
     gate->drained = drained, gate->ctx = ctx; /* our own leave publishes them, and the last leave comes after it */
-    nodedb_tpc_gate_leave(gate);
+    nodedb_tpc__gate_out(gate);
     return NODEDB_OK;
 }
 
@@ -3506,8 +3548,7 @@ static void nodedb_tpc__print_histogram(nodedb_tpc__text *t, const nodedb_tpc *r
 static void nodedb_tpc__print_flags(nodedb_tpc__text *t, const nodedb_tpc *runtime, bool stalled) {
     nodedb_tpc__print(t, "# TYPE tpc_%s gauge\n", stalled ? "stalled" : "degraded");
     for (uint32_t core = 0; core < runtime->core_count; core++) {
-        bool is = stalled ? nodedb_tpc_stalled(runtime, core)
-                          : nodedb__load_relaxed(&runtime->cores[core]->stats.degraded);
+        bool is = stalled ? nodedb_tpc_stalled(runtime, core) : nodedb_tpc_is_degraded(runtime, core);
         nodedb_tpc__print_series(t, runtime, stalled ? "stalled" : "degraded", core);
         nodedb_tpc__print(t, "} %d\n", is ? 1 : 0);
     }
