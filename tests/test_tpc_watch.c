@@ -127,7 +127,7 @@ TEST(checkpoints_come_every_300_seconds_and_the_cores_take_turns) {
     for (i = 1; i < 4; i++) CHECK_EQ(checkpoints_by[i], 9);
     CHECK_EQ(checkpoint_at[0], (1000 + 300) * SECOND_NS);
     for (i = 1; i < checkpoint_count; i++) CHECK_EQ(checkpoint_at[i] - checkpoint_at[i - 1], 75 * SECOND_NS);
-    w.clock.now += 1000 * SECOND_NS; /* what a busy core missed is not made up for */
+    w.clock.now += 1000 * SECOND_NS; /* missed ones are not repeated */
     for (j = 0; j < 5; j++)
         for (i = 0; i < 4; i++) (void)nodedb_tpc_turn(nodedb_tpc_core_at(w.runtime, i), 0);
     for (i = 0; i < 4; i++) CHECK_EQ(checkpoints_by[i], i == 0 ? 11 : 10);
