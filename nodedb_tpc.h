@@ -1007,7 +1007,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_call_answer(nodedb_tpc_core *core, noded
 /* ---- tasks and faults -------------------------------------------------------------------------------------------- */
 
 /* Puts a task at the end of the core's run queue. `deadline_ns` is a time of config.clock, 0: none; the task does not
- * begin after it. `request_id` says whose fault a fault is: a hash of the request, or the client's number; 0: nobody's.
+ * begin after it. `request_id` says whose fault a fault is (section 3, "Request id"); 0: nobody's.
  * Own thread. NODEDB_OK: on_task_end will answer. Any other status is the answer: NODEDB_ERR_AGAIN: the queue is full;
  * NODEDB_ERR_DEGRADED: the core is degraded or the id refused; NODEDB_ERR_CANCELLED: the cores have ended;
  * NODEDB_ERR_INVALID; NODEDB_ERR_STATE. */
@@ -2180,8 +2180,8 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_call_answer(nodedb_tpc_core *core, noded
  *                           +--> undo the defers, last first -> count the fault ------------> NODEDB_ERR_FAULT
  *
  * The count is kept twice. Per request id, for the runtime: after faults_to_refuse faults the id is refused. Per core:
- * after faults of faults_to_degrade different ids within fault_window_ns the core is degraded. So a client whose
- * requests carry its own id shuts out itself, and not the others: one id counts once.
+ * after faults of faults_to_degrade different ids within fault_window_ns the core is degraded. One id counts once: a
+ * client whose requests carry one id shuts out itself, and not the others. A client with new ids can degrade the core.
  * ================================================================================================================== */
 
 /* Below, in this room. */

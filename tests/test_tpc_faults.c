@@ -385,7 +385,8 @@ static uint64_t next_in_bucket(uint64_t id) {
 }
 
 TEST(an_id_that_faulted_once_displaces_no_refused_id_even_in_a_full_bucket) {
-    for (uint32_t limit = 1; limit <= 2; limit++) {
+    for (uint32_t round = 0; round < 2 * NODEDB_TPC__SUSPECT_WAYS; round++) {
+        uint32_t limit = 1 + round % 2;
         world w;
         nodedb_tpc_config config = world_config(&w, 1);
         nodedb_tpc_core *core;
@@ -395,6 +396,7 @@ TEST(an_id_that_faulted_once_displaces_no_refused_id_even_in_a_full_bucket) {
         config.faults_to_refuse = limit, config.faults_to_degrade = NODEDB_TPC_NEVER;
         core = world_create(&w, &config);
         REQUIRE(core != NULL);
+        w.runtime->suspect_hand = round / 2; /* where the turn to be forgotten begins: also at the new id's own place */
         for (i = 0; i < 2 * NODEDB_TPC__SUSPECT_WAYS; i++, id = next_in_bucket(id)) {
             ids[i] = id;
             for (fault = 0; fault < limit; fault++)
