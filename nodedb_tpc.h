@@ -60,34 +60,38 @@
                inbox, where threads outside post. A mutex keeps those apart; the core reads without it.
    Turn        One round of a core's loop, in this order: poll hook; rings, at most NODEDB_TPC_BATCH_MESSAGES of each,
                another ring first each turn; calls; timers; tasks, at most NODEDB_TPC_TASKS_PER_TURN; wakes for the
-               cores that were sent something; maintenance, heartbeat, checkpoint; stop. If none of that was work: spin
-               or park.
+               cores that were sent something; maintenance, heartbeat, checkpoint, pressure; stop. If none of that was
+               work: spin or park.
    Spin        Idle turns before a park, for up to config.spin_ns, because waking a parked thread takes tens of
                microseconds on a virtual machine. The spin adapts: a park that ended within twice spin_ns asks for a
                whole spin next time, a longer park halves it. So an idle core does not spin.
-   Park        Sleep for at most NODEDB_TPC_PARK_NS_MAX in poll(2) on the core's eventfd, or in your wait hook.
+   Park        Sleep for at most NODEDB_TPC_PARK_NS_MAX (100 ms) in ppoll(2) on the core's eventfd, or in your wait
+               hook.
    Wake        A producer makes the system call only for a parked core. A core collects its wakes and issues them once
                in a turn; nodedb_tpc_flush() issues them now. Why none is lost: see the picture in the room NOTIFIER.
    Task        A function with an argument. It runs to its end in one turn of its core, inside the guard.
    Call        A function that runs on another core, inside the guard, and is answered. It may hold its answer back.
-   Timer       A function that runs in the first turn at or after a time. Each core has its own timers.
+   Timer       A function that runs in the first turn at or after a time. Each core has its own timers. A turn runs at
+               most NODEDB_TPC_TIMERS_PER_TURN of them; the others run in the turns that follow.
    Kept        A message that its handler leaves in the ring. It comes again; its sender is held back when the ring is
                full. Other senders go on.
    Guard       The frame that a fault returns to (sigsetjmp). A fault is nodedb_tpc_panic(), or with
                config.catch_signals a SIGSEGV, SIGBUS, SIGFPE or SIGILL that the CPU raises. The function is abandoned,
                what it registered by nodedb_tpc_defer() is undone in reverse order, and the failure is answered.
-   Request id  Whose fault a fault is: a number of your choice, 0 for none. Take the client's number if a client is to
-               be shut out, or a hash of the request if only that request is.
+   Request id  Whose fault a fault is: a number of your choice, 0 for none. To shut out a client, take a number that
+               survives a reconnect (its account, its address). To shut out one request only, take a hash of it.
    Refused     After faults_to_refuse (2) faults, on any cores, an id is refused everywhere until
-               nodedb_tpc_reset_request(). So a poisonous request that is repeated does not harm one core after the
-               other.
+               nodedb_tpc_reset_request(), or until the table is full of such ids (section 8). So a poisonous request
+               that is repeated does not harm one core after the other.
    Degraded    After faults of faults_to_degrade (3) different ids within fault_window_ns (60 s), a core refuses all
-               tasks, calls and guards, until degraded_ns (30 s) have passed or nodedb_tpc_reset_core() is called. An id
-               counts once: where ids name clients, no client shuts out the others. A fault without an id counts
-               each time.
+               tasks, calls and guards, until degraded_ns (30 s) have passed or nodedb_tpc_reset_core() is called. It
+               still handles messages, timers, hooks and answers. An id counts once, a fault without an id each time.
+               So a client with one id never degrades a core, but a client that can get new ids does, with
+               faults_to_degrade of them.
    Gate        Of a collection. Scans enter and leave. When the collection is dropped, the gate is shut: it lets no scan
                in, and says when the last one has left.
-   Quarantine  Damaged parts that the server goes on without, by name, with reason and time; in every report.
+   Quarantine  Damaged parts that the server goes on without, by name, with reason and time. The text report has all
+               three, the Prometheus report the names.
    Time        One clock, config.clock. With a virtual one everything that depends on time is deterministic, except how
                long a park lasts.
 
@@ -100,7 +104,8 @@
                 _core_set_data, _core_wait, nodedb_tpc_self, nodedb_tpc_stopping
    messages     nodedb_tpc_send, _flush, _keep_message, _pressure; nodedb_tpc_post from outside
    calls        nodedb_tpc_call_start, _call_hold, _call_answer; nodedb_tpc_call_wait from outside
-   tasks        nodedb_tpc_spawn, _guard, _defer, _panic, _fault_text, _reset_core, _reset_request
+   tasks        nodedb_tpc_spawn, _guard, _defer, _panic, _fault_text, _is_degraded, _is_refused, _reset_core,
+                _reset_request
    timers       nodedb_tpc_timer_set, nodedb_tpc_timer_cancel
    quiescence   nodedb_tpc_gate_enter, _leave, _undo, _shut, _drained
    quarantine   nodedb_tpc_quarantine, nodedb_tpc_is_quarantined, nodedb_tpc_release_part, nodedb_tpc_quarantine_list
@@ -108,9 +113,12 @@
 
    A core with sockets brings two hooks. `poll` handles what is ready and never blocks. `wait` blocks until something is
    ready or the timeout has passed, and need not handle it. Put nodedb_tpc_core_fd(core) into the same epoll set,
-   level-triggered, and ignore its event: the runtime sets and clears the parked flag around the hook, looks at the
-   rings once more before it, and empties the eventfd after it. A core without sockets leaves its wait to the runtime,
-   by nodedb_tpc_core_wait(). Here core 0 reads a pipe, and hands each byte to core 1:
+   level-triggered. `poll` ignores its event and does not count it, because a core whose `poll` counts an event does not
+   park. The runtime sets and clears the parked flag around the wait, looks at the rings once more before it, and
+   empties the eventfd after it. A core without sockets leaves its wait to the runtime, by nodedb_tpc_core_wait(). A
+   `wait` in milliseconds rounds up, or it spins; timers then fire up to 1 ms late. Ask for the pressure before you read
+   a socket: what you do not read stays there, and what you cannot send you would have to keep yourself. Core 0 reads a
+   pipe, and hands each byte to core 1:
 
         #define NODEDB_TPC_IMPLEMENTATION
         #include "nodedb_tpc.h"
@@ -142,8 +150,11 @@
             struct epoll_event events[8];
             char message[64] = {0};
             size_t handled = 0;
-            int ready = nodedb_tpc_core_index(core) != 0 ? 0 : epoll_wait(epoll_fd, events, 8, 0);
+            int ready;
             (void)ctx;
+            if (nodedb_tpc_core_index(core) != 0) return 0;
+            if (nodedb_tpc_pressure(core, 1) == NODEDB_TPC_PRESSURE_SUSPENDED) return 0; // the byte stays in the pipe
+            ready = epoll_wait(epoll_fd, events, 8, 0);
             for (int i = 0; i < ready; i++)
                 if (events[i].data.fd == ends[0] && read(ends[0], message, 1) == 1 &&
                     nodedb_tpc_send(core, 1, message) == NODEDB_OK) handled++;
@@ -175,46 +186,55 @@
    so by the `pending` hook, or holds the call that waits for it. When all rings and queues are empty, no call is open
    and no core is pending, or after config.drain_ns, the cores run on_stop and end. Timers that have not fired are
    forgotten. What is left after drain_ns: tasks and calls are answered NODEDB_ERR_CANCELLED, messages are counted as
-   dropped, and a warning says so.
+   dropped, and a warning says so. A core with sockets asks nodedb_tpc_stopping() in `poll`, and accepts no more
+   connections when it is true; answers `pending` true until its replies are written; and closes its sockets in on_stop.
 
    Answering later. A call's function that starts something long (a log write) takes the call by nodedb_tpc_call_hold(),
    returns, and nodedb_tpc_call_answer() answers it in a later turn of the same core.
 
    A fault, told step by step. The task registers what must be undone (nodedb_tpc_defer), and panics or crashes. The
-   undo functions run, on_task_end gets NODEDB_ERR_FAULT and the sentence, and answers the client. The next task runs as
-   if nothing had happened. examples/tpc.c is a whole program.
+   undo functions run, on_task_end gets NODEDB_ERR_FAULT and the sentence, answers the client, and frees the task's
+   `arg`, which lives until then. The next task runs as if nothing had happened. examples/tpc.c is a whole program.
 
 5. THREADS
-   "Own thread" means the core's thread; for a manual core, the thread that made the runtime. A call from another
-   thread, where the own one is asked for, answers NODEDB_ERR_STATE. "Any thread" includes the cores. A ring has one
+   "Own thread" means the core's thread; for a manual core, the thread that made the runtime. A function that returns a
+   status answers NODEDB_ERR_STATE on any other thread. Of the others, nodedb_tpc_flush does nothing there,
+   nodedb_tpc_call_hold returns NULL, nodedb_tpc_pressure returns SUSPENDED, nodedb_tpc_panic aborts the process; and
+   core_data, core_set_data, core_wait and fault_text do not check. "Any thread" includes the cores. A ring has one
    producer thread and one consumer thread at a time. All hooks and callbacks of a core run on its own thread. The
    allocator is called in start, create_manual and destroy only. nodedb_tpc_call_wait() blocks its thread until the core
    has answered. The logger and the clock are called by all cores, also at the same time, so both must be thread-safe.
-   Cores block all signals but SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT and SIGPROF. Manual runtimes
-   with catch_signals that share a thread are destroyed in reverse order.
+   The threads of cores block all signals but SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT and SIGPROF. So
+   a write to a closed socket answers EPIPE there, and no SIGPIPE ends the process. Manual runtimes with catch_signals
+   that share a thread are destroyed in reverse order.
 
 6. MEMORY
-   Everything is allocated in start. A ring takes ring_messages * message_bytes + 384 bytes, and there are cores *
-   (cores + 1) of them: 4 cores with the defaults take 1.3 MiB. A core takes 6 KiB, the runtime 50 KiB; a place in the
-   run queue 40 bytes, a place for a timer 8; with catch_signals 64 KiB more for each core's signal stack. The structs
-   of calls, timers and gates are the caller's. The address space of threads' stacks is the system's default.
+   Everything is allocated in start. A ring takes its messages * message_bytes + 384 bytes. There are cores * cores
+   rings of ring_messages, and an inbox of inbox_messages for each core. A core takes 6 KiB, the runtime 50 KiB; a place
+   in the run queue 40 bytes, a place for a timer 8; with catch_signals 64 KiB more for each core's signal stack. So 4
+   cores with the defaults take 2.0 MiB, of which rings and inboxes are 1.3 MiB. The structs of calls, timers and gates
+   are the caller's. The address space of threads' stacks is the system's default.
 
 7. ERRORS
    Each function lists its statuses. A full ring or queue is NODEDB_ERR_AGAIN: keep the message, go on, and try again in
    a later turn. Never wait for it inside a handler, because the other core may be waiting for you;
-   nodedb_tpc_keep_message() leaves what you are handling where it is. What falls back (pinning refused) is logged once.
-   An on_start that fails fills its `err` by nodedb_fail(), which is there where the implementation is, or after
-   NODEDB_COMMON_TOOLS.
+   nodedb_tpc_keep_message() leaves what you are handling where it is. NODEDB_ERR_DEGRADED means that the core is
+   degraded or the id refused: nodedb_tpc_is_degraded() and nodedb_tpc_is_refused() tell which. Each core that cannot be
+   pinned logs that once, and runs unpinned. An on_start that fails fills its `err` by nodedb_fail(), which is there
+   where the implementation is, or after NODEDB_COMMON_TOOLS.
 
 8. LIMITS
    The constants of the first part of the declarations bound cores, messages, tasks, timers, defers and ids. Request ids
-   with faults are kept in 128 buckets of 8: an id is forgotten when 8 other refused ids fall into its bucket.
+   with faults are kept in 128 buckets of 8 places. A new id displaces one that is not refused. A refused id is
+   forgotten only when its bucket would fill with refused ids: the eighth displaces one of the seven others, in turn.
 
    The guard cannot release a lock, or finish a malloc(), in whose middle a task was abandoned: register locks with
    nodedb_tpc_defer, and let tasks allocate from the core's own arena. It does not notice a write to a wrong but mapped
-   address. It does not run C++ destructors. A fault outside a guard, a second fault in a signal handler, or a panic
-   without a guard ends the process as it would without this header. nodedb_tpc_stalled() reports a task that never
-   ends; nothing can stop it. Not across fork().
+   address. It does not run C++ destructors. A signal of the CPU outside a guard goes to the handler that was there
+   before this one, or ends the process; a panic outside a guard logs its sentence and aborts. A fault in a signal
+   handler of yours that interrupted a guarded function abandons that function, and leaves the handler's own signal
+   blocked. An undo function that faults is logged and left; the others still run. nodedb_tpc_stalled() reports a task
+   that never ends; nothing can stop it. Not across fork().
 
 9. ON DISK
    Nothing is stored.
@@ -231,10 +251,13 @@
 11. DEPARTURES
    Ring: Lamport's queue (1977) with the cached cursors of MCRingBuffer (Lee, Bu, Chandranmenon, 2010), but without its
    delayed publication: a message is visible as soon as it is pushed. Instead, the consumer of a stream looks at the
-   producer's cursor seldom, and the producer fetches the lines of free slots many at a time. What that gave for single
-   messages of 8 bytes, on two vCPUs of an AMD EPYC that others share (`./build.sh bench tpc`, ring/single): from 30 to
-   84 million messages a second to 100 to 205 in quiet times, beside 72 to 84 of boost::lockfree::spsc_queue; from 6 to
-   32 to 42 to 62 in noisy times, beside 20 to 24. A message there and back takes as long as before.
+   producer's cursor seldom, and the producer fetches the lines of free slots many at a time. What that gave, in million
+   single messages of 8 bytes a second, on two vCPUs of an AMD EPYC that others share (`./build.sh bench tpc`,
+   ring/single):
+   the others      before      now           boost::lockfree::spsc_queue
+   are quiet       30 to 84    100 to 205    72 to 84
+   are at work     6 to 32     42 to 62      20 to 24
+   A message there and back takes as long as before.
 
    Notifier: Dekker's store-then-load on both sides, as in the event counts of D. Vyukov.
 
@@ -249,10 +272,10 @@
 
 12. MEASURED
    `./build.sh bench tpc --quick` prints these, on two vCPUs of an AMD EPYC that others share and use. Each figure is
-   the median of five runs; beside it stands its limit on that machine, or a peer, in the same runs.
+   the median of five runs. Three have a reference from the same runs: a peer, or what the bare machine does.
    ring/single      63 million messages a second, of 8 bytes; boost/single 24 million
    ring/batch       180 million messages a second, 256 at a time
-   ring/roundtrip   600 ns; limit/cacheline-roundtrip 740 ns (the difference is noise)
+   ring/roundtrip   600 ns; limit/cacheline-roundtrip 740 ns, one line there and back (the difference is noise)
    park/roundtrip   80 us; limit/eventfd-roundtrip 70 us
    core/roundtrip   310 ns; on_message to on_message, between two cores that do not park
    core/call        290 ns; a call to another core, and its answer
@@ -555,9 +578,10 @@ typedef struct nodedb_tpc_ring_stats {
 } nodedb_tpc_ring_stats;
 
 /* Makes a ring of `messages` slots (a power of two, 2 to NODEDB_TPC_MAX_RING_MESSAGES) of `message_bytes` each (1 to
- * NODEDB_TPC_MAX_MESSAGE_BYTES). `allocator` NULL: the system's. The slots begin on a cache line; a slot has the
- * alignment that divides its size. NULL on NODEDB_ERR_INVALID or NODEDB_ERR_NO_MEMORY. The caller owns the ring and
- * calls nodedb_tpc_ring_destroy when neither thread uses it any more. */
+ * NODEDB_TPC_MAX_MESSAGE_BYTES). `allocator` NULL: the system's. Slot i begins i * message_bytes after the start of a
+ * cache line, so a slot is aligned to the largest power of two, up to 64, that divides message_bytes. NULL on
+ * NODEDB_ERR_INVALID or NODEDB_ERR_NO_MEMORY. The caller owns the ring and calls nodedb_tpc_ring_destroy when neither
+ * thread uses it any more. */
 NODEDB_TPC_API nodedb_tpc_ring *nodedb_tpc_ring_create(size_t messages, size_t message_bytes,
                                                        const nodedb_allocator *allocator, nodedb_error *err);
 NODEDB_TPC_API void nodedb_tpc_ring_destroy(nodedb_tpc_ring *ring);
@@ -565,7 +589,8 @@ NODEDB_TPC_API void nodedb_tpc_ring_destroy(nodedb_tpc_ring *ring);
 /* Says that one side leaves. From then on push refuses; pop goes on until the ring is empty. Any thread. */
 NODEDB_TPC_API void nodedb_tpc_ring_disconnect(nodedb_tpc_ring *ring);
 
-/* Messages in the ring. Any thread; exact only on the ring's two threads, each for its own side. */
+/* Messages in the ring. Any thread. For the producer an upper bound, because the consumer may take some meanwhile; for
+ * the consumer a lower bound. */
 NODEDB_TPC_API size_t nodedb_tpc_ring_length(const nodedb_tpc_ring *ring);
 NODEDB_TPC_API void nodedb_tpc_ring_get_stats(const nodedb_tpc_ring *ring, nodedb_tpc_ring_stats *stats);
 
@@ -582,8 +607,9 @@ static inline void nodedb_tpc__copy(void *to, const void *from, size_t bytes) {
     }
 }
 
-/* How many slots the producer may fill. Looks at the consumer's cursor only if the copy allows fewer than `wanted`. */
-static inline size_t nodedb_tpc__ring_room(nodedb_tpc_ring *ring, size_t wanted) {
+/* The free space: how many slots the producer may fill. Looks at the consumer's cursor only if the copy allows fewer
+ * than `wanted`. */
+static inline size_t nodedb_tpc__ring_space(nodedb_tpc_ring *ring, size_t wanted) {
     size_t capacity = ring->mask + 1, used = ring->tail - ring->head_seen;
     assert(used <= capacity);
     if (capacity - used < wanted) {
@@ -614,12 +640,12 @@ static inline size_t nodedb_tpc__ring_ready(nodedb_tpc_ring *ring, size_t wanted
  * where the ring is nearly full or its end is near. NULL and 0 if the ring is full or disconnected. The consumer sees
  * nothing before commit_n, which takes up to that many. A second reserve without commit returns the same slots. */
 static inline void *nodedb_tpc_ring_reserve_n(nodedb_tpc_ring *ring, size_t *count) {
-    size_t at, room;
+    size_t at, space;
     if (ring == NULL || count == NULL || *count == 0) return NULL;
-    room = __atomic_load_n(&ring->disconnected, __ATOMIC_RELAXED) != 0 ? 0 : nodedb_tpc__ring_room(ring, *count);
+    space = __atomic_load_n(&ring->disconnected, __ATOMIC_RELAXED) != 0 ? 0 : nodedb_tpc__ring_space(ring, *count);
     at = ring->tail & ring->mask;
-    if (room > ring->mask + 1 - at) room = ring->mask + 1 - at;
-    if (room < *count) *count = room;
+    if (space > ring->mask + 1 - at) space = ring->mask + 1 - at;
+    if (space < *count) *count = space;
     return *count == 0 ? NULL : ring->slots + at * ring->message_bytes;
 }
 static inline void nodedb_tpc_ring_commit_n(nodedb_tpc_ring *ring, size_t count) {
@@ -629,7 +655,7 @@ static inline void nodedb_tpc_ring_commit_n(nodedb_tpc_ring *ring, size_t count)
 /* One slot. NULL if the ring is full or disconnected. */
 static inline void *nodedb_tpc_ring_reserve(nodedb_tpc_ring *ring) {
     if (ring == NULL || __atomic_load_n(&ring->disconnected, __ATOMIC_RELAXED) != 0) return NULL;
-    if (nodedb_tpc__ring_room(ring, 1) == 0) return NULL;
+    if (nodedb_tpc__ring_space(ring, 1) == 0) return NULL;
     return ring->slots + (ring->tail & ring->mask) * ring->message_bytes;
 }
 static inline void nodedb_tpc_ring_commit(nodedb_tpc_ring *ring) { nodedb_tpc_ring_commit_n(ring, 1); }
@@ -657,13 +683,14 @@ static inline void *nodedb_tpc_ring_peek(nodedb_tpc_ring *ring) {
 }
 static inline void nodedb_tpc_ring_release(nodedb_tpc_ring *ring) { nodedb_tpc_ring_release_n(ring, 1); }
 
-/* Takes the next KiB of free slots out of the consumer's cache, by a store into each line. Reason: a store waits for
- * its cache line, and all later stores wait behind it. Small messages put many stores into few lines, so the store
- * buffer requests few lines at a time. Stores into many lines at once make the CPU fetch them side by side. */
+/* Takes the KiB of free slots after the next KiB out of the consumer's cache, by a store into each line. Reason: a
+ * store waits for its cache line, and all later stores wait behind it. Small messages put many stores into few lines,
+ * so the store buffer requests few lines at a time. Stores into many lines at once make the CPU fetch them side by
+ * side. */
 static inline void nodedb_tpc__ring_own_ahead(nodedb_tpc_ring *ring, size_t at) {
     size_t end = (ring->mask + 1) * ring->message_bytes;
-    size_t room = (ring->mask + 1 - (ring->tail - ring->head_seen)) * ring->message_bytes;
-    if (room < 2 * NODEDB_TPC__OWN_AHEAD_BYTES) return;
+    size_t space = (ring->mask + 1 - (ring->tail - ring->head_seen)) * ring->message_bytes;
+    if (space < 2 * NODEDB_TPC__OWN_AHEAD_BYTES) return;
     for (size_t line = NODEDB_TPC__OWN_AHEAD_BYTES; line < 2 * NODEDB_TPC__OWN_AHEAD_BYTES;
          line += NODEDB_CACHE_LINE_BYTES) {
         size_t place = at + line < end ? at + line : at + line - end;
@@ -709,8 +736,8 @@ static inline bool nodedb_tpc__ring_look(nodedb_tpc_ring *ring) {
 }
 
 /* Copies one message out. False if there is none. Consumer's thread. After a stream it may wait up to a microsecond
- * before it answers false (x86: by rdtsc). A thread that reads several rings calls pop_n or peek_n, which never
- * wait. */
+ * before it looks at the producer's cursor again, whatever it then finds (x86: by rdtsc). A thread that reads several
+ * rings calls pop_n or peek_n, which never wait. */
 static inline bool nodedb_tpc_ring_pop(nodedb_tpc_ring *ring, void *message) {
     unsigned char *slot;
     if (ring == NULL || message == NULL) return false;
@@ -727,10 +754,10 @@ static inline bool nodedb_tpc_ring_pop(nodedb_tpc_ring *ring, void *message) {
 }
 /* Up to `count` messages that lie one behind the other; returns how many. The other side sees them all at once. */
 static inline size_t nodedb_tpc_ring_push_n(nodedb_tpc_ring *ring, const void *messages, size_t count) {
-    size_t at, first, room;
+    size_t at, first, space;
     if (ring == NULL || messages == NULL || __atomic_load_n(&ring->disconnected, __ATOMIC_RELAXED) != 0) return 0;
-    room = nodedb_tpc__ring_room(ring, count);
-    if (count > room) count = room;
+    space = nodedb_tpc__ring_space(ring, count);
+    if (count > space) count = space;
     at = ring->tail & ring->mask;
     first = count < ring->mask + 1 - at ? count : ring->mask + 1 - at;
     memcpy(ring->slots + at * ring->message_bytes, messages, first * ring->message_bytes);
@@ -774,9 +801,10 @@ typedef struct nodedb_tpc_notifier {
  * descriptors; NODEDB_ERR_IO. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_notifier_open(nodedb_tpc_notifier *notifier, nodedb_error *err);
 NODEDB_TPC_API void nodedb_tpc_notifier_close(nodedb_tpc_notifier *notifier);
-/* True if the sleeper was parked and the system call was made; false, without one, if it is awake. Any thread. */
+/* True: the sleeper was parked, and this call made the system call. False, without one: it is awake, or another waker
+ * has its flag and wakes it. Any thread. */
 NODEDB_TPC_API bool nodedb_tpc_notifier_wake(nodedb_tpc_notifier *notifier);
-/* Sleeper's thread. Between prepare and cancel (or wait) the eventfd becomes readable after every push. */
+/* Sleeper's thread. After prepare the first wake makes the eventfd readable, and it stays so until cancel (or wait). */
 NODEDB_TPC_API void nodedb_tpc_notifier_prepare(nodedb_tpc_notifier *notifier);
 NODEDB_TPC_API void nodedb_tpc_notifier_cancel(nodedb_tpc_notifier *notifier);
 /* Sleeps until a wake or the timeout, then cancels. May return early. */
@@ -805,7 +833,8 @@ typedef struct nodedb_tpc_config {
     uint64_t spin_ns;        /* 0: 50 us; longest spin before a park; NODEDB_TPC_OFF: none */
     uint64_t heartbeat_ns;   /* 0: 1 s; at least 200 ms; NODEDB_TPC_OFF: none, and stalls are not logged */
     uint64_t watchdog_ns;    /* 0: 5 s; a longer turn is a stall; NODEDB_TPC_OFF: none is */
-    uint64_t maintenance_interval_ns; /* 0: 1 ms; between two calls of `maintain`, unless it says there is more */
+    uint64_t maintenance_interval_ns; /* 0: 1 ms; at least, between two calls of `maintain`, unless it says there is
+                                       * more. No core wakes for it: a parked one calls it up to 100 ms later */
     uint64_t maintenance_budget_ns;   /* 0: 200 us; handed to `maintain` */
     uint32_t maintenance_percent;     /* 0: 20; most of a busy core's time for `maintain`; idle time has no limit */
     uint64_t checkpoint_ns;  /* 0: 300 s; between two calls of `on_checkpoint`; NODEDB_TPC_OFF: none */
@@ -833,16 +862,19 @@ typedef struct nodedb_tpc_config {
      * returns. Messages of one sender arrive in order. Call nodedb_tpc_guard for what may fault. A handler that cannot
      * take the message now calls nodedb_tpc_keep_message. */
     void (*on_message)(nodedb_tpc_core *core, uint32_t from, void *message, void *ctx);
-    /* Once for every task that nodedb_tpc_spawn accepted, as soon as it is over, with the task's `arg`. NODEDB_OK;
-     * _FAULT; _DEGRADED; _TIMEOUT: its deadline passed before it began; _CANCELLED: left over by a stop. `sentence`
-     * says why ("" for NODEDB_OK) and is valid until the hook returns. */
+    /* Once for every task that nodedb_tpc_spawn accepted, as soon as it is over, with the task's `arg`: free it here,
+     * not in the task, which may be refused or abandoned. NODEDB_OK; _FAULT; _DEGRADED; _TIMEOUT: its deadline passed
+     * before it began; _CANCELLED: left over by a stop. `sentence` says why ("" for NODEDB_OK) and is valid until the
+     * hook returns. */
     void (*on_task_end)(nodedb_tpc_core *core, void *arg, nodedb_status status, const char *sentence, void *ctx);
-    /* Every turn. Handles what is ready, without blocking; returns how many events it handled (0: no work). */
+    /* Every turn. Handles what is ready, without blocking; returns how many events it handled (0: no work). The event
+     * of nodedb_tpc_core_fd does not count. */
     size_t (*poll)(nodedb_tpc_core *core, void *ctx);
     /* Blocks until nodedb_tpc_core_fd(core), or whatever else the core waits for, is readable, or timeout_ns has
      * passed. May return early. NULL: nodedb_tpc_core_wait. */
     void (*wait)(nodedb_tpc_core *core, void *ctx, uint64_t timeout_ns);
-    /* Housekeeping for about budget_ns. True: there is more; it is called again in the next turn. */
+    /* Housekeeping for about budget_ns. True: there is more, and it is called again as soon as maintenance_percent
+     * allows. */
     bool (*maintain)(nodedb_tpc_core *core, void *ctx, uint64_t budget_ns);
     /* Every heartbeat_ns, plus or minus NODEDB_TPC_HEARTBEAT_JITTER_NS. A busy core's beat waits until it is idle. */
     void (*on_heartbeat)(nodedb_tpc_core *core, void *ctx);
@@ -874,7 +906,7 @@ typedef struct nodedb_tpc_stats {
     uint64_t latency_ns;                 /* of all tasks together, from spawn to end */
     uint64_t busy_ns, idle_ns, maintenance_ns;
     uint64_t tasks_high_water, ring_high_water; /* longest run queue; longest ring that leads to this core */
-    bool degraded;                       /* now */
+    bool degraded;                       /* now: nodedb_tpc_is_degraded */
 } nodedb_tpc_stats;
 
 /* ---- life -------------------------------------------------------------------------------------------------------- */
@@ -944,10 +976,11 @@ struct nodedb_tpc_call {
     nodedb_tpc_fn fn;    /* runs in a turn of the core that is called, inside its guard: fn(that core, arg) */
     void *arg;
     uint64_t request_id; /* as for nodedb_tpc_spawn */
-    void (*answered)(nodedb_tpc_core *core, nodedb_tpc_call *call); /* in a turn of the calling core; may be NULL */
+    /* In a turn of the calling core, outside the guard, so a fault here ends the process. May be NULL. */
+    void (*answered)(nodedb_tpc_core *core, nodedb_tpc_call *call);
     nodedb_status status; /* the answer: NODEDB_OK, _FAULT, _DEGRADED, _CANCELLED, or that of nodedb_tpc_call_answer */
 
-    /* private: see the room of messages */
+    /* private: see the room MESSAGES */
     nodedb_tpc_call *next, *previous;
     nodedb_tpc_core *caller, *holder;
     uint32_t state;
@@ -974,7 +1007,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_call_answer(nodedb_tpc_core *core, noded
 /* ---- tasks and faults -------------------------------------------------------------------------------------------- */
 
 /* Puts a task at the end of the core's run queue. `deadline_ns` is a time of config.clock, 0: none; the task does not
- * begin after it. `request_id` says whose fault a fault is: a hash of the request, or the client's number; 0: nobody's.
+ * begin after it. `request_id` says whose fault a fault is (section 3, "Request id"); 0: nobody's.
  * Own thread. NODEDB_OK: on_task_end will answer. Any other status is the answer: NODEDB_ERR_AGAIN: the queue is full;
  * NODEDB_ERR_DEGRADED: the core is degraded or the id refused; NODEDB_ERR_CANCELLED: the cores have ended;
  * NODEDB_ERR_INVALID; NODEDB_ERR_STATE. */
@@ -985,15 +1018,21 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_spawn(nodedb_tpc_core *core, nodedb_tpc_
  * why; NODEDB_ERR_DEGRADED: it did not begin; NODEDB_ERR_INVALID; NODEDB_ERR_STATE. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_guard(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id);
 /* Inside a guard: if the running function is abandoned, undo(core, arg) is called. Last registered, first called;
- * forgotten when the function returns. NODEDB_ERR_LIMIT: NODEDB_TPC_MAX_DEFERS are registered; NODEDB_ERR_INVALID;
- * NODEDB_ERR_STATE: no guard. */
+ * forgotten when the function returns. Each undo runs in a guard of its own: one that faults is logged and left, and
+ * what it had registered itself is not undone. NODEDB_ERR_LIMIT: NODEDB_TPC_MAX_DEFERS are registered;
+ * NODEDB_ERR_INVALID; NODEDB_ERR_STATE: no guard. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_defer(nodedb_tpc_core *core, nodedb_tpc_fn undo, void *arg);
-/* Abandons the running guarded function. Own thread. Outside a guard it logs the sentence and aborts the process. */
+/* Abandons the running guarded function. Own thread. The sentence is cut to 200 bytes and gets "core 0: ", with the
+ * core's number, in front. Outside a guard it is logged, and the process aborts. */
 NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, ...)
     __attribute__((noreturn, format(printf, 2, 3)));
-/* Why the last guarded function or task failed or was refused, as a sentence; valid until the next one fails. Own
- * thread. */
+/* Why the last guarded function or task failed or was refused, as a sentence; valid until the next one fails or is
+ * refused. Own thread. */
 NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core);
+/* Why NODEDB_ERR_DEGRADED: the core is degraded, or the id is refused on all cores. Any thread. False where an
+ * argument is wrong. */
+NODEDB_TPC_API bool nodedb_tpc_is_degraded(const nodedb_tpc *runtime, uint32_t core);
+NODEDB_TPC_API bool nodedb_tpc_is_refused(const nodedb_tpc *runtime, uint64_t request_id);
 /* Ends the degradation of a core now, and forgets the faults that it counted. Any thread. NODEDB_ERR_INVALID. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_reset_core(nodedb_tpc *runtime, uint32_t core);
 /* Forgets the faults of a request id, which is admitted again. Any thread. NODEDB_ERR_NOT_FOUND: none are known;
@@ -1012,7 +1051,8 @@ typedef struct nodedb_tpc_timer {
 } nodedb_tpc_timer;
 
 /* Calls fn(core, arg) once, in the first turn that begins at or after due_ns, a time of config.clock; outside the
- * guard. A timer that is set already moves; fn may set its own timer again. A stop forgets the timers that have not
+ * guard. A turn runs at most NODEDB_TPC_TIMERS_PER_TURN; the rest follow in the next turns, the earliest due first. A
+ * timer that is set already moves; fn may set its own timer again. A stop forgets the timers that have not
  * fired when the queues are empty. Own thread. NODEDB_ERR_LIMIT: config.timers are set; NODEDB_ERR_INVALID;
  * NODEDB_ERR_STATE: not the own thread, or set on another core. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_timer_set(nodedb_tpc_core *core, nodedb_tpc_timer *timer, uint64_t due_ns,
@@ -1031,13 +1071,13 @@ typedef struct nodedb_tpc_gate {
 } nodedb_tpc_gate;
 
 /* A scan begins. False if the gate is shut; after true the scan calls leave once. In a task that may fault, register
- * nodedb_tpc_gate_undo by nodedb_tpc_defer, and make leave the last thing that the task does: then it leaves once,
- * whether it is abandoned or not. */
+ * nodedb_tpc_gate_undo by nodedb_tpc_defer, once for each scan, directly after enter. On that core leave takes the
+ * registration back, so the scan leaves once, wherever the task is abandoned: before leave, in `drained`, or later. */
 NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate);
 NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate);
 NODEDB_TPC_API void nodedb_tpc_gate_undo(nodedb_tpc_core *core, void *gate);
 /* No scan enters from now on. `drained` (may be NULL) is called once, when none is inside: by the thread of the last
- * leave, or here. NODEDB_ERR_STATE: it is shut already; NODEDB_ERR_INVALID. */
+ * leave, inside that task's guard if it has one, or here. NODEDB_ERR_STATE: it is shut already; NODEDB_ERR_INVALID. */
 NODEDB_TPC_API nodedb_status nodedb_tpc_gate_shut(nodedb_tpc_gate *gate, void (*drained)(void *ctx), void *ctx);
 NODEDB_TPC_API bool nodedb_tpc_gate_drained(const nodedb_tpc_gate *gate); /* shut, and no scan inside */
 
@@ -1126,7 +1166,7 @@ extern "C" {
  *     |      | <---- |      | <---- |      |          stand in the last part of the struct, which any thread writes.
  *     +------+       +------+       +------+
  *         ^ inbox        ^ inbox        ^ inbox       Threads outside reach a core through its inbox, under a lock
- *         |              |              |             that the core never takes in a turn.
+ *         |              |              |             that draining never takes.
  *       threads outside: post, call_wait
  * ================================================================================================================== */
 
@@ -1178,7 +1218,7 @@ typedef struct nodedb_tpc__task {
 
 /* What a guarded function has registered; valid until it returns, or is undone. */
 typedef struct nodedb_tpc__undo {
-    nodedb_tpc_fn fn;
+    nodedb_tpc_fn fn; /* NULL: taken back */
     void *arg;
 } nodedb_tpc__undo;
 
@@ -1291,15 +1331,15 @@ struct nodedb_tpc_core {
     uint32_t defer_count;
     nodedb_tpc__counted_fault counted[NODEDB_TPC_MAX_FAULTS_TO_DEGRADE]; /* the latest, of different ids */
     uint32_t counted_faults;
-    uint64_t degraded_until_ns;
     const char *fault_sentence; /* fault_text, or a literal */
     char fault_text[NODEDB_ERROR_MESSAGE_BYTES];
 
     /* written by the core, read by any thread: relaxed, except in the protocol of a stop */
     NODEDB_TPC__APART nodedb_tpc__counter turn_ns; /* when the present turn began */
     nodedb_tpc__counter issued, done; /* units of work: sent, spawned, called; handled, ended, answered */
+    nodedb_tpc__counter degraded_until_ns; /* 0: not degraded; see nodedb_tpc__core_degraded */
     uint32_t state;
-    nodedb_tpc_stats stats __attribute__((aligned(8)));
+    nodedb_tpc_stats stats __attribute__((aligned(8))); /* `degraded` is filled in for a reader */
     nodedb_tpc__counter latencies[NODEDB_TPC__LATENCIES];
 
     /* written by any thread */
@@ -1474,9 +1514,7 @@ NODEDB_TPC_API void nodedb_tpc_ring_get_stats(const nodedb_tpc_ring *ring, noded
     stats->pushed = nodedb__load_relaxed(&ring->tail);
 }
 
-/*   full from     75%          85%            95%
- *    NONE    |    as before    |   not NONE    |   SUSPENDED
- *            |  not SUSPENDED  |   else as before   */
+/* Below 75%: NONE. From 75%: SUSPENDED becomes THROTTLED. From 85%: NONE becomes THROTTLED. From 95%: SUSPENDED. */
 NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_ring *ring) {
     size_t percent_used, capacity;
     if (ring == NULL) return NODEDB_TPC_PRESSURE_SUSPENDED;
@@ -1505,29 +1543,46 @@ NODEDB_TPC_API nodedb_tpc_pressure_level nodedb_tpc_ring_pressure(nodedb_tpc_rin
  *          sleeper (C7)          producer (P1)       taken by a producer    the flag, emptied by the sleeper
  *
  *     producer                                          sleeper
- *     P1  write the message, move tail                  C1  parked = 1
+ *     P1  write the message, move tail                  C1  parked = 1, after a turn without work
  *     P2  ----------- full fence -----------            C2  ----------- full fence -----------
  *     P3  parked is 0: the sleeper is awake, done       C3  head is not tail: there is work, go to C5
- *     P4  take parked from 1 to 0                       C4  sleep until the eventfd is readable
- *     P5  if P4 took it: write the eventfd              C5  parked = 0
+ *     P4  exchange parked for 0                         C4  sleep until the eventfd is readable, or the timeout
+ *     P5  if P4 found 1: write the eventfd              C5  exchange parked for 0
  *                                                       C6  empty the eventfd
- *                                                       C7  read all messages: head = tail; then C1 again
+ *                                                       C7  turns: read messages, until a turn finds none; C1 again
  *
  * Each side writes its own word (P1, C1), passes a full fence, and only then reads the other's word (P3, C3). One of
- * the two fences comes first, and what was written before the first fence is visible after the second. So at least one
- * side sees the other:
+ * the two fences comes first, and what was written before the first fence is visible after the second:
  *
- *     P2 first:  C3 sees the new tail, and the sleeper does not sleep.
- *     C2 first:  P3 sees parked == 1: this producer, or one that is faster in P4, wakes the sleeper. Or P3 sees 0:
- *                another producer has taken the flag since C1, and wakes it; or the sleeper has passed C5: it is awake.
+ *     P2 first:  C3 sees the message, and the sleeper does not sleep.
+ *     C2 first:  P3 sees what C1 wrote, or something later:
+ *         1, and P4 finds 1:  this producer wakes the sleeper in P5.
+ *         1, and P4 finds 0:  another producer was faster in P4, and wakes it; or the sleeper has passed C5, for
+ *                             example because its timeout was over: it is awake.
+ *         0:                  the same, one step earlier.
  *
- * A wake is not swallowed either. C6 may empty an eventfd that was written for this park, but C7 reads the ring after
- * it, and the message was in the ring before the write. A P5 that comes after C6 leaves the eventfd readable: the next
- * C4 returns at once, which costs a turn and loses nothing. A core with several rings does the same with all of them in
- * C3 and C7. The tests visit every interleaving of these steps, and of four protocols that are wrong.
+ * A sleeper that is awake also sees the message:
+ *
+ *     P4 found 1:  C5 reads the 0 that P4 wrote, or a later one. P4 is a release and C5 an acquire, so C7 sees all that
+ *                  the producer wrote before P4.
+ *     otherwise:   this producer wakes nobody. What its P3 read is older than the next C1 (or else the cases above are
+ *                  about that park), so its P2 came before the next C2: at the latest, the next C3 sees its message.
+ *
+ * No wake is swallowed either. C6 may empty an eventfd that was written for this park, but C7 follows it, and the
+ * message was in the ring before the write. A P5 that comes after C6 leaves the eventfd readable: the next C4 returns
+ * at once, which costs a turn and loses nothing.
+ *
+ * A core does the same with all of its rings. Its C7 takes at most NODEDB_TPC_BATCH_MESSAGES of each in a turn, but C1
+ * follows only a turn that took none. Its C3 passes over a ring whose first message the handler has left there: a core
+ * with such a ring parks for at most 1 ms. The stack of calls is one more ring, with P1 in nodedb_tpc__push_call.
+ *
+ * A core's park ends after 100 ms at the latest, so a lost wake-up would only be a delay. The tests do not let it hide:
+ * a model without a timeout visits every interleaving of these steps, and rejects four wrong variants; and a thread
+ * under stress fails the test if it waits 8 s for a wake.
  *
  * ThreadSanitizer does not understand fences. Under it P2 and P3 are one read-modify-write of `parked`, and so is C1:
- * the later of the two in that word's order sees what stood before the earlier one, which is the same argument.
+ * the later of the two in that word's order sees what stood before the earlier one, which is the same argument. Without
+ * it a plain store would do for C1.
  * ================================================================================================================== */
 
 NODEDB_TPC_API nodedb_status nodedb_tpc_notifier_open(nodedb_tpc_notifier *notifier, nodedb_error *err) {
@@ -1560,7 +1615,8 @@ static bool nodedb_tpc__notifier_wake_if_parked(nodedb_tpc_notifier *notifier) {
 #else
     if (nodedb__load_relaxed(&notifier->parked) == 0) return false;
 #endif
-    if (__atomic_exchange_n(&notifier->parked, 0u, __ATOMIC_ACQ_REL) == 0) return false; /* another waker took it */
+    /* false: another waker took it, or the sleeper woke */
+    if (__atomic_exchange_n(&notifier->parked, 0u, __ATOMIC_ACQ_REL) == 0) return false;
     /* EAGAIN: the counter is full, so the eventfd is readable */
     nodedb__retry(written, write(notifier->fd, &one, sizeof one));
     (void)written;
@@ -1610,14 +1666,17 @@ NODEDB_TPC_API void nodedb_tpc_notifier_wait(nodedb_tpc_notifier *notifier, uint
 /* =====================================================================================================================
  * LOOP: a core's turn, its spin and its park
  *
- *     poll -> rings -> calls -> timers -> tasks -> wakes -> maintenance -> heartbeat -> checkpoint -> wakes -> stopped?
- *      ^                                                                                                      |    |
- *      +--- at once, if any of it was work <------------------------------------------------------------------+    |
- *      +--- after a pause, while the spin lasts <-------------------------------------------------------------+    |
- *      +--- after a park, until a wake or the next thing that is due <----------------------------------------+    v
- *                                                                                                              ended
+ *     poll -> rings -> calls -> timers -> tasks -> wakes --+
+ *      ^                                                   |
+ *      |    +----------------------------------------------+
+ *      |    +-> maintenance -> heartbeat -> checkpoint -> pressure -> wakes -> stopped? -> ended
+ *      |                                                                          |
+ *      +--- at once, if any of it was work <--------------------------------------+
+ *      +--- after a pause, while the spin lasts <---------------------------------+
+ *      +--- after a park, until a wake or the next thing that is due <------------+
  *
- * Every step is bounded, so a turn is: no sender starves another, and the clock is looked at often.
+ * Every step is bounded in number: no sender starves another, and none keeps the timers from their turn. Hooks and
+ * tasks are not bounded in time: the watchdog reports one that takes too long.
  * ================================================================================================================== */
 
 /* The steps of a turn, each in its room below. */
@@ -1663,8 +1722,8 @@ NODEDB_TPC_API void nodedb_tpc_core_wait(nodedb_tpc_core *core, uint64_t timeout
     if (core != NULL) nodedb_tpc__notifier_sleep(&core->notifier, timeout_ns);
 }
 
-/* Sleeps until a wake or the timeout, and adapts the spin: a park shorter than two spins was a waste, so the next idle
- * time gets a whole spin; a longer one halves it. */
+/* Sleeps until a wake or the timeout, and adapts the spin: a park that ends within two of the longest spins, counted
+ * from the start of the turn, was a waste, so the next idle time gets a whole spin. A longer one halves it. */
 static void nodedb_tpc__park(nodedb_tpc_core *core, uint64_t now, uint64_t timeout_ns) {
     const nodedb_tpc_config *config = &core->runtime->config;
     uint64_t spin_max = core->runtime->spin_ns_max, slept_ns;
@@ -1693,7 +1752,7 @@ static nodedb_status nodedb_tpc__take_turn(nodedb_tpc_core *core, uint64_t max_w
     nodedb_tpc__count(&core->stats.turns, 1u);
 
     if (config->poll != NULL) work += config->poll(core, config->ctx);
-    work += nodedb_tpc__drain_rings(core);
+    work += nodedb_tpc__drain_rings(core); /* C7 of the notifier, with the next line */
     work += nodedb_tpc__drain_calls(core);
     if (core->timer_count > 0) work += nodedb_tpc__run_timers(core, now);
     work += nodedb_tpc__run_tasks(core);
@@ -1809,7 +1868,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_send(nodedb_tpc_core *from, uint32_t to,
     }
     nodedb_tpc__copy(slot, message, ring->message_bytes);
     nodedb_tpc__issue(from);
-    nodedb_tpc_ring_commit(ring);
+    nodedb_tpc_ring_commit(ring); /* P1 of the notifier; P2 to P5 in nodedb_tpc_flush */
     nodedb_tpc__count(&from->stats.sent, 1u);
     nodedb_tpc__wake_later(from, to);
     /* The producer's copy of the cursor never shows less than there is, so below 75% there is nothing to check. */
@@ -1838,7 +1897,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_post(nodedb_tpc *runtime, uint32_t to, c
     else if (nodedb_tpc_ring_reserve(inbox->ring) == NULL) status = NODEDB_ERR_AGAIN;
     else {
         nodedb_tpc__count(&inbox->posted, 1u); /* before it is visible: see nodedb_tpc__quiescent */
-        (void)nodedb_tpc_ring_push(inbox->ring, copy);
+        (void)nodedb_tpc_ring_push(inbox->ring, copy); /* P1 of the notifier */
     }
     (void)pthread_mutex_unlock(&inbox->lock);
     if (status == NODEDB_ERR_CANCELLED)
@@ -1846,7 +1905,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_post(nodedb_tpc *runtime, uint32_t to, c
     if (status == NODEDB_ERR_AGAIN)
         return nodedb_fail(err, status, 0, "the inbox of core %u is full with %u messages", (unsigned)to,
                            (unsigned)runtime->config.inbox_messages);
-    nodedb_tpc__wake_from_outside(runtime->cores[to]);
+    nodedb_tpc__wake_from_outside(runtime->cores[to]); /* P2 to P5 */
     return NODEDB_OK;
 }
 
@@ -1926,7 +1985,7 @@ static bool nodedb_tpc__push_call(nodedb_tpc_core *to, nodedb_tpc_call *call) {
     do {
         if (first == NODEDB_TPC__CALLS_CLOSED) return false;
         call->next = first;
-    } while (!nodedb__cas(&to->calls_in, &first, call));
+    } while (!nodedb__cas(&to->calls_in, &first, call)); /* P1 of the notifier */
     return true;
 }
 
@@ -2121,15 +2180,14 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_call_answer(nodedb_tpc_core *core, noded
  *                           +--> undo the defers, last first -> count the fault ------------> NODEDB_ERR_FAULT
  *
  * The count is kept twice. Per request id, for the runtime: after faults_to_refuse faults the id is refused. Per core:
- * after faults of faults_to_degrade different ids within fault_window_ns the core is degraded. So a client whose
- * requests carry its own id shuts out itself, and not the others: one id counts once.
+ * after faults of faults_to_degrade different ids within fault_window_ns the core is degraded. One id counts once: a
+ * client whose requests carry one id shuts out itself, and not the others. A client with new ids can degrade the core.
  * ================================================================================================================== */
 
-/* Below in this room. */
+/* Below, in this room. */
 static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_id);
 static nodedb_status nodedb_tpc__guarded(nodedb_tpc_core *core, nodedb_tpc_fn fn, void *arg, uint64_t request_id);
 static void nodedb_tpc__after_signal(nodedb_tpc_core *core);
-static bool nodedb_tpc__is_refused(nodedb_tpc *runtime, uint64_t id);
 static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id);
 
 /* ---- the run queue ----------------------------------------------------------------------------------------------- */
@@ -2249,7 +2307,7 @@ static void nodedb_tpc__undo_to(nodedb_tpc_core *core, uint32_t defers) {
     while (core->defer_count > defers) {
         nodedb_tpc__undo undo = core->defers[--core->defer_count];
         uint32_t before = core->defer_count;
-        if (nodedb_tpc__run(core, undo.fn, undo.arg)) continue;
+        if (undo.fn == NULL || nodedb_tpc__run(core, undo.fn, undo.arg)) continue;
         core->defer_count = before; /* what the undo function itself had registered is not undone */
         nodedb_say(&core->runtime->config.logger, NODEDB_LOG_ERROR, "an undo function faulted and was left: %s",
                    core->fault_text);
@@ -2257,10 +2315,16 @@ static void nodedb_tpc__undo_to(nodedb_tpc_core *core, uint32_t defers) {
     memcpy(core->fault_text, first_fault, sizeof first_fault);
 }
 
+/* Whether the core refuses work. Any thread; the core itself recovers when it next looks. */
+static bool nodedb_tpc__core_degraded(const nodedb_tpc_core *core) {
+    uint64_t until_ns = nodedb__load_relaxed(&core->degraded_until_ns);
+    return until_ns != 0 && nodedb__load_relaxed(&core->reset_wanted) == 0 && nodedb_tpc__now(core->runtime) < until_ns;
+}
+
 static void nodedb_tpc__recover(nodedb_tpc_core *core) {
-    bool degraded = core->stats.degraded;
+    bool degraded = core->degraded_until_ns != 0;
     nodedb__store_relaxed(&core->reset_wanted, 0u);
-    nodedb__store_relaxed(&core->stats.degraded, false);
+    nodedb__store_relaxed(&core->degraded_until_ns, UINT64_C(0));
     core->counted_faults = 0;
     if (degraded)
         nodedb_say(&core->runtime->config.logger, NODEDB_LOG_INFO, "core %u accepts tasks again",
@@ -2291,17 +2355,17 @@ static uint32_t nodedb_tpc__count_fault(nodedb_tpc_core *core, uint64_t request_
 
 static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
     const nodedb_tpc_config *config = &core->runtime->config;
-    uint64_t now = nodedb_tpc__now(core->runtime);
+    uint64_t now = nodedb_tpc__now(core->runtime), until_ns;
     core->fault_sentence = core->fault_text;
     nodedb_tpc__count(&core->stats.faults, 1u);
     nodedb_tpc__suspect_add(core->runtime, request_id);
     nodedb_say(&config->logger, NODEDB_LOG_WARNING, "%s (request %llu); it was abandoned", core->fault_text,
                (unsigned long long)request_id);
     if (nodedb__load_relaxed(&core->reset_wanted) != 0) nodedb_tpc__recover(core);
-    if (core->stats.degraded || config->faults_to_degrade == NODEDB_TPC_NEVER ||
+    if (core->degraded_until_ns != 0 || config->faults_to_degrade == NODEDB_TPC_NEVER ||
         nodedb_tpc__count_fault(core, request_id, now) < config->faults_to_degrade) return;
-    core->degraded_until_ns = config->degraded_ns > UINT64_MAX - now ? UINT64_MAX : now + config->degraded_ns;
-    nodedb__store_relaxed(&core->stats.degraded, true);
+    until_ns = config->degraded_ns > UINT64_MAX - now ? UINT64_MAX : now + config->degraded_ns;
+    nodedb__store_relaxed(&core->degraded_until_ns, until_ns);
     nodedb_tpc__count(&core->stats.degradations, 1u);
     nodedb_say(&config->logger, NODEDB_LOG_ERROR,
                "core %u is degraded after faults of %u requests within %llu ms: its tasks are refused",
@@ -2311,10 +2375,9 @@ static void nodedb_tpc__fault(nodedb_tpc_core *core, uint64_t request_id) {
 
 /* Whether this work may begin: NODEDB_OK, or NODEDB_ERR_DEGRADED with the sentence. */
 static nodedb_status nodedb_tpc__admit(nodedb_tpc_core *core, uint64_t request_id) {
-    if (core->stats.degraded && (nodedb__load_relaxed(&core->reset_wanted) != 0 ||
-                                 nodedb_tpc__now(core->runtime) >= core->degraded_until_ns)) nodedb_tpc__recover(core);
-    if (core->stats.degraded) core->fault_sentence = "the core is degraded after faults of several requests";
-    else if (nodedb_tpc__is_refused(core->runtime, request_id))
+    if (core->degraded_until_ns != 0 && !nodedb_tpc__core_degraded(core)) nodedb_tpc__recover(core);
+    if (core->degraded_until_ns != 0) core->fault_sentence = "the core is degraded after faults of several requests";
+    else if (nodedb_tpc_is_refused(core->runtime, request_id))
         core->fault_sentence = "this request has faulted before and is refused";
     else return NODEDB_OK;
     nodedb_tpc__count(&core->stats.refused, 1u);
@@ -2347,6 +2410,18 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_defer(nodedb_tpc_core *core, nodedb_tpc_
     return NODEDB_OK;
 }
 
+/* Forgets the latest registration of undo(core, arg), if there is one. Its place is free again when it is the last that
+ * the running function has registered; the places of the guards outside stay as their frames have counted them. */
+static void nodedb_tpc__take_back(nodedb_tpc_core *core, nodedb_tpc_fn undo, void *arg) {
+    for (uint32_t i = core->defer_count; i-- > 0;)
+        if (core->defers[i].fn == undo && core->defers[i].arg == arg) {
+            core->defers[i].fn = NULL;
+            break;
+        }
+    while (core->guard != NULL && core->defer_count > core->guard->defers &&
+           core->defers[core->defer_count - 1].fn == NULL) core->defer_count--;
+}
+
 NODEDB_TPC_API void nodedb_tpc_panic(nodedb_tpc_core *core, const char *format, ...) {
     va_list args;
     bool guarded = core != NULL && nodedb_tpc__on_own_thread(core) && core->guard != NULL;
@@ -2367,6 +2442,10 @@ NODEDB_TPC_API const char *nodedb_tpc_fault_text(const nodedb_tpc_core *core) {
     return core == NULL || core->fault_sentence == NULL ? "" : core->fault_sentence;
 }
 
+NODEDB_TPC_API bool nodedb_tpc_is_degraded(const nodedb_tpc *runtime, uint32_t core) {
+    return runtime != NULL && core < runtime->core_count && nodedb_tpc__core_degraded(runtime->cores[core]);
+}
+
 NODEDB_TPC_API nodedb_status nodedb_tpc_reset_core(nodedb_tpc *runtime, uint32_t core) {
     if (runtime == NULL || core >= runtime->core_count) return NODEDB_ERR_INVALID;
     nodedb__store_relaxed(&runtime->cores[core]->reset_wanted, 1u);
@@ -2375,37 +2454,45 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_reset_core(nodedb_tpc *runtime, uint32_t
 
 /* ---- suspects: request ids that have faulted --------------------------------------------------------------------- */
 
-static nodedb_tpc__suspect *nodedb_tpc__suspect_bucket(nodedb_tpc *runtime, uint64_t id) {
-    return runtime->suspects[nodedb_mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS];
+static uint32_t nodedb_tpc__suspect_bucket(uint64_t id) {
+    return (uint32_t)(nodedb_mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS);
 }
 
-static bool nodedb_tpc__is_refused(nodedb_tpc *runtime, uint64_t id) {
-    nodedb_tpc__suspect *bucket;
-    if (id == 0 || nodedb__load_relaxed(&runtime->suspects_any) == 0) return false;
-    bucket = nodedb_tpc__suspect_bucket(runtime, id);
+NODEDB_TPC_API bool nodedb_tpc_is_refused(const nodedb_tpc *runtime, uint64_t request_id) {
+    const nodedb_tpc__suspect *bucket;
+    if (runtime == NULL || request_id == 0 || nodedb__load_relaxed(&runtime->suspects_any) == 0) return false;
+    bucket = runtime->suspects[nodedb_tpc__suspect_bucket(request_id)];
     for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++)
-        if (nodedb__load_acquire(&bucket[way].id) == id)
+        if (nodedb__load_acquire(&bucket[way].id) == request_id)
             return nodedb__load_relaxed(&bucket[way].faults) >= runtime->config.faults_to_refuse;
     return false;
 }
 
-/* Counts a fault of this id. A new id takes a free place, or else the one with the fewest faults below the limit, or
- * else, in turn, one that is refused. */
+/* Counts a fault of this id. A new id takes the place with the fewest faults that is not refused. There always is one:
+ * the id that would fill the bucket with refused ids makes the runtime forget one of the others, in turn. So no id that
+ * has faulted less often displaces one that is refused. */
 static void nodedb_tpc__suspect_add(nodedb_tpc *runtime, uint64_t id) {
-    nodedb_tpc__suspect *bucket = nodedb_tpc__suspect_bucket(runtime, id), *place = NULL;
+    nodedb_tpc__suspect *bucket = runtime->suspects[nodedb_tpc__suspect_bucket(id)], *place = NULL;
+    uint32_t limit = runtime->config.faults_to_refuse, refused = 0;
     if (id == 0) return;
     (void)pthread_mutex_lock(&runtime->suspects_lock);
     for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) {
         nodedb_tpc__suspect *s = &bucket[way];
         if (s->id == id) { place = s; break; }
-        if (s->faults < runtime->config.faults_to_refuse && (place == NULL || s->faults < place->faults)) place = s;
+        if (s->faults < limit && (place == NULL || s->faults < place->faults)) place = s;
     }
-    if (place == NULL) place = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
+    assert(place != NULL);
     if (place->id != id) { /* in this order, so that no reader takes the old id's faults for the new one's */
         nodedb__store_relaxed(&place->faults, 0u);
         nodedb__store_release(&place->id, id);
     }
     nodedb__store_relaxed(&place->faults, place->faults + 1);
+    for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++) refused += bucket[way].faults >= limit;
+    if (refused == NODEDB_TPC__SUSPECT_WAYS) {
+        nodedb_tpc__suspect *forgotten = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
+        if (forgotten == place) forgotten = &bucket[runtime->suspect_hand++ % NODEDB_TPC__SUSPECT_WAYS];
+        nodedb__store_relaxed(&forgotten->faults, 0u);
+    }
     nodedb__store_relaxed(&runtime->suspects_any, 1u);
     (void)pthread_mutex_unlock(&runtime->suspects_lock);
 }
@@ -2414,7 +2501,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_reset_request(nodedb_tpc *runtime, uint6
     nodedb_tpc__suspect *bucket;
     nodedb_status status = NODEDB_ERR_NOT_FOUND;
     if (runtime == NULL || request_id == 0) return NODEDB_ERR_INVALID;
-    bucket = nodedb_tpc__suspect_bucket(runtime, request_id);
+    bucket = runtime->suspects[nodedb_tpc__suspect_bucket(request_id)];
     (void)pthread_mutex_lock(&runtime->suspects_lock);
     for (int way = 0; way < NODEDB_TPC__SUSPECT_WAYS; way++)
         if (bucket[way].id == request_id && bucket[way].faults > 0) {
@@ -2537,7 +2624,7 @@ static void nodedb_tpc__signal_stack_reset(nodedb_tpc_core *core) {
  * TIME: timers, maintenance, checkpoints, heartbeats, the watchdog
  *
  * All of it is looked at once in a turn, with the time at which the turn began, and with config.clock: a virtual clock
- * makes it deterministic. What a busy core has missed is not made up for.
+ * makes it deterministic. Missed checkpoints and beats are not repeated.
  * ================================================================================================================== */
 
 /* ---- timers: a binary heap by due time, then by the order of setting --------------------------------------------- */
@@ -3079,9 +3166,10 @@ NODEDB_TPC_API bool nodedb_tpc_stopping(const nodedb_tpc *runtime) {
 
 /* True if all work is done, now that nothing comes from outside. Reads every `done` before every `issued`. A unit that
  * is counted as done was counted as issued before, and so was all that it issued. So if the sums are equal, the units
- * done are exactly the units issued. A unit in neither count would come from a unit in neither count, and so back to a
- * first one; but the first ones are posts, counted before the phase was STOPPING. Hooks issue without a unit: a core
- * that is QUIET has no hook at work. */
+ * done are exactly the units issued. Suppose a unit is missing from both sums. Then the unit that issued it is missing
+ * too, and so on back to a post; but all posts were counted before the phase was STOPPING. Hooks issue without a unit,
+ * but a core that is QUIET has issued nothing since it became so: issuing sets ACTIVE first. What its hooks issue later
+ * may come too late, because its `pending` has said that it waits for nothing. */
 static bool nodedb_tpc__quiescent(nodedb_tpc *runtime) {
     uint64_t done = 0, issued = 0;
     for (uint32_t i = 0; i < runtime->core_count; i++) done += nodedb__load_acquire(&runtime->cores[i]->done);
@@ -3213,7 +3301,7 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_get_stats(const nodedb_tpc *runtime, uin
     to = (uint64_t *)(void *)stats;
     for (size_t i = 0; i < offsetof(nodedb_tpc_stats, degraded) / sizeof *to; i++)
         to[i] = nodedb__load_relaxed(&from[i]);
-    stats->degraded = nodedb__load_relaxed(&core->stats.degraded) && nodedb__load_relaxed(&core->reset_wanted) == 0;
+    stats->degraded = nodedb_tpc__core_degraded(core);
     stats->posted = nodedb__load_relaxed(&core->inbox.posted);
     stats->wakes += nodedb__load_relaxed(&core->inbox.wakes);
     stats->wakes_avoided += nodedb__load_relaxed(&core->inbox.wakes_avoided);
@@ -3256,12 +3344,11 @@ NODEDB_TPC_API bool nodedb_tpc_gate_enter(nodedb_tpc_gate *gate) {
     return true;
 }
 
-NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate) {
-    uint64_t state;
+/* One scan less. */
+static void nodedb_tpc__gate_out(nodedb_tpc_gate *gate) {
+    uint64_t state = nodedb__load_acquire(&gate->state);
     void (*drained)(void *ctx);
     void *ctx;
-    if (gate == NULL) return;
-    state = nodedb__load_acquire(&gate->state);
     do { /* 3: shut, and only we are inside. Read what to call now: after the swap the gate may be gone */
         assert(state >= 2);
         drained = NULL, ctx = NULL;
@@ -3270,9 +3357,18 @@ NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate) {
     if (drained != NULL) drained(ctx);
 }
 
+/* The registration goes before the scan does: a fault in `drained`, or later in the task, must not leave a second
+ * time. */
+NODEDB_TPC_API void nodedb_tpc_gate_leave(nodedb_tpc_gate *gate) {
+    if (gate == NULL) return;
+    if (nodedb_tpc__current != NULL) nodedb_tpc__take_back(nodedb_tpc__current, nodedb_tpc_gate_undo, gate);
+    nodedb_tpc__gate_out(gate);
+}
+
+/* The guard has taken this registration off its list. Another one of the same gate belongs to another scan. */
 NODEDB_TPC_API void nodedb_tpc_gate_undo(nodedb_tpc_core *core, void *gate) {
     (void)core;
-    nodedb_tpc_gate_leave((nodedb_tpc_gate *)gate);
+    if (gate != NULL) nodedb_tpc__gate_out((nodedb_tpc_gate *)gate);
 }
 
 /* The closer enters first, so that no scan finds the gate drained before the callback is written. */
@@ -3283,12 +3379,12 @@ NODEDB_TPC_API nodedb_status nodedb_tpc_gate_shut(nodedb_tpc_gate *gate, void (*
     state = nodedb__load_relaxed(&gate->state);
     do {
         if ((state & 1) != 0) { /* another closer was faster */
-            nodedb_tpc_gate_leave(gate);
+            nodedb_tpc__gate_out(gate);
             return NODEDB_ERR_STATE;
         }
     } while (!nodedb__cas(&gate->state, &state, state | 1));
     gate->drained = drained, gate->ctx = ctx; /* our own leave publishes them, and the last leave comes after it */
-    nodedb_tpc_gate_leave(gate);
+    nodedb_tpc__gate_out(gate);
     return NODEDB_OK;
 }
 
@@ -3506,8 +3602,7 @@ static void nodedb_tpc__print_histogram(nodedb_tpc__text *t, const nodedb_tpc *r
 static void nodedb_tpc__print_flags(nodedb_tpc__text *t, const nodedb_tpc *runtime, bool stalled) {
     nodedb_tpc__print(t, "# TYPE tpc_%s gauge\n", stalled ? "stalled" : "degraded");
     for (uint32_t core = 0; core < runtime->core_count; core++) {
-        bool is = stalled ? nodedb_tpc_stalled(runtime, core)
-                          : nodedb__load_relaxed(&runtime->cores[core]->stats.degraded);
+        bool is = stalled ? nodedb_tpc_stalled(runtime, core) : nodedb_tpc_is_degraded(runtime, core);
         nodedb_tpc__print_series(t, runtime, stalled ? "stalled" : "degraded", core);
         nodedb_tpc__print(t, "} %d\n", is ? 1 : 0);
     }

@@ -1,5 +1,5 @@
-/* Tests of nodedb_tpc.h: the ring, the notifier, and the life of cores. Faults are in test_tpc_faults.c; calls, timers and
- * messages that are kept in test_tpc_calls.c; time, gates, quarantine and reports in test_tpc_watch.c.
+/* Tests of nodedb_tpc.h: the ring, the notifier, and the life of cores. Faults are in test_tpc_faults.c; calls, timers
+ * and messages that are kept in test_tpc_calls.c; time, gates, quarantine and reports in test_tpc_watch.c.
  *
  *   ring                                    order and content, limits, pressure, statistics, two threads
  *   notifier: the model checker             every interleaving of push and park, and of protocols that are wrong

@@ -1,5 +1,5 @@
-/* Tests of nodedb_tpc.h: calls and their answers, timers, messages that their handler leaves in the ring, and the wait of
- * cores without sockets. */
+/* Tests of nodedb_tpc.h: calls and their answers, timers, messages that their handler leaves in the ring, and the wait
+ * of cores without sockets. */
 #include "tpc_world.h"
 
 /* ---- calls, turn by turn ----------------------------------------------------------------------------------------- */
@@ -108,8 +108,8 @@ TEST(a_held_call_is_answered_when_its_core_says_so) {
     world w;
     nodedb_tpc_config config = world_config(&w, 2);
     nodedb_tpc_core *core = world_create(&w, &config), *other;
-    errand held = new_errand(hold_errand), second = new_errand(hold_errand), at_once = new_errand(answer_at_once_errand),
-           fault = new_errand(hold_and_panic_errand);
+    errand held = new_errand(hold_errand), second = new_errand(hold_errand);
+    errand at_once = new_errand(answer_at_once_errand), fault = new_errand(hold_and_panic_errand);
     REQUIRE(core != NULL);
     other = nodedb_tpc_core_at(w.runtime, 1);
     run_call(&w, &held);
@@ -300,14 +300,21 @@ static size_t answer_held(nodedb_tpc_core *core, void *ctx) {
     return call != NULL;
 }
 
-typedef struct asker { nodedb_tpc *runtime; uint32_t to; int count, right; bool until_stopped; nodedb_status last; } asker;
+typedef struct asker {
+    nodedb_tpc *runtime;
+    uint32_t to;
+    int count, right;
+    bool until_stopped;
+    nodedb_status last;
+} asker;
 static void *ask(void *arg) {
     asker *a = arg;
     int i;
     a->last = NODEDB_OK;
     for (i = 0; (a->until_stopped || i < a->count) && a->last == NODEDB_OK; i++) {
         question q = {i, 7, 0};
-        a->last = nodedb_tpc_call_wait(a->runtime, a->to, i % 2 == 0 || a->to != 0 ? add_up : hold_question, &q, 0, NULL);
+        nodedb_tpc_fn fn = i % 2 == 0 || a->to != 0 ? add_up : hold_question;
+        a->last = nodedb_tpc_call_wait(a->runtime, a->to, fn, &q, 0, NULL);
         if (a->last == NODEDB_OK && q.sum == i + 7) a->right++;
     }
     return NULL;

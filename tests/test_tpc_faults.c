@@ -314,6 +314,106 @@ TEST(a_degraded_core_and_a_refused_id_are_admitted_again_by_a_reset) {
     nodedb_tpc_destroy(w.runtime);
 }
 
+/* What get_stats and both reports say of core 0: 1 degraded, 0 not, -1 if they differ. */
+static int degraded_in_all_reports(nodedb_tpc *runtime) {
+    static char text[65536];
+    nodedb_tpc_stats stats;
+    int degraded;
+    nodedb_tpc_get_stats(runtime, 0, &stats);
+    degraded = stats.degraded;
+    (void)nodedb_tpc_report(runtime, NODEDB_TPC_TEXT, text, sizeof text);
+    if ((strstr(text, ", degraded") != NULL) != degraded) return -1;
+    (void)nodedb_tpc_report(runtime, NODEDB_TPC_PROMETHEUS, text, sizeof text);
+    if (strstr(text, degraded ? "tpc_degraded{runtime=\"tpc\",core=\"0\"} 1\n"
+                              : "tpc_degraded{runtime=\"tpc\",core=\"0\"} 0\n") == NULL) return -1;
+    return degraded;
+}
+
+TEST(every_report_says_when_a_core_accepts_work_again_though_nobody_gives_it_any) {
+    world w;
+    nodedb_tpc_config config = world_config(&w, 1);
+    nodedb_tpc_core *core = world_create(&w, &config);
+    int i;
+    REQUIRE(core != NULL);
+    CHECK_EQ(degraded_in_all_reports(w.runtime), 0);
+    for (i = 0; i < 3; i++) CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 0), NODEDB_ERR_FAULT);
+    CHECK_EQ(degraded_in_all_reports(w.runtime), 1);
+    w.clock.now += 30 * SECOND_NS - 1;
+    (void)nodedb_tpc_turn(core, 0);
+    CHECK_EQ(degraded_in_all_reports(w.runtime), 1);
+    w.clock.now += 1; /* idle turns do not look at it */
+    CHECK_EQ(degraded_in_all_reports(w.runtime), 0);
+    CHECK_EQ(nodedb_tpc_guard(core, task_run, &w, 0), NODEDB_OK);
+    for (i = 0; i < 3; i++) CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 0), NODEDB_ERR_FAULT);
+    CHECK_EQ(degraded_in_all_reports(w.runtime), 1);
+    CHECK_EQ(nodedb_tpc_reset_core(w.runtime, 0), NODEDB_OK);
+    CHECK_EQ(degraded_in_all_reports(w.runtime), 0);
+    nodedb_tpc_destroy(w.runtime);
+}
+
+TEST(a_refusal_tells_whether_the_core_or_the_id_is_meant) {
+    world w;
+    nodedb_tpc_config config = world_config(&w, 2);
+    nodedb_tpc_core *core = world_create(&w, &config);
+    int i;
+    REQUIRE(core != NULL);
+    for (i = 0; i < 2; i++) {
+        CHECK(!nodedb_tpc_is_refused(w.runtime, 4711));
+        CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, 4711), NODEDB_ERR_FAULT);
+    }
+    CHECK_EQ(nodedb_tpc_guard(core, task_run, &w, 4711), NODEDB_ERR_DEGRADED);
+    CHECK(nodedb_tpc_is_refused(w.runtime, 4711) && !nodedb_tpc_is_refused(w.runtime, 4712));
+    CHECK(!nodedb_tpc_is_degraded(w.runtime, 0) && !nodedb_tpc_is_degraded(w.runtime, 1));
+    for (i = 0; i < 3; i++) (void)nodedb_tpc_guard(core, just_panics, &w, 0);
+    CHECK_EQ(nodedb_tpc_guard(core, task_run, &w, 4712), NODEDB_ERR_DEGRADED);
+    CHECK(nodedb_tpc_is_degraded(w.runtime, 0) && !nodedb_tpc_is_degraded(w.runtime, 1));
+    CHECK(!nodedb_tpc_is_refused(w.runtime, 4712));
+    w.clock.now += 30 * SECOND_NS;
+    CHECK(!nodedb_tpc_is_degraded(w.runtime, 0) && nodedb_tpc_is_refused(w.runtime, 4711));
+    CHECK_EQ(nodedb_tpc_reset_request(w.runtime, 4711), NODEDB_OK);
+    CHECK(!nodedb_tpc_is_refused(w.runtime, 4711));
+    CHECK(!nodedb_tpc_is_refused(w.runtime, 0) && !nodedb_tpc_is_refused(NULL, 1));
+    CHECK(!nodedb_tpc_is_degraded(w.runtime, 2) && !nodedb_tpc_is_degraded(NULL, 0));
+    nodedb_tpc_destroy(w.runtime);
+}
+
+/* The next id after `id` whose faults are counted in the bucket of id 1. */
+static uint64_t next_in_bucket(uint64_t id) {
+    do id++;
+    while (nodedb_mix64(id) % NODEDB_TPC__SUSPECT_BUCKETS != nodedb_mix64(1) % NODEDB_TPC__SUSPECT_BUCKETS);
+    return id;
+}
+
+TEST(an_id_that_faulted_once_displaces_no_refused_id_even_in_a_full_bucket) {
+    for (uint32_t round = 0; round < 2 * NODEDB_TPC__SUSPECT_WAYS; round++) {
+        uint32_t limit = 1 + round % 2;
+        world w;
+        nodedb_tpc_config config = world_config(&w, 1);
+        nodedb_tpc_core *core;
+        uint64_t ids[2 * NODEDB_TPC__SUSPECT_WAYS], id = 1;
+        bool refused[2 * NODEDB_TPC__SUSPECT_WAYS];
+        uint32_t i, fault, count = 0;
+        config.faults_to_refuse = limit, config.faults_to_degrade = NODEDB_TPC_NEVER;
+        core = world_create(&w, &config);
+        REQUIRE(core != NULL);
+        w.runtime->suspect_hand = round / 2; /* where the turn to be forgotten begins: also at the new id's own place */
+        for (i = 0; i < 2 * NODEDB_TPC__SUSPECT_WAYS; i++, id = next_in_bucket(id)) {
+            ids[i] = id;
+            for (fault = 0; fault < limit; fault++)
+                CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, id), NODEDB_ERR_FAULT);
+            CHECK(nodedb_tpc_is_refused(w.runtime, id)); /* the latest always is */
+        }
+        for (i = 0; i < 2 * NODEDB_TPC__SUSPECT_WAYS; i++)
+            count += refused[i] = nodedb_tpc_is_refused(w.runtime, ids[i]);
+        CHECK_EQ(count, NODEDB_TPC__SUSPECT_WAYS - 1);
+        for (fault = 0; limit > 1 && fault < 100; fault++, id = next_in_bucket(id))
+            CHECK_EQ(nodedb_tpc_guard(core, just_panics, &w, id), NODEDB_ERR_FAULT);
+        for (i = 0; i < 2 * NODEDB_TPC__SUSPECT_WAYS; i++)
+            CHECK_EQ(nodedb_tpc_is_refused(w.runtime, ids[i]), refused[i]);
+        nodedb_tpc_destroy(w.runtime);
+    }
+}
+
 static void panics_for_its_sender(nodedb_tpc_core *core, uint32_t from, void *message, void *ctx) {
     letter *l = message;
     nodedb_status status = nodedb_tpc_guard(core, just_panics, NULL, l->number);

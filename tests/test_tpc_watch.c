@@ -127,7 +127,7 @@ TEST(checkpoints_come_every_300_seconds_and_the_cores_take_turns) {
     for (i = 1; i < 4; i++) CHECK_EQ(checkpoints_by[i], 9);
     CHECK_EQ(checkpoint_at[0], (1000 + 300) * SECOND_NS);
     for (i = 1; i < checkpoint_count; i++) CHECK_EQ(checkpoint_at[i] - checkpoint_at[i - 1], 75 * SECOND_NS);
-    w.clock.now += 1000 * SECOND_NS; /* what a busy core missed is not made up for */
+    w.clock.now += 1000 * SECOND_NS; /* missed ones are not repeated */
     for (j = 0; j < 5; j++)
         for (i = 0; i < 4; i++) (void)nodedb_tpc_turn(nodedb_tpc_core_at(w.runtime, i), 0);
     for (i = 0; i < 4; i++) CHECK_EQ(checkpoints_by[i], i == 0 ? 11 : 10);
@@ -253,6 +253,74 @@ TEST(a_shut_gate_takes_no_scan_and_says_once_when_the_last_has_left) {
     CHECK(!nodedb_tpc_gate_enter(NULL) && !nodedb_tpc_gate_drained(NULL));
     CHECK_EQ(nodedb_tpc_gate_shut(NULL, NULL, NULL), NODEDB_ERR_INVALID);
     nodedb_tpc_gate_leave(NULL);
+    nodedb_tpc_destroy(w.runtime);
+}
+
+/* Tasks that are abandoned at each place where a scan can be, and a guard for each. */
+typedef struct scan { nodedb_tpc_gate *gate; uint32_t drained; nodedb_tpc_core *core; } scan;
+static void drained_panics(void *ctx) {
+    scan *s = ctx;
+    s->drained++;
+    nodedb_tpc_panic(s->core, "while the collection was freed");
+}
+static void scans(nodedb_tpc_core *core, void *arg) {
+    scan *s = arg;
+    CHECK(nodedb_tpc_gate_enter(s->gate));
+    CHECK_EQ(nodedb_tpc_defer(core, nodedb_tpc_gate_undo, s->gate), NODEDB_OK);
+    if (s->drained == 0) CHECK_EQ(nodedb_tpc_gate_shut(s->gate, drained_panics, s), NODEDB_OK);
+    nodedb_tpc_gate_leave(s->gate);
+}
+static void scans_and_panics_later(nodedb_tpc_core *core, void *arg) {
+    scan *s = arg;
+    s->drained = 1; /* so that nobody shuts the gate */
+    scans(core, arg);
+    nodedb_tpc_panic(core, "after the scan");
+}
+static void scans_twice_and_panics(nodedb_tpc_core *core, void *arg) {
+    scan *s = arg;
+    for (int i = 0; i < 2; i++) {
+        CHECK(nodedb_tpc_gate_enter(s->gate));
+        CHECK_EQ(nodedb_tpc_defer(core, nodedb_tpc_gate_undo, s->gate), NODEDB_OK);
+    }
+    nodedb_tpc_panic(core, "with two scans inside");
+}
+static void leaves_for_its_caller_and_panics(nodedb_tpc_core *core, void *arg) {
+    nodedb_tpc_gate_leave(((scan *)arg)->gate);
+    nodedb_tpc_panic(core, "after the caller's scan");
+}
+static void nests_and_panics(nodedb_tpc_core *core, void *arg) {
+    scan *s = arg;
+    CHECK(nodedb_tpc_gate_enter(s->gate));
+    CHECK_EQ(nodedb_tpc_defer(core, nodedb_tpc_gate_undo, s->gate), NODEDB_OK);
+    CHECK_EQ(nodedb_tpc_guard(core, leaves_for_its_caller_and_panics, arg, 0), NODEDB_ERR_FAULT);
+    nodedb_tpc_panic(core, "and then its caller");
+}
+static void scans_often(nodedb_tpc_core *core, void *arg) {
+    for (int i = 0; i < 3 * NODEDB_TPC_MAX_DEFERS; i++) scans(core, arg);
+}
+
+TEST(a_scan_leaves_its_gate_once_wherever_its_task_is_abandoned) {
+    static const struct { nodedb_tpc_fn fn; nodedb_status status; } tasks[] = {
+        {scans_and_panics_later, NODEDB_ERR_FAULT}, {scans_twice_and_panics, NODEDB_ERR_FAULT},
+        {nests_and_panics, NODEDB_ERR_FAULT},       {scans_often, NODEDB_OK},
+        {scans, NODEDB_ERR_FAULT}, /* last: it shuts the gate, and `drained` panics inside leave */
+    };
+    world w;
+    nodedb_tpc_config config = world_config(&w, 1);
+    nodedb_tpc_gate gate;
+    scan s = {&gate, 0, NULL};
+    config.faults_to_degrade = NODEDB_TPC_NEVER;
+    s.core = world_create(&w, &config);
+    memset(&gate, 0, sizeof gate);
+    REQUIRE(s.core != NULL);
+    for (size_t i = 0; i < sizeof tasks / sizeof tasks[0]; i++) {
+        bool shuts = tasks[i].fn == scans;
+        s.drained = !shuts;
+        CHECK_EQ(nodedb_tpc_guard(s.core, tasks[i].fn, &s, 0), tasks[i].status);
+        CHECK_EQ(gate.state, shuts ? 1 : 0);
+        CHECK_EQ(s.drained, 1);
+    }
+    CHECK(nodedb_tpc_gate_drained(&gate));
     nodedb_tpc_destroy(w.runtime);
 }
 
