@@ -1,6 +1,6 @@
-/* A bank of four cores. Each account belongs to one core, and that core alone touches it. A transfer is a message to the
- * payer's core, which takes the money and sends the rest of the work to the payee's core. A request that would break the
- * bank panics inside its guard, is undone, and harms nobody else; the one that keeps doing it is refused.
+/* A bank of four cores. Each account belongs to one core, and that core alone touches it. A transfer is a message to
+ * the payer's core, which takes the money and sends the rest of the work to the payee's core. A request that would
+ * break the bank panics inside its guard, is undone, and harms nobody else; the one that keeps doing it is refused.
  *
  *   cc -std=c99 -O2 -I. -o bank examples/tpc.c -lpthread && ./bank */
 #define NODEDB_TPC_IMPLEMENTATION

@@ -1,5 +1,5 @@
-/* Nearest neighbours with nodedb_vamana.h: colours by their red, green and blue. It inserts them, asks with a filter and
- * by an id, removes one, saves the index, and asks the same questions of the file, which stays on disk.
+/* Nearest neighbours with nodedb_vamana.h: colours by their red, green and blue. It inserts them, asks with a filter
+ * and by an id, removes one, saves the index, and asks the same questions of the file, which stays on disk.
  *
  *   cc -std=c99 -O2 -I. -o example_vamana examples/vamana.c -luring -lpthread -lm && ./example_vamana
  */

@@ -36,7 +36,7 @@ one_header() {
     little "$1" "" "$2, declarations first" "$include$implementation$include"
     little "$1" "" "$2, exported" "$exported$implementation$include"
     little "$1" "$bare" "$2, without liburing and jemalloc" "$implementation$include"
-    for part in $(sed -n 's/.*defined(\(NODEDB_[A-Z]*_NO_[A-Z]*\)).*/\1/p' "$2" | sort -u); do
+    for part in $(grep -o '^#if.*NODEDB_[A-Z]*_NO_[A-Z]*' "$2" | grep -o 'NODEDB_[A-Z]*_NO_[A-Z]*$' | sort -u); do
         little "$1" "-D$part" "$2, $part" "$implementation$include"
     done
     # STATIC alone would declare private functions that nobody defines

@@ -116,7 +116,8 @@ static int path_of(int fd, char *path, size_t room) {
 
 static int full_fd(int fd) {
     char path[512];
-    return __atomic_load_n(&shim()->full[0], __ATOMIC_ACQUIRE) != 0 && path_of(fd, path, sizeof path) && full_path(path);
+    return __atomic_load_n(&shim()->full[0], __ATOMIC_ACQUIRE) != 0 && path_of(fd, path, sizeof path) &&
+           full_path(path);
 }
 
 /* The C library's function of the same name, called with the same arguments, after `before`. */

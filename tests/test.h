@@ -9,8 +9,9 @@
  *
  * A test reads as a sentence of the manual. CHECK goes on after a failure, REQUIRE leaves the test. Arguments of the
  * program: names (parts of names) of the tests to run, `--seed N` (default 1; printed at every failure), `--long` for
- * the long form of campaigns, `--list`. The last line is `N passed, N failed`; the exit status is 0 only if none failed.
- * `test_dir()` gives a new empty directory for the running test, removed after it; on disk (build/tmp), not on tmpfs. */
+ * the long form of campaigns, `--list`. The last line is `N passed, N failed`. The exit status is 0 only if none
+ * failed. `test_dir()` gives a new empty directory for the running test, on disk (build/tmp) and not on tmpfs. It is
+ * removed after the test. */
 #ifndef NODEDB_TEST_H
 #define NODEDB_TEST_H
 

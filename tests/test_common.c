@@ -3,6 +3,7 @@
 #include "nodedb_wal.h"
 #include "test.h"
 #include "text.h"
+#include <glob.h>
 
 static const char *const headers[] = {"nodedb_wal.h", "nodedb_mem.h", "nodedb_tpc.h", "nodedb_vamana.h",
                                       "nodedb_prefetch.h"};
@@ -160,16 +161,70 @@ TEST(map_of_the_implementation_names_its_rooms_in_order) {
     }
 }
 
-TEST(headers_have_lines_of_120_columns_at_most) {
-    for (int i = 0; i < HEADERS; i++) {
-        char *text = read_text(headers[i]), *line, *end;
+/* A column is a character: the second and later bytes of one in UTF-8 do not count. */
+static int columns_of(const char *line) {
+    int columns = 0;
+    for (; *line != 0; line++) columns += ((unsigned char)*line & 0xc0) != 0x80;
+    return columns;
+}
+
+TEST(sources_have_lines_of_120_columns_at_most) {
+    glob_t found;
+    REQUIRE(glob("nodedb_*.h", 0, NULL, &found) == 0 && glob("build.sh", GLOB_APPEND, NULL, &found) == 0 &&
+            glob("tests/*.[chs]*", GLOB_APPEND, NULL, &found) == 0 &&
+            glob("tests/*/*.[chs]*", GLOB_APPEND, NULL, &found) == 0 &&
+            glob("examples/*.c", GLOB_APPEND, NULL, &found) == 0 &&
+            glob("examples/nodedb/*.[ch]", GLOB_APPEND, NULL, &found) == 0 &&
+            glob("examples/nodedb/commands/*.c", GLOB_APPEND, NULL, &found) == 0);
+    CHECK(found.gl_pathc > 80);
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        const char *path = found.gl_pathv[i], *dot = strrchr(path, '.');
+        char *text, *line, *end, what[300];
+        if (strcmp(dot, ".c") != 0 && strcmp(dot, ".h") != 0 && strcmp(dot, ".sh") != 0 && strcmp(dot, ".cpp") != 0)
+            continue;
+        text = read_text(path);
         REQUIRE(text != NULL);
         for (line = text; (end = strchr(line, '\n')) != NULL; line = end + 1) {
             *end = 0;
-            if (end - line > 120) test_fail(__FILE__, __LINE__, line);
+            snprintf(what, sizeof what, "%s: %.200s", path, line);
+            if (columns_of(line) > 120) test_fail(__FILE__, __LINE__, what);
         }
         free(text);
     }
+    globfree(&found);
+}
+
+/* True if a banner of either kind names the room. */
+static bool has_banner(const char *code, const char *room) {
+    static const char *const banners[] = {"/* ---- %s", " * %s:", " * %s\n"};
+    char banner[120];
+    for (size_t i = 0; i < sizeof banners / sizeof banners[0]; i++) {
+        snprintf(banner, sizeof banner, banners[i], room);
+        if (strstr(code, banner) != NULL) return true;
+    }
+    return false;
+}
+
+/* A test file that is too long to survey says at its top which rooms it has: a line `*   NAME` for each. */
+TEST(long_test_files_begin_with_a_list_of_their_rooms) {
+    glob_t found;
+    REQUIRE(glob("tests/test_*.c", 0, NULL, &found) == 0);
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        char *text = read_text(found.gl_pathv[i]), *end, *at, line[100], room[100];
+        int lines = 0, rooms = 0;
+        REQUIRE(text != NULL);
+        for (at = text; (at = strchr(at, '\n')) != NULL; at++) lines++;
+        end = strstr(text, "*/");
+        REQUIRE(end != NULL);
+        for (at = text; lines > 800 && (at = strstr(at, "\n *   ")) != NULL && at < end; at++) {
+            snprintf(line, sizeof line, "%.*s", (int)strcspn(at + 6, ";*\n"), at + 6);
+            name_in(line, room, sizeof room);
+            rooms += has_banner(end, room);
+        }
+        if (lines > 800 && rooms < 3) test_fail(__FILE__, __LINE__, found.gl_pathv[i]);
+        free(text);
+    }
+    globfree(&found);
 }
 
 /* ---- checksum, byte order, arithmetic --------------------------------------------------------------------------- */

@@ -516,9 +516,9 @@ DB_TEST(the_last_element_is_removed_while_others_add_end_and_ask) {
     CHECK(won > 0);
 }
 
-/* VREMs that come back from another core to a set which has no element left by then, while others like them stand in line
- * at its home: each would end the set behind those before it, and none may wait for one that waits for it. The EXPIREs,
- * each sent by itself, make a line of it. */
+/* VREMs that come back from another core to a set that has no element left by then, while others like them queue at its
+ * home. Each would end the set behind those before it, and none may wait for one that waits for it. The EXPIREs, each
+ * sent by itself, make a queue of it. */
 DB_TEST(those_that_find_a_set_empty_do_not_wait_for_each_other) {
     enum { ROUNDS = 700, SETS = 4, TIMES = 12, CLIENTS = 6 };
     server *s = server_start(data_dir(), "--cores 2");

@@ -71,7 +71,8 @@ static inline void world_message(nodedb_tpc_core *core, uint32_t from, void *mes
     else w->messages_from[from]++;
     w->last_from = from;
 }
-static inline void world_task_end(nodedb_tpc_core *core, void *arg, nodedb_status status, const char *sentence, void *ctx) {
+static inline void world_task_end(nodedb_tpc_core *core, void *arg, nodedb_status status, const char *sentence,
+                                  void *ctx) {
     world *w = ctx;
     (void)core;
     w->ends++;

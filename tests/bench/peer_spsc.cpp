@@ -1,4 +1,5 @@
-// See peer_spsc.h. boost::lockfree::spsc_queue (Debian: libboost-dev); rigtorp::SPSCQueue, where somebody has its header.
+// See peer_spsc.h. boost::lockfree::spsc_queue (Debian: libboost-dev), and rigtorp::SPSCQueue where its header is
+// installed.
 #include "peer_spsc.h"
 #include <boost/lockfree/spsc_queue.hpp>
 #include <pthread.h>

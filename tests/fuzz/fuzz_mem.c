@@ -2,8 +2,8 @@
  * used bytes of the two headers, TABLE_SLOTS entries of the table, and data. It is laid out, and its checksums are made
  * right, so that the fuzzer meets the checks behind them (the first byte of the input turns that off). In what opens
  * every object must lie apart from all others and be readable or refused; it must go on as a region, and be opened
- * again with nothing lost. Compiled with MAKE_SEEDS it is a program that writes inputs to begin with into the folder that it
- * is given. */
+ * again with nothing lost. Compiled with MAKE_SEEDS it is a program that writes the first inputs into the folder that
+ * it is given. */
 #define NODEDB_MEM_IMPLEMENTATION
 #include "nodedb_mem.h"
 
