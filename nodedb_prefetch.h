@@ -201,7 +201,7 @@
    - DROP reads /proc/self/maps first. MADV_DONTNEED of private memory loses what was written there.
    - Faults are counted by getrusage(RUSAGE_THREAD): a thread's own, where /proc/self/stat counts the process's and
      places the name of the command, which may hold spaces, before the numbers.
-   - Ranges are sorted by Shell's method: qsort may allocate.
+   - Ranges are sorted by Shell sort: qsort may allocate.
 
 12. MEASURED
    Cold random pages of a mapped file, 64 at a time: asked for, then touched. Two cores, virtual disk, busy machine;
@@ -640,6 +640,8 @@ typedef struct nodedb_prefetch_faults {
     uint64_t total_minor;
     uint64_t begun_ns;            /* of the running interval: the clock, and the thread's counters, at its start */
     uint64_t begun_major, begun_minor;
+    bool memory_was_short;        /* a tick of the running interval said so */
+    uintptr_t owner_thread;       /* pthread_self of the owner */
     long owner_tid;
 } nodedb_prefetch_faults;
 
@@ -681,6 +683,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
 
 #include <assert.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -696,13 +699,33 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
 #endif
 #endif
 
-/* Numbers that the headers of an older system lack. They are the same on every architecture but alpha and parisc; there
- * the tries at creation find that they do not work. */
-#define NODEDB_PREFETCH__COLD 20          /* MADV_COLD */
-#define NODEDB_PREFETCH__PAGE_OUT 21      /* MADV_PAGEOUT */
-#define NODEDB_PREFETCH__POPULATE_READ 22 /* MADV_POPULATE_READ */
+/* Numbers that the headers of an older system lack. The headers' own come first, because some architectures count
+ * system calls differently (alpha, MIPS, x32). A number that is wrong there is refused when creation tries it. */
+#if defined(MADV_COLD)
+#define NODEDB_PREFETCH__COLD MADV_COLD
+#else
+#define NODEDB_PREFETCH__COLD 20
+#endif
+#if defined(MADV_PAGEOUT)
+#define NODEDB_PREFETCH__PAGE_OUT MADV_PAGEOUT
+#else
+#define NODEDB_PREFETCH__PAGE_OUT 21
+#endif
+#if defined(MADV_POPULATE_READ)
+#define NODEDB_PREFETCH__POPULATE_READ MADV_POPULATE_READ
+#else
+#define NODEDB_PREFETCH__POPULATE_READ 22
+#endif
+#if defined(__NR_pidfd_open)
+#define NODEDB_PREFETCH__SYS_PIDFD_OPEN __NR_pidfd_open
+#else
 #define NODEDB_PREFETCH__SYS_PIDFD_OPEN 434
+#endif
+#if defined(__NR_process_madvise)
+#define NODEDB_PREFETCH__SYS_PROCESS_MADVISE __NR_process_madvise
+#else
 #define NODEDB_PREFETCH__SYS_PROCESS_MADVISE 440
+#endif
 #define NODEDB_PREFETCH__PIDFD_SELF (-10001) /* PIDFD_SELF_THREAD_GROUP, Linux 6.14: this process, no descriptor */
 
 /* ===================================================================================================================
@@ -740,7 +763,7 @@ static nodedb_status nodedb_prefetch__check_ranges(const nodedb_prefetch_range *
     return NODEDB_OK;
 }
 
-/* Sorts by start: Shell's method with Ciura's gaps, in place and without recursion. qsort may allocate. */
+/* Sorts by start: Shell sort with Ciura's gaps, in place and without recursion. qsort may allocate. */
 static void nodedb_prefetch__sort(nodedb_prefetch_range *ranges, size_t n) {
     static const size_t gaps[] = {1750, 701, 301, 132, 57, 23, 10, 4, 1};
     for (size_t g = 0; g < sizeof gaps / sizeof gaps[0]; g++)
@@ -818,7 +841,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_plan(const nodedb_prefetch_ran
 /* ===================================================================================================================
  * PREFETCHER: the object, and the states of a ticket
  *
- *              begin              the last step is done            reap
+ *              begin              its runs are all done            reap
  *     FREE ------------> PENDING ----------------------> READY ------------> FREE
  *     on the stack       its steps are in                in the queue        the caller has
  *     free_slots         the ring                        `ready`             a copy
@@ -833,16 +856,18 @@ typedef enum nodedb_prefetch__slot_state {
 } nodedb_prefetch__slot_state;
 
 /* One ticket. Touched by the owner's thread alone; its index in `slots` travels through the ring. True between calls:
- * `entries` is what the ticket holds of the ring while it is PENDING; `ticket` is complete when it is READY. */
+ * while the ticket is PENDING, it holds `entries` of the ring and waits for `steps_left` completions, at least one; when
+ * it is READY, `ticket` is complete, and no completion in the ring names the slot. */
 typedef struct nodedb_prefetch__slot {
     nodedb_prefetch_ticket ticket; /* as it will be handed back */
     unsigned entries;
+    unsigned steps_left;           /* populate steps that are not done */
     nodedb_prefetch__slot_state state;
 } nodedb_prefetch__slot;
 
 /* A prefetcher. Touched by its owner's thread alone; the kernel's workers reach only the ring and write `event_fd`.
- * Never changes after creation: everything up to `event_fd`, except that a ring that breaks clears `has_ring` and
- * lowers `method`. True between calls: the submission queue is empty; each slot is FREE and in `free_slots`, READY and
+ * Never changes after creation: everything up to `event_fd`, except that a ring that breaks clears `has_ring`, a lost
+ * pidfd clears `vector_advice`, and both lower `method`. True between calls: the submission queue is empty; each slot is FREE and in `free_slots`, READY and
  * in `ready`, or PENDING; `entries_in_use` is the sum of `entries` of the PENDING ones. */
 struct nodedb_prefetch {
     nodedb_prefetch_config config; /* with the defaults filled in */
@@ -872,14 +897,19 @@ static nodedb_status nodedb_prefetch__check_not_null(const void *object, nodedb_
     return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: a NULL object or result was passed");
 }
 
-/* Adds a group of `n` ranges, which became the first `runs_n` of p->runs, to the statistics. */
-static void nodedb_prefetch__count_group(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
-                                         size_t runs_n, uint64_t *pages) {
+/* Adds a group of `n` ranges, which became `runs_n` runs, to the statistics. */
+static void nodedb_prefetch__count_ranges(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
+                                          size_t runs_n) {
     size_t asked = 0;
     for (size_t i = 0; i < n; i++) asked += ranges[i].bytes > 0;
-    for (size_t i = 0; i < runs_n; i++) *pages += p->runs[i].bytes / p->config.page_bytes;
     p->stats.ranges_asked += asked;
     p->stats.ranges_merged += asked - runs_n;
+}
+
+static uint64_t nodedb_prefetch__pages_of_runs(const nodedb_prefetch *p, size_t runs_n) {
+    uint64_t pages = 0;
+    for (size_t i = 0; i < runs_n; i++) pages += p->runs[i].bytes / p->config.page_bytes;
+    return pages;
 }
 
 NODEDB_PREFETCH_API nodedb_prefetch_method nodedb_prefetch_method_in_use(const nodedb_prefetch *p) {
@@ -913,6 +943,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_get_stats(const nodedb_prefetc
  * A step that the kernel refuses is noted and passed over, so that one bad range keeps no other from being advised.
  * ================================================================================================================ */
 
+#define NODEDB_PREFETCH__MINCORE_PAGES 4096 /* of one mincore: a byte for each, on the stack */
+
 /* ---- what the kernel refuses ------------------------------------------------------------------------------------ */
 
 /* The first step that the kernel refused during one call. Lives on the caller's stack. */
@@ -943,8 +975,6 @@ static bool nodedb_prefetch__find_unmapped(const void *start, size_t bytes, size
 
 static void nodedb_prefetch__note_refusal(nodedb_prefetch *p, nodedb_prefetch__refusal *refusal, int sys_errno,
                                           const void *start, size_t bytes) {
-    /* MADV_WILLNEED of anonymous memory where the kernel has no swap: there is nothing to read. */
-    if (sys_errno == EBADF) return;
     p->stats.failures++;
     if (refusal->sys_errno != 0) return;
     refusal->sys_errno = sys_errno;
@@ -962,19 +992,25 @@ static const char *nodedb_prefetch__advice_name(int advice) {
     return "an unknown advice";
 }
 
+/* What a refusal means. ENOMEM has two meanings: not mapped, or no memory; `*unmapped` is set only for the first. */
+static nodedb_status nodedb_prefetch__refusal_status(const nodedb_prefetch *p, const nodedb_prefetch__refusal *refusal,
+                                                     uintptr_t *unmapped) {
+    if (refusal->sys_errno == 0) return NODEDB_OK;
+    if (refusal->sys_errno == EINVAL) return NODEDB_ERR_UNSUPPORTED; /* the advice, or locked or special memory */
+    if (refusal->sys_errno != ENOMEM) return NODEDB_ERR_IO;
+    return nodedb_prefetch__find_unmapped(refusal->start, refusal->bytes, p->system_page_bytes, unmapped)
+               ? NODEDB_ERR_INVALID : NODEDB_ERR_NO_MEMORY;
+}
+
 /* The error of a call whose first refusal was `refusal`; OK if there was none. `what` names the system call. */
 static nodedb_status nodedb_prefetch__refusal_error(const nodedb_prefetch *p, const nodedb_prefetch__refusal *refusal,
                                                     const char *what, nodedb_error *err) {
-    nodedb_status status = NODEDB_ERR_IO;
-    uintptr_t unmapped;
-    if (refusal->sys_errno == 0) return NODEDB_OK;
-    if (refusal->sys_errno == ENOMEM) { /* two meanings: not mapped, or no memory */
-        if (nodedb_prefetch__find_unmapped(refusal->start, refusal->bytes, p->system_page_bytes, &unmapped))
-            return nodedb_fail(err, NODEDB_ERR_INVALID, ENOMEM, "prefetch: %s: address 0x%llx is not mapped", what,
-                               (unsigned long long)unmapped);
-        status = NODEDB_ERR_NO_MEMORY;
-    }
-    if (refusal->sys_errno == EINVAL) status = NODEDB_ERR_UNSUPPORTED; /* the advice, or locked or special memory */
+    uintptr_t unmapped = 0;
+    nodedb_status status = nodedb_prefetch__refusal_status(p, refusal, &unmapped);
+    if (status == NODEDB_OK) return status;
+    if (status == NODEDB_ERR_INVALID)
+        return nodedb_fail(err, status, ENOMEM, "prefetch: %s: address 0x%llx is not mapped", what,
+                           (unsigned long long)unmapped);
     return nodedb_fail(err, status, refusal->sys_errno, "prefetch: the kernel refused %s of %llu bytes at %p", what,
                        (unsigned long long)refusal->bytes, refusal->start);
 }
@@ -1024,6 +1060,11 @@ static size_t nodedb_prefetch__count_steps(nodedb_prefetch__cursor c) {
     return n;
 }
 
+/* madvise rounds a length up to a page, so only whole pages may reach it. */
+static bool nodedb_prefetch__is_whole_pages(const nodedb_prefetch *p, struct iovec step) {
+    return (((uintptr_t)step.iov_base | step.iov_len) & (p->system_page_bytes - 1)) == 0;
+}
+
 /* Fills p->steps with the next steps, for one process_madvise, and returns how many. */
 static size_t nodedb_prefetch__gather_steps(nodedb_prefetch *p, nodedb_prefetch__cursor c) {
     size_t n = 0, bytes = 0;
@@ -1031,6 +1072,7 @@ static size_t nodedb_prefetch__gather_steps(nodedb_prefetch *p, nodedb_prefetch_
         struct iovec step = nodedb_prefetch__step_at(&c);
         /* One call covers less than 2 GiB: the kernel cuts off what is beyond MAX_RW_COUNT. */
         if (n > 0 && step.iov_len > NODEDB_PREFETCH_MAX_PAGE_BYTES - bytes) break;
+        assert(nodedb_prefetch__is_whole_pages(p, step));
         bytes += step.iov_len;
         p->steps[n++] = step;
         nodedb_prefetch__advance(&c, step.iov_len);
@@ -1042,29 +1084,58 @@ static long nodedb_prefetch__process_madvise(int pidfd, const struct iovec *step
     return syscall(NODEDB_PREFETCH__SYS_PROCESS_MADVISE, pidfd, steps, n, advice, 0UL);
 }
 
-/* Gives `advice` for the first `runs_n` of p->runs. process_madvise stops before the first step that it refuses and
- * answers the bytes until there. The next turn starts with that step, is refused, and learns why. */
-static void nodedb_prefetch__advise(nodedb_prefetch *p, size_t runs_n, int advice, nodedb_prefetch__refusal *refusal) {
+/* Somebody closed our pidfd. Its number may be somebody else's by now, so it is not closed again. */
+static void nodedb_prefetch__lose_pidfd(nodedb_prefetch *p) {
+    p->pidfd = NODEDB_PREFETCH__PIDFD_SELF;
+    p->vector_advice = 0;
+    if (p->method == NODEDB_PREFETCH_PROCESS_MADVISE) p->method = NODEDB_PREFETCH_MADVISE;
+    nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
+               "prefetch: the descriptor of this process was closed by another part of the program, so a batch takes "
+               "one madvise for each step from now on");
+}
+
+/* Asks for the steps at `c`: as many as process_madvise takes, or one. Returns the bytes that the kernel took; 0: it
+ * refused the first step, and `errno` tells why. */
+static size_t nodedb_prefetch__advise_steps(nodedb_prefetch *p, nodedb_prefetch__cursor c, int advice) {
+    struct iovec step = nodedb_prefetch__step_at(&c);
+    bool vector = (p->vector_advice >> advice & 1) != 0;
+    assert(nodedb_prefetch__is_whole_pages(p, step));
+    p->stats.system_calls++;
+    if (vector) {
+        size_t n = nodedb_prefetch__gather_steps(p, c);
+        long done;
+        nodedb__retry(done, nodedb_prefetch__process_madvise(p->pidfd, p->steps, n, advice));
+        if (done > 0) return (size_t)done;
+        if (done == 0) errno = EIO;
+        if (errno != EBADF) return 0;
+        p->stats.system_calls++; /* EBADF has two meanings: madvise tells them apart */
+    }
+    int refused;
+    nodedb__retry(refused, madvise(step.iov_base, step.iov_len, advice));
+    /* The one EBADF of madvise: MADV_WILLNEED of anonymous memory where the kernel has no swap. Nothing to read. */
+    if (refused != 0 && errno == EBADF && advice == MADV_WILLNEED) return step.iov_len;
+    if (vector) {
+        int why = errno;
+        nodedb_prefetch__lose_pidfd(p);
+        errno = why;
+    }
+    return refused == 0 ? step.iov_len : 0;
+}
+
+/* Gives `advice` for the first `runs_n` of p->runs, and returns the bytes that the kernel took. process_madvise stops
+ * before the first step that it refuses. The next turn starts with that step, is refused, and learns why. */
+static uint64_t nodedb_prefetch__advise(nodedb_prefetch *p, size_t runs_n, int advice,
+                                        nodedb_prefetch__refusal *refusal) {
     nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at_start(p, runs_n, advice);
+    uint64_t bytes = 0;
     while (c.at < runs_n) {
         struct iovec step = nodedb_prefetch__step_at(&c);
-        long done;
-        /* madvise rounds a length up to a page, so only whole pages may reach it. */
-        assert((((uintptr_t)step.iov_base | step.iov_len) & (p->system_page_bytes - 1)) == 0);
-        p->stats.system_calls++;
-        if ((p->vector_advice >> advice & 1) != 0) {
-            size_t n = nodedb_prefetch__gather_steps(p, c);
-            done = nodedb_prefetch__process_madvise(p->pidfd, p->steps, n, advice);
-        } else {
-            done = madvise(step.iov_base, step.iov_len, advice) == 0 ? (long)step.iov_len : -1;
-        }
-        if (done < 0 && errno == EINTR) continue;
-        if (done <= 0) {
-            nodedb_prefetch__note_refusal(p, refusal, done < 0 ? errno : EIO, step.iov_base, step.iov_len);
-            done = (long)step.iov_len;
-        }
-        nodedb_prefetch__advance(&c, (size_t)done);
+        size_t taken = nodedb_prefetch__advise_steps(p, c, advice);
+        if (taken == 0) nodedb_prefetch__note_refusal(p, refusal, errno, step.iov_base, step.iov_len);
+        nodedb_prefetch__advance(&c, taken > 0 ? taken : step.iov_len);
+        bytes += taken;
     }
+    return bytes;
 }
 
 /* ---- batches ---------------------------------------------------------------------------------------------------- */
@@ -1082,9 +1153,14 @@ static void nodedb_prefetch__advise_group(nodedb_prefetch *p, const nodedb_prefe
                                                 &runs_n, NULL);
     assert(status == NODEDB_OK);
     (void)status;
-    nodedb_prefetch__count_group(p, ranges, n, runs_n, brings_in ? &p->stats.pages_advised : &p->stats.pages_released);
-    if (brings_in && p->method == NODEDB_PREFETCH_IO_URING) nodedb_prefetch__advise_by_ring(p, runs_n, refusal);
-    else nodedb_prefetch__advise(p, runs_n, advice, refusal);
+    nodedb_prefetch__count_ranges(p, ranges, n, runs_n);
+    if (!brings_in) {
+        p->stats.pages_released += nodedb_prefetch__advise(p, runs_n, advice, refusal) / p->config.page_bytes;
+        return;
+    }
+    p->stats.pages_advised += nodedb_prefetch__pages_of_runs(p, runs_n);
+    if (p->method == NODEDB_PREFETCH_IO_URING) nodedb_prefetch__advise_by_ring(p, runs_n, refusal);
+    else (void)nodedb_prefetch__advise(p, runs_n, advice, refusal);
 }
 
 static size_t nodedb_prefetch__group_size(size_t ranges_left) {
@@ -1130,7 +1206,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_one(nodedb_prefetch *p, const 
  *   2. Each merged range is rounded inward: its start up, its end down, to `page_bytes`. What is left, if anything, is
  *      whole pages all of whose bytes the caller named.
  *   3. `page_bytes` is the system's page or a multiple of it (checked at creation), so the kernel has nothing to round.
- *      nodedb_prefetch__advise asserts it before each call.
+ *      nodedb_prefetch__advise_steps and nodedb_prefetch__gather_steps assert it of each step.
  *   Ranges in different groups of 1024 are not merged; a page that they share stays, which is safe.
  *
  * DROP has one more danger: on a private mapping MADV_DONTNEED loses the bytes that the caller did name. So all of the
@@ -1267,11 +1343,12 @@ static void nodedb_prefetch__signal(nodedb_prefetch *p) {
 }
 
 /* Notes the first failure of a ticket; later ones change nothing. */
-static void nodedb_prefetch__ticket_failed(nodedb_prefetch_ticket *t, int sys_errno, const void *at) {
+static void nodedb_prefetch__ticket_failed(nodedb_prefetch_ticket *t, nodedb_status status, int sys_errno,
+                                           const void *at) {
     if (t->status != NODEDB_OK) return;
+    t->status = status;
     t->sys_errno = sys_errno;
     t->failed_at = at;
-    t->status = sys_errno == ENOMEM ? NODEDB_ERR_INVALID : NODEDB_ERR_IO;
     t->resident = false;
 }
 
@@ -1305,6 +1382,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, cons
                                                         size_t n, uint64_t tag, nodedb_error *err) {
     nodedb_prefetch__refusal refusal = {0, NULL, 0};
     size_t runs_n = 0, entries;
+    uintptr_t unmapped;
     unsigned slot;
     nodedb_status status = nodedb_prefetch__check_not_null(p, err);
     if (status != NODEDB_OK) return status;
@@ -1313,8 +1391,9 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, cons
                            NODEDB_PREFETCH_GROUP_RANGES, (unsigned long long)n);
     status = nodedb_prefetch_plan(ranges, n, p->config.page_bytes, NODEDB_PREFETCH_OUTWARD, p->runs, &runs_n, err);
     if (status != NODEDB_OK) return status;
-    /* What begin_by_ring submits: the steps of the advice, those of populating, and the write to the descriptor. The
-     * limits are the same without a ring, so that a program behaves the same on every kernel. */
+    /* What begin_by_ring submits: the advice steps, the populate steps, and the write to the descriptor. LIMIT is the
+     * same without a ring, so that a batch that one kernel takes is taken by all. Without a ring a ticket is done at
+     * once and holds no entries, so AGAIN comes only when no slot is free. */
     entries = 1 + nodedb_prefetch__count_steps(nodedb_prefetch__cursor_at_start(p, runs_n, MADV_WILLNEED)) +
               nodedb_prefetch__count_steps(nodedb_prefetch__cursor_at_start(p, runs_n, NODEDB_PREFETCH__POPULATE_READ));
     if (entries > p->config.queue_depth)
@@ -1323,18 +1402,22 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, cons
                            "queue_depth", (unsigned long long)entries, p->config.queue_depth);
     if (p->has_ring) nodedb_prefetch__drain(p);
     if (p->free_n == 0 || entries > p->config.queue_depth - p->entries_in_use)
-        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "prefetch: %u batches with %u entries are under way: reap first",
-                           NODEDB_PREFETCH_MAX_TICKETS - p->free_n, p->entries_in_use);
+        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0,
+                           "prefetch: %u of %d tickets are not reaped, and %u of %u ring entries are in use: reap; if "
+                           "that gives none, wait for the descriptor", NODEDB_PREFETCH_MAX_TICKETS - p->free_n,
+                           NODEDB_PREFETCH_MAX_TICKETS, p->entries_in_use, p->config.queue_depth);
 
     slot = nodedb_prefetch__slot_begin(p, tag, p->has_ring ? (unsigned)entries : 0, p->has_ring || runs_n == 0);
-    nodedb_prefetch__count_group(p, ranges, n, runs_n, &p->stats.pages_advised);
+    nodedb_prefetch__count_ranges(p, ranges, n, runs_n);
+    p->stats.pages_advised += nodedb_prefetch__pages_of_runs(p, runs_n);
     if (p->has_ring && runs_n > 0) {
         nodedb_prefetch__begin_by_ring(p, runs_n, slot);
         return NODEDB_OK;
     }
-    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, &refusal);
-    if (refusal.sys_errno != 0)
-        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, refusal.sys_errno, refusal.start);
+    (void)nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, &refusal);
+    status = nodedb_prefetch__refusal_status(p, &refusal, &unmapped);
+    if (status != NODEDB_OK)
+        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, status, refusal.sys_errno, refusal.start);
     nodedb_prefetch__slot_done(p, slot);
     nodedb_prefetch__signal(p);
     return NODEDB_OK;
@@ -1370,28 +1453,33 @@ NODEDB_PREFETCH_API size_t nodedb_prefetch_reap(nodedb_prefetch *p, nodedb_prefe
  * A ticket is one submission. Its advice starts all reads; the chain behind it waits for them:
  *
  *     WILLNEED step | WILLNEED step | ...     workers take these side by side: all reads are under way
- *     POPULATE_READ run -> POPULATE_READ run -> ... -> write(event_fd)
+ *     POPULATE_READ step -> POPULATE_READ step -> ... -> write(event_fd)
  *                                             hard links: one worker takes these one after the other, and goes on after
  *                                             a failure. Each waits until its pages are in memory and in the page table
  *
- * So the owner wakes up once for each ticket, and not before the completion of the last run is in the ring. (A
- * descriptor registered with the ring would be signalled at every completion. IOSQE_CQE_SKIP_SUCCESS would swallow
+ * A ticket is READY when the completions of all its populate steps have come out of the ring: steps_left counts them. As
+ * the write is the last link, the owner wakes up once for each ticket, and not before that.
+ *
+ * A kernel that is short of memory may take only a part of a submission. That cuts the chain in two. The second part may
+ * then be done first, and the write with it, so the owner would wake up too early and never again. A cut submission
+ * is therefore followed by one more write, which waits for everything before it (IOSQE_IO_DRAIN).
+ *
+ * (A descriptor registered with the ring would be signalled at every completion. IOSQE_CQE_SKIP_SUCCESS would swallow
  * refusals as well, because the kernel does not mark a refused madvise as failed.)
  *
- * A completion tells by its user_data what it belongs to. A step starts a page, so the low 8 bits of its address are 0:
+ * A completion tells by its user_data what it belongs to. A step starts at a page boundary, so the low 8 bits of its
+ * address are 0:
  *
  *     63                                   8 7           0
  *     | address of the step                 | mark        |
- *       mark  slot (0 to 63)      a run of that ticket
- *             slot + MARK_LAST    the last run of that ticket: it is done
- *             MARK_NONE           nobody waits for it
- *             MARK_ADVICE         MADV_WILLNEED of a batch
+ *       mark  slot (0 to 63)      a populate step of that ticket
+ *             MARK_NONE           nobody waits for it: an advice step of a ticket, a write
+ *             MARK_ADVICE         an advice step of a batch
  * ================================================================================================================ */
 
 #ifdef NODEDB_PREFETCH__URING
 enum {
     NODEDB_PREFETCH__MARK_BITS = 0xff,
-    NODEDB_PREFETCH__MARK_LAST = NODEDB_PREFETCH_MAX_TICKETS,
     NODEDB_PREFETCH__MARK_NONE = 0x80,
     NODEDB_PREFETCH__MARK_ADVICE = 0x81
 };
@@ -1406,26 +1494,62 @@ static void nodedb_prefetch__prepare(nodedb_prefetch *p, struct iovec step, int 
     sqe->user_data = (uint64_t)(uintptr_t)step.iov_base | mark;
 }
 
+/* The bytes in front of the first hole at or after `at`, at most those of the longest populate step. */
+static size_t nodedb_prefetch__mapped_bytes(const nodedb_prefetch *p, uintptr_t at) {
+    size_t bytes = NODEDB_PREFETCH_MAX_PAGE_BYTES;
+    uintptr_t hole;
+    if (bytes > UINTPTR_MAX - at) bytes = (UINTPTR_MAX - at) & ~(p->system_page_bytes - 1);
+    return nodedb_prefetch__find_unmapped((const void *)at, bytes, p->system_page_bytes, &hole) ? hole - at : bytes;
+}
+
+/* Tells the two meanings of ENOMEM of a populate step apart, whose length did not travel through the ring. The kernel
+ * populates in order and stops at the first page that it cannot bring in. If that page is mapped, memory was short. */
+static nodedb_status nodedb_prefetch__populate_status(const nodedb_prefetch *p, int sys_errno, uintptr_t at) {
+    unsigned char in_memory[NODEDB_PREFETCH__MINCORE_PAGES];
+    size_t pages;
+    if (sys_errno == EINVAL) return NODEDB_ERR_UNSUPPORTED;
+    if (sys_errno != ENOMEM) return NODEDB_ERR_IO;
+    pages = nodedb_prefetch__mapped_bytes(p, at) / p->system_page_bytes;
+    for (size_t done = 0, chunk; done < pages; done += chunk) {
+        chunk = pages - done < sizeof in_memory ? pages - done : sizeof in_memory;
+        if (mincore((void *)(at + done * p->system_page_bytes), chunk * p->system_page_bytes, in_memory) != 0) break;
+        for (size_t i = 0; i < chunk; i++)
+            if ((in_memory[i] & 1) == 0) return NODEDB_ERR_NO_MEMORY;
+    }
+    return NODEDB_ERR_INVALID;
+}
+
+/* One completion of a populate step: the last one makes the ticket READY. */
+static void nodedb_prefetch__populate_done(nodedb_prefetch *p, unsigned slot, int sys_errno, uintptr_t at) {
+    nodedb_prefetch__slot *s = &p->slots[slot];
+    assert(s->state == NODEDB_PREFETCH__PENDING && s->steps_left > 0);
+    if (sys_errno != 0) {
+        p->stats.failures++;
+        nodedb_prefetch__ticket_failed(&s->ticket, nodedb_prefetch__populate_status(p, sys_errno, at), sys_errno,
+                                       (const void *)at);
+    }
+    if (--s->steps_left == 0) nodedb_prefetch__slot_done(p, slot);
+}
+
+/* One completion of an advice step of a batch, whose call has returned: the logger alone can hear of a refusal. */
+static void nodedb_prefetch__advice_done(nodedb_prefetch *p, int sys_errno, uintptr_t at) {
+    p->advice_under_way--;
+    if (sys_errno == 0 || sys_errno == EBADF) return; /* EBADF: nothing to read, as in advise_steps */
+    p->stats.failures++;
+    nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
+               "prefetch: the kernel refused MADV_WILLNEED at %p with errno %d", (void *)at, sys_errno);
+}
+
 /* Takes all completions out of the ring. Never blocks. */
 static void nodedb_prefetch__drain(nodedb_prefetch *p) {
     struct io_uring_cqe *cqe;
     while (io_uring_peek_cqe(&p->ring, &cqe) == 0) {
         unsigned mark = (unsigned)(cqe->user_data & NODEDB_PREFETCH__MARK_BITS);
-        unsigned slot = mark % NODEDB_PREFETCH_MAX_TICKETS;
-        const void *at = (const void *)(uintptr_t)(cqe->user_data & ~(uint64_t)NODEDB_PREFETCH__MARK_BITS);
-        int error = cqe->res < 0 ? -cqe->res : 0;
+        uintptr_t at = (uintptr_t)(cqe->user_data & ~(uint64_t)NODEDB_PREFETCH__MARK_BITS);
+        int sys_errno = cqe->res < 0 ? -cqe->res : 0;
         io_uring_cqe_seen(&p->ring, cqe);
-        if (mark == NODEDB_PREFETCH__MARK_NONE) continue;
-        if (error != 0 && error != EBADF) { /* EBADF: nothing to read, as in note_refusal */
-            p->stats.failures++;
-            if (mark != NODEDB_PREFETCH__MARK_ADVICE)
-                nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, at);
-            else
-                nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
-                           "prefetch: the kernel refused MADV_WILLNEED at %p with errno %d", at, error);
-        }
-        if (mark == NODEDB_PREFETCH__MARK_ADVICE) p->advice_under_way--;
-        else if ((mark & NODEDB_PREFETCH__MARK_LAST) != 0) nodedb_prefetch__slot_done(p, slot);
+        if (mark < NODEDB_PREFETCH_MAX_TICKETS) nodedb_prefetch__populate_done(p, mark, sys_errno, at);
+        else if (mark == NODEDB_PREFETCH__MARK_ADVICE) nodedb_prefetch__advice_done(p, sys_errno, at);
     }
 }
 
@@ -1452,7 +1576,7 @@ static void nodedb_prefetch__give_up_ring(nodedb_prefetch *p, int error) {
     nodedb_prefetch__drain(p);
     for (unsigned slot = 0; slot < NODEDB_PREFETCH_MAX_TICKETS; slot++) {
         if (p->slots[slot].state != NODEDB_PREFETCH__PENDING) continue;
-        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, NULL);
+        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, NODEDB_ERR_IO, error, NULL);
         nodedb_prefetch__slot_done(p, slot);
     }
     io_uring_queue_exit(&p->ring);
@@ -1484,14 +1608,23 @@ static void nodedb_prefetch__advise_by_ring(nodedb_prefetch *p, size_t runs_n, n
     }
     if (taken >= 0) return;
     nodedb_prefetch__give_up_ring(p, -taken);
-    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
+    (void)nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
+}
+
+/* A write that makes event_fd readable: file 0 of the ring. It and what is written outlive `p`. */
+static void nodedb_prefetch__prepare_signal(nodedb_prefetch *p, unsigned flags) {
+    static const uint64_t one = 1;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring);
+    assert(sqe != NULL);
+    io_uring_prep_write(sqe, 0, &one, sizeof one, 0);
+    sqe->flags = (unsigned char)(IOSQE_FIXED_FILE | flags);
+    sqe->user_data = NODEDB_PREFETCH__MARK_NONE;
 }
 
 /* Submits the ticket in `slot`, as the picture above shows. */
 static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, unsigned slot) {
-    static const uint64_t one = 1;
     nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at_start(p, runs_n, MADV_WILLNEED);
-    struct io_uring_sqe *sqe;
+    const unsigned entries = p->slots[slot].entries;
     int taken;
     while (c.at < runs_n) {
         struct iovec step = nodedb_prefetch__step_at(&c);
@@ -1501,19 +1634,17 @@ static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, un
     c = nodedb_prefetch__cursor_at_start(p, runs_n, NODEDB_PREFETCH__POPULATE_READ);
     while (c.at < runs_n) {
         struct iovec step = nodedb_prefetch__step_at(&c);
-        unsigned mark;
+        nodedb_prefetch__prepare(p, step, NODEDB_PREFETCH__POPULATE_READ, slot, IOSQE_IO_HARDLINK);
         nodedb_prefetch__advance(&c, step.iov_len);
-        mark = slot | (c.at == runs_n ? (unsigned)NODEDB_PREFETCH__MARK_LAST : 0u);
-        nodedb_prefetch__prepare(p, step, NODEDB_PREFETCH__POPULATE_READ, mark, IOSQE_IO_HARDLINK);
+        p->slots[slot].steps_left++;
     }
-    sqe = io_uring_get_sqe(&p->ring);
-    assert(sqe != NULL);
-    io_uring_prep_write(sqe, 0, &one, sizeof one, 0); /* file 0 of the ring is event_fd; it and `one` outlive `p` */
-    sqe->flags = IOSQE_FIXED_FILE;
-    sqe->user_data = NODEDB_PREFETCH__MARK_NONE;
+    nodedb_prefetch__prepare_signal(p, 0);
     taken = nodedb_prefetch__submit(p);
+    if (taken >= 0 && (unsigned)taken < entries) { /* the chain may be cut: see the top of this room */
+        nodedb_prefetch__prepare_signal(p, IOSQE_IO_DRAIN);
+        taken = nodedb_prefetch__submit(p);
+    }
     if (taken < 0) nodedb_prefetch__give_up_ring(p, -taken);
-    else if ((unsigned)taken < p->slots[slot].entries) p->slots[slot].ticket.resident = false; /* the chain was cut */
 }
 
 /* A ring that can do MADV_WILLNEED and MADV_POPULATE_READ, with event_fd as its file 0. Returns 0 or an errno. */
@@ -1541,7 +1672,7 @@ static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, un
     (void)p, (void)runs_n, (void)slot;
 }
 static void nodedb_prefetch__advise_by_ring(nodedb_prefetch *p, size_t runs_n, nodedb_prefetch__refusal *refusal) {
-    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
+    (void)nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
 }
 #endif
 
@@ -1583,7 +1714,8 @@ static void nodedb_prefetch__choose_methods(nodedb_prefetch *p, void *page) {
     if (error == 0) p->method = NODEDB_PREFETCH_PROCESS_MADVISE;
     else nodedb_say(logger, NODEDB_LOG_INFO,
                     "prefetch: process_madvise on ourselves is refused (errno %d), so a batch takes one madvise for "
-                    "each run; remedy: Linux 6.13, or a seccomp profile that allows it", error);
+                    "each step; remedy: Linux 6.13, CAP_SYS_NICE since Linux 5.10, or a seccomp profile that allows it",
+                    error);
     if (wanted == NODEDB_PREFETCH_PROCESS_MADVISE) return;
     error = nodedb_prefetch__open_ring(p, page);
     p->has_ring = error == 0;
@@ -1668,8 +1800,6 @@ NODEDB_PREFETCH_API void nodedb_prefetch_destroy(nodedb_prefetch *p) {
  * RESIDENCY: counts the pages that are in memory
  * ================================================================================================================ */
 
-#define NODEDB_PREFETCH__MINCORE_PAGES 4096 /* of one mincore: a byte for each, on the stack */
-
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_residency(nodedb_prefetch *p, const void *start, size_t bytes,
                                                             uint64_t *resident_pages, uint64_t *total_pages,
                                                             nodedb_error *err) {
@@ -1723,6 +1853,16 @@ static nodedb_status nodedb_prefetch__thread_faults(uint64_t *major, uint64_t *m
     return NODEDB_OK;
 }
 
+/* Fills in the bounds that are 0. A bound that is given moves the default of the other. */
+static void nodedb_prefetch__complete_depths(nodedb_prefetch_faults_config *c) {
+    if (c->depth_max == 0)
+        c->depth_max = c->depth_min > NODEDB_PREFETCH_DEFAULT_DEPTH_MAX ? c->depth_min
+                                                                        : NODEDB_PREFETCH_DEFAULT_DEPTH_MAX;
+    if (c->depth_min == 0)
+        c->depth_min = c->depth_max < NODEDB_PREFETCH_DEFAULT_DEPTH_MIN ? c->depth_max
+                                                                        : NODEDB_PREFETCH_DEFAULT_DEPTH_MIN;
+}
+
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_faults *f,
                                                                const nodedb_prefetch_faults_config *config,
                                                                nodedb_error *err) {
@@ -1734,8 +1874,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
     if (config != NULL) *c = *config;
     if (c->interval_ns == 0) c->interval_ns = NODEDB_PREFETCH_DEFAULT_INTERVAL_NS;
     if (c->major_faults_max == 0) c->major_faults_max = NODEDB_PREFETCH_DEFAULT_MAJOR_FAULTS_MAX;
-    if (c->depth_min == 0) c->depth_min = NODEDB_PREFETCH_DEFAULT_DEPTH_MIN;
-    if (c->depth_max == 0) c->depth_max = NODEDB_PREFETCH_DEFAULT_DEPTH_MAX;
+    nodedb_prefetch__complete_depths(c);
     if (c->depth_min > c->depth_max)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: depth_min %u is above depth_max %u", c->depth_min,
                            c->depth_max);
@@ -1743,15 +1882,16 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
     if (status != NODEDB_OK) return status;
     fresh.begun_ns = nodedb_now_ns(&c->clock);
     fresh.depth = c->depth_min;
+    fresh.owner_thread = (uintptr_t)pthread_self();
     fresh.owner_tid = (long)syscall(SYS_gettid);
     *f = fresh;
     return NODEDB_OK;
 }
 
-static void nodedb_prefetch__adapt_depth(nodedb_prefetch_faults *f, bool memory_is_short) {
+static void nodedb_prefetch__adapt_depth(nodedb_prefetch_faults *f) {
     const nodedb_prefetch_faults_config *c = &f->config;
     bool many_misses = f->miss_rate > NODEDB_PREFETCH__MISS_RATE_HIGH;
-    if (memory_is_short) f->depth = f->depth / 2 > c->depth_min ? f->depth / 2 : c->depth_min;
+    if (f->memory_was_short) f->depth = f->depth / 2 > c->depth_min ? f->depth / 2 : c->depth_min;
     else if (many_misses) f->depth = f->depth < c->depth_max / 2 ? f->depth * 2 : c->depth_max;
 }
 
@@ -1766,6 +1906,12 @@ static void nodedb_prefetch__update_degraded(nodedb_prefetch_faults *f) {
     f->degraded = degraded;
 }
 
+/* A tick looks at pthread_self each time. At the end of an interval it asks the kernel as well, which costs ten times
+ * as much: a thread that begins after the owner has ended may get the same pthread_self, but not the same tid. */
+static nodedb_status nodedb_prefetch__not_owner(const nodedb_prefetch_faults *f, nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_STATE, 0, "prefetch: these fault counters belong to thread %ld", f->owner_tid);
+}
+
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_faults *f, bool memory_is_short,
                                                               nodedb_error *err) {
     uint64_t now, major = 0, minor = 0;
@@ -1774,11 +1920,11 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
     if (status != NODEDB_OK) return status;
     if (f->owner_tid == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: these fault counters were not started");
+    if ((uintptr_t)pthread_self() != f->owner_thread) return nodedb_prefetch__not_owner(f, err);
+    if (memory_is_short) f->memory_was_short = true;
     now = nodedb_now_ns(&f->config.clock);
     if (now < f->begun_ns || now - f->begun_ns < f->config.interval_ns) return NODEDB_OK;
-    if ((long)syscall(SYS_gettid) != f->owner_tid)
-        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "prefetch: these fault counters belong to thread %ld",
-                           f->owner_tid);
+    if ((long)syscall(SYS_gettid) != f->owner_tid) return nodedb_prefetch__not_owner(f, err);
     status = nodedb_prefetch__thread_faults(&major, &minor, err);
     if (status != NODEDB_OK) return status;
 
@@ -1793,7 +1939,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
     f->begun_ns = now, f->begun_major = major, f->begun_minor = minor;
     f->intervals++;
     nodedb_prefetch__update_degraded(f);
-    nodedb_prefetch__adapt_depth(f, memory_is_short);
+    nodedb_prefetch__adapt_depth(f);
+    f->memory_was_short = false;
     return NODEDB_OK;
 }
 
