@@ -5,8 +5,8 @@
  *   RANGES AND RUNS   the plan of a prefetch or a release: rounding, merging, refusals
  *   CREATION          configs, NULL, the allocator, system calls that are refused
  *   BATCHES           cold pages, large ranges and pages, unmapped and anonymous memory
- *   TICKETS           when they come back, how many there are, what they report, a ring that breaks
- *   RELEASE           no neighbour's bytes, private and shared memory, unmapped memory
+ *   TICKETS           when they come back, how many there are, what they report, cut submissions, a ring that breaks
+ *   RELEASE           no neighbour's bytes, private and shared memory, unmapped memory, a lost descriptor
  *   FAULTS            one thread's own, degraded threads, the adaptive depth
  *
  * Tests that need cold pages make a file on disk and evict it. Where the file system does not evict pages (tmpfs), they
@@ -581,7 +581,7 @@ TEST(batch_is_one_system_call_where_the_kernel_has_it_and_one_per_run_otherwise)
     close(fd);
 }
 
-TEST(batch_larger_than_a_group_is_worked_off_in_groups) {
+TEST(batch_larger_than_a_group_is_processed_in_groups) {
     enum { PAGES = 3000 };
     int fd = make_file("data", PAGES), m;
     for (m = 0; m < METHODS; m++) check_brought_in_whole(methods[m], fd, PAGES, PAGES);
@@ -700,7 +700,7 @@ TEST(prefetch_of_anonymous_memory_is_nothing_to_do) {
     munmap(memory, 8 * page_bytes());
 }
 
-/* What a kernel without swap answers to MADV_WILLNEED of anonymous memory. Of any other advice it would be a failure. */
+/* EBADF is what a kernel without swap answers to MADV_WILLNEED of anonymous memory. */
 TEST(ebadf_is_nothing_to_do_for_a_prefetch_and_a_failure_for_a_release) {
     nodedb_prefetch *p = make(NODEDB_PREFETCH_MADVISE);
     char *memory = (char *)mmap(NULL, page_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -715,7 +715,7 @@ TEST(ebadf_is_nothing_to_do_for_a_prefetch_and_a_failure_for_a_release) {
 }
 
 /* ===================================================================================================================
- * TICKETS: when they come back, how many there are, what they report, a ring that breaks
+ * TICKETS: when they come back, how many there are, what they report, cut submissions, a ring that breaks
  * ================================================================================================================ */
 
 TEST(ticket_comes_back_when_every_page_can_be_touched_without_a_fault) {
@@ -838,6 +838,28 @@ TEST(ticket_that_is_too_large_is_refused_with_the_remedy) {
     nodedb_prefetch_destroy(p);
     munmap(map, PAGES * page_bytes());
     close(fd);
+}
+
+/* The figures of the manual, with a ring and without one: 511 scattered pages, or a range of 127 MiB. */
+TEST(default_queue_takes_a_ticket_of_the_size_that_the_manual_says) {
+    const size_t bytes = (size_t)128 << 20;
+    char *map = (char *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    REQUIRE(map != (char *)MAP_FAILED);
+    for (int m = 0; m < METHODS; m++) {
+        nodedb_prefetch *p = make(methods[m]);
+        nodedb_prefetch_range r[512];
+        for (int i = 0; i < 512; i++) r[i] = range_of(map + (size_t)i * 2 * page_bytes(), 1);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, 512, 0, NULL), NODEDB_ERR_LIMIT);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, 511, 1, NULL), NODEDB_OK);
+        CHECK_EQ(wait_ticket(p).tag, 1);
+        r[0] = range_of(map, bytes);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, 1, 2, NULL), NODEDB_ERR_LIMIT);
+        r[0] = range_of(map, bytes / 128 * 127);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, 1, 3, NULL), NODEDB_OK);
+        CHECK_EQ(wait_ticket(p).tag, 3);
+        nodedb_prefetch_destroy(p);
+    }
+    munmap(map, bytes);
 }
 
 TEST(ticket_reports_memory_that_is_not_mapped_or_behind_the_end_of_its_file) {
@@ -997,6 +1019,42 @@ TEST(ring_that_breaks_is_given_up_and_no_ticket_is_lost) {
 }
 #endif
 
+typedef struct beginner {
+    nodedb_prefetch *p;
+    const char *map;
+} beginner;
+
+static void *begin_in_thread(void *arg) {
+    const beginner *b = (const beginner *)arg;
+    for (size_t tag = 0; tag < 4; tag++) {
+        nodedb_prefetch_range r[64];
+        for (size_t i = 0; i < 64; i++) r[i] = range_of(b->map + (i * 4 + tag) * 4 * page_bytes(), 1);
+        CHECK_EQ(nodedb_prefetch_begin(b->p, r, 64, tag, NULL), NODEDB_OK);
+    }
+    return NULL;
+}
+
+/* The end of the thread waits for its reads. The descriptor may stay silent, so the first reap does not wait for it. */
+TEST(tickets_outlive_the_thread_that_began_them) {
+    enum { PAGES = 1024 };
+    int fd = make_file("data", PAGES);
+    for (int m = 0; m < METHODS; m++) {
+        nodedb_prefetch_ticket t[4];
+        pthread_t thread;
+        char *map;
+        beginner b;
+        (void)map_cold(fd, PAGES, &map);
+        b.p = make(methods[m]), b.map = map;
+        CHECK_EQ(pthread_create(&thread, NULL, begin_in_thread, &b), 0);
+        CHECK_EQ(pthread_join(thread, NULL), 0);
+        CHECK_EQ(nodedb_prefetch_reap(b.p, t, 4), 4);
+        for (int i = 0; i < 4; i++) CHECK_EQ(t[i].status, NODEDB_OK);
+        nodedb_prefetch_destroy(b.p);
+        munmap(map, PAGES * page_bytes());
+    }
+    close(fd);
+}
+
 TEST(object_may_be_destroyed_while_tickets_are_under_way) {
     enum { PAGES = 1024 };
     int fd = make_file("data", PAGES), i;
@@ -1013,7 +1071,7 @@ TEST(object_may_be_destroyed_while_tickets_are_under_way) {
 }
 
 /* ===================================================================================================================
- * RELEASE: no neighbour's bytes, private and shared memory, unmapped memory
+ * RELEASE: no neighbour's bytes, private and shared memory, unmapped memory, a lost descriptor
  * ================================================================================================================ */
 
 static char *make_private(size_t pages) {
