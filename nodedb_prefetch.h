@@ -533,7 +533,8 @@ extern "C" {
 /* How the kernel is asked (section 3). AUTO: batches by process_madvise, or by madvise where that is refused; tickets
  * by io_uring. MADVISE and PROCESS_MADVISE: this method for batches, and no ring. IO_URING: batches go through the ring
  * as well. A wrong address is then no error of the call, because a worker finds it later: it is counted as a failure
- * and reported to the logger. Such a batch blocks while queue_depth advice steps are under way. */
+ * and reported to the logger. Such a batch blocks while queue_depth advice steps are under way, and tries
+ * again like nodedb_prefetch_begin while the kernel is short of memory. */
 typedef enum nodedb_prefetch_method {
     NODEDB_PREFETCH_AUTO = 0,
     NODEDB_PREFETCH_MADVISE,
@@ -634,7 +635,7 @@ typedef struct nodedb_prefetch_ticket {
 /* Starts the reads of at most NODEDB_PREFETCH_GROUP_RANGES ranges. nodedb_prefetch_reap hands back a ticket with `tag`
  * when they are done; also for a batch with nothing to do. `ranges` is only read during the call; the memory that it
  * names stays mapped until the ticket is back. Does not wait for the disk; while the kernel is short of memory it tries
- * for up to a second, and sleeps in between. Errors, after which there is no ticket: INVALID (NULL, wraps), AGAIN
+ * again for about two seconds at most, and sleeps in between. Errors, after which there is no ticket: INVALID (NULL, wraps), AGAIN
  * (reap; if that gives none, poll), LIMIT (split). What the kernel refuses is an error of the ticket. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
                                                         size_t n, uint64_t tag, nodedb_error *err);
@@ -680,8 +681,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release_batch(nodedb_prefetch 
 
 /* How many pages that [start, start + bytes) touches are in memory now, and how many it touches, in pages of the
  * *system*. Adds the pages that are in memory to residency_hits, and the others to residency_misses. One mincore(2) for
- * each 4096 pages. Errors: INVALID (NULL, wraps, not mapped),
- * NO_MEMORY, IO. */
+ * each 4096 pages. Errors: INVALID (NULL, wraps, not mapped), NO_MEMORY, IO. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_residency(nodedb_prefetch *p, const void *start, size_t bytes,
                                                             uint64_t *resident_pages, uint64_t *total_pages,
                                                             nodedb_error *err);
@@ -743,8 +743,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
 /* Closes the interval if it is over: then `intervals` grows and the results change. Call it once for each turn of the
  * thread's loop; while the interval runs it only reads the clock. `memory_is_short` is what the caller knows about its
  * memory (the pressure of a governor, the limit of a cgroup). If any tick of an interval says so, the depth is lowered
- * at its end. Errors: INVALID (NULL, not started),
- * STATE (another thread's), IO. */
+ * at its end. Errors: INVALID (NULL, not started), STATE (another thread's), IO. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_faults *f, bool memory_is_short,
                                                               nodedb_error *err);
 
@@ -1152,8 +1151,9 @@ static size_t nodedb_prefetch__count_steps(nodedb_prefetch__cursor c) {
 }
 
 /* madvise rounds a length up to a page, so only whole pages may reach it. */
-static bool nodedb_prefetch__is_whole_pages(const nodedb_prefetch *p, struct iovec step) {
-    return (((uintptr_t)step.iov_base | step.iov_len) & (p->system_page_bytes - 1)) == 0;
+static void nodedb_prefetch__assert_whole_pages(const nodedb_prefetch *p, struct iovec step) {
+    assert((((uintptr_t)step.iov_base | step.iov_len) & (p->system_page_bytes - 1)) == 0);
+    (void)p, (void)step;
 }
 
 /* Fills p->steps with the next steps, for one process_madvise, and returns how many. */
@@ -1163,7 +1163,7 @@ static size_t nodedb_prefetch__gather_steps(nodedb_prefetch *p, nodedb_prefetch_
         struct iovec step = nodedb_prefetch__step_at(&c);
         /* One call covers less than 2 GiB: the kernel cuts off what is beyond MAX_RW_COUNT. */
         if (n > 0 && step.iov_len > NODEDB_PREFETCH_MAX_PAGE_BYTES - bytes) break;
-        assert(nodedb_prefetch__is_whole_pages(p, step));
+        nodedb_prefetch__assert_whole_pages(p, step);
         bytes += step.iov_len;
         p->steps[n++] = step;
         nodedb_prefetch__advance(&c, step.iov_len);
@@ -1190,7 +1190,7 @@ static void nodedb_prefetch__lose_pidfd(nodedb_prefetch *p) {
 static size_t nodedb_prefetch__advise_steps(nodedb_prefetch *p, nodedb_prefetch__cursor c, int advice) {
     struct iovec step = nodedb_prefetch__step_at(&c);
     bool vector = (p->vector_advice >> advice & 1) != 0;
-    assert(nodedb_prefetch__is_whole_pages(p, step));
+    nodedb_prefetch__assert_whole_pages(p, step);
     p->stats.system_calls++;
     if (vector) {
         size_t n = nodedb_prefetch__gather_steps(p, c);
