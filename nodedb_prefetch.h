@@ -635,8 +635,8 @@ typedef struct nodedb_prefetch_ticket {
 /* Starts the reads of at most NODEDB_PREFETCH_GROUP_RANGES ranges. nodedb_prefetch_reap hands back a ticket with `tag`
  * when they are done; also for a batch with nothing to do. `ranges` is only read during the call; the memory that it
  * names stays mapped until the ticket is back. Does not wait for the disk; while the kernel is short of memory it tries
- * again for about two seconds at most, and sleeps in between. Errors, after which there is no ticket: INVALID (NULL, wraps), AGAIN
- * (reap; if that gives none, poll), LIMIT (split). What the kernel refuses is an error of the ticket. */
+ * again for about two seconds at most, and sleeps in between. Errors, after which there is no ticket: INVALID (NULL,
+ * wraps), AGAIN (reap; if that gives none, poll), LIMIT (split). What the kernel refuses is an error of the ticket. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
                                                         size_t n, uint64_t tag, nodedb_error *err);
 
@@ -1421,7 +1421,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release(nodedb_prefetch *p, co
  * TICKETS: batches that tell when they are done
  *
  * Only the owner's thread changes a slot. What the kernel's workers did arrives in the ring, and is taken out by drain,
- * which begin and reap call. The event descriptor only says that it is worth looking.
+ * which begin, reap and batches through the ring call. The event descriptor only says that it is worth looking.
  * ================================================================================================================ */
 
 static void nodedb_prefetch__drain(nodedb_prefetch *p);
