@@ -7,12 +7,13 @@
    back, tells what is resident, and counts the major faults of one thread, so that a thread notices when its memory
    is too small.
 
-   Not for data that is not mapped: read it with O_DIRECT instead. Not for sequential scans: the kernel's own
-   read-ahead does those well. It hides no errors of a disk: touching a page that cannot be read raises SIGBUS,
+   Not for data that is not mapped: read it with O_DIRECT instead. Not for reading in file order: the kernel's own
+   read-ahead does that well. It hides no errors of a disk: touching a page that cannot be read raises SIGBUS,
    prefetched or not.
 
 2. QUICK START
-   A table of records in a mapped file, three of which are needed now:
+   A table of records in a mapped file, three of which are needed now. `cc prog.c -luring` builds it, and
+   `cc -DNODEDB_NO_LIBURING prog.c` where there is no liburing.
 
         #define NODEDB_PREFETCH_IMPLEMENTATION // in one file of the program
         #include "nodedb_prefetch.h"           // before the headers of the system
@@ -33,7 +34,7 @@
             if (fd < 0 || ftruncate(fd, TABLE_BYTES) != 0) return 1;
             table = (char *)mmap(NULL, TABLE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
             if (table == (char *)MAP_FAILED) return 1;
-            (void)madvise(table, TABLE_BYTES, MADV_RANDOM); // else each fault reads the pages around as well
+            (void)madvise(table, TABLE_BYTES, MADV_RANDOM); // a fault of a page that was not asked for reads it alone
 
             prefetch = nodedb_prefetch_create(NULL, &err); // one for each thread, kept as long as the thread
             if (prefetch == NULL) return fprintf(stderr, "%s\n", err.message), 1;
@@ -43,7 +44,7 @@
             }
             if (nodedb_prefetch_batch(prefetch, wanted, WANTED, &err) != NODEDB_OK)
                 return fprintf(stderr, "%s\n", err.message), 1;
-            // All reads are under way. To touch a record waits for its own page at most.
+            // All reads are under way. Touching a record waits at most for the pages it lies on.
             for (int i = 0; i < WANTED; i++)
                 printf("record %d starts with %d\n", (int)ids[i], table[ids[i] * RECORD_BYTES]);
 
@@ -54,26 +55,31 @@
 
 3. CONCEPTS
    Range    What the caller means, in bytes: any address, any length. Nothing has to be aligned.
-   Run      What the kernel is asked for: whole pages. Ranges that touch, overlap or repeat become one run. A prefetch
-            rounds outward, to every page that a range touches. A release rounds inward, to the pages that the ranges
-            cover whole, so that it never takes a page that also holds somebody else's bytes.
-   Step     A part of a run that one piece of advice may cover. The kernel cuts a long MADV_WILLNEED short without
+   Run      What the kernel is asked for: whole pages. Ranges that touch, overlap or repeat become one run, if they
+            stand in the same 1024 ranges of the array (section 8). A prefetch rounds outward, to every page that a
+            range touches. A release rounds inward, to the pages that the ranges cover whole, so that it never takes a
+            page that also holds somebody else's bytes.
+   Step     A part of a run that the kernel is asked for at once. The kernel cuts a long MADV_WILLNEED short without
             saying so, at the larger of the device's read_ahead_kb and max_sectors_kb (force_page_cache_ra of
-            mm/readahead.c). So a run is asked for in steps of NODEDB_PREFETCH_STEP_BYTES.
-   Batch    nodedb_prefetch_batch starts the reads of many ranges and returns. To touch a page that is not there yet
+            mm/readahead.c). So a run is cut into *advice steps* of NODEDB_PREFETCH_STEP_BYTES, 128 KiB. A ticket waits
+            by *populate steps* (MADV_POPULATE_READ), and a release asks in *release steps*, both of up to 1 GiB.
+   Batch    nodedb_prefetch_batch starts the reads of many ranges and returns. Touching a page that is not there yet
             waits for the read of that page.
    Ticket   nodedb_prefetch_begin also starts the reads of many ranges, and tells when all their pages are in memory
             and in the page table, so that touching them costs not even a minor fault. A descriptor becomes readable;
             nodedb_prefetch_reap hands the ticket back with the caller's tag. A server puts the request aside and
-            serves others meanwhile; a scan touches one batch while the next ones are being read.
+            serves others meanwhile; a program that walks an index touches one batch while the next ones are being
+            read.
    Method   How the kernel is asked. Creation tries each method; versions of kernels and headers are not compared.
                madvise          One call for each step. Works everywhere.
-               process_madvise  One call for up to 1024 steps. Linux 5.10; without privilege since 6.13.
+               process_madvise  One call for up to 1024 steps. Linux 5.10 with CAP_SYS_NICE; without it since 6.13.
                io_uring         The kernel's worker threads make the calls. Linux 5.6. The calling thread is free
                                 sooner and spends less CPU time, but the reads start a little later. Tickets need it,
                                 and MADV_POPULATE_READ of Linux 5.14.
-   Depth    How many tickets or ranges are under way at once. One ticket at a time leaves the disk idle while its pages
-            are touched. Four tickets of 64 scattered pages each fit into the default queue.
+   Ahead    How many tickets a thread keeps under way. One at a time leaves the disk idle while its pages are touched.
+            Of 64 scattered pages each, four is a good start; seven fit into the default queue.
+   Depth    How many ranges a thread asks for ahead of the one that it touches. The fault counters adapt this number
+            (`depth`). `queue_depth` counts neither tickets nor ranges but entries of the ring (section 8).
 
 4. API BY TASK
    make, look at it    nodedb_prefetch_create  _destroy  _method_in_use  _method_name  _can_wait  _get_stats
@@ -83,18 +89,20 @@
    find out            nodedb_prefetch_residency  nodedb_prefetch_plan
    count faults        nodedb_prefetch_faults_start  nodedb_prefetch_faults_tick
 
-   To scan ahead of the faults, keep several tickets under way, and touch each batch when its ticket is back:
+   To walk an index ahead of the faults, keep several tickets under way, and touch each batch when its ticket is back:
 
         #define NODEDB_PREFETCH_IMPLEMENTATION
         #include "nodedb_prefetch.h"
         #include <fcntl.h>
         #include <poll.h>
+        #include <stdio.h>
         #include <sys/mman.h>
         #include <unistd.h>
 
         enum { BATCH = 64, BATCHES = 16, AHEAD = 4, STRIDE = 16384, TABLE_BYTES = BATCHES * BATCH * STRIDE };
 
-        static size_t offset_of(size_t batch, size_t i) { return (batch * BATCH + i) * STRIDE; } // yours asks an index
+        // Yours would look it up in an index.
+        static size_t offset_of(size_t batch, size_t i) { return (batch * BATCH + i) * STRIDE; }
 
         int main(void) {
             nodedb_prefetch *prefetch = nodedb_prefetch_create(NULL, NULL);
@@ -107,6 +115,7 @@
             if (prefetch == NULL || fd < 0 || ftruncate(fd, TABLE_BYTES) != 0) return 1;
             table = (char *)mmap(NULL, TABLE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
             if (table == (char *)MAP_FAILED) return 1;
+            (void)madvise(table, TABLE_BYTES, MADV_RANDOM);
             ready.fd = nodedb_prefetch_fd(prefetch), ready.events = POLLIN;
 
             while (done < BATCHES) {
@@ -125,25 +134,76 @@
                 for (size_t i = 0; i < BATCH; i++) sum += (unsigned char)table[offset_of((size_t)ticket.tag, i)];
                 done++;
             }
+            printf("%d records add up to %d\n", BATCH * BATCHES, (int)sum); // to 0: a new file holds zeros
             nodedb_prefetch_destroy(prefetch);
-            return sum == 0 ? 0 : 1; // a new file holds zeros
+            return sum == 0 ? 0 : 1;
         }
 
    Tickets come back in the order in which they are done, which is not always the order in which they were begun.
    The loop needs no second path for kernels without io_uring. There a ticket is back at once, with `resident` false.
-   Its data may be touched as well; each page then waits for its own read.
+   Its data may be touched as well; each page then waits for its own read. Such a ticket cannot know whether a page is
+   readable: of a page beyond the end of its file it says OK, and touching it raises SIGBUS.
+   Batches and tickets read the pages that were asked for and no others, with MADV_RANDOM or without. It is for the
+   faults that remain: without it, each of them reads the pages around as well.
 
-   A release after the scan tells the kernel which pages the program will not need again:
+   To let the faults decide how far ahead to ask, start counters and call tick in the thread's loop:
+
+        #define NODEDB_PREFETCH_IMPLEMENTATION
+        #include "nodedb_prefetch.h"
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <sys/mman.h>
+        #include <unistd.h>
+
+        enum { RECORDS = 2000, STRIDE = 8192, TABLE_BYTES = RECORDS * STRIDE };
+
+        static bool memory_is_short(void) { return false; } // yours would ask its governor, or memory.pressure
+
+        int main(void) {
+            nodedb_prefetch *prefetch = nodedb_prefetch_create(NULL, NULL);
+            nodedb_prefetch_range wanted[NODEDB_PREFETCH_DEFAULT_DEPTH_MAX];
+            nodedb_prefetch_faults faults;
+            size_t asked = 0, sum = 0;
+            char *table;
+            int fd = open("depth.data", O_RDWR | O_CREAT, 0600);
+            if (prefetch == NULL || fd < 0 || ftruncate(fd, TABLE_BYTES) != 0) return 1;
+            table = (char *)mmap(NULL, TABLE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+            if (table == (char *)MAP_FAILED) return 1;
+            (void)madvise(table, TABLE_BYTES, MADV_RANDOM);
+            if (nodedb_prefetch_faults_start(&faults, NULL, NULL) != NODEDB_OK) return 1; // this thread's
+
+            for (size_t i = 0; i < RECORDS; i++) {
+                if (asked < RECORDS && asked - i <= faults.depth / 2) { // ask early: the reads need their time
+                    size_t n = 0;
+                    for (; asked < RECORDS && n < faults.depth; asked++, n++)
+                        wanted[n].start = table + asked * STRIDE, wanted[n].bytes = 100;
+                    if (nodedb_prefetch_batch(prefetch, wanted, n, NULL) != NODEDB_OK) return 1;
+                }
+                sum += (unsigned char)table[i * STRIDE];
+                if (nodedb_prefetch_faults_tick(&faults, memory_is_short(), NULL) != NODEDB_OK) return 1;
+            }
+            printf("depth %u, %s\n", faults.depth, faults.degraded ? "degraded: too many major faults" : "healthy");
+            nodedb_prefetch_destroy(prefetch);
+            return sum == 0 ? 0 : 1;
+        }
+
+   A release after the work tells the kernel which pages the program will not need again:
       NODEDB_PREFETCH_COLD          evict these pages before others
-      NODEDB_PREFETCH_PAGE_OUT      free the memory now; what was changed is written to the file or to swap first
-      NODEDB_PREFETCH_DROP          take shared memory out of the page table; the file keeps its contents
+      NODEDB_PREFETCH_PAGE_OUT      free the memory now. The kernel may skip pages that are dirty, mapped elsewhere, or
+                                    have no swap, and still answers OK: msync first, and ask nodedb_prefetch_residency
+                                    afterwards
+      NODEDB_PREFETCH_DROP          take shared memory out of the page table; the contents stay
       NODEDB_PREFETCH_DROP_PRIVATE  the same for private memory, whose changes are lost
 
 5. THREADS
-   An object belongs to one thread at a time; two threads use two objects. nodedb_prefetch_plan and
-   nodedb_prefetch_method_name keep no state and may be called from any thread. A nodedb_prefetch_faults belongs to the
-   thread that started it; a tick from another thread is an error. After fork the child creates its own objects and
-   neither uses nor destroys the parent's. The logger and the allocator are called from the thread that made the call.
+   An object belongs to one thread at a time; two threads use two objects. It may be handed over to another thread with
+   the usual synchronisation, and its tickets with it. If the thread that began them then ends, reap once after it is
+   joined, before the first poll: its end waits for its reads, but may cancel the write that makes the descriptor
+   readable. A nodedb_prefetch_faults belongs to the thread that started it and cannot be handed over; a tick from
+   another thread is an error. nodedb_prefetch_plan and nodedb_prefetch_method_name keep no state and may be called from
+   any thread. After fork the child creates its own objects and neither uses nor destroys the parent's. The logger and
+   the allocator are called from the thread that made the call.
+   Section 12 measures one thread on one disk. Threads that share a disk share its rate: divide the tickets among them.
 
 6. MEMORY
    Each object is one allocation of about 40 KiB, made at creation by the config's allocator. Nothing is allocated after
@@ -152,27 +212,36 @@
    with io_uring, and one more with process_madvise before Linux 6.14. A nodedb_prefetch_faults is the caller's struct.
 
 7. ERRORS
-   INVALID      NULL; a range that wraps around the end of the address space; a page size that is no power of two or no
-                multiple of the system's; a DROP of a private mapping. Nothing was done. Or memory that is not mapped
-                (sys_errno ENOMEM; the message names the first unmapped address): then the mapped parts and all other
-                ranges of the batch were advised.
+   INVALID      All: NULL; a range that starts at NULL or wraps around the end of the address space.
+                create: an unknown method; a queue_depth outside 3 to 4096; page_bytes that are no power of two, below
+                the system's page or above 1 GiB. plan: page_bytes that are no power of two. release: an unknown `how`;
+                DROP of a private mapping. faults_start: depth_min above depth_max. faults_tick: not started.
+                In all these cases nothing was done. The exception is memory that is not mapped (sys_errno ENOMEM; the
+                message names the first unmapped address): the mapped parts and all other ranges were advised.
    NO_MEMORY    The allocator or the kernel has none.
-   AGAIN        begin: too many tickets or steps are under way. Reap and try again.
-   LIMIT        begin: the batch does not fit into the queue even alone. Split it, or raise `queue_depth`.
+   AGAIN        begin: 64 tickets are begun and not reaped, or the ring is full. Reap; if that gives none, poll the
+                descriptor. Without a ring only the first can happen.
+   LIMIT        begin: more than 1024 ranges: split. Or more entries than queue_depth (section 8): split, or raise it.
+                The same without a ring.
    STATE        A tick from another thread than the owner's.
-   UNSUPPORTED  The kernel does not know this advice, or refuses it for this memory (locked, huge, of a device); or DROP
-                cannot read /proc/self/maps. A method that the kernel refuses is no error: a simpler one takes its
-                place.
-   IO           The kernel refused for another reason; see sys_errno.
+   UNSUPPORTED  The kernel does not know this advice, or refuses it for this memory (locked, huge, of a device, not
+                readable); or DROP cannot read /proc/self/maps. A method that the kernel refuses is no error: a simpler
+                one takes its place.
+   IO           The kernel refused for another reason; see sys_errno. EFAULT, of a ticket: touching the memory would
+                raise SIGBUS.
+   A ticket has no message. Its `status` follows the same rules, and `failed_at` tells which step was refused.
    A range of 0 bytes is ignored, whatever its address.
 
 8. LIMITS
    NODEDB_PREFETCH_GROUP_RANGES (1024)       Ranges that are merged together, and the most in one ticket. A batch may
-                                             be larger; it is worked off in groups.
-   NODEDB_PREFETCH_MAX_TICKETS (64)          Tickets under way in one object.
-   NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH (1024) Ring entries that all tickets under way share. A ticket takes one entry
-                                             for each step, one for each run, and one more: 129 for 64 scattered pages.
-                                             So seven such tickets fit, and the eighth is answered with AGAIN.
+                                             be larger; it is processed in groups.
+   NODEDB_PREFETCH_MAX_TICKETS (64)          Tickets of one object that are begun and not reaped, so done ones count.
+   NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH (1024) Ring entries that all tickets under way share; `queue_depth` may be 3 to
+                                             4096. A ticket takes one entry for each advice step (128 KiB), one for
+                                             each populate step (a run, or each GiB of a longer one), and one more.
+      By default: 64 scattered pages take 129 entries, so seven such tickets fit, and the eighth is answered with AGAIN.
+      511 scattered pages or a range of 127 MiB fit into one ticket; 512 pages or 128 MiB are answered with LIMIT.
+   Only `queue_depth` can be set. The other limits and NODEDB_PREFETCH_STEP_BYTES are fixed.
    If memory is short, the kernel may evict a page again before it is touched. mincore(2) tells the truth only about
    files that the process owns or may write to (since Linux 5.2); of others nodedb_prefetch_residency says "resident".
 
@@ -186,14 +255,16 @@
       NODEDB_PREFETCH_IMPLEMENTATION  compile the code in this file
       NODEDB_PREFETCH_STATIC          make all functions private to this file; needs the macro above
       NODEDB_PREFETCH_API             what stands before each function; default: extern
-      NODEDB_NO_LIBURING              leave io_uring out, as where <liburing.h> is missing: no ticket can wait
+      NODEDB_NO_LIBURING              build without io_uring; chosen automatically where <liburing.h> is missing.
+                                      Tickets then come back at once
 
 11. DEPARTURES
    From the usual loop of posix_madvise or MADV_WILLNEED:
    - Advice comes in steps of 128 KiB. One call for a large range reads only its beginning, and reports success.
    - A ticket advises first and populates afterwards. MADV_POPULATE_READ alone reads one run after the other; the advice
      before it starts all reads at once, and populating waits for reads that are under way.
-   - Several tickets may be under way: four make 1.06 of the rate of O_DIRECT reads, one at a time 0.77 (section 12).
+   - Several tickets may be under way: four make 1.06 of the rate of O_DIRECT reads with 64 in flight, one at a time
+     0.77 (section 12).
    - The last entry of a ticket writes to an eventfd. A descriptor that is registered with the ring would wake the
      owner at every step.
    - Releases round inward after the ranges are merged as bytes. The kernel rounds the length up, which takes the rest
@@ -201,7 +272,7 @@
    - DROP reads /proc/self/maps first. MADV_DONTNEED of private memory loses what was written there.
    - Faults are counted by getrusage(RUSAGE_THREAD): a thread's own, where /proc/self/stat counts the process's and
      places the name of the command, which may hold spaces, before the numbers.
-   - Ranges are sorted by Shell's method: qsort may allocate.
+   - Ranges are sorted by Shell sort: qsort may allocate.
 
 12. MEASURED
    Cold random pages of a mapped file, 64 at a time: asked for, then touched. Two cores, virtual disk, busy machine;
@@ -211,7 +282,8 @@
    What prefetching is compared with decides the factor. Under MADV_RANDOM a fault reads its page alone (`over_random`).
    By the kernel's default it reads the pages around as well (`over_readaround`): a slower fault, but a later touch
    may find its page, more often where the touched pages lie closer together. `of_limit` compares with O_DIRECT reads by
-   io_uring, 64 in flight. own CPU is that of the calling thread, without the kernel's workers.
+   io_uring, 64 in flight: all that one batch can have. Four tickets have 256 in flight, so they can be above 1. own CPU
+   is that of the calling thread, without the kernel's workers.
                               of_limit        over_random     over_readaround   own CPU, us/page
                               1/16    1/8     1/16    1/8     1/16    1/8       1/16
       faults, MADV_RANDOM     0.19    0.19                                      37
@@ -446,14 +518,14 @@ extern "C" {
 
 #define NODEDB_PREFETCH_GROUP_RANGES 1024                /* ranges merged together; UIO_MAXIOV of one call */
 #define NODEDB_PREFETCH_STEP_BYTES (128 * 1024)          /* one MADV_WILLNEED; Linux' default read_ahead_kb */
-#define NODEDB_PREFETCH_MAX_TICKETS 64                   /* under way in one object */
+#define NODEDB_PREFETCH_MAX_TICKETS 64                   /* of one object: begun and not reaped */
 #define NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH 1024         /* ring entries; 64 scattered pages take 129 (section 8) */
-#define NODEDB_PREFETCH_MIN_QUEUE_DEPTH 3                /* a ticket of one page: a step, a run, and one more */
+#define NODEDB_PREFETCH_MIN_QUEUE_DEPTH 3                /* a ticket of one page: two steps, and one more */
 #define NODEDB_PREFETCH_MAX_QUEUE_DEPTH 4096
 #define NODEDB_PREFETCH_MAX_PAGE_BYTES ((size_t)1 << 30) /* also the most that one system call is asked for */
 #define NODEDB_PREFETCH_DEFAULT_INTERVAL_NS UINT64_C(1000000000)
 #define NODEDB_PREFETCH_DEFAULT_MAJOR_FAULTS_MAX 100     /* per interval; a thread with more is degraded */
-#define NODEDB_PREFETCH_DEFAULT_DEPTH_MIN 4              /* ranges to prefetch ahead: bounds of the adaptive depth */
+#define NODEDB_PREFETCH_DEFAULT_DEPTH_MIN 4              /* ranges to ask for ahead: bounds of the adaptive depth */
 #define NODEDB_PREFETCH_DEFAULT_DEPTH_MAX 256
 
 /* ---- make, look at it ------------------------------------------------------------------------------------------- */
@@ -461,7 +533,8 @@ extern "C" {
 /* How the kernel is asked (section 3). AUTO: batches by process_madvise, or by madvise where that is refused; tickets
  * by io_uring. MADVISE and PROCESS_MADVISE: this method for batches, and no ring. IO_URING: batches go through the ring
  * as well. A wrong address is then no error of the call, because a worker finds it later: it is counted as a failure
- * and reported to the logger. */
+ * and reported to the logger. Such a batch blocks while queue_depth advice steps are under way, and tries
+ * again like nodedb_prefetch_begin while the kernel is short of memory. */
 typedef enum nodedb_prefetch_method {
     NODEDB_PREFETCH_AUTO = 0,
     NODEDB_PREFETCH_MADVISE,
@@ -473,15 +546,15 @@ typedef enum nodedb_prefetch_method {
  * the reason and the remedy. nodedb_prefetch_method_in_use names the method that is used. */
 typedef struct nodedb_prefetch_config {
     nodedb_prefetch_method method;
-    size_t page_bytes;    /* what ranges are rounded to. 0: the system's page. Else a power of two and a multiple of the
-                             system's page, to which both ends of all mappings are aligned (huge pages) */
-    unsigned queue_depth; /* entries of the ring, for all tickets under way together (section 8). 0:
+    size_t page_bytes;    /* what ranges are rounded to. 0: the system's page. Else a power of two from that page to
+                             1 GiB, to which both ends of all mappings are aligned (huge pages) */
+    unsigned queue_depth; /* 3 to 4096 entries of the ring, for all tickets under way together (section 8). 0:
                              NODEDB_PREFETCH_DEFAULT_QUEUE_DEPTH */
     nodedb_allocator allocator;
     nodedb_logger logger;
 } nodedb_prefetch_config;
 
-/* A prefetcher: opaque, owned by one thread. */
+/* A prefetcher: opaque, used by one thread at a time (section 5). */
 typedef struct nodedb_prefetch nodedb_prefetch;
 
 /* What one object has done since its creation. */
@@ -489,21 +562,24 @@ typedef struct nodedb_prefetch_stats {
     uint64_t ranges_asked;     /* ranges of more than 0 bytes, of prefetches and releases */
     uint64_t ranges_merged;    /* ranges that got no run of their own: part of another's run, or a release that covers
                                   no whole page */
-    uint64_t pages_advised;    /* asked for by prefetches, in page_bytes */
-    uint64_t pages_released;   /* given back by releases, in page_bytes */
+    uint64_t pages_advised;    /* asked for by prefetches, in page_bytes, whatever the kernel answered */
+    uint64_t pages_released;   /* of releases, in page_bytes: those of the steps that the kernel took */
     uint64_t system_calls;     /* madvise, process_madvise and io_uring_enter */
-    uint64_t failures;         /* steps that the kernel refused */
+    uint64_t failures;         /* steps that the kernel refused. Of a ticket with a ring: populate steps alone, as they
+                                  meet again whatever refused their advice */
     uint64_t tickets_begun;
-    uint64_t tickets_done;
+    uint64_t tickets_done;     /* reaped or not */
     uint64_t residency_hits;   /* pages that nodedb_prefetch_residency found in memory */
     uint64_t residency_misses; /* pages that it did not find there */
 } nodedb_prefetch_stats;
 
-/* A new prefetcher, owned by the calling thread. NULL and `err` on failure: INVALID, NO_MEMORY, IO (no descriptor is
- * left). `config` NULL: all defaults. It makes some ten system calls, so keep the object. */
+/* A new prefetcher. NULL and `err` on failure: INVALID (page_bytes, queue_depth, method), NO_MEMORY, IO (no descriptor
+ * is left). `config` NULL: all defaults. It makes some ten system calls, so keep the object. */
 NODEDB_PREFETCH_API nodedb_prefetch *nodedb_prefetch_create(const nodedb_prefetch_config *config, nodedb_error *err);
 
-/* Frees the object. Reads under way continue and do no harm; their tickets are lost. NULL is ignored. */
+/* Frees the object and closes its descriptor; take that out of an epoll set first. Reads under way continue, and their
+ * tickets are lost. The memory that they name may be unmapped at once, and its addresses mapped again: the reads
+ * harm neither. NULL is ignored. */
 NODEDB_PREFETCH_API void nodedb_prefetch_destroy(nodedb_prefetch *p);
 
 /* The method of batches. Never AUTO, except for NULL. */
@@ -512,7 +588,8 @@ NODEDB_PREFETCH_API nodedb_prefetch_method nodedb_prefetch_method_in_use(const n
 /* "madvise", "process_madvise", "io_uring", "auto"; "unknown" for any other value. Any thread. */
 NODEDB_PREFETCH_API const char *nodedb_prefetch_method_name(nodedb_prefetch_method method);
 
-/* True if tickets come back when their pages are in memory; false if they come back as soon as these were asked for. */
+/* True if tickets come back when their pages are in memory; false if they come back as soon as these were asked for, or
+ * for NULL. */
 NODEDB_PREFETCH_API bool nodedb_prefetch_can_wait(const nodedb_prefetch *p);
 
 /* Copies the counters to `stats`. Error: INVALID (NULL). */
@@ -542,17 +619,24 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_batch(nodedb_prefetch *p, cons
 /* A batch that nodedb_prefetch_begin took and that is done. */
 typedef struct nodedb_prefetch_ticket {
     uint64_t tag;          /* the caller's */
-    nodedb_status status;  /* OK. INVALID: not all of it is mapped. IO: a page lies behind the end of its file, or the
-                              disk could not read it; touching it would raise SIGBUS */
+    nodedb_status status;  /* OK. INVALID: not all of it is mapped. NO_MEMORY: there was none for its pages.
+                              UNSUPPORTED: the kernel refuses to bring in this memory (not readable, or of a device).
+                              IO: the kernel refused, or the ring was given up; see sys_errno. EFAULT: a page lies
+                              beyond the end of its file, or the disk could not read it; touching it would raise
+                              SIGBUS */
     int sys_errno;         /* the kernel's first refusal, or 0 */
-    const void *failed_at; /* the start of the step that was refused first, or NULL */
-    bool resident;         /* true: all of it is in memory and in the page table. False: it was only asked for */
+    const void *failed_at; /* the start of the step that was refused first, or NULL. With a ring it is a populate step:
+                              up to 1 GiB, so the bad page may lie behind it */
+    bool resident;         /* true: all of it is in memory and in the page table. False: a step was refused, or there is
+                              no ring, so it was only asked for; then OK tells nothing about pages beyond the end of a
+                              file, and touching them raises SIGBUS */
 } nodedb_prefetch_ticket;
 
 /* Starts the reads of at most NODEDB_PREFETCH_GROUP_RANGES ranges. nodedb_prefetch_reap hands back a ticket with `tag`
  * when they are done; also for a batch with nothing to do. `ranges` is only read during the call; the memory that it
- * names stays mapped until the ticket is back. Errors, after which there is no ticket: INVALID (NULL, wraps), AGAIN,
- * LIMIT. */
+ * names stays mapped until the ticket is back. Does not wait for the disk; while the kernel is short of memory it tries
+ * again for about two seconds at most, and sleeps in between. Errors, after which there is no ticket: INVALID (NULL,
+ * wraps), AGAIN (reap; if that gives none, poll), LIMIT (split). What the kernel refuses is an error of the ticket. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
                                                         size_t n, uint64_t tag, nodedb_error *err);
 
@@ -560,19 +644,23 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, cons
  * eventfd that the object owns. nodedb_prefetch_reap resets it; nobody else reads it. -1 for NULL. */
 NODEDB_PREFETCH_API int nodedb_prefetch_fd(const nodedb_prefetch *p);
 
-/* Copies up to `max` tickets that are done to `tickets`, in the order in which they were done, and returns how many.
- * Never blocks. The descriptor stays readable while more tickets are ready. */
+/* Copies up to `max` tickets that are done to `tickets`, in the order in which they were done, and returns how many; 0
+ * for NULL. Never blocks. The descriptor stays readable while more tickets are ready. It may become readable without
+ * one: poll in a loop. */
 NODEDB_PREFETCH_API size_t nodedb_prefetch_reap(nodedb_prefetch *p, nodedb_prefetch_ticket *tickets, size_t max);
 
 /* ---- give back -------------------------------------------------------------------------------------------------- */
 
 typedef enum nodedb_prefetch_release_how {
     NODEDB_PREFETCH_COLD = 0,    /* keep the pages, but evict them before others: MADV_COLD, Linux 5.4 */
-    NODEDB_PREFETCH_PAGE_OUT,    /* write back or swap out now, and free the memory: MADV_PAGEOUT, Linux 5.4 */
+    NODEDB_PREFETCH_PAGE_OUT,    /* ask the kernel to free the memory: MADV_PAGEOUT, Linux 5.4. It may skip pages that
+                                    are dirty, mapped elsewhere, or have no swap, and still answers OK: msync first, ask
+                                    nodedb_prefetch_residency afterwards */
     NODEDB_PREFETCH_DROP,        /* take the pages out of the page table; the page cache may keep them: MADV_DONTNEED.
                                     Shared mappings only. On a private mapping it would lose what was written there, and
                                     zero anonymous memory, so it is INVALID there and nothing is done. Reads
-                                    /proc/self/maps; UNSUPPORTED where that is unavailable */
+                                    /proc/self/maps; UNSUPPORTED where that is unavailable. No other thread may
+                                    map or unmap these addresses during the call: the check would not see it */
     NODEDB_PREFETCH_DROP_PRIVATE /* DROP without that check: the caller accepts that private changes are lost */
 } nodedb_prefetch_release_how;
 
@@ -583,7 +671,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release(nodedb_prefetch *p, co
                                                           nodedb_prefetch_release_how how, nodedb_error *err);
 
 /* The same for `n` ranges. Ranges that touch count as one, so a page that several of them cover together is given
- * back. */
+ * back, if they stand in the same NODEDB_PREFETCH_GROUP_RANGES of the array, counted from its start. Otherwise it
+ * stays. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release_batch(nodedb_prefetch *p, const nodedb_prefetch_range *ranges,
                                                                 size_t n, nodedb_prefetch_release_how how,
                                                                 nodedb_error *err);
@@ -591,8 +680,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release_batch(nodedb_prefetch 
 /* ---- find out --------------------------------------------------------------------------------------------------- */
 
 /* How many pages that [start, start + bytes) touches are in memory now, and how many it touches, in pages of the
- * *system*; adds both to the statistics. One mincore(2) for 4096 pages. Errors: INVALID (NULL, wraps, not mapped),
- * NO_MEMORY, IO. */
+ * *system*. Adds the pages that are in memory to residency_hits, and the others to residency_misses. One mincore(2) for
+ * each 4096 pages. Errors: INVALID (NULL, wraps, not mapped), NO_MEMORY, IO. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_residency(nodedb_prefetch *p, const void *start, size_t bytes,
                                                             uint64_t *resident_pages, uint64_t *total_pages,
                                                             nodedb_error *err);
@@ -605,7 +694,7 @@ typedef enum nodedb_prefetch_rounding {
 /* The runs of whole pages that a prefetch or a release of `ranges` asks for. Sorted, disjoint, with at least a page
  * between two of them, and aligned to `page_bytes` at both ends. `runs` has room for `n` and may be `ranges` itself;
  * `*runs_n` tells how many there are. Pure: it reads and writes the arrays alone and makes no system call. Any thread.
- * Errors: INVALID (NULL, wraps, `page_bytes` no power of two). */
+ * `page_bytes` may be any power of two. Errors: INVALID (NULL, wraps, `page_bytes` no power of two). */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_plan(const nodedb_prefetch_range *ranges, size_t n, size_t page_bytes,
                                                        nodedb_prefetch_rounding rounding, nodedb_prefetch_range *runs,
                                                        size_t *runs_n, nodedb_error *err);
@@ -616,8 +705,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_plan(const nodedb_prefetch_ran
 typedef struct nodedb_prefetch_faults_config {
     uint64_t interval_ns;      /* 0: NODEDB_PREFETCH_DEFAULT_INTERVAL_NS */
     uint64_t major_faults_max; /* per interval; more is degraded. 0: NODEDB_PREFETCH_DEFAULT_MAJOR_FAULTS_MAX */
-    unsigned depth_min;        /* 0: NODEDB_PREFETCH_DEFAULT_DEPTH_MIN */
-    unsigned depth_max;        /* 0: NODEDB_PREFETCH_DEFAULT_DEPTH_MAX */
+    unsigned depth_min;        /* in ranges. 0: NODEDB_PREFETCH_DEFAULT_DEPTH_MIN, or depth_max if that is less */
+    unsigned depth_max;        /* 0: NODEDB_PREFETCH_DEFAULT_DEPTH_MAX, or depth_min if that is more */
     nodedb_clock clock;
     nodedb_logger logger;      /* told when the thread becomes degraded, and when it recovers */
 } nodedb_prefetch_faults_config;
@@ -628,8 +717,8 @@ typedef struct nodedb_prefetch_faults_config {
 typedef struct nodedb_prefetch_faults {
     nodedb_prefetch_faults_config config; /* with the defaults filled in */
     bool degraded;                /* more major faults than major_faults_max, scaled to the length of one interval */
-    unsigned depth;               /* ranges to prefetch ahead: halved while memory is short, else doubled while more
-                                     than 1 fault in 8 is a miss */
+    unsigned depth;               /* ranges to prefetch ahead. At the end of an interval: halved if memory was short in
+                                     it, else doubled if more than 1 fault in 8 was a miss */
     uint64_t intervals;           /* closed ones */
     uint64_t interval_elapsed_ns; /* the real length of the last one; a late tick makes it longer */
     uint64_t interval_major;
@@ -640,6 +729,8 @@ typedef struct nodedb_prefetch_faults {
     uint64_t total_minor;
     uint64_t begun_ns;            /* of the running interval: the clock, and the thread's counters, at its start */
     uint64_t begun_major, begun_minor;
+    bool memory_was_short;        /* a tick of the running interval said so */
+    uintptr_t owner_thread;       /* pthread_self of the owner */
     long owner_tid;
 } nodedb_prefetch_faults;
 
@@ -651,8 +742,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
 
 /* Closes the interval if it is over: then `intervals` grows and the results change. Call it once for each turn of the
  * thread's loop; while the interval runs it only reads the clock. `memory_is_short` is what the caller knows about its
- * memory (the pressure of a governor, the limit of a cgroup); it lowers the depth. Errors: INVALID (NULL, not started),
- * STATE (another thread's), IO. */
+ * memory (the pressure of a governor, the limit of a cgroup). If any tick of an interval says so, the depth is lowered
+ * at its end. Errors: INVALID (NULL, not started), STATE (another thread's), IO. */
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_faults *f, bool memory_is_short,
                                                               nodedb_error *err);
 
@@ -681,6 +772,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
 
 #include <assert.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -696,13 +788,33 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
 #endif
 #endif
 
-/* Numbers that the headers of an older system lack. They are the same on every architecture but alpha and parisc; there
- * the tries at creation find that they do not work. */
-#define NODEDB_PREFETCH__COLD 20          /* MADV_COLD */
-#define NODEDB_PREFETCH__PAGE_OUT 21      /* MADV_PAGEOUT */
-#define NODEDB_PREFETCH__POPULATE_READ 22 /* MADV_POPULATE_READ */
+/* Numbers that the headers of an older system lack. The headers' own come first, because some architectures count
+ * system calls differently (alpha, MIPS, x32). A number that is wrong there is refused when creation tries it. */
+#if defined(MADV_COLD)
+#define NODEDB_PREFETCH__COLD MADV_COLD
+#else
+#define NODEDB_PREFETCH__COLD 20
+#endif
+#if defined(MADV_PAGEOUT)
+#define NODEDB_PREFETCH__PAGE_OUT MADV_PAGEOUT
+#else
+#define NODEDB_PREFETCH__PAGE_OUT 21
+#endif
+#if defined(MADV_POPULATE_READ)
+#define NODEDB_PREFETCH__POPULATE_READ MADV_POPULATE_READ
+#else
+#define NODEDB_PREFETCH__POPULATE_READ 22
+#endif
+#if defined(__NR_pidfd_open)
+#define NODEDB_PREFETCH__SYS_PIDFD_OPEN __NR_pidfd_open
+#else
 #define NODEDB_PREFETCH__SYS_PIDFD_OPEN 434
+#endif
+#if defined(__NR_process_madvise)
+#define NODEDB_PREFETCH__SYS_PROCESS_MADVISE __NR_process_madvise
+#else
 #define NODEDB_PREFETCH__SYS_PROCESS_MADVISE 440
+#endif
 #define NODEDB_PREFETCH__PIDFD_SELF (-10001) /* PIDFD_SELF_THREAD_GROUP, Linux 6.14: this process, no descriptor */
 
 /* ===================================================================================================================
@@ -740,7 +852,7 @@ static nodedb_status nodedb_prefetch__check_ranges(const nodedb_prefetch_range *
     return NODEDB_OK;
 }
 
-/* Sorts by start: Shell's method with Ciura's gaps, in place and without recursion. qsort may allocate. */
+/* Sorts by start: Shell sort with Ciura's gaps, in place and without recursion. qsort may allocate. */
 static void nodedb_prefetch__sort(nodedb_prefetch_range *ranges, size_t n) {
     static const size_t gaps[] = {1750, 701, 301, 132, 57, 23, 10, 4, 1};
     for (size_t g = 0; g < sizeof gaps / sizeof gaps[0]; g++)
@@ -818,7 +930,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_plan(const nodedb_prefetch_ran
 /* ===================================================================================================================
  * PREFETCHER: the object, and the states of a ticket
  *
- *              begin              the last step is done            reap
+ *              begin              its runs are all done            reap
  *     FREE ------------> PENDING ----------------------> READY ------------> FREE
  *     on the stack       its steps are in                in the queue        the caller has
  *     free_slots         the ring                        `ready`             a copy
@@ -833,17 +945,20 @@ typedef enum nodedb_prefetch__slot_state {
 } nodedb_prefetch__slot_state;
 
 /* One ticket. Touched by the owner's thread alone; its index in `slots` travels through the ring. True between calls:
- * `entries` is what the ticket holds of the ring while it is PENDING; `ticket` is complete when it is READY. */
+ * a PENDING ticket holds `entries` of the ring and waits for `steps_left` completions, at least one. Of a READY one
+ * `ticket` is complete, and no completion in the ring names the slot. */
 typedef struct nodedb_prefetch__slot {
     nodedb_prefetch_ticket ticket; /* as it will be handed back */
     unsigned entries;
+    unsigned steps_left;           /* populate steps that are not done */
     nodedb_prefetch__slot_state state;
 } nodedb_prefetch__slot;
 
 /* A prefetcher. Touched by its owner's thread alone; the kernel's workers reach only the ring and write `event_fd`.
- * Never changes after creation: everything up to `event_fd`, except that a ring that breaks clears `has_ring` and
- * lowers `method`. True between calls: the submission queue is empty; each slot is FREE and in `free_slots`, READY and
- * in `ready`, or PENDING; `entries_in_use` is the sum of `entries` of the PENDING ones. */
+ * Never changes after creation: everything up to `event_fd`, except that a ring that breaks clears `has_ring`, a lost
+ * pidfd clears `vector_advice`, and both lower `method`. True between calls: the submission queue is empty; each slot
+ * is FREE and in `free_slots`, READY and in `ready`, or PENDING; `entries_in_use` is the sum of `entries` of the
+ * PENDING ones. */
 struct nodedb_prefetch {
     nodedb_prefetch_config config; /* with the defaults filled in */
     size_t system_page_bytes;
@@ -872,14 +987,19 @@ static nodedb_status nodedb_prefetch__check_not_null(const void *object, nodedb_
     return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: a NULL object or result was passed");
 }
 
-/* Adds a group of `n` ranges, which became the first `runs_n` of p->runs, to the statistics. */
-static void nodedb_prefetch__count_group(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
-                                         size_t runs_n, uint64_t *pages) {
+/* Adds a group of `n` ranges, which became `runs_n` runs, to the statistics. */
+static void nodedb_prefetch__count_ranges(nodedb_prefetch *p, const nodedb_prefetch_range *ranges, size_t n,
+                                          size_t runs_n) {
     size_t asked = 0;
     for (size_t i = 0; i < n; i++) asked += ranges[i].bytes > 0;
-    for (size_t i = 0; i < runs_n; i++) *pages += p->runs[i].bytes / p->config.page_bytes;
     p->stats.ranges_asked += asked;
     p->stats.ranges_merged += asked - runs_n;
+}
+
+static uint64_t nodedb_prefetch__pages_of_runs(const nodedb_prefetch *p, size_t runs_n) {
+    uint64_t pages = 0;
+    for (size_t i = 0; i < runs_n; i++) pages += p->runs[i].bytes / p->config.page_bytes;
+    return pages;
 }
 
 NODEDB_PREFETCH_API nodedb_prefetch_method nodedb_prefetch_method_in_use(const nodedb_prefetch *p) {
@@ -913,6 +1033,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_get_stats(const nodedb_prefetc
  * A step that the kernel refuses is noted and passed over, so that one bad range keeps no other from being advised.
  * ================================================================================================================ */
 
+#define NODEDB_PREFETCH__MINCORE_PAGES 4096 /* of one mincore: a byte for each, on the stack */
+
 /* ---- what the kernel refuses ------------------------------------------------------------------------------------ */
 
 /* The first step that the kernel refused during one call. Lives on the caller's stack. */
@@ -943,8 +1065,6 @@ static bool nodedb_prefetch__find_unmapped(const void *start, size_t bytes, size
 
 static void nodedb_prefetch__note_refusal(nodedb_prefetch *p, nodedb_prefetch__refusal *refusal, int sys_errno,
                                           const void *start, size_t bytes) {
-    /* MADV_WILLNEED of anonymous memory where the kernel has no swap: there is nothing to read. */
-    if (sys_errno == EBADF) return;
     p->stats.failures++;
     if (refusal->sys_errno != 0) return;
     refusal->sys_errno = sys_errno;
@@ -962,19 +1082,25 @@ static const char *nodedb_prefetch__advice_name(int advice) {
     return "an unknown advice";
 }
 
+/* What a refusal means. ENOMEM has two meanings: not mapped, or no memory; `*unmapped` is set only for the first. */
+static nodedb_status nodedb_prefetch__refusal_status(const nodedb_prefetch *p, const nodedb_prefetch__refusal *refusal,
+                                                     uintptr_t *unmapped) {
+    if (refusal->sys_errno == 0) return NODEDB_OK;
+    if (refusal->sys_errno == EINVAL) return NODEDB_ERR_UNSUPPORTED; /* the advice, or locked or special memory */
+    if (refusal->sys_errno != ENOMEM) return NODEDB_ERR_IO;
+    return nodedb_prefetch__find_unmapped(refusal->start, refusal->bytes, p->system_page_bytes, unmapped)
+               ? NODEDB_ERR_INVALID : NODEDB_ERR_NO_MEMORY;
+}
+
 /* The error of a call whose first refusal was `refusal`; OK if there was none. `what` names the system call. */
 static nodedb_status nodedb_prefetch__refusal_error(const nodedb_prefetch *p, const nodedb_prefetch__refusal *refusal,
                                                     const char *what, nodedb_error *err) {
-    nodedb_status status = NODEDB_ERR_IO;
-    uintptr_t unmapped;
-    if (refusal->sys_errno == 0) return NODEDB_OK;
-    if (refusal->sys_errno == ENOMEM) { /* two meanings: not mapped, or no memory */
-        if (nodedb_prefetch__find_unmapped(refusal->start, refusal->bytes, p->system_page_bytes, &unmapped))
-            return nodedb_fail(err, NODEDB_ERR_INVALID, ENOMEM, "prefetch: %s: address 0x%llx is not mapped", what,
-                               (unsigned long long)unmapped);
-        status = NODEDB_ERR_NO_MEMORY;
-    }
-    if (refusal->sys_errno == EINVAL) status = NODEDB_ERR_UNSUPPORTED; /* the advice, or locked or special memory */
+    uintptr_t unmapped = 0;
+    nodedb_status status = nodedb_prefetch__refusal_status(p, refusal, &unmapped);
+    if (status == NODEDB_OK) return status;
+    if (status == NODEDB_ERR_INVALID)
+        return nodedb_fail(err, status, ENOMEM, "prefetch: %s: address 0x%llx is not mapped", what,
+                           (unsigned long long)unmapped);
     return nodedb_fail(err, status, refusal->sys_errno, "prefetch: the kernel refused %s of %llu bytes at %p", what,
                        (unsigned long long)refusal->bytes, refusal->start);
 }
@@ -1024,6 +1150,12 @@ static size_t nodedb_prefetch__count_steps(nodedb_prefetch__cursor c) {
     return n;
 }
 
+/* madvise rounds a length up to a page, so only whole pages may reach it. */
+static void nodedb_prefetch__assert_whole_pages(const nodedb_prefetch *p, struct iovec step) {
+    assert((((uintptr_t)step.iov_base | step.iov_len) & (p->system_page_bytes - 1)) == 0);
+    (void)p, (void)step;
+}
+
 /* Fills p->steps with the next steps, for one process_madvise, and returns how many. */
 static size_t nodedb_prefetch__gather_steps(nodedb_prefetch *p, nodedb_prefetch__cursor c) {
     size_t n = 0, bytes = 0;
@@ -1031,6 +1163,7 @@ static size_t nodedb_prefetch__gather_steps(nodedb_prefetch *p, nodedb_prefetch_
         struct iovec step = nodedb_prefetch__step_at(&c);
         /* One call covers less than 2 GiB: the kernel cuts off what is beyond MAX_RW_COUNT. */
         if (n > 0 && step.iov_len > NODEDB_PREFETCH_MAX_PAGE_BYTES - bytes) break;
+        nodedb_prefetch__assert_whole_pages(p, step);
         bytes += step.iov_len;
         p->steps[n++] = step;
         nodedb_prefetch__advance(&c, step.iov_len);
@@ -1042,29 +1175,58 @@ static long nodedb_prefetch__process_madvise(int pidfd, const struct iovec *step
     return syscall(NODEDB_PREFETCH__SYS_PROCESS_MADVISE, pidfd, steps, n, advice, 0UL);
 }
 
-/* Gives `advice` for the first `runs_n` of p->runs. process_madvise stops before the first step that it refuses and
- * answers the bytes until there. The next turn starts with that step, is refused, and learns why. */
-static void nodedb_prefetch__advise(nodedb_prefetch *p, size_t runs_n, int advice, nodedb_prefetch__refusal *refusal) {
+/* Somebody closed our pidfd. Its number may be somebody else's by now, so it is not closed again. */
+static void nodedb_prefetch__lose_pidfd(nodedb_prefetch *p) {
+    p->pidfd = NODEDB_PREFETCH__PIDFD_SELF;
+    p->vector_advice = 0;
+    if (p->method == NODEDB_PREFETCH_PROCESS_MADVISE) p->method = NODEDB_PREFETCH_MADVISE;
+    nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
+               "prefetch: the descriptor of this process was closed by another part of the program, so a batch takes "
+               "one madvise for each step from now on");
+}
+
+/* Asks for the steps at `c`: as many as process_madvise takes, or one. Returns the bytes that the kernel took; 0: it
+ * refused the first step, and `errno` tells why. */
+static size_t nodedb_prefetch__advise_steps(nodedb_prefetch *p, nodedb_prefetch__cursor c, int advice) {
+    struct iovec step = nodedb_prefetch__step_at(&c);
+    bool vector = (p->vector_advice >> advice & 1) != 0;
+    nodedb_prefetch__assert_whole_pages(p, step);
+    p->stats.system_calls++;
+    if (vector) {
+        size_t n = nodedb_prefetch__gather_steps(p, c);
+        long done;
+        nodedb__retry(done, nodedb_prefetch__process_madvise(p->pidfd, p->steps, n, advice));
+        if (done > 0) return (size_t)done;
+        if (done == 0) errno = EIO;
+        if (errno != EBADF) return 0;
+        p->stats.system_calls++; /* EBADF has two meanings: madvise tells them apart */
+    }
+    int refused;
+    nodedb__retry(refused, madvise(step.iov_base, step.iov_len, advice));
+    /* The one EBADF of madvise: MADV_WILLNEED of anonymous memory where the kernel has no swap. Nothing to read. */
+    if (refused != 0 && errno == EBADF && advice == MADV_WILLNEED) return step.iov_len;
+    if (vector) {
+        int why = errno;
+        nodedb_prefetch__lose_pidfd(p);
+        errno = why;
+    }
+    return refused == 0 ? step.iov_len : 0;
+}
+
+/* Gives `advice` for the first `runs_n` of p->runs, and returns the bytes that the kernel took. process_madvise stops
+ * before the first step that it refuses. The next turn starts with that step, is refused, and learns why. */
+static uint64_t nodedb_prefetch__advise(nodedb_prefetch *p, size_t runs_n, int advice,
+                                        nodedb_prefetch__refusal *refusal) {
     nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at_start(p, runs_n, advice);
+    uint64_t bytes = 0;
     while (c.at < runs_n) {
         struct iovec step = nodedb_prefetch__step_at(&c);
-        long done;
-        /* madvise rounds a length up to a page, so only whole pages may reach it. */
-        assert((((uintptr_t)step.iov_base | step.iov_len) & (p->system_page_bytes - 1)) == 0);
-        p->stats.system_calls++;
-        if ((p->vector_advice >> advice & 1) != 0) {
-            size_t n = nodedb_prefetch__gather_steps(p, c);
-            done = nodedb_prefetch__process_madvise(p->pidfd, p->steps, n, advice);
-        } else {
-            done = madvise(step.iov_base, step.iov_len, advice) == 0 ? (long)step.iov_len : -1;
-        }
-        if (done < 0 && errno == EINTR) continue;
-        if (done <= 0) {
-            nodedb_prefetch__note_refusal(p, refusal, done < 0 ? errno : EIO, step.iov_base, step.iov_len);
-            done = (long)step.iov_len;
-        }
-        nodedb_prefetch__advance(&c, (size_t)done);
+        size_t taken = nodedb_prefetch__advise_steps(p, c, advice);
+        if (taken == 0) nodedb_prefetch__note_refusal(p, refusal, errno, step.iov_base, step.iov_len);
+        nodedb_prefetch__advance(&c, taken > 0 ? taken : step.iov_len);
+        bytes += taken;
     }
+    return bytes;
 }
 
 /* ---- batches ---------------------------------------------------------------------------------------------------- */
@@ -1082,9 +1244,14 @@ static void nodedb_prefetch__advise_group(nodedb_prefetch *p, const nodedb_prefe
                                                 &runs_n, NULL);
     assert(status == NODEDB_OK);
     (void)status;
-    nodedb_prefetch__count_group(p, ranges, n, runs_n, brings_in ? &p->stats.pages_advised : &p->stats.pages_released);
-    if (brings_in && p->method == NODEDB_PREFETCH_IO_URING) nodedb_prefetch__advise_by_ring(p, runs_n, refusal);
-    else nodedb_prefetch__advise(p, runs_n, advice, refusal);
+    nodedb_prefetch__count_ranges(p, ranges, n, runs_n);
+    if (!brings_in) {
+        p->stats.pages_released += nodedb_prefetch__advise(p, runs_n, advice, refusal) / p->config.page_bytes;
+        return;
+    }
+    p->stats.pages_advised += nodedb_prefetch__pages_of_runs(p, runs_n);
+    if (p->method == NODEDB_PREFETCH_IO_URING) nodedb_prefetch__advise_by_ring(p, runs_n, refusal);
+    else (void)nodedb_prefetch__advise(p, runs_n, advice, refusal);
 }
 
 static size_t nodedb_prefetch__group_size(size_t ranges_left) {
@@ -1130,7 +1297,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_one(nodedb_prefetch *p, const 
  *   2. Each merged range is rounded inward: its start up, its end down, to `page_bytes`. What is left, if anything, is
  *      whole pages all of whose bytes the caller named.
  *   3. `page_bytes` is the system's page or a multiple of it (checked at creation), so the kernel has nothing to round.
- *      nodedb_prefetch__advise asserts it before each call.
+ *      nodedb_prefetch__advise_steps and nodedb_prefetch__gather_steps assert it of each step.
  *   Ranges in different groups of 1024 are not merged; a page that they share stays, which is safe.
  *
  * DROP has one more danger: on a private mapping MADV_DONTNEED loses the bytes that the caller did name. So all of the
@@ -1254,7 +1421,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_release(nodedb_prefetch *p, co
  * TICKETS: batches that tell when they are done
  *
  * Only the owner's thread changes a slot. What the kernel's workers did arrives in the ring, and is taken out by drain,
- * which begin and reap call. The event descriptor only says that it is worth looking.
+ * which begin, reap and batches through the ring call. The event descriptor only says that it is worth looking.
  * ================================================================================================================ */
 
 static void nodedb_prefetch__drain(nodedb_prefetch *p);
@@ -1267,11 +1434,12 @@ static void nodedb_prefetch__signal(nodedb_prefetch *p) {
 }
 
 /* Notes the first failure of a ticket; later ones change nothing. */
-static void nodedb_prefetch__ticket_failed(nodedb_prefetch_ticket *t, int sys_errno, const void *at) {
+static void nodedb_prefetch__ticket_failed(nodedb_prefetch_ticket *t, nodedb_status status, int sys_errno,
+                                           const void *at) {
     if (t->status != NODEDB_OK) return;
+    t->status = status;
     t->sys_errno = sys_errno;
     t->failed_at = at;
-    t->status = sys_errno == ENOMEM ? NODEDB_ERR_INVALID : NODEDB_ERR_IO;
     t->resident = false;
 }
 
@@ -1305,6 +1473,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, cons
                                                         size_t n, uint64_t tag, nodedb_error *err) {
     nodedb_prefetch__refusal refusal = {0, NULL, 0};
     size_t runs_n = 0, entries;
+    uintptr_t unmapped;
     unsigned slot;
     nodedb_status status = nodedb_prefetch__check_not_null(p, err);
     if (status != NODEDB_OK) return status;
@@ -1313,8 +1482,9 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, cons
                            NODEDB_PREFETCH_GROUP_RANGES, (unsigned long long)n);
     status = nodedb_prefetch_plan(ranges, n, p->config.page_bytes, NODEDB_PREFETCH_OUTWARD, p->runs, &runs_n, err);
     if (status != NODEDB_OK) return status;
-    /* What begin_by_ring submits: the steps of the advice, those of populating, and the write to the descriptor. The
-     * limits are the same without a ring, so that a program behaves the same on every kernel. */
+    /* What begin_by_ring submits: the advice steps, the populate steps, and the write to the descriptor. LIMIT is the
+     * same without a ring, so that a batch that one kernel takes is taken by all. Without a ring a ticket is done at
+     * once and holds no entries, so AGAIN comes only when no slot is free. */
     entries = 1 + nodedb_prefetch__count_steps(nodedb_prefetch__cursor_at_start(p, runs_n, MADV_WILLNEED)) +
               nodedb_prefetch__count_steps(nodedb_prefetch__cursor_at_start(p, runs_n, NODEDB_PREFETCH__POPULATE_READ));
     if (entries > p->config.queue_depth)
@@ -1323,18 +1493,22 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_begin(nodedb_prefetch *p, cons
                            "queue_depth", (unsigned long long)entries, p->config.queue_depth);
     if (p->has_ring) nodedb_prefetch__drain(p);
     if (p->free_n == 0 || entries > p->config.queue_depth - p->entries_in_use)
-        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0, "prefetch: %u batches with %u entries are under way: reap first",
-                           NODEDB_PREFETCH_MAX_TICKETS - p->free_n, p->entries_in_use);
+        return nodedb_fail(err, NODEDB_ERR_AGAIN, 0,
+                           "prefetch: %u of %d tickets are not reaped, and %u of %u ring entries are in use: reap; if "
+                           "that gives none, wait for the descriptor", NODEDB_PREFETCH_MAX_TICKETS - p->free_n,
+                           NODEDB_PREFETCH_MAX_TICKETS, p->entries_in_use, p->config.queue_depth);
 
     slot = nodedb_prefetch__slot_begin(p, tag, p->has_ring ? (unsigned)entries : 0, p->has_ring || runs_n == 0);
-    nodedb_prefetch__count_group(p, ranges, n, runs_n, &p->stats.pages_advised);
+    nodedb_prefetch__count_ranges(p, ranges, n, runs_n);
+    p->stats.pages_advised += nodedb_prefetch__pages_of_runs(p, runs_n);
     if (p->has_ring && runs_n > 0) {
         nodedb_prefetch__begin_by_ring(p, runs_n, slot);
         return NODEDB_OK;
     }
-    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, &refusal);
-    if (refusal.sys_errno != 0)
-        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, refusal.sys_errno, refusal.start);
+    (void)nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, &refusal);
+    status = nodedb_prefetch__refusal_status(p, &refusal, &unmapped);
+    if (status != NODEDB_OK)
+        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, status, refusal.sys_errno, refusal.start);
     nodedb_prefetch__slot_done(p, slot);
     nodedb_prefetch__signal(p);
     return NODEDB_OK;
@@ -1370,28 +1544,33 @@ NODEDB_PREFETCH_API size_t nodedb_prefetch_reap(nodedb_prefetch *p, nodedb_prefe
  * A ticket is one submission. Its advice starts all reads; the chain behind it waits for them:
  *
  *     WILLNEED step | WILLNEED step | ...     workers take these side by side: all reads are under way
- *     POPULATE_READ run -> POPULATE_READ run -> ... -> write(event_fd)
+ *     POPULATE_READ step -> POPULATE_READ step -> ... -> write(event_fd)
  *                                             hard links: one worker takes these one after the other, and goes on after
  *                                             a failure. Each waits until its pages are in memory and in the page table
  *
- * So the owner wakes up once for each ticket, and not before the completion of the last run is in the ring. (A
- * descriptor registered with the ring would be signalled at every completion. IOSQE_CQE_SKIP_SUCCESS would swallow
+ * A ticket is READY when the completions of all its populate steps have come out of the ring: steps_left counts them.
+ * The write is the last link, so the owner wakes up once for each ticket, and not before that.
+ *
+ * A kernel that is short of memory may take only a part of a submission. That cuts the chain in two. The second part
+ * may then be done first, and the write with it, so the owner would wake up too early and never again. A cut submission
+ * is therefore followed by one more write, which waits for everything before it (IOSQE_IO_DRAIN).
+ *
+ * (A descriptor registered with the ring would be signalled at every completion. IOSQE_CQE_SKIP_SUCCESS would swallow
  * refusals as well, because the kernel does not mark a refused madvise as failed.)
  *
- * A completion tells by its user_data what it belongs to. A step starts a page, so the low 8 bits of its address are 0:
+ * A completion tells by its user_data what it belongs to. A step starts at a page boundary, so the low 8 bits of its
+ * address are 0:
  *
  *     63                                   8 7           0
  *     | address of the step                 | mark        |
- *       mark  slot (0 to 63)      a run of that ticket
- *             slot + MARK_LAST    the last run of that ticket: it is done
- *             MARK_NONE           nobody waits for it
- *             MARK_ADVICE         MADV_WILLNEED of a batch
+ *       mark  slot (0 to 63)      a populate step of that ticket
+ *             MARK_NONE           nobody waits for it: an advice step of a ticket, a write
+ *             MARK_ADVICE         an advice step of a batch
  * ================================================================================================================ */
 
 #ifdef NODEDB_PREFETCH__URING
 enum {
     NODEDB_PREFETCH__MARK_BITS = 0xff,
-    NODEDB_PREFETCH__MARK_LAST = NODEDB_PREFETCH_MAX_TICKETS,
     NODEDB_PREFETCH__MARK_NONE = 0x80,
     NODEDB_PREFETCH__MARK_ADVICE = 0x81
 };
@@ -1406,26 +1585,62 @@ static void nodedb_prefetch__prepare(nodedb_prefetch *p, struct iovec step, int 
     sqe->user_data = (uint64_t)(uintptr_t)step.iov_base | mark;
 }
 
+/* The bytes in front of the first hole at or after `at`, at most those of the longest populate step. */
+static size_t nodedb_prefetch__mapped_bytes(const nodedb_prefetch *p, uintptr_t at) {
+    size_t bytes = NODEDB_PREFETCH_MAX_PAGE_BYTES;
+    uintptr_t hole;
+    if (bytes > UINTPTR_MAX - at) bytes = (UINTPTR_MAX - at) & ~(p->system_page_bytes - 1);
+    return nodedb_prefetch__find_unmapped((const void *)at, bytes, p->system_page_bytes, &hole) ? hole - at : bytes;
+}
+
+/* Tells the two meanings of ENOMEM of a populate step apart, whose length did not travel through the ring. The kernel
+ * populates in order and stops at the first page that it cannot bring in. If that page is mapped, memory was short. */
+static nodedb_status nodedb_prefetch__populate_status(const nodedb_prefetch *p, int sys_errno, uintptr_t at) {
+    unsigned char in_memory[NODEDB_PREFETCH__MINCORE_PAGES];
+    size_t pages;
+    if (sys_errno == EINVAL) return NODEDB_ERR_UNSUPPORTED;
+    if (sys_errno != ENOMEM) return NODEDB_ERR_IO;
+    pages = nodedb_prefetch__mapped_bytes(p, at) / p->system_page_bytes;
+    for (size_t done = 0, chunk; done < pages; done += chunk) {
+        chunk = pages - done < sizeof in_memory ? pages - done : sizeof in_memory;
+        if (mincore((void *)(at + done * p->system_page_bytes), chunk * p->system_page_bytes, in_memory) != 0) break;
+        for (size_t i = 0; i < chunk; i++)
+            if ((in_memory[i] & 1) == 0) return NODEDB_ERR_NO_MEMORY;
+    }
+    return NODEDB_ERR_INVALID;
+}
+
+/* One completion of a populate step: the last one makes the ticket READY. */
+static void nodedb_prefetch__populate_done(nodedb_prefetch *p, unsigned slot, int sys_errno, uintptr_t at) {
+    nodedb_prefetch__slot *s = &p->slots[slot];
+    assert(s->state == NODEDB_PREFETCH__PENDING && s->steps_left > 0);
+    if (sys_errno != 0) {
+        p->stats.failures++;
+        nodedb_prefetch__ticket_failed(&s->ticket, nodedb_prefetch__populate_status(p, sys_errno, at), sys_errno,
+                                       (const void *)at);
+    }
+    if (--s->steps_left == 0) nodedb_prefetch__slot_done(p, slot);
+}
+
+/* One completion of an advice step of a batch, whose call has returned: the logger alone can hear of a refusal. */
+static void nodedb_prefetch__advice_done(nodedb_prefetch *p, int sys_errno, uintptr_t at) {
+    p->advice_under_way--;
+    if (sys_errno == 0 || sys_errno == EBADF) return; /* EBADF: nothing to read, as in advise_steps */
+    p->stats.failures++;
+    nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
+               "prefetch: the kernel refused MADV_WILLNEED at %p with errno %d", (void *)at, sys_errno);
+}
+
 /* Takes all completions out of the ring. Never blocks. */
 static void nodedb_prefetch__drain(nodedb_prefetch *p) {
     struct io_uring_cqe *cqe;
     while (io_uring_peek_cqe(&p->ring, &cqe) == 0) {
         unsigned mark = (unsigned)(cqe->user_data & NODEDB_PREFETCH__MARK_BITS);
-        unsigned slot = mark % NODEDB_PREFETCH_MAX_TICKETS;
-        const void *at = (const void *)(uintptr_t)(cqe->user_data & ~(uint64_t)NODEDB_PREFETCH__MARK_BITS);
-        int error = cqe->res < 0 ? -cqe->res : 0;
+        uintptr_t at = (uintptr_t)(cqe->user_data & ~(uint64_t)NODEDB_PREFETCH__MARK_BITS);
+        int sys_errno = cqe->res < 0 ? -cqe->res : 0;
         io_uring_cqe_seen(&p->ring, cqe);
-        if (mark == NODEDB_PREFETCH__MARK_NONE) continue;
-        if (error != 0 && error != EBADF) { /* EBADF: nothing to read, as in note_refusal */
-            p->stats.failures++;
-            if (mark != NODEDB_PREFETCH__MARK_ADVICE)
-                nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, at);
-            else
-                nodedb_say(&p->config.logger, NODEDB_LOG_WARNING,
-                           "prefetch: the kernel refused MADV_WILLNEED at %p with errno %d", at, error);
-        }
-        if (mark == NODEDB_PREFETCH__MARK_ADVICE) p->advice_under_way--;
-        else if ((mark & NODEDB_PREFETCH__MARK_LAST) != 0) nodedb_prefetch__slot_done(p, slot);
+        if (mark < NODEDB_PREFETCH_MAX_TICKETS) nodedb_prefetch__populate_done(p, mark, sys_errno, at);
+        else if (mark == NODEDB_PREFETCH__MARK_ADVICE) nodedb_prefetch__advice_done(p, sys_errno, at);
     }
 }
 
@@ -1452,7 +1667,7 @@ static void nodedb_prefetch__give_up_ring(nodedb_prefetch *p, int error) {
     nodedb_prefetch__drain(p);
     for (unsigned slot = 0; slot < NODEDB_PREFETCH_MAX_TICKETS; slot++) {
         if (p->slots[slot].state != NODEDB_PREFETCH__PENDING) continue;
-        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, error, NULL);
+        nodedb_prefetch__ticket_failed(&p->slots[slot].ticket, NODEDB_ERR_IO, error, NULL);
         nodedb_prefetch__slot_done(p, slot);
     }
     io_uring_queue_exit(&p->ring);
@@ -1484,14 +1699,23 @@ static void nodedb_prefetch__advise_by_ring(nodedb_prefetch *p, size_t runs_n, n
     }
     if (taken >= 0) return;
     nodedb_prefetch__give_up_ring(p, -taken);
-    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
+    (void)nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
+}
+
+/* A write that makes event_fd readable: file 0 of the ring. It and what is written outlive `p`. */
+static void nodedb_prefetch__prepare_signal(nodedb_prefetch *p, unsigned flags) {
+    static const uint64_t one = 1;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring);
+    assert(sqe != NULL);
+    io_uring_prep_write(sqe, 0, &one, sizeof one, 0);
+    sqe->flags = (unsigned char)(IOSQE_FIXED_FILE | flags);
+    sqe->user_data = NODEDB_PREFETCH__MARK_NONE;
 }
 
 /* Submits the ticket in `slot`, as the picture above shows. */
 static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, unsigned slot) {
-    static const uint64_t one = 1;
     nodedb_prefetch__cursor c = nodedb_prefetch__cursor_at_start(p, runs_n, MADV_WILLNEED);
-    struct io_uring_sqe *sqe;
+    const unsigned entries = p->slots[slot].entries;
     int taken;
     while (c.at < runs_n) {
         struct iovec step = nodedb_prefetch__step_at(&c);
@@ -1501,19 +1725,17 @@ static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, un
     c = nodedb_prefetch__cursor_at_start(p, runs_n, NODEDB_PREFETCH__POPULATE_READ);
     while (c.at < runs_n) {
         struct iovec step = nodedb_prefetch__step_at(&c);
-        unsigned mark;
+        nodedb_prefetch__prepare(p, step, NODEDB_PREFETCH__POPULATE_READ, slot, IOSQE_IO_HARDLINK);
         nodedb_prefetch__advance(&c, step.iov_len);
-        mark = slot | (c.at == runs_n ? (unsigned)NODEDB_PREFETCH__MARK_LAST : 0u);
-        nodedb_prefetch__prepare(p, step, NODEDB_PREFETCH__POPULATE_READ, mark, IOSQE_IO_HARDLINK);
+        p->slots[slot].steps_left++;
     }
-    sqe = io_uring_get_sqe(&p->ring);
-    assert(sqe != NULL);
-    io_uring_prep_write(sqe, 0, &one, sizeof one, 0); /* file 0 of the ring is event_fd; it and `one` outlive `p` */
-    sqe->flags = IOSQE_FIXED_FILE;
-    sqe->user_data = NODEDB_PREFETCH__MARK_NONE;
+    nodedb_prefetch__prepare_signal(p, 0);
     taken = nodedb_prefetch__submit(p);
+    if (taken >= 0 && (unsigned)taken < entries) { /* the chain may be cut: see the top of this room */
+        nodedb_prefetch__prepare_signal(p, IOSQE_IO_DRAIN);
+        taken = nodedb_prefetch__submit(p);
+    }
     if (taken < 0) nodedb_prefetch__give_up_ring(p, -taken);
-    else if ((unsigned)taken < p->slots[slot].entries) p->slots[slot].ticket.resident = false; /* the chain was cut */
 }
 
 /* A ring that can do MADV_WILLNEED and MADV_POPULATE_READ, with event_fd as its file 0. Returns 0 or an errno. */
@@ -1541,7 +1763,7 @@ static void nodedb_prefetch__begin_by_ring(nodedb_prefetch *p, size_t runs_n, un
     (void)p, (void)runs_n, (void)slot;
 }
 static void nodedb_prefetch__advise_by_ring(nodedb_prefetch *p, size_t runs_n, nodedb_prefetch__refusal *refusal) {
-    nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
+    (void)nodedb_prefetch__advise(p, runs_n, MADV_WILLNEED, refusal);
 }
 #endif
 
@@ -1583,7 +1805,8 @@ static void nodedb_prefetch__choose_methods(nodedb_prefetch *p, void *page) {
     if (error == 0) p->method = NODEDB_PREFETCH_PROCESS_MADVISE;
     else nodedb_say(logger, NODEDB_LOG_INFO,
                     "prefetch: process_madvise on ourselves is refused (errno %d), so a batch takes one madvise for "
-                    "each run; remedy: Linux 6.13, or a seccomp profile that allows it", error);
+                    "each step; remedy: Linux 6.13, CAP_SYS_NICE since Linux 5.10, or a seccomp profile that allows it",
+                    error);
     if (wanted == NODEDB_PREFETCH_PROCESS_MADVISE) return;
     error = nodedb_prefetch__open_ring(p, page);
     p->has_ring = error == 0;
@@ -1668,8 +1891,6 @@ NODEDB_PREFETCH_API void nodedb_prefetch_destroy(nodedb_prefetch *p) {
  * RESIDENCY: counts the pages that are in memory
  * ================================================================================================================ */
 
-#define NODEDB_PREFETCH__MINCORE_PAGES 4096 /* of one mincore: a byte for each, on the stack */
-
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_residency(nodedb_prefetch *p, const void *start, size_t bytes,
                                                             uint64_t *resident_pages, uint64_t *total_pages,
                                                             nodedb_error *err) {
@@ -1723,6 +1944,16 @@ static nodedb_status nodedb_prefetch__thread_faults(uint64_t *major, uint64_t *m
     return NODEDB_OK;
 }
 
+/* Fills in the bounds that are 0. A bound that is given moves the default of the other. */
+static void nodedb_prefetch__complete_depths(nodedb_prefetch_faults_config *c) {
+    if (c->depth_max == 0)
+        c->depth_max = c->depth_min > NODEDB_PREFETCH_DEFAULT_DEPTH_MAX ? c->depth_min
+                                                                        : NODEDB_PREFETCH_DEFAULT_DEPTH_MAX;
+    if (c->depth_min == 0)
+        c->depth_min = c->depth_max < NODEDB_PREFETCH_DEFAULT_DEPTH_MIN ? c->depth_max
+                                                                        : NODEDB_PREFETCH_DEFAULT_DEPTH_MIN;
+}
+
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_faults *f,
                                                                const nodedb_prefetch_faults_config *config,
                                                                nodedb_error *err) {
@@ -1734,8 +1965,7 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
     if (config != NULL) *c = *config;
     if (c->interval_ns == 0) c->interval_ns = NODEDB_PREFETCH_DEFAULT_INTERVAL_NS;
     if (c->major_faults_max == 0) c->major_faults_max = NODEDB_PREFETCH_DEFAULT_MAJOR_FAULTS_MAX;
-    if (c->depth_min == 0) c->depth_min = NODEDB_PREFETCH_DEFAULT_DEPTH_MIN;
-    if (c->depth_max == 0) c->depth_max = NODEDB_PREFETCH_DEFAULT_DEPTH_MAX;
+    nodedb_prefetch__complete_depths(c);
     if (c->depth_min > c->depth_max)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: depth_min %u is above depth_max %u", c->depth_min,
                            c->depth_max);
@@ -1743,15 +1973,16 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_start(nodedb_prefetch_f
     if (status != NODEDB_OK) return status;
     fresh.begun_ns = nodedb_now_ns(&c->clock);
     fresh.depth = c->depth_min;
+    fresh.owner_thread = (uintptr_t)pthread_self();
     fresh.owner_tid = (long)syscall(SYS_gettid);
     *f = fresh;
     return NODEDB_OK;
 }
 
-static void nodedb_prefetch__adapt_depth(nodedb_prefetch_faults *f, bool memory_is_short) {
+static void nodedb_prefetch__adapt_depth(nodedb_prefetch_faults *f) {
     const nodedb_prefetch_faults_config *c = &f->config;
     bool many_misses = f->miss_rate > NODEDB_PREFETCH__MISS_RATE_HIGH;
-    if (memory_is_short) f->depth = f->depth / 2 > c->depth_min ? f->depth / 2 : c->depth_min;
+    if (f->memory_was_short) f->depth = f->depth / 2 > c->depth_min ? f->depth / 2 : c->depth_min;
     else if (many_misses) f->depth = f->depth < c->depth_max / 2 ? f->depth * 2 : c->depth_max;
 }
 
@@ -1766,6 +1997,12 @@ static void nodedb_prefetch__update_degraded(nodedb_prefetch_faults *f) {
     f->degraded = degraded;
 }
 
+/* A tick looks at pthread_self each time. At the end of an interval it asks the kernel as well, which costs ten times
+ * as much: a thread that begins after the owner has ended may get the same pthread_self, but not the same tid. */
+static nodedb_status nodedb_prefetch__not_owner(const nodedb_prefetch_faults *f, nodedb_error *err) {
+    return nodedb_fail(err, NODEDB_ERR_STATE, 0, "prefetch: these fault counters belong to thread %ld", f->owner_tid);
+}
+
 NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_faults *f, bool memory_is_short,
                                                               nodedb_error *err) {
     uint64_t now, major = 0, minor = 0;
@@ -1774,11 +2011,11 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
     if (status != NODEDB_OK) return status;
     if (f->owner_tid == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "prefetch: these fault counters were not started");
+    if ((uintptr_t)pthread_self() != f->owner_thread) return nodedb_prefetch__not_owner(f, err);
+    if (memory_is_short) f->memory_was_short = true;
     now = nodedb_now_ns(&f->config.clock);
     if (now < f->begun_ns || now - f->begun_ns < f->config.interval_ns) return NODEDB_OK;
-    if ((long)syscall(SYS_gettid) != f->owner_tid)
-        return nodedb_fail(err, NODEDB_ERR_STATE, 0, "prefetch: these fault counters belong to thread %ld",
-                           f->owner_tid);
+    if ((long)syscall(SYS_gettid) != f->owner_tid) return nodedb_prefetch__not_owner(f, err);
     status = nodedb_prefetch__thread_faults(&major, &minor, err);
     if (status != NODEDB_OK) return status;
 
@@ -1793,7 +2030,8 @@ NODEDB_PREFETCH_API nodedb_status nodedb_prefetch_faults_tick(nodedb_prefetch_fa
     f->begun_ns = now, f->begun_major = major, f->begun_minor = minor;
     f->intervals++;
     nodedb_prefetch__update_degraded(f);
-    nodedb_prefetch__adapt_depth(f, memory_is_short);
+    nodedb_prefetch__adapt_depth(f);
+    f->memory_was_short = false;
     return NODEDB_OK;
 }
 

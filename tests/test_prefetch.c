@@ -1,15 +1,83 @@
 /* The promises of nodedb_prefetch.h.
  *
+ *   REFUSALS          system calls and completions that fail when a test says so
  *   HELPERS           files, cold mappings, waiting, what a logger was told
  *   RANGES AND RUNS   the plan of a prefetch or a release: rounding, merging, refusals
  *   CREATION          configs, NULL, the allocator, system calls that are refused
  *   BATCHES           cold pages, large ranges and pages, unmapped and anonymous memory
- *   TICKETS           when they come back, how many there are, what they report, a ring that breaks
- *   RELEASE           no neighbour's bytes, private and shared memory, unmapped memory
+ *   TICKETS           when they come back, how many there are, what they report, cut submissions, a ring that breaks
+ *   RELEASE           no neighbour's bytes, private and shared memory, unmapped memory, a lost descriptor
  *   FAULTS            one thread's own, degraded threads, the adaptive depth
  *
  * Tests that need cold pages make a file on disk and evict it. Where the file system does not evict pages (tmpfs), they
  * say so and check only the rest. */
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
+#if !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64
+#endif
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#if !defined(NODEDB_NO_LIBURING) && defined(__has_include)
+#if __has_include(<liburing.h>)
+#include <liburing.h>
+#define HAVE_URING 1
+#endif
+#endif
+
+/* ===================================================================================================================
+ * REFUSALS: system calls and completions that fail when a test says so
+ *
+ * They stand in front of the header, which calls them by the names of the real ones.
+ * ================================================================================================================ */
+
+static int madvise_errno; /* of the next madvise; 0: it is the real one */
+
+static int refusing_madvise(void *start, size_t bytes, int advice) {
+    if (madvise_errno == 0) return madvise(start, bytes, advice);
+    errno = madvise_errno, madvise_errno = 0;
+    return -1;
+}
+
+#ifdef HAVE_URING
+static unsigned cut_at; /* the entry before which the next submission is cut in two; 0: it is not */
+
+/* A kernel that takes only a part of a submission. The part behind the cut goes first and is done before this returns,
+ * so the chain of a ticket finishes in the wrong order each time. */
+static int cut_submit(struct io_uring *ring) {
+    struct io_uring_sqe sqes[2048];
+    const unsigned n = io_uring_sq_ready(ring), cut = cut_at, mask = *ring->sq.kring_mask;
+    const unsigned head = ring->sq.sqe_tail - n;
+    int taken;
+    if (cut == 0) return io_uring_submit(ring);
+    cut_at = 0;
+    for (unsigned i = 0; i < n; i++) sqes[i] = ring->sq.sqes[(head + (i + cut) % n) & mask];
+    for (unsigned i = 0; i < n; i++) ring->sq.sqes[(head + i) & mask] = sqes[i];
+    ring->sq.sqe_tail = head + n - cut;
+    taken = io_uring_submit(ring);
+    ring->sq.sqe_tail = head + n;
+    for (int tries = 0; tries < 5000 && io_uring_cq_ready(ring) < n - cut; tries++) (void)usleep(1000);
+    return taken;
+}
+
+static const void *no_memory_at; /* a step that starts here completes with ENOMEM; NULL: none */
+
+static int changing_peek_cqe(struct io_uring *ring, struct io_uring_cqe **cqe) {
+    int error = io_uring_peek_cqe(ring, cqe);
+    if (error == 0 && no_memory_at != NULL && ((*cqe)->user_data & ~(uint64_t)0xff) == (uintptr_t)no_memory_at)
+        (*cqe)->res = -ENOMEM;
+    return error;
+}
+#define io_uring_submit cut_submit
+#define io_uring_peek_cqe changing_peek_cqe
+#endif
+#define madvise refusing_madvise
+
 #define NODEDB_PREFETCH_IMPLEMENTATION
 #include "nodedb_prefetch.h"
 #include "test.h"
@@ -513,7 +581,7 @@ TEST(batch_is_one_system_call_where_the_kernel_has_it_and_one_per_run_otherwise)
     close(fd);
 }
 
-TEST(batch_larger_than_a_group_is_worked_off_in_groups) {
+TEST(batch_larger_than_a_group_is_processed_in_groups) {
     enum { PAGES = 3000 };
     int fd = make_file("data", PAGES), m;
     for (m = 0; m < METHODS; m++) check_brought_in_whole(methods[m], fd, PAGES, PAGES);
@@ -582,6 +650,45 @@ TEST(unmapped_memory_is_an_error_that_names_its_address_and_the_rest_is_brought_
     close(fd);
 }
 
+TEST(refusal_for_want_of_memory_is_told_from_memory_that_is_not_mapped) {
+    nodedb_prefetch *p = make(NODEDB_PREFETCH_MADVISE);
+    nodedb_prefetch_range r;
+    nodedb_prefetch_ticket t;
+    int fd = make_file("data", 8);
+    nodedb_error err;
+    char *map;
+    (void)map_cold(fd, 8, &map);
+    r = range_of(map, 8 * page_bytes());
+    madvise_errno = ENOMEM;
+    CHECK_EQ(nodedb_prefetch_batch(p, &r, 1, &err), NODEDB_ERR_NO_MEMORY);
+    madvise_errno = ENOMEM;
+    CHECK_EQ(nodedb_prefetch_begin(p, &r, 1, 1, &err), NODEDB_OK);
+    t = wait_ticket(p);
+    CHECK(t.status == NODEDB_ERR_NO_MEMORY && t.sys_errno == ENOMEM && t.failed_at == map && !t.resident);
+    madvise_errno = EINVAL;
+    CHECK_EQ(nodedb_prefetch_begin(p, &r, 1, 2, &err), NODEDB_OK);
+    CHECK_EQ(wait_ticket(p).status, NODEDB_ERR_UNSUPPORTED);
+    madvise_errno = EAGAIN;
+    CHECK_EQ(nodedb_prefetch_begin(p, &r, 1, 3, &err), NODEDB_OK);
+    CHECK_EQ(wait_ticket(p).status, NODEDB_ERR_IO);
+    CHECK_EQ(stats_of(p).failures, 4);
+    nodedb_prefetch_destroy(p);
+    munmap(map, 8 * page_bytes());
+    close(fd);
+}
+
+TEST(numbers_of_the_systems_headers_come_before_our_own) {
+#if defined(MADV_COLD) && defined(MADV_PAGEOUT) && defined(MADV_POPULATE_READ)
+    CHECK_EQ(NODEDB_PREFETCH__COLD, MADV_COLD);
+    CHECK_EQ(NODEDB_PREFETCH__PAGE_OUT, MADV_PAGEOUT);
+    CHECK_EQ(NODEDB_PREFETCH__POPULATE_READ, MADV_POPULATE_READ);
+#endif
+#if defined(SYS_pidfd_open) && defined(SYS_process_madvise)
+    CHECK_EQ(NODEDB_PREFETCH__SYS_PIDFD_OPEN, SYS_pidfd_open);
+    CHECK_EQ(NODEDB_PREFETCH__SYS_PROCESS_MADVISE, SYS_process_madvise);
+#endif
+}
+
 TEST(prefetch_of_anonymous_memory_is_nothing_to_do) {
     int m;
     char *memory = (char *)mmap(NULL, 8 * page_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -593,8 +700,22 @@ TEST(prefetch_of_anonymous_memory_is_nothing_to_do) {
     munmap(memory, 8 * page_bytes());
 }
 
+/* EBADF is what a kernel without swap answers to MADV_WILLNEED of anonymous memory. */
+TEST(ebadf_is_nothing_to_do_for_a_prefetch_and_a_failure_for_a_release) {
+    nodedb_prefetch *p = make(NODEDB_PREFETCH_MADVISE);
+    char *memory = (char *)mmap(NULL, page_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    madvise_errno = EBADF;
+    CHECK_EQ(nodedb_prefetch_one(p, memory, 1, NULL), NODEDB_OK);
+    CHECK_EQ(stats_of(p).failures, 0);
+    madvise_errno = EBADF;
+    CHECK_EQ(nodedb_prefetch_release(p, memory, page_bytes(), NODEDB_PREFETCH_DROP_PRIVATE, NULL), NODEDB_ERR_IO);
+    CHECK_EQ(stats_of(p).failures, 1);
+    nodedb_prefetch_destroy(p);
+    munmap(memory, page_bytes());
+}
+
 /* ===================================================================================================================
- * TICKETS: when they come back, how many there are, what they report, a ring that breaks
+ * TICKETS: when they come back, how many there are, what they report, cut submissions, a ring that breaks
  * ================================================================================================================ */
 
 TEST(ticket_comes_back_when_every_page_can_be_touched_without_a_fault) {
@@ -719,6 +840,28 @@ TEST(ticket_that_is_too_large_is_refused_with_the_remedy) {
     close(fd);
 }
 
+/* The figures of the manual, with a ring and without one: 511 scattered pages, or a range of 127 MiB. */
+TEST(default_queue_takes_a_ticket_of_the_size_that_the_manual_says) {
+    const size_t bytes = (size_t)128 << 20;
+    char *map = (char *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    REQUIRE(map != (char *)MAP_FAILED);
+    for (int m = 0; m < METHODS; m++) {
+        nodedb_prefetch *p = make(methods[m]);
+        nodedb_prefetch_range r[512];
+        for (int i = 0; i < 512; i++) r[i] = range_of(map + (size_t)i * 2 * page_bytes(), 1);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, 512, 0, NULL), NODEDB_ERR_LIMIT);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, 511, 1, NULL), NODEDB_OK);
+        CHECK_EQ(wait_ticket(p).tag, 1);
+        r[0] = range_of(map, bytes);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, 1, 2, NULL), NODEDB_ERR_LIMIT);
+        r[0] = range_of(map, bytes / 128 * 127);
+        CHECK_EQ(nodedb_prefetch_begin(p, r, 1, 3, NULL), NODEDB_OK);
+        CHECK_EQ(wait_ticket(p).tag, 3);
+        nodedb_prefetch_destroy(p);
+    }
+    munmap(map, bytes);
+}
+
 TEST(ticket_reports_memory_that_is_not_mapped_or_behind_the_end_of_its_file) {
     enum { PAGES = 32 };
     int fd = make_file("data", PAGES), m;
@@ -755,6 +898,93 @@ TEST(ticket_reports_memory_that_is_not_mapped_or_behind_the_end_of_its_file) {
 }
 
 #ifdef NODEDB_PREFETCH__URING
+enum { CUT_RANGES = 16, CUT_PAGES = 16 * CUT_RANGES };
+
+/* Begins a ticket of 16 scattered pages whose submission is cut before entry `cut`: 16 advice steps, 16 populate steps,
+ * a write. */
+static void begin_cut(nodedb_prefetch *p, const char *map, unsigned cut, uint64_t tag) {
+    nodedb_prefetch_range r[CUT_RANGES];
+    for (int i = 0; i < CUT_RANGES; i++) r[i] = range_of(map + (size_t)i * 16 * page_bytes(), 1);
+    cut_at = cut;
+    CHECK_EQ(nodedb_prefetch_begin(p, r, CUT_RANGES, tag, NULL), NODEDB_OK);
+    CHECK_EQ(cut_at, 0);
+}
+
+TEST(ticket_whose_submission_was_cut_wakes_up_its_owner_when_all_of_it_is_there) {
+    static const unsigned cuts[] = {1, 16, 20, 31, 32};
+    int fd = make_file("data", CUT_PAGES);
+    nodedb_prefetch *p = make(NODEDB_PREFETCH_AUTO);
+    for (size_t c = 0; c < sizeof cuts / sizeof cuts[0] && nodedb_prefetch_can_wait(p); c++) {
+        nodedb_prefetch_ticket t;
+        struct rusage before, after;
+        char *map;
+        (void)map_cold(fd, CUT_PAGES, &map);
+        begin_cut(p, map, cuts[c], c);
+        t = wait_ticket(p); /* fails if the descriptor stays silent */
+        CHECK(t.tag == c && t.status == NODEDB_OK && t.resident);
+        getrusage(RUSAGE_THREAD, &before);
+        (void)touch(map, 0, CUT_PAGES, 16);
+        getrusage(RUSAGE_THREAD, &after);
+        CHECK_EQ(after.ru_majflt - before.ru_majflt, 0);
+        CHECK(after.ru_minflt - before.ru_minflt < 8);
+        munmap(map, CUT_PAGES * page_bytes());
+    }
+    CHECK_EQ(stats_of(p).failures, 0);
+    CHECK(nothing_is_left(p));
+    nodedb_prefetch_destroy(p);
+    close(fd);
+}
+
+TEST(failure_in_a_submission_that_was_cut_belongs_to_its_own_ticket) {
+    int fd = make_file("data", CUT_PAGES);
+    nodedb_prefetch *p = make(NODEDB_PREFETCH_AUTO);
+    char *map;
+    (void)map_cold(fd, CUT_PAGES, &map);
+    if (nodedb_prefetch_can_wait(p)) {
+        nodedb_prefetch_range r = range_of(map + 5 * page_bytes(), 1);
+        nodedb_prefetch_ticket t;
+        bool seen[2] = {false, false};
+        CHECK_EQ(mprotect(map + 48 * page_bytes(), page_bytes(), PROT_NONE), 0); /* the fourth run: before the cut */
+        begin_cut(p, map, 24, 0);
+        CHECK_EQ(nodedb_prefetch_begin(p, &r, 1, 1, NULL), NODEDB_OK);
+        for (int i = 0; i < 2; i++) {
+            t = wait_ticket(p);
+            REQUIRE(t.tag < 2 && !seen[t.tag]);
+            seen[t.tag] = true;
+            if (t.tag == 0) CHECK(t.status == NODEDB_ERR_UNSUPPORTED && t.failed_at == map + 48 * page_bytes());
+            else CHECK(t.status == NODEDB_OK && t.failed_at == NULL);
+        }
+        CHECK_EQ(stats_of(p).failures, 1);
+    }
+    nodedb_prefetch_destroy(p);
+    munmap(map, CUT_PAGES * page_bytes());
+    close(fd);
+}
+
+TEST(ticket_that_waits_tells_want_of_memory_from_memory_that_is_not_mapped) {
+    enum { PAGES = 64 };
+    int fd = make_file("data", PAGES);
+    nodedb_prefetch *p = make(NODEDB_PREFETCH_AUTO);
+    char *map;
+    if (map_cold(fd, PAGES, &map) && nodedb_prefetch_can_wait(p)) {
+        nodedb_prefetch_range r = range_of(map + 3 * page_bytes(), 1);
+        nodedb_prefetch_ticket t;
+        no_memory_at = r.start; /* the next page is mapped, but not in memory: the kernel seems to stop there */
+        CHECK_EQ(nodedb_prefetch_begin(p, &r, 1, 1, NULL), NODEDB_OK);
+        t = wait_ticket(p);
+        no_memory_at = NULL;
+        CHECK(t.status == NODEDB_ERR_NO_MEMORY && t.sys_errno == ENOMEM && t.failed_at == r.start);
+        CHECK_EQ(munmap(map + 40 * page_bytes(), page_bytes()), 0);
+        r = range_of(map + 30 * page_bytes(), 20 * page_bytes()); /* has the hole inside */
+        CHECK_EQ(nodedb_prefetch_begin(p, &r, 1, 2, NULL), NODEDB_OK);
+        t = wait_ticket(p);
+        CHECK(t.status == NODEDB_ERR_INVALID && t.sys_errno == ENOMEM && t.failed_at == r.start);
+    }
+    nodedb_prefetch_destroy(p);
+    munmap(map, PAGES * page_bytes());
+    close(fd);
+}
+
 TEST(ring_that_breaks_is_given_up_and_no_ticket_is_lost) {
     enum { PAGES = 64 };
     int fd = make_file("data", PAGES), null = open("/dev/null", O_RDONLY);
@@ -789,6 +1019,42 @@ TEST(ring_that_breaks_is_given_up_and_no_ticket_is_lost) {
 }
 #endif
 
+typedef struct beginner {
+    nodedb_prefetch *p;
+    const char *map;
+} beginner;
+
+static void *begin_in_thread(void *arg) {
+    const beginner *b = (const beginner *)arg;
+    for (size_t tag = 0; tag < 4; tag++) {
+        nodedb_prefetch_range r[64];
+        for (size_t i = 0; i < 64; i++) r[i] = range_of(b->map + (i * 4 + tag) * 4 * page_bytes(), 1);
+        CHECK_EQ(nodedb_prefetch_begin(b->p, r, 64, tag, NULL), NODEDB_OK);
+    }
+    return NULL;
+}
+
+/* The end of the thread waits for its reads. The descriptor may stay silent, so the first reap does not wait for it. */
+TEST(tickets_outlive_the_thread_that_began_them) {
+    enum { PAGES = 1024 };
+    int fd = make_file("data", PAGES);
+    for (int m = 0; m < METHODS; m++) {
+        nodedb_prefetch_ticket t[4];
+        pthread_t thread;
+        char *map;
+        beginner b;
+        (void)map_cold(fd, PAGES, &map);
+        b.p = make(methods[m]), b.map = map;
+        CHECK_EQ(pthread_create(&thread, NULL, begin_in_thread, &b), 0);
+        CHECK_EQ(pthread_join(thread, NULL), 0);
+        CHECK_EQ(nodedb_prefetch_reap(b.p, t, 4), 4);
+        for (int i = 0; i < 4; i++) CHECK_EQ(t[i].status, NODEDB_OK);
+        nodedb_prefetch_destroy(b.p);
+        munmap(map, PAGES * page_bytes());
+    }
+    close(fd);
+}
+
 TEST(object_may_be_destroyed_while_tickets_are_under_way) {
     enum { PAGES = 1024 };
     int fd = make_file("data", PAGES), i;
@@ -805,7 +1071,7 @@ TEST(object_may_be_destroyed_while_tickets_are_under_way) {
 }
 
 /* ===================================================================================================================
- * RELEASE: no neighbour's bytes, private and shared memory, unmapped memory
+ * RELEASE: no neighbour's bytes, private and shared memory, unmapped memory, a lost descriptor
  * ================================================================================================================ */
 
 static char *make_private(size_t pages) {
@@ -937,6 +1203,51 @@ TEST(release_of_unmapped_memory_is_an_error_that_names_its_address) {
     nodedb_prefetch_destroy(p);
 }
 
+TEST(pages_that_the_kernel_refused_are_not_counted_as_released) {
+    for (int m = 0; m < METHODS; m++) {
+        nodedb_prefetch *p = make(methods[m]);
+        char *memory = make_private(8);
+        nodedb_prefetch_range r[2];
+        CHECK_EQ(munmap(memory + 4 * page_bytes(), page_bytes()), 0);
+        r[0] = range_of(memory, 3 * page_bytes()), r[1] = range_of(memory + 4 * page_bytes(), page_bytes());
+        CHECK_EQ(nodedb_prefetch_release_batch(p, r, 2, NODEDB_PREFETCH_DROP_PRIVATE, NULL), NODEDB_ERR_INVALID);
+        CHECK_EQ(stats_of(p).pages_released, 3);
+        CHECK_EQ(stats_of(p).failures, 1);
+        nodedb_prefetch_destroy(p);
+        munmap(memory, 8 * page_bytes());
+    }
+}
+
+/* Its number now belongs to another file of the program. */
+TEST(lost_descriptor_of_process_madvise_changes_no_result_and_is_said_once) {
+    nodedb_prefetch_config c;
+    nodedb_prefetch *p;
+    sentences told;
+    char *memory = make_private(8);
+    int null = open("/dev/null", O_RDONLY);
+    memset(&told, 0, sizeof told);
+    memset(&c, 0, sizeof c);
+    c.method = NODEDB_PREFETCH_PROCESS_MADVISE, c.logger.write = keep_sentence, c.logger.ctx = &told;
+    p = nodedb_prefetch_create(&c, NULL);
+    REQUIRE(p != NULL);
+    if (nodedb_prefetch_method_in_use(p) == NODEDB_PREFETCH_PROCESS_MADVISE) {
+        if (p->pidfd >= 0) close(p->pidfd);
+        p->pidfd = null, told.n = 0;
+        CHECK_EQ(nodedb_prefetch_release(p, memory, page_bytes(), NODEDB_PREFETCH_DROP_PRIVATE, NULL), NODEDB_OK);
+        CHECK_EQ(memory[0], 0);
+        CHECK_EQ(nodedb_prefetch_release(p, memory, 8 * page_bytes(), NODEDB_PREFETCH_DROP_PRIVATE, NULL), NODEDB_OK);
+        CHECK_EQ(memory[7 * page_bytes()], 0);
+        CHECK_EQ(nodedb_prefetch_method_in_use(p), NODEDB_PREFETCH_MADVISE);
+        CHECK_EQ(told.n, 1);
+        CHECK_EQ(stats_of(p).failures, 0);
+        CHECK_EQ(stats_of(p).pages_released, 9);
+    }
+    nodedb_prefetch_destroy(p);
+    CHECK(fcntl(null, F_GETFD) >= 0); /* destroying closed nobody else's file */
+    munmap(memory, 8 * page_bytes());
+    close(null);
+}
+
 /* ===================================================================================================================
  * FAULTS: one thread's own, degraded threads, the adaptive depth
  * ================================================================================================================ */
@@ -952,6 +1263,7 @@ typedef struct toucher {
     size_t from, to;
     uint64_t major;
     nodedb_status of_other;           /* what a tick of somebody else's counters answers */
+    nodedb_status of_other_early;     /* the same, before the end of their interval */
     nodedb_prefetch_faults *other;
 } toucher;
 
@@ -973,6 +1285,9 @@ static void *touch_in_thread(void *arg) {
     CHECK_EQ(nodedb_prefetch_faults_tick(&f, false, NULL), NODEDB_OK);
     t->major = f.interval_major;
     t->of_other = nodedb_prefetch_faults_tick(t->other, false, NULL);
+    virtual_ns -= NODEDB_PREFETCH_DEFAULT_INTERVAL_NS;
+    t->of_other_early = nodedb_prefetch_faults_tick(t->other, false, NULL);
+    virtual_ns += NODEDB_PREFETCH_DEFAULT_INTERVAL_NS;
     return NULL;
 }
 
@@ -994,6 +1309,7 @@ TEST(faults_of_another_thread_are_not_counted_as_ones_own) {
     CHECK_EQ(pthread_create(&thread, NULL, touch_in_thread, &t), 0);
     CHECK_EQ(pthread_join(thread, NULL), 0);
     CHECK_EQ(t.of_other, NODEDB_ERR_STATE);
+    CHECK_EQ(t.of_other_early, NODEDB_ERR_STATE);
     CHECK_EQ(nodedb_prefetch_faults_tick(&f, false, NULL), NODEDB_OK);
     CHECK_EQ(f.intervals, 1);
     CHECK(f.interval_major < 20);
@@ -1007,6 +1323,29 @@ TEST(faults_of_another_thread_are_not_counted_as_ones_own) {
     }
     munmap(t.map, PAGES * page_bytes());
     close(fd);
+}
+
+static void *start_in_thread(void *arg) {
+    nodedb_prefetch_faults_config c = virtual_config();
+    CHECK_EQ(nodedb_prefetch_faults_start((nodedb_prefetch_faults *)arg, &c, NULL), NODEDB_OK);
+    return NULL;
+}
+
+static void *tick_in_thread(void *arg) {
+    CHECK_EQ(nodedb_prefetch_faults_tick((nodedb_prefetch_faults *)arg, false, NULL), NODEDB_ERR_STATE);
+    return NULL;
+}
+
+/* The second thread takes the place of the first one, with its stack and its pthread_self. */
+TEST(thread_that_begins_after_the_owner_has_ended_is_not_the_owner) {
+    nodedb_prefetch_faults f;
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, start_in_thread, &f), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    virtual_ns += NODEDB_PREFETCH_DEFAULT_INTERVAL_NS;
+    CHECK_EQ(pthread_create(&thread, NULL, tick_in_thread, &f), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(f.intervals, 0);
 }
 
 TEST(thread_is_degraded_above_the_threshold_and_recovers_below_it) {
@@ -1079,6 +1418,38 @@ TEST(depth_grows_while_misses_are_many_and_shrinks_while_memory_is_short) {
     CHECK_EQ(f.depth, 3);
     munmap(map, PAGES * page_bytes());
     close(fd);
+}
+
+TEST(memory_that_was_short_at_any_tick_of_an_interval_lowers_the_depth_at_its_end) {
+    nodedb_prefetch_faults_config c = virtual_config();
+    nodedb_prefetch_faults f;
+    c.interval_ns = 10;
+    CHECK_EQ(nodedb_prefetch_faults_start(&f, &c, NULL), NODEDB_OK);
+    f.depth = 64;
+    virtual_ns += 5;
+    CHECK_EQ(nodedb_prefetch_faults_tick(&f, true, NULL), NODEDB_OK);
+    CHECK_EQ(f.depth, 64); /* not yet */
+    virtual_ns += 5;
+    CHECK_EQ(nodedb_prefetch_faults_tick(&f, false, NULL), NODEDB_OK);
+    CHECK_EQ(f.depth, 32);
+    virtual_ns += 10;
+    CHECK_EQ(nodedb_prefetch_faults_tick(&f, false, NULL), NODEDB_OK);
+    CHECK(f.depth >= 32); /* the next interval begins without it */
+}
+
+TEST(one_bound_of_the_depth_alone_moves_the_default_of_the_other) {
+    nodedb_prefetch_faults_config c = virtual_config();
+    nodedb_prefetch_faults f;
+    c.depth_max = 2;
+    CHECK_EQ(nodedb_prefetch_faults_start(&f, &c, NULL), NODEDB_OK);
+    CHECK(f.config.depth_min == 2 && f.config.depth_max == 2 && f.depth == 2);
+    c.depth_max = 0, c.depth_min = 1000;
+    CHECK_EQ(nodedb_prefetch_faults_start(&f, &c, NULL), NODEDB_OK);
+    CHECK(f.config.depth_min == 1000 && f.config.depth_max == 1000 && f.depth == 1000);
+    c.depth_min = 0;
+    CHECK_EQ(nodedb_prefetch_faults_start(&f, &c, NULL), NODEDB_OK);
+    CHECK(f.config.depth_min == NODEDB_PREFETCH_DEFAULT_DEPTH_MIN &&
+          f.config.depth_max == NODEDB_PREFETCH_DEFAULT_DEPTH_MAX);
 }
 
 TEST_MAIN("prefetch")
