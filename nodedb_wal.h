@@ -925,6 +925,7 @@ extern "C" {
 #define NODEDB_WAL_PARALLEL_FROM_SEGMENTS 4 /* with fewer, threads that check ahead gain nothing */
 #define NODEDB_WAL_MAX_TRANSACTION_RECORDS 65536
 #define NODEDB_WAL_MAX_TOMBSTONES 65536
+#define NODEDB_WAL_MAX_FIRST_LSN (UINT64_C(1) << 62) /* half of all LSNs are left to a log that begins there */
 #define NODEDB_WAL_NO_COLLECTION UINT64_MAX /* from collection_of: no tombstone drops this record */
 
 /* Record types. Below 256 stand the well-known types, 256 to 16383 are the application's. Appending any other type is
@@ -1016,7 +1017,7 @@ typedef struct nodedb_wal_config {
     nodedb_wal_backend backend; /* [AUTO] */
     bool no_recycling;      /* every segment is written through with zeros: manual, section 3, rule 5 */
     bool buffered;          /* through the page cache instead of O_DIRECT, and without io_uring */
-    uint64_t first_lsn;     /* [1] of a new log, at most 2^63; ignored where a log is there */
+    uint64_t first_lsn;     /* [1] of a new log, at most 2^62; ignored where a log is there */
     uint64_t log_id;        /* [random] of a new log; set it for byte-identical logs in tests */
     nodedb_wal_collection_fn collection_of; /* [record->database] */
     void *collection_ctx;
@@ -1986,6 +1987,7 @@ struct nodedb_wal_reader {
     uint64_t sealed_lsn; /* the last seal read */
     bool ended;          /* at the end; a followed log may go on */
     uint64_t reread_lsn; /* the record for which a followed segment was read again */
+    uint64_t bad_padding; /* times that padding had changed */
     nodedb_error failure; /* status OK while all is well */
     nodedb_wal_reader_stats stats;
     nodedb_wal__unsealed unsealed;
@@ -2393,26 +2395,103 @@ static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, co
     return false;
 }
 
-/* Rule 5b. *arrived: the group at r->group has no more zero sectors now than it was written with. */
-static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arrived, nodedb_error *err) {
+/* *zeros: the sectors of the group at r->group that are all zero, if everything from offset `until` on counts as
+ * zero. */
+static nodedb_status nodedb_wal__group_zeros(nodedb_wal_reader *r, uint64_t until, uint32_t *zeros,
+                                             nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t end = r->group.offset + r->group.bytes;
-    uint32_t zeros = 0;
-    *arrived = false;
-    if (end > segment->bytes || r->group.zeros == NODEDB_WAL__GROUP_ZEROS_MAX) return NODEDB_OK;
+    *zeros = 0;
     for (uint64_t at = r->group.offset; at < end; at += segment->block_bytes) {
         const unsigned char *view;
-        size_t available;
+        size_t available, sector = NODEDB_WAL__SECTOR_BYTES;
         nodedb_status status = nodedb_wal__reader_view(r, at, segment->block_bytes, &view, &available, err);
         if (status != NODEDB_OK) return status;
-        zeros += nodedb_wal__zero_sectors(view, segment->block_bytes);
+        for (uint64_t s = 0; s < segment->block_bytes; s += sector) {
+            uint64_t asked = at + s >= until ? 0 : until - (at + s);
+            *zeros += nodedb_wal__all_zero(view + s, asked < sector ? (size_t)asked : sector);
+        }
     }
-    *arrived = zeros <= r->group.zeros;
     return NODEDB_OK;
 }
 
-/* Rule 5. *damaged: the sectors of record `expected` say that it was written whole, and has changed since. */
-static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, nodedb_error *err) {
+/* Rule 5b. *arrived: the group at r->group has no more zero sectors now than it was written with. */
+static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arrived, nodedb_error *err) {
+    uint64_t end = r->group.offset + r->group.bytes;
+    uint32_t zeros;
+    nodedb_status status;
+    *arrived = false;
+    if (end > r->list.at[r->index].bytes || r->group.zeros == NODEDB_WAL__GROUP_ZEROS_MAX) return NODEDB_OK;
+    status = nodedb_wal__group_zeros(r, end, &zeros, err);
+    *arrived = status == NODEDB_OK && zeros <= r->group.zeros;
+    return status;
+}
+
+/* True if at most one bit is set in these bytes: they were zero, and one bit has changed since. No header is like that,
+ * as the magic alone has more. */
+static bool nodedb_wal__one_bit_at_most(const unsigned char *p, size_t bytes) {
+    unsigned char bits = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        if (p[i] == 0) continue;
+        if (bits != 0 || (p[i] & (p[i] - 1)) != 0) return false;
+        bits = p[i];
+    }
+    return true;
+}
+
+/* Rule 5b, for a group that arrived. *padding: what has changed behind `position` is padding, and no record stands
+ * there. The group was written with as many zero sectors as it has if all of its rest is zero, so every sector behind
+ * the one of `position` was. And where a header would fit into the rest of that one, nothing is there but one bit. */
+static nodedb_status nodedb_wal__only_padding(nodedb_wal_reader *r, bool *padding, nodedb_error *err) {
+    uint64_t end = r->group.offset + r->group.bytes;
+    size_t rest = (size_t)(nodedb_wal__round_up(r->position, NODEDB_WAL__SECTOR_BYTES) - r->position), available;
+    const unsigned char *view;
+    uint32_t zeros;
+    nodedb_status status;
+    *padding = false;
+    if (end - r->position >= r->list.at[r->index].block_bytes) return NODEDB_OK; /* more than padding ever is */
+    status = nodedb_wal__group_zeros(r, r->position, &zeros, err);
+    if (status != NODEDB_OK || zeros != r->group.zeros) return status;
+    if (rest < NODEDB_WAL_RECORD_HEADER_BYTES) {
+        *padding = true;
+        return NODEDB_OK;
+    }
+    status = nodedb_wal__reader_view(r, r->position, rest, &view, &available, err);
+    *padding = status == NODEDB_OK && nodedb_wal__one_bit_at_most(view, rest);
+    return status;
+}
+
+/* Padding holds no data, so a change in it is no damage to the log: goes on behind it, and says so. */
+static void nodedb_wal__pass_padding(nodedb_wal_reader *r) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    r->bad_padding++;
+    nodedb_say(&r->config.logger, NODEDB_LOG_WARNING,
+               "%s/%020llu.wal: the padding behind record %llu, at offset %llu, has changed since it was written; it "
+               "holds no record",
+               nodedb__path_end(r->dir), (unsigned long long)segment->first_lsn,
+               (unsigned long long)(r->expected - 1), (unsigned long long)r->position);
+    r->position = nodedb_wal__round_up(r->position, segment->block_bytes);
+}
+
+/* *passed: record `expected` stands whole at the next block, so between here and there is padding. */
+static nodedb_status nodedb_wal__found_behind_padding(nodedb_wal_reader *r, bool *passed, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t behind = nodedb_wal__round_up(r->position, segment->block_bytes);
+    nodedb_wal__parsed found;
+    nodedb_wal_record record;
+    nodedb_status status;
+    *passed = false;
+    if (behind == r->position || behind >= segment->bytes) return NODEDB_OK;
+    status = nodedb_wal__reader_parse(r, behind, &found, &record, err);
+    *passed = status == NODEDB_OK && found.kind == NODEDB_WAL__RECORD && record.lsn == r->expected;
+    if (*passed) nodedb_wal__pass_padding(r);
+    return status;
+}
+
+/* Rule 5. *damaged: the sectors where record `expected` would be were written whole, and have changed since. *padding:
+ * the group's padding has changed, and there is no such record. */
+static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, bool *padding,
+                                                nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t start = r->position / NODEDB_WAL__SECTOR_BYTES * NODEDB_WAL__SECTOR_BYTES;
     size_t before = (size_t)(r->position - start); /* of `position` in its sector */
@@ -2427,7 +2506,7 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
             r, start, before + NODEDB_WAL_RECORD_HEADER_BYTES + NODEDB_WAL__ONE_BIT_BYTES, &view, &available, err);
     if (status != NODEDB_OK) return status;
     if (r->group.bytes == 0 || r->position >= r->group.offset + r->group.bytes) { /* the first record of a group */
-        if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
+        if (nodedb_wal__one_bit_at_most(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
         if (!nodedb_wal__good_header(view, segment)) { /* not zero any more: the sector was written, so as a whole */
             *damaged =
                 !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected, r->position);
@@ -2436,7 +2515,13 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
         if (nodedb_get_u64(view + NODEDB_WAL__RECORD_LSN_AT) != r->expected) return NODEDB_OK;
         nodedb_wal__note_group(r, nodedb_get_u32(view + NODEDB_WAL__RECORD_FLAGS_AT));
     }
-    if (!segment->recycled) return nodedb_wal__group_arrived(r, damaged, err);
+    if (!segment->recycled) {
+        status = nodedb_wal__group_arrived(r, damaged, err);
+        if (status == NODEDB_OK && *damaged && r->position > r->group.offset)
+            status = nodedb_wal__only_padding(r, padding, err);
+        if (*padding) *damaged = false;
+        return status;
+    }
     *damaged = nodedb_wal__one_bit_off(view + before, available - before, segment, r->expected, r->position);
     return NODEDB_OK;
 }
@@ -2484,31 +2569,45 @@ static nodedb_status nodedb_wal__ask_next_segment(nodedb_wal_reader *r, nodedb_w
     return NODEDB_OK;
 }
 
+/* Says that records are damaged, with no more than is known: which were acknowledged, or else only where. */
 static nodedb_status nodedb_wal__say_damaged(nodedb_wal_reader *r, const nodedb_wal__evidence *e, nodedb_error *err) {
-    uint64_t missing = r->expected, last = missing;
+    const char *dir = nodedb__path_end(r->dir);
+    unsigned long long segment = r->list.at[r->index].first_lsn, missing = r->expected, last = missing;
+    unsigned long long at = r->position;
     if (e->lowest_lsn > missing && e->lowest_lsn != UINT64_MAX) last = e->lowest_lsn - 1;
-    return nodedb_wal__at(err,
-                          nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
-                                      "%s/%020llu.wal: %s records %llu to %llu cannot be read at offset %llu",
-                                      nodedb__path_end(r->dir), (unsigned long long)r->list.at[r->index].first_lsn,
-                                      e->watermark >= missing ? "acknowledged" : "wholly written",
-                                      (unsigned long long)missing, (unsigned long long)last,
-                                      (unsigned long long)r->position),
-                          missing, r->position);
+    if (e->watermark < r->expected)
+        (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                          "%s/%020llu.wal: what was written at offset %llu, where record %llu would begin, has changed "
+                          "since",
+                          dir, segment, at, missing);
+    else if (e->lowest_lsn < missing)
+        (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                          "%s/%020llu.wal: a segment or record behind it has LSN %llu, and %llu was expected at offset "
+                          "%llu",
+                          dir, segment, (unsigned long long)e->lowest_lsn, missing, at);
+    else
+        (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                          "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu", dir,
+                          segment, missing, last, at);
+    return nodedb_wal__at(err, NODEDB_ERR_CORRUPT, r->expected, r->position);
 }
 
 /* Record `expected` cannot be read at `position`. Sets `ended`, or fails with CORRUPT. OK with neither: a writer has
- * put the record there meanwhile. */
+ * put the record there meanwhile, or `position` is behind padding that has changed. */
 static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error *err) {
     nodedb_wal__evidence e = {0, UINT64_MAX, 0};
     nodedb_status status = NODEDB_OK;
-    bool damaged = false, there = false;
+    bool damaged = false, there = false, padding = false;
     e.last_nonzero = r->position;
+    if (!r->sealed) status = nodedb_wal__found_behind_padding(r, &there, err);
+    if (status != NODEDB_OK || there) return status;
     if (!r->sealed) status = nodedb_wal__look_behind(r, r->position, &e, err);
     if (status == NODEDB_OK && r->index + 1 < r->list.count) status = nodedb_wal__ask_next_segment(r, &e, err);
     if (status != NODEDB_OK) return status;
     if (r->config.follow != NULL && r->expected <= nodedb_wal_durable_lsn(r->config.follow)) e.watermark = r->expected;
-    if (e.watermark < r->expected && !r->sealed) status = nodedb_wal__reader_damaged(r, &damaged, err);
+    if (e.watermark < r->expected && !r->sealed) status = nodedb_wal__reader_damaged(r, &damaged, &padding, err);
+    if (status == NODEDB_OK && padding) nodedb_wal__pass_padding(r);
+    if (status != NODEDB_OK || padding) return status;
     if (e.watermark >= r->expected) damaged = true;
     for (int looks = 0; damaged && looks < NODEDB_WAL__DAMAGE_LOOKS && status == NODEDB_OK && !there; looks++)
         status = nodedb_wal__reader_look_again(r, r->position, r->expected, looks > 0, &there, err);
@@ -2833,6 +2932,15 @@ static nodedb_status nodedb_wal__apply(const nodedb_wal_reader *r, const nodedb_
                           record->lsn, 0);
 }
 
+/* The log has been read to its end. NOT_FOUND if it ends before the record that the replay should begin with. */
+static nodedb_status nodedb_wal__replay_end(const nodedb_wal_reader *r, uint64_t from_lsn, nodedb_error *err) {
+    uint64_t until = r->config.until_lsn;
+    if (from_lsn <= r->expected || (until != 0 && r->expected > until)) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
+                       "the log in %s ends at record %llu, before record %llu from which it is to be replayed", r->dir,
+                       (unsigned long long)(r->expected - 1), (unsigned long long)from_lsn);
+}
+
 NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
                                                void *ctx, nodedb_wal_reader_stats *stats, nodedb_error *err) {
     nodedb_wal_reader_config own;
@@ -2854,14 +2962,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
            (applied = nodedb_wal__apply(r, &record, apply, ctx, err)) == NODEDB_OK) {}
     if (stats != NULL) *stats = r->stats;
     if (applied != NODEDB_OK) status = applied;
-    else if (status == NODEDB_ERR_AGAIN) {
-        status = NODEDB_OK;
-        if (own.from_lsn > r->expected && (own.until_lsn == 0 || r->expected <= own.until_lsn))
-            status =
-                nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
-                            "the log in %s ends at record %llu, before record %llu from which it is to be replayed",
-                            r->dir, (unsigned long long)(r->expected - 1), (unsigned long long)own.from_lsn);
-    }
+    else if (status == NODEDB_ERR_AGAIN) status = nodedb_wal__replay_end(r, own.from_lsn, err);
     nodedb_wal_reader_close(r);
     return status;
 }
@@ -2891,9 +2992,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
         if (*has_more || (applied = nodedb_wal__apply(r, &record, apply, ctx, &failure)) != NODEDB_OK) break;
         nodedb_wal_reader_tell(r, cursor);
     }
-    nodedb_wal_reader_close(r);
     if (applied != NODEDB_OK) status = applied;
-    else if (status == NODEDB_ERR_AGAIN) status = NODEDB_OK;
+    else if (status == NODEDB_ERR_AGAIN) status = nodedb_wal__replay_end(r, own.from_lsn, &failure);
+    nodedb_wal_reader_close(r);
     if (status != NODEDB_OK) (void)nodedb_wal__hand_over(err, &failure);
     return status;
 }
@@ -2952,6 +3053,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 
 /* ---- the state of a writer -------------------------------------------------------------------------------------- */
 
+#define NODEDB_WAL__MAX_LSN ((uint64_t)INT64_MAX - 1) /* the segment behind it begins with 2^63 - 1, its limit */
 #define NODEDB_WAL__WRITE_TRIES 3 /* a short or interrupted write is repeated so often; it is idempotent */
 #define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS /* an operation's tag: a group's index, or one of these two */
 #define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
@@ -2995,7 +3097,8 @@ typedef struct nodedb_wal__op {
 
 typedef struct nodedb_wal__completion {
     uint32_t tag;
-    int result; /* bytes, or -errno */
+    int result;     /* bytes, or -errno */
+    bool from_ring; /* the kernel ended an operation of the ring, not a call of ours */
 } nodedb_wal__completion;
 
 /* How the log writes. A group's data is durable when its completion is reaped, and when `write` returns 0. Two engines
@@ -3127,6 +3230,7 @@ typedef struct nodedb_wal__segments {
     uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* epochs of dead-E.wal files, to be removed when a segment is begun */
     uint32_t dead_count;
     bool rollover;           /* the next record begins a segment */
+    uint64_t seal_lsn;       /* of the last seal that was appended; 0: none */
     unsigned char *preamble; /* one block, for the preamble that is being written */
     unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* the current segment's preamble, then a record's header */
 } nodedb_wal__segments;
@@ -3150,7 +3254,7 @@ struct nodedb_wal {
     nodedb_wal_config config;
     nodedb_io io;
     uint32_t block_bytes;
-    int open_flags; /* O_DIRECT, or 0 */
+    int open_flags; /* O_DIRECT, or 0. Stored under the lock, read without it: an atomic. It may become 0 later */
     int lock_fd, dir_fd;
 
     pthread_mutex_t lock;
@@ -3189,9 +3293,9 @@ static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper
 static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index);
 static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err);
 static bool nodedb_wal__has_ring(const nodedb_wal *w);
-static bool nodedb_wal__refuse_ring(nodedb_wal *w, int error);
+static bool nodedb_wal__refused_by_ring(nodedb_wal *w, const nodedb_wal__completion *c);
+static void nodedb_wal__leave_ring(nodedb_wal *w);
 static void nodedb_wal__signal(nodedb_wal *w);
-static void nodedb_wal__close_ring(nodedb_wal *w);
 static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd);
 static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index);
 static void nodedb_wal__unlock(nodedb_wal *w);
@@ -3204,8 +3308,9 @@ static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at,
 static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, size_t count, nodedb_wal_record *outer,
                                               nodedb_error *err);
 static size_t nodedb_wal__tombstones_compact(nodedb_wal *w);
-static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
-                                                   nodedb_wal_tombstone *stone, nodedb_error *err);
+static void nodedb_wal__tombstone_of(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_wal_tombstone *stone);
+static nodedb_status nodedb_wal__tombstones_reserve(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
+                                                    nodedb_wal_tombstone *stone, size_t *reserved, nodedb_error *err);
 static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn);
 static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_lsn, nodedb_error *err);
 static nodedb_status nodedb_wal__save_tombstones(nodedb_wal *w, nodedb_error *err);
@@ -3299,6 +3404,9 @@ static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_re
     if (w->failed) return nodedb_wal__failed(w, err);
     status = nodedb_wal__check_size(w, record->payload_bytes, err);
     if (status != NODEDB_OK) return status;
+    if (w->lsns.next > NODEDB_WAL__MAX_LSN)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has given out its last LSN",
+                           nodedb__path_end(w->dir));
     total = nodedb_wal__record_bytes(record->payload_bytes +
                                      (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0));
     status = nodedb_wal__make_room(w, total, err);
@@ -3329,18 +3437,27 @@ static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_re
     return NODEDB_OK;
 }
 
+/* Appends one record under the lock. If it is a tombstone, `stone` is its entry in the writer's list, for which a place
+ * is reserved; on an error the place stays reserved. */
+static nodedb_status nodedb_wal__append_reserved(nodedb_wal *w, const nodedb_wal_record *record,
+                                                 const nodedb_wal_tombstone *stone, uint32_t flags, uint64_t *lsn,
+                                                 nodedb_error *err) {
+    uint64_t given = 0;
+    nodedb_status status = nodedb_wal__append_parts(w, record, NULL, 0, flags, &given, err);
+    if (status != NODEDB_OK) return status;
+    if (nodedb_wal__is_tombstone(record->type)) nodedb_wal__tombstone_add(w, stone, given);
+    if (lsn != NULL) *lsn = given;
+    return NODEDB_OK;
+}
+
 /* Appends one record under the lock. A tombstone has its place in the writer's list before it has an LSN. */
 static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags,
                                                uint64_t *lsn, nodedb_error *err) {
     nodedb_wal_tombstone stone;
-    uint64_t given = 0;
-    nodedb_status status;
-    if (!nodedb_wal__is_tombstone(record->type)) return nodedb_wal__append_parts(w, record, NULL, 0, flags, lsn, err);
-    status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
-    if (status != NODEDB_OK) return status;
-    status = nodedb_wal__append_parts(w, record, NULL, 0, flags, &given, err);
-    nodedb_wal__tombstone_add(w, &stone, given);
-    if (status == NODEDB_OK && lsn != NULL) *lsn = given;
+    size_t reserved;
+    nodedb_status status = nodedb_wal__tombstones_reserve(w, record, 1, &stone, &reserved, err);
+    if (status == NODEDB_OK) status = nodedb_wal__append_reserved(w, record, &stone, flags, lsn, err);
+    if (status != NODEDB_OK) w->tombstones.reserved -= reserved;
     return status;
 }
 
@@ -3488,7 +3605,7 @@ static void nodedb_wal__complete_group(nodedb_wal *w, const nodedb_wal__completi
     }
     /* Nothing in a group is acknowledged yet, so the whole write may be repeated. ECANCELED: the thread that submitted
      * it has ended, and the kernel has dropped what was queued for that thread. */
-    if (c->result == -ECANCELED || nodedb_wal__refuse_ring(w, -c->result) ||
+    if (c->result == -ECANCELED || nodedb_wal__refused_by_ring(w, c) ||
         ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
         nodedb_wal__start_group(w, c->tag);
         return;
@@ -3504,7 +3621,7 @@ static void nodedb_wal__complete_fill(nodedb_wal *w, const nodedb_wal__completio
     if (c->result >= 0 && c->tag == NODEDB_WAL__TAG_FILL) s->filled += (uint64_t)c->result;
     else if (c->result >= 0) s->state = NODEDB_WAL__SPARE_SYNCED;
     else if (c->result != -EINTR && c->result != -EAGAIN && c->result != -ECANCELED &&
-             !nodedb_wal__refuse_ring(w, -c->result))
+             !nodedb_wal__refused_by_ring(w, c))
         (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
 }
 
@@ -3544,21 +3661,28 @@ static bool nodedb_wal__has_ring(const nodedb_wal *w) {
 #endif
 }
 
-/* An operation of the ring ended with `error`. If that says that the kernel does not do such an operation (an old
- * kernel, a restricted ring), goes on with pwrite and fdatasync, says so once, and returns true: repeat it. */
-static bool nodedb_wal__refuse_ring(nodedb_wal *w, int error) {
+/* Starts nothing more through the ring, for good. Safe at any time: what the ring has in flight is reaped from it as
+ * before, and it stays open for that until the log is closed. */
+static void nodedb_wal__leave_ring(nodedb_wal *w) {
 #if !defined(NODEDB_NO_LIBURING)
-    if (!nodedb_wal__has_ring(w) || !nodedb_wal__is_refusal(error)) return false;
     w->device.ring_refused = true;
-    nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
-               "log %s: io_uring refuses to write (%s), so pwrite and fdatasync are used; allow its operations, or "
-               "choose NODEDB_WAL_BACKEND_POSIX",
-               w->dir, strerror(error));
-    return true;
 #else
-    (void)w, (void)error;
-    return false;
+    (void)w;
 #endif
+}
+
+/* True if the kernel says that the ring does not do such an operation (an old kernel, a restricted ring): repeat it.
+ * From the first one on the log uses pwrite and fdatasync, and says so once; those that were in flight with the first
+ * come back in the same way. */
+static bool nodedb_wal__refused_by_ring(nodedb_wal *w, const nodedb_wal__completion *c) {
+    if (!c->from_ring || !nodedb_wal__is_refusal(-c->result)) return false;
+    if (nodedb_wal__has_ring(w))
+        nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+                   "log %s: io_uring refuses to write (%s), so pwrite and fdatasync are used; allow its operations, or "
+                   "choose NODEDB_WAL_BACKEND_POSIX",
+                   w->dir, strerror(-c->result));
+    nodedb_wal__leave_ring(w);
+    return true;
 }
 
 /* Makes nodedb_wal_fd readable; nodedb_wal_poll takes it back. With a ring the kernel does so for each completion. */
@@ -3601,6 +3725,7 @@ static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__com
         int error = 0;
         done[i].tag = ops[i].tag;
         done[i].result = (int)ops[i].bytes;
+        done[i].from_ring = false;
         if (ops[i].data != NULL)
             error = nodedb__write_all(&w->io, ops[i].fd, ops[i].data, ops[i].bytes, ops[i].offset);
         if (error != 0) done[i].result = error;
@@ -3642,7 +3767,7 @@ static int nodedb_wal__write_dsync(const nodedb_wal__op *op) {
 static int nodedb_wal__posix_write(nodedb_wal *w, const nodedb_wal__op *op) {
     int error;
 #if defined(RWF_DSYNC)
-    if (w->open_flags != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL &&
+    if (nodedb__load_relaxed(&w->open_flags) != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL &&
         !nodedb__load_relaxed(&w->device.no_dsync)) {
         error = nodedb_wal__write_dsync(op);
         if (!nodedb_wal__is_refusal(-error)) return error;
@@ -3706,6 +3831,7 @@ static uint32_t nodedb_wal__uring_take(nodedb_wal *w, bool wait, nodedb_wal__com
     for (i = 0; i < n; i++) {
         done[i].tag = (uint32_t)cqe[i]->user_data;
         done[i].result = cqe[i]->res;
+        done[i].from_ring = true;
     }
     io_uring_cq_advance(&w->device.ring, n);
     return n;
@@ -3767,13 +3893,15 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
 #endif
 }
 
-/* Goes on with POSIX calls, for good. Nothing may be in flight. */
-static void nodedb_wal__close_ring(nodedb_wal *w) {
-    w->device.engine = nodedb_wal__posix;
+/* Opening: gives back a ring that was refused meanwhile. Nothing has been started yet. */
+static void nodedb_wal__close_refused_ring(nodedb_wal *w) {
 #if !defined(NODEDB_NO_LIBURING)
-    assert(w->groups.started == 0 && w->device.in_kernel == 0);
-    if (w->device.has_ring) io_uring_queue_exit(&w->device.ring);
+    if (!w->device.has_ring || !w->device.ring_refused) return;
+    w->device.engine = nodedb_wal__posix;
+    io_uring_queue_exit(&w->device.ring);
     w->device.has_ring = w->device.fixed_buffers = w->device.fixed_files = false;
+#else
+    (void)w;
 #endif
 }
 
@@ -4074,6 +4202,8 @@ NODEDB_WAL_API void nodedb_wal_cancel_await(nodedb_wal *w, bool cancel) {
 NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
                                                uint64_t *last_lsn, nodedb_error *err) {
     uint64_t lsn = 0;
+    nodedb_wal_tombstone stone;
+    size_t reserved = 0; /* places for tombstones that are not appended yet */
     nodedb_status status = NODEDB_OK;
     if (w == NULL || records == NULL || count == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
@@ -4082,9 +4212,16 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
         if (status != NODEDB_OK) return status;
     }
     (void)pthread_mutex_lock(&w->lock);
-    for (size_t i = 0; i < count && status == NODEDB_OK; i++)
-        while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN)
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    else status = nodedb_wal__tombstones_reserve(w, records, count, &stone, &reserved, err); /* before any has an LSN */
+    for (size_t i = 0; i < count && status == NODEDB_OK; i++) {
+        bool tombstone = nodedb_wal__is_tombstone(records[i].type);
+        if (tombstone && count > 1) nodedb_wal__tombstone_of(w, &records[i], &stone);
+        while ((status = nodedb_wal__append_reserved(w, &records[i], &stone, 0, &lsn, err)) == NODEDB_ERR_AGAIN)
             nodedb_wal__wait_for_space(w);
+        if (status == NODEDB_OK && tombstone) reserved--;
+    }
+    w->tombstones.reserved -= reserved; /* of those that were not appended */
     if (status == NODEDB_OK) status = nodedb_wal__wait_and_unlock(w, lsn, err);
     else nodedb_wal__unlock(w);
     if (last_lsn != NULL && status == NODEDB_OK) *last_lsn = lsn;
@@ -4172,36 +4309,38 @@ static void nodedb_wal__say_no_direct(const nodedb_wal *w) {
                w->dir);
 }
 
-/* Opens prepare.tmp and takes its blocks. 0 or -errno. */
-static int nodedb_wal__spare_open(nodedb_wal *w, const char *path, uint64_t bytes) {
+/* Opens prepare.tmp with `flags` and takes its blocks. 0 or -errno; on an error no file is open. */
+static int nodedb_wal__spare_open(nodedb_wal *w, const char *path, uint64_t bytes, int flags) {
     nodedb_wal__spare *s = &w->spares.next;
     int error;
-    s->fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | w->open_flags, 0644);
+    s->fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | flags, 0644);
     if (s->fd < 0) return s->fd;
-    s->state = NODEDB_WAL__SPARE_FILLING;
     error = w->io.allocate(w->io.ctx, s->fd, 0, bytes);
     if (nodedb_wal__is_refusal(-error)) error = 0; /* filling it takes the blocks as well */
-    return error != 0 ? error : nodedb__write_all(&w->io, s->fd, w->spares.zeros, w->block_bytes, 0);
+    if (error == 0) error = nodedb__write_all(&w->io, s->fd, w->spares.zeros, w->block_bytes, 0);
+    if (error == 0) s->state = NODEDB_WAL__SPARE_FILLING;
+    else (void)w->io.close(w->io.ctx, s->fd);
+    return error;
 }
 
-/* Creates prepare.tmp with all its blocks allocated. Its first write is also the test of O_DIRECT. */
+/* Creates prepare.tmp with all its blocks allocated. Its first write is also the test of O_DIRECT. An errno alone does
+ * not tell what was refused: a directory that has become read-only answers EACCES too. So it is O_DIRECT that is
+ * refused if the same calls succeed without it; otherwise nothing changes, and the first error counts. Groups may be in
+ * flight to files that are open with O_DIRECT: they end as they began. */
 static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
     nodedb_wal__spare *s = &w->spares.next;
     char path[NODEDB_WAL__PATH_BYTES];
     int error;
     assert(s->state == NODEDB_WAL__SPARE_NONE);
     nodedb_wal__prepare_path(path, w->dir);
-    error = nodedb_wal__spare_open(w, path, bytes);
-    if (nodedb_wal__is_refusal(-error) && w->open_flags != 0) {
-        if (s->state == NODEDB_WAL__SPARE_FILLING) (void)w->io.close(w->io.ctx, s->fd);
-        s->state = NODEDB_WAL__SPARE_NONE;
-        w->open_flags = 0;
-        nodedb_wal__close_ring(w);
-        error = nodedb_wal__spare_open(w, path, bytes);
-        if (error == 0) nodedb_wal__say_no_direct(w);
+    error = nodedb_wal__spare_open(w, path, bytes, w->open_flags);
+    if (nodedb_wal__is_refusal(-error) && w->open_flags != 0 && nodedb_wal__spare_open(w, path, bytes, 0) == 0) {
+        nodedb__store_release(&w->open_flags, 0);
+        nodedb_wal__leave_ring(w); /* cached writes do not report their own errors: see sync_file */
+        nodedb_wal__say_no_direct(w);
+        error = 0;
     }
-    if (error != 0)
-        return nodedb_wal__spare_failed(w, error, s->state == NODEDB_WAL__SPARE_NONE ? path : "taking its space", err);
+    if (error != 0) return nodedb_wal__spare_failed(w, error, "opening a file and taking its space", err);
     s->bytes = bytes;
     s->filled = w->block_bytes;
     nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, s->fd);
@@ -4547,7 +4686,7 @@ NODEDB_WAL_API uint32_t nodedb_wal_drop_spares(nodedb_wal *w) {
     if (w == NULL) return 0;
     (void)pthread_mutex_lock(&w->lock);
     for (; w->spares.pool_count > 0; dropped++) nodedb_wal__drop_pooled(w);
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     return dropped;
 }
 
@@ -4564,7 +4703,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *w, nodedb_error *er
     else if (f->fd >= 0 && f->segment.first_lsn != w->lsns.next) w->segments.rollover = true;
     else if (f->fd >= 0 && cipher->seal != NULL && cipher->key_id(cipher->ctx) != f->segment.key_id) {
         memset(&seal, 0, sizeof seal); /* the next segment's name must be another than this one's */
-        status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, NULL, err);
+        status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &w->segments.seal_lsn, err);
         w->segments.rollover = status == NODEDB_OK;
     }
     nodedb_wal__unlock(w);
@@ -4666,6 +4805,26 @@ static nodedb_wal_reader *nodedb_wal__recovery_reader(nodedb_wal *w, const noded
     return r;
 }
 
+/* Tells the logger what recovery found. A log without a seal at its end was not closed in order. Whether the disk has
+ * lost records of its last groups, or they never arrived, cannot be known then: so it always tells where the log
+ * ends. */
+static void nodedb_wal__say_found(const nodedb_wal *w, const nodedb_wal_reader *r) {
+    unsigned long long last = r->expected - 1, dropped = r->stats.torn_bytes;
+    if (r->bad_padding > 0)
+        nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+                   "log %s: padding has changed since it was written, which holds no record; is the disk failing?",
+                   w->dir);
+    if (r->sealed_lsn == last && last != 0) return;
+    if (dropped > 0)
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
+                   "log %s was not closed: it ends with record %llu, and at most %llu bytes behind that were dropped "
+                   "as a torn tail; no record that is left says that any of it was acknowledged",
+                   w->dir, last, dropped);
+    else
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
+                   "log %s was not closed: it ends with record %llu, and no later record can be read", w->dir, last);
+}
+
 /* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
 static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     nodedb_wal_reader *r;
@@ -4689,16 +4848,13 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
         w->stats.dropped_bytes = r->stats.torn_bytes;
         nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
         status = nodedb_wal__keep_segments(w, list, r->index, &failure);
+        if (status == NODEDB_OK) nodedb_wal__say_found(w, r);
     }
     nodedb_wal_reader_close(r);
     if (status != NODEDB_OK) {
         (void)nodedb_wal__hand_over(err, &failure);
         return status;
     }
-    if (w->stats.dropped_bytes > 0)
-        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
-                   "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
-                   w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->lsns.next - 1));
     return NODEDB_OK;
 }
 
@@ -4815,7 +4971,8 @@ static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_err
     else if (config->groups != 0 && (config->groups < 2 || config->groups > NODEDB_WAL_MAX_GROUPS))
         wrong = "config.groups is not 2 to 16";
     else if (config->group_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES) wrong = "config.group_bytes is above 64 MiB";
-    else if (config->first_lsn > UINT64_MAX / 2) wrong = "config.first_lsn is above 2^63";
+    else if (config->first_lsn > NODEDB_WAL_MAX_FIRST_LSN) wrong = "config.first_lsn is above 2^62";
+    else if (config->segment_bytes > INT64_MAX) wrong = "config.segment_bytes is more than a file can have";
     else if ((config->cipher.seal != NULL) != (config->cipher.open != NULL) ||
              (config->cipher.seal != NULL) != (config->cipher.key_id != NULL))
         wrong = "config.cipher has one of key_id, seal and open, but not all";
@@ -5013,6 +5170,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     if (status == NODEDB_OK) status = nodedb_wal__recover(w, err);
     if (status == NODEDB_OK) status = nodedb_wal__open_device(w, err);
     if (status == NODEDB_OK) status = nodedb_wal__first_segment(w, err);
+    nodedb_wal__close_refused_ring(w);
     if (status != NODEDB_OK) {
         nodedb_wal__free(w);
         return NULL;
@@ -5035,6 +5193,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
     else if (w->lsns.wrote) {
         status = nodedb_wal__wait_and_unlock(w, w->lsns.next - 1, err);
         (void)pthread_mutex_lock(&w->lock);
+    }
+    if (status == NODEDB_OK && w->lsns.wrote && w->segments.seal_lsn + 1 != w->lsns.next) { /* no seal behind a seal */
         w->segments.rollover = false; /* not for the seal alone */
         memset(&seal, 0, sizeof seal);
         if (status == NODEDB_OK) status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &lsn, err);
@@ -5509,13 +5669,19 @@ static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
     return kept;
 }
 
+/* The entry of a tombstone that has no LSN yet. */
+static void nodedb_wal__tombstone_of(const nodedb_wal *w, const nodedb_wal_record *record,
+                                     nodedb_wal_tombstone *stone) {
+    memset(stone, 0, sizeof *stone);
+    stone->tenant = record->tenant;
+    stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
+}
+
 /* Reserves a place for one more, before its record has an LSN: so a record that has one is never missing here. */
 static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
                                                    nodedb_wal_tombstone *stone, nodedb_error *err) {
     nodedb_wal__tombstones *t = &w->tombstones;
-    memset(stone, 0, sizeof *stone);
-    stone->tenant = record->tenant;
-    stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
+    nodedb_wal__tombstone_of(w, record, stone);
     if (stone->collection == NODEDB_WAL_NO_COLLECTION)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a tombstone needs a collection, and %llu is none",
                            (unsigned long long)NODEDB_WAL_NO_COLLECTION);
@@ -5536,13 +5702,29 @@ static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_w
     return NODEDB_OK;
 }
 
-/* Ends a reservation. lsn 0: the record was not appended. */
+/* Reserves a place for each tombstone among the records: for all of them, or on an error for none. *reserved becomes
+ * how many places; who appends fewer takes the rest back from tombstones.reserved. *stone: the entry of the last. */
+static nodedb_status nodedb_wal__tombstones_reserve(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
+                                                    nodedb_wal_tombstone *stone, size_t *reserved, nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    *reserved = 0;
+    for (size_t i = 0; i < count && status == NODEDB_OK; i++) {
+        if (!nodedb_wal__is_tombstone(records[i].type)) continue;
+        status = nodedb_wal__tombstone_reserve(w, &records[i], stone, err);
+        if (status == NODEDB_OK) ++*reserved;
+    }
+    if (status == NODEDB_OK) return NODEDB_OK;
+    w->tombstones.reserved -= *reserved;
+    *reserved = 0;
+    return status;
+}
+
+/* The record has its LSN: its entry takes the place that was reserved for it. */
 static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn) {
     nodedb_wal__tombstones *t = &w->tombstones;
     assert(t->reserved > 0 && t->count < t->capacity);
-    t->reserved--;
-    if (lsn == 0) return;
     assert(t->count == 0 || t->at[t->count - 1].lsn < lsn);
+    t->reserved--;
     t->at[t->count] = *stone;
     t->at[t->count++].lsn = lsn;
 }
