@@ -961,12 +961,13 @@ static int commit_three(const nodedb_wal_config *config) {
     return wal != NULL && commit_range(wal, 1, 3, 300) ? 0 : 1;
 }
 
-typedef struct heard { int damaged, ended; char last[400]; } heard;
+typedef struct heard { int damaged, ended; char last[400]; } heard; /* last: of those about the end */
 static void hear(void *ctx, nodedb_log_level level, const char *sentence) {
     heard *h = (heard *)ctx;
     (void)level;
     h->damaged += strstr(sentence, "padding has changed") != NULL;
-    h->ended += strstr(sentence, "was not closed") != NULL;
+    if (strstr(sentence, "was not closed") == NULL) return;
+    h->ended++;
     snprintf(h->last, sizeof h->last, "%s", sentence);
 }
 
