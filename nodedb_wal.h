@@ -2,9 +2,11 @@
 
 1. WHAT IT IS FOR, AND NOT FOR
    A write-ahead log: a directory of files that holds numbered records in order. A record is durable when the call that
-   commits it returns. From then on it is never lost, never altered, and never handed out damaged without an error.
+   commits it returns. From then on no crash loses it, and it is never handed out damaged. If the disk loses or changes
+   it later, an error says so. One case cannot be told from a crash: the last groups of a log that was not closed, as
+   nothing behind them shows that they had been acknowledged (section 3, rules 4 to 6).
    Records go to the disk in groups, one write for each group. The writes go past the page cache (O_DIRECT) and through
-   io_uring where the system has them, else through pwrite and fdatasync. Linux.
+   io_uring where the system has them, else through pwrite and fdatasync. It needs Linux.
    Use it under a database, a queue, a state machine, a ledger.
    Do not use it for random access by key, for one log that several processes write, or to edit files in place.
 
@@ -65,7 +67,7 @@
                up to it are acknowledged.
    Watermark   The durable LSN at the time when a record was appended. Each record carries it, and so does the preamble
                of each segment.
-   Segment     A file of 64 MiB (default), named by its first LSN. It is written through with zeros before it is used,
+   Segment     A file of 64 MiB (default), named by its first LSN. It is filled with zeros before it is used,
                so a commit changes no metadata of the file system. The next segment is prepared while the current one
                fills. EVERY OPENING OF A LOG FOR WRITING BEGINS A SEGMENT, also where the last one is nearly empty:
                blocks that a crash may have torn are not written again. A segment without a record is replaced at the
@@ -73,18 +75,20 @@
    Epoch       The number of a use of a segment file. The checksums of records begin with log id, epoch and first LSN,
                so nothing that an earlier use left in a file is ever taken for a record.
    Seal        The last record of a log that was closed in order: a noop whose watermark covers all records before it.
-   Checkpoint  A state on disk, made by the application, that holds the effect of every record up to an LSN. Segments
-               below it may then be truncated. With several threads that commit, take an LSN below which every record
-               has been applied: commits return in any order. A lock around commit and apply is one way; a
-               follower that applies all records (examples/wal.c) is another.
+   Checkpoint  A state on disk, made by the application, that holds the effect of every record up to and with an LSN.
+               Then call nodedb_wal_truncate_before(wal, that LSN + 1), and replay from that LSN + 1. With several
+               threads that commit, take an LSN up to which every record has been applied: commits return in any order.
+               A lock around commit and apply is one way; a follower that applies all records (examples/wal.c) is
+               another.
    Truncation  Removes whole segments from the oldest end. The file of a removed segment is kept as a spare, up to four
-               of them, and used again for a later segment.
-   Recovery    What nodedb_wal_open does. It reads the preambles of all segments, syncs the last two and reads their
+               of them, and used again for a later segment of the same size; after a change of segment_bytes the next
+               opening deletes them.
+   Recovery    What nodedb_wal_open does. It reads the preambles of all segments, syncs the last two, and reads their
                records, drops a torn tail, and begins a segment behind it. Two are enough: a third segment is begun only
                when all of the first is durable. Damage further back is found by replay or nodedb_wal_verify. Recovery
                may keep whole records that were never acknowledged: a crash came between the write and the answer.
    Reader      Reads forward, without a lock, in this process or another. It may hand out the newest records before they
-               are acknowledged, as recovery may keep them.
+               are acknowledged, as recovery may keep them. It ends with the segments that were there when it opened.
    Follower    A reader of the open log in the same process, which stops at the durable LSN and goes on when that moves.
    Transaction A record whose payload is records. After a crash all of them are there, or none. A reader hands it out as
                one record, and nodedb_wal_transaction_next walks through it.
@@ -113,30 +117,47 @@
       watermark     0            0  0  0            3                  3  3
 
       unreadable  what is readable behind it         verdict
-      6           nothing                            nobody vouches for 6. If torn (rule 5), the log ends with 5
-      4           5 and 6, watermark 3: below 4      nobody vouches for 4. If torn, the log ends with 3: 5 and 6 are
-                                                     dropped, as they were not acknowledged before 4
-      3           4, 5 and 6, watermark 3            corruption: 4, 5 and 6 say that 3 had been acknowledged
+      6           nothing                            no witness. If torn (rule 5), the log ends with 5
+      4           5 and 6, watermark 3: below 4      no witness. If torn, the log ends with 3: 5 and 6 are dropped, as
+                                                     they were not acknowledged before 4
+      3           4, 5 and 6, watermark 3            corruption: 4, 5 and 6 are witnesses that 3 had been acknowledged
 
-   Record N cannot be read. The rules, in order, with the numbers of the room TORN TAIL in the implementation:
-   1. The record before N is a seal: nothing behind it in this segment counts. Only the next segment can speak (2, 3).
-   2. A whole record behind N, in this segment or the next one, has a watermark of N or more, or the next segment's
-      preamble has: corruption. A follower finds that N is not above the durable LSN of its log: corruption.
-   3. The next segment begins with N or an earlier record, or behind a seal with another record than N, or another
+   Record N is expected at a place and cannot be read there. The rules, in order:
+   1. The record before N is a seal: nothing behind it in this segment counts. Only the next segment can be a witness.
+   2. A witness is a whole record behind N, in this segment or the next one, with a watermark of N or more; or the next
+      segment's preamble with such a watermark. With a witness: corruption. A follower that finds N at or below the
+      durable LSN of its log: corruption.
+   3. The next segment begins with an earlier record than N, or behind a seal with another record than N, or another
       segment follows it: corruption. A third segment is begun only when all of the first is durable.
-   4. Otherwise nobody vouches for N. Behind a seal the log ends there, in order. Without one, N is in one of the last
+   4. Otherwise there is no witness. Behind a seal the log ends there, in order. Without one, N is in one of the last
       groups of a log that was not closed. Then the sectors decide: a disk writes each 512 bytes whole or not at all.
-   5. a. In a file that was zero before, N would begin a group, and its first sector is neither zero nor a good header.
-         It was written, so it was written whole, and has changed since: corruption.
+   5. a. In a file that was zero before, N would begin a group. Its first sector is
+            zero, or zero but for one bit                torn: it never arrived
+            a good header with LSN N                     rule b
+            a good header with another LSN               torn
+            anything else                                corruption: it was written whole, and has changed since
       b. In a file that was zero before, the first record of a group says how many of its sectors are all zero. Where
-         more are zero, some never arrived: torn. Where no more are, all arrived, and one has changed since: corruption.
-         (65,535 or more zero sectors are not counted: such a group counts as torn.)
+         more are zero, some never arrived: torn. Where no more are, all arrived, and something has changed since:
+         corruption, unless it can only be padding. (65,535 or more zero sectors are not counted: such a group is torn.)
       c. A recycled file was not zero: old bytes may stand where a new sector did not arrive. Only a sector that holds a
-         header of this segment is certainly new. One changed bit that is found there is corruption; everything else
-         counts as torn. config.no_recycling makes a and b hold in every segment, and each is then written twice.
-   6. None of these: torn. The log ends before N.
-   Before corruption is reported the place is read again, up to four times in 1.5 ms, as a writer may be at it. Every
-   call that meets it answers NODEDB_ERR_CORRUPT with file, offset and LSNs, and goes no further.
+         header of this segment is certainly new. So it is corruption in these cases alone, and everything else is torn:
+         one changed bit explains the header; or the header is good and the payload is not, and the payload ends in the
+         header's own sector, or one changed bit of it there, or of its checksum, explains it (payloads up to 4096
+         bytes). From the first truncation on, files are recycled. config.no_recycling makes a and b hold in the
+         segments that are begun from then on; each is then written twice, once with zeros.
+   6. None of these: torn. The log ends before N, and whole records behind it, which have no watermark of N or more, are
+      dropped with it.
+   Padding holds no record. Where N stands whole in the next block, or the group that was read says that its rest was
+   zero, a reader goes on behind changed padding and tells its logger.
+
+   WHAT CANNOT BE TOLD. The last acknowledged groups of a log that was not closed have no witness. If the disk loses one
+   of them as a whole (it reads as zeros, or as what a recycled file held before), or in a recycled file changes more
+   than rule 5c recognizes, it looks like a torn tail and is dropped; its LSNs are given out again. Opening a log that
+   was not closed always tells the logger with which LSN it ends. An application that must know keeps the last
+   acknowledged LSN elsewhere and compares it. A seal, or any later group, is a witness: close the log where you can.
+
+   Before corruption is reported the place is read again, up to four times in 1.5 ms, as a writer may be filling it.
+   Every call that meets it answers NODEDB_ERR_CORRUPT with file, offset and LSNs, and goes no further (section 7).
 
 4. API BY TASK
    Open and close              nodedb_wal_open, nodedb_wal_close
@@ -148,7 +169,8 @@
    Ask where the log is        nodedb_wal_first_lsn, _durable_lsn, _last_lsn
    Transactions, tombstones,   nodedb_wal_append_transaction, _commit_transaction; nodedb_wal_append_tombstone,
    anchors                     _list_tombstones, _forget_tombstones; nodedb_wal_append_anchor
-   Give space back             nodedb_wal_truncate_before behind a checkpoint; nodedb_wal_drop_spares on a full disk
+   Give space back             nodedb_wal_truncate_before(wal, the checkpoint's LSN + 1); nodedb_wal_drop_spares on a
+                               full disk
    Change the key, archive     nodedb_wal_rollover: the next record begins a segment
    Look                        nodedb_wal_get_stats, nodedb_wal_describe
    Read                        nodedb_wal_reader_open, _next, _tell, _get_stats, _close
@@ -203,7 +225,7 @@
                 if (nodedb_wal_commit(wal, &record, 1, NULL, &err) != NODEDB_OK) fprintf(stderr, "%s\n", err.message);
             nodedb_wal_cancel_await(wal, true); // what is durable is still read; only the sleep ends
             pthread_join(thread, NULL);
-            printf("followed %d records\n", count);
+            printf("followed %d records\n", count); // 3, and at the second start 6: it reads from the oldest one on
             return nodedb_wal_close(wal, &err) == NODEDB_OK && count >= 3 ? 0 : 1;
         }
 
@@ -219,11 +241,13 @@
    sleep without it.
    Of the threads that commit at once, one leads: it closes the group and writes it with pwritev2(RWF_DSYNC), or with
    pwrite and fdatasync where the system refuses that. The others sleep until the group is durable. A first leader may
-   wait for threads that have just been served, no longer than a write takes, if such waits paid before. One of the
-   threads that wait stays awake for as long as a write takes, and yields to any other thread.
+   wait for threads that have just been served, no longer than a write takes and 500 us at most, if such waits paid
+   before. One of the threads that wait stays awake for as long as one and a half writes take, 500 us at most, and
+   yields to any other thread.
    What nodedb_wal_submit sends goes through io_uring, and nodedb_wal_poll takes notice when it is done.
    Several threads call a nodedb_io of the caller's at the same time.
    A nodedb_wal_reader belongs to one thread at a time. Replay calls back on the calling thread only.
+   After a fork() the child must not use an open log or reader. The log blocks no signals and installs no handlers.
 
 6. MEMORY
    Writer      groups * group_bytes (8 * 1 MiB) of group buffers, allocated and touched when the log opens, 256 KiB of
@@ -253,6 +277,13 @@
      and writing goes on when there is room.
    - The same holds where the file of tombstones finds no room when a segment is begun or truncated, and for
      NODEDB_ERR_KEY, when the cipher cannot seal a record.
+   NODEDB_ERR_CORRUPT: the disk, or a program, changed what had been written. The log does not choose what to give up:
+   it does not open, and no segment has been changed. What to do is the operator's decision:
+   1. Copy the directory before anything else, and look at the disk. A copy of the log elsewhere may be whole.
+   2. nodedb_wal_verify and examples/wal_dump.c show the place: file, offset, err.lsn.
+   3. A reader with until_lsn = err.lsn - 1 reads all before it. A reader with from_lsn = the first LSN of a later
+      segment, which its name tells, reads what stands behind. Between them records are lost.
+   4. Write what is to be kept to a new log in another directory; config.first_lsn keeps the numbers.
 
 8. LIMITS
    Payload                  64 MiB, NODEDB_WAL_MAX_PAYLOAD_BYTES (encrypted: 16 bytes less)
@@ -275,7 +306,7 @@
       tombstones                   the newest durable tombstone of each collection
       spare-N.wal                  a prepared or recycled segment
       dead-N.wal                   epoch N was used by a segment that recovery removed; goes when a segment is begun
-      *.tmp                        being prepared; deleted when the log is opened
+      prepare.tmp, tombstones.tmp  being prepared; deleted when the log is opened
 
    Preamble, in the first block of a segment, padded with zeros to the block:
        offset bytes
@@ -294,7 +325,7 @@
            64    16  key check, of an encrypted segment: the tag over an empty text with bytes 0 to 59 as header. Nonce:
                      the epoch's low 32 bits, then a hash of bytes 0 to 59 (nodedb_wal__sealing_of_preamble), bit 63 set
    Groups follow, each from a multiple of the block size: records one behind the other, then zeros. Record:
-            0     4  magic 0x53594E57 ("SYNW" as a big-endian word)
+            0     4  magic 0x53594E57, little-endian like all: the bytes "WNYS"
             4     2  format version, 1
             6     2  type; bit 15: required; bit 14: encrypted, in all records of an encrypted segment and only there
             8     8  LSN
@@ -379,19 +410,19 @@
                NODEDB_VERSION_NUMBER       is defined: 200 is 0.2.0
 
 11. DEPARTURES
-   From the usual design of a write-ahead log, each with its reason. The rates of commits were measured with
-   `./build.sh bench wal` on two cores of a virtual machine when the change was made.
+   From the usual design of a write-ahead log, each with its reason. The ratios were measured with
+   `./build.sh bench wal` on two cores of a virtual machine when the change was made; section 12 has today's rates.
    1. A log that cuts itself off at the first bad checksum drops acknowledged records where the disk is at fault. Here
       every record carries a watermark, and corruption is reported (section 3). It costs 8 bytes a record.
    2. The last block is never written again to fill it. Each group is padded to the block: that costs space and no time,
       as the disk writes whole blocks anyway. A power cut during a rewrite would lose what had been acknowledged there.
-   3. A segment is written through with zeros before it is used, or recycled. A file that is only allocated, or that
+   3. A segment is filled with zeros before it is used, or recycled. A file that is only allocated, or that
       grows, commits file-system metadata with each commit: about half the commits per second.
    4. There is no log-writer thread. Committers lead groups themselves. When the ring's completions ran in the thread
-      that submitted, 64 threads on two cores made 50,000 commits/s; led so they make 176,000, and 8 threads 58,000
-      instead of 19,000. A single thread is as fast as before.
+      that submitted, 64 threads on two cores made a third as many commits a second, and 8 threads a third as well. A
+      single thread is as fast either way.
    5. One of the committers that wait stays awake. A processor that went to sleep during a write needs half as long
-      again to wake up: with 8 threads 40,900 commits/s instead of 32,800, the medians of five alternating pairs.
+      again to wake up: with 8 threads 1.25 times the commits, the median of five alternating pairs.
    6. A failed sync is never tried again (section 7).
    7. A log that is not in the page cache is read past it, through O_DIRECT and io_uring, at the device's rate; mapping
       it would read in the same order, but wait for each page fault and push other data out of the cache.
@@ -887,7 +918,8 @@ static inline const char *nodedb__path_end(const char *path) {
  * Every function answers a nodedb_status, and fills *err on failure; err may be NULL. Where a comment says INVALID it
  * means NODEDB_ERR_INVALID, and so on. "The log's failure": a write or sync has failed before, and this call and every
  * later one answer that error (NODEDB_ERR_IO) until the log is opened again. A NULL log or reader is INVALID where a
- * status is answered. Functions on a nodedb_wal may be called from any thread unless they say otherwise.
+ * status is answered, fine where the comment says so, and must not be passed to any other function. Functions on a
+ * nodedb_wal may be called from any thread unless they say otherwise.
  * ================================================================================================================ */
 #ifndef NODEDB_WAL_H
 #define NODEDB_WAL_H
@@ -925,6 +957,7 @@ extern "C" {
 #define NODEDB_WAL_PARALLEL_FROM_SEGMENTS 4 /* with fewer, threads that check ahead gain nothing */
 #define NODEDB_WAL_MAX_TRANSACTION_RECORDS 65536
 #define NODEDB_WAL_MAX_TOMBSTONES 65536
+#define NODEDB_WAL_MAX_FIRST_LSN (UINT64_C(1) << 62) /* half of all LSNs are left to a log that begins there */
 #define NODEDB_WAL_NO_COLLECTION UINT64_MAX /* from collection_of: no tombstone drops this record */
 
 /* Record types. Below 256 stand the well-known types, 256 to 16383 are the application's. Appending any other type is
@@ -1014,9 +1047,9 @@ typedef struct nodedb_wal_config {
     size_t group_bytes;     /* [1 MiB] most bytes in one group, at most 64 MiB; rounded up to blocks */
     uint32_t groups;        /* [8] group buffers, 2 to 16: one fills while the others are in flight */
     nodedb_wal_backend backend; /* [AUTO] */
-    bool no_recycling;      /* every segment is written through with zeros: manual, section 3, rule 5 */
+    bool no_recycling;      /* every new segment is filled with zeros: manual, section 3, rule 5 */
     bool buffered;          /* through the page cache instead of O_DIRECT, and without io_uring */
-    uint64_t first_lsn;     /* [1] of a new log, at most 2^63; ignored where a log is there */
+    uint64_t first_lsn;     /* [1] of a new log, at most 2^62; ignored where a log is there */
     uint64_t log_id;        /* [random] of a new log; set it for byte-identical logs in tests */
     nodedb_wal_collection_fn collection_of; /* [record->database] */
     void *collection_ctx;
@@ -1039,27 +1072,33 @@ typedef struct nodedb_wal nodedb_wal;
 NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, nodedb_error *err);
 
 /* Makes everything appended durable, writes the seal, and frees the log, also on failure. No other call may be under
- * way, and readers that follow the log must be closed. NULL is fine. Errors: the log's failure; KEY where only the seal
- * could not be encrypted. */
+ * way, and readers that follow the log must be closed. NULL is fine. Errors: the log's failure. Any other error of
+ * nodedb_wal_append (but for DISK_FULL, which is no error here): all records are durable, and only the seal is
+ * missing. */
 NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *wal, nodedb_error *err);
 
 /* ---- write from many threads ------------------------------------------------------------------------------------ */
 
 /* Appends `count` records (at least 1), in this order, and blocks until all are durable. Other threads' records may
  * come between them; nodedb_wal_commit_transaction keeps them together. *last_lsn (if not NULL) is the LSN of the last
- * one. Threads that commit at the same time share a group. On an error none is acknowledged, though the first few may
- * have LSNs and turn up after the next opening. Errors: as nodedb_wal_append and nodedb_wal_wait, but never AGAIN. */
+ * one. Threads that commit at the same time share a group. All records are checked before the first has an LSN: on
+ * INVALID, and on LIMIT for a payload or for tombstones, nothing was done. What can fail only later (DISK_FULL,
+ * NO_MEMORY, KEY, LIMIT of segments, the log's failure) acknowledges none either, but the first few records may have
+ * LSNs: then they stay in the log, become durable with what follows, and readers hand them out. Use
+ * nodedb_wal_commit_transaction for all or none. Errors: as nodedb_wal_append and nodedb_wal_wait, but never AGAIN. */
 NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *wal, const nodedb_wal_record *records, size_t count,
                                                uint64_t *last_lsn, nodedb_error *err);
 
 /* ---- write from one core, without waiting ----------------------------------------------------------------------- */
 
 /* Copies one record into the open group and gives it an LSN, in *lsn if that is not NULL. It is durable when
- * nodedb_wal_durable_lsn has reached that LSN. Does no I/O, but where a segment is full: then a rename and two syncs,
- * and writing the next segment through if it has not been prepared in time. Errors: INVALID (no payload; a type that
- * does not exist; a payload that does not fit a well-known type), LIMIT (payload, segments), AGAIN (all groups are in
- * flight: poll or wait, then append again), DISK_FULL, NO_MEMORY, KEY (the cipher could not seal it), the log's
- * failure. On any error the record has no LSN. */
+ * nodedb_wal_durable_lsn has reached that LSN. Where the record does not fit the open group, that group is sent first,
+ * as by nodedb_wal_submit. Where the segment is full, the next one begins: a rename and two syncs, and filling it if it
+ * has not been prepared in time. Errors: INVALID (payload NULL and payload_bytes above 0; a type that does not exist; a
+ * payload that does not fit a well-known type; a tombstone of no collection; the cipher named key 0 for a new segment),
+ * LIMIT (payload, segments, tombstones, LSNs), AGAIN (all groups are in flight, or groups to the segment before the
+ * last still are: poll or wait, then append again), DISK_FULL, IO (the next segment cannot be prepared), NO_MEMORY, KEY
+ * (the cipher could not seal it), the log's failure. On any error the record has no LSN. */
 NODEDB_WAL_API nodedb_status nodedb_wal_append(nodedb_wal *wal, const nodedb_wal_record *record, uint64_t *lsn,
                                                nodedb_error *err);
 
@@ -1139,8 +1178,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_append_anchor(nodedb_wal *wal, uint64_t 
 NODEDB_WAL_API nodedb_status nodedb_wal_truncate_before(nodedb_wal *wal, uint64_t lsn, uint32_t *removed,
                                                         nodedb_error *err);
 
-/* Deletes the spares, truncated segments that wait for their next use, for a disk that is needed more elsewhere. Later
- * segments are written through again. Answers how many there were; 0 for NULL. */
+/* Deletes the spares, truncated segments that wait for their next use, for a disk that is needed more elsewhere; up to
+ * four, but not the segment that is prepared to be the next. Later segments are filled with zeros again. Answers how
+ * many there were; 0 for NULL. */
 NODEDB_WAL_API uint32_t nodedb_wal_drop_spares(nodedb_wal *wal);
 
 /* The next record begins a new segment, so that a new key counts from there, or the files before it can be archived.
@@ -1155,7 +1195,8 @@ typedef struct nodedb_wal_stats {
     uint64_t records, groups, payload_bytes, written_bytes, padding_bytes, syncs, segments_begun, segments_recycled;
     double records_per_group; /* on average */
     uint64_t commit_p50_ns, commit_p99_ns, commit_p999_ns; /* from submit to durable, within 1/8; of groups */
-    uint64_t dropped_bytes; /* torn tail that recovery dropped: first bad byte to last nonzero */
+    uint64_t dropped_bytes; /* torn tail that recovery dropped: first bad byte to last nonzero, at most. Not known to be
+                               acknowledged. In a recycled file only what has a header of this segment is counted */
 } nodedb_wal_stats;
 
 NODEDB_WAL_API void nodedb_wal_get_stats(nodedb_wal *wal, nodedb_wal_stats *stats);
@@ -1204,7 +1245,7 @@ typedef struct nodedb_wal_reader_stats {
     uint64_t records, payload_bytes, segments_opened;
     uint64_t hints_sequential; /* MADV_SEQUENTIAL given, one for each mapped segment */
     uint64_t hints_dontneed;   /* MADV_DONTNEED and POSIX_FADV_DONTNEED given, one for each segment left behind */
-    uint64_t torn_bytes;       /* what stands behind the last good record and is not zero: never acknowledged */
+    uint64_t torn_bytes;       /* as nodedb_wal_stats.dropped_bytes */
     uint64_t skipped;          /* records of unknown types that are not required */
     uint64_t dropped;          /* records of dropped collections */
     uint64_t segments_streamed;
@@ -1301,12 +1342,12 @@ NODEDB_WAL_API nodedb_status nodedb_wal_lsn_at(const nodedb_wal_reader_config *c
 /* What nodedb_wal_verify has found. */
 typedef struct nodedb_wal_report {
     uint64_t segments, records, first_lsn, last_lsn, payload_bytes, torn_bytes;
-    bool sealed; /* the log was closed in order */
+    bool sealed; /* a seal ends it: it was closed in order, and if it is open now, nothing has been written since */
     uint64_t tombstones, tombstones_lsn; /* entries of the file of tombstones; it holds every one up to this LSN */
 } nodedb_wal_report;
-/* Reads every record of a log, dropped or not, and the file of tombstones. Answers OK, or what is wrong; *report (if
- * not NULL) is filled as far as it went. Encrypted records are judged by their checksums, and with a cipher by their
- * tags as well. Errors: those of nodedb_wal_reader_open and _next. */
+/* Reads the records of a log from config->from_lsn to until_lsn (0: all), dropped or not, and the file of tombstones.
+ * Answers OK, or what is wrong; *report (if not NULL) is filled as far as it went. Encrypted records are judged by
+ * their checksums, and with a cipher by their tags as well. Errors: those of nodedb_wal_reader_open and _next. */
 NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *config, nodedb_wal_report *report,
                                                nodedb_error *err);
 
@@ -1835,14 +1876,14 @@ static nodedb_status nodedb_wal__list_segments(const nodedb_io *io, const nodedb
  * page cache. Which one is decided when the segment is opened; if the system refuses it, the reader goes on in another.
  * ================================================================================================================ */
 
-/* ---- what the rooms at the end give a reader -------------------------------------------------------------------- */
+/* ---- what the sections at the end give a reader ----------------------------------------------------------------- */
 
 #define NODEDB_WAL__CHUNK_BYTES ((size_t)1 << 20) /* a buffered reader's window, until it meets a larger record */
 #define NODEDB_WAL__FOLLOW_CHUNK_BYTES ((size_t)64 << 10) /* the same, of a reader that follows a log */
 #define NODEDB_WAL__STREAM_FROM_BYTES (UINT64_C(4) << 20) /* with less to read, a stream's buffer and ring do not pay */
 #define NODEDB_WAL__STREAM_MAX_CHUNKS 32
 
-/* A list of tombstones, see the room TRANSACTIONS AND TOMBSTONES. The writer's is guarded by its lock and ascends by
+/* A list of tombstones, see the section TRANSACTIONS AND TOMBSTONES. The writer's is guarded by its lock and ascends by
  * LSN, so those that are not durable come last; a collection may have several until nodedb_wal__tombstones_compact has
  * kept the newest durable one. A reader's holds what the file says, one for each collection, ascending by tenant and
  * collection. */
@@ -1879,7 +1920,7 @@ typedef struct nodedb_wal__chunk {
 
 /* Reads ahead of a reader; the reader's thread uses it. Chunks [first, next) are read or being read. A sequence number
  * modulo `chunks` is a slot of chunk_bytes bytes; the slots stand one behind the other in memory. So chunks that follow
- * each other in a file are one piece of memory, except where the slots start over: see the room READ AHEAD. The next
+ * each other in a file are one piece of memory, except where the slots start over: see the section READ AHEAD. The next
  * read is at ahead_offset of segment `ahead`; with at_end there is none. */
 typedef struct nodedb_wal__stream {
     const char *dir;
@@ -1906,7 +1947,7 @@ typedef struct nodedb_wal__stream {
     size_t skipped_segment;
 } nodedb_wal__stream;
 
-/* Called by the reader, and told in TRANSACTIONS AND TOMBSTONES, READ AHEAD and ENCRYPTION. */
+/* Called by the reader, and defined in TRANSACTIONS AND TOMBSTONES, READ AHEAD and ENCRYPTION. */
 typedef struct nodedb_wal__ahead nodedb_wal__ahead;
 static void nodedb_wal__tombstones_free(nodedb_wal__tombstones *t, const nodedb_allocator *allocator);
 static nodedb_status nodedb_wal__load_tombstones(const nodedb_io *io, const nodedb_allocator *allocator,
@@ -1986,6 +2027,7 @@ struct nodedb_wal_reader {
     uint64_t sealed_lsn; /* the last seal read */
     bool ended;          /* at the end; a followed log may go on */
     uint64_t reread_lsn; /* the record for which a followed segment was read again */
+    uint64_t bad_padding; /* times that padding had changed */
     nodedb_error failure; /* status OK while all is well */
     nodedb_wal_reader_stats stats;
     nodedb_wal__unsealed unsealed;
@@ -2251,31 +2293,14 @@ static nodedb_status nodedb_wal__reader_parse(nodedb_wal_reader *r, uint64_t off
  *   - Record N was acknowledged and is damaged. Dropping it would lose data in silence, so the reader reports the LSNs
  *     and the offset, and stops.
  *
- *         group A, durable      group B, durable         group C, in flight at the crash
- *     | r7 r8 r9    00000 | r10 r11       0000 | ?????? r13 (watermark 11) 0000 | 0000000 ...
- *       watermark 5         watermark 9          r12 is unreadable
+ * Section 3 of the manual has the rules, with a picture, and this code has their numbers:
  *
- * Here r12 is torn, unless its sectors say otherwise (rule 5): the only record behind it says that 11 was durable
- * when it was written, so no record vouches for r12. If r11 were unreadable instead, r13 would vouch for it: r11 was
- * acknowledged, and this is damage. The rules, in order:
- *
- *   1. The last record read was a seal. The writer closed this segment in order and never comes back to it, so nothing
- *      behind the seal counts. Only the next segment can testify (rules 2 and 3).
- *   2. A valid record behind the place has a watermark of N or more, or the next segment's preamble or one of its
- *      records has: damage. The log that is followed says that N is durable: damage as well.
- *   3. The next segment begins with an earlier record than N; or it stands behind a seal and begins with another
- *      record than N; or it has a segment behind it: damage. A writer begins a third segment only when all of the
- *      first is durable.
- *   4. Otherwise no record vouches for N. It belongs to the last groups of a log that was not closed in order. What is
- *      left to ask are the sectors, which a disk writes whole or not at all.
- *   5. a. In a file that was zero: the first sector of a group is not zero and has no valid header. It was written,
- *         so it was written whole, and has changed since: damage.
- *      b. In a file that was zero: the first record of a group says how many of the group's sectors are zero. If more
- *         are zero now, not everything arrived: torn. If no more are, everything arrived, and has changed since:
- *         damage.
- *      c. In a recycled file the old content is unknown, so zeros prove nothing. Only a sector with a header of this
- *         segment is certainly new. A single changed bit there is damage; anything else counts as torn.
- *   6. None of these: torn. The log ends in front of N.
+ *   1, 2  nodedb_wal__look_behind            witnesses behind the place in this segment; none behind a seal
+ *   2, 3  nodedb_wal__ask_next_segment       the next segment as a witness
+ *   4, 5  nodedb_wal__reader_damaged         the sectors: a first sector (a), a group (b), a recycled file (c)
+ *   5b    nodedb_wal__group_arrived          ... and nodedb_wal__only_padding: what has changed is no record
+ *   5c    nodedb_wal__one_bit_off
+ *   6     nodedb_wal__reader_judge           asks them all, in this order
  *
  * A reader may run beside a writer that is filling this very place. So before damage is reported, it looks again a few
  * times; a record that has appeared is read as usual.
@@ -2393,26 +2418,103 @@ static bool nodedb_wal__one_bit_off(const unsigned char *p, size_t available, co
     return false;
 }
 
-/* Rule 5b. *arrived: the group at r->group has no more zero sectors now than it was written with. */
-static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arrived, nodedb_error *err) {
+/* *zeros: the sectors of the group at r->group that are all zero, if everything from offset `until` on counts as
+ * zero. */
+static nodedb_status nodedb_wal__group_zeros(nodedb_wal_reader *r, uint64_t until, uint32_t *zeros,
+                                             nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t end = r->group.offset + r->group.bytes;
-    uint32_t zeros = 0;
-    *arrived = false;
-    if (end > segment->bytes || r->group.zeros == NODEDB_WAL__GROUP_ZEROS_MAX) return NODEDB_OK;
+    *zeros = 0;
     for (uint64_t at = r->group.offset; at < end; at += segment->block_bytes) {
         const unsigned char *view;
-        size_t available;
+        size_t available, sector = NODEDB_WAL__SECTOR_BYTES;
         nodedb_status status = nodedb_wal__reader_view(r, at, segment->block_bytes, &view, &available, err);
         if (status != NODEDB_OK) return status;
-        zeros += nodedb_wal__zero_sectors(view, segment->block_bytes);
+        for (uint64_t s = 0; s < segment->block_bytes; s += sector) {
+            uint64_t asked = at + s >= until ? 0 : until - (at + s);
+            *zeros += nodedb_wal__all_zero(view + s, asked < sector ? (size_t)asked : sector);
+        }
     }
-    *arrived = zeros <= r->group.zeros;
     return NODEDB_OK;
 }
 
-/* Rule 5. *damaged: the sectors of record `expected` say that it was written whole, and has changed since. */
-static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, nodedb_error *err) {
+/* Rule 5b. *arrived: the group at r->group has no more zero sectors now than it was written with. */
+static nodedb_status nodedb_wal__group_arrived(nodedb_wal_reader *r, bool *arrived, nodedb_error *err) {
+    uint64_t end = r->group.offset + r->group.bytes;
+    uint32_t zeros;
+    nodedb_status status;
+    *arrived = false;
+    if (end > r->list.at[r->index].bytes || r->group.zeros == NODEDB_WAL__GROUP_ZEROS_MAX) return NODEDB_OK;
+    status = nodedb_wal__group_zeros(r, end, &zeros, err);
+    *arrived = status == NODEDB_OK && zeros <= r->group.zeros;
+    return status;
+}
+
+/* True if at most one bit is set in these bytes: they were zero, and one bit has changed since. No header is like that,
+ * as the magic alone has more. */
+static bool nodedb_wal__one_bit_at_most(const unsigned char *p, size_t bytes) {
+    unsigned char bits = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        if (p[i] == 0) continue;
+        if (bits != 0 || (p[i] & (p[i] - 1)) != 0) return false;
+        bits = p[i];
+    }
+    return true;
+}
+
+/* Rule 5b, for a group that arrived. *padding: what has changed behind `position` is padding, and no record stands
+ * there. The group was written with as many zero sectors as it has if all of its rest is zero, so every sector behind
+ * the one of `position` was. And where a header would fit into the rest of that one, nothing is there but one bit. */
+static nodedb_status nodedb_wal__only_padding(nodedb_wal_reader *r, bool *padding, nodedb_error *err) {
+    uint64_t end = r->group.offset + r->group.bytes;
+    size_t rest = (size_t)(nodedb_wal__round_up(r->position, NODEDB_WAL__SECTOR_BYTES) - r->position), available;
+    const unsigned char *view;
+    uint32_t zeros;
+    nodedb_status status;
+    *padding = false;
+    if (end - r->position >= r->list.at[r->index].block_bytes) return NODEDB_OK; /* more than padding ever is */
+    status = nodedb_wal__group_zeros(r, r->position, &zeros, err);
+    if (status != NODEDB_OK || zeros != r->group.zeros) return status;
+    if (rest < NODEDB_WAL_RECORD_HEADER_BYTES) {
+        *padding = true;
+        return NODEDB_OK;
+    }
+    status = nodedb_wal__reader_view(r, r->position, rest, &view, &available, err);
+    *padding = status == NODEDB_OK && nodedb_wal__one_bit_at_most(view, rest);
+    return status;
+}
+
+/* Padding holds no data, so a change in it is no damage to the log: goes on behind it, and says so. */
+static void nodedb_wal__pass_padding(nodedb_wal_reader *r) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    r->bad_padding++;
+    nodedb_say(&r->config.logger, NODEDB_LOG_WARNING,
+               "%s/%020llu.wal: the padding behind record %llu, at offset %llu, has changed since it was written; it "
+               "holds no record",
+               nodedb__path_end(r->dir), (unsigned long long)segment->first_lsn,
+               (unsigned long long)(r->expected - 1), (unsigned long long)r->position);
+    r->position = nodedb_wal__round_up(r->position, segment->block_bytes);
+}
+
+/* *passed: record `expected` stands whole at the next block, so between here and there is padding. */
+static nodedb_status nodedb_wal__found_behind_padding(nodedb_wal_reader *r, bool *passed, nodedb_error *err) {
+    const nodedb_wal__segment *segment = &r->list.at[r->index];
+    uint64_t behind = nodedb_wal__round_up(r->position, segment->block_bytes);
+    nodedb_wal__parsed found;
+    nodedb_wal_record record;
+    nodedb_status status;
+    *passed = false;
+    if (behind == r->position || behind >= segment->bytes) return NODEDB_OK;
+    status = nodedb_wal__reader_parse(r, behind, &found, &record, err);
+    *passed = status == NODEDB_OK && found.kind == NODEDB_WAL__RECORD && record.lsn == r->expected;
+    if (*passed) nodedb_wal__pass_padding(r);
+    return status;
+}
+
+/* Rule 5. *damaged: the sectors where record `expected` would be were written whole, and have changed since. *padding:
+ * the group's padding has changed, and there is no such record. */
+static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *damaged, bool *padding,
+                                                nodedb_error *err) {
     const nodedb_wal__segment *segment = &r->list.at[r->index];
     uint64_t start = r->position / NODEDB_WAL__SECTOR_BYTES * NODEDB_WAL__SECTOR_BYTES;
     size_t before = (size_t)(r->position - start); /* of `position` in its sector */
@@ -2427,7 +2529,7 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
             r, start, before + NODEDB_WAL_RECORD_HEADER_BYTES + NODEDB_WAL__ONE_BIT_BYTES, &view, &available, err);
     if (status != NODEDB_OK) return status;
     if (r->group.bytes == 0 || r->position >= r->group.offset + r->group.bytes) { /* the first record of a group */
-        if (nodedb_wal__all_zero(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
+        if (nodedb_wal__one_bit_at_most(view, NODEDB_WAL__SECTOR_BYTES)) return NODEDB_OK;
         if (!nodedb_wal__good_header(view, segment)) { /* not zero any more: the sector was written, so as a whole */
             *damaged =
                 !segment->recycled || nodedb_wal__one_bit_off(view, available, segment, r->expected, r->position);
@@ -2436,7 +2538,13 @@ static nodedb_status nodedb_wal__reader_damaged(nodedb_wal_reader *r, bool *dama
         if (nodedb_get_u64(view + NODEDB_WAL__RECORD_LSN_AT) != r->expected) return NODEDB_OK;
         nodedb_wal__note_group(r, nodedb_get_u32(view + NODEDB_WAL__RECORD_FLAGS_AT));
     }
-    if (!segment->recycled) return nodedb_wal__group_arrived(r, damaged, err);
+    if (!segment->recycled) {
+        status = nodedb_wal__group_arrived(r, damaged, err);
+        if (status == NODEDB_OK && *damaged && r->position > r->group.offset)
+            status = nodedb_wal__only_padding(r, padding, err);
+        if (*padding) *damaged = false;
+        return status;
+    }
     *damaged = nodedb_wal__one_bit_off(view + before, available - before, segment, r->expected, r->position);
     return NODEDB_OK;
 }
@@ -2484,31 +2592,45 @@ static nodedb_status nodedb_wal__ask_next_segment(nodedb_wal_reader *r, nodedb_w
     return NODEDB_OK;
 }
 
+/* Says that records are damaged, with no more than is known: which were acknowledged, or else only where. */
 static nodedb_status nodedb_wal__say_damaged(nodedb_wal_reader *r, const nodedb_wal__evidence *e, nodedb_error *err) {
-    uint64_t missing = r->expected, last = missing;
+    const char *dir = nodedb__path_end(r->dir);
+    unsigned long long segment = r->list.at[r->index].first_lsn, missing = r->expected, last = missing;
+    unsigned long long at = r->position;
     if (e->lowest_lsn > missing && e->lowest_lsn != UINT64_MAX) last = e->lowest_lsn - 1;
-    return nodedb_wal__at(err,
-                          nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
-                                      "%s/%020llu.wal: %s records %llu to %llu cannot be read at offset %llu",
-                                      nodedb__path_end(r->dir), (unsigned long long)r->list.at[r->index].first_lsn,
-                                      e->watermark >= missing ? "acknowledged" : "wholly written",
-                                      (unsigned long long)missing, (unsigned long long)last,
-                                      (unsigned long long)r->position),
-                          missing, r->position);
+    if (e->watermark < r->expected)
+        (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                          "%s/%020llu.wal: what was written at offset %llu, where record %llu would begin, has changed "
+                          "since",
+                          dir, segment, at, missing);
+    else if (e->lowest_lsn < missing)
+        (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                          "%s/%020llu.wal: a segment or record behind it has LSN %llu, and %llu was expected at offset "
+                          "%llu",
+                          dir, segment, (unsigned long long)e->lowest_lsn, missing, at);
+    else
+        (void)nodedb_fail(err, NODEDB_ERR_CORRUPT, 0,
+                          "%s/%020llu.wal: acknowledged records %llu to %llu cannot be read at offset %llu", dir,
+                          segment, missing, last, at);
+    return nodedb_wal__at(err, NODEDB_ERR_CORRUPT, r->expected, r->position);
 }
 
 /* Record `expected` cannot be read at `position`. Sets `ended`, or fails with CORRUPT. OK with neither: a writer has
- * put the record there meanwhile. */
+ * put the record there meanwhile, or `position` is behind padding that has changed. */
 static nodedb_status nodedb_wal__reader_judge(nodedb_wal_reader *r, nodedb_error *err) {
     nodedb_wal__evidence e = {0, UINT64_MAX, 0};
     nodedb_status status = NODEDB_OK;
-    bool damaged = false, there = false;
+    bool damaged = false, there = false, padding = false;
     e.last_nonzero = r->position;
+    if (!r->sealed) status = nodedb_wal__found_behind_padding(r, &there, err);
+    if (status != NODEDB_OK || there) return status;
     if (!r->sealed) status = nodedb_wal__look_behind(r, r->position, &e, err);
     if (status == NODEDB_OK && r->index + 1 < r->list.count) status = nodedb_wal__ask_next_segment(r, &e, err);
     if (status != NODEDB_OK) return status;
     if (r->config.follow != NULL && r->expected <= nodedb_wal_durable_lsn(r->config.follow)) e.watermark = r->expected;
-    if (e.watermark < r->expected && !r->sealed) status = nodedb_wal__reader_damaged(r, &damaged, err);
+    if (e.watermark < r->expected && !r->sealed) status = nodedb_wal__reader_damaged(r, &damaged, &padding, err);
+    if (status == NODEDB_OK && padding) nodedb_wal__pass_padding(r);
+    if (status != NODEDB_OK || padding) return status;
     if (e.watermark >= r->expected) damaged = true;
     for (int looks = 0; damaged && looks < NODEDB_WAL__DAMAGE_LOOKS && status == NODEDB_OK && !there; looks++)
         status = nodedb_wal__reader_look_again(r, r->position, r->expected, looks > 0, &there, err);
@@ -2833,6 +2955,15 @@ static nodedb_status nodedb_wal__apply(const nodedb_wal_reader *r, const nodedb_
                           record->lsn, 0);
 }
 
+/* The log has been read to its end. NOT_FOUND if it ends before the record that the replay should begin with. */
+static nodedb_status nodedb_wal__replay_end(const nodedb_wal_reader *r, uint64_t from_lsn, nodedb_error *err) {
+    uint64_t until = r->config.until_lsn;
+    if (from_lsn <= r->expected || (until != 0 && r->expected > until)) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
+                       "the log in %s ends at record %llu, before record %llu from which it is to be replayed", r->dir,
+                       (unsigned long long)(r->expected - 1), (unsigned long long)from_lsn);
+}
+
 NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *config, nodedb_wal_apply_fn apply,
                                                void *ctx, nodedb_wal_reader_stats *stats, nodedb_error *err) {
     nodedb_wal_reader_config own;
@@ -2854,14 +2985,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay(const nodedb_wal_reader_config *c
            (applied = nodedb_wal__apply(r, &record, apply, ctx, err)) == NODEDB_OK) {}
     if (stats != NULL) *stats = r->stats;
     if (applied != NODEDB_OK) status = applied;
-    else if (status == NODEDB_ERR_AGAIN) {
-        status = NODEDB_OK;
-        if (own.from_lsn > r->expected && (own.until_lsn == 0 || r->expected <= own.until_lsn))
-            status =
-                nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0,
-                            "the log in %s ends at record %llu, before record %llu from which it is to be replayed",
-                            r->dir, (unsigned long long)(r->expected - 1), (unsigned long long)own.from_lsn);
-    }
+    else if (status == NODEDB_ERR_AGAIN) status = nodedb_wal__replay_end(r, own.from_lsn, err);
     nodedb_wal_reader_close(r);
     return status;
 }
@@ -2891,9 +3015,9 @@ NODEDB_WAL_API nodedb_status nodedb_wal_replay_page(const nodedb_wal_reader_conf
         if (*has_more || (applied = nodedb_wal__apply(r, &record, apply, ctx, &failure)) != NODEDB_OK) break;
         nodedb_wal_reader_tell(r, cursor);
     }
-    nodedb_wal_reader_close(r);
     if (applied != NODEDB_OK) status = applied;
-    else if (status == NODEDB_ERR_AGAIN) status = NODEDB_OK;
+    else if (status == NODEDB_ERR_AGAIN) status = nodedb_wal__replay_end(r, own.from_lsn, &failure);
+    nodedb_wal_reader_close(r);
     if (status != NODEDB_OK) (void)nodedb_wal__hand_over(err, &failure);
     return status;
 }
@@ -2952,6 +3076,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_verify(const nodedb_wal_reader_config *c
 
 /* ---- the state of a writer -------------------------------------------------------------------------------------- */
 
+#define NODEDB_WAL__MAX_LSN ((uint64_t)INT64_MAX - 1) /* the segment behind it begins with 2^63 - 1, its limit */
 #define NODEDB_WAL__WRITE_TRIES 3 /* a short or interrupted write is repeated so often; it is idempotent */
 #define NODEDB_WAL__TAG_FILL NODEDB_WAL_MAX_GROUPS /* an operation's tag: a group's index, or one of these two */
 #define NODEDB_WAL__TAG_FILL_SYNC (NODEDB_WAL_MAX_GROUPS + 1)
@@ -2995,7 +3120,8 @@ typedef struct nodedb_wal__op {
 
 typedef struct nodedb_wal__completion {
     uint32_t tag;
-    int result; /* bytes, or -errno */
+    int result;     /* bytes, or -errno */
+    bool from_ring; /* the kernel ended an operation of the ring, not a call of ours */
 } nodedb_wal__completion;
 
 /* How the log writes. A group's data is durable when its completion is reaped, and when `write` returns 0. Two engines
@@ -3072,7 +3198,7 @@ typedef struct nodedb_wal__groups {
     size_t memory_bytes;
 } nodedb_wal__groups;
 
-/* What threads in nodedb_wal_commit and nodedb_wal_wait share: see the room COMMIT. Guarded by the lock, but for
+/* What threads in nodedb_wal_commit and nodedb_wal_wait share: see the section COMMIT. Guarded by the lock, but for
  * `awake`. */
 typedef struct nodedb_wal__committers {
     uint32_t count;  /* threads that want something durable, in all groups */
@@ -3127,6 +3253,7 @@ typedef struct nodedb_wal__segments {
     uint64_t dead[NODEDB_WAL__MAX_DEAD]; /* epochs of dead-E.wal files, to be removed when a segment is begun */
     uint32_t dead_count;
     bool rollover;           /* the next record begins a segment */
+    uint64_t seal_lsn;       /* of the last seal that was appended; 0: none */
     unsigned char *preamble; /* one block, for the preamble that is being written */
     unsigned char header[2 * NODEDB_WAL__SIGNED_BYTES]; /* the current segment's preamble, then a record's header */
 } nodedb_wal__segments;
@@ -3150,7 +3277,7 @@ struct nodedb_wal {
     nodedb_wal_config config;
     nodedb_io io;
     uint32_t block_bytes;
-    int open_flags; /* O_DIRECT, or 0 */
+    int open_flags; /* O_DIRECT, or 0. Stored under the lock, read without it: an atomic. It may become 0 later */
     int lock_fd, dir_fd;
 
     pthread_mutex_t lock;
@@ -3184,14 +3311,14 @@ static inline nodedb_wal__file *nodedb_wal__previous_file(nodedb_wal *w) {
     return &w->segments.files[1 - w->segments.current];
 }
 
-/* Called before they are told, in the rooms below. */
+/* Called before they are defined, in the sections below. */
 static void nodedb_wal__reap(nodedb_wal *w, bool wait, nodedb_wal__reaper reaper);
 static void nodedb_wal__start_group(nodedb_wal *w, uint32_t index);
 static nodedb_status nodedb_wal__submit_locked(nodedb_wal *w, nodedb_error *err);
 static bool nodedb_wal__has_ring(const nodedb_wal *w);
-static bool nodedb_wal__refuse_ring(nodedb_wal *w, int error);
+static bool nodedb_wal__refused_by_ring(nodedb_wal *w, const nodedb_wal__completion *c);
+static void nodedb_wal__leave_ring(nodedb_wal *w);
 static void nodedb_wal__signal(nodedb_wal *w);
-static void nodedb_wal__close_ring(nodedb_wal *w);
 static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd);
 static void nodedb_wal__wake_group(nodedb_wal *w, uint32_t index);
 static void nodedb_wal__unlock(nodedb_wal *w);
@@ -3204,8 +3331,9 @@ static bool nodedb_wal__check_parts(const nodedb_wal_record *record, size_t *at,
 static nodedb_status nodedb_wal__outer_record(const nodedb_wal_record *parts, size_t count, nodedb_wal_record *outer,
                                               nodedb_error *err);
 static size_t nodedb_wal__tombstones_compact(nodedb_wal *w);
-static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
-                                                   nodedb_wal_tombstone *stone, nodedb_error *err);
+static void nodedb_wal__tombstone_of(const nodedb_wal *w, const nodedb_wal_record *record, nodedb_wal_tombstone *stone);
+static nodedb_status nodedb_wal__tombstones_reserve(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
+                                                    nodedb_wal_tombstone *stone, size_t *reserved, nodedb_error *err);
 static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn);
 static nodedb_status nodedb_wal__write_tombstones(nodedb_wal *w, uint64_t from_lsn, nodedb_error *err);
 static nodedb_status nodedb_wal__save_tombstones(nodedb_wal *w, nodedb_error *err);
@@ -3299,6 +3427,9 @@ static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_re
     if (w->failed) return nodedb_wal__failed(w, err);
     status = nodedb_wal__check_size(w, record->payload_bytes, err);
     if (status != NODEDB_OK) return status;
+    if (w->lsns.next > NODEDB_WAL__MAX_LSN)
+        return nodedb_fail(err, NODEDB_ERR_LIMIT, 0, "the log in %s has given out its last LSN",
+                           nodedb__path_end(w->dir));
     total = nodedb_wal__record_bytes(record->payload_bytes +
                                      (w->config.cipher.seal != NULL ? NODEDB_WAL_TAG_BYTES : 0));
     status = nodedb_wal__make_room(w, total, err);
@@ -3329,18 +3460,27 @@ static nodedb_status nodedb_wal__append_parts(nodedb_wal *w, const nodedb_wal_re
     return NODEDB_OK;
 }
 
+/* Appends one record under the lock. If it is a tombstone, `stone` is its entry in the writer's list, for which a place
+ * is reserved; on an error the place stays reserved. */
+static nodedb_status nodedb_wal__append_reserved(nodedb_wal *w, const nodedb_wal_record *record,
+                                                 const nodedb_wal_tombstone *stone, uint32_t flags, uint64_t *lsn,
+                                                 nodedb_error *err) {
+    uint64_t given = 0;
+    nodedb_status status = nodedb_wal__append_parts(w, record, NULL, 0, flags, &given, err);
+    if (status != NODEDB_OK) return status;
+    if (nodedb_wal__is_tombstone(record->type)) nodedb_wal__tombstone_add(w, stone, given);
+    if (lsn != NULL) *lsn = given;
+    return NODEDB_OK;
+}
+
 /* Appends one record under the lock. A tombstone has its place in the writer's list before it has an LSN. */
 static nodedb_status nodedb_wal__append_locked(nodedb_wal *w, const nodedb_wal_record *record, uint32_t flags,
                                                uint64_t *lsn, nodedb_error *err) {
     nodedb_wal_tombstone stone;
-    uint64_t given = 0;
-    nodedb_status status;
-    if (!nodedb_wal__is_tombstone(record->type)) return nodedb_wal__append_parts(w, record, NULL, 0, flags, lsn, err);
-    status = nodedb_wal__tombstone_reserve(w, record, &stone, err);
-    if (status != NODEDB_OK) return status;
-    status = nodedb_wal__append_parts(w, record, NULL, 0, flags, &given, err);
-    nodedb_wal__tombstone_add(w, &stone, given);
-    if (status == NODEDB_OK && lsn != NULL) *lsn = given;
+    size_t reserved;
+    nodedb_status status = nodedb_wal__tombstones_reserve(w, record, 1, &stone, &reserved, err);
+    if (status == NODEDB_OK) status = nodedb_wal__append_reserved(w, record, &stone, flags, lsn, err);
+    if (status != NODEDB_OK) w->tombstones.reserved -= reserved;
     return status;
 }
 
@@ -3488,7 +3628,7 @@ static void nodedb_wal__complete_group(nodedb_wal *w, const nodedb_wal__completi
     }
     /* Nothing in a group is acknowledged yet, so the whole write may be repeated. ECANCELED: the thread that submitted
      * it has ended, and the kernel has dropped what was queued for that thread. */
-    if (c->result == -ECANCELED || nodedb_wal__refuse_ring(w, -c->result) ||
+    if (c->result == -ECANCELED || nodedb_wal__refused_by_ring(w, c) ||
         ((c->result >= 0 || c->result == -EINTR || c->result == -EAGAIN) && ++g->tries < NODEDB_WAL__WRITE_TRIES)) {
         nodedb_wal__start_group(w, c->tag);
         return;
@@ -3504,7 +3644,7 @@ static void nodedb_wal__complete_fill(nodedb_wal *w, const nodedb_wal__completio
     if (c->result >= 0 && c->tag == NODEDB_WAL__TAG_FILL) s->filled += (uint64_t)c->result;
     else if (c->result >= 0) s->state = NODEDB_WAL__SPARE_SYNCED;
     else if (c->result != -EINTR && c->result != -EAGAIN && c->result != -ECANCELED &&
-             !nodedb_wal__refuse_ring(w, -c->result))
+             !nodedb_wal__refused_by_ring(w, c))
         (void)nodedb_wal__spare_failed(w, c->result, "filling it with zeros", NULL);
 }
 
@@ -3544,21 +3684,28 @@ static bool nodedb_wal__has_ring(const nodedb_wal *w) {
 #endif
 }
 
-/* An operation of the ring ended with `error`. If that says that the kernel does not do such an operation (an old
- * kernel, a restricted ring), goes on with pwrite and fdatasync, says so once, and returns true: repeat it. */
-static bool nodedb_wal__refuse_ring(nodedb_wal *w, int error) {
+/* Starts nothing more through the ring, for good. Safe at any time: what the ring has in flight is reaped from it as
+ * before, and it stays open for that until the log is closed. */
+static void nodedb_wal__leave_ring(nodedb_wal *w) {
 #if !defined(NODEDB_NO_LIBURING)
-    if (!nodedb_wal__has_ring(w) || !nodedb_wal__is_refusal(error)) return false;
     w->device.ring_refused = true;
-    nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
-               "log %s: io_uring refuses to write (%s), so pwrite and fdatasync are used; allow its operations, or "
-               "choose NODEDB_WAL_BACKEND_POSIX",
-               w->dir, strerror(error));
-    return true;
 #else
-    (void)w, (void)error;
-    return false;
+    (void)w;
 #endif
+}
+
+/* True if the kernel says that the ring does not do such an operation (an old kernel, a restricted ring): repeat it.
+ * From the first one on the log uses pwrite and fdatasync, and says so once; those that were in flight with the first
+ * come back in the same way. */
+static bool nodedb_wal__refused_by_ring(nodedb_wal *w, const nodedb_wal__completion *c) {
+    if (!c->from_ring || !nodedb_wal__is_refusal(-c->result)) return false;
+    if (nodedb_wal__has_ring(w))
+        nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+                   "log %s: io_uring refuses to write (%s), so pwrite and fdatasync are used; allow its operations, or "
+                   "choose NODEDB_WAL_BACKEND_POSIX",
+                   w->dir, strerror(-c->result));
+    nodedb_wal__leave_ring(w);
+    return true;
 }
 
 /* Makes nodedb_wal_fd readable; nodedb_wal_poll takes it back. With a ring the kernel does so for each completion. */
@@ -3601,6 +3748,7 @@ static uint32_t nodedb_wal__posix_reap(nodedb_wal *w, bool wait, nodedb_wal__com
         int error = 0;
         done[i].tag = ops[i].tag;
         done[i].result = (int)ops[i].bytes;
+        done[i].from_ring = false;
         if (ops[i].data != NULL)
             error = nodedb__write_all(&w->io, ops[i].fd, ops[i].data, ops[i].bytes, ops[i].offset);
         if (error != 0) done[i].result = error;
@@ -3642,7 +3790,7 @@ static int nodedb_wal__write_dsync(const nodedb_wal__op *op) {
 static int nodedb_wal__posix_write(nodedb_wal *w, const nodedb_wal__op *op) {
     int error;
 #if defined(RWF_DSYNC)
-    if (w->open_flags != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL &&
+    if (nodedb__load_relaxed(&w->open_flags) != 0 && w->config.io.pwrite == NULL && w->config.io.sync == NULL &&
         !nodedb__load_relaxed(&w->device.no_dsync)) {
         error = nodedb_wal__write_dsync(op);
         if (!nodedb_wal__is_refusal(-error)) return error;
@@ -3706,6 +3854,7 @@ static uint32_t nodedb_wal__uring_take(nodedb_wal *w, bool wait, nodedb_wal__com
     for (i = 0; i < n; i++) {
         done[i].tag = (uint32_t)cqe[i]->user_data;
         done[i].result = cqe[i]->res;
+        done[i].from_ring = true;
     }
     io_uring_cq_advance(&w->device.ring, n);
     return n;
@@ -3767,13 +3916,15 @@ static void nodedb_wal__open_backend(nodedb_wal *w) {
 #endif
 }
 
-/* Goes on with POSIX calls, for good. Nothing may be in flight. */
-static void nodedb_wal__close_ring(nodedb_wal *w) {
-    w->device.engine = nodedb_wal__posix;
+/* Opening: gives back a ring that was refused meanwhile. Nothing has been started yet. */
+static void nodedb_wal__close_refused_ring(nodedb_wal *w) {
 #if !defined(NODEDB_NO_LIBURING)
-    assert(w->groups.started == 0 && w->device.in_kernel == 0);
-    if (w->device.has_ring) io_uring_queue_exit(&w->device.ring);
+    if (!w->device.has_ring || !w->device.ring_refused) return;
+    w->device.engine = nodedb_wal__posix;
+    io_uring_queue_exit(&w->device.ring);
     w->device.has_ring = w->device.fixed_buffers = w->device.fixed_files = false;
+#else
+    (void)w;
 #endif
 }
 
@@ -3794,15 +3945,16 @@ static void nodedb_wal__register_file(nodedb_wal *w, uint32_t file, int fd) {
  * A thread whose record is in the open group may lead it: it closes the group and writes it itself, without the lock,
  * while others fill the next one. The others sleep on their group's word (a futex), and leave without the lock when
  * it is durable. Why not through the ring: its completion runs in the thread that submitted it, and with 64 threads
- * on two cores that thread waits for its turn. This way 50,000 commits a second became 180,000 (`./build.sh bench
- * wal`).
+ * on two cores that thread waits for its turn: a third of the commits a second.
  *
  * A device is kept busy best by few large groups. So the first leader gathers: it waits a little for committers that
  * have just been served and will be back at once. A second group goes to the device only when it is large.
  *
- * No sleeper is left behind, because every release of the lock goes through nodedb_wal__unlock. It asks: is there a
- * sleeper whose group nobody leads, or operations that nobody reaps? Then it wakes one sleeper, who does it. A
- * sleeper reads its word under the lock, and the futex returns at once if the word has changed since.
+ * No sleeper is left behind. Where a thread releases the lock it calls nodedb_wal__unlock, which asks: is there a
+ * sleeper whose group nobody leads, or operations that nobody reaps? Then it wakes one sleeper, who does it. A sleeper
+ * reads its word under the lock, and the futex returns at once if the word has changed since. Two releases do not ask.
+ * A wait on a condition: that thread has changed nothing since it took the lock or waits because another one leads or
+ * reaps, and that one ends in nodedb_wal__unlock. And nodedb_wal_close, when no other thread is there.
  * ================================================================================================================ */
 
 #define NODEDB_WAL__MAX_LEADERS 3              /* groups that blocking committers keep at the device at once */
@@ -3931,8 +4083,8 @@ static nodedb_wal__group *nodedb_wal__group_of(nodedb_wal *w, uint64_t lsn) {
     return nodedb_wal__group_at(w, s);
 }
 
-/* One of the waiting threads polls its word instead of sleeping, for as long as a write takes: a processor that has
- * gone to sleep needs half as long again to wake up. Gives way to any other thread. */
+/* One of the waiting threads polls its word instead of sleeping, for one and a half writes at most: a processor that
+ * has gone to sleep needs half as long again to wake up. Gives way to any other thread. */
 static void nodedb_wal__stay_awake(nodedb_wal *w, const uint32_t *word, uint32_t old, uint64_t most) {
     uint64_t start = nodedb_now_ns(NULL);
     if (most > NODEDB_WAL__GATHER_NS) most = NODEDB_WAL__GATHER_NS;
@@ -3977,7 +4129,7 @@ static nodedb_status nodedb_wal__wait_and_unlock(nodedb_wal *w, uint64_t lsn, no
 static void nodedb_wal__wait_for_space(nodedb_wal *w) {
     if (w->device.reaper == NODEDB_WAL__REAPER_NONE && w->groups.started > 0) {
         nodedb_wal__reap(w, true, NODEDB_WAL__REAPER_WAITER);
-    } else if (w->committers.wake != 0) { /* first those that this thread owes a call */
+    } else if (w->committers.wake != 0) { /* first it must wake those whose group is durable */
         nodedb_wal__unlock(w);
         (void)pthread_mutex_lock(&w->lock);
     } else {
@@ -4074,6 +4226,8 @@ NODEDB_WAL_API void nodedb_wal_cancel_await(nodedb_wal *w, bool cancel) {
 NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
                                                uint64_t *last_lsn, nodedb_error *err) {
     uint64_t lsn = 0;
+    nodedb_wal_tombstone stone;
+    size_t reserved = 0; /* places for tombstones that are not appended yet */
     nodedb_status status = NODEDB_OK;
     if (w == NULL || records == NULL || count == 0)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "nodedb_wal_commit needs a log and records");
@@ -4082,9 +4236,16 @@ NODEDB_WAL_API nodedb_status nodedb_wal_commit(nodedb_wal *w, const nodedb_wal_r
         if (status != NODEDB_OK) return status;
     }
     (void)pthread_mutex_lock(&w->lock);
-    for (size_t i = 0; i < count && status == NODEDB_OK; i++)
-        while ((status = nodedb_wal__append_locked(w, &records[i], 0, &lsn, err)) == NODEDB_ERR_AGAIN)
+    if (w->failed) status = nodedb_wal__failed(w, err);
+    else status = nodedb_wal__tombstones_reserve(w, records, count, &stone, &reserved, err); /* before any has an LSN */
+    for (size_t i = 0; i < count && status == NODEDB_OK; i++) {
+        bool tombstone = nodedb_wal__is_tombstone(records[i].type);
+        if (tombstone && count > 1) nodedb_wal__tombstone_of(w, &records[i], &stone);
+        while ((status = nodedb_wal__append_reserved(w, &records[i], &stone, 0, &lsn, err)) == NODEDB_ERR_AGAIN)
             nodedb_wal__wait_for_space(w);
+        if (status == NODEDB_OK && tombstone) reserved--;
+    }
+    w->tombstones.reserved -= reserved; /* of those that were not appended */
     if (status == NODEDB_OK) status = nodedb_wal__wait_and_unlock(w, lsn, err);
     else nodedb_wal__unlock(w);
     if (last_lsn != NULL && status == NODEDB_OK) *last_lsn = lsn;
@@ -4172,36 +4333,38 @@ static void nodedb_wal__say_no_direct(const nodedb_wal *w) {
                w->dir);
 }
 
-/* Opens prepare.tmp and takes its blocks. 0 or -errno. */
-static int nodedb_wal__spare_open(nodedb_wal *w, const char *path, uint64_t bytes) {
+/* Opens prepare.tmp with `flags` and takes its blocks. 0 or -errno; on an error no file is open. */
+static int nodedb_wal__spare_open(nodedb_wal *w, const char *path, uint64_t bytes, int flags) {
     nodedb_wal__spare *s = &w->spares.next;
     int error;
-    s->fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | w->open_flags, 0644);
+    s->fd = w->io.open(w->io.ctx, path, O_RDWR | O_CREAT | O_TRUNC | flags, 0644);
     if (s->fd < 0) return s->fd;
-    s->state = NODEDB_WAL__SPARE_FILLING;
     error = w->io.allocate(w->io.ctx, s->fd, 0, bytes);
     if (nodedb_wal__is_refusal(-error)) error = 0; /* filling it takes the blocks as well */
-    return error != 0 ? error : nodedb__write_all(&w->io, s->fd, w->spares.zeros, w->block_bytes, 0);
+    if (error == 0) error = nodedb__write_all(&w->io, s->fd, w->spares.zeros, w->block_bytes, 0);
+    if (error == 0) s->state = NODEDB_WAL__SPARE_FILLING;
+    else (void)w->io.close(w->io.ctx, s->fd);
+    return error;
 }
 
-/* Creates prepare.tmp with all its blocks allocated. Its first write is also the test of O_DIRECT. */
+/* Creates prepare.tmp with all its blocks allocated. Its first write is also the test of O_DIRECT. An errno alone does
+ * not tell what was refused: a directory that has become read-only answers EACCES too. So it is O_DIRECT that is
+ * refused if the same calls succeed without it; otherwise nothing changes, and the first error counts. Groups may be in
+ * flight to files that are open with O_DIRECT: they end as they began. */
 static nodedb_status nodedb_wal__spare_create(nodedb_wal *w, uint64_t bytes, nodedb_error *err) {
     nodedb_wal__spare *s = &w->spares.next;
     char path[NODEDB_WAL__PATH_BYTES];
     int error;
     assert(s->state == NODEDB_WAL__SPARE_NONE);
     nodedb_wal__prepare_path(path, w->dir);
-    error = nodedb_wal__spare_open(w, path, bytes);
-    if (nodedb_wal__is_refusal(-error) && w->open_flags != 0) {
-        if (s->state == NODEDB_WAL__SPARE_FILLING) (void)w->io.close(w->io.ctx, s->fd);
-        s->state = NODEDB_WAL__SPARE_NONE;
-        w->open_flags = 0;
-        nodedb_wal__close_ring(w);
-        error = nodedb_wal__spare_open(w, path, bytes);
-        if (error == 0) nodedb_wal__say_no_direct(w);
+    error = nodedb_wal__spare_open(w, path, bytes, w->open_flags);
+    if (nodedb_wal__is_refusal(-error) && w->open_flags != 0 && nodedb_wal__spare_open(w, path, bytes, 0) == 0) {
+        nodedb__store_release(&w->open_flags, 0);
+        nodedb_wal__leave_ring(w); /* cached writes do not report their own errors: see sync_file */
+        nodedb_wal__say_no_direct(w);
+        error = 0;
     }
-    if (error != 0)
-        return nodedb_wal__spare_failed(w, error, s->state == NODEDB_WAL__SPARE_NONE ? path : "taking its space", err);
+    if (error != 0) return nodedb_wal__spare_failed(w, error, "opening a file and taking its space", err);
     s->bytes = bytes;
     s->filled = w->block_bytes;
     nodedb_wal__register_file(w, NODEDB_WAL__SPARE_FILE, s->fd);
@@ -4547,7 +4710,7 @@ NODEDB_WAL_API uint32_t nodedb_wal_drop_spares(nodedb_wal *w) {
     if (w == NULL) return 0;
     (void)pthread_mutex_lock(&w->lock);
     for (; w->spares.pool_count > 0; dropped++) nodedb_wal__drop_pooled(w);
-    (void)pthread_mutex_unlock(&w->lock);
+    nodedb_wal__unlock(w);
     return dropped;
 }
 
@@ -4564,7 +4727,7 @@ NODEDB_WAL_API nodedb_status nodedb_wal_rollover(nodedb_wal *w, nodedb_error *er
     else if (f->fd >= 0 && f->segment.first_lsn != w->lsns.next) w->segments.rollover = true;
     else if (f->fd >= 0 && cipher->seal != NULL && cipher->key_id(cipher->ctx) != f->segment.key_id) {
         memset(&seal, 0, sizeof seal); /* the next segment's name must be another than this one's */
-        status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, NULL, err);
+        status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &w->segments.seal_lsn, err);
         w->segments.rollover = status == NODEDB_OK;
     }
     nodedb_wal__unlock(w);
@@ -4666,6 +4829,26 @@ static nodedb_wal_reader *nodedb_wal__recovery_reader(nodedb_wal *w, const noded
     return r;
 }
 
+/* Tells the logger what recovery found. A log without a seal at its end was not closed in order. Whether the disk has
+ * lost records of its last groups, or they never arrived, cannot be known then: so it always tells where the log
+ * ends. */
+static void nodedb_wal__say_found(const nodedb_wal *w, const nodedb_wal_reader *r) {
+    unsigned long long last = r->expected - 1, dropped = r->stats.torn_bytes;
+    if (r->bad_padding > 0)
+        nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
+                   "log %s: padding has changed since it was written, which holds no record; is the disk failing?",
+                   w->dir);
+    if (r->sealed_lsn == last && last != 0) return;
+    if (dropped > 0)
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
+                   "log %s was not closed: it ends with record %llu, and at most %llu bytes behind that were dropped "
+                   "as a torn tail; no record that is left says that any of it was acknowledged",
+                   w->dir, last, dropped);
+    else
+        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
+                   "log %s was not closed: it ends with record %llu, and no later record can be read", w->dir, last);
+}
+
 /* Finds the last LSN in the last two segments, and the tombstones that are not in their file yet. */
 static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list *list, nodedb_error *err) {
     nodedb_wal_reader *r;
@@ -4689,16 +4872,13 @@ static nodedb_status nodedb_wal__find_end(nodedb_wal *w, const nodedb_wal__list 
         w->stats.dropped_bytes = r->stats.torn_bytes;
         nodedb__store_release(&w->lsns.durable, w->lsns.next - 1);
         status = nodedb_wal__keep_segments(w, list, r->index, &failure);
+        if (status == NODEDB_OK) nodedb_wal__say_found(w, r);
     }
     nodedb_wal_reader_close(r);
     if (status != NODEDB_OK) {
         (void)nodedb_wal__hand_over(err, &failure);
         return status;
     }
-    if (w->stats.dropped_bytes > 0)
-        nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
-                   "log %s: dropped a torn tail of at most %llu bytes after record %llu; none of it was acknowledged",
-                   w->dir, (unsigned long long)w->stats.dropped_bytes, (unsigned long long)(w->lsns.next - 1));
     return NODEDB_OK;
 }
 
@@ -4815,7 +4995,8 @@ static bool nodedb_wal__check_config(const nodedb_wal_config *config, nodedb_err
     else if (config->groups != 0 && (config->groups < 2 || config->groups > NODEDB_WAL_MAX_GROUPS))
         wrong = "config.groups is not 2 to 16";
     else if (config->group_bytes > NODEDB_WAL_MAX_PAYLOAD_BYTES) wrong = "config.group_bytes is above 64 MiB";
-    else if (config->first_lsn > UINT64_MAX / 2) wrong = "config.first_lsn is above 2^63";
+    else if (config->first_lsn > NODEDB_WAL_MAX_FIRST_LSN) wrong = "config.first_lsn is above 2^62";
+    else if (config->segment_bytes > INT64_MAX) wrong = "config.segment_bytes is more than a file can have";
     else if ((config->cipher.seal != NULL) != (config->cipher.open != NULL) ||
              (config->cipher.seal != NULL) != (config->cipher.key_id != NULL))
         wrong = "config.cipher has one of key_id, seal and open, but not all";
@@ -5013,6 +5194,7 @@ NODEDB_WAL_API nodedb_wal *nodedb_wal_open(const nodedb_wal_config *config, node
     if (status == NODEDB_OK) status = nodedb_wal__recover(w, err);
     if (status == NODEDB_OK) status = nodedb_wal__open_device(w, err);
     if (status == NODEDB_OK) status = nodedb_wal__first_segment(w, err);
+    nodedb_wal__close_refused_ring(w);
     if (status != NODEDB_OK) {
         nodedb_wal__free(w);
         return NULL;
@@ -5035,6 +5217,8 @@ NODEDB_WAL_API nodedb_status nodedb_wal_close(nodedb_wal *w, nodedb_error *err) 
     else if (w->lsns.wrote) {
         status = nodedb_wal__wait_and_unlock(w, w->lsns.next - 1, err);
         (void)pthread_mutex_lock(&w->lock);
+    }
+    if (status == NODEDB_OK && w->lsns.wrote && w->segments.seal_lsn + 1 != w->lsns.next) { /* no seal behind a seal */
         w->segments.rollover = false; /* not for the seal alone */
         memset(&seal, 0, sizeof seal);
         if (status == NODEDB_OK) status = nodedb_wal__append_locked(w, &seal, NODEDB_WAL__FLAG_SEAL, &lsn, err);
@@ -5472,7 +5656,7 @@ static bool nodedb_wal__is_dropped(const nodedb_wal_reader *r, const nodedb_wal_
     return false;
 }
 
-/* Loads what this reader drops. A change stream hands out everything. For the other readers, what the file says is dead
+/* Loads what this reader drops. A follower hands out everything. For the other readers, what the file says is dead
  * is dead from the beginning. */
 static nodedb_status nodedb_wal__reader_tombstones(nodedb_wal_reader *r, nodedb_error *err) {
     nodedb_wal__tombstones *t = &r->tombstones;
@@ -5509,13 +5693,19 @@ static size_t nodedb_wal__tombstones_compact(nodedb_wal *w) {
     return kept;
 }
 
+/* The entry of a tombstone that has no LSN yet. */
+static void nodedb_wal__tombstone_of(const nodedb_wal *w, const nodedb_wal_record *record,
+                                     nodedb_wal_tombstone *stone) {
+    memset(stone, 0, sizeof *stone);
+    stone->tenant = record->tenant;
+    stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
+}
+
 /* Reserves a place for one more, before its record has an LSN: so a record that has one is never missing here. */
 static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_wal_record *record,
                                                    nodedb_wal_tombstone *stone, nodedb_error *err) {
     nodedb_wal__tombstones *t = &w->tombstones;
-    memset(stone, 0, sizeof *stone);
-    stone->tenant = record->tenant;
-    stone->collection = nodedb_wal__collection_of(w->config.collection_of, w->config.collection_ctx, record);
+    nodedb_wal__tombstone_of(w, record, stone);
     if (stone->collection == NODEDB_WAL_NO_COLLECTION)
         return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "a tombstone needs a collection, and %llu is none",
                            (unsigned long long)NODEDB_WAL_NO_COLLECTION);
@@ -5536,13 +5726,29 @@ static nodedb_status nodedb_wal__tombstone_reserve(nodedb_wal *w, const nodedb_w
     return NODEDB_OK;
 }
 
-/* Ends a reservation. lsn 0: the record was not appended. */
+/* Reserves a place for each tombstone among the records: for all of them, or on an error for none. *reserved becomes
+ * how many places; who appends fewer takes the rest back from tombstones.reserved. *stone: the entry of the last. */
+static nodedb_status nodedb_wal__tombstones_reserve(nodedb_wal *w, const nodedb_wal_record *records, size_t count,
+                                                    nodedb_wal_tombstone *stone, size_t *reserved, nodedb_error *err) {
+    nodedb_status status = NODEDB_OK;
+    *reserved = 0;
+    for (size_t i = 0; i < count && status == NODEDB_OK; i++) {
+        if (!nodedb_wal__is_tombstone(records[i].type)) continue;
+        status = nodedb_wal__tombstone_reserve(w, &records[i], stone, err);
+        if (status == NODEDB_OK) ++*reserved;
+    }
+    if (status == NODEDB_OK) return NODEDB_OK;
+    w->tombstones.reserved -= *reserved;
+    *reserved = 0;
+    return status;
+}
+
+/* The record has its LSN: its entry takes the place that was reserved for it. */
 static void nodedb_wal__tombstone_add(nodedb_wal *w, const nodedb_wal_tombstone *stone, uint64_t lsn) {
     nodedb_wal__tombstones *t = &w->tombstones;
     assert(t->reserved > 0 && t->count < t->capacity);
-    t->reserved--;
-    if (lsn == 0) return;
     assert(t->count == 0 || t->at[t->count - 1].lsn < lsn);
+    t->reserved--;
     t->at[t->count] = *stone;
     t->at[t->count++].lsn = lsn;
 }
@@ -5579,7 +5785,7 @@ static int nodedb_wal__encode_tombstones(nodedb_wal *w, int fd, const nodedb_wal
     return error != 0 ? error : nodedb__write_all(&w->io, fd, block, 4, offset);
 }
 
-/* Puts a new file in the place of the old one. 0 or -errno; *harmless: nothing is wrong with the disk but that it is
+/* Puts a new file in the place of the old one. 0 or -errno; *harmless: the new file could not be opened, or the disk is
  * full, and the old file stands. */
 static int nodedb_wal__replace_tombstones(nodedb_wal *w, const nodedb_wal_tombstone *at, size_t count,
                                           bool *harmless) {

@@ -171,7 +171,7 @@ static int show_verdict(nodedb_wal_reader_config reading) {
     else if (status != NODEDB_OK) printf("verdict: %s: %s\n", nodedb_status_text(status), err.message);
     else if (report.sealed) printf("verdict: sealed, the log was closed in order\n");
     else if (report.torn_bytes > 0)
-        printf("verdict: torn tail of %llu bytes, never acknowledged\n", (ull)report.torn_bytes);
+        printf("verdict: torn tail of at most %llu bytes, not known to be acknowledged\n", (ull)report.torn_bytes);
     else printf("verdict: whole, but not sealed: the writer was not closed, or is still at work\n");
     return status == NODEDB_OK ? 0 : 1;
 }

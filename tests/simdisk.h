@@ -1,10 +1,10 @@
-/* A simulated disk behind nodedb_io: files in memory, where what has not been synced may be lost, torn, or kept, sector by
- * sector and in any order, when the power fails; and any call may be made to fail.
+/* A simulated disk behind nodedb_io: files in memory, where what has not been synced may be lost, torn, or kept, sector
+ * by sector and in any order, when the power fails; and any call may be made to fail.
  *
- * Model. A write changes the file's present content and marks its sectors dirty. `sync` of a file makes its sectors durable.
- * Creating, renaming and unlinking change the present directory; `sync` of the directory makes it durable; at a power cut the
- * directory is in some state between its last sync and now (metadata is journalled in order, as in ext4 and xfs). After
- * sim_power_cut the disk holds one of the possible states, chosen by the seed. */
+ * Model. A write changes the file's present content and marks its sectors dirty. `sync` of a file makes its sectors
+ * durable. Creating, renaming and unlinking change the present directory; `sync` of the directory makes it durable; at
+ * a power cut the directory is in some state between its last sync and now (metadata is journalled in order, as in ext4
+ * and xfs). After sim_power_cut the disk holds one of the possible states, chosen by the seed. */
 #ifndef NODEDB_SIMDISK_H
 #define NODEDB_SIMDISK_H
 #include <errno.h>

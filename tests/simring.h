@@ -1,6 +1,6 @@
-/* Asynchronous writing to the simulated disk, in place of a log's backend: what is started may be on the disk at any time
- * from then on, in part, and becomes durable when its completion is reaped; completions come some at a time and in any
- * order. And a real ring whose n-th operation the kernel seems to fail. Include it behind simdisk.h.
+/* Asynchronous writing to the simulated disk, in place of a log's backend: what is started may be on the disk at any
+ * time from then on, in part, and becomes durable when its completion is reaped; completions come some at a time and in
+ * any order. And a real ring whose n-th operation the kernel seems to fail. Include it behind simdisk.h.
  *
  * One log at a time, one thread. */
 #ifndef NODEDB_SIMRING_H
@@ -45,6 +45,7 @@ static inline uint32_t simring_reap(nodedb_wal *w, bool wait, nodedb_wal__comple
         simring.op[i] = simring.op[simring.count];
         simring.result[i] = simring.result[simring.count];
         done[n].tag = op.tag;
+        done[n].from_ring = false;
         done[n++].result = result;
     }
     return n;
@@ -82,6 +83,7 @@ static inline uint32_t simring_faulty_reap(nodedb_wal *w, bool wait, nodedb_wal_
     if (simring.count == 0) return simring.below.reap(w, wait, done);
     simring.count = 0;
     done[0].tag = simring.op[0].tag;
+    done[0].from_ring = true;
     done[0].result = simring.result[0];
     return 1;
 }

@@ -435,6 +435,59 @@ TEST(the_first_lsn_is_known_without_an_opening_that_fails) {
 
 /* ---- limits and wrong arguments ---------------------------------------------------------------------------------- */
 
+TEST(a_commit_of_which_one_record_is_wrong_leaves_no_record) {
+    nodedb_wal_config config = config_here("whole");
+    nodedb_wal *wal = nodedb_wal_open(&config, NULL);
+    nodedb_wal_record records[3];
+    nodedb_error err;
+    unsigned char buffer[100];
+    REQUIRE(wal != NULL);
+    records[0] = record_of(1, buffer, 100);
+    memset(&records[1], 0, sizeof records[1]);
+    records[1].type = NODEDB_WAL_TYPE_COLLECTION_TOMBSTONE;
+    records[2] = records[1];
+    records[2].database = NODEDB_WAL_NO_COLLECTION;
+    CHECK_EQ(nodedb_wal_commit(wal, records, 3, NULL, &err), NODEDB_ERR_INVALID);
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 0);
+    wal->tombstones.reserved = NODEDB_WAL_MAX_TOMBSTONES - 1; /* as if there were so many: one fits, two do not */
+    records[2].database = 5;
+    CHECK_EQ(nodedb_wal_commit(wal, records, 3, NULL, &err), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 0);
+    CHECK_EQ(wal->tombstones.reserved, NODEDB_WAL_MAX_TOMBSTONES - 1);
+    wal->tombstones.reserved = 0;
+    CHECK_EQ(nodedb_wal_commit(wal, records, 3, NULL, &err), NODEDB_OK);
+    CHECK_EQ(wal->tombstones.reserved, 0);
+    CHECK_EQ(nodedb_wal_list_tombstones(wal, NULL, 0), 2);
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 3);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+}
+
+TEST(the_highest_first_lsn_leaves_room_and_the_last_lsn_is_a_limit) {
+    nodedb_wal_config config = config_here("high");
+    nodedb_wal_record record;
+    nodedb_error err;
+    nodedb_wal *wal;
+    config.first_lsn = NODEDB_WAL_MAX_FIRST_LSN + 1;
+    CHECK(nodedb_wal_open(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+    CHECK_HAS(err.message, "above 2^62");
+    config.first_lsn = NODEDB_WAL_MAX_FIRST_LSN;
+    for (uint64_t i = 0; i < 3; i++) { /* each opening reads what the one before has begun */
+        wal = nodedb_wal_open(&config, &err);
+        REQUIRE(wal != NULL);
+        CHECK(commit_range(wal, config.first_lsn + 2 * i, config.first_lsn + 2 * i, 100));
+        CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    }
+    memset(&record, 0, sizeof record);
+    wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    wal->lsns.next = (uint64_t)INT64_MAX;
+    CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_ERR_LIMIT);
+    CHECK_HAS(err.message, "last LSN");
+    nodedb_wal__free(wal);
+    config.segment_bytes = UINT64_MAX;
+    CHECK(nodedb_wal_open(&config, &err) == NULL && err.status == NODEDB_ERR_INVALID);
+}
+
 TEST(a_record_larger_than_a_group_or_a_segment_is_written_all_the_same) {
     nodedb_wal_config config = config_here("large");
     nodedb_wal_reader_config reading;
@@ -792,6 +845,12 @@ TEST(without_recycling_no_segment_is_one_that_was_used_before) {
     sim_free(disk);
 }
 
+static void remove_log(const char *name) {
+    char command[700];
+    snprintf(command, sizeof command, "rm -rf '%s/%s'", test_dir(), name);
+    CHECK_EQ(system(command), 0);
+}
+
 /* Runs in a process of its own, which ends as if it were killed. */
 static void in_a_child(const nodedb_wal_config *config, int (*life)(const nodedb_wal_config *config)) {
     pid_t child = fork();
@@ -858,6 +917,152 @@ TEST(a_header_that_became_zero_is_damage_and_no_padding) {
     poke("00000000000000000001.wal", 4096 + 72, zeros, sizeof zeros);
     CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_ERR_CORRUPT);
     CHECK_EQ(err.lsn, 2);
+}
+
+/* ---- padding that has changed ---- */
+
+/* Flips one bit of a log of three groups of one record each, whose writer was killed, and reads it. The byte is `at`
+ * bytes behind the record of group `group`; group 3 is the block behind the last group. */
+static void flip_behind(sim_disk *disk, int f, int group, size_t at, int bit, size_t *checked) {
+    nodedb_error err;
+    counting c;
+    size_t begin = 4096 * ((size_t)group + 1), bytes = 0;
+    unsigned char *byte;
+    if (group < 3)
+        bytes = ((size_t)NODEDB_WAL_RECORD_HEADER_BYTES + nodedb_get_u32(disk->file[f].now + begin + 32) + 7) / 8 * 8;
+    if (bytes + at >= 4096) return;
+    byte = disk->file[f].now + begin + bytes + at;
+    CHECK_EQ(*byte, 0);
+    *byte = (unsigned char)(1 << bit);
+    CHECK_EQ(sim_replay(disk, &c, 0, 300, &err), NODEDB_OK);
+    CHECK(!c.wrong && c.count == 3);
+    *byte = 0;
+    ++*checked;
+}
+
+TEST(a_changed_bit_where_no_record_is_does_not_stop_a_reader) {
+    sim_disk *disk = sim_new(test_seed);
+    nodedb_wal_config config = sim_config(disk);
+    nodedb_wal *wal = nodedb_wal_open(&config, NULL);
+    size_t at, checked = 0;
+    int group, f;
+    REQUIRE(wal != NULL);
+    CHECK(commit_range(wal, 1, 3, 300));
+    nodedb_wal__free(wal);
+    f = disk->now.name[sim_find(&disk->now, "d/00000000000000000001.wal")].file;
+    for (group = 0; group < 4; group++)
+        for (at = 0; at < 4096; at += at < 600 ? 1 : 97) flip_behind(disk, f, group, at, (int)(at % 8), &checked);
+    CHECK(checked > 2000);
+    sim_free(disk);
+}
+
+static int commit_three(const nodedb_wal_config *config) {
+    nodedb_wal *wal = nodedb_wal_open(config, NULL);
+    return wal != NULL && commit_range(wal, 1, 3, 300) ? 0 : 1;
+}
+
+typedef struct heard { int damaged, ended; char last[400]; } heard; /* last: of those about the end */
+static void hear(void *ctx, nodedb_log_level level, const char *sentence) {
+    heard *h = (heard *)ctx;
+    (void)level;
+    h->damaged += strstr(sentence, "padding has changed") != NULL;
+    if (strstr(sentence, "was not closed") == NULL) return;
+    h->ended++;
+    snprintf(h->last, sizeof h->last, "%s", sentence);
+}
+
+TEST(changed_padding_is_told_and_the_log_opens_with_every_record) {
+    static const size_t where[] = {4096 + 1000, 3 * 4096 + 1000, 4 * 4096 + 9};
+    for (int i = 0; i < 3; i++) {
+        nodedb_wal_config config = config_here("padding");
+        nodedb_wal *wal;
+        heard h;
+        unsigned char one = 1;
+        memset(&h, 0, sizeof h);
+        remove_log("padding");
+        in_a_child(&config, commit_three);
+        poke("00000000000000000001.wal", where[i], &one, 1);
+        config.logger.write = hear, config.logger.ctx = &h;
+        wal = nodedb_wal_open(&config, NULL);
+        REQUIRE(wal != NULL);
+        CHECK_EQ(nodedb_wal_last_lsn(wal), 3);
+        CHECK_EQ(h.damaged, i < 2);
+        CHECK_EQ(h.ended, 1);
+        CHECK(commit_range(wal, 4, 6, 300));
+        CHECK_EQ(nodedb_wal_close(wal, NULL), NODEDB_OK);
+        CHECK_EQ(replay_all(1, 300, NODEDB_OK).count, 6);
+    }
+}
+
+/* Whole sectors of padding, too: they were zero when the group was written, so no record was there. */
+TEST(a_changed_sector_of_padding_is_no_damage_but_one_that_may_hold_a_header_is) {
+    nodedb_wal_config config = config_here("padding");
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_error err;
+    unsigned char garbage[512];
+    memset(garbage, 0xA5, sizeof garbage);
+    in_a_child(&config, commit_three);
+    poke("00000000000000000001.wal", 3 * 4096 + 1024, garbage, sizeof garbage);
+    CHECK_EQ(replay_all(1, 300, NODEDB_OK).count, 3);
+    poke("00000000000000000001.wal", 3 * 4096 + 440, garbage, 72); /* a record of 8 bytes could have been there */
+    CHECK_EQ(nodedb_wal_verify(&reading, NULL, &err), NODEDB_ERR_CORRUPT);
+    CHECK_HAS(err.message, "record 4 would begin");
+    CHECK_EQ(err.lsn, 4);
+}
+
+/* ---- what is said, and what can be done ---- */
+
+/* The disk loses the last acknowledged group. Nothing tells that from a torn tail: so the log says where it ends. */
+TEST(a_log_that_was_not_closed_says_where_it_ends_even_if_nothing_was_dropped) {
+    nodedb_wal_config config = config_here("unsealed");
+    nodedb_wal *wal;
+    unsigned char zeros[4096];
+    heard h;
+    memset(&h, 0, sizeof h);
+    memset(zeros, 0, sizeof zeros);
+    in_a_child(&config, commit_three);
+    poke("00000000000000000001.wal", 3 * 4096, zeros, sizeof zeros);
+    config.logger.write = hear, config.logger.ctx = &h;
+    wal = nodedb_wal_open(&config, NULL);
+    REQUIRE(wal != NULL);
+    CHECK_EQ(h.ended, 1);
+    CHECK_HAS(h.last, "ends with record 2");
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 2);
+    CHECK(commit_range(wal, 3, 3, 300));
+    CHECK_EQ(nodedb_wal_close(wal, NULL), NODEDB_OK);
+    wal = nodedb_wal_open(&config, NULL);
+    REQUIRE(wal != NULL);
+    CHECK_EQ(h.ended, 1); /* with a seal there is nothing to say */
+    CHECK_EQ(nodedb_wal_close(wal, NULL), NODEDB_OK);
+}
+
+TEST(what_stands_before_and_behind_a_damaged_record_can_be_read) {
+    nodedb_wal_config config = config_here("salvage");
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_error err;
+    unsigned char garbage[600];
+    counting c;
+    memset(garbage, 0x5A, sizeof garbage);
+    for (uint64_t n = 1; n <= 3; n++) { /* records 1 to 3, 5 to 7 and 9 to 11; seals 4, 8 and 12 */
+        nodedb_wal *wal = nodedb_wal_open(&config, NULL);
+        REQUIRE(wal != NULL);
+        CHECK(commit_range(wal, 4 * n - 3, 4 * n - 1, 300));
+        CHECK_EQ(nodedb_wal_close(wal, NULL), NODEDB_OK);
+    }
+    poke("00000000000000000005.wal", 2 * 4096, garbage, sizeof garbage);
+    CHECK_EQ(nodedb_wal_verify(&reading, NULL, &err), NODEDB_ERR_CORRUPT);
+    CHECK(err.lsn == 6 && err.offset == 2 * 4096);
+    CHECK(nodedb_wal_open(&config, &err) == NULL && err.status == NODEDB_ERR_CORRUPT);
+    memset(&c, 0, sizeof c);
+    c.max = 300;
+    reading.until_lsn = err.lsn - 1;
+    CHECK_EQ(nodedb_wal_replay(&reading, count_record, &c, NULL, &err), NODEDB_OK);
+    CHECK_EQ(c.count, 4);
+    memset(&c, 0, sizeof c);
+    c.max = 300;
+    reading.until_lsn = 0, reading.from_lsn = 9; /* the first LSN of the next segment, which its name tells */
+    CHECK_EQ(nodedb_wal_replay(&reading, count_record, &c, NULL, &err), NODEDB_OK);
+    CHECK(!c.wrong && c.count == 3);
 }
 
 static int lose_six_and_begin_seven(const nodedb_wal_config *config) {
@@ -1446,12 +1651,6 @@ static int live_with(const refusal *what, int error, bool refused_later) {
     return writing != (refused_later ? 1 : what->writing) ? 4 : read != what->reading ? 5 : 0;
 }
 
-static void remove_log(const char *name) {
-    char command[700];
-    snprintf(command, sizeof command, "rm -rf '%s/%s'", test_dir(), name);
-    CHECK_EQ(system(command), 0);
-}
-
 static void refuse(const refusal *what, int error, bool refused_later) {
     int status = -1;
     pid_t child = fork();
@@ -1519,6 +1718,123 @@ TEST(an_operation_that_io_uring_refuses_is_done_without_it) {
             one_operation_fails(operation, -refusals[k], &fatal);
             CHECK(!fatal);
         }
+}
+
+#if !defined(NODEDB_NO_LIBURING)
+static nodedb_wal__engine kernel;
+
+/* As from a kernel that does not know the operations of a ring: each of them ends with a refusal. */
+static uint32_t refuse_all(nodedb_wal *w, bool wait, nodedb_wal__completion *done) {
+    uint32_t n = kernel.reap(w, wait, done);
+    for (uint32_t i = 0; i < n; i++)
+        if (done[i].from_ring) done[i].result = -EOPNOTSUPP;
+    return n;
+}
+
+TEST(a_ring_may_refuse_all_the_groups_that_are_in_flight) {
+    for (uint64_t groups = 1; groups < 8; groups++) {
+        nodedb_wal_config config = config_here("refused");
+        nodedb_error err;
+        nodedb_wal *wal;
+        int said = 0;
+        config.logger.write = count_sentence, config.logger.ctx = &said;
+        remove_log("refused");
+        wal = nodedb_wal_open(&config, &err);
+        REQUIRE(wal != NULL);
+        if (!nodedb_wal__has_ring(wal)) {
+            CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+            return; /* nothing to do without */
+        }
+        kernel = wal->device.engine;
+        wal->device.engine.reap = refuse_all;
+        for (uint64_t n = 1; n <= groups; n++) {
+            unsigned char buffer[3000];
+            nodedb_wal_record record = record_of(n, buffer, 3000);
+            CHECK_EQ(nodedb_wal_append(wal, &record, NULL, &err), NODEDB_OK);
+            CHECK_EQ(nodedb_wal_submit(wal, &err), NODEDB_OK);
+        }
+        CHECK_EQ(nodedb_wal_wait(wal, groups, &err), NODEDB_OK);
+        CHECK(append_range(wal, groups + 1, 200, 3000)); /* into the next segments */
+        CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+        CHECK_EQ(said, 1);
+        CHECK_EQ(replay_all(1, 3000, NODEDB_OK).count, 200);
+    }
+}
+#endif
+
+/* ---- a directory and a file system that change their mind while groups are in flight ---- */
+
+static int refused_flags, refused_opens; /* an open of prepare.tmp with these flags is EACCES; how many were */
+
+static int open_or_refuse(void *ctx, const char *path, int flags, int mode) {
+    if (strstr(path, "prepare.tmp") == NULL || (flags & refused_flags) == 0)
+        return nodedb__posix_open(ctx, path, flags, mode);
+    refused_opens++;
+    return -EACCES;
+}
+
+/* Sends groups of 20 KB without waiting, until the refusal has been met and there is no other way. Answers how many
+ * records have an LSN. */
+static uint64_t send_until_full(nodedb_wal *wal, uint64_t most, nodedb_status *status) {
+    static unsigned char buffer[1 << 17];
+    nodedb_error err;
+    uint64_t n = 0;
+    *status = NODEDB_OK;
+    for (int again = 0; n < most && again < 100000;) {
+        nodedb_wal_record record = record_of(n + 1, buffer, 40000);
+        *status = nodedb_wal_append(wal, &record, NULL, &err);
+        if (*status == NODEDB_OK) n++;
+        else if (*status != NODEDB_ERR_AGAIN) break;
+        else again++;
+        (void)nodedb_wal_submit(wal, &err);
+        if (n % 3 == 0 || *status != NODEDB_OK) CHECK_EQ(nodedb_wal_poll(wal, NULL, &err), NODEDB_OK);
+    }
+    return n;
+}
+
+TEST(a_directory_that_becomes_read_only_is_no_refusal_of_direct_writes) {
+    nodedb_wal_config config = config_here("readonly");
+    nodedb_wal *wal = nodedb_wal_open(&config, NULL);
+    nodedb_status status;
+    nodedb_error err;
+    uint64_t n;
+    bool had_ring;
+    int had_flags;
+    REQUIRE(wal != NULL);
+    had_ring = nodedb_wal__has_ring(wal), had_flags = wal->open_flags;
+    wal->io.open = open_or_refuse;
+    refused_flags = O_CREAT, refused_opens = 0;
+    n = send_until_full(wal, 1000, &status);
+    CHECK(refused_opens > 0 && n > 3 && n < 1000);
+    CHECK(status != NODEDB_OK && status != NODEDB_ERR_AGAIN && !wal->failed);
+    CHECK(nodedb_wal__has_ring(wal) == had_ring && wal->open_flags == had_flags);
+    CHECK_EQ(nodedb_wal_wait(wal, n, &err), NODEDB_OK);
+    wal->io.open = nodedb__posix_open; /* it can be written again */
+    CHECK(commit_range(wal, n + 1, n + 50, 40000));
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(replay_all(1, 40000, NODEDB_OK).count, n + 50);
+}
+
+TEST(direct_writes_may_be_refused_while_groups_are_in_flight) {
+    nodedb_wal_config config = config_here("refused");
+    nodedb_wal *wal;
+    nodedb_status status;
+    nodedb_error err;
+    uint64_t n;
+    int said = 0;
+    config.logger.write = note_sentence, config.logger.ctx = &said;
+    wal = nodedb_wal_open(&config, NULL);
+    REQUIRE(wal != NULL);
+    if (wal->open_flags != 0) {
+        wal->io.open = open_or_refuse;
+        refused_flags = O_DIRECT, refused_opens = 0;
+        n = send_until_full(wal, 200, &status);
+        CHECK(n == 200 && refused_opens == 1 && said == 1);
+        CHECK(wal->open_flags == 0 && !nodedb_wal__has_ring(wal));
+        CHECK(commit_range(wal, 201, 250, 40000));
+    }
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    if (said > 0) CHECK_EQ(replay_all(1, 40000, NODEDB_OK).count, 250);
 }
 
 /* ---- killed writers, threads, event loops ------------------------------------------------------------------------ */
@@ -1754,6 +2070,11 @@ TEST(replay_from_beyond_the_end_is_an_error_and_so_is_a_refusal_of_the_callback)
     reading = reading_here();
     CHECK_EQ(nodedb_wal_replay_page(&reading, &cursor, 10, count_record, &c, &more, &err), NODEDB_ERR_CANCELLED);
     CHECK_EQ(c.count, 2);
+    cursor.lsn = 500, cursor.segment_first_lsn = 0; /* a stored cursor of a log that was lost */
+    CHECK_EQ(nodedb_wal_replay_page(&reading, &cursor, 10, count_record, &c, &more, &err), NODEDB_ERR_NOT_FOUND);
+    cursor.lsn = 7; /* behind the seal: there is nothing yet, and nothing is missing */
+    CHECK_EQ(nodedb_wal_replay_page(&reading, &cursor, 10, count_record, &c, &more, &err), NODEDB_OK);
+    CHECK(!more);
 }
 
 TEST(two_logs_in_one_process_are_independent) {

@@ -602,6 +602,22 @@ TEST(keys_change_from_one_segment_to_the_next_and_old_ones_are_needed_until_trun
     CHECK_EQ(nodedb_wal_rollover(NULL, &err), NODEDB_ERR_INVALID);
 }
 
+TEST(one_seal_ends_a_segment_also_if_the_rollover_has_written_it) {
+    keys k = keys_from(12);
+    nodedb_wal_config config = encrypted_config("sealed", &k);
+    nodedb_wal_reader_config reading = reading_here();
+    nodedb_wal_report report;
+    nodedb_error err;
+    nodedb_wal *wal = nodedb_wal_open(&config, &err);
+    REQUIRE(wal != NULL);
+    k.now = 2;
+    CHECK_EQ(nodedb_wal_rollover(wal, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_wal_last_lsn(wal), 1);
+    CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
+    CHECK_EQ(nodedb_wal_verify(&reading, &report, &err), NODEDB_OK);
+    CHECK(report.last_lsn == 1 && report.sealed);
+}
+
 TEST(a_clear_log_rolls_over_too) {
     nodedb_wal_config config = config_here("roll");
     nodedb_error err;
