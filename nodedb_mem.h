@@ -1216,10 +1216,12 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
  *
  * The ceiling holds exactly because of two rules:
  *   1. The sum of all `covered` never passes a limit. Only a thread with the lock changes `covered`.
- *   2. A core reserves without the lock only as far as its own `covered`. So the sum of all `used` is at most the sum
- *      of all `covered`, whatever the cores do at the same time.
+ *   2. A core is granted bytes without the lock only as far as its own `covered`. So the sum of all that was granted
+ *      is at most the sum of all `covered`, whatever the cores do at the same time. A raise of `used` that has not been
+ *      answered yet may be above `covered`; then it does not count.
  * No line is hot: a reservation that its credit covers, and every release, write the core's own cell and nothing else.
- * A core takes the lock when its credit is used up, which a chunk of credit makes rare.
+ * A core takes the lock when its credit is used up, which a chunk of credit makes rare. Near a limit it is not rare: a
+ * refusal freezes and reads all cells under the lock, and the other cores meet at the lock meanwhile.
  *
  * Nothing is refused that would have fitted, either. Before a refusal all credit is reclaimed, under the lock, while
  * the owners go on without it. Each cell has a third number for that: `granted` is `covered`, or 0 while it is frozen.
@@ -1231,6 +1233,14 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
  * All four are sequentially consistent, so at least one of the two reads sees the other's write (Dekker's rule). If the
  * owner sees 0, it goes to the lock, its raise pending. If it does not, the reclaiming thread has seen the raised
  * `used` and leaves that much covered.
+ *
+ * With the lock, a pending raise is granted if the cell still covers it, even where a limit is exceeded by now: the
+ * reservation counts from the store of `used`. While a raise is pending, `covered` of its cell can only fall, so it
+ * has been high enough since that store, and every refusal in between rightly counted the bytes. Else the credit was
+ * reclaimed before the store, nobody counted the raise, and the owner takes it back and asks again.
+ *
+ * A release is a plain store. A reclaiming thread may read the old, higher `used` and leave too much covered, never too
+ * little. Where the release happened before the reservation (a lock, a queue, a join) it reads the new one.
  * ================================================================================================================ */
 
 #define NODEDB_MEM__ALL NODEDB_MEM_MAX_ENGINES /* index of the ceiling's budget: behind the engines' */
@@ -1241,9 +1251,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
  *   granted  how far `used` may rise without the lock: `covered`, or 0 while frozen. Written under the lock.
  *   peak     the highest `used`. Written like `used`.
  *   covered  what the budgets count for this cell. Under the lock.
- * Between calls used <= covered. During a call of its owner `used` may be above `covered`: a pending raise, which does
- * not count. Either the reclaiming thread saw it within `covered` and left it that credit, or it took all credit and
- * the owner starts over under the lock. */
+ * Between calls used <= covered. During a call of its owner `used` may be above `covered`: a pending raise that does not
+ * count, because its credit was reclaimed before. The owner then starts over under the lock. */
 typedef struct nodedb_mem__cell {
     size_t used;
     size_t granted;
@@ -1263,6 +1272,7 @@ typedef struct nodedb_mem__budget {
     uint64_t rejections, forced, forced_bytes;
     uint64_t too_small;             /* refused for want of the engine's own limit */
     uint64_t too_small_at_rebalance; /* the same at the last rebalance: a difference means need */
+    uint32_t large_request_calls;   /* rebalances that still lend for one request larger than all of `base` */
     nodedb_mem_level level;
     bool spilling;                  /* from the upper mark of the spill controllers down to the lower one */
     uint64_t level_since_ns;
@@ -1397,8 +1407,8 @@ static inline bool nodedb_mem__is_exceeded(const nodedb_mem__budget *budget) { r
 /* ---- with the lock ----------------------------------------------------------------------------------------------- */
 
 /* Freezes the cells of a budget and takes all their credit back: the reclaiming half of Dekker's rule. Until
- * nodedb_mem__unfreeze nobody reserves there without the lock, and releases only lower `used`. So the sum that is left
- * covered was really reserved when the reading began, and a refusal based on it is just. */
+ * nodedb_mem__unfreeze nobody reserves there without the lock, and releases only lower `used`. So what is left covered
+ * is reserved, or a pending raise that will be granted, and a refusal based on it is just. */
 static void nodedb_mem__freeze_and_reclaim(nodedb_mem *mem, uint32_t budget) {
     uint32_t first, last;
     nodedb_mem__engines_of(mem, budget, &first, &last);
@@ -1501,7 +1511,12 @@ static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, 
     cell = nodedb_mem__cell_of(mem, nodedb_mem__row(mem, core), engine);
     nodedb_mem__lock(mem);
     used = nodedb__load_relaxed(&cell->used);
-    if (request == NODEDB_MEM__PENDING) { /* undone only here: a reclaiming thread that saw it left its credit */
+    if (request == NODEDB_MEM__PENDING && used <= cell->covered) { /* it has counted since its store: see above */
+        if (used > cell->peak) nodedb__store_relaxed(&cell->peak, used);
+        nodedb_mem__unlock(mem);
+        return NODEDB_OK;
+    }
+    if (request == NODEDB_MEM__PENDING) {
         used -= bytes;
         nodedb__store_relaxed(&cell->used, used);
     }
@@ -1567,22 +1582,29 @@ NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engi
     for (uint32_t i = 0; i < mem->engines && mem->lent; i++) mem->budgets[i].limit = mem->budgets[i].base;
     mem->lent = false;
     mem->budgets[budget].limit = mem->budgets[budget].base = limit_bytes;
+    mem->budgets[budget].large_request_calls = 0;
     nodedb_mem__unfreeze(mem, scope);
     nodedb_mem__unlock(mem);
     return NODEDB_OK;
 }
 
 /* What an engine can lend of the limit that was set for it, or what it needs beyond that; never both. Under the lock,
- * while no credit is out. The rule is told at nodedb_mem_rebalance. */
-static void nodedb_mem__lend_or_need(const nodedb_mem *mem, uint32_t engine, size_t *lends, size_t *needs) {
-    const nodedb_mem__budget *budget = &mem->budgets[engine];
+ * while no credit is out. The rule is told at nodedb_mem_rebalance. A loan for one large request shows in nothing that
+ * the engine holds, so it is remembered for max_cores calls more, or a call by the next core would end it before the
+ * engine has asked again. */
+static void nodedb_mem__lend_or_need(nodedb_mem *mem, uint32_t engine, size_t *lends, size_t *needs) {
+    nodedb_mem__budget *budget = &mem->budgets[engine];
     size_t used = budget->covered, base = budget->base, keep = used < SIZE_MAX / 2 ? used + used / 2 : used;
     bool refused = budget->too_small != budget->too_small_at_rebalance;
     *lends = 0, *needs = 0;
     if (base == NODEDB_MEM_NO_LIMIT_BYTES) return;
-    if (refused || used >= nodedb_mem__percent_of(base, mem->config.critical_percent)) {
+    if (refused && keep <= base && budget->limit >= base) budget->large_request_calls = mem->max_cores + 1;
+    if (keep > base) budget->large_request_calls = 0;
+    if (budget->large_request_calls > 0) {
+        budget->large_request_calls--;
+        *needs = base / 2;
+    } else if (refused || used >= nodedb_mem__percent_of(base, mem->config.critical_percent)) {
         if (keep > base) *needs = keep - base;
-        else if (refused && budget->limit >= base) *needs = base / 2; /* one request was larger than all of it */
     } else {
         if (keep < base / 4) keep = base / 4;
         if (keep < base) *lends = base - keep;
@@ -2499,6 +2521,11 @@ static inline nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region
     (void)region, (void)slot, (void)err;
     return NODEDB_OK;
 }
+static inline nodedb_status nodedb_mem__check_for_caller(nodedb_mem_overflow *region, uint32_t slot,
+                                                         nodedb_error *err) {
+    (void)region, (void)slot, (void)err;
+    return NODEDB_OK;
+}
 static inline void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s) {
     (void)region, (void)slot, (void)s;
 }
@@ -2512,6 +2539,7 @@ static nodedb_status nodedb_mem__update_kept(nodedb_mem_overflow *region, uint32
                                              const void *data, size_t bytes, nodedb_error *err);
 static nodedb_status nodedb_mem__commit_moves(nodedb_mem_overflow *region, uint32_t moved, nodedb_error *err);
 static nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err);
+static nodedb_status nodedb_mem__check_for_caller(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err);
 static void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s);
 static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
                                            uint32_t *in_use, nodedb_error *err);
@@ -2888,13 +2916,16 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
 
 /* ---- write, read, update, free ----------------------------------------------------------------------------------- */
 
-/* Takes a block of `size` units, with its disk blocks; growing and disk blocks come first, as they may fail. */
+/* Takes a block of `size` units, with its disk blocks; growing and disk blocks come first, as they may fail. A hole that
+ * fits exactly adds no block, so it serves when the table is full, too. Otherwise two slots must be spare: one to grow,
+ * one for the rest of a hole. */
 static inline nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot,
                                               nodedb_error *err) {
-    nodedb_status status = nodedb_mem__need_slots(region, 2, err); /* one to grow, one for the rest of a hole */
+    nodedb_status status = NODEDB_OK;
     size_t at;
-    if (status != NODEDB_OK) return status;
     *slot = nodedb_mem__best_fit(region, size);
+    if (*slot == 0 || nodedb_mem__slot_of(region, *slot)->size != size) status = nodedb_mem__need_slots(region, 2, err);
+    if (status != NODEDB_OK) return status;
     if (*slot == 0) {
         status = nodedb_mem__grow(region, size, err);
         if (status != NODEDB_OK) return status;
@@ -2975,7 +3006,7 @@ NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region,
                                                     size_t *bytes, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
     if (s != NULL && s->state == NODEDB_MEM__UNCHECKED &&
-        nodedb_mem__check_object(region, nodedb_mem__slot_number(handle), err) != NODEDB_OK)
+        nodedb_mem__check_for_caller(region, nodedb_mem__slot_number(handle), err) != NODEDB_OK)
         s = NULL;
     if (bytes != NULL) *bytes = s != NULL ? nodedb_mem__length(s) : 0;
     if (s == NULL) return NULL;
@@ -3158,7 +3189,7 @@ static uint32_t nodedb_mem__target_of(nodedb_mem_overflow *region, uint32_t slot
     if (nodedb_mem__slot_of(region, hole)->size > s->size && nodedb_mem__need_slots(region, 1, NULL) != NODEDB_OK)
         return 0; /* the rest of the hole would have no slot */
     if (s->state == NODEDB_MEM__UNCHECKED && nodedb_mem__check_object(region, slot, NULL) != NODEDB_OK)
-        return 0; /* damaged: it stays as it is, so that a read reports it */
+        return 0; /* damaged: it stays as it is, so that a read reports and counts it */
     return hole;
 }
 
@@ -3210,6 +3241,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *re
  * it and programs that do not; each call first makes sure that it serves this process's malloc.
  * ================================================================================================================ */
 
+#define NODEDB_MEM__NO_ARENA UINT32_MAX /* of an allocator that allocates nothing; jemalloc has at most 4095 arenas */
+
 #if defined(NODEDB_NO_JEMALLOC)
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
@@ -3234,6 +3267,11 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
 
 static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
     (void)arena, (void)action;
+    return nodedb_mem_arena_available(err);
+}
+
+static nodedb_status nodedb_mem__find_arena(uint32_t arena, nodedb_error *err) {
+    (void)arena;
     return nodedb_mem_arena_available(err);
 }
 
@@ -3307,10 +3345,36 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_err
     return NODEDB_OK;
 }
 
+/* OK if jemalloc has such an arena now. It would create a destroyed one again for whoever names it in thread.arena or
+ * mallocx, and it takes the indexes behind the last possible arena (MALLCTL_ARENAS_ALL) for sums. */
+static nodedb_status nodedb_mem__find_arena(uint32_t arena, nodedb_error *err) {
+    nodedb_status status = nodedb_mem_arena_available(err);
+    unsigned count = 0;
+    bool initialized = false;
+    size_t bytes = sizeof count;
+    char name[64];
+    if (status != NODEDB_OK) return status;
+    nodedb_mem__jemalloc_refresh();
+    (void)mallctl("arenas.narenas", &count, &bytes, NULL, 0);
+    bytes = sizeof initialized;
+    (void)snprintf(name, sizeof name, "arena.%lu.initialized", (unsigned long)arena);
+    if (arena < count && mallctl(name, &initialized, &bytes, NULL, 0) == 0 && initialized) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no arena %lu", (unsigned long)arena);
+}
+
+/* How many arenas jemalloc made for itself: the indexes below. It creates those on demand. */
+static unsigned nodedb_mem__automatic_arenas(void) {
+    unsigned automatic = 0;
+    size_t bytes = sizeof automatic;
+    (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
+    return automatic;
+}
+
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb_error *err) {
     nodedb_status status = nodedb_mem_arena_available(err);
     unsigned index = arena;
     int error;
+    if (status == NODEDB_OK && arena >= nodedb_mem__automatic_arenas()) status = nodedb_mem__find_arena(arena, err);
     if (status != NODEDB_OK) return status;
     (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* or it serves some more from the old arena */
     error = mallctl("thread.arena", NULL, NULL, &index, sizeof index);
@@ -3326,7 +3390,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
     char name[64];
     if (status != NODEDB_OK) return status;
     if (stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
-    nodedb_mem__jemalloc_refresh();
+    status = nodedb_mem__find_arena(arena, err);
+    if (status != NODEDB_OK) return status;
     for (int i = 0; i < 3; i++) {
         (void)snprintf(name, sizeof name, "stats.arenas.%lu.%s", (unsigned long)arena, names[i]);
         if (!nodedb_mem__jemalloc_size(name, &values[i]))
@@ -3337,31 +3402,34 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
     return NODEDB_OK;
 }
 
-/* Runs "arena.<index>.<action>": reset or destroy. jemalloc answers EFAULT for its own arenas, and where a thread is
- * still bound. */
+/* Runs "arena.<index>.<action>": reset or destroy. jemalloc answers EFAULT for its own arenas (there is one behind the
+ * automatic ones, for huge allocations), and destroy where a thread is still bound. */
 static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
-    nodedb_mem_arena_stats stats;
-    nodedb_status status = nodedb_mem_arena_get_stats(arena, &stats, err);
-    unsigned automatic = 0;
-    size_t bytes = sizeof automatic;
+    nodedb_status status = nodedb_mem__find_arena(arena, err);
+    unsigned threads = 0;
+    size_t bytes = sizeof threads;
     char name[64];
     int error;
     if (status != NODEDB_OK) return status;
-    (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
-    if (arena < automatic)
+    (void)snprintf(name, sizeof name, "stats.arenas.%lu.nthreads", (unsigned long)arena);
+    (void)mallctl(name, &threads, &bytes, NULL, 0);
+    if (arena < nodedb_mem__automatic_arenas())
         return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "arena %lu belongs to jemalloc itself", (unsigned long)arena);
     (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* what this thread caches of it must not come back */
     (void)snprintf(name, sizeof name, "arena.%lu.%s", (unsigned long)arena, action);
     error = mallctl(name, NULL, NULL, NULL, 0);
     if (error == 0) return NODEDB_OK;
-    return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s, is a thread still bound to it?",
+    if (threads > 0 && strcmp(action, "destroy") == 0)
+        return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s while %u threads are bound to it",
+                           (unsigned long)arena, action, threads);
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, error, "arena %lu belongs to jemalloc itself: cannot %s",
                        (unsigned long)arena, action);
 }
 
 /* No thread caches anything of it, because a cached block would outlive a reset. */
 static void *nodedb_mem__arena_alloc(void *ctx, size_t bytes, size_t align) {
     unsigned arena = (unsigned)(uintptr_t)ctx;
-    if (mallocx == NULL || bytes == 0 || align == 0) return NULL;
+    if (mallocx == NULL || arena == NODEDB_MEM__NO_ARENA || bytes == 0 || align == 0) return NULL;
     return mallocx(bytes, MALLOCX_ARENA(arena) | MALLOCX_TCACHE_NONE | MALLOCX_ALIGN(align));
 }
 
@@ -3375,6 +3443,7 @@ static void nodedb_mem__arena_release(void *ctx, void *memory, size_t bytes) {
 NODEDB_MEM_API nodedb_allocator nodedb_mem_arena_allocator(uint32_t arena) {
     nodedb_allocator allocator;
     allocator.alloc = nodedb_mem__arena_alloc, allocator.release = nodedb_mem__arena_release;
+    if (nodedb_mem__find_arena(arena, NULL) != NODEDB_OK) arena = NODEDB_MEM__NO_ARENA;
     allocator.ctx = (void *)(uintptr_t)arena;
     return allocator;
 }
@@ -3616,11 +3685,17 @@ static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t s
     return NODEDB_ERR_CORRUPT;
 }
 
-/* The same for the owner, who notes the result. */
+/* The same for the owner, who notes that the object is whole. */
 static nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     nodedb_status status = nodedb_mem__compare(region, slot, s->at, nodedb_mem__length(s), err);
     if (status == NODEDB_OK && s->state == NODEDB_MEM__UNCHECKED) nodedb_mem__set_state(s, NODEDB_MEM__CHECKED);
+    return status;
+}
+
+/* The same where the caller is told, so that damage counts. */
+static nodedb_status nodedb_mem__check_for_caller(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err) {
+    nodedb_status status = nodedb_mem__check_object(region, slot, err);
     if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1); /* views count, too */
     return status;
 }
@@ -3632,7 +3707,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *reg
     if (!nodedb_mem__is_kept(region))
         return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch has no checksums",
                            region->dir);
-    return nodedb_mem__check_object(region, nodedb_mem__slot_number(handle), err);
+    return nodedb_mem__check_for_caller(region, nodedb_mem__slot_number(handle), err);
 }
 
 /* ---- sync, update, move ------------------------------------------------------------------------------------------ */
@@ -4237,10 +4312,12 @@ static nodedb_status nodedb_mem__look(const nodedb_mem_overflow *region, nodedb_
 static nodedb_status nodedb_mem__look_and_check(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                 nodedb_mem__snapshot *snapshot, nodedb_error *err) {
     nodedb_status status = nodedb_mem__look(region, handle, snapshot, err), still;
+    nodedb_error found;
     if (status != NODEDB_OK || snapshot->checked) return status;
-    status = nodedb_mem__compare(region, snapshot->slot, snapshot->at, snapshot->bytes, err);
+    status = nodedb_mem__compare(region, snapshot->slot, snapshot->at, snapshot->bytes, &found);
     still = nodedb_mem__still(region, handle, snapshot, err);
-    if (still != NODEDB_OK) return still;
+    if (still != NODEDB_OK) return still; /* what was found may be half of a change, and the next try may succeed */
+    if (status != NODEDB_OK && err != NULL) *err = found;
     if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1);
     return status;
 }
