@@ -1371,6 +1371,7 @@ TEST(every_refusal_of_the_allocator_is_survived_and_nothing_leaks) {
 TEST(arena_calls_either_all_work_or_all_say_why_not) {
     nodedb_error err;
     nodedb_mem_arena_stats stats;
+    nodedb_allocator allocator;
     uint32_t arena = 0;
     if (nodedb_mem_arena_available(&err) == NODEDB_OK) return;
     CHECK_EQ(err.status, NODEDB_ERR_UNSUPPORTED);
@@ -1381,7 +1382,8 @@ TEST(arena_calls_either_all_work_or_all_say_why_not) {
     CHECK_EQ(nodedb_mem_arena_reset(0, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_EQ(nodedb_mem_arena_destroy(0, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_HAS(err.message, "jemalloc");
-    CHECK(nodedb_mem_arena_allocator(0).alloc(NULL, 100, 16) == NULL);
+    allocator = nodedb_mem_arena_allocator(0);
+    CHECK(allocator.alloc(allocator.ctx, 100, 16) == NULL);
 }
 
 static void *arena_thread(void *argument) {
