@@ -94,7 +94,7 @@
    NODEDB_MEM_GLOBAL. While it spills, every core is told to move bytes out: BEGIN the first time, then CONTINUE (a core
    that holds nothing: 0 bytes). Otherwise a core that has bytes out is told to RESTORE some, as long as there is room
    under 75 %. All others are told NONE. Each core gets a share. The shares that go out suffice together to get under
-   75 %, as far as the cores hold that much: the bytes of NODEDB_MEM_ANY_THREAD are moved by whoever asks as that. The
+   75 %, as far as the cores hold that much: the bytes of NODEDB_MEM_ANY_THREAD are for one that asks as such. The
    shares that come back stay under 75 % together, if each core acts once before it asks again. The governor itself
    remembers whether it spills. So all cores agree, and none brings bytes back while another still moves some out.
    To bring an object back: read it, reserve its length (a refusal means: not now), copy it into memory, free the
@@ -3384,7 +3384,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_err
     return NODEDB_OK;
 }
 
-/* OK if jemalloc has such an arena now. It would create a destroyed one again for whoever names it in thread.arena or
+/* OK if jemalloc has such an arena now. It would create a destroyed one again when it is named in thread.arena or
  * mallocx, and it takes the indexes behind the last possible arena (MALLCTL_ARENAS_ALL) for sums. */
 static nodedb_status nodedb_mem__find_arena(uint32_t arena, nodedb_error *err) {
     nodedb_status status = nodedb_mem_arena_available(err);
