@@ -9,11 +9,12 @@
      - ARENAS: the allocator's memory of one thread or one set of data, apart from all others (needs jemalloc);
      - what the process REALLY uses, beside what was accounted.
    It is not an allocator: it counts what you say you hold. It does not kill, evict or free anything by itself. A kept
-   region is no log and has no transactions: what was written since the last sync may be gone after a power cut, and
-   then it says so.
+   region is no log and has no transactions: what was written since the last sync may be gone after a power cut; then
+   a read of it answers NODEDB_ERR_NOT_FOUND or NODEDB_ERR_CORRUPT.
 
 2. QUICK START
-   A value is accounted before it is allocated, moved to the file when memory is short, and read from there.
+   A value is accounted before it is allocated, moved to the file when memory is short, and read from there. An object
+   moves whole, so it may be more than what was asked for (`move`): go on until the sum is reached.
 
         #define NODEDB_MEM_IMPLEMENTATION
         #include "nodedb_mem.h"
@@ -49,8 +50,9 @@
                 if (nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, bytes, &err) != NODEDB_OK) return fail(&err);
                 const char *cold = (const char *)nodedb_mem_overflow_read(region, handle, &length, &err);
                 if (cold == NULL) return fail(&err);
-                printf("%lu bytes moved out, the first is %d\n", (unsigned long)length, cold[0]);
-            }
+                printf("%lu bytes asked for, %lu moved out, the first is %d\n", (unsigned long)move,
+                       (unsigned long)length, cold[0]);
+            } else free(value);
             nodedb_mem_overflow_close(region);
             nodedb_mem_destroy(mem);
             return 0;
@@ -60,16 +62,19 @@
    Ceiling, engine, limit. The ceiling bounds the sum over all engines; each engine may have a limit of its own. Seven
    engines exist from the start, more are registered by name. A reservation that would pass either is refused; the
    sentence in nodedb_error says which, how much was asked and how much is left. Both hold exactly under any
-   interleaving of threads: what was granted never passes them, and nothing is refused that would have fitted.
+   interleaving of threads: what was granted never passes them, and nothing is refused that would have fitted (a release
+   on another core counts when it has arrived: see DEPARTURES).
 
    Credit. If each reservation asked a shared counter, all cores would write one cache line. Instead each core holds
    some credit for each engine: bytes already drawn from the engine's limit and the ceiling, in chunks
    (config.chunk_bytes, less when little is left), that no other core can reserve. A reservation that the credit covers,
    and every release, writes a line of the core's own and nothing else. Credit counts inside the limits. When the common
-   pool cannot serve a draw, idle credit of all cores is reclaimed first; only then is a reservation refused.
+   pool cannot serve a draw, idle credit of all cores is reclaimed first; only then is a reservation refused. So a
+   refusal is not cheap: it reads the cells of all cores under a lock. After one, spill or wait; do not ask in a loop.
 
    Forced reservations are never refused and may pass the limits: for what exists already (recovery), and for what
-   cannot be avoided. They are counted apart. While a limit is passed, every ordinary reservation under it is refused.
+   cannot be avoided. They are counted apart. While a limit is passed, every ordinary reservation under it that begins
+   is refused.
 
    NODEDB_MEM_GLOBAL names the ceiling, the sum of all engines. Every function that looks at an engine, sets its limit
    or decides about it takes NODEDB_MEM_GLOBAL in its place. Only bytes must belong to an engine: reserve,
@@ -86,11 +91,14 @@
        0 %                            75 %             90 %           100 %
        |   bring back, or do nothing   |   as before    |   move out   |
    Each core asks nodedb_mem_spill_decide in its maintenance, with a controller of its own, about one engine or about
-   NODEDB_MEM_GLOBAL. While it spills, every core is told to move bytes out: BEGIN the first time, then CONTINUE.
-   Otherwise a core that has bytes out is told to RESTORE some, as long as there is room under 75 %. All others are told
-   NONE. Each core gets a share. The shares that go out suffice together to get under 75 %; those that come back stay
-   under it together. The governor itself remembers whether it spills. So all cores agree, and none brings bytes back
-   while another still moves some out.
+   NODEDB_MEM_GLOBAL. While it spills, every core is told to move bytes out: BEGIN the first time, then CONTINUE (a core
+   that holds nothing: 0 bytes). Otherwise a core that has bytes out is told to RESTORE some, as long as there is room
+   under 75 %. All others are told NONE. Each core gets a share. The shares that go out suffice together to get under
+   75 %, as far as the cores hold that much: the bytes of NODEDB_MEM_ANY_THREAD are for one that asks as such. The
+   shares that come back stay under 75 % together, if each core acts once before it asks again. The governor itself
+   remembers whether it spills. So all cores agree, and none brings bytes back while another still moves some out.
+   To bring an object back: read it, reserve its length (a refusal means: not now), copy it into memory, free the
+   handle. Nobody has to: a cold object may be served from the region's pointer for as long as it lives.
    A reservation may be refused between two decisions, and also while the decision is NONE: one large value does not fit
    into the last tenth. Then move that many bytes out yourself, release them, and reserve again.
 
@@ -101,15 +109,19 @@
 
    Update and compaction. nodedb_mem_overflow_update replaces an object's bytes under the same handle.
    nodedb_mem_overflow_compact moves objects down into holes, a bounded number at a time, so that whole granules of the
-   file become free; nodedb_mem_overflow_trim gives free granules back to the file system. A handle survives both. A
-   pointer does not: read again after them, or tell compact which objects must stay.
+   file become free; nodedb_mem_overflow_trim gives free granules back to the file system. A handle survives an update
+   and a compaction. A pointer does not: read again after them, or tell compact which objects must stay.
 
    Kept regions (config.name). The file has a table besides the data, with a checksum for each object. Opened again, by
    whatever process, all objects are there under the handles that they had: save those in your own data, or step through
-   them with nodedb_mem_overflow_next. A process that is killed loses nothing. After a power cut every object is there
-   that was there at the last nodedb_mem_overflow_sync and has not been freed or updated since; of the rest, what is not
-   whole is not there, or its read answers NODEDB_ERR_CORRUPT. Contents are compared with their checksum when they are
-   first read.
+   them with nodedb_mem_overflow_next. Free what you do not need any more: objects of an earlier run stay until then. A
+   process that is killed loses nothing. After a power cut, looking back to the last nodedb_mem_overflow_sync:
+     - an object that was there, and has not been freed or updated since, is there;
+     - one that was updated since has its old bytes or its new ones, or it is gone, or its read answers
+       NODEDB_ERR_CORRUPT; one that was freed since is gone, or there again, or corrupt (a write, a compaction or a trim
+       may have taken its place);
+     - one that was written since is there, or gone, or corrupt.
+   Never are other bytes taken for an object's: contents are compared with their checksum when they are first read.
 
    Views. Another thread reads a region through a view: read-only memory, without a message to the owner. It may use a
    pointer (nodedb_mem_overflow_view_read) while the two have agreed that the object stays, or take a copy
@@ -127,8 +139,8 @@
    keep          nodedb_mem_overflow_sync, _verify
    share reads   nodedb_mem_overflow_view_open, _view_read, _view_copy, _view_close
 
-   How a maintenance makes a fragmented file smaller: when stats.fragmentation_percent is high, call compact once in
-   each round until it sets *complete, then trim. One call moves 1 MiB by default.
+   How a maintenance makes a fragmented file smaller: when stats.disk_bytes is much more than stats.used_bytes (twice
+   as much, say), call compact once in each round until it sets *complete, then trim. One call moves 1 MiB by default.
 
 5. THREADS
    Governor: `core` is an index below config.max_cores. At one time only one thread may use one index for
@@ -141,22 +153,29 @@
    call. Pointers that read returned may be read by any thread until the object is freed, updated or moved. A view is
    used by one thread at a time, while the region's own thread goes on.
    Arenas: bind_thread acts on the calling thread; the rest by any thread. NUMA: the calling thread.
+   fork(2): the child must call nothing here. It shares the region's mapping, and a kept file stays locked until the
+   child has ended or called exec, too.
    Callbacks run on the calling thread, without locks held: on_pressure may call the governor, may_move must not call
    the region. The allocator is called by create and destroy, and for a region by its thread and those that open and
    close views.
 
 6. MEMORY
-   Governor: 2 KiB for each core and 9 KiB, taken at creation; nothing later.
+   Governor: 2 KiB for each core and 10 KiB, taken at creation; nothing later.
    Overflow region: 32 bytes of ordinary memory for each block (object or hole), taken 4096 blocks at a time and kept
-   until close; 180 KiB at opening, with the first 4096. Sizes are rounded up to 16 bytes in the file. Kept: 32 bytes
-   more for each block in the file, mapped; reopening takes 8 bytes a block for a moment, and qsort(3) may take as much.
-   Addresses: max_bytes, kept 32 * max_blocks more, and as much again for each view.
-   What the kernel caches of the file is its own: it counts as resident, and is written out and dropped under pressure.
+   until close; 180 KiB at opening, with the first 4096 (and with 1 GiB: 8 bytes more for each 4096 of max_blocks). It
+   is not accounted: if it shall count, reserve stats.metadata_bytes. Sizes are rounded up to 16 bytes in the file.
+   Kept: 32 bytes more for each block in the file, mapped; reopening takes 8 bytes a block for a moment, and qsort(3)
+   may take as much.
+   Addresses: max_bytes, kept 32 * max_blocks more (512 MiB by default, before 1 GiB of data), and as much again for
+   each view.
+   What the kernel caches of the file is its own: it counts as resident, in a cgroup too, and is written out and dropped
+   under pressure.
 
 7. ERRORS
-   Each function lists its own; after any answer but NODEDB_OK nothing was changed. NODEDB_ERR_LIMIT is a refusal and
-   part of life. NODEDB_ERR_INVALID (also: a release of more than is reserved) and NODEDB_ERR_NOT_FOUND (also: a stale
-   handle) are faults of the caller's. Any nodedb_error may be NULL; a refusal is cheaper then, as no sentence is made.
+   Each function lists its own. After any answer but NODEDB_OK no object, limit or reservation was changed, except where
+   the function says so (compact, trim). NODEDB_ERR_LIMIT is a refusal and part of life. NODEDB_ERR_INVALID (also: a
+   release of more than is reserved) and NODEDB_ERR_NOT_FOUND (also: a stale handle) are faults of the caller's. Any
+   nodedb_error may be NULL; a refusal is cheaper then, as no sentence is made.
    A call that was not understood never looks like "all is well": nodedb_mem_spill_decide sets NODEDB_MEM_SPILL_INVALID,
    and a level, which has no room for an error, is NODEDB_MEM_EMERGENCY.
    Reading an object whose disk block has become unreadable (a failing disk) is a SIGBUS, as with all mapped files; so
@@ -169,10 +188,11 @@
 8. LIMITS
    NODEDB_MEM_MAX_ENGINES 64, NODEDB_MEM_MAX_CORES 1024, NODEDB_MEM_MAX_NAME_BYTES 32 with the final zero.
    Overflow: NODEDB_MEM_OVERFLOW_MAX_BYTES 32 GiB a region (1 GiB on 32 bits), objects below 4 GiB,
-   config.max_blocks blocks. A handle is known as stale until its slot has been reused 2^38 times; in a kept region that
-   has been reopened, generations begin at random, so that one in 2^38 may be met again.
-   A compaction looks at 4096 blocks a call, and at 64 holes for each object. An object stays where it is if it finds no
-   hole below it, if it is larger than max_bytes of the call, or if it is damaged.
+   config.max_blocks blocks. A handle is known as stale until its slot has been reused 2^38 times. In a kept region that
+   has been reopened, generations begin at random, so that a stale handle passes for a live one with probability 2^-38.
+   A compaction looks at 4096 blocks a call, and at 64 holes for each object. An object stays where it is if may_move
+   says so, if it is larger than max_bytes of the call, if it is damaged, if no hole below it that has its disk blocks
+   is large enough, or if the rest of that hole would be one block too many.
 
 9. ON DISK
    A scratch region stores nothing that anybody reads again. A kept file is little-endian; checksums are CRC-32C.
@@ -198,7 +218,8 @@
       16   4  object: its units
       20   4  object: checksum of its bytes
       24   8  number of this change of the table; a move by a compaction keeps it
-   A handle is slot << 38 | generation. The file is sparse: it looks larger than it is.
+   A handle is slot << 38 | generation. The file is sparse: it looks larger than it is (by default ls shows 512 MiB
+   more than there is), so copy it with a tool that keeps holes.
 
 10. BUILDING
    In *one* C or C++ file define NODEDB_MEM_IMPLEMENTATION before the include; include the file plainly wherever else
@@ -217,7 +238,8 @@
    Per-core counters that are exact at a limit usually lock (Linux's percpu_counter is not exact at all). Here the owner
    of a cell writes `used` and then reads `granted`; a thread that reclaims credit writes `granted` and then reads
    `used`. At least one of the two sees the other (Dekker's rule), and the owner then goes to the lock. That costs an
-   exchange on a line that no other core touches; a release is a plain store. Moving even that barrier to the other
+   exchange on a line that no other core touches; a release is a plain store, so a refusal at the same moment may not
+   have seen it yet. Moving even that barrier to the other
    side, with membarrier(2), was tried and gained nothing that could be measured (AMD EPYC; other processors were not
    tried).
 
@@ -229,15 +251,15 @@
    Compaction usually slides objects, which copies onto bytes that an entry or a reader still names. Here an object
    moves only into a hole that holds all of it, from the end of the file downward. That is safe for readers and at a
    power cut, at the price of some holes that stay: of objects of 1 to 256 bytes with every second one freed, 93 % of
-   the free space comes back (`./build.sh bench mem` prints it).
+   the free space comes back (`./build.sh bench mem` in the repository prints it).
 
 12. MEASURED
-   By `./build.sh bench mem` on 2 virtual cores, AMD EPYC. A reservation 2.8 to 3.1 ns on one core, 2.8 to 5.2 ns on two
-   at once; its release 3.2 to 3.6 ns, 3.3 to 6.0 ns. An uncontended atomic addition 2.7 to 3.2 ns, on a counter that
-   both cores write 7 to 19 ns. A refusal 0.1 to 0.15 us. A write and a free among 1,000,000 objects of up to 256 bytes
-   0.45 to 0.47 us (malloc and free: 0.20 to 0.25 us), in a kept file 0.55 to 0.70 us; that file reopens in 0.13 to
-   0.15 s. A read through a view 0.16 to 0.19 us, a copy 1.4 to 1.7 us. With --quick: a move by a compaction
-   0.2 us, the slowest call, of 1 MiB, 1 ms.
+   By `./build.sh bench mem` in the repository, on 2 virtual cores, AMD EPYC. A reservation 2.8 to 3.1 ns on one core,
+   2.8 to 5.2 ns on two at once; its release 3.2 to 3.6 ns, 3.3 to 6.0 ns. An uncontended atomic addition 2.7 to 3.2 ns,
+   on a counter that both cores write 7 to 19 ns. A refusal 0.1 to 0.15 us with 2 cores; it grows with max_cores *
+   engines. A write and a free among 1,000,000 objects of up to 256 bytes 0.45 to 0.47 us (malloc and free: 0.20 to 0.25
+   us), in a kept file 0.55 to 0.70 us; that file reopens in 0.13 to 0.15 s. A read through a view 0.16 to 0.19 us, a
+   copy 1.4 to 1.7 us. With --quick: a move by a compaction 0.2 us, the slowest call, of 1 MiB, 1 ms.
 
 13. LICENCE
    Public domain (Unlicense) or MIT, as you prefer: both texts stand at the end of the file. */
@@ -815,8 +837,9 @@ NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engi
 /* ---- governor: account ------------------------------------------------------------------------------------------- */
 
 /* Asks whether `engine` may hold `bytes` more; 0 bytes are always granted. Only the thread of `core`. Errors:
- * NODEDB_ERR_LIMIT (refused: the sentence says whether by the engine or the ceiling, what was asked and what is left),
- * NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such engine; NODEDB_MEM_GLOBAL is none). */
+ * NODEDB_ERR_LIMIT (refused: the sentence says whether by the engine or the ceiling, what was asked and what is left; a
+ * refusal is O(max_cores * engines), under the lock), NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such engine;
+ * NODEDB_MEM_GLOBAL is none). */
 NODEDB_MEM_API nodedb_status nodedb_mem_reserve(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes,
                                                 nodedb_error *err);
 
@@ -831,12 +854,14 @@ NODEDB_MEM_API nodedb_status nodedb_mem_release(nodedb_mem *mem, uint32_t core, 
                                                 nodedb_error *err);
 
 /* Lets engines that need more than their limit borrow from those that need less; the sum of all limits stays what was
- * set. Call it in maintenance, on any thread.
- *   In need: its own limit refused it since the last call, or it holds critical_percent of what was set for it. It may
- *     hold half as much again as it holds. If it was refused with all that was set for it, and holds little: half as
- *     much again as was set.
- *   Not in need: it keeps half as much again as it holds, and at least a quarter of what was set. It lends the rest, as
- *     far as that is wanted.
+ * set. Call it now and then, on any thread; one that calls it suffices.
+ *   In need: its own limit refused it since the last call, or it holds critical_percent of what was set for it. Its
+ *     limit becomes 1.5 times what it holds, if that is more than was set and as far as others lend. If it was refused
+ *     while it had all that was set, and 1.5 times what it holds is no more than that, one request was larger than the
+ *     limit: then the limit becomes 1.5 times what was set, for this and max_cores calls more. So each core may make a
+ *     call before the engine asks again.
+ *   Not in need: it keeps 1.5 times what it holds, and at least a quarter of what was set. It lends the rest, as far as
+ *     that is wanted.
  * Each call computes from what was set, so a loan ends with the call that finds the owner in need: what the borrower
  * holds stays, but it gets no more. Engines without a limit take no part. *moved (may be NULL): bytes lent now. Errors:
  * NODEDB_ERR_INVALID. */
@@ -855,7 +880,7 @@ typedef struct nodedb_mem_usage {
     size_t peak_bytes;      /* most ever reserved; exact for an engine on one core, else an upper bound */
     uint64_t rejections;    /* reservations refused (of the engine by either limit; GLOBAL: by the ceiling) */
     uint64_t forced;        /* forced reservations */
-    uint64_t forced_bytes;  /* those of their bytes that passed a limit at that moment */
+    uint64_t forced_bytes;  /* those of their bytes that passed a limit at that moment (GLOBAL: or only an engine's) */
     nodedb_mem_level level; /* as last reported; NORMAL before the first nodedb_mem_pressure or _poll */
     uint64_t level_since_ns;
 } nodedb_mem_usage;
@@ -865,7 +890,8 @@ typedef struct nodedb_mem_usage {
 NODEDB_MEM_API nodedb_status nodedb_mem_get_usage(nodedb_mem *mem, uint32_t engine, nodedb_mem_usage *usage,
                                                   nodedb_error *err);
 
-/* What the process really uses, beside what was accounted. */
+/* What the process really uses, beside what was accounted. Resident are also the pages of overflow regions that the
+ * kernel caches, so drift_bytes rises after a spill until the kernel drops them. */
 typedef struct nodedb_mem_reality {
     uint64_t rss_bytes;           /* resident set: /proc/self/statm, proc(5) */
     uint64_t accounted_bytes;     /* reserved by all engines */
@@ -881,19 +907,19 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_
 
 /* ---- governor: react --------------------------------------------------------------------------------------------- */
 
-/* The level of an engine or of NODEDB_MEM_GLOBAL now; a change calls on_pressure. Any thread, also from the callback.
- * There, and while another thread reports, a change is answered at once and reported by the next call that may.
+/* The level of an engine or of NODEDB_MEM_GLOBAL now; a change calls on_pressure. Any thread, also from the callback;
+ * takes a lock. Inside the callback, and while another thread runs it, the new level is returned but not reported; the
+ * next call reports it.
  * For an engine that does not exist, and for `mem` NULL, the answer is NODEDB_MEM_EMERGENCY: a level has no room for an
  * error, so this takes the safe side. A caller that is told EMERGENCY sheds load for nothing, and somebody notices. One
  * that is told NORMAL fills the memory, and nobody does. */
 NODEDB_MEM_API nodedb_mem_level nodedb_mem_pressure(nodedb_mem *mem, uint32_t engine);
 
-/* The same for all engines and the ceiling; answers the worst level of all. Call it in each core's maintenance. Any
- * thread. */
+/* The same for all engines and the ceiling; answers the worst level of all. Changes are noticed by such calls only:
+ * call it in the maintenance of one core, or of each. Any thread; O(max_cores * engines), under the lock. */
 NODEDB_MEM_API nodedb_mem_level nodedb_mem_poll(nodedb_mem *mem);
 
-/* What a core is to do. Zero is no decision, so that an action nobody filled in is never taken for "nothing to move".
- *  */
+/* What a core is to do. Zero is no decision, so that an action nobody filled in is never taken for "nothing to do". */
 typedef enum nodedb_mem_spill_action {
     NODEDB_MEM_SPILL_INVALID = 0, /* the call failed: see its status */
     NODEDB_MEM_SPILL_NONE,        /* nothing to move */
@@ -913,12 +939,13 @@ typedef struct nodedb_mem_spill {
  * `engine` may be NODEDB_MEM_GLOBAL. An engine spills when its own limit or the ceiling is too full, NODEDB_MEM_GLOBAL
  * when the ceiling is.
  *   BEGIN, CONTINUE: *bytes is this core's share of what must go to get under spill_restore_percent. Shares are in
- *     proportion to what the cores have reserved of `engine` (NODEDB_MEM_GLOBAL: of all engines), rounded up. So a core
- *     that holds nothing has a share of 0. NODEDB_MEM_ANY_THREAD has none: the cores move its part, too.
- *   RESTORE: *bytes is at most 1 of max_cores parts of the room under spill_restore_percent, and at most
- *     `spilled_bytes`, which is what this core has out.
+ *     proportion to what the cores have reserved of `engine` (NODEDB_MEM_GLOBAL: of all engines), rounded up, and at
+ *     most what this core has reserved. So a core that holds nothing has a share of 0. What NODEDB_MEM_ANY_THREAD holds
+ *     has no share: the cores move its part, too, as far as they hold that much.
+ *   RESTORE: *bytes is at most the room under spill_restore_percent / max_cores, and at most `spilled_bytes`, which is
+ *     what this core has out.
  *   NONE: *bytes is 0.
- * `core` may be NODEDB_MEM_ANY_THREAD: then one share is the whole.
+ * `core` may be NODEDB_MEM_ANY_THREAD: then one share is the whole, its own bytes included.
  * A decision is a proposal of this moment; it reserves nothing. Act on it at once, on all or on a batch, and ask again.
  * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (no such engine). Then *action is NODEDB_MEM_SPILL_INVALID, *bytes
  * is 0 and *spill is as before. */
@@ -944,8 +971,9 @@ NODEDB_MEM_API nodedb_status nodedb_mem_spill_decide(nodedb_mem *mem, nodedb_mem
 
 typedef struct nodedb_mem_overflow nodedb_mem_overflow; /* a region; one thread at a time, see THREADS */
 
-/* Names one object and its generation. {0} names nothing. Valid until the object is freed, in its own region only; of a
- * kept region also when it is reopened, by another process or on another machine. */
+/* Names one object and its generation. {0} names nothing. Valid until the object is freed, in its own region only. A
+ * handle of a kept region stays valid when the file is reopened, by another process or on another machine too; after a
+ * power cut, if its object is still there. */
 typedef struct nodedb_mem_handle {
     uint64_t bits;
 } nodedb_mem_handle;
@@ -955,9 +983,10 @@ typedef struct nodedb_mem_overflow_config {
     const char *dir;        /* where the file is; must exist. Not tmpfs, which is memory. Required */
     const char *name;       /* of a file in `dir` that is made, or reopened, and kept; NULL or "": scratch */
     uint64_t initial_bytes; /* 0: 64 MiB, or max_bytes if that is less; rounded up to the page, like max_bytes */
-    uint64_t max_bytes;     /* 0: 1 GiB (256 MiB on 32 bits) */
-    uint32_t max_blocks;    /* most objects and holes together, at least 2; 0: max_bytes / 64, at least 65536. A kept
-                               file keeps what it was made with: then 0, or the same */
+    uint64_t max_bytes;     /* 0: 1 GiB (256 MiB on 32 bits). May differ each time a kept file is opened */
+    uint32_t max_blocks;    /* most objects and holes together, at least 2; 0: max_bytes / 64, at least 65536. When it
+                               is reached, only a hole of exactly the right size serves. A kept file keeps what it
+                               was made with: then 0, or the same */
     nodedb_allocator allocator;
     nodedb_logger logger;
     nodedb_io io;           /* open must return a descriptor that can be mapped */
@@ -1006,7 +1035,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_free(nodedb_mem_overflow *regio
                                                       nodedb_error *err);
 
 /* Steps through all objects: {0} becomes the first handle, each handle the next, in no order that means something. What
- * the caller frees or writes meanwhile may be met or not; all others are met once. O(objects + holes) for all together.
+ * the caller frees or writes meanwhile may be met or not; all others are met once. It passes over all slots: O(the most
+ * blocks that there ever were) for all together, and for one call that finds few objects.
  * Errors: NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (that was the last; *handle is {0} again). */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_next(nodedb_mem_overflow *region, nodedb_mem_handle *handle,
                                                       nodedb_error *err);
@@ -1023,14 +1053,15 @@ typedef bool nodedb_mem_may_move(void *ctx, nodedb_mem_handle handle);
  * blocks; an object above max_bytes stays. *complete (may be NULL): the pass has reached its end; the next call begins
  * another. In a kept region a call that moves something syncs twice, and a power cut or a kill finds each object at its
  * old place or at its new one. No disk blocks are allocated. Errors: NODEDB_ERR_INVALID; kept: NODEDB_ERR_IO,
- * NODEDB_ERR_DISK_FULL, NODEDB_ERR_STATE (as sync). Objects and handles are intact after any of them. */
+ * NODEDB_ERR_DISK_FULL, NODEDB_ERR_STATE (as sync). Objects and handles are intact after any of them, but some pointers
+ * may be dead, and places that objects left may stay taken until the file is opened again. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *region, uint64_t max_bytes,
                                                          nodedb_mem_may_move *may_move, void *ctx, bool *complete,
                                                          nodedb_error *err);
 
 /* Gives the disk blocks of whole free granules back to the file system; *bytes (may be NULL) gets how many. What shares
  * a granule with an object stays. O(holes of a granule or more). Errors: NODEDB_ERR_INVALID, NODEDB_ERR_UNSUPPORTED
- * (the file system cannot), NODEDB_ERR_IO. */
+ * (the file system cannot), NODEDB_ERR_IO; *bytes is what was given back before the error. */
 NODEDB_MEM_API nodedb_status nodedb_mem_overflow_trim(nodedb_mem_overflow *region, uint64_t *bytes, nodedb_error *err);
 
 /* A region at one moment. Bytes; counts are since opening. */
@@ -1041,10 +1072,11 @@ typedef struct nodedb_mem_overflow_stats {
     uint64_t free_bytes;         /* within the capacity */
     uint64_t holes;              /* free blocks */
     uint64_t largest_hole_bytes;
-    uint32_t fragmentation_percent; /* of the free bytes that are not in the largest hole */
+    uint32_t fragmentation_percent; /* of the free bytes, those not in the largest hole. What was never written counts
+                                       as a hole: compare disk_bytes with used_bytes to decide about a compaction */
     uint64_t capacity_bytes;     /* grows up to max_bytes */
     uint64_t max_bytes;
-    uint64_t disk_bytes;         /* allocated on disk */
+    uint64_t disk_bytes;         /* of the data, allocated on disk; a kept file's headers and table come on top */
     bool in_memory;              /* the file system is tmpfs or ramfs: "disk" is memory, and nothing is durable */
     uint64_t metadata_bytes;     /* of ordinary memory */
     uint64_t writes, updates, reads, frees, grows; /* since opening */
@@ -1053,7 +1085,8 @@ typedef struct nodedb_mem_overflow_stats {
     uint64_t disk_full;          /* of these, for want of disk blocks */
     uint64_t reopened;           /* kept: objects that were found in the file */
     uint64_t lost;               /* kept: entries of its table that could not be used: at most so many objects */
-    uint64_t damaged;            /* kept: reads and verifications that found other bytes than were written */
+    uint64_t damaged;            /* kept: reads and verifications, through views too, that found other bytes than were
+                                    written; an object counts each time */
 } nodedb_mem_overflow_stats;
 
 /* Fills *stats. Any thread. Figures may be of slightly different moments where another thread is writing. Errors:
@@ -1073,25 +1106,29 @@ typedef struct nodedb_mem_arena_stats {
  * what is missing; all calls below then answer the same. Any thread. */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err);
 
-/* Creates an arena; *arena gets its index. The caller owns it. Any thread. Errors: NODEDB_ERR_UNSUPPORTED,
- * NODEDB_ERR_INVALID, NODEDB_ERR_NO_MEMORY. */
+/* Creates an arena; *arena gets its index. The caller owns it until nodedb_mem_arena_destroy. jemalloc gives the index
+ * of a destroyed arena to a later one, and no call can tell the two apart: forget it. Any thread. Errors:
+ * NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID, NODEDB_ERR_NO_MEMORY. */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_error *err);
 
 /* From now on `arena` serves the calling thread's malloc; arena 0 is jemalloc's own. Errors: NODEDB_ERR_UNSUPPORTED,
- * NODEDB_ERR_NOT_FOUND. */
+ * NODEDB_ERR_NOT_FOUND (never created, or destroyed). */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb_error *err);
 
 /* An allocator over an arena, for any config: a set of data has its memory for itself and can be dropped at once. Any
- * thread; each of its calls takes the arena's lock. Without jemalloc it allocates nothing: it answers NULL. */
+ * thread; each of its calls takes the arena's lock. Without jemalloc, or without such an arena now, it allocates
+ * nothing: it answers NULL. It must not be used after the arena was destroyed. */
 NODEDB_MEM_API nodedb_allocator nodedb_mem_arena_allocator(uint32_t arena);
 
-/* Any thread. Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND. */
+/* Fills *stats. Any thread. Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_INVALID, NODEDB_ERR_NOT_FOUND (never created, or
+ * destroyed). */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_mem_arena_stats *stats,
                                                         nodedb_error *err);
 
 /* Frees everything that was ever allocated from the arena, at once. No pointer into it may be used or freed after
- * that, and no other thread may be bound to it or have been while it holds cached memory. Errors:
- * NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_NOT_FOUND (also for arenas that jemalloc made itself). */
+ * that. No other thread may be bound to it, and one that was must have ended, or flushed its cache by binding itself to
+ * another arena. Errors: NODEDB_ERR_UNSUPPORTED, NODEDB_ERR_NOT_FOUND (never created, destroyed, or made by jemalloc
+ * for itself). */
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_reset(uint32_t arena, nodedb_error *err);
 
 /* The same, and the arena is gone; jemalloc may give its index to the next one. Errors: those, and NODEDB_ERR_STATE (a
@@ -1216,10 +1253,12 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
  *
  * The ceiling holds exactly because of two rules:
  *   1. The sum of all `covered` never passes a limit. Only a thread with the lock changes `covered`.
- *   2. A core reserves without the lock only as far as its own `covered`. So the sum of all `used` is at most the sum
- *      of all `covered`, whatever the cores do at the same time.
+ *   2. A core is granted bytes without the lock only as far as its own `covered`. So the sum of all that was granted
+ *      is at most the sum of all `covered`, whatever the cores do at the same time. A raise of `used` that has not been
+ *      answered yet may be above `covered`; then it does not count.
  * No line is hot: a reservation that its credit covers, and every release, write the core's own cell and nothing else.
- * A core takes the lock when its credit is used up, which a chunk of credit makes rare.
+ * A core takes the lock when its credit is used up, which a chunk of credit makes rare. Near a limit it is not rare: a
+ * refusal freezes and reads all cells under the lock, and the other cores meet at the lock meanwhile.
  *
  * Nothing is refused that would have fitted, either. Before a refusal all credit is reclaimed, under the lock, while
  * the owners go on without it. Each cell has a third number for that: `granted` is `covered`, or 0 while it is frozen.
@@ -1231,6 +1270,15 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
  * All four are sequentially consistent, so at least one of the two reads sees the other's write (Dekker's rule). If the
  * owner sees 0, it goes to the lock, its raise pending. If it does not, the reclaiming thread has seen the raised
  * `used` and leaves that much covered.
+ *
+ * With the lock, a pending raise is granted if the cell still covers it, even where a limit is exceeded by now: the
+ * reservation counts from the store of `used`. While a raise is pending, `covered` of its cell can only fall, so it
+ * has been high enough since that store, and every refusal in between rightly counted the bytes. Else the credit was
+ * reclaimed before the store, nobody counted the raise, and the owner takes it back and asks again.
+ *
+ * A release is a plain store. A reclaiming thread may read the old, higher `used` and leave too much covered, never too
+ * little. The next one reads the new `used`; only where the owner is in the middle of a raise by then it cannot tell
+ * how far `used` had fallen, and what is covered too much stays so until the owner has been to the lock.
  * ================================================================================================================ */
 
 #define NODEDB_MEM__ALL NODEDB_MEM_MAX_ENGINES /* index of the ceiling's budget: behind the engines' */
@@ -1241,9 +1289,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_view_copy(nodedb_mem_overflow_v
  *   granted  how far `used` may rise without the lock: `covered`, or 0 while frozen. Written under the lock.
  *   peak     the highest `used`. Written like `used`.
  *   covered  what the budgets count for this cell. Under the lock.
- * Between calls used <= covered. During a call of its owner `used` may be above `covered`: a pending raise, which does
- * not count. Either the reclaiming thread saw it within `covered` and left it that credit, or it took all credit and
- * the owner starts over under the lock. */
+ * Between calls used <= covered. During a call of its owner `used` may be above `covered`: a pending raise that does
+ * not count, because its credit was reclaimed before. The owner then starts over under the lock. */
 typedef struct nodedb_mem__cell {
     size_t used;
     size_t granted;
@@ -1265,10 +1312,11 @@ typedef struct nodedb_mem__budget {
     uint64_t too_small_at_rebalance; /* the same at the last rebalance: a difference means need */
     nodedb_mem_level level;
     bool spilling;                  /* from the upper mark of the spill controllers down to the lower one */
+    uint16_t large_request_calls;   /* rebalances that still lend for one request larger than all of `base` */
     uint64_t level_since_ns;
 } nodedb_mem__budget;
 
-/* The governor. Any thread may have it; what a thread may touch in it says each part. Between calls the `covered` of
+/* The governor. All threads share it; the comments at its parts say who may touch what. Between calls the `covered` of
  * the ceiling's budget is the sum of the engines', and no cell's `granted` is above its `covered`. */
 struct nodedb_mem {
     /* Fixed at creation and read by every call. */
@@ -1397,8 +1445,8 @@ static inline bool nodedb_mem__is_exceeded(const nodedb_mem__budget *budget) { r
 /* ---- with the lock ----------------------------------------------------------------------------------------------- */
 
 /* Freezes the cells of a budget and takes all their credit back: the reclaiming half of Dekker's rule. Until
- * nodedb_mem__unfreeze nobody reserves there without the lock, and releases only lower `used`. So the sum that is left
- * covered was really reserved when the reading began, and a refusal based on it is just. */
+ * nodedb_mem__unfreeze nobody reserves there without the lock, and releases only lower `used`. So what is left covered
+ * is reserved, or a pending raise that will be granted, and a refusal based on it is just. */
 static void nodedb_mem__freeze_and_reclaim(nodedb_mem *mem, uint32_t budget) {
     uint32_t first, last;
     nodedb_mem__engines_of(mem, budget, &first, &last);
@@ -1450,8 +1498,8 @@ static size_t nodedb_mem__credit_ahead(const nodedb_mem *mem, size_t left) {
     return share < mem->config.chunk_bytes ? share : mem->config.chunk_bytes;
 }
 
-/* Covers `bytes` more than are used of a cell; false: they do not fit. First from what is free. If that does not
- * suffice, all idle credit is reclaimed. If that does not suffice, `forced` passes the limit. */
+/* Raises a cell's `covered` to at least `used` + `bytes`; false: they do not fit. First from what is free. If that does
+ * not suffice, all idle credit is reclaimed. If that does not suffice, `forced` passes the limit. */
 static bool nodedb_mem__draw(nodedb_mem *mem, nodedb_mem__cell *cell, uint32_t engine, size_t bytes, bool forced) {
     nodedb_mem__budget *own = &mem->budgets[engine], *all = &mem->budgets[NODEDB_MEM__ALL];
     size_t used = nodedb__load_relaxed(&cell->used), credit = cell->covered - used;
@@ -1501,7 +1549,12 @@ static nodedb_status nodedb_mem__reserve_locked(nodedb_mem *mem, uint32_t core, 
     cell = nodedb_mem__cell_of(mem, nodedb_mem__row(mem, core), engine);
     nodedb_mem__lock(mem);
     used = nodedb__load_relaxed(&cell->used);
-    if (request == NODEDB_MEM__PENDING) { /* undone only here: a reclaiming thread that saw it left its credit */
+    if (request == NODEDB_MEM__PENDING && used <= cell->covered) { /* it has counted since its store: see above */
+        if (used > cell->peak) nodedb__store_relaxed(&cell->peak, used);
+        nodedb_mem__unlock(mem);
+        return NODEDB_OK;
+    }
+    if (request == NODEDB_MEM__PENDING) {
         used -= bytes;
         nodedb__store_relaxed(&cell->used, used);
     }
@@ -1567,22 +1620,29 @@ NODEDB_MEM_API nodedb_status nodedb_mem_set_limit(nodedb_mem *mem, uint32_t engi
     for (uint32_t i = 0; i < mem->engines && mem->lent; i++) mem->budgets[i].limit = mem->budgets[i].base;
     mem->lent = false;
     mem->budgets[budget].limit = mem->budgets[budget].base = limit_bytes;
+    mem->budgets[budget].large_request_calls = 0;
     nodedb_mem__unfreeze(mem, scope);
     nodedb_mem__unlock(mem);
     return NODEDB_OK;
 }
 
 /* What an engine can lend of the limit that was set for it, or what it needs beyond that; never both. Under the lock,
- * while no credit is out. The rule is told at nodedb_mem_rebalance. */
-static void nodedb_mem__lend_or_need(const nodedb_mem *mem, uint32_t engine, size_t *lends, size_t *needs) {
-    const nodedb_mem__budget *budget = &mem->budgets[engine];
+ * while no credit is out. The rule is told at nodedb_mem_rebalance. A loan for one large request shows in nothing that
+ * the engine holds, so it is remembered for max_cores calls more, or a call by the next core would end it before the
+ * engine has asked again. */
+static void nodedb_mem__lend_or_need(nodedb_mem *mem, uint32_t engine, size_t *lends, size_t *needs) {
+    nodedb_mem__budget *budget = &mem->budgets[engine];
     size_t used = budget->covered, base = budget->base, keep = used < SIZE_MAX / 2 ? used + used / 2 : used;
     bool refused = budget->too_small != budget->too_small_at_rebalance;
     *lends = 0, *needs = 0;
     if (base == NODEDB_MEM_NO_LIMIT_BYTES) return;
-    if (refused || used >= nodedb_mem__percent_of(base, mem->config.critical_percent)) {
+    if (refused && keep <= base && budget->limit >= base) budget->large_request_calls = (uint16_t)(mem->max_cores + 1);
+    if (keep > base) budget->large_request_calls = 0;
+    if (budget->large_request_calls > 0) {
+        budget->large_request_calls--;
+        *needs = base / 2;
+    } else if (refused || used >= nodedb_mem__percent_of(base, mem->config.critical_percent)) {
         if (keep > base) *needs = keep - base;
-        else if (refused && budget->limit >= base) *needs = base / 2; /* one request was larger than all of it */
     } else {
         if (keep < base / 4) keep = base / 4;
         if (keep < base) *lends = base - keep;
@@ -1649,7 +1709,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_rebalance(nodedb_mem *mem, size_t *moved
 
 /* ---- usage ------------------------------------------------------------------------------------------------------- */
 
-/* What a cell holds for sure: a pending raise above `covered` does not count. Under the lock. */
+/* What a cell holds: a pending raise within `covered` counts, one above it does not. Under the lock. */
 static inline size_t nodedb_mem__reserved_of(const nodedb_mem__cell *cell) {
     size_t used = nodedb__load_relaxed(&cell->used);
     return used < cell->covered ? used : cell->covered;
@@ -2048,7 +2108,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_register_engine(nodedb_mem *mem, const c
 
 /* ---- reality ----------------------------------------------------------------------------------------------------- */
 
-static void nodedb_mem__ask_jemalloc(nodedb_mem_reality *reality); /* of the room ARENAS */
+static void nodedb_mem__ask_jemalloc(nodedb_mem_reality *reality); /* see ARENAS below */
 
 NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_reality *reality, nodedb_error *err) {
     char text[256];
@@ -2083,7 +2143,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_
  *
  * All that is known of a block stands in its slot, in ordinary memory, so that merging neighbours never waits for the
  * disk. A handle is a slot's number and its generation. Growing appends a hole; the mapping for the maximum exists from
- * the start, so nothing moves. A kept region has a table in its file besides: see the room KEPT REGIONS.
+ * the start, so nothing moves. A kept region has a table in its file besides: see KEPT REGIONS below.
  * ================================================================================================================ */
 
 #define NODEDB_MEM__SLAB_SLOTS 4096u       /* slots are allocated by that many */
@@ -2092,7 +2152,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_get_reality(nodedb_mem *mem, nodedb_mem_
 #define NODEDB_MEM__BYTES_PER_BLOCK 64u    /* for the default of max_blocks */
 #define NODEDB_MEM__GENERATION_BITS 38     /* of a handle; the slot's number has the upper 26 */
 #define NODEDB_MEM__GENERATION_MASK ((UINT64_C(1) << NODEDB_MEM__GENERATION_BITS) - 1)
-#define NODEDB_MEM__VERSIONS 64u           /* a slot shares its version with every 64th; more: fewer false retries */
+#define NODEDB_MEM__VERSIONS 64u           /* slots n, n + 64, n + 128 ... share one; more: fewer retries for nothing */
 
 /* What a slot is.
  *
@@ -2473,7 +2533,7 @@ static void nodedb_mem__exchange(nodedb_mem_overflow *region, uint32_t a, uint32
     }
 }
 
-/* ---- what a kept region adds; the room KEPT REGIONS has the code ------------------------------------------------- */
+/* ---- what a kept region adds; the code stands under KEPT REGIONS ------------------------------------------------- */
 
 #if defined(NODEDB_MEM_NO_KEPT)
 #define nodedb_mem__is_kept(region) ((void)(region), false)
@@ -2499,6 +2559,11 @@ static inline nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region
     (void)region, (void)slot, (void)err;
     return NODEDB_OK;
 }
+static inline nodedb_status nodedb_mem__check_for_caller(nodedb_mem_overflow *region, uint32_t slot,
+                                                         nodedb_error *err) {
+    (void)region, (void)slot, (void)err;
+    return NODEDB_OK;
+}
 static inline void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s) {
     (void)region, (void)slot, (void)s;
 }
@@ -2512,6 +2577,7 @@ static nodedb_status nodedb_mem__update_kept(nodedb_mem_overflow *region, uint32
                                              const void *data, size_t bytes, nodedb_error *err);
 static nodedb_status nodedb_mem__commit_moves(nodedb_mem_overflow *region, uint32_t moved, nodedb_error *err);
 static nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err);
+static nodedb_status nodedb_mem__check_for_caller(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err);
 static void nodedb_mem__new_generation(const nodedb_mem_overflow *region, uint32_t slot, nodedb_mem__slot *s);
 static nodedb_status nodedb_mem__open_kept(nodedb_mem_overflow *region, const nodedb_mem_overflow_config *config,
                                            uint32_t *in_use, nodedb_error *err);
@@ -2888,13 +2954,17 @@ NODEDB_MEM_API nodedb_mem_overflow *nodedb_mem_overflow_open(const nodedb_mem_ov
 
 /* ---- write, read, update, free ----------------------------------------------------------------------------------- */
 
-/* Takes a block of `size` units, with its disk blocks; growing and disk blocks come first, as they may fail. */
+/* Takes a block of `size` units, with its disk blocks; growing and disk blocks come first, as they may fail. A hole
+ * that fits exactly adds no block, so it serves when the table is full, too. Otherwise two slots must be spare: one to
+ * grow, one for the rest of a hole. */
 static inline nodedb_status nodedb_mem__place(nodedb_mem_overflow *region, uint32_t size, uint32_t *slot,
                                               nodedb_error *err) {
-    nodedb_status status = nodedb_mem__need_slots(region, 2, err); /* one to grow, one for the rest of a hole */
+    nodedb_status status = NODEDB_OK;
     size_t at;
-    if (status != NODEDB_OK) return status;
     *slot = nodedb_mem__best_fit(region, size);
+    if (*slot == 0 || nodedb_mem__slot_of(region, *slot)->size > size)
+        status = nodedb_mem__need_slots(region, 2, err);
+    if (status != NODEDB_OK) return status;
     if (*slot == 0) {
         status = nodedb_mem__grow(region, size, err);
         if (status != NODEDB_OK) return status;
@@ -2975,7 +3045,7 @@ NODEDB_MEM_API const void *nodedb_mem_overflow_read(nodedb_mem_overflow *region,
                                                     size_t *bytes, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__resolve(region, handle, err);
     if (s != NULL && s->state == NODEDB_MEM__UNCHECKED &&
-        nodedb_mem__check_object(region, nodedb_mem__slot_number(handle), err) != NODEDB_OK)
+        nodedb_mem__check_for_caller(region, nodedb_mem__slot_number(handle), err) != NODEDB_OK)
         s = NULL;
     if (bytes != NULL) *bytes = s != NULL ? nodedb_mem__length(s) : 0;
     if (s == NULL) return NULL;
@@ -3158,7 +3228,7 @@ static uint32_t nodedb_mem__target_of(nodedb_mem_overflow *region, uint32_t slot
     if (nodedb_mem__slot_of(region, hole)->size > s->size && nodedb_mem__need_slots(region, 1, NULL) != NODEDB_OK)
         return 0; /* the rest of the hole would have no slot */
     if (s->state == NODEDB_MEM__UNCHECKED && nodedb_mem__check_object(region, slot, NULL) != NODEDB_OK)
-        return 0; /* damaged: it stays as it is, so that a read reports it */
+        return 0; /* damaged: it stays as it is, so that a read reports and counts it */
     return hole;
 }
 
@@ -3210,6 +3280,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_compact(nodedb_mem_overflow *re
  * it and programs that do not; each call first makes sure that it serves this process's malloc.
  * ================================================================================================================ */
 
+#define NODEDB_MEM__NO_ARENA UINT32_MAX /* of an allocator that allocates nothing; jemalloc has at most 4095 arenas */
+
 #if defined(NODEDB_NO_JEMALLOC)
 
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_available(nodedb_error *err) {
@@ -3234,6 +3306,11 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
 
 static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
     (void)arena, (void)action;
+    return nodedb_mem_arena_available(err);
+}
+
+static nodedb_status nodedb_mem__find_arena(uint32_t arena, nodedb_error *err) {
+    (void)arena;
     return nodedb_mem_arena_available(err);
 }
 
@@ -3307,10 +3384,36 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_create(uint32_t *arena, nodedb_err
     return NODEDB_OK;
 }
 
+/* OK if jemalloc has such an arena now. It would create a destroyed one again when it is named in thread.arena or
+ * mallocx, and it takes the indexes behind the last possible arena (MALLCTL_ARENAS_ALL) for sums. */
+static nodedb_status nodedb_mem__find_arena(uint32_t arena, nodedb_error *err) {
+    nodedb_status status = nodedb_mem_arena_available(err);
+    unsigned count = 0;
+    bool initialized = false;
+    size_t bytes = sizeof count;
+    char name[64];
+    if (status != NODEDB_OK) return status;
+    nodedb_mem__jemalloc_refresh();
+    (void)mallctl("arenas.narenas", &count, &bytes, NULL, 0);
+    bytes = sizeof initialized;
+    (void)snprintf(name, sizeof name, "arena.%lu.initialized", (unsigned long)arena);
+    if (arena < count && mallctl(name, &initialized, &bytes, NULL, 0) == 0 && initialized) return NODEDB_OK;
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "no arena %lu", (unsigned long)arena);
+}
+
+/* How many arenas jemalloc made for itself: the indexes below. It creates those on demand. */
+static unsigned nodedb_mem__automatic_arenas(void) {
+    unsigned automatic = 0;
+    size_t bytes = sizeof automatic;
+    (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
+    return automatic;
+}
+
 NODEDB_MEM_API nodedb_status nodedb_mem_arena_bind_thread(uint32_t arena, nodedb_error *err) {
     nodedb_status status = nodedb_mem_arena_available(err);
     unsigned index = arena;
     int error;
+    if (status == NODEDB_OK && arena >= nodedb_mem__automatic_arenas()) status = nodedb_mem__find_arena(arena, err);
     if (status != NODEDB_OK) return status;
     (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* or it serves some more from the old arena */
     error = mallctl("thread.arena", NULL, NULL, &index, sizeof index);
@@ -3326,7 +3429,8 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
     char name[64];
     if (status != NODEDB_OK) return status;
     if (stats == NULL) return nodedb_fail(err, NODEDB_ERR_INVALID, 0, "arena: NULL to fill");
-    nodedb_mem__jemalloc_refresh();
+    status = nodedb_mem__find_arena(arena, err);
+    if (status != NODEDB_OK) return status;
     for (int i = 0; i < 3; i++) {
         (void)snprintf(name, sizeof name, "stats.arenas.%lu.%s", (unsigned long)arena, names[i]);
         if (!nodedb_mem__jemalloc_size(name, &values[i]))
@@ -3337,31 +3441,34 @@ NODEDB_MEM_API nodedb_status nodedb_mem_arena_get_stats(uint32_t arena, nodedb_m
     return NODEDB_OK;
 }
 
-/* Runs "arena.<index>.<action>": reset or destroy. jemalloc answers EFAULT for its own arenas, and where a thread is
- * still bound. */
+/* Runs "arena.<index>.<action>": reset or destroy. jemalloc answers EFAULT for its own arenas (there is one behind the
+ * automatic ones, for huge allocations), and destroy where a thread is still bound. */
 static nodedb_status nodedb_mem__arena_call(uint32_t arena, const char *action, nodedb_error *err) {
-    nodedb_mem_arena_stats stats;
-    nodedb_status status = nodedb_mem_arena_get_stats(arena, &stats, err);
-    unsigned automatic = 0;
-    size_t bytes = sizeof automatic;
+    nodedb_status status = nodedb_mem__find_arena(arena, err);
+    unsigned threads = 0;
+    size_t bytes = sizeof threads;
     char name[64];
     int error;
     if (status != NODEDB_OK) return status;
-    (void)mallctl("opt.narenas", &automatic, &bytes, NULL, 0);
-    if (arena < automatic)
+    (void)snprintf(name, sizeof name, "stats.arenas.%lu.nthreads", (unsigned long)arena);
+    (void)mallctl(name, &threads, &bytes, NULL, 0);
+    if (arena < nodedb_mem__automatic_arenas())
         return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, 0, "arena %lu belongs to jemalloc itself", (unsigned long)arena);
     (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0); /* what this thread caches of it must not come back */
     (void)snprintf(name, sizeof name, "arena.%lu.%s", (unsigned long)arena, action);
     error = mallctl(name, NULL, NULL, NULL, 0);
     if (error == 0) return NODEDB_OK;
-    return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s, is a thread still bound to it?",
+    if (threads > 0 && strcmp(action, "destroy") == 0)
+        return nodedb_fail(err, NODEDB_ERR_STATE, error, "arena %lu: cannot %s while %u threads are bound to it",
+                           (unsigned long)arena, action, threads);
+    return nodedb_fail(err, NODEDB_ERR_NOT_FOUND, error, "arena %lu belongs to jemalloc itself: cannot %s",
                        (unsigned long)arena, action);
 }
 
 /* No thread caches anything of it, because a cached block would outlive a reset. */
 static void *nodedb_mem__arena_alloc(void *ctx, size_t bytes, size_t align) {
     unsigned arena = (unsigned)(uintptr_t)ctx;
-    if (mallocx == NULL || bytes == 0 || align == 0) return NULL;
+    if (mallocx == NULL || arena == NODEDB_MEM__NO_ARENA || bytes == 0 || align == 0) return NULL;
     return mallocx(bytes, MALLOCX_ARENA(arena) | MALLOCX_TCACHE_NONE | MALLOCX_ALIGN(align));
 }
 
@@ -3375,6 +3482,7 @@ static void nodedb_mem__arena_release(void *ctx, void *memory, size_t bytes) {
 NODEDB_MEM_API nodedb_allocator nodedb_mem_arena_allocator(uint32_t arena) {
     nodedb_allocator allocator;
     allocator.alloc = nodedb_mem__arena_alloc, allocator.release = nodedb_mem__arena_release;
+    if (nodedb_mem__find_arena(arena, NULL) != NODEDB_OK) arena = NODEDB_MEM__NO_ARENA;
     allocator.ctx = (void *)(uintptr_t)arena;
     return allocator;
 }
@@ -3616,11 +3724,17 @@ static nodedb_status nodedb_mem__compare(nodedb_mem_overflow *region, uint32_t s
     return NODEDB_ERR_CORRUPT;
 }
 
-/* The same for the owner, who notes the result. */
+/* The same for the owner, who notes that the object is whole. */
 static nodedb_status nodedb_mem__check_object(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err) {
     nodedb_mem__slot *s = nodedb_mem__slot_of(region, slot);
     nodedb_status status = nodedb_mem__compare(region, slot, s->at, nodedb_mem__length(s), err);
     if (status == NODEDB_OK && s->state == NODEDB_MEM__UNCHECKED) nodedb_mem__set_state(s, NODEDB_MEM__CHECKED);
+    return status;
+}
+
+/* The same where the caller is told, so that damage counts. */
+static nodedb_status nodedb_mem__check_for_caller(nodedb_mem_overflow *region, uint32_t slot, nodedb_error *err) {
+    nodedb_status status = nodedb_mem__check_object(region, slot, err);
     if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1); /* views count, too */
     return status;
 }
@@ -3632,7 +3746,7 @@ NODEDB_MEM_API nodedb_status nodedb_mem_overflow_verify(nodedb_mem_overflow *reg
     if (!nodedb_mem__is_kept(region))
         return nodedb_fail(err, NODEDB_ERR_UNSUPPORTED, 0, "overflow region in %s: scratch has no checksums",
                            region->dir);
-    return nodedb_mem__check_object(region, nodedb_mem__slot_number(handle), err);
+    return nodedb_mem__check_for_caller(region, nodedb_mem__slot_number(handle), err);
 }
 
 /* ---- sync, update, move ------------------------------------------------------------------------------------------ */
@@ -3674,8 +3788,7 @@ static nodedb_status nodedb_mem__update_kept(nodedb_mem_overflow *region, uint32
 /* The second half of a compaction. The objects' bytes are copied, their entries still name the old places, and `moved`
  * is a list of those. A power cut must find an entry and the bytes that it names, so the old places become holes only
  * when the copies are durable and then the entries. If anything fails they stay TAKEN until the region is closed: which
- * entry is durable is unknown, and both name whole bytes. An entry keeps its sequence, because the object is no newer.
- *  */
+ * entry is durable is unknown, and both name whole bytes. The object is no newer, so its entry keeps its sequence. */
 static nodedb_status nodedb_mem__commit_moves(nodedb_mem_overflow *region, uint32_t moved, nodedb_error *err) {
     nodedb_status status = nodedb_mem__sync_file(region, err);
     for (uint32_t block = moved; block != 0 && status == NODEDB_OK;) {
@@ -4054,8 +4167,7 @@ static int nodedb_mem__ensure_disk(nodedb_mem_overflow *region, uint64_t file_by
 }
 
 /* Clears the table behind the slots in use. After a power cut there may be entries of slots that the header does not
- * count yet. When it counts them again they must not come back, with greater sequences than objects synced meanwhile.
- *  */
+ * count yet. When it counts them again they must not come back with greater sequences than objects synced since. */
 static nodedb_status nodedb_mem__clear_behind(nodedb_mem_overflow *region, uint32_t in_use, uint64_t file_bytes,
                                               nodedb_error *err) {
     static const char zeros[4096] = {0};
@@ -4237,10 +4349,12 @@ static nodedb_status nodedb_mem__look(const nodedb_mem_overflow *region, nodedb_
 static nodedb_status nodedb_mem__look_and_check(nodedb_mem_overflow *region, nodedb_mem_handle handle,
                                                 nodedb_mem__snapshot *snapshot, nodedb_error *err) {
     nodedb_status status = nodedb_mem__look(region, handle, snapshot, err), still;
+    nodedb_error found;
     if (status != NODEDB_OK || snapshot->checked) return status;
-    status = nodedb_mem__compare(region, snapshot->slot, snapshot->at, snapshot->bytes, err);
+    status = nodedb_mem__compare(region, snapshot->slot, snapshot->at, snapshot->bytes, &found);
     still = nodedb_mem__still(region, handle, snapshot, err);
-    if (still != NODEDB_OK) return still;
+    if (still != NODEDB_OK) return still; /* what was found may be half of a change, and the next try may succeed */
+    if (status != NODEDB_OK && err != NULL) *err = found;
     if (status == NODEDB_ERR_CORRUPT) (void)nodedb__add_relaxed(&region->count.damaged, 1);
     return status;
 }

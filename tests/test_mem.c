@@ -1,5 +1,6 @@
-/* Tests of the governor, the arenas and NUMA of nodedb_mem.h, through its public API. In this order:
- *   reserve and release on one thread; on many threads; forced reservations
+/* Tests of the governor, the arenas and NUMA of nodedb_mem.h, through its public API but for one room. In this order:
+ *   reserve and release on one thread; on many threads; stopped in the middle of a call (looks inside)
+ *   forced reservations
  *   limits and lending; engines by name, faults of the caller
  *   pressure; spill, one controller; spill, many cores beside a model
  *   what the system says, through files of the test's; life cycle
@@ -286,6 +287,142 @@ TEST(nothing_is_refused_that_would_have_fitted) {
     nodedb_mem_destroy(mem);
 }
 
+/* ---- stopped in the middle of a call ----------------------------------------------------------------------------- */
+
+/* The steps of nodedb_mem_reserve without the lock, one at a time, so that a test can do anything in between. */
+static nodedb_status answer_of_raise(nodedb_mem *mem, uint32_t core, uint32_t engine, size_t bytes, nodedb_error *err) {
+    nodedb_mem__cell *cell = nodedb_mem__cell_of(mem, core, engine);
+    if (cell->used <= __atomic_load_n(&cell->granted, __ATOMIC_SEQ_CST)) return NODEDB_OK;
+    return nodedb_mem__reserve_locked(mem, core, engine, bytes, NODEDB_MEM__PENDING, err);
+}
+
+TEST(raise_that_others_were_refused_for_is_granted_even_after_a_forced_reservation) {
+    nodedb_mem *mem = governor(1000, 2);
+    nodedb_mem__cell *cell;
+    nodedb_error err;
+    REQUIRE(mem != NULL);
+    cell = nodedb_mem__cell_of(mem, 0, NODEDB_MEM_VECTOR);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_VECTOR, 900, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_VECTOR, 900, NULL), NODEDB_OK);
+    __atomic_store_n(&cell->used, 900, __ATOMIC_SEQ_CST); /* core 0 is stopped here, with its credit */
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_VECTOR, 500, &err), NODEDB_ERR_LIMIT);
+    CHECK_HAS(err.message, "100 left of 1000");
+    CHECK_EQ(nodedb_mem_reserve_forced(mem, 1, NODEDB_MEM_SPARSE, 600, NULL), NODEDB_OK);
+    CHECK_EQ(answer_of_raise(mem, 0, NODEDB_MEM_VECTOR, 900, &err), NODEDB_OK);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_GLOBAL).reserved_bytes, 1500);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_VECTOR).peak_bytes, 900);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_VECTOR, 1, NULL), NODEDB_ERR_LIMIT);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_VECTOR, 900, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_SPARSE, 600, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 1, NODEDB_MEM_SPARSE, 1000, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 1, NODEDB_MEM_SPARSE, 1000, NULL), NODEDB_OK);
+    nodedb_mem_destroy(mem);
+}
+
+/* What a reservation was answered, and what was held by all but the stopped core's raise: [0] of the engine, [1] of
+ * all engines. */
+typedef struct answer {
+    uint32_t engine;
+    size_t bytes, held[2], limit[2];
+    bool granted;
+} answer;
+
+typedef struct steps {
+    nodedb_mem *mem;
+    uint64_t random;
+    size_t held[3][2]; /* by core and engine */
+    answer answers[64];
+    int count;
+} steps;
+
+static answer ask_at_this_moment(const steps *s, uint32_t engine, size_t bytes) {
+    answer a;
+    memset(&a, 0, sizeof a);
+    a.engine = engine, a.bytes = bytes;
+    for (int core = 0; core < 3; core++)
+        a.held[0] += s->held[core][engine], a.held[1] += s->held[core][0] + s->held[core][1];
+    a.limit[0] = s->mem->budgets[engine].limit, a.limit[1] = s->mem->budgets[NODEDB_MEM__ALL].limit;
+    return a;
+}
+
+/* True if the answer is what a plain counter would say, with `raised` bytes of engine 0 counted. */
+static bool is_exact(const answer *a, size_t raised) {
+    bool fits = a->held[1] + raised + a->bytes <= a->limit[1] &&
+                a->held[0] + (a->engine == 0 ? raised : 0) + a->bytes <= a->limit[0];
+    return fits == a->granted;
+}
+
+/* Some calls of the cores first .. 2. */
+static void some_calls(steps *s, uint32_t first) {
+    for (uint64_t i = test_random(&s->random) % 4; i > 0; i--) {
+        uint32_t core = first + (uint32_t)(test_random(&s->random) % (3 - first));
+        uint32_t engine = (uint32_t)(test_random(&s->random) % 2);
+        size_t bytes = 1 + (size_t)(test_random(&s->random) % 700), *held = &s->held[core][engine];
+        uint64_t what = test_random(&s->random) % 16;
+        if (what < 7 && s->count < 64) {
+            answer *a = &s->answers[s->count++];
+            *a = ask_at_this_moment(s, engine, bytes);
+            a->granted = nodedb_mem_reserve(s->mem, core, engine, bytes, NULL) == NODEDB_OK;
+            *held += a->granted ? bytes : 0;
+        } else if (what < 12 && *held > 0) {
+            bytes = what < 10 ? *held : 1 + bytes % *held;
+            CHECK_EQ(nodedb_mem_release(s->mem, core, engine, bytes, NULL), NODEDB_OK);
+            *held -= bytes;
+        } else if (what == 12) {
+            CHECK_EQ(nodedb_mem_reserve_forced(s->mem, core, engine, bytes, NULL), NODEDB_OK);
+            *held += bytes;
+        } else if (what == 13) CHECK_EQ(nodedb_mem_set_limit(s->mem, engine, 200 + bytes, NULL), NODEDB_OK);
+        else if (what == 14) CHECK_EQ(nodedb_mem_set_limit(s->mem, NODEDB_MEM_GLOBAL, 500 + bytes, NULL), NODEDB_OK);
+        else if (what == 15) CHECK_EQ(nodedb_mem_rebalance(s->mem, NULL, NULL), NODEDB_OK);
+    }
+}
+
+static int answers_not_exact(const steps *s, size_t raised) {
+    int wrong = 0;
+    for (int i = 0; i < s->count; i++) wrong += !is_exact(&s->answers[i], raised);
+    return wrong;
+}
+
+TEST(every_answer_is_a_plain_counters_wherever_another_core_stops_in_the_middle_of_its_reservation) {
+    int raises = 0, locked = 0, refused = 0;
+    for (int round = 0; round < (test_long ? 2000000 : 200000); round++) {
+        steps s;
+        nodedb_mem__cell *cell;
+        answer at_store, at_answer;
+        size_t bytes;
+        memset(&s, 0, sizeof s);
+        s.random = test_seed + (uint64_t)round;
+        s.mem = governor(1000, 3);
+        REQUIRE(s.mem != NULL);
+        cell = nodedb_mem__cell_of(s.mem, 0, 0);
+        for (int i = 0; i < 4; i++) some_calls(&s, 0);
+        CHECK_EQ(answers_not_exact(&s, 0), 0);
+        s.count = 0;
+        if (cell->granted > cell->used) { /* core 0 reserves from its credit, as nodedb_mem_reserve does */
+            bytes = 1 + (size_t)(test_random(&s.random) % (cell->granted - cell->used));
+            some_calls(&s, 1);
+            CHECK_EQ(answers_not_exact(&s, 0), 0);
+            s.count = 0;
+            at_store = ask_at_this_moment(&s, 0, bytes);
+            __atomic_store_n(&cell->used, cell->used + bytes, __ATOMIC_SEQ_CST);
+            some_calls(&s, 1);
+            locked += cell->used > cell->granted;
+            at_answer = ask_at_this_moment(&s, 0, bytes);
+            at_store.granted = at_answer.granted = answer_of_raise(s.mem, 0, 0, bytes, NULL) == NODEDB_OK;
+            raises++, refused += !at_answer.granted;
+            /* The reservation took effect at its store or at its end, and each other answer agrees with that. */
+            CHECK((at_store.granted && is_exact(&at_store, 0) && answers_not_exact(&s, bytes) == 0) ||
+                  (is_exact(&at_answer, 0) && answers_not_exact(&s, 0) == 0));
+            s.held[0][0] += at_answer.granted ? bytes : 0;
+        }
+        s.count = 0;
+        for (int i = 0; i < 4; i++) some_calls(&s, 0); /* and what it left behind is in order */
+        CHECK_EQ(answers_not_exact(&s, 0), 0);
+        nodedb_mem_destroy(s.mem);
+    }
+    CHECK(raises > 1000 && locked > 100 && refused > 10);
+}
+
 /* ---- forced reservations ----------------------------------------------------------------------------------------- */
 
 TEST(forced_reservation_passes_the_limits_and_nothing_else_does_until_it_is_released) {
@@ -389,6 +526,24 @@ TEST(idle_budget_is_lent_to_who_needs_it_and_comes_back) {
     CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
     CHECK_EQ(moved, 0); /* no need of its own */
     CHECK_EQ(nodedb_mem_rebalance(NULL, NULL, &err), NODEDB_ERR_INVALID);
+    nodedb_mem_destroy(mem);
+}
+
+TEST(loan_for_one_large_request_outlives_a_rebalance_by_each_core) {
+    nodedb_mem *mem = governor(1000, 4);
+    size_t moved;
+    REQUIRE(mem != NULL);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_QUERY, 100, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_set_limit(mem, NODEDB_MEM_VECTOR, 100, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 150, NULL), NODEDB_ERR_LIMIT);
+    for (int core = 0; core < 4; core++) CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_reserve(mem, 0, NODEDB_MEM_QUERY, 150, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_release(mem, 0, NODEDB_MEM_QUERY, 150, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
+    CHECK_EQ(moved, 50); /* the fifth */
+    CHECK_EQ(nodedb_mem_rebalance(mem, &moved, NULL), NODEDB_OK);
+    CHECK_EQ(moved, 0);
+    CHECK_EQ(usage_of(mem, NODEDB_MEM_QUERY).limit_bytes, 100);
     nodedb_mem_destroy(mem);
 }
 
@@ -1216,6 +1371,7 @@ TEST(every_refusal_of_the_allocator_is_survived_and_nothing_leaks) {
 TEST(arena_calls_either_all_work_or_all_say_why_not) {
     nodedb_error err;
     nodedb_mem_arena_stats stats;
+    nodedb_allocator allocator;
     uint32_t arena = 0;
     if (nodedb_mem_arena_available(&err) == NODEDB_OK) return;
     CHECK_EQ(err.status, NODEDB_ERR_UNSUPPORTED);
@@ -1226,7 +1382,8 @@ TEST(arena_calls_either_all_work_or_all_say_why_not) {
     CHECK_EQ(nodedb_mem_arena_reset(0, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_EQ(nodedb_mem_arena_destroy(0, &err), NODEDB_ERR_UNSUPPORTED);
     CHECK_HAS(err.message, "jemalloc");
-    CHECK(nodedb_mem_arena_allocator(0).alloc(NULL, 100, 16) == NULL);
+    allocator = nodedb_mem_arena_allocator(0);
+    CHECK(allocator.alloc(allocator.ctx, 100, 16) == NULL);
 }
 
 static void *arena_thread(void *argument) {
@@ -1293,6 +1450,33 @@ TEST(arena_of_a_set_of_data_has_its_memory_for_itself_and_gives_it_back_at_once)
     CHECK(allocator.alloc(allocator.ctx, 0, 16) == NULL && allocator.alloc(allocator.ctx, 1, 0) == NULL);
     CHECK_EQ(nodedb_mem_arena_destroy(users, &err), NODEDB_OK);
     CHECK_EQ(nodedb_mem_arena_destroy(orders, &err), NODEDB_OK);
+}
+
+TEST(arena_that_is_gone_or_was_never_there_is_not_found) {
+    nodedb_mem_arena_stats stats;
+    nodedb_allocator gone;
+    uint32_t arena = 0, behind_all = 4096; /* MALLCTL_ARENAS_ALL: the sum of all arenas, to jemalloc */
+    void *volatile huge;
+    if (nodedb_mem_arena_available(NULL) != NODEDB_OK) return;
+    huge = malloc(64 * MIB); /* jemalloc makes an arena for such ones */
+    free(huge);
+    CHECK_EQ(nodedb_mem_arena_create(&arena, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_destroy(arena, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_arena_bind_thread(arena, NULL), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_arena_get_stats(arena, &stats, NULL), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_arena_reset(arena, NULL), NODEDB_ERR_NOT_FOUND);
+    CHECK_EQ(nodedb_mem_arena_destroy(arena, NULL), NODEDB_ERR_NOT_FOUND);
+    gone = nodedb_mem_arena_allocator(arena);
+    CHECK(gone.alloc(gone.ctx, 100, 16) == NULL);
+    for (uint32_t i = behind_all - 1; i < behind_all + 3; i++) {
+        CHECK_EQ(nodedb_mem_arena_bind_thread(i, NULL), NODEDB_ERR_NOT_FOUND);
+        CHECK_EQ(nodedb_mem_arena_get_stats(i, &stats, NULL), NODEDB_ERR_NOT_FOUND);
+        CHECK_EQ(nodedb_mem_arena_reset(i, NULL), NODEDB_ERR_NOT_FOUND);
+    }
+    for (uint32_t i = 0; i < arena; i++) { /* none of these is the caller's, that for huge allocations neither */
+        CHECK_EQ(nodedb_mem_arena_reset(i, NULL), NODEDB_ERR_NOT_FOUND);
+        CHECK_EQ(nodedb_mem_arena_destroy(i, NULL), NODEDB_ERR_NOT_FOUND);
+    }
 }
 
 TEST_MAIN("mem")

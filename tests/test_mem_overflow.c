@@ -649,6 +649,39 @@ TEST(table_of_blocks_has_a_limit_and_reaching_it_is_an_error) {
     nodedb_mem_overflow_close(region);
 }
 
+/* One object is freed and one of its size written, over and over, while no block more would be allowed. */
+static void reuse_holes_of_full_table(const char *name) {
+    nodedb_mem_overflow_config config;
+    nodedb_mem_overflow *region;
+    nodedb_mem_handle handles[10];
+    nodedb_error err;
+    const char *text;
+    int written = 0;
+    memset(&config, 0, sizeof config);
+    config.dir = test_dir(), config.name = name;
+    config.max_blocks = 10;
+    region = nodedb_mem_overflow_open(&config, &err);
+    REQUIRE(region != NULL);
+    while (written < 10 && nodedb_mem_overflow_write(region, "x", 1, &handles[written], NULL) == NODEDB_OK) written++;
+    CHECK_EQ(written, 9);
+    for (int i = 0; i < 8; i++) { /* not the last one, whose place would join the hole behind it */
+        CHECK_EQ(nodedb_mem_overflow_free(region, handles[i], NULL), NODEDB_OK);
+        CHECK_EQ(nodedb_mem_overflow_write(region, "larger than one unit", 20, &handles[i], NULL), NODEDB_ERR_LIMIT);
+        CHECK_EQ(nodedb_mem_overflow_write(region, "y", 1, &handles[i], &err), NODEDB_OK);
+        CHECK_EQ(stats_of(region).objects + stats_of(region).holes, 10);
+    }
+    CHECK_EQ(nodedb_mem_overflow_free(region, handles[3], NULL), NODEDB_OK); /* room for an update of another one */
+    CHECK_EQ(nodedb_mem_overflow_update(region, handles[6], "z", 1, &err), NODEDB_OK);
+    text = (const char *)nodedb_mem_overflow_read(region, handles[6], NULL, NULL);
+    CHECK(text != NULL && *text == 'z');
+    nodedb_mem_overflow_close(region);
+}
+
+TEST(hole_that_fits_exactly_is_used_when_the_table_of_blocks_is_full) {
+    reuse_holes_of_full_table(NULL);
+    reuse_holes_of_full_table("full-table");
+}
+
 typedef struct watcher {
     nodedb_mem_overflow *region;
     int stop;
@@ -2019,6 +2052,82 @@ TEST(copy_through_a_view_is_never_a_mixture_while_the_owner_updates_and_compacts
     CHECK_EQ(v.wrong, 0);
     CHECK(v.copied > 0 && stats_of(v.region).moves > 0);
     nodedb_mem_overflow_close(v.region);
+}
+
+/* The owner updates the object in the middle of a view's check, once; the view reads something that never was. */
+typedef struct meddling {
+    nodedb_mem_overflow *region;
+    nodedb_mem_handle handle;
+    int left;
+} meddling;
+
+static int64_t meddling_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    meddling *m = (meddling *)ctx;
+    ssize_t n = pread(fd, buffer, bytes, (off_t)offset);
+    if (m->region != NULL && m->left-- == 1) {
+        CHECK_EQ(nodedb_mem_overflow_update(m->region, m->handle, "new", 3, NULL), NODEDB_OK);
+        if (n > 0) ((char *)buffer)[0] ^= 1;
+    }
+    return n < 0 ? -errno : n;
+}
+
+TEST(view_that_succeeds_at_its_second_try_reports_no_error) {
+    nodedb_mem_overflow_config config = kept_config(MIB, 0);
+    nodedb_mem_overflow *region = nodedb_mem_overflow_open(&config, NULL);
+    nodedb_mem_overflow_view *view;
+    nodedb_error err;
+    meddling m;
+    char buffer[16];
+    size_t bytes;
+    REQUIRE(region != NULL);
+    memset(&m, 0, sizeof m);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "old", 3, &m.handle, NULL), NODEDB_OK);
+    nodedb_mem_overflow_close(region);
+    config.io = nodedb__io_or_posix(NULL);
+    config.io.pread = meddling_pread, config.io.ctx = &m;
+    region = nodedb_mem_overflow_open(&config, NULL);
+    REQUIRE(region != NULL);
+    view = nodedb_mem_overflow_view_open(region, NULL);
+    REQUIRE(view != NULL);
+    memset(&err, 0, sizeof err);
+    m.region = region, m.left = 1;
+    CHECK_EQ(nodedb_mem_overflow_view_copy(view, m.handle, buffer, sizeof buffer, &bytes, &err), NODEDB_OK);
+    CHECK(bytes == 3 && memcmp(buffer, "new", 3) == 0);
+    CHECK(err.status == NODEDB_OK && err.message[0] == 0);
+    CHECK_EQ(stats_of(region).damaged, 0);
+    nodedb_mem_overflow_view_close(view);
+    nodedb_mem_overflow_close(region);
+    (void)unlink(kept_path());
+}
+
+TEST(compaction_of_a_damaged_object_leaves_it_and_counts_nothing) {
+    nodedb_mem_overflow *region = open_kept(4 * MIB, 0);
+    nodedb_mem_handle first, second;
+    unsigned char *data;
+    const char *text = "an object that will be damaged", *found = NULL;
+    size_t bytes;
+    nodedb_error err;
+    REQUIRE(region != NULL);
+    CHECK_EQ(nodedb_mem_overflow_write(region, "in front of it: thirty-two bytes", 32, &first, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_write(region, text, 30, &second, NULL), NODEDB_OK);
+    CHECK_EQ(nodedb_mem_overflow_free(region, first, NULL), NODEDB_OK);
+    nodedb_mem_overflow_close(region);
+    data = load_file(&bytes);
+    for (size_t i = 0; i + 30 <= bytes && found == NULL; i++)
+        if (memcmp(data + i, text, 30) == 0) found = (const char *)data + i, data[i] ^= 1;
+    REQUIRE(found != NULL);
+    store_file(data, bytes);
+    free(data);
+    region = open_kept(4 * MIB, 0);
+    REQUIRE(region != NULL);
+    for (int i = 0; i < 5; i++) CHECK_EQ(nodedb_mem_overflow_compact(region, 0, NULL, NULL, NULL, NULL), NODEDB_OK);
+    CHECK_EQ(stats_of(region).moves, 0);
+    CHECK_EQ(stats_of(region).damaged, 0);
+    CHECK(nodedb_mem_overflow_read(region, second, NULL, &err) == NULL && err.status == NODEDB_ERR_CORRUPT);
+    CHECK_EQ(nodedb_mem_overflow_verify(region, second, NULL), NODEDB_ERR_CORRUPT);
+    CHECK_EQ(stats_of(region).damaged, 2);
+    nodedb_mem_overflow_close(region);
+    (void)unlink(kept_path());
 }
 
 TEST_MAIN("mem_overflow")
