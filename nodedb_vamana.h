@@ -50,13 +50,13 @@
    RECALL     recall@10 is the share of the true ten nearest that are among the ten returned. To measure it on your
               data, give nodedb_vamana_search and nodedb_vamana_scan the same queries and compare.
    GRAPH      Every vector is a node. Its row holds at most R (`degree`) edges to other nodes: many near ones, and some
-              far ones, because an edge goes if a chosen neighbour offers a detour that is short enough (`alpha` says
-              how short, where the row has room). Searches begin at one node, the entry. Every live node is reachable
-              from it, always: each has a parent whose row must keep the edge to it, and the parents lead up to the
+              far ones, because an edge is dropped if a chosen neighbour offers a detour that is short enough (`alpha`
+              says how short, where the row has room). Between two changes every live node is reachable from one node,
+              the entry: each other node has a parent whose row must keep the edge to it, and the parents lead up to the
               entry.
-   LEVEL      One node in 16 is of level 1 or more, one in 256 of level 2 or more, and so on up to 5. Such a node
-              reserves half of its row for edges to others of its levels. They lead from cluster to cluster, however
-              large the clusters are.
+   LEVEL      One node in 16 is of level 1 or more, one in 256 of level 2 or more, and so on up to 5 (with R below 20,
+              up to R / 4). Such a node reserves half of its row, at most 255 places, for edges to others of its levels.
+              They lead from cluster to cluster, however large the clusters are.
    BEAM       A search begins at the entry and at the nearest of up to 64 starts, nodes of high levels. It follows edges
               of the levels while they lead nearer. Then it keeps the `beam` nearest nodes that it has met, and expands
               the nearest of them that it has not expanded yet, which means that it measures that node's neighbours,
@@ -69,18 +69,19 @@
    REMOVAL    A removed vector is never returned again, but its node still leads searches on, until a sweep has repaired
               the graph around it: every node with an edge to it gets edges to the three nearest of the removed one's
               neighbours instead. Then the slot is free. A sweep starts when 1/32 of the slots, and at least 32, are
-              removed. Every remove advances it by 48 nodes, so no more than about 1/18 of the slots wait at any time.
-              `maintain` advances it in idle time.
+              removed. Every remove advances it by 48 nodes, so of 1,000 slots or more no more than about 1/18 wait at
+              any time. A search that takes long delays this: while one that may hold a removed slot is under way, no
+              slot becomes free. `maintain` advances the sweep in idle time.
    IP         Under IP the graph itself is built by the inner product, so the longest vectors, which most queries want,
               are near to all others. Lengths may differ as they like, and grow.
    CODES      From 4,096 vectors on, a walk reads codes in place of the vectors: 4 bits for each component, so that the
               code of 128 floats is one cache line where the vector has eight. To make a code, the vector (IP and
               COSINE: its direction) has the mean of all taken off, is turned by a fixed rotation, and is rounded. Codes
               are chosen and remade by the index itself; config.code, query.rerank and query.exact_walk overrule it.
-              - Slack. Rounding reorders near neighbours. The slack is the number of places by which codes displace a
-                true neighbour, all but 1 in 200 of the ten nearest of 64 nodes, among what a walk with beam 128 (or
-                config.beam_build, if that is wider) meets. It is measured when codes are made, and each insert updates
-                it. For k above 10 it counts once for each ten.
+              - Slack. Rounding reorders near neighbours. 64 nodes are walked to, with beam 128 (or config.beam_build,
+                if that is wider); in the order by code, each of their ten nearest is displaced by some places. The
+                slack is the number of places that 199 of 200 of them do not exceed. It is measured when codes are made,
+                and each insert updates it. For k above 10 it counts once for each ten.
               - Which codes. 4 bits are refused if they displace by more than 20 places, or one neighbour in ten by more
                 than 8, as happens in clusters that are far closer within than between. Then 8 bits are tried, then
                 none. There are none either where they save no cache line (vectors of up to 64 bytes).
@@ -90,22 +91,33 @@
                 and a build makes all of them.
    RERANK     The nearest by code get their exact distance: first k and the slack (8 at least), then more, as long as
               one of those that remain may still belong to the k best. "May" means within 2.7 standard deviations (IP:
-              nearly five) of the difference between code and vector that this query has met so far. A beam that is
-              narrower than k and the slack is widened to that. Under IP it is widened by 1/192 for each place of slack,
-              as queries may be of another kind than the vectors. In memory, where even the end of a beam of 4 k or more
-              is in doubt, the walk is repeated on the vectors.
+              4.6) of the difference between code and vector that this query has met so far. A beam that is narrower
+              than k and the slack is widened to that. Under IP it is widened by 1/192 for each place of slack, as
+              queries may be of another kind than the vectors. In memory, if even the last entry of a beam of 4 k or
+              more may belong to the k best (within 1.5 standard deviations; IP: 2.6), the walk is repeated on the
+              vectors.
    FILTER     A callback, or a bitmap, or both, say which ids may be returned. The search first asks about a sample of
               256. If a share s passes, the beam becomes 1/s times as wide; where that costs more than to look at every
               vector that passes, the search scans. So the results are right for any filter. A filter must give the same
               answer for the same id during one search.
-   ON DISK    An index can be searched in its file, read-only. Opening reads little more than the header. Ids and codes
-              come into memory when they are first needed, or by nodedb_vamana_load. A file has one of two layouts:
-              - RESIDENT: the graph too is kept in memory, and only exact vectors are read, for the rerank: one batch
-                that begins before the walk ends, and a few more reads where the query is in doubt.
-              - PACKED: the graph stays on disk. Each row lies beside its vector in one block, so a read brings both,
-                and a walk keeps four to eight reads under way. A cache holds nodes near the starts; `load` fills it, so
-                without `load` there is none.
-              Reads go past the page cache. An index without codes is saved with 8-bit ones for this purpose; where even
+   ON DISK    An index can be searched in its file, read-only. Opening reads little more than the header. Ids, codes and
+              what else is kept in memory come in when they are first needed, or by nodedb_vamana_load. A file has one
+              of two layouts:
+              - RESIDENT: the graph too is kept in memory, and only exact vectors are read, for the rerank. One batch, k
+                and the slack, begins before the walk ends (with a filter, and in search_many, after it). Then come 8 at
+                a time, as long as the k best are uncertain.
+              - PACKED: the graph stays on disk. Each row lies beside its vector in one block, so a read brings both. At
+                most eight reads of a walk are under way, and the oldest four are expanded together. A cache holds nodes
+                near the starts. `load` alone fills it, and searches use it when `load` is done. Until then a walk does
+                not follow the edges of levels either, so that it takes another and longer route.
+              - COLD. Without `load`, a search that first touches a part of what is kept in memory reads it: 64 KiB at
+                once, by one pread after the other, even where io_uring reads the vectors. Other searches that need the
+                same 64 KiB wait for it. So the first searches are slow, in both layouts.
+              - MANY. search_many keeps the device busy: over a resident file some queries walk while the vectors of
+                others are read; over a packed one 16 walk side by side. A query to a resident file that is still
+                uncertain after its batch is answered again at the end, alone, which costs its hops and reads once more.
+              Reads go past the page cache where the file system has O_DIRECT, unless open_config.no_direct or
+              FETCH_MAPPED says otherwise. An index without codes is saved with 8-bit ones for this purpose; where even
               those blur it, the search is still right, by more reads. Every block is checked when it comes in. A
               damaged one is quarantined: searches pass over what is in it, count it and log it. A save may replace a
               file that is open: the opened index continues with the old one.
@@ -187,10 +199,12 @@
      it the writer. An index has no lock of its own; which thread is the writer may change, if the caller orders it.
    - Meanwhile any number of other threads search, each with a searcher of its own, and ask (everything under "ask" in
      section 4). Any thread makes and destroys searchers.
-   - Only nodedb_vamana_destroy wants the writer to rest, and the searchers to be gone.
+   - nodedb_vamana_destroy alone requires that no other call is running. The searchers are destroyed before it.
    - A search sees every change that was complete when the search began. Of changes made while it runs it may see any,
      so it may return a vector that is removed meanwhile, and of an id that is replaced the old vector, the new one,
-     both, or neither. Id and distance of a result always belong together. What two calls say need not be of one moment.
+     both, or neither. While an insert or a remove rewrites rows, it may also miss a vector to which only such a row
+     leads; once the change is complete, the vector is reachable again. Id and distance of a result always belong
+     together. What two calls say need not be of one moment.
    - Readers never wait for the writer. The writer waits for the searches under way when it replaces arrays: when it
      grows or compacts the index, takes new codes, removes the last vector, or withdraws what a cancelled or refused
      build had entered. Otherwise it does not wait: a sweep leaves the slots of removed vectors until those searches are
@@ -198,7 +212,7 @@
      threads that share a CPU must not starve each other by real-time priorities.
    - An index on disk never changes. Its searchers read through the io, and may log, from whatever thread uses them. One
      thread at a time may call `load`.
-   - `build` starts threads, and joins them before it returns. They call nothing of the caller's. The allocator is
+   - `build` starts threads, and joins them before it returns. They call no callback. The allocator is
      called by every thread that calls the index or a searcher of it.
 
 6. MEMORY
@@ -229,7 +243,7 @@
    a searcher for each thread. nodedb_vamana_build_bytes says how much at most.
    WHO ALLOCATES. A search does not, but if its beam or k is larger than any before; if the index has outgrown the
    searcher's lists (until it has 65,536 slots); if removed vectors crowd so narrow a beam that it walks again with
-   twice its width. search_many on disk also does if more questions wait than ever before, `get` on disk for the time of
+   twice its width. search_many on disk also does if more queries wait than ever before, `get` on disk for the time of
    the call, and `inspect` for its count of the unreachable. An insert within the capacity allocates only for new codes.
 
 7. ERRORS
@@ -237,11 +251,13 @@
    nothing. A NaN or an infinity is refused, and its position is named. No call returns a NaN.
    Opened into memory, any damage in a file is NODEDB_ERR_CORRUPT, with path and offset. Only codes that were made for
    disk mode alone, the table of ids, and one of two copies of checksums or header, are not needed and not missed.
-   Opened on disk, a file is refused only if both headers, or the means of its codes, are damaged. Every other block is
-   checked against its checksum when it is read, twice if it does not match. A block that stays damaged is quarantined:
+   Opened on disk, a file is refused only if both headers, the means of its codes, or both copies of the checksums of
+   these means are damaged. Every other block is checked against its checksum when it is read. If it does not match, it
+   is read a second time (except a vector or node under FETCH_MAPPED). A block that stays damaged is quarantined:
    searches pass over what is in it and say how often (stats.damaged), the logger is told of each block once, `inspect`
-   counts them, and `verify` names them all. A read that fails is repeated once; then the search fails with
-   NODEDB_ERR_IO.
+   counts them, and `verify` names them all. One block of checksums serves 1023 blocks: if both of its copies are lost,
+   these 4 MiB of the file are quarantined, block by block, as they are read. A read that fails is repeated once; then
+   the search fails with NODEDB_ERR_IO.
 
 8. LIMITS
    - 65,535 components; 4,294,967,294 vectors; length of a vector 1e18.
@@ -353,8 +369,11 @@
    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
    NODEDB_VAMANA_STATIC          the implementation is private to this file; needs the macro above in the same file
    NODEDB_VAMANA_API             what stands before each function instead of extern: an export attribute, for instance
-   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: NODEDB_VAMANA_ON_DISK is UNSUPPORTED, and there
-                                 is no nodedb_vamana_load and no _fetcher_disk
+   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: to open with NODEDB_VAMANA_ON_DISK is
+                                 NODEDB_ERR_UNSUPPORTED, and there is no nodedb_vamana_load and no _fetcher_disk.
+                                 Files of both layouts are saved, and opened into memory, as always. verify opens in
+                                 memory too, so it takes the memory of the index, and does not read the table of ids:
+                                 it checks the checksums of the table, not whether the table fits the ids
    NODEDB_VAMANA_NO_SIMD         leaves out the kernels for each CPU; the ones in plain C remain
    NODEDB_NO_LIBURING            without io_uring: on disk, reads go one by one with pread, or through a mapping
 
@@ -372,11 +391,11 @@
       1.000 with 128. The two tiers of pruning (alpha 1 first; in DiskANN's code, not in its paper) are kept too.
    c. SORTED BEAM. The beam is a sorted array with binary search and memmove, not a heap. At these widths a move is one
       cache line or two, and the next node to expand is found by counting on.
-   d. FORGETFUL SET, STARTS. The visited set is a small table that forgets, as ParlayANN's does; nodedb_vamana__walk
-      says why that is exact. It has 128 places for each entry of the beam, at least 4,096; with a quarter of that, a
-      query on a million vectors measured 8% more distances for the same recall. A walk begins at the entry, which is
-      any node, and at the nearest of up to 64 nodes of the highest levels. It does not begin at a medoid, which may lie
-      in another cluster than all the rest.
+   d. FORGETFUL SET, STARTS. The visited set is a small table that forgets, as ParlayANN's does; the comment of
+      nodedb_vamana__walk_over says why that is exact. It has 128 places for each entry of the beam, at least 4,096;
+      with a quarter of that, a query on a million vectors measured 8% more distances for the same recall. A walk begins
+      at the entry, which is any node, and at the nearest of up to 64 nodes of the highest levels. It does not begin at
+      a medoid, which may lie in another cluster than all the rest.
    e. SPARE PLACES. A full row that gets one more edge is pruned to 7/8 of R (in a build 15/16), not to R. In high
       dimensions pruning drops little, and otherwise every insert would prune each of its neighbours again. Edges that
       one pruning chose together are not tried against each other again: the same graph, for a seventh of
@@ -400,7 +419,8 @@
       So does the packed layout, with scalar codes. The resident layout keeps the edges in memory too, and a query reads
       one batch, which begins before the walk ends: more memory, one round trip instead of eight. DiskANN chooses the
       nodes to cache by sample queries, or breadth first from the medoid; here it is breadth first from all places where
-      walks begin. The questions of one search_many walk side by side, so that the device always has reads to do.
+      walks begin. search_many gives the device reads to do at all times: packed, its queries walk side by side;
+      resident, they walk one after the other while the vectors of others are read.
    j. CODES. RaBitQ (Gao and Long, SIGMOD 2024) has one bit for each component of the turned vector, and a correction
       for each vector. Here are 4 bits and no correction, so that a code of 128 components is one cache line. What
       RaBitQ proves about its error, a query here measures. Product quantisation was measured beside it, by
@@ -470,14 +490,14 @@
    28:
        ./build.sh bench vamana --base FILE --query FILE --gt FILE --only disk --dir DIR
                                        reads a query   queries/s   of the device   p99, ms   memory, MB
-       resident, one question              24.6         1,660          0.80          1.4         342
+       resident, one query                 24.6         1,660          0.80          1.4         342
        resident, 16 to a call              24.6         2,440          1.17         10.5         341
-       packed, one question                32.0           640          0.38          4.4         116
+       packed, one query                   32.0           640          0.38          4.4         116
        packed, 16 to a call                32.0         1,570          0.92         14.2         115
        packed, all in one call             32.0         1,630          0.96                      111
    The file is opened in 0.7 ms, and loaded in 1.2 to 2 s; the floats alone are 512 MB. pread finds the same with 0.2 of
    the device, and a mapping as much. Since these were measured (format 3), sift100k in alternating runs: packed, one
-   question, 1.25 times as many queries/s at beam 24, which now finds 0.986 instead of 0.981, and 1.4 times at beam 64;
+   query, 1.25 times as many queries/s at beam 24, which now finds 0.986 instead of 0.981, and 1.4 times at beam 64;
    resident 1.05 times. What 24 reads give that are all waited for before the next is 0.83 of the device.
    PAUSES. The longest insert while the first codes of 768 floats are made takes 3.3 ms of CPU, when four nodes judge
    them (120 ms when codes were trained in one go); the mean is 0.6 ms (measured once). A save of 100,000 SIFT bytes, in
