@@ -116,11 +116,11 @@
               - MANY. search_many keeps the device busy: over a resident file some queries walk while the vectors of
                 others are read; over a packed one 16 walk side by side. A query to a resident file that is still
                 uncertain after its batch is answered again at the end, alone, which costs its hops and reads once more.
-              Reads go past the page cache where the file system has O_DIRECT, unless open_config.no_direct or
-              FETCH_MAPPED says otherwise. An index without codes is saved with 8-bit ones for this purpose; where even
-              those blur it, the search is still right, by more reads. Every block is checked when it comes in. A
-              damaged one is quarantined: searches pass over what is in it, count it and log it. A save may replace a
-              file that is open: the opened index continues with the old one.
+              Section 12 says how many reads a query takes. Reads go past the page cache where the file system has
+              O_DIRECT, unless open_config.no_direct or FETCH_MAPPED says otherwise. An index without codes is saved
+              with 8-bit ones for this purpose; where even those blur it, the search is still right, by more reads.
+              Every block is checked when it comes in. A damaged one is quarantined: searches pass over what is in it,
+              count it and log it. A save may replace a file that is open: the opened index continues with the old one.
    SNAPSHOT   save_begin and save_step write a file in slices while the index changes. The file holds the index as it
               was at the beginning, with all that decides what comes next (the free slots and their order, the sweep,
               codes that are being made). So the log of the changes since, applied to the opened file, gives the same
@@ -1099,7 +1099,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
 /* Advances what is due, by at most `budget` nodes: repairs the graph around removed vectors and frees their slots,
  * starting a sweep if none is under way, and makes codes that are due. A node costs at most 5 R^2 distances; most have
  * no edge to a removed node and cost none. Returns true while there is more to do, which includes waiting for searches
- * that may still know a removed slot. Nobody must call it, as insert and remove do enough; it is for idle time. */
+ * that may still know a removed slot. Calling it is optional: insert and remove do enough. It is for idle time. */
 NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget);
 
 /* Called by a build after each batch, on the thread that called it. `done` of `total` vectors are in the index (with
@@ -1146,17 +1146,18 @@ NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *se
 /* Bytes that the searcher holds from the index's allocator; its fetcher is not counted. NULL: 0. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vamana_searcher *searcher);
 
-/* One question. Zero is the default of each field but `vector`. Everything is borrowed for the time of the call. */
+/* One query. Zero is the default of each field but `vector`. Everything is borrowed for the time of the call. */
 typedef struct nodedb_vamana_query {
     const void *vector;    /* `dim` components of the index's type */
-    bool by_id;            /* ask for the neighbours of vector `id` of this index, and ignore `vector`. That vector is
-                              one of its own neighbours: ask for one more, or filter it out */
+    bool by_id;            /* find the neighbours of vector `id` of this index, and ignore `vector`. That vector is
+                              one of its own neighbours: want one more, or filter it out */
     uint64_t id;
     uint32_t k;            /* results wanted, .. NODEDB_VAMANA_MAX_BEAM. 0: 10 */
     uint32_t beam;         /* width of the walk, .. NODEDB_VAMANA_MAX_BEAM: a wider one is slower and finds more. Raised
                               to k, and with codes to k and their slack, if it is less. 0: 64 */
-    uint32_t rerank;       /* with codes: how many of the beam get their exact distance, k .. beam. 0: as many as the
-                              codes' error asks for, see RERANK in section 3. Packed: all that are read */
+    uint32_t rerank;       /* with codes: how many of the beam get their exact distance, k .. beam; less counts as k,
+                              more as the beam. 0: as many as the codes' error asks for, see RERANK in section 3.
+                              Packed: all that are read get it */
     bool (*filter)(void *ctx, uint64_t id); /* true: this id may be returned. NULL: all may. On the calling thread */
     void *filter_ctx;
     const uint8_t *bitmap; /* bit id % 8 of byte id / 8 is set: this id may be returned. NULL: all may */
@@ -1170,7 +1171,7 @@ typedef struct nodedb_vamana_result {
     float distance; /* exact; see nodedb_vamana_metric */
 } nodedb_vamana_result;
 
-/* What a question cost. It is written only if the call succeeds; search_many always writes the sums. */
+/* What a query cost. It is written only if the call succeeds; search_many always writes the sums. */
 typedef struct nodedb_vamana_stats {
     uint64_t hops;      /* nodes that were expanded: whose neighbours were looked at */
     uint64_t distances; /* computed, between codes or vectors */
@@ -1178,7 +1179,8 @@ typedef struct nodedb_vamana_stats {
     uint64_t reads;     /* from the disk, the repeated ones included */
     uint64_t retries;   /* reads that were repeated */
     uint64_t damaged;   /* on disk: nodes, codes, ids or vectors that were passed over, as they are damaged */
-    bool scanned;       /* every vector was looked at: the beam is as wide as the index, or the filter leaves too few */
+    bool scanned;       /* every vector was looked at: the beam is as wide as the index, the filter leaves too few, or
+                           a walk found fewer than k, as the nodes that it met are removed or damaged */
 } nodedb_vamana_stats;
 
 /* Finds up to k results, the nearest first, ties by id. `results` has room for k (10 if query->k is 0). *found says how
@@ -1197,11 +1199,12 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err);
 
-/* Answers `n` questions that differ only in their vectors. `vectors` are n rows of `dim` components (common->vector is
+/* Answers `n` queries that differ only in their vectors. `vectors` are n rows of `dim` components (common->vector is
  * not used, common->by_id is refused), `results` has room for n times k, `found` for n counts; `stats` gets the sums.
- * Each question sees the index as it is when its turn comes. On disk the device reads for some questions while others
- * walk, which keeps it busy. Errors are those of search, for the first question that fails, which the message names;
- * the questions before it are answered, and *found of all others is 0. */
+ * Each query sees the index as it is when its turn comes. On disk the device reads for some queries while others walk,
+ * which keeps it busy; in a resident file, a query that is still uncertain after its reads is answered again, alone, at
+ * the end. Errors are those of search, for the first query that fails, which the message names; the queries before it
+ * are answered, and *found of all others is 0. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
@@ -1252,7 +1255,7 @@ NODEDB_VAMANA_API const char *nodedb_vamana_kernel(const nodedb_vamana *index); 
  * save that is under way are not counted. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index);
 
-/* The state of an index, for people and tests. Slots are in numbers of vectors. */
+/* The state of an index, for people and tests. A slot has room for one vector. */
 typedef struct nodedb_vamana_info {
     uint64_t live;           /* slots of vectors that a search can return */
     uint64_t removed;        /* slots of removed vectors, around which the graph is not repaired yet */
@@ -1262,7 +1265,7 @@ typedef struct nodedb_vamana_info {
     uint64_t code_bytes;     /* of one code */
     uint32_t beam_build;     /* beam that finds a new node's neighbours now */
     double mean_degree;      /* edges per live node. 0 if they are packed on disk */
-    uint64_t entry_id;       /* id of the node where every search begins; 0 if there is none */
+    uint64_t entry_id;       /* id of the entry, the root of the tree of parents; 0 if there is none */
     uint64_t damaged_blocks; /* on disk: blocks of the file that have been found damaged so far */
     uint64_t unreachable;    /* live vectors to which no edges lead from the entry: 0, or the index has a fault. Not
                                 exact while a writer is at work or rows are damaged; 0 if the rows are packed on disk;
@@ -1354,8 +1357,9 @@ typedef void (*nodedb_vamana_on_damage)(void *ctx, uint64_t offset, const char *
 
 /* Reads the whole file and checks every block against its checksum; each damaged one is reported (`report` may be
  * NULL). If none is, it checks all that opening into memory checks, and the table of ids. It needs the memory of an
- * index on disk. config NULL: all defaults; its mode, fetch, no_direct and logger are not used. Any thread; not while
- * the file is replaced. NODEDB_ERR_CORRUPT (the first damage), else errors as in open. */
+ * index on disk. (With NODEDB_VAMANA_NO_DISK it opens the file into memory instead, and does not read the table of
+ * ids.) config NULL: all defaults; its mode, fetch, no_direct and logger are not used. Any thread; not while the file
+ * is replaced. NODEDB_ERR_CORRUPT (the first damage), else errors as in open. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
                                                      nodedb_vamana_on_damage report, void *ctx, nodedb_error *err);
 
@@ -1375,7 +1379,8 @@ struct nodedb_vamana_fetcher {
     /* Waits for an announced slot, and returns `dim` components as stored (COSINE over F32: of length 1), in this
      * machine's byte order, valid until batch_max more slots have been announced; or NULL and the reason. A vector that
      * is damaged is NODEDB_ERR_CORRUPT: searches pass it over and count it. Any other failure fails the search.
-     * NODEDB_ERR_INVALID (a slot out of range), NODEDB_ERR_STATE (one that is not announced, or not any more). */
+     * NODEDB_ERR_INVALID (a slot out of range), NODEDB_ERR_STATE (one that is not announced, or not any more; a fetcher
+     * may serve it nevertheless, as that over a mapping does). */
     const void *(*fetch)(void *ctx, uint32_t slot, nodedb_error *err);
     /* Reads and repeated reads so far. NULL: it does not count. */
     void (*counters)(void *ctx, uint64_t *reads, uint64_t *retries);
@@ -1385,9 +1390,9 @@ struct nodedb_vamana_fetcher {
 #if !defined(NODEDB_VAMANA_NO_DISK)
 /* Over the file of an index opened on disk, read in the way that the index was opened for: io_uring with registered
  * buffers, pread, or mapped. `batch_max` 0: 128. It allocates only here. A read that fails or does not match its
- * checksum is repeated once, then fetch reports NODEDB_ERR_IO or NODEDB_ERR_CORRUPT. In a packed file each vector is
- * followed by its row. NODEDB_ERR_INVALID (NULL; batch_max is over NODEDB_VAMANA_MAX_BATCH), NODEDB_ERR_STATE (in
- * memory), NODEDB_ERR_NO_MEMORY. */
+ * checksum is repeated once (mapped: what does not match is not), then fetch reports NODEDB_ERR_IO or
+ * NODEDB_ERR_CORRUPT. In a packed file each vector is followed by its row. NODEDB_ERR_INVALID (NULL; batch_max is over
+ * NODEDB_VAMANA_MAX_BATCH), NODEDB_ERR_STATE (in memory), NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err);
 #endif
@@ -1479,7 +1484,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
  *   rows       1 3 .    0 3 .    next .   0 1 .         the neighbours: slots, padded with NONE
  *   ids        17       4        -        9             what the caller calls them
  *
- * A search starts at `entry` and goes from row to row. Everything else serves to choose good rows.
+ * A search starts at `entry` and at the nearest of the `starts`, and goes from row to row. Everything else serves to
+ * choose good rows.
  * ================================================================================================================ */
 
 /* ---- small helpers ----------------------------------------------------------------------------------------------- */
@@ -1572,15 +1578,15 @@ typedef struct nodedb_vamana__head {
 typedef struct nodedb_vamana__arrays {
     uint32_t capacity;            /* slots that there is room for */
     uint32_t slots;               /* slots that were ever used: the arrays are meaningful below this */
-    uint32_t entry;               /* where searches start, or NONE */
+    uint32_t entry;               /* the root of the tree of parents, where walks begin, or NONE */
     uint32_t table_version;       /* odd while entries of the table move */
-    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to start at, then NONE; see begin_walk */
+    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* where walks may begin too, then NONE; see begin_walk */
     uint8_t *vectors;             /* on disk NULL: they stay in the file; so do `parents` */
     uint64_t *ids;
     uint32_t *rows;               /* neighbours, then NONE up to the end of the row */
     nodedb_vamana__head *heads;   /* what is known of each row. The writer's, but for `far` */
     uint32_t *parents;            /* in the tree, see NEIGHBOURS. The writer's */
-    float *norms;                 /* see ON DISK in the manual; NULL for L2 */
+    float *norms;                 /* see norms in section 9 of the manual; NULL for L2 */
     uint8_t *states;
     uint32_t *table;              /* live slots by id: open addressing, linear probing, at most two thirds full */
     size_t table_size;            /* a power of two */
@@ -1623,8 +1629,7 @@ typedef struct nodedb_vamana__kernel_set {
 /* The index. Everything up to `readers` is fixed after creation. The rest is changed by the writer alone. True between
  * calls:
  *   - the row of a slot that is not free holds no free slot. (A sweep that is FREEING may leave one in the row of a
- *     slot
- *     that it is about to free; no row leads to such a slot.)
+ *     slot that it is about to free; no row leads to such a slot.)
  *   - `table` holds exactly the live slots, and `entry` is live if any slot is.
  *   - the row of a free slot starts with the next free slot. */
 struct nodedb_vamana {
@@ -2010,8 +2015,8 @@ struct nodedb_vamana_searcher {
     uint8_t *code_query;            /* the query as the kernels for codes want it */
     float *turned;                  /* `dim` floats: a vector that becomes a code */
     uint32_t *seen;
-    nodedb_vamana__near *beam;      /* beam_max + 1 */
-    nodedb_vamana__near *spare;     /* beam_max: results */
+    nodedb_vamana__near *beam;      /* list_max + 1 */
+    nodedb_vamana__near *spare;     /* list_max + 1: results */
     nodedb_vamana__near *candidates; /* candidates_max */
     uint32_t *slots;                /* candidates_max */
     float *distances;               /* candidates_max */
@@ -2080,7 +2085,7 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, 
 
 /* ---- the walk ---------------------------------------------------------------------------------------------------- */
 
-/* Descends from a start along edges of longer range while a nearer node is found. */
+/* Descends from the entry or a start along edges of levels, the first `far` of each row, while they lead nearer. */
 static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
                                    nodedb_vamana__near from) {
     const nodedb_vamana__arrays *a = target->arrays;
@@ -2129,8 +2134,9 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     nodedb_vamana__descend(s, target, width, nearest);
 }
 
-/* Greedy search (DiskANN algorithm 1) from the entry. Leaves the `width` nearest slots that it met in s->beam, removed
- * ones included, as they still lead to others. `partial`: what a row or a code needs may still be on disk.
+/* Greedy search (DiskANN algorithm 1) from where begin_walk begins. Leaves the `width` nearest slots that it met in
+ * s->beam, removed ones included, as they still lead to others. A width over list_max is safe: then there are fewer
+ * slots than the list has places, and no slot is in the beam twice. `partial`: a row or a code may still be on disk.
  *   The visited table may forget: two slots with one place overwrite each other. A forgotten slot is measured again,
  * and the beam refuses it: it is either in the beam, or was too far, and the threshold only falls. So the result is
  * that of an exact set (ParlayANN does this too). */
@@ -2286,8 +2292,8 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vama
 
 #define NODEDB_VAMANA__BUILD_GAIN 2u   /* choose neighbours by codes if vectors are so many times larger: a million of
                                           128 bytes are built in 114 s and not 140, with the same recall */
-#define NODEDB_VAMANA__SLACK 8u        /* a row that overflows is pruned to 7/8, so that not every insert prunes it, */
-#define NODEDB_VAMANA__SLACK_BATCH 16u /* or to 15/16 in a build, which prunes it once for each batch */
+#define NODEDB_VAMANA__SPARE 8u        /* a row that overflows is pruned to 7/8, so that not every insert prunes it, */
+#define NODEDB_VAMANA__SPARE_BATCH 16u /* or to 15/16 in a build, which prunes it once for each batch */
 #define NODEDB_VAMANA__SAME_MAX 3u     /* edges that a pruning keeps to vectors equal to the node's own */
 #define NODEDB_VAMANA__SAME_BELOW 1e-6f /* COSINE and IP: nearer vectors count as equal; the rest is rounding */
 #define NODEDB_VAMANA__LEVEL_BITS 4u   /* one node in 16 is of level 1 or more, one in 256 of 2 or more ... */
@@ -2640,7 +2646,7 @@ static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searche
 
 static void nodedb_vamana__add_edge(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t from, uint32_t to) {
     uint64_t one = to;
-    nodedb_vamana__add_edges(index, s, from, &one, 1, index->degree - index->degree / NODEDB_VAMANA__SLACK);
+    nodedb_vamana__add_edges(index, s, from, &one, 1, index->degree - index->degree / NODEDB_VAMANA__SPARE);
 }
 
 /* Appends a live slot of the beam or the spare list to the `n` candidates; returns their new number. */
@@ -2654,9 +2660,9 @@ static size_t nodedb_vamana__add_candidate(const nodedb_vamana *index, nodedb_va
 /* ---- levels ------------------------------------------------------------------------------------------------------ */
 
 /* A cluster of more nodes than a row has places fills the rows of its members: no edge leads out of it, or into it. So
- * some nodes have edges of longer range. One node in 16 is of level 1 or more, one in 256 of level 2 or more, as in
- * HNSW (Malkov and Yashunin, 2016). Half of such a node's row is for the nearest and most diverse nodes of each of its
- * levels. There is still one graph and one walk. The starts are the nodes of the highest levels. */
+ * some nodes have edges of levels, which reach farther. One node in 16 is of level 1 or more, one in 256 of level 2 or
+ * more, as in HNSW (Malkov and Yashunin, 2016). Half of such a node's row is for the nearest and most diverse nodes of
+ * each of its levels. There is still one graph and one walk. The starts are the nodes of the highest levels. */
 
 /* Leaves the nearest nodes of `level` and above in s->beam: a walk over such nodes only. */
 static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
@@ -2896,7 +2902,8 @@ static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searc
     nodedb_vamana__add_edge(index, s, parent, slot);
 }
 
-/* Takes a removed node out of the tree. If it was the entry, a child becomes the entry. */
+/* Takes a removed node out of the tree. If it was the entry, a child becomes the entry. Until each child has its new
+ * parent, a search that runs meanwhile may miss what is below that child. */
 static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
@@ -3082,6 +3089,8 @@ static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s,
     count = nodedb_vamana__choose_neighbours(index, s, slot, index);
     nodedb_vamana__count_beam(index, s), nodedb_vamana__adapt_beam(index);
     nodedb_vamana__set_row(index, a, slot, s->chosen, count, s->head);
+    /* First the parent, then the edges back: a pruning of the parent's row must see that this node is a child of it,
+     * or it may drop the only edge that is certain to lead here. */
     nodedb_vamana__set_parent(index, slot, nodedb_vamana__first_parent(index, row, count));
     for (uint32_t i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
     if (a->parents[slot] == NODEDB_VAMANA__NONE) nodedb_vamana__find_parent(index, s, slot);
@@ -3127,6 +3136,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
 
 /* ---- the sweep --------------------------------------------------------------------------------------------------- */
 
+/* True if the sweep under way frees this slot, which was removed before that sweep began: see colours, at the states of
+ * a slot. */
 static bool nodedb_vamana__is_victim(const nodedb_vamana *index, uint32_t slot) {
     uint8_t state = index->arrays->states[slot];
     return state >= NODEDB_VAMANA__REMOVED && state != index->colour;
@@ -3344,8 +3355,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 #define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk results are measured so many at a time */
 #define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: times so many, as queries may differ in kind from vectors */
 #define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by 1/192 for each place of the slack */
-#define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* the same at the end of a beam, for walking again on vectors */
-#define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that are allowed for */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that a rerank allows for ... */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* ... and that make it walk again on vectors, at a beam's end */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius starts with */
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
@@ -3632,7 +3643,14 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
 /* Measures the *n results by code in s->spare exactly, the nearest first. If the plan says so, goes on with more of the
  * beam while one may be nearer than the k best, judged by the errors that this query has seen. On disk it decides this
  * while the last reads are under way. Afterwards *n results are a heap of the k best. *uncertain: the end of a full
- * beam may be nearer than they are, so what fell out of the beam may be too. */
+ * beam may be nearer than they are, so what fell out of the beam may be too.
+ *
+ *   s->spare   0 ....... heap ........ from ........ told ......... *n ......... next
+ *              the k best   measured      announced     to be          at most one more,
+ *              so far       and dropped                 announced      to judge by
+ *
+ * heap <= from <= *n <= next <= *n + 1. On disk also from <= told <= *n; in memory `told` stays 0. One turn measures
+ * `few` results from `from` on: on disk at most RERANK_FEW, in memory all up to *n. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
                                            const nodedb_vamana__target *code, size_t *n, bool *uncertain,
@@ -3677,9 +3695,9 @@ static bool nodedb_vamana__widen_or_scan(const nodedb_vamana_searcher *s, const 
     return false;
 }
 
-/* Walks and leaves at least k results that pass in s->spare: in order by code, or else a heap. Sets plan->way to
- * BY_SCAN if too few pass. Walks again with twice the beam if removed slots took the places of results. *code: the
- * target by code. */
+/* Either walks and leaves at least k results that pass in s->spare, in order by code or else as a heap; or sets
+ * plan->way to BY_SCAN, as too few pass. It walks again with twice the beam if removed or damaged slots took the places
+ * of results. *code: the target by code. */
 static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
                                                     nodedb_vamana__target *code, nodedb_error *err) {
@@ -3739,7 +3757,7 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     return status;
 }
 
-/* What a question is about, a vector or an id; NULL: nothing. */
+/* What a query is about, a vector or an id; NULL: nothing. */
 static const void *nodedb_vamana__subject(const nodedb_vamana_query *query) {
     return query == NULL ? NULL : query->by_id ? &query->id : query->vector;
 }
@@ -4099,7 +4117,7 @@ static void nodedb_vamana__build_reverse(nodedb_vamana__builder *build, nodedb_v
         else nodedb__store_relaxed(parent, NODEDB_VAMANA__NONE);
     }
     nodedb_vamana__add_edges(build->index, s, node, build->pairs + from, to - from,
-                             build->index->degree - build->index->degree / NODEDB_VAMANA__SLACK_BATCH);
+                             build->index->degree - build->index->degree / NODEDB_VAMANA__SPARE_BATCH);
 }
 
 /* Puts a batch's vectors into their slots. They are not live yet: no row holds them, and no pruning may choose them. */
@@ -5454,7 +5472,7 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_PASSES = 208,
     NODEDB_VAMANA__AT_CODE = 212,
     NODEDB_VAMANA__AT_BITS = 176,
-    NODEDB_VAMANA__AT_RESIDENT = 180,
+    NODEDB_VAMANA__AT_RESIDENT = 180, /* 1: the index walks on the codes in memory; nothing of the layout RESIDENT */
     NODEDB_VAMANA__AT_STEP = 184,
     NODEDB_VAMANA__AT_CODE_LIVE = 188,
     NODEDB_VAMANA__AT_CODE_INSERTED = 192,
@@ -5692,7 +5710,7 @@ static bool nodedb_vamana__claim(uint8_t *state, uint8_t *now) {
     }
 }
 
-/* Reads blocks; a failed read is tried twice. NODEDB_ERR_CORRUPT: the file ends before them. */
+/* Reads blocks; a read that fails is repeated once. NODEDB_ERR_CORRUPT: the file ends before them. */
 static nodedb_status nodedb_vamana__read_at(const nodedb_vamana *index, void *to, size_t bytes, uint64_t offset,
                                             nodedb_error *err) {
     const nodedb_vamana__file *f = index->file;
@@ -5738,7 +5756,8 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
                                      f->path, "both copies of the checksums are damaged");
 }
 
-/* Checks a block that was read against its checksum. NODEDB_ERR_CORRUPT: it does not match. */
+/* Checks a block that was read against its checksum, and reads the group of checksums first if it must.
+ * NODEDB_ERR_CORRUPT: it does not match; or both copies of its group are damaged, so that no block of it matches. */
 static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t offset, const uint8_t *bytes,
                                                 nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
@@ -7173,8 +7192,34 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
 /* ===================================================================================================================
  * DISK: searching an index in its file
  *
- * Exact vectors stay in the file. A walk on codes needs only what is in memory; the rerank then reads the vectors of
- * the results, many at a time, through a fetcher. In the packed layout the rows are on disk too, each with its vector.
+ * A walk on codes needs SECTIONS: states, ids, norms, heads, codes, and in the resident layout rows. Exact distances
+ * need RECORDS: vectors, packed with their rows. Sections are kept in memory. They come in 64 KiB at a time when a part
+ * is first touched, or by `load`: by pread, one after the other. Other threads that need the same part wait. Records
+ * come through the searcher's fetcher. What is read, in order:
+ *
+ *   open       header, means of the codes, checksums of these means
+ *   query      by id: table, states, ids, its record. With a filter: states and ids of 256 slots spread over all
+ *   start      codes and norms of the entry and the starts; then heads, rows, codes, norms on the way down the levels
+ *              (packed: rows only from the cache, so without it there is no way down)
+ *   RESIDENT   walk      on rows, codes, norms ----------------|
+ *              records             k + slack of them >---------|----- 8 more >--- 8 more >---
+ *              rerank                                          |  4 | 4 | 4 | 4 ...   as they arrive
+ *   PACKED     records   1 2 3 4 5 6 7 8 >---- 9 10 11 12 >---- 13 14 15 16 >---     at most 8 under way
+ *              walk                        1 2 3 4          5 6 7 8          ...     codes, norms of their neighbours
+ *   result     states, ids and norm of an entry of the beam, before it is measured exactly
+ *   scan       states and ids of all slots, and the records of those that pass, 64 at a time
+ *
+ * Resident: the records are announced when the first k + slack places of the beam are expanded (read_early); with a
+ * filter, and in search_many, after the walk. The rerank announces them again, which reads nothing that the pool has.
+ * It adds 8 while the k best are uncertain, up to the end of the beam. Packed: the oldest four are expanded together,
+ * cached nodes at once; each gets its exact distance, so there is no rerank. The pool has 2 batch_max buffers, and at
+ * most QUEUE_DEPTH reads are under way; a fetcher by pread reads one record when it is fetched, and none before.
+ *   search_many, resident: two groups of batch_max / (k + slack) queries take turns. One walks while the records of the
+ * other are read. A query that is uncertain then is answered again at the end, alone. With a filter all go one by one.
+ * Packed: 16 walkers share one fetcher.
+ *   Each block is checked when it is read; the first of 1023 blocks to be checked reads both copies of their checksums.
+ * One that does not match is read once more (not from a mapping), then quarantined and passed over. A read that fails
+ * is repeated once; then the search fails, and the next one tries again.
  * ================================================================================================================ */
 
 #if !defined(NODEDB_VAMANA_NO_DISK)
@@ -7210,7 +7255,8 @@ static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
     return nodedb__load_relaxed(&index->file->damaged_blocks);
 }
 
-/* True if the contents of a checked block are valid. `from`: its offset in the section. In memory order. */
+/* True if the contents of a checked block are valid. `from`: its offset in the section. Its words are in this machine's
+ * byte order already. */
 static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t from) {
     const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
@@ -7432,7 +7478,8 @@ static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const 
 
 /* ---- reranking from disk ----------------------------------------------------------------------------------------- */
 
-/* The distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher read. */
+/* The distance from the prepared query to an exact vector that a fetcher read. COSINE over bytes: the length of the
+ * query is 1 / target->constant, that of the vector 1 / norm. */
 static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
                                   float norm) {
     const nodedb_vamana_kernels *k = &index->kernels->one;
@@ -7452,7 +7499,7 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 }
 
 /* The head of the beam is expanded and will hardly change: starts to read its vectors during the rest of the walk. The
- * rerank requests these reads again and reports the error. */
+ * rerank announces them again, which reads nothing that the pool has, and reports what failed. */
 static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
     uint32_t slots[32], n = 0;
     for (uint32_t i = 0; i < s->early; i++) {
