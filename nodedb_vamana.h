@@ -109,13 +109,14 @@
               - PACKED: the graph stays on disk. Each row lies beside its vector in one block, so a read brings both. At
                 most eight reads of a walk are under way, and the oldest four are expanded together. A cache holds nodes
                 near the starts. `load` alone fills it, and searches use it when `load` is done. Until then a walk does
-                not follow the edges of levels either, so that it takes another and longer route.
+                not follow the edges of levels first, so `load` changes its route too, and not only its reads.
               - COLD. Without `load`, a search that first touches a part of what is kept in memory reads it: 64 KiB at
                 once, by one pread after the other, even where io_uring reads the vectors. Other searches that need the
                 same 64 KiB wait for it. So the first searches are slow, in both layouts.
               - MANY. search_many keeps the device busy: over a resident file some queries walk while the vectors of
-                others are read; over a packed one 16 walk side by side. A query to a resident file that is still
-                uncertain after its batch is answered again at the end, alone, which costs its hops and reads once more.
+                others are read (with a filter, they go one by one); over a packed one 16 walk side by side. A query to
+                a resident file that is still uncertain after its batch is answered again at the end, alone, which costs
+                its hops and reads once more.
               Section 12 says how many reads a query takes. Reads go past the page cache where the file system has
               O_DIRECT, unless open_config.no_direct or FETCH_MAPPED says otherwise. An index without codes is saved
               with 8-bit ones for this purpose; where even those blur it, the search is still right, by more reads.
@@ -400,10 +401,10 @@
       dimensions pruning drops little, and otherwise every insert would prune each of its neighbours again. Edges that
       one pruning chose together are not tried against each other again: the same graph, for a seventh of
       the distances (100,000 vectors: 1,000 for each instead of 7,000) and two thirds of the time.
-   f. EQUAL VECTORS. Of vectors equal to a node's own, 3 are kept and shut nobody out, and ties are broken at random. By
-      the paper's rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six
-      seeds, a search for each of the others with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of 7.3%
-      (COSINE).
+   f. EQUAL VECTORS. Of vectors equal to a node's own, 3 are kept; they occlude no other candidate, and ties are broken
+      at random. By the paper's rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a
+      batch, six seeds, a search for each of the others with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of
+      7.3% (COSINE).
    g. REMOVAL. FreshDiskANN prunes the union of all neighbours' neighbours (some 250 candidates) for nearly every node.
       Here each lost edge is replaced by edges to the 3 nearest of the lost node's neighbours (IP-DiskANN's c), and only
       a row that overflows is pruned. IP-DiskANN finds in-neighbours by a search, and misses some; the sweep visits all
@@ -413,14 +414,15 @@
       vectors together, and a walk among them finds no way out (recall@10 0.14 at beam 256 where lengths are
       log-normal). Here graph and walk go by the inner product (as ip-NSW, Morozov and Babenko, NeurIPS 2018). The rule
       for a row is that of L2, with |c|^2 - <u, c> in place of the distance from u to c, which is the same for vectors
-      of equal length. The relaxed rule shuts a candidate out only if the squared distance does so too. The neighbours
+      of equal length. The relaxed rule occludes a candidate only if the squared distance does so too. The neighbours
       of a removed vector are tied to one another before it goes, as it may have been the only way to them.
    i. DISK. DiskANN keeps product-quantised codes in memory, and reads a node's edges and vector together at each hop.
       So does the packed layout, with scalar codes. The resident layout keeps the edges in memory too, and a query reads
-      one batch, which begins before the walk ends: more memory, one round trip instead of eight. DiskANN chooses the
-      nodes to cache by sample queries, or breadth first from the medoid; here it is breadth first from all places where
-      walks begin. search_many gives the device reads to do at all times: packed, its queries walk side by side;
-      resident, they walk one after the other while the vectors of others are read.
+      one batch, which begins before the walk ends, and a few more vectors where it is uncertain: more memory, one round
+      trip instead of eight. DiskANN chooses the nodes to cache by sample queries, or breadth first from the medoid;
+      here it is breadth first from all places where walks begin. search_many gives the device reads to do at all times:
+      packed, its queries walk side by side; resident, they walk one after the other while the vectors of others are
+      read.
    j. CODES. RaBitQ (Gao and Long, SIGMOD 2024) has one bit for each component of the turned vector, and a correction
       for each vector. Here are 4 bits and no correction, so that a code of 128 components is one cache line. What
       RaBitQ proves about its error, a query here measures. Product quantisation was measured beside it, by
@@ -1297,7 +1299,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
  * bit, if no other thread has searched meanwhile and the calls of maintain are repeated too. What changes before it is
  * written is copied first, which takes memory; without memory the save fails, not the change.
  *   `budget` is in vectors, at least 1. A step also ends when it has waited for the disk: for a sync of 1 MiB, or for
- * the file system to take back 4 MiB of a file that was replaced (one that somebody else has open is left to him).
+ * the file system to take back 4 MiB of a file that was replaced (one that is open elsewhere is left as it is).
  *   Errors as in save; step without a save under way: NODEDB_ERR_STATE. `cancel` removes what was written at once; once
  * the file has its name, it stays. With no save under way, or NULL, cancel does nothing. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
@@ -5603,8 +5605,8 @@ static float nodedb_vamana__get_f32(const uint8_t *at) {
     return x;
 }
 
-/* Converts words of `size` bytes between file order and memory order, the same on a little-endian machine. As integers,
- * since a float that passes through a register may change the bits of a NaN. */
+/* Converts words of `size` bytes between file order, which is little-endian, and memory order, which is this machine's.
+ * As integers, since a float that passes through a register may change the bits of a NaN. */
 static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
     uint8_t *p = (uint8_t *)words, *end = p + bytes / size * size;
     if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
@@ -7255,8 +7257,7 @@ static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
     return nodedb__load_relaxed(&index->file->damaged_blocks);
 }
 
-/* True if the contents of a checked block are valid. `from`: its offset in the section. Its words are in this machine's
- * byte order already. */
+/* True if the contents of a checked block, in memory order already, are valid. `from`: its offset in the section. */
 static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t from) {
     const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
