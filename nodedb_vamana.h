@@ -3645,14 +3645,7 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
 /* Measures the *n results by code in s->spare exactly, the nearest first. If the plan says so, goes on with more of the
  * beam while one may be nearer than the k best, judged by the errors that this query has seen. On disk it decides this
  * while the last reads are under way. Afterwards *n results are a heap of the k best. *uncertain: the end of a full
- * beam may be nearer than they are, so what fell out of the beam may be too.
- *
- *   s->spare   0 ....... heap ........ from ........ told ......... *n ......... next
- *              the k best   measured      announced     to be          at most one more,
- *              so far       and dropped                 announced      to judge by
- *
- * heap <= from <= *n <= next <= *n + 1. On disk also from <= told <= *n; in memory `told` stays 0. One turn measures
- * `few` results from `from` on: on disk at most RERANK_FEW, in memory all up to *n. */
+ * beam may be nearer than they are, so what fell out of the beam may be too. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                            const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
                                            const nodedb_vamana__target *code, size_t *n, bool *uncertain,
@@ -3663,6 +3656,11 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
     size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results collected, one to judge by */
     memset(&code_error, 0, sizeof code_error);
     code_error.code = *code;
+    /* s->spare   0 ....... heap ........ from ........ told ......... *n ......... next
+     *            the k best   measured      announced     to be          at most one more,
+     *            so far       and dropped                 announced      to judge by
+     * heap <= from <= *n <= next <= *n + 1. On disk also from <= told <= *n; in memory `told` stays 0. One turn
+     * measures `few` results from `from` on: on disk at most RERANK_FEW, in memory all up to *n. */
     while (from < *n && status == NODEDB_OK) {
         few = *n - from;
         if (on_disk)
