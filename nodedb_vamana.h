@@ -50,13 +50,13 @@
    RECALL     recall@10 is the share of the true ten nearest that are among the ten returned. To measure it on your
               data, give nodedb_vamana_search and nodedb_vamana_scan the same queries and compare.
    GRAPH      Every vector is a node. Its row holds at most R (`degree`) edges to other nodes: many near ones, and some
-              far ones, because an edge goes if a chosen neighbour offers a detour that is short enough (`alpha` says
-              how short, where the row has room). Searches begin at one node, the entry. Every live node is reachable
-              from it, always: each has a parent whose row must keep the edge to it, and the parents lead up to the
+              far ones, because an edge is dropped if a chosen neighbour offers a detour that is short enough (`alpha`
+              says how short, where the row has room). Between two changes every live node is reachable from one node,
+              the entry: each other node has a parent whose row must keep the edge to it, and the parents lead up to the
               entry.
-   LEVEL      One node in 16 is of level 1 or more, one in 256 of level 2 or more, and so on up to 5. Such a node
-              reserves half of its row for edges to others of its levels. They lead from cluster to cluster, however
-              large the clusters are.
+   LEVEL      One node in 16 is of level 1 or more, one in 256 of level 2 or more, and so on up to 5 (with R below 20,
+              up to R / 4). Such a node reserves half of its row, at most 255 places, for edges to others of its levels.
+              They lead from cluster to cluster, however large the clusters are.
    BEAM       A search begins at the entry and at the nearest of up to 64 starts, nodes of high levels. It follows edges
               of the levels while they lead nearer. Then it keeps the `beam` nearest nodes that it has met, and expands
               the nearest of them that it has not expanded yet, which means that it measures that node's neighbours,
@@ -69,18 +69,19 @@
    REMOVAL    A removed vector is never returned again, but its node still leads searches on, until a sweep has repaired
               the graph around it: every node with an edge to it gets edges to the three nearest of the removed one's
               neighbours instead. Then the slot is free. A sweep starts when 1/32 of the slots, and at least 32, are
-              removed. Every remove advances it by 48 nodes, so no more than about 1/18 of the slots wait at any time.
-              `maintain` advances it in idle time.
+              removed. Every remove advances it by 48 nodes, so of 1,000 slots or more no more than about 1/18 wait at
+              any time. A search that takes long delays this: while one that may hold a removed slot is under way, no
+              slot becomes free. `maintain` advances the sweep in idle time.
    IP         Under IP the graph itself is built by the inner product, so the longest vectors, which most queries want,
               are near to all others. Lengths may differ as they like, and grow.
    CODES      From 4,096 vectors on, a walk reads codes in place of the vectors: 4 bits for each component, so that the
               code of 128 floats is one cache line where the vector has eight. To make a code, the vector (IP and
               COSINE: its direction) has the mean of all taken off, is turned by a fixed rotation, and is rounded. Codes
               are chosen and remade by the index itself; config.code, query.rerank and query.exact_walk overrule it.
-              - Slack. Rounding reorders near neighbours. The slack is the number of places by which codes displace a
-                true neighbour, all but 1 in 200 of the ten nearest of 64 nodes, among what a walk with beam 128 (or
-                config.beam_build, if that is wider) meets. It is measured when codes are made, and each insert updates
-                it. For k above 10 it counts once for each ten.
+              - Slack. Rounding reorders near neighbours. 64 nodes are walked to, with beam 128 (or config.beam_build,
+                if that is wider); in the order by code, each of their ten nearest is displaced by some places. The
+                slack is the number of places that 199 of 200 of them do not exceed. It is measured when codes are made,
+                and each insert updates it. For k above 10 it counts once for each ten.
               - Which codes. 4 bits are refused if they displace by more than 20 places, or one neighbour in ten by more
                 than 8, as happens in clusters that are far closer within than between. Then 8 bits are tried, then
                 none. There are none either where they save no cache line (vectors of up to 64 bytes).
@@ -90,25 +91,37 @@
                 and a build makes all of them.
    RERANK     The nearest by code get their exact distance: first k and the slack (8 at least), then more, as long as
               one of those that remain may still belong to the k best. "May" means within 2.7 standard deviations (IP:
-              nearly five) of the difference between code and vector that this query has met so far. A beam that is
-              narrower than k and the slack is widened to that. Under IP it is widened by 1/192 for each place of slack,
-              as queries may be of another kind than the vectors. In memory, where even the end of a beam of 4 k or more
-              is in doubt, the walk is repeated on the vectors.
+              4.6) of the difference between code and vector that this query has met so far. A beam that is narrower
+              than k and the slack is widened to that. Under IP it is widened by 1/192 for each place of slack, as
+              queries may be of another kind than the vectors. In memory, if even the last entry of a beam of 4 k or
+              more may belong to the k best (within 1.5 standard deviations; IP: 2.6), the walk is repeated on the
+              vectors.
    FILTER     A callback, or a bitmap, or both, say which ids may be returned. The search first asks about a sample of
               256. If a share s passes, the beam becomes 1/s times as wide; where that costs more than to look at every
               vector that passes, the search scans. So the results are right for any filter. A filter must give the same
               answer for the same id during one search.
-   ON DISK    An index can be searched in its file, read-only. Opening reads little more than the header. Ids and codes
-              come into memory when they are first needed, or by nodedb_vamana_load. A file has one of two layouts:
-              - RESIDENT: the graph too is kept in memory, and only exact vectors are read, for the rerank: one batch
-                that begins before the walk ends, and a few more reads where the query is in doubt.
-              - PACKED: the graph stays on disk. Each row lies beside its vector in one block, so a read brings both,
-                and a walk keeps four to eight reads under way. A cache holds nodes near the starts; `load` fills it, so
-                without `load` there is none.
-              Reads go past the page cache. An index without codes is saved with 8-bit ones for this purpose; where even
-              those blur it, the search is still right, by more reads. Every block is checked when it comes in. A
-              damaged one is quarantined: searches pass over what is in it, count it and log it. A save may replace a
-              file that is open: the opened index continues with the old one.
+   ON DISK    An index can be searched in its file, read-only. Opening reads little more than the header. Ids, codes and
+              what else is kept in memory come in when they are first needed, or by nodedb_vamana_load. A file has one
+              of two layouts:
+              - RESIDENT: the graph too is kept in memory, and only exact vectors are read, for the rerank. One batch, k
+                and the slack, begins before the walk ends (with a filter, and in search_many, after it). Then come 8 at
+                a time, as long as the k best are uncertain.
+              - PACKED: the graph stays on disk. Each row lies beside its vector in one block, so a read brings both. At
+                most eight reads of a walk are under way, and the oldest four are expanded together. A cache holds nodes
+                near the starts. `load` alone fills it, and searches use it when `load` is done. Until then a walk does
+                not follow the edges of levels first, so `load` changes its route too, and not only its reads.
+              - COLD. Without `load`, a search that first touches a part of what is kept in memory reads it: 64 KiB at
+                once, by one pread after the other, even where io_uring reads the vectors. Other searches that need the
+                same 64 KiB wait for it. So the first searches are slow, in both layouts.
+              - MANY. search_many keeps the device busy: over a resident file some queries walk while the vectors of
+                others are read (with a filter, they go one by one); over a packed one 16 walk side by side. A query to
+                a resident file that is still uncertain after its batch is answered again at the end, alone, which costs
+                its hops and reads once more.
+              Section 12 says how many reads a query takes. Reads go past the page cache where the file system has
+              O_DIRECT, unless open_config.no_direct or FETCH_MAPPED says otherwise. An index without codes is saved
+              with 8-bit ones for this purpose; where even those blur it, the search is still right, by more reads.
+              Every block is checked when it comes in. A damaged one is quarantined: searches pass over what is in it,
+              count it and log it. A save may replace a file that is open: the opened index continues with the old one.
    SNAPSHOT   save_begin and save_step write a file in slices while the index changes. The file holds the index as it
               was at the beginning, with all that decides what comes next (the free slots and their order, the sweep,
               codes that are being made). So the log of the changes since, applied to the opened file, gives the same
@@ -187,10 +200,12 @@
      it the writer. An index has no lock of its own; which thread is the writer may change, if the caller orders it.
    - Meanwhile any number of other threads search, each with a searcher of its own, and ask (everything under "ask" in
      section 4). Any thread makes and destroys searchers.
-   - Only nodedb_vamana_destroy wants the writer to rest, and the searchers to be gone.
+   - nodedb_vamana_destroy alone requires that no other call is running. The searchers are destroyed before it.
    - A search sees every change that was complete when the search began. Of changes made while it runs it may see any,
      so it may return a vector that is removed meanwhile, and of an id that is replaced the old vector, the new one,
-     both, or neither. Id and distance of a result always belong together. What two calls say need not be of one moment.
+     both, or neither. While an insert or a remove rewrites rows, it may also miss a vector to which only such a row
+     leads; once the change is complete, the vector is reachable again. Id and distance of a result always belong
+     together. What two calls say need not be of one moment.
    - Readers never wait for the writer. The writer waits for the searches under way when it replaces arrays: when it
      grows or compacts the index, takes new codes, removes the last vector, or withdraws what a cancelled or refused
      build had entered. Otherwise it does not wait: a sweep leaves the slots of removed vectors until those searches are
@@ -198,7 +213,7 @@
      threads that share a CPU must not starve each other by real-time priorities.
    - An index on disk never changes. Its searchers read through the io, and may log, from whatever thread uses them. One
      thread at a time may call `load`.
-   - `build` starts threads, and joins them before it returns. They call nothing of the caller's. The allocator is
+   - `build` starts threads, and joins them before it returns. They call no callback. The allocator is
      called by every thread that calls the index or a searcher of it.
 
 6. MEMORY
@@ -229,7 +244,7 @@
    a searcher for each thread. nodedb_vamana_build_bytes says how much at most.
    WHO ALLOCATES. A search does not, but if its beam or k is larger than any before; if the index has outgrown the
    searcher's lists (until it has 65,536 slots); if removed vectors crowd so narrow a beam that it walks again with
-   twice its width. search_many on disk also does if more questions wait than ever before, `get` on disk for the time of
+   twice its width. search_many on disk also does if more queries wait than ever before, `get` on disk for the time of
    the call, and `inspect` for its count of the unreachable. An insert within the capacity allocates only for new codes.
 
 7. ERRORS
@@ -237,11 +252,13 @@
    nothing. A NaN or an infinity is refused, and its position is named. No call returns a NaN.
    Opened into memory, any damage in a file is NODEDB_ERR_CORRUPT, with path and offset. Only codes that were made for
    disk mode alone, the table of ids, and one of two copies of checksums or header, are not needed and not missed.
-   Opened on disk, a file is refused only if both headers, or the means of its codes, are damaged. Every other block is
-   checked against its checksum when it is read, twice if it does not match. A block that stays damaged is quarantined:
+   Opened on disk, a file is refused only if both headers, the means of its codes, or both copies of the checksums of
+   these means are damaged. Every other block is checked against its checksum when it is read. If it does not match, it
+   is read a second time (except a vector or node under FETCH_MAPPED). A block that stays damaged is quarantined:
    searches pass over what is in it and say how often (stats.damaged), the logger is told of each block once, `inspect`
-   counts them, and `verify` names them all. A read that fails is repeated once; then the search fails with
-   NODEDB_ERR_IO.
+   counts them, and `verify` names them all. One block of checksums serves 1023 blocks: if both of its copies are lost,
+   these 4 MiB of the file are quarantined, block by block, as they are read. A read that fails is repeated once; then
+   the search fails with NODEDB_ERR_IO.
 
 8. LIMITS
    - 65,535 components; 4,294,967,294 vectors; length of a vector 1e18.
@@ -353,8 +370,11 @@
    NODEDB_VAMANA_IMPLEMENTATION  in one file: the implementation
    NODEDB_VAMANA_STATIC          the implementation is private to this file; needs the macro above in the same file
    NODEDB_VAMANA_API             what stands before each function instead of extern: an export attribute, for instance
-   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: NODEDB_VAMANA_ON_DISK is UNSUPPORTED, and there
-                                 is no nodedb_vamana_load and no _fetcher_disk
+   NODEDB_VAMANA_NO_DISK         leaves out searching on disk: to open with NODEDB_VAMANA_ON_DISK is
+                                 NODEDB_ERR_UNSUPPORTED, and there is no nodedb_vamana_load and no _fetcher_disk.
+                                 Files of both layouts are saved, and opened into memory, as always. verify opens in
+                                 memory too, so it takes the memory of the index, and does not read the table of ids:
+                                 it checks the checksums of the table, not whether the table fits the ids
    NODEDB_VAMANA_NO_SIMD         leaves out the kernels for each CPU; the ones in plain C remain
    NODEDB_NO_LIBURING            without io_uring: on disk, reads go one by one with pread, or through a mapping
 
@@ -372,19 +392,19 @@
       1.000 with 128. The two tiers of pruning (alpha 1 first; in DiskANN's code, not in its paper) are kept too.
    c. SORTED BEAM. The beam is a sorted array with binary search and memmove, not a heap. At these widths a move is one
       cache line or two, and the next node to expand is found by counting on.
-   d. FORGETFUL SET, STARTS. The visited set is a small table that forgets, as ParlayANN's does; nodedb_vamana__walk
-      says why that is exact. It has 128 places for each entry of the beam, at least 4,096; with a quarter of that, a
-      query on a million vectors measured 8% more distances for the same recall. A walk begins at the entry, which is
-      any node, and at the nearest of up to 64 nodes of the highest levels. It does not begin at a medoid, which may lie
-      in another cluster than all the rest.
+   d. FORGETFUL SET, STARTS. The visited set is a small table that forgets, as ParlayANN's does; the comment of
+      nodedb_vamana__walk_over says why that is exact. It has 128 places for each entry of the beam, at least 4,096;
+      with a quarter of that, a query on a million vectors measured 8% more distances for the same recall. A walk begins
+      at the entry, which is any node, and at the nearest of up to 64 nodes of the highest levels. It does not begin at
+      a medoid, which may lie in another cluster than all the rest.
    e. SPARE PLACES. A full row that gets one more edge is pruned to 7/8 of R (in a build 15/16), not to R. In high
       dimensions pruning drops little, and otherwise every insert would prune each of its neighbours again. Edges that
       one pruning chose together are not tried against each other again: the same graph, for a seventh of
       the distances (100,000 vectors: 1,000 for each instead of 7,000) and two thirds of the time.
-   f. EQUAL VECTORS. Of vectors equal to a node's own, 3 are kept and shut nobody out, and ties are broken at random. By
-      the paper's rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a batch, six
-      seeds, a search for each of the others with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of 7.3%
-      (COSINE).
+   f. EQUAL VECTORS. Of vectors equal to a node's own, 3 are kept; they occlude no other candidate, and ties are broken
+      at random. By the paper's rule one is kept. With 2,000 equal vectors among 2,000 others, 16 dimensions, built in a
+      batch, six seeds, a search for each of the others with beam 64 misses 2.6% instead of 9.7% (L2), 0.7% instead of
+      7.3% (COSINE).
    g. REMOVAL. FreshDiskANN prunes the union of all neighbours' neighbours (some 250 candidates) for nearly every node.
       Here each lost edge is replaced by edges to the 3 nearest of the lost node's neighbours (IP-DiskANN's c), and only
       a row that overflows is pruned. IP-DiskANN finds in-neighbours by a search, and misses some; the sweep visits all
@@ -394,13 +414,15 @@
       vectors together, and a walk among them finds no way out (recall@10 0.14 at beam 256 where lengths are
       log-normal). Here graph and walk go by the inner product (as ip-NSW, Morozov and Babenko, NeurIPS 2018). The rule
       for a row is that of L2, with |c|^2 - <u, c> in place of the distance from u to c, which is the same for vectors
-      of equal length. The relaxed rule shuts a candidate out only if the squared distance does so too. The neighbours
+      of equal length. The relaxed rule occludes a candidate only if the squared distance does so too. The neighbours
       of a removed vector are tied to one another before it goes, as it may have been the only way to them.
    i. DISK. DiskANN keeps product-quantised codes in memory, and reads a node's edges and vector together at each hop.
       So does the packed layout, with scalar codes. The resident layout keeps the edges in memory too, and a query reads
-      one batch, which begins before the walk ends: more memory, one round trip instead of eight. DiskANN chooses the
-      nodes to cache by sample queries, or breadth first from the medoid; here it is breadth first from all places where
-      walks begin. The questions of one search_many walk side by side, so that the device always has reads to do.
+      one batch, which begins before the walk ends, and a few more vectors where it is uncertain: more memory, one round
+      trip instead of eight. DiskANN chooses the nodes to cache by sample queries, or breadth first from the medoid;
+      here it is breadth first from all places where walks begin. search_many gives the device reads to do at all times:
+      packed, its queries walk side by side; resident, they walk one after the other while the vectors of others are
+      read.
    j. CODES. RaBitQ (Gao and Long, SIGMOD 2024) has one bit for each component of the turned vector, and a correction
       for each vector. Here are 4 bits and no correction, so that a code of 128 components is one cache line. What
       RaBitQ proves about its error, a query here measures. Product quantisation was measured beside it, by
@@ -470,14 +492,14 @@
    28:
        ./build.sh bench vamana --base FILE --query FILE --gt FILE --only disk --dir DIR
                                        reads a query   queries/s   of the device   p99, ms   memory, MB
-       resident, one question              24.6         1,660          0.80          1.4         342
+       resident, one query                 24.6         1,660          0.80          1.4         342
        resident, 16 to a call              24.6         2,440          1.17         10.5         341
-       packed, one question                32.0           640          0.38          4.4         116
+       packed, one query                   32.0           640          0.38          4.4         116
        packed, 16 to a call                32.0         1,570          0.92         14.2         115
        packed, all in one call             32.0         1,630          0.96                      111
    The file is opened in 0.7 ms, and loaded in 1.2 to 2 s; the floats alone are 512 MB. pread finds the same with 0.2 of
    the device, and a mapping as much. Since these were measured (format 3), sift100k in alternating runs: packed, one
-   question, 1.25 times as many queries/s at beam 24, which now finds 0.986 instead of 0.981, and 1.4 times at beam 64;
+   query, 1.25 times as many queries/s at beam 24, which now finds 0.986 instead of 0.981, and 1.4 times at beam 64;
    resident 1.05 times. What 24 reads give that are all waited for before the next is 0.83 of the device.
    PAUSES. The longest insert while the first codes of 768 floats are made takes 3.3 ms of CPU, when four nodes judge
    them (120 ms when codes were trained in one go); the mean is 0.6 ms (measured once). A save of 100,000 SIFT bytes, in
@@ -1079,7 +1101,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_remove(nodedb_vamana *index, uint6
 /* Advances what is due, by at most `budget` nodes: repairs the graph around removed vectors and frees their slots,
  * starting a sweep if none is under way, and makes codes that are due. A node costs at most 5 R^2 distances; most have
  * no edge to a removed node and cost none. Returns true while there is more to do, which includes waiting for searches
- * that may still know a removed slot. Nobody must call it, as insert and remove do enough; it is for idle time. */
+ * that may still know a removed slot. Calling it is optional: insert and remove do enough. It is for idle time. */
 NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t budget);
 
 /* Called by a build after each batch, on the thread that called it. `done` of `total` vectors are in the index (with
@@ -1126,17 +1148,18 @@ NODEDB_VAMANA_API void nodedb_vamana_searcher_destroy(nodedb_vamana_searcher *se
 /* Bytes that the searcher holds from the index's allocator; its fetcher is not counted. NULL: 0. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vamana_searcher *searcher);
 
-/* One question. Zero is the default of each field but `vector`. Everything is borrowed for the time of the call. */
+/* One query. Zero is the default of each field but `vector`. Everything is borrowed for the time of the call. */
 typedef struct nodedb_vamana_query {
     const void *vector;    /* `dim` components of the index's type */
-    bool by_id;            /* ask for the neighbours of vector `id` of this index, and ignore `vector`. That vector is
-                              one of its own neighbours: ask for one more, or filter it out */
+    bool by_id;            /* find the neighbours of vector `id` of this index, and ignore `vector`. That vector is
+                              one of its own neighbours: want one more, or filter it out */
     uint64_t id;
     uint32_t k;            /* results wanted, .. NODEDB_VAMANA_MAX_BEAM. 0: 10 */
     uint32_t beam;         /* width of the walk, .. NODEDB_VAMANA_MAX_BEAM: a wider one is slower and finds more. Raised
                               to k, and with codes to k and their slack, if it is less. 0: 64 */
-    uint32_t rerank;       /* with codes: how many of the beam get their exact distance, k .. beam. 0: as many as the
-                              codes' error asks for, see RERANK in section 3. Packed: all that are read */
+    uint32_t rerank;       /* with codes: how many of the beam get their exact distance, k .. beam; less counts as k,
+                              more as the beam. 0: as many as the codes' error asks for, see RERANK in section 3.
+                              Packed: all that are read get it */
     bool (*filter)(void *ctx, uint64_t id); /* true: this id may be returned. NULL: all may. On the calling thread */
     void *filter_ctx;
     const uint8_t *bitmap; /* bit id % 8 of byte id / 8 is set: this id may be returned. NULL: all may */
@@ -1150,7 +1173,7 @@ typedef struct nodedb_vamana_result {
     float distance; /* exact; see nodedb_vamana_metric */
 } nodedb_vamana_result;
 
-/* What a question cost. It is written only if the call succeeds; search_many always writes the sums. */
+/* What a query cost. It is written only if the call succeeds; search_many always writes the sums. */
 typedef struct nodedb_vamana_stats {
     uint64_t hops;      /* nodes that were expanded: whose neighbours were looked at */
     uint64_t distances; /* computed, between codes or vectors */
@@ -1158,7 +1181,8 @@ typedef struct nodedb_vamana_stats {
     uint64_t reads;     /* from the disk, the repeated ones included */
     uint64_t retries;   /* reads that were repeated */
     uint64_t damaged;   /* on disk: nodes, codes, ids or vectors that were passed over, as they are damaged */
-    bool scanned;       /* every vector was looked at: the beam is as wide as the index, or the filter leaves too few */
+    bool scanned;       /* every vector was looked at: the beam is as wide as the index, the filter leaves too few, or
+                           a walk found fewer than k, as the nodes that it met are removed or damaged */
 } nodedb_vamana_stats;
 
 /* Finds up to k results, the nearest first, ties by id. `results` has room for k (10 if query->k is 0). *found says how
@@ -1177,11 +1201,12 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searc
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err);
 
-/* Answers `n` questions that differ only in their vectors. `vectors` are n rows of `dim` components (common->vector is
+/* Answers `n` queries that differ only in their vectors. `vectors` are n rows of `dim` components (common->vector is
  * not used, common->by_id is refused), `results` has room for n times k, `found` for n counts; `stats` gets the sums.
- * Each question sees the index as it is when its turn comes. On disk the device reads for some questions while others
- * walk, which keeps it busy. Errors are those of search, for the first question that fails, which the message names;
- * the questions before it are answered, and *found of all others is 0. */
+ * Each query sees the index as it is when its turn comes. On disk the device reads for some queries while others walk,
+ * which keeps it busy; in a resident file, a query that is still uncertain after its reads is answered again, alone, at
+ * the end. Errors are those of search, for the first query that fails, which the message names; the queries before it
+ * are answered, and *found of all others is 0. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_search_many(nodedb_vamana_searcher *searcher,
                                                           const nodedb_vamana_query *common, const void *vectors,
                                                           uint64_t n, nodedb_vamana_result *results, uint32_t *found,
@@ -1232,7 +1257,7 @@ NODEDB_VAMANA_API const char *nodedb_vamana_kernel(const nodedb_vamana *index); 
  * save that is under way are not counted. */
 NODEDB_VAMANA_API uint64_t nodedb_vamana_memory_bytes(const nodedb_vamana *index);
 
-/* The state of an index, for people and tests. Slots are in numbers of vectors. */
+/* The state of an index, for people and tests. A slot has room for one vector. */
 typedef struct nodedb_vamana_info {
     uint64_t live;           /* slots of vectors that a search can return */
     uint64_t removed;        /* slots of removed vectors, around which the graph is not repaired yet */
@@ -1242,7 +1267,7 @@ typedef struct nodedb_vamana_info {
     uint64_t code_bytes;     /* of one code */
     uint32_t beam_build;     /* beam that finds a new node's neighbours now */
     double mean_degree;      /* edges per live node. 0 if they are packed on disk */
-    uint64_t entry_id;       /* id of the node where every search begins; 0 if there is none */
+    uint64_t entry_id;       /* id of the entry, the root of the tree of parents; 0 if there is none */
     uint64_t damaged_blocks; /* on disk: blocks of the file that have been found damaged so far */
     uint64_t unreachable;    /* live vectors to which no edges lead from the entry: 0, or the index has a fault. Not
                                 exact while a writer is at work or rows are damaged; 0 if the rows are packed on disk;
@@ -1274,7 +1299,7 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_save(nodedb_vamana *index, const c
  * bit, if no other thread has searched meanwhile and the calls of maintain are repeated too. What changes before it is
  * written is copied first, which takes memory; without memory the save fails, not the change.
  *   `budget` is in vectors, at least 1. A step also ends when it has waited for the disk: for a sync of 1 MiB, or for
- * the file system to take back 4 MiB of a file that was replaced (one that somebody else has open is left to him).
+ * the file system to take back 4 MiB of a file that was replaced (one that is open elsewhere is left as it is).
  *   Errors as in save; step without a save under way: NODEDB_ERR_STATE. `cancel` removes what was written at once; once
  * the file has its name, it stays. With no save under way, or NULL, cancel does nothing. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_save_begin(nodedb_vamana *index, const char *path,
@@ -1334,8 +1359,9 @@ typedef void (*nodedb_vamana_on_damage)(void *ctx, uint64_t offset, const char *
 
 /* Reads the whole file and checks every block against its checksum; each damaged one is reported (`report` may be
  * NULL). If none is, it checks all that opening into memory checks, and the table of ids. It needs the memory of an
- * index on disk. config NULL: all defaults; its mode, fetch, no_direct and logger are not used. Any thread; not while
- * the file is replaced. NODEDB_ERR_CORRUPT (the first damage), else errors as in open. */
+ * index on disk. (With NODEDB_VAMANA_NO_DISK it opens the file into memory instead, and does not read the table of
+ * ids.) config NULL: all defaults; its mode, fetch, no_direct and logger are not used. Any thread; not while the file
+ * is replaced. NODEDB_ERR_CORRUPT (the first damage), else errors as in open. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nodedb_vamana_open_config *config,
                                                      nodedb_vamana_on_damage report, void *ctx, nodedb_error *err);
 
@@ -1355,7 +1381,8 @@ struct nodedb_vamana_fetcher {
     /* Waits for an announced slot, and returns `dim` components as stored (COSINE over F32: of length 1), in this
      * machine's byte order, valid until batch_max more slots have been announced; or NULL and the reason. A vector that
      * is damaged is NODEDB_ERR_CORRUPT: searches pass it over and count it. Any other failure fails the search.
-     * NODEDB_ERR_INVALID (a slot out of range), NODEDB_ERR_STATE (one that is not announced, or not any more). */
+     * NODEDB_ERR_INVALID (a slot out of range), NODEDB_ERR_STATE (one that is not announced, or not any more; a fetcher
+     * may serve it nevertheless, as that over a mapping does). */
     const void *(*fetch)(void *ctx, uint32_t slot, nodedb_error *err);
     /* Reads and repeated reads so far. NULL: it does not count. */
     void (*counters)(void *ctx, uint64_t *reads, uint64_t *retries);
@@ -1365,9 +1392,9 @@ struct nodedb_vamana_fetcher {
 #if !defined(NODEDB_VAMANA_NO_DISK)
 /* Over the file of an index opened on disk, read in the way that the index was opened for: io_uring with registered
  * buffers, pread, or mapped. `batch_max` 0: 128. It allocates only here. A read that fails or does not match its
- * checksum is repeated once, then fetch reports NODEDB_ERR_IO or NODEDB_ERR_CORRUPT. In a packed file each vector is
- * followed by its row. NODEDB_ERR_INVALID (NULL; batch_max is over NODEDB_VAMANA_MAX_BATCH), NODEDB_ERR_STATE (in
- * memory), NODEDB_ERR_NO_MEMORY. */
+ * checksum is repeated once (mapped: what does not match is not), then fetch reports NODEDB_ERR_IO or
+ * NODEDB_ERR_CORRUPT. In a packed file each vector is followed by its row. NODEDB_ERR_INVALID (NULL; batch_max is over
+ * NODEDB_VAMANA_MAX_BATCH), NODEDB_ERR_STATE (in memory), NODEDB_ERR_NO_MEMORY. */
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_fetcher_disk(const nodedb_vamana *index, uint32_t batch_max,
                                                            nodedb_vamana_fetcher *fetcher, nodedb_error *err);
 #endif
@@ -1459,7 +1486,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_kernels_usable(const nodedb_vamana_kernels 
  *   rows       1 3 .    0 3 .    next .   0 1 .         the neighbours: slots, padded with NONE
  *   ids        17       4        -        9             what the caller calls them
  *
- * A search starts at `entry` and goes from row to row. Everything else serves to choose good rows.
+ * A search starts at `entry` and at the nearest of the `starts`, and goes from row to row. Everything else serves to
+ * choose good rows.
  * ================================================================================================================ */
 
 /* ---- small helpers ----------------------------------------------------------------------------------------------- */
@@ -1552,15 +1580,15 @@ typedef struct nodedb_vamana__head {
 typedef struct nodedb_vamana__arrays {
     uint32_t capacity;            /* slots that there is room for */
     uint32_t slots;               /* slots that were ever used: the arrays are meaningful below this */
-    uint32_t entry;               /* where searches start, or NONE */
+    uint32_t entry;               /* the root of the tree of parents, where walks begin, or NONE */
     uint32_t table_version;       /* odd while entries of the table move */
-    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* more places to start at, then NONE; see begin_walk */
+    uint32_t starts[NODEDB_VAMANA__STARTS_MAX]; /* where walks may begin too, then NONE; see begin_walk */
     uint8_t *vectors;             /* on disk NULL: they stay in the file; so do `parents` */
     uint64_t *ids;
     uint32_t *rows;               /* neighbours, then NONE up to the end of the row */
     nodedb_vamana__head *heads;   /* what is known of each row. The writer's, but for `far` */
     uint32_t *parents;            /* in the tree, see NEIGHBOURS. The writer's */
-    float *norms;                 /* see ON DISK in the manual; NULL for L2 */
+    float *norms;                 /* see norms in section 9 of the manual; NULL for L2 */
     uint8_t *states;
     uint32_t *table;              /* live slots by id: open addressing, linear probing, at most two thirds full */
     size_t table_size;            /* a power of two */
@@ -1603,8 +1631,7 @@ typedef struct nodedb_vamana__kernel_set {
 /* The index. Everything up to `readers` is fixed after creation. The rest is changed by the writer alone. True between
  * calls:
  *   - the row of a slot that is not free holds no free slot. (A sweep that is FREEING may leave one in the row of a
- *     slot
- *     that it is about to free; no row leads to such a slot.)
+ *     slot that it is about to free; no row leads to such a slot.)
  *   - `table` holds exactly the live slots, and `entry` is live if any slot is.
  *   - the row of a free slot starts with the next free slot. */
 struct nodedb_vamana {
@@ -1990,8 +2017,8 @@ struct nodedb_vamana_searcher {
     uint8_t *code_query;            /* the query as the kernels for codes want it */
     float *turned;                  /* `dim` floats: a vector that becomes a code */
     uint32_t *seen;
-    nodedb_vamana__near *beam;      /* beam_max + 1 */
-    nodedb_vamana__near *spare;     /* beam_max: results */
+    nodedb_vamana__near *beam;      /* list_max + 1 */
+    nodedb_vamana__near *spare;     /* list_max + 1: results */
     nodedb_vamana__near *candidates; /* candidates_max */
     uint32_t *slots;                /* candidates_max */
     float *distances;               /* candidates_max */
@@ -2060,7 +2087,7 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, 
 
 /* ---- the walk ---------------------------------------------------------------------------------------------------- */
 
-/* Descends from a start along edges of longer range while a nearer node is found. */
+/* Descends from the entry or a start along edges of levels, the first `far` of each row, while they lead nearer. */
 static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
                                    nodedb_vamana__near from) {
     const nodedb_vamana__arrays *a = target->arrays;
@@ -2109,8 +2136,9 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
     nodedb_vamana__descend(s, target, width, nearest);
 }
 
-/* Greedy search (DiskANN algorithm 1) from the entry. Leaves the `width` nearest slots that it met in s->beam, removed
- * ones included, as they still lead to others. `partial`: what a row or a code needs may still be on disk.
+/* Greedy search (DiskANN algorithm 1) from where begin_walk begins. Leaves the `width` nearest slots that it met in
+ * s->beam, removed ones included, as they still lead to others. A width over list_max is safe: then there are fewer
+ * slots than the list has places, and no slot is in the beam twice. `partial`: a row or a code may still be on disk.
  *   The visited table may forget: two slots with one place overwrite each other. A forgotten slot is measured again,
  * and the beam refuses it: it is either in the beam, or was too far, and the threshold only falls. So the result is
  * that of an exact set (ParlayANN does this too). */
@@ -2266,8 +2294,8 @@ NODEDB_VAMANA_API uint64_t nodedb_vamana_searcher_memory_bytes(const nodedb_vama
 
 #define NODEDB_VAMANA__BUILD_GAIN 2u   /* choose neighbours by codes if vectors are so many times larger: a million of
                                           128 bytes are built in 114 s and not 140, with the same recall */
-#define NODEDB_VAMANA__SLACK 8u        /* a row that overflows is pruned to 7/8, so that not every insert prunes it, */
-#define NODEDB_VAMANA__SLACK_BATCH 16u /* or to 15/16 in a build, which prunes it once for each batch */
+#define NODEDB_VAMANA__SPARE 8u        /* a row that overflows is pruned to 7/8, so that not every insert prunes it, */
+#define NODEDB_VAMANA__SPARE_BATCH 16u /* or to 15/16 in a build, which prunes it once for each batch */
 #define NODEDB_VAMANA__SAME_MAX 3u     /* edges that a pruning keeps to vectors equal to the node's own */
 #define NODEDB_VAMANA__SAME_BELOW 1e-6f /* COSINE and IP: nearer vectors count as equal; the rest is rounding */
 #define NODEDB_VAMANA__LEVEL_BITS 4u   /* one node in 16 is of level 1 or more, one in 256 of 2 or more ... */
@@ -2620,7 +2648,7 @@ static void nodedb_vamana__add_edges(nodedb_vamana *index, nodedb_vamana_searche
 
 static void nodedb_vamana__add_edge(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t from, uint32_t to) {
     uint64_t one = to;
-    nodedb_vamana__add_edges(index, s, from, &one, 1, index->degree - index->degree / NODEDB_VAMANA__SLACK);
+    nodedb_vamana__add_edges(index, s, from, &one, 1, index->degree - index->degree / NODEDB_VAMANA__SPARE);
 }
 
 /* Appends a live slot of the beam or the spare list to the `n` candidates; returns their new number. */
@@ -2634,9 +2662,9 @@ static size_t nodedb_vamana__add_candidate(const nodedb_vamana *index, nodedb_va
 /* ---- levels ------------------------------------------------------------------------------------------------------ */
 
 /* A cluster of more nodes than a row has places fills the rows of its members: no edge leads out of it, or into it. So
- * some nodes have edges of longer range. One node in 16 is of level 1 or more, one in 256 of level 2 or more, as in
- * HNSW (Malkov and Yashunin, 2016). Half of such a node's row is for the nearest and most diverse nodes of each of its
- * levels. There is still one graph and one walk. The starts are the nodes of the highest levels. */
+ * some nodes have edges of levels, which reach farther. One node in 16 is of level 1 or more, one in 256 of level 2 or
+ * more, as in HNSW (Malkov and Yashunin, 2016). Half of such a node's row is for the nearest and most diverse nodes of
+ * each of its levels. There is still one graph and one walk. The starts are the nodes of the highest levels. */
 
 /* Leaves the nearest nodes of `level` and above in s->beam: a walk over such nodes only. */
 static void nodedb_vamana__walk_level(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
@@ -2876,7 +2904,8 @@ static void nodedb_vamana__find_parent(nodedb_vamana *index, nodedb_vamana_searc
     nodedb_vamana__add_edge(index, s, parent, slot);
 }
 
-/* Takes a removed node out of the tree. If it was the entry, a child becomes the entry. */
+/* Takes a removed node out of the tree. If it was the entry, a child becomes the entry. Until each child has its new
+ * parent, a search that runs meanwhile may miss what is below that child. */
 static void nodedb_vamana__leave_tree(nodedb_vamana *index, nodedb_vamana_searcher *s, uint32_t slot) {
     nodedb_vamana__arrays *a = index->arrays;
     const uint32_t *row = nodedb_vamana__row(index, a, slot);
@@ -3062,6 +3091,8 @@ static void nodedb_vamana__link(nodedb_vamana *index, nodedb_vamana_searcher *s,
     count = nodedb_vamana__choose_neighbours(index, s, slot, index);
     nodedb_vamana__count_beam(index, s), nodedb_vamana__adapt_beam(index);
     nodedb_vamana__set_row(index, a, slot, s->chosen, count, s->head);
+    /* First the parent, then the edges back: a pruning of the parent's row must see that this node is a child of it,
+     * or it may drop the only edge that is certain to lead here. */
     nodedb_vamana__set_parent(index, slot, nodedb_vamana__first_parent(index, row, count));
     for (uint32_t i = 0; i < count; i++) nodedb_vamana__add_edge(index, s, row[i], slot);
     if (a->parents[slot] == NODEDB_VAMANA__NONE) nodedb_vamana__find_parent(index, s, slot);
@@ -3107,6 +3138,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_insert(nodedb_vamana *index, uint6
 
 /* ---- the sweep --------------------------------------------------------------------------------------------------- */
 
+/* True if the sweep under way frees this slot, which was removed before that sweep began: see colours, at the states of
+ * a slot. */
 static bool nodedb_vamana__is_victim(const nodedb_vamana *index, uint32_t slot) {
     uint8_t state = index->arrays->states[slot];
     return state >= NODEDB_VAMANA__REMOVED && state != index->colour;
@@ -3324,8 +3357,8 @@ NODEDB_VAMANA_API bool nodedb_vamana_maintain(nodedb_vamana *index, uint64_t bud
 #define NODEDB_VAMANA__RERANK_FEW 4u          /* on disk results are measured so many at a time */
 #define NODEDB_VAMANA__ERROR_IP 1.7           /* IP: times so many, as queries may differ in kind from vectors */
 #define NODEDB_VAMANA__WIDEN_IP 192u          /* IP: a beam on codes is wider by 1/192 for each place of the slack */
-#define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* the same at the end of a beam, for walking again on vectors */
-#define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that are allowed for */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS 2.7   /* standard deviations of the codes' error that a rerank allows for ... */
+#define NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN 1.5 /* ... and that make it walk again on vectors, at a beam's end */
 #define NODEDB_VAMANA__RANGE_FIRST 32u        /* results that a search by radius starts with */
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
@@ -3623,6 +3656,11 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
     size_t from = 0, heap = 0, told = 0, few, next = *n; /* next: results collected, one to judge by */
     memset(&code_error, 0, sizeof code_error);
     code_error.code = *code;
+    /* s->spare   0 ....... heap ........ from ........ told ......... *n ......... next
+     *            the k best   measured      announced     to be          at most one more,
+     *            so far       and dropped                 announced      to judge by
+     * heap <= from <= *n <= next <= *n + 1. On disk also from <= told <= *n; in memory `told` stays 0. One turn
+     * measures `few` results from `from` on: on disk at most RERANK_FEW, in memory all up to *n. */
     while (from < *n && status == NODEDB_OK) {
         few = *n - from;
         if (on_disk)
@@ -3657,9 +3695,9 @@ static bool nodedb_vamana__widen_or_scan(const nodedb_vamana_searcher *s, const 
     return false;
 }
 
-/* Walks and leaves at least k results that pass in s->spare: in order by code, or else a heap. Sets plan->way to
- * BY_SCAN if too few pass. Walks again with twice the beam if removed slots took the places of results. *code: the
- * target by code. */
+/* Either walks and leaves at least k results that pass in s->spare, in order by code or else as a heap; or sets
+ * plan->way to BY_SCAN, as too few pass. It walks again with twice the beam if removed or damaged slots took the places
+ * of results. *code: the target by code. */
 static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                     nodedb_vamana__plan *plan, float norm, size_t *found,
                                                     nodedb_vamana__target *code, nodedb_error *err) {
@@ -3719,7 +3757,7 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     return status;
 }
 
-/* What a question is about, a vector or an id; NULL: nothing. */
+/* What a query is about, a vector or an id; NULL: nothing. */
 static const void *nodedb_vamana__subject(const nodedb_vamana_query *query) {
     return query == NULL ? NULL : query->by_id ? &query->id : query->vector;
 }
@@ -4079,7 +4117,7 @@ static void nodedb_vamana__build_reverse(nodedb_vamana__builder *build, nodedb_v
         else nodedb__store_relaxed(parent, NODEDB_VAMANA__NONE);
     }
     nodedb_vamana__add_edges(build->index, s, node, build->pairs + from, to - from,
-                             build->index->degree - build->index->degree / NODEDB_VAMANA__SLACK_BATCH);
+                             build->index->degree - build->index->degree / NODEDB_VAMANA__SPARE_BATCH);
 }
 
 /* Puts a batch's vectors into their slots. They are not live yet: no row holds them, and no pruning may choose them. */
@@ -5434,7 +5472,7 @@ enum { /* offsets in the header block */
     NODEDB_VAMANA__AT_PASSES = 208,
     NODEDB_VAMANA__AT_CODE = 212,
     NODEDB_VAMANA__AT_BITS = 176,
-    NODEDB_VAMANA__AT_RESIDENT = 180,
+    NODEDB_VAMANA__AT_RESIDENT = 180, /* 1: the index walks on the codes in memory; nothing of the layout RESIDENT */
     NODEDB_VAMANA__AT_STEP = 184,
     NODEDB_VAMANA__AT_CODE_LIVE = 188,
     NODEDB_VAMANA__AT_CODE_INSERTED = 192,
@@ -5565,8 +5603,8 @@ static float nodedb_vamana__get_f32(const uint8_t *at) {
     return x;
 }
 
-/* Converts words of `size` bytes between file order and memory order, the same on a little-endian machine. As integers,
- * since a float that passes through a register may change the bits of a NaN. */
+/* Converts words of `size` bytes between file order, which is little-endian, and memory order, which is this machine's.
+ * As integers, since a float that passes through a register may change the bits of a NaN. */
 static void nodedb_vamana__swap_words(void *words, size_t bytes, size_t size) {
     uint8_t *p = (uint8_t *)words, *end = p + bytes / size * size;
     if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
@@ -5672,7 +5710,7 @@ static bool nodedb_vamana__claim(uint8_t *state, uint8_t *now) {
     }
 }
 
-/* Reads blocks; a failed read is tried twice. NODEDB_ERR_CORRUPT: the file ends before them. */
+/* Reads blocks; a read that fails is repeated once. NODEDB_ERR_CORRUPT: the file ends before them. */
 static nodedb_status nodedb_vamana__read_at(const nodedb_vamana *index, void *to, size_t bytes, uint64_t offset,
                                             nodedb_error *err) {
     const nodedb_vamana__file *f = index->file;
@@ -5718,7 +5756,8 @@ static nodedb_status nodedb_vamana__read_group(nodedb_vamana *index, size_t grou
                                      f->path, "both copies of the checksums are damaged");
 }
 
-/* Checks a block that was read against its checksum. NODEDB_ERR_CORRUPT: it does not match. */
+/* Checks a block that was read against its checksum, and reads the group of checksums first if it must.
+ * NODEDB_ERR_CORRUPT: it does not match; or both copies of its group are damaged, so that no block of it matches. */
 static nodedb_status nodedb_vamana__check_block(nodedb_vamana *index, uint64_t offset, const uint8_t *bytes,
                                                 nodedb_error *err) {
     nodedb_vamana__file *f = index->file;
@@ -7153,8 +7192,34 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
 /* ===================================================================================================================
  * DISK: searching an index in its file
  *
- * Exact vectors stay in the file. A walk on codes needs only what is in memory; the rerank then reads the vectors of
- * the results, many at a time, through a fetcher. In the packed layout the rows are on disk too, each with its vector.
+ * A walk on codes needs SECTIONS: states, ids, norms, heads, codes, and in the resident layout rows. Exact distances
+ * need RECORDS: vectors, packed with their rows. Sections are kept in memory. They come in 64 KiB at a time when a part
+ * is first touched, or by `load`: by pread, one after the other. Other threads that need the same part wait. Records
+ * come through the searcher's fetcher. What is read, in order:
+ *
+ *   open       header, means of the codes, checksums of these means
+ *   query      by id: table, states, ids, its record. With a filter: states and ids of 256 slots spread over all
+ *   start      codes and norms of the entry and the starts; then heads, rows, codes, norms on the way down the levels
+ *              (packed: rows only from the cache, so without it there is no way down)
+ *   RESIDENT   walk      on rows, codes, norms ----------------|
+ *              records             k + slack of them >---------|----- 8 more >--- 8 more >---
+ *              rerank                                          |  4 | 4 | 4 | 4 ...   as they arrive
+ *   PACKED     records   1 2 3 4 5 6 7 8 >---- 9 10 11 12 >---- 13 14 15 16 >---     at most 8 under way
+ *              walk                        1 2 3 4          5 6 7 8          ...     codes, norms of their neighbours
+ *   result     states, ids and norm of an entry of the beam, before it is measured exactly
+ *   scan       states and ids of all slots, and the records of those that pass, 64 at a time
+ *
+ * Resident: the records are announced when the first k + slack places of the beam are expanded (read_early); with a
+ * filter, and in search_many, after the walk. The rerank announces them again, which reads nothing that the pool has.
+ * It adds 8 while the k best are uncertain, up to the end of the beam. Packed: the oldest four are expanded together,
+ * cached nodes at once; each gets its exact distance, so there is no rerank. The pool has 2 batch_max buffers, and at
+ * most QUEUE_DEPTH reads are under way; a fetcher by pread reads one record when it is fetched, and none before.
+ *   search_many, resident: two groups of batch_max / (k + slack) queries take turns. One walks while the records of the
+ * other are read. A query that is uncertain then is answered again at the end, alone. With a filter all go one by one.
+ * Packed: 16 walkers share one fetcher.
+ *   Each block is checked when it is read; the first of 1023 blocks to be checked reads both copies of their checksums.
+ * One that does not match is read once more (not from a mapping), then quarantined and passed over. A read that fails
+ * is repeated once; then the search fails, and the next one tries again.
  * ================================================================================================================ */
 
 #if !defined(NODEDB_VAMANA_NO_DISK)
@@ -7190,7 +7255,7 @@ static uint64_t nodedb_vamana__damaged_blocks(const nodedb_vamana *index) {
     return nodedb__load_relaxed(&index->file->damaged_blocks);
 }
 
-/* True if the contents of a checked block are valid. `from`: its offset in the section. In memory order. */
+/* True if the contents of a checked block, in memory order already, are valid. `from`: its offset in the section. */
 static bool nodedb_vamana__makes_sense(const nodedb_vamana *index, int section, const uint8_t *block, size_t from) {
     const nodedb_vamana__file_layout *l = &index->file->layout;
     uint32_t slots = index->arrays->slots, word;
@@ -7412,7 +7477,8 @@ static const uint32_t *nodedb_vamana__row_here(nodedb_vamana_searcher *s, const 
 
 /* ---- reranking from disk ----------------------------------------------------------------------------------------- */
 
-/* The distance from the prepared query, of length 1 / constant, to an exact vector that a fetcher read. */
+/* The distance from the prepared query to an exact vector that a fetcher read. COSINE over bytes: the length of the
+ * query is 1 / target->constant, that of the vector 1 / norm. */
 static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vamana__target *target, const void *vector,
                                   float norm) {
     const nodedb_vamana_kernels *k = &index->kernels->one;
@@ -7432,7 +7498,7 @@ static float nodedb_vamana__exact(const nodedb_vamana *index, const nodedb_vaman
 }
 
 /* The head of the beam is expanded and will hardly change: starts to read its vectors during the rest of the walk. The
- * rerank requests these reads again and reports the error. */
+ * rerank announces them again, which reads nothing that the pool has, and reports what failed. */
 static void nodedb_vamana__read_early(nodedb_vamana_searcher *s) {
     uint32_t slots[32], n = 0;
     for (uint32_t i = 0; i < s->early; i++) {
