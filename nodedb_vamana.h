@@ -7750,6 +7750,27 @@ static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, 
     return NODEDB_OK;
 }
 
+/* Answers again the queries that are still uncertain. `status`: that of query q->failed, the first that failed so far.
+ * One before it that fails here takes its place. Returns the status of the first that failed, and leaves nothing of
+ * the queries behind it. */
+static nodedb_status nodedb_vamana__rerun(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status status,
+                                          nodedb_error *err) {
+    uint64_t end = status == NODEDB_OK ? n : q->failed;
+    for (uint64_t i = 0; i < end; i++) {
+        nodedb_error reason;
+        nodedb_status one;
+        if (q->found[i] != NODEDB_VAMANA__RERUN) continue;
+        q->found[i] = 0;
+        one = nodedb_vamana__answer_one(q, i, &reason);
+        if (one == NODEDB_OK) continue;
+        status = one, end = i;
+        if (err != NULL) *err = reason;
+    }
+    if (status != NODEDB_OK) q->failed = end;
+    for (uint64_t i = end; i < n; i++) q->found[i] = 0;
+    return status;
+}
+
 /* Resident layout: the device reads for some queries while others walk. Arrays of an index on disk never change, so no
  * reader is counted in. */
 static nodedb_status nodedb_vamana__answer_resident(nodedb_vamana__query_batch *q, uint64_t n, nodedb_error *err) {
@@ -7768,20 +7789,12 @@ static nodedb_status nodedb_vamana__answer_resident(nodedb_vamana__query_batch *
     stuck = stuck || (status != NODEDB_OK && q->failed != i - 1);
     if (!stuck) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (!stuck && ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
+    if (ended != NODEDB_OK) status = ended;
     if (ended != NODEDB_OK && err != NULL) *err = reason;
-    for (i = 0; i < n; i++) {
-        if (q->found[i] != NODEDB_VAMANA__RERUN) continue;
-        q->found[i] = 0;
-        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__answer_one(q, i, err);
-        else if (i < q->failed) {
-            uint64_t failed = q->failed; /* the message names that one */
-            (void)nodedb_vamana__answer_one(q, i, NULL);
-            q->failed = failed;
-        }
-    }
+    status = nodedb_vamana__rerun(q, n, status, err);
     nodedb_vamana__reads_so_far(q->s, &reads_now, &retries_now);
     q->sum.reads = reads_now - reads, q->sum.retries = retries_now - retries;
-    return ended != NODEDB_OK ? ended : status;
+    return status;
 }
 
 /* ---- many queries to the packed layout --------------------------------------------------------------------------- */
@@ -7903,10 +7916,13 @@ static nodedb_status nodedb_vamana__answer_packed(nodedb_vamana__query_batch *q,
 /* Answers many queries to an index on disk together. False: answer them one at a time. */
 static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
                                           nodedb_error *err) {
-    if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_walkers(q, n))
+    if (nodedb_vamana__is_packed(q->s->index)) {
+        if (!nodedb_vamana__make_walkers(q, n)) return false;
         *status = nodedb_vamana__answer_packed(q, n, err);
-    else if (nodedb_vamana__make_pending(q, n)) *status = nodedb_vamana__answer_resident(q, n, err);
-    else return false;
+    } else {
+        if (!nodedb_vamana__make_pending(q, n)) return false;
+        *status = nodedb_vamana__answer_resident(q, n, err);
+    }
     return true;
 }
 
