@@ -93,9 +93,9 @@
               one of those that remain may still belong to the k best. "May" means within 2.7 standard deviations (IP:
               4.6) of the difference between code and vector that this query has met so far. A beam that is narrower
               than k and the slack is widened to that. Under IP it is widened by 1/192 for each place of slack, as
-              queries may be of another kind than the vectors. In memory, if even the last entry of a beam of 4 k or
-              more may belong to the k best (within 1.5 standard deviations; IP: 2.6), the walk is repeated on the
-              vectors.
+              queries may be of another kind than the vectors. If even the last entry of a beam of 4 k or more may
+              belong to the k best (within 1.5 standard deviations; IP: 2.6), the walk is repeated on the vectors. On
+              disk it reads each vector that it measures.
    FILTER     A callback, or a bitmap, or both, say which ids may be returned. The search first asks about a sample of
               256. If a share s passes, the beam becomes 1/s times as wide; where that costs more than to look at every
               vector that passes, the search scans. So the results are right for any filter. A filter must give the same
@@ -119,7 +119,9 @@
                 its hops and reads once more.
               Section 12 says how many reads a query takes. Reads go past the page cache where the file system has
               O_DIRECT, unless open_config.no_direct or FETCH_MAPPED says otherwise. An index without codes is saved
-              with 8-bit ones for this purpose; where even those blur it, the search is still right, by more reads.
+              with 8-bit ones for this purpose. Where even those blur it, at any beam, the walk is repeated on the
+              vectors, as under RERANK: a query to clusters of 600 equal codes takes 470 reads (resident) or 620
+              (packed), where one that the codes tell apart takes 30 or 60. Where a scan reads less, the search scans.
               Every block is checked when it comes in. A damaged one is quarantined: searches pass over what is in it,
               count it and log it. A save may replace a file that is open: the opened index continues with the old one.
    SNAPSHOT   save_begin and save_step write a file in slices while the index changes. The file holds the index as it
@@ -1796,8 +1798,13 @@ static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const
                                                 size_t *heap, struct nodedb_vamana__code_error *code_error,
                                                 nodedb_error *err);
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                const struct nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                struct nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err);
+static uint32_t nodedb_vamana__measure_read(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *target,
+                                            uint32_t count);
+static void nodedb_vamana__walk_read(nodedb_vamana_searcher *s, const struct nodedb_vamana__target *target,
+                                     uint32_t width);
+static bool nodedb_vamana__codes_are_judged(const nodedb_vamana *index);
 static bool nodedb_vamana__answer_on_disk(struct nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
                                           nodedb_error *err);
 static void nodedb_vamana__free_walkers(nodedb_vamana_searcher *s);
@@ -2087,6 +2094,17 @@ NODEDB_VAMANA__INLINE uint32_t nodedb_vamana__gather(nodedb_vamana_searcher *s, 
 
 /* ---- the walk ---------------------------------------------------------------------------------------------------- */
 
+/* Measures `count` slots in s->slots. On disk, exact vectors are read, and slots whose vectors are damaged are dropped.
+ * Returns how many are left. */
+static uint32_t nodedb_vamana__measure_slots(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
+                                             uint32_t count) {
+    bool by_code = target->measure >= NODEDB_VAMANA__CODE4_L2;
+    if (nodedb_vamana__is_on_disk(s->index) && !by_code) count = nodedb_vamana__measure_read(s, target, count);
+    else nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
+    s->computed += count;
+    return count;
+}
+
 /* Descends from the entry or a start along edges of levels, the first `far` of each row, while they lead nearer. */
 static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width,
                                    nodedb_vamana__near from) {
@@ -2099,8 +2117,7 @@ static void nodedb_vamana__descend(nodedb_vamana_searcher *s, const nodedb_vaman
         count = nodedb_vamana__gather(s, row, nodedb__load_relaxed(&a->heads[from.slot].far), s->seen,
                                       s->seen_size - 1);
         if (nodedb_vamana__is_on_disk(s->index)) count = nodedb_vamana__keep_valid(s, count);
-        nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
-        s->computed += count;
+        count = nodedb_vamana__measure_slots(s, target, count);
         for (i = 0, nearer = false; i < count; i++) {
             (void)nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
             if (s->distances[i] < from.distance)
@@ -2125,9 +2142,8 @@ static void nodedb_vamana__begin_walk(nodedb_vamana_searcher *s, const nodedb_va
         s->slots[count++] = slot;
     }
     if (nodedb_vamana__is_partial(s->index)) count = nodedb_vamana__have_codes(s, count);
+    count = nodedb_vamana__measure_slots(s, target, count);
     if (count == 0) return;
-    nodedb_vamana__measure_many(s->index, target, s->slots, count, s->distances);
-    s->computed += count;
     for (uint32_t i = 1; i < count; i++)
         if (s->distances[i] < s->distances[best]) best = i;
     nearest.distance = s->distances[best], nearest.slot = s->slots[best];
@@ -3482,7 +3498,9 @@ typedef enum nodedb_vamana__way {
 typedef struct nodedb_vamana__plan {
     uint32_t k, beam;
     uint32_t keep;   /* results before the rerank */
+    uint64_t passing; /* vectors that may be results: with a filter an estimate */
     bool more;       /* rerank more of them while the k best are uncertain */
+    bool in_doubt;   /* the k best by code are known, and what fell out of the beam may be nearer */
     nodedb_vamana__way way;
 } nodedb_vamana__plan;
 
@@ -3497,7 +3515,7 @@ static nodedb_status nodedb_vamana__plan_query(nodedb_vamana_searcher *s, const 
     plan->way = nodedb_vamana__is_on_disk(index) || (s->arrays->codes != NULL && !query->exact_walk)
                     ? NODEDB_VAMANA__ON_CODES
                     : NODEDB_VAMANA__ON_VECTORS;
-    plan->keep = plan->k;
+    plan->keep = plan->k, plan->passing = live;
     if (plan->way == NODEDB_VAMANA__ON_CODES) {
         uint64_t tens = ((uint64_t)plan->k + NODEDB_VAMANA__JUDGE_NEAREST - 1) / NODEDB_VAMANA__JUDGE_NEAREST;
         uint64_t slack = s->arrays->coder == NULL ? 0 : nodedb__load_relaxed(&s->arrays->coder->slack) * tens;
@@ -3555,6 +3573,21 @@ static bool nodedb_vamana__may_be_nearer(const nodedb_vamana *index, const noded
                                                      : (double)kth;
     length = sqrt(length > 0 ? length : 0);
     return by_code + (double)d->code.offset - deviations * (double)d->code.spread * length <= (double)kth;
+}
+
+/* True if the end of the beam must be judged: something fell out of it. In a narrow beam doubt is common and harmless,
+ * so there it counts only where no walk has judged the codes. */
+static bool nodedb_vamana__may_end_in_doubt(const nodedb_vamana_searcher *s, const nodedb_vamana__plan *plan) {
+    return plan->more && s->beam_count == plan->beam &&
+           (plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k || !nodedb_vamana__codes_are_judged(s->index));
+}
+
+/* True if what fell out of a full beam may be nearer than the k best, as its last entry may be. */
+static bool nodedb_vamana__ends_in_doubt(const nodedb_vamana_searcher *s, const nodedb_vamana__plan *plan,
+                                         const nodedb_vamana__code_error *d, float kth) {
+    return nodedb_vamana__may_end_in_doubt(s, plan) &&
+           nodedb_vamana__may_be_nearer(s->index, d, NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN, kth,
+                                        &s->beam[s->beam_count - 1]);
 }
 
 /* The distance that a search returns, from the prepared query in s->query. */
@@ -3644,12 +3677,10 @@ static size_t nodedb_vamana__collect_codes(nodedb_vamana_searcher *s, const node
 
 /* Measures the *n results by code in s->spare exactly, the nearest first. If the plan says so, goes on with more of the
  * beam while one may be nearer than the k best, judged by the errors that this query has seen. On disk it decides this
- * while the last reads are under way. Afterwards *n results are a heap of the k best. *uncertain: the end of a full
- * beam may be nearer than they are, so what fell out of the beam may be too. */
+ * while the last reads are under way. Afterwards *n results are a heap of the k best, and plan->in_doubt is set. */
 static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                           const nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
-                                           const nodedb_vamana__target *code, size_t *n, bool *uncertain,
-                                           nodedb_error *err) {
+                                           nodedb_vamana__plan *plan, const nodedb_vamana__target *exact,
+                                           const nodedb_vamana__target *code, size_t *n, nodedb_error *err) {
     bool on_disk = nodedb_vamana__is_on_disk(s->index);
     nodedb_vamana__code_error code_error;
     nodedb_status status = NODEDB_OK;
@@ -3670,9 +3701,7 @@ static nodedb_status nodedb_vamana__rerank(nodedb_vamana_searcher *s, const node
         if (!plan->more || heap < plan->k || code_error.n == 0 || *n - from > NODEDB_VAMANA__RERANK_MORE) continue;
         if (next == *n) next = nodedb_vamana__collect_codes(s, query, next, next + 1);
         if (next == *n)
-            *uncertain = s->beam_count == plan->beam &&
-                        nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN,
-                                                     s->spare[0].distance, &s->beam[s->beam_count - 1]);
+            plan->in_doubt = nodedb_vamana__ends_in_doubt(s, plan, &code_error, s->spare[0].distance);
         else if (nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS,
                                               s->spare[0].distance, &s->spare[*n]))
             *n = next = nodedb_vamana__collect_codes(s, query, next, *n + NODEDB_VAMANA__RERANK_MORE);
@@ -3705,13 +3734,14 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
         nodedb_status status = NODEDB_OK;
         uint64_t computed = s->computed;
         s->collected = 0;
-        if (nodedb_vamana__is_packed(s->index)) {
+        if (nodedb_vamana__is_packed(s->index) && plan->way == NODEDB_VAMANA__ON_CODES) {
             status = nodedb_vamana__walk_packed(s, query, plan, norm, found, err);
         } else {
             bool by_code = plan->way == NODEDB_VAMANA__ON_CODES;
             nodedb_vamana__target target = by_code ? nodedb_vamana__code_target(s, s->query, norm)
                                                    : nodedb_vamana__query_target(s, norm);
-            nodedb_vamana__walk(s, &target, plan->beam);
+            if (nodedb_vamana__is_on_disk(s->index) && !by_code) nodedb_vamana__walk_read(s, &target, plan->beam);
+            else nodedb_vamana__walk(s, &target, plan->beam);
             if (!by_code) s->exact += s->computed - computed;
             *code = target;
             *found = by_code ? nodedb_vamana__collect_codes(s, query, 0, plan->keep)
@@ -3725,6 +3755,22 @@ static nodedb_status nodedb_vamana__walk_to_results(nodedb_vamana_searcher *s, c
     }
 }
 
+/* Answers a query whose codes leave it in doubt: by a walk on the vectors with the same beam. On disk such a walk reads
+ * what it measures; where that is more than a scan would read, it scans. */
+static nodedb_status nodedb_vamana__answer_exactly(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
+                                                   nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                   nodedb_error *err) {
+    nodedb_vamana__target exact = nodedb_vamana__query_target(s, norm), code;
+    nodedb_status status = NODEDB_OK;
+    plan->way = NODEDB_VAMANA__ON_VECTORS, plan->keep = plan->k;
+    if (nodedb_vamana__is_on_disk(s->index) && (uint64_t)plan->beam * s->index->degree / 2 >= plan->passing)
+        plan->way = NODEDB_VAMANA__BY_SCAN;
+    else status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
+    if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
+        status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
+    return status;
+}
+
 /* Leaves the results of a planned query in order in s->spare. */
 static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
                                                  nodedb_vamana__plan *plan, float norm, size_t *found,
@@ -3732,7 +3778,6 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     nodedb_vamana__target exact;
     nodedb_status status = NODEDB_OK;
     bool packed = nodedb_vamana__is_packed(s->index);
-    bool uncertain = false;
     nodedb_vamana__target code;
     if (nodedb_vamana__is_on_disk(s->index) && !packed &&
         !nodedb_vamana__is_filtered(query)) /* a filter may drop all of them */
@@ -3744,14 +3789,9 @@ static nodedb_status nodedb_vamana__find_results(nodedb_vamana_searcher *s, cons
     if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
         status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
     else if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__ON_CODES && !packed)
-        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, &uncertain, err);
-    if (status == NODEDB_OK && uncertain && !nodedb_vamana__is_on_disk(s->index) &&
-        plan->beam / NODEDB_VAMANA__WIDE_PER_K >= plan->k) {
-        plan->way = NODEDB_VAMANA__ON_VECTORS, plan->keep = plan->k;
-        status = nodedb_vamana__walk_to_results(s, query, plan, norm, found, &code, err);
-        if (status == NODEDB_OK && plan->way == NODEDB_VAMANA__BY_SCAN)
-            status = nodedb_vamana__scan_all(s, &exact, query, plan->k, found, err);
-    }
+        status = nodedb_vamana__rerank(s, query, plan, &exact, &code, found, err);
+    if (status == NODEDB_OK && plan->in_doubt && plan->way == NODEDB_VAMANA__ON_CODES)
+        status = nodedb_vamana__answer_exactly(s, query, plan, norm, found, err);
     if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
     if (status == NODEDB_OK) nodedb_vamana__sort_heap(s->arrays->ids, s->spare, *found);
     return status;
@@ -5682,6 +5722,7 @@ typedef struct nodedb_vamana__file {
     size_t group_count;
 #if !defined(NODEDB_VAMANA_NO_DISK)
     bool uring;
+    bool codes_are_judged;       /* the index walks on them in memory too */
     nodedb_vamana__part parts[NODEDB_VAMANA__SECTIONS];
     uint64_t chunks_left;        /* of all sections, that are not yet in memory intact */
     int load_section;            /* where `load` continues */
@@ -7558,6 +7599,92 @@ static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const
     return nodedb_vamana__measure_fetched(s, exact, s->spare, most, from, *few, heap, code_error, err);
 }
 
+/* ---- walking on vectors that are read ---------------------------------------------------------------------------- */
+
+/* For a query whose neighbours the codes cannot tell apart. Every vector that the walk measures is read, those of one
+ * row together. */
+
+/* The vector of a slot that was announced, followed by its row if the file is packed. NULL: it is damaged, or
+ * s->read_errors has failed. */
+static const uint8_t *nodedb_vamana__fetch_record(nodedb_vamana_searcher *s, uint32_t slot) {
+    nodedb_error reason;
+    const uint8_t *record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
+    if (record != NULL) return record;
+    if (reason.status == NODEDB_ERR_CORRUPT) s->read_errors.damaged++;
+    else s->read_errors.failed = reason.status, s->read_errors.error = reason;
+    return NULL;
+}
+
+/* Announces slots to the fetcher. False: s->read_errors has failed. */
+static bool nodedb_vamana__announce(nodedb_vamana_searcher *s, const uint32_t *slots, uint32_t n) {
+    nodedb_error reason;
+    nodedb_status status = NODEDB_OK;
+    if (s->read_errors.failed != NODEDB_OK) return false;
+    if (n > 0) status = s->fetcher.prefetch_batch(s->fetcher.ctx, slots, n, &reason);
+    if (status != NODEDB_OK) s->read_errors.failed = status, s->read_errors.error = reason;
+    return status == NODEDB_OK;
+}
+
+/* Reads and measures `count` slots in s->slots, and drops those whose vectors are damaged. Returns how many are left;
+ * 0 if s->read_errors has failed. */
+static uint32_t nodedb_vamana__measure_read(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
+                                            uint32_t count) {
+    const nodedb_vamana__arrays *a = s->arrays;
+    uint32_t left = 0, batch;
+    for (uint32_t from = 0; from < count; from += batch) {
+        batch = (uint32_t)nodedb_vamana__min(count - from, s->fetcher.batch_max);
+        if (!nodedb_vamana__announce(s, s->slots + from, batch)) return 0;
+        for (uint32_t i = from; i < from + batch; i++) {
+            uint32_t slot = s->slots[i];
+            const uint8_t *vector = nodedb_vamana__fetch_record(s, slot);
+            float distance;
+            if (vector == NULL || (a->norms != NULL && !nodedb_vamana__have_norm(s->index, slot, &s->read_errors))) {
+                if (s->read_errors.failed != NODEDB_OK) return 0;
+                continue;
+            }
+            distance = nodedb_vamana__exact(s->index, target, vector, nodedb_vamana__norm(a, slot));
+            if (!nodedb_vamana__is_finite(distance)) s->read_errors.damaged++;
+            else s->distances[left] = distance, s->slots[left++] = slot;
+        }
+    }
+    return left;
+}
+
+/* The row of a node, read if the file is packed and the node is not cached. NULL: it is damaged, or s->read_errors has
+ * failed. */
+static const uint32_t *nodedb_vamana__read_row(nodedb_vamana_searcher *s, uint32_t slot) {
+    const uint8_t *record;
+    if (!nodedb_vamana__is_packed(s->index)) return nodedb_vamana__row_here(s, s->arrays, slot);
+    record = nodedb_vamana__cached(s->index, slot);
+    if (record == NULL && nodedb_vamana__announce(s, &slot, 1)) record = nodedb_vamana__fetch_record(s, slot);
+    return record == NULL ? NULL : (const uint32_t *)(const void *)(record + s->index->file->layout.row_at);
+}
+
+/* As walk_over, by exact distances. Ends early if s->read_errors has failed. */
+static void nodedb_vamana__walk_read(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
+    uint32_t next = 0;
+    nodedb_vamana__begin_walk(s, target, width);
+    while (next < s->beam_count && s->read_errors.failed == NODEDB_OK) {
+        const uint32_t *row = nodedb_vamana__read_row(s, s->beam[next].slot);
+        uint32_t count = 0;
+        s->beam[next].mark = 1;
+        s->hops++;
+        if (row != NULL) count = nodedb_vamana__gather(s, row, s->index->degree, s->seen, s->seen_size - 1);
+        count = nodedb_vamana__measure_slots(s, target, nodedb_vamana__keep_valid(s, count));
+        do next++;
+        while (next < s->beam_count && s->beam[next].mark);
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t at = nodedb_vamana__beam_add(s, width, s->distances[i], s->slots[i]);
+            if (at < next) next = at;
+        }
+    }
+}
+
+/* False: the codes were made for the file alone, so they may blur what walks in memory tell apart. */
+static bool nodedb_vamana__codes_are_judged(const nodedb_vamana *index) {
+    return index->file == NULL || index->file->codes_are_judged;
+}
+
 /* ---- the packed layout ------------------------------------------------------------------------------------------- */
 
 /* A walk on codes as always, but the rows are on the disk, each with its vector. So it reads a few nodes together, the
@@ -7574,7 +7701,9 @@ typedef struct nodedb_vamana__walker {
     nodedb_vamana__target code, exact;
     float norm;
     uint32_t next;                   /* first place of the beam that may not have been expanded */
-    uint32_t count, batch[NODEDB_VAMANA__WINDOW]; /* nodes that were announced, the oldest first */
+    uint32_t count, batch[NODEDB_VAMANA__WINDOW]; /* nodes that were announced, the oldest first ... */
+    float by_code[NODEDB_VAMANA__WINDOW];         /* ... and their distances */
+    nodedb_vamana__code_error error;              /* of those that were measured */
     size_t found;
     uint64_t query_index;               /* in search_many */
     bool busy;
@@ -7585,12 +7714,14 @@ static void nodedb_vamana__walker_begin(nodedb_vamana__walker *walker) {
     walker->code = nodedb_vamana__code_target(s, s->query, walker->norm);
     walker->exact = nodedb_vamana__query_target(s, walker->norm);
     walker->next = 0, walker->count = 0, walker->found = 0;
+    memset(&walker->error, 0, sizeof walker->error);
+    walker->error.code = walker->code;
     nodedb_vamana__begin_walk(s, &walker->code, walker->plan.beam);
 }
 
 /* Expands a node: measures it exactly, and its neighbours by code. */
 static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const nodedb_vamana_query *query, uint32_t slot,
-                                         const uint8_t *record) {
+                                         float by_code, const uint8_t *record) {
     nodedb_vamana_searcher *s = walker->s;
     const nodedb_vamana *index = s->index;
     const nodedb_vamana__arrays *a = s->arrays;
@@ -7601,9 +7732,12 @@ static void nodedb_vamana__walker_expand(nodedb_vamana__walker *walker, const no
         (a->norms == NULL || nodedb_vamana__have_norm(index, slot, &s->read_errors))) {
         float distance = nodedb_vamana__exact(index, &walker->exact, record, nodedb_vamana__norm(a, slot));
         s->computed++, s->exact++;
-        if (!nodedb_vamana__is_finite(distance)) s->read_errors.damaged++;
-        else walker->found = nodedb_vamana__heap_offer(a->ids, s->spare, walker->found, walker->plan.keep, distance,
-                                                       slot);
+        if (!nodedb_vamana__is_finite(distance)) {
+            s->read_errors.damaged++;
+        } else {
+            nodedb_vamana__note_code_error(&walker->error, distance, by_code);
+            walker->found = nodedb_vamana__heap_offer(a->ids, s->spare, walker->found, walker->plan.k, distance, slot);
+        }
     }
     n = nodedb_vamana__gather(s, row, index->degree, s->seen, s->seen_size - 1);
     n = nodedb_vamana__keep_valid(s, n);
@@ -7627,10 +7761,17 @@ static nodedb_status nodedb_vamana__walker_announce(nodedb_vamana__walker *walke
         if (near->mark) continue;
         near->mark = 1;
         record = nodedb_vamana__cached(s->index, near->slot);
-        if (record == NULL) walker->batch[walker->count++] = near->slot;
-        else nodedb_vamana__walker_expand(walker, query, near->slot, record);
+        if (record != NULL) {
+            nodedb_vamana__walker_expand(walker, query, near->slot, near->distance, record);
+            continue;
+        }
+        walker->by_code[walker->count] = near->distance;
+        walker->batch[walker->count++] = near->slot;
     }
     if (s->read_errors.failed != NODEDB_OK) return nodedb_vamana__read_failure(s, err);
+    if (walker->count == 0)
+        walker->plan.in_doubt = walker->found >= walker->plan.k &&
+                                nodedb_vamana__ends_in_doubt(s, &walker->plan, &walker->error, s->spare[0].distance);
     if (walker->count == had) return NODEDB_OK;
     return s->fetcher.prefetch_batch(s->fetcher.ctx, &walker->batch[had], walker->count - had, err);
 }
@@ -7649,18 +7790,19 @@ static nodedb_status nodedb_vamana__walker_take(nodedb_vamana__walker *walker, c
             if (reason.status == NODEDB_OK)
                 record = (const uint8_t *)s->fetcher.fetch(s->fetcher.ctx, slot, &reason);
         }
-        if (record != NULL) nodedb_vamana__walker_expand(walker, query, slot, record);
+        if (record != NULL) nodedb_vamana__walker_expand(walker, query, slot, walker->by_code[i], record);
         else if (reason.status == NODEDB_ERR_CORRUPT) s->read_errors.damaged++;
         else s->read_errors.failed = reason.status, s->read_errors.error = reason;
     }
     walker->count -= n;
     memmove(walker->batch, walker->batch + n, walker->count * sizeof *walker->batch);
+    memmove(walker->by_code, walker->by_code + n, walker->count * sizeof *walker->by_code);
     return nodedb_vamana__read_failure(s, err);
 }
 
 /* One walk over the packed layout. Results by exact distance, a heap in s->spare. */
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                const nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err) {
     nodedb_vamana__walker walker;
     nodedb_status status;
@@ -7672,7 +7814,7 @@ static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const
         status = nodedb_vamana__walker_take(&walker, query, err);
         if (status == NODEDB_OK) status = nodedb_vamana__walker_announce(&walker, query, err);
     }
-    *found = walker.found;
+    *found = walker.found, plan->in_doubt = walker.plan.in_doubt;
     return status;
 }
 
@@ -7689,8 +7831,8 @@ typedef struct nodedb_vamana__pending_rerank {
     size_t n;
     float norm;
     nodedb_vamana__target code;
-    nodedb_vamana__near next;     /* uncertain: the next result by code, which is not read */
-    bool uncertain;
+    nodedb_vamana__near next;     /* the next result by code, which is not read, or the end of a full beam */
+    double deviations;            /* of the codes' error, by which `next` is judged. 0: there is nothing to judge */
 } nodedb_vamana__pending_rerank;
 
 /* Makes room for two groups of queries, each with no more results than the fetcher takes at once. False: one at a
@@ -7755,9 +7897,8 @@ static nodedb_status nodedb_vamana__end_reads(nodedb_vamana__query_batch *q, uin
             q->failed = p->query_index;
             return status;
         }
-        if (p->uncertain && heap == q->k &&
-            nodedb_vamana__may_be_nearer(s->index, &code_error, NODEDB_VAMANA__ERROR_DEVIATIONS, p->results[0].distance,
-                                         &p->next)) {
+        if (p->deviations > 0 && heap == q->k &&
+            nodedb_vamana__may_be_nearer(s->index, &code_error, p->deviations, p->results[0].distance, &p->next)) {
             q->found[p->query_index] = NODEDB_VAMANA__RERUN;
         } else {
             nodedb_vamana__sort_heap(s->arrays->ids, p->results, heap);
@@ -7810,10 +7951,34 @@ static nodedb_status nodedb_vamana__walk_pending(nodedb_vamana__query_batch *q, 
     memcpy(p->query, s->query, s->index->stride);
     memcpy(p->results, s->spare, found * sizeof *p->results);
     p->query_index = i, p->n = found, p->norm = norm;
-    p->uncertain = plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found;
-    if (p->uncertain) p->next = s->spare[found];
+    p->deviations = 0;
+    if (plan.more && nodedb_vamana__collect_codes(s, q->common, found, found + 1) > found)
+        p->deviations = NODEDB_VAMANA__ERROR_DEVIATIONS, p->next = s->spare[found];
+    else if (nodedb_vamana__may_end_in_doubt(s, &plan))
+        p->deviations = NODEDB_VAMANA__ERROR_DEVIATIONS_AGAIN, p->next = s->beam[s->beam_count - 1];
     q->count[*walking]++;
     return NODEDB_OK;
+}
+
+/* Answers again the queries that are still uncertain. `status`: that of query q->failed, the first that failed so far.
+ * One before it that fails here takes its place. Returns the status of the first that failed, and leaves nothing of
+ * the queries behind it. */
+static nodedb_status nodedb_vamana__rerun(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status status,
+                                          nodedb_error *err) {
+    uint64_t end = status == NODEDB_OK ? n : q->failed;
+    for (uint64_t i = 0; i < end; i++) {
+        nodedb_error reason;
+        nodedb_status one;
+        if (q->found[i] != NODEDB_VAMANA__RERUN) continue;
+        q->found[i] = 0;
+        one = nodedb_vamana__answer_one(q, i, &reason);
+        if (one == NODEDB_OK) continue;
+        status = one, end = i;
+        if (err != NULL) *err = reason;
+    }
+    if (status != NODEDB_OK) q->failed = end;
+    for (uint64_t i = end; i < n; i++) q->found[i] = 0;
+    return status;
 }
 
 /* Resident layout: the device reads for some queries while others walk. Arrays of an index on disk never change, so no
@@ -7834,20 +7999,12 @@ static nodedb_status nodedb_vamana__answer_resident(nodedb_vamana__query_batch *
     stuck = stuck || (status != NODEDB_OK && q->failed != i - 1);
     if (!stuck) ended = nodedb_vamana__next_group(q, &walking, &reason);
     if (!stuck && ended == NODEDB_OK) ended = nodedb_vamana__next_group(q, &walking, &reason);
+    if (ended != NODEDB_OK) status = ended;
     if (ended != NODEDB_OK && err != NULL) *err = reason;
-    for (i = 0; i < n; i++) {
-        if (q->found[i] != NODEDB_VAMANA__RERUN) continue;
-        q->found[i] = 0;
-        if (status == NODEDB_OK && ended == NODEDB_OK) status = nodedb_vamana__answer_one(q, i, err);
-        else if (i < q->failed) {
-            uint64_t failed = q->failed; /* the message names that one */
-            (void)nodedb_vamana__answer_one(q, i, NULL);
-            q->failed = failed;
-        }
-    }
+    status = nodedb_vamana__rerun(q, n, status, err);
     nodedb_vamana__reads_so_far(q->s, &reads_now, &retries_now);
     q->sum.reads = reads_now - reads, q->sum.retries = retries_now - retries;
-    return ended != NODEDB_OK ? ended : status;
+    return status;
 }
 
 /* ---- many queries to the packed layout --------------------------------------------------------------------------- */
@@ -7903,6 +8060,13 @@ static nodedb_status nodedb_vamana__walker_end(nodedb_vamana__query_batch *q, no
     walker->busy = false;
     if (walker->plan.way == NODEDB_VAMANA__BY_SCAN || walker->found < walker->plan.k)
         return nodedb_vamana__answer_one(q, walker->query_index, err);
+    if (walker->plan.in_doubt) {
+        nodedb_status status = nodedb_vamana__answer_exactly(s, q->common, &walker->plan, walker->norm,
+                                                             &walker->found, err);
+        if (status == NODEDB_OK) status = nodedb_vamana__read_failure(s, err);
+        if (status != NODEDB_OK) return status;
+        q->sum.scanned = q->sum.scanned || walker->plan.way == NODEDB_VAMANA__BY_SCAN;
+    }
     q->sum.hops += s->hops, q->sum.distances += s->computed, q->sum.exact += s->exact;
     q->sum.damaged += s->read_errors.damaged;
     nodedb_vamana__sort_heap(s->arrays->ids, s->spare, walker->found);
@@ -7969,10 +8133,13 @@ static nodedb_status nodedb_vamana__answer_packed(nodedb_vamana__query_batch *q,
 /* Answers many queries to an index on disk together. False: answer them one at a time. */
 static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
                                           nodedb_error *err) {
-    if (nodedb_vamana__is_packed(q->s->index) && nodedb_vamana__make_walkers(q, n))
+    if (nodedb_vamana__is_packed(q->s->index)) {
+        if (!nodedb_vamana__make_walkers(q, n)) return false;
         *status = nodedb_vamana__answer_packed(q, n, err);
-    else if (nodedb_vamana__make_pending(q, n)) *status = nodedb_vamana__answer_resident(q, n, err);
-    else return false;
+    } else {
+        if (!nodedb_vamana__make_pending(q, n)) return false;
+        *status = nodedb_vamana__answer_resident(q, n, err);
+    }
     return true;
 }
 
@@ -8172,6 +8339,7 @@ static nodedb_status nodedb_vamana__onto_disk(nodedb_vamana *index, const nodedb
         status = nodedb_vamana__make_cache(index, config, err);
     if (status != NODEDB_OK) return status;
     if (config->fetch == NODEDB_VAMANA_FETCH_MAPPED) nodedb_vamana__map_records(index, config);
+    index->file->codes_are_judged = n->resident;
     index->file->uring = nodedb_vamana__uring_works(config, index->file->path);
     return NODEDB_OK;
 }
@@ -8969,10 +9137,22 @@ static nodedb_status nodedb_vamana__measure_few(nodedb_vamana_searcher *s, const
     return NODEDB_OK;
 }
 static nodedb_status nodedb_vamana__walk_packed(nodedb_vamana_searcher *s, const nodedb_vamana_query *query,
-                                                const nodedb_vamana__plan *plan, float norm, size_t *found,
+                                                nodedb_vamana__plan *plan, float norm, size_t *found,
                                                 nodedb_error *err) {
     (void)s, (void)query, (void)plan, (void)norm, (void)found, (void)err;
     return NODEDB_OK;
+}
+static uint32_t nodedb_vamana__measure_read(nodedb_vamana_searcher *s, const nodedb_vamana__target *target,
+                                            uint32_t count) {
+    (void)s, (void)target;
+    return count;
+}
+static void nodedb_vamana__walk_read(nodedb_vamana_searcher *s, const nodedb_vamana__target *target, uint32_t width) {
+    (void)s, (void)target, (void)width;
+}
+static bool nodedb_vamana__codes_are_judged(const nodedb_vamana *index) {
+    (void)index;
+    return true;
 }
 static bool nodedb_vamana__answer_on_disk(nodedb_vamana__query_batch *q, uint64_t n, nodedb_status *status,
                                           nodedb_error *err) {

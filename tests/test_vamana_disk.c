@@ -4,12 +4,15 @@
  *
  *   DATA         vectors, indexes and files
  *   LAYOUTS      both answer as memory does
+ *   TOGETHER     many queries in one call: refused memory, reads that fail
+ *   DOUBT        codes that blur: how much is found, and how much is read
  *   DAMAGE       quarantine, verify, truncation
  *   SAVING       the index changes meanwhile; memory is short
  *   SLICES       what one step asks of the disk
  *   POWER CUTS   and kills during a save */
 #define NODEDB_VAMANA_IMPLEMENTATION
 #include "nodedb_vamana.h"
+#include "refusing_allocator.h"
 #include "simdisk.h"
 #include "test.h"
 #include "vamana_file.h"
@@ -556,6 +559,226 @@ TEST(an_empty_index_is_a_whole_file_in_both_layouts) {
             nodedb_vamana_searcher_destroy(s);
             nodedb_vamana_destroy(disk), nodedb_vamana_destroy(index);
         }
+}
+
+/* ===================================================================================================================
+ * TOGETHER: many queries in one call: refused memory, reads that fail
+ * ================================================================================================================ */
+
+/* Vectors without any structure, so that the 4-bit codes leave many queries in doubt. */
+enum { NOISE = 4500, WIDE = 64, CALL = 40, TEN = 10 };
+static float noise[NOISE + CALL][WIDE];
+
+static nodedb_vamana *noise_index(nodedb_vamana_metric metric) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_F32, metric);
+    nodedb_vamana *index;
+    uint64_t state = 9;
+    uint32_t i, j;
+    for (i = 0; i < NOISE + CALL; i++)
+        for (j = 0; j < WIDE; j++) noise[i][j] = (float)(test_random(&state) % 2001) / 1000 - 1;
+    c.dim = WIDE;
+    index = nodedb_vamana_create(&c, NULL);
+    for (i = 0; i < NOISE; i++) CHECK_EQ(nodedb_vamana_insert(index, i, noise[i], NULL), NODEDB_OK);
+    return index;
+}
+
+/* A file in memory, one block of which cannot be read. */
+typedef struct bad_file { memory_file file; uint64_t bad; } bad_file;
+static int64_t bad_pread(void *ctx, int fd, void *buffer, size_t bytes, uint64_t offset) {
+    bad_file *f = (bad_file *)ctx;
+    return offset == f->bad ? -EIO : memory_pread(&f->file, fd, buffer, bytes, offset);
+}
+
+TEST(the_first_query_that_fails_is_named_those_before_it_are_answered_none_behind) {
+    nodedb_vamana *index = noise_index(NODEDB_VAMANA_L2);
+    int layout;
+    for (layout = 0; layout < 2; layout++) {
+        static nodedb_vamana_result results[CALL * TEN];
+        const char *path = path_of("bad");
+        nodedb_vamana_query q = query_of(NULL, 64);
+        nodedb_vamana_open_config o;
+        nodedb_vamana *disk;
+        bad_file f;
+        uint64_t at;
+        uint32_t failures = 0;
+        q.k = TEN;
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        f.file.bytes = read_whole(path, &f.file.size), f.file.reads = 0, f.bad = UINT64_MAX;
+        o = memory_config(&f.file, NODEDB_VAMANA_ON_DISK);
+        o.io.pread = bad_pread;
+        disk = nodedb_vamana_open("memory", &o, NULL);
+        REQUIRE(disk != NULL);
+        for (at = section(f.file.bytes, RECORDS); at < section(f.file.bytes, TABLE); at += 4096) {
+            nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(disk, NULL, NULL);
+            uint32_t found[CALL], i, named;
+            nodedb_error err;
+            nodedb_status status;
+            f.bad = at;
+            status = nodedb_vamana_search_many(s, &q, noise[NOISE], CALL, results, found, NULL, &err);
+            f.bad = UINT64_MAX;
+            nodedb_vamana_searcher_destroy(s);
+            named = status == NODEDB_OK ? CALL : (uint32_t)strtoul(err.message + strlen("query "), NULL, 10);
+            CHECK(status == NODEDB_OK || status == NODEDB_ERR_IO);
+            for (i = 0; i < CALL; i++) CHECK_EQ(found[i], i < named ? TEN : 0);
+            failures += status != NODEDB_OK;
+        }
+        CHECK(failures > 20);
+        nodedb_vamana_destroy(disk);
+        free(f.file.bytes);
+    }
+    nodedb_vamana_destroy(index);
+}
+
+TEST(many_queries_are_answered_one_by_one_where_memory_is_refused) {
+    int metric, layout;
+    for (metric = 0; metric < 3; metric++) {
+        nodedb_vamana *index = noise_index((nodedb_vamana_metric)metric);
+        for (layout = 0; layout < 2; layout++) {
+            static nodedb_vamana_result results[CALL * TEN], truth[CALL * TEN];
+            const char *path = path_of("refused");
+            nodedb_vamana_query q = query_of(NULL, 16);
+            refusing r;
+            long refuse;
+            bool refused = true;
+            q.k = TEN;
+            save_as(index, path, (nodedb_vamana_layout)layout);
+            for (refuse = -1; refused || refuse == 0; refuse++) {
+                nodedb_vamana_open_config o;
+                nodedb_vamana_searcher *s;
+                nodedb_vamana *disk;
+                uint32_t found[CALL], i;
+                memset(&o, 0, sizeof o);
+                o.mode = NODEDB_VAMANA_ON_DISK, o.allocator = refusing_allocator(&r, -1);
+                disk = nodedb_vamana_open(path, &o, NULL);
+                s = nodedb_vamana_searcher_create(disk, NULL, NULL);
+                REQUIRE(s != NULL);
+                r.calls = 0, r.refuse_at = refuse;
+                CHECK_EQ(nodedb_vamana_search_many(s, &q, noise[NOISE], CALL, results, found, NULL, NULL), NODEDB_OK);
+                for (i = 0; i < CALL; i++) CHECK_EQ(found[i], TEN);
+                if (refuse < 0) memcpy(truth, results, sizeof truth);
+                for (i = 0; i < CALL * TEN; i++) CHECK(results[i].id == truth[i].id);
+                refused = r.calls > refuse;
+                nodedb_vamana_searcher_destroy(s);
+                nodedb_vamana_destroy(disk);
+                CHECK_EQ(r.live, 0);
+            }
+        }
+        nodedb_vamana_destroy(index);
+    }
+}
+
+/* ===================================================================================================================
+ * DOUBT: codes that blur: how much is found, and how much is read
+ * ================================================================================================================ */
+
+/* Clusters, far closer within than between: all vectors of one have the same 8-bit code. */
+enum { TIGHT = 6000, CENTRES = 20 };
+static float tight[TIGHT + CALL][WIDE];
+
+static nodedb_vamana *tight_index(nodedb_vamana_metric metric) {
+    nodedb_vamana_config c = small_config(NODEDB_VAMANA_F32, metric);
+    nodedb_vamana *index;
+    uint64_t state = 3;
+    uint32_t i, j;
+    for (i = 0; i < TIGHT + CALL; i++)
+        for (j = 0; j < WIDE; j++) {
+            uint64_t centre = nodedb_mix64(i % CENTRES * 1000 + j) % 2001;
+            tight[i][j] = ((float)centre - 1000) / 10 + (float)(test_random(&state) % 2001) / 100000;
+        }
+    c.dim = WIDE, c.degree = 32, c.beam_build = 64;
+    index = nodedb_vamana_create(&c, NULL);
+    for (i = 0; i < TIGHT; i++) CHECK_EQ(nodedb_vamana_insert(index, i, tight[i], NULL), NODEDB_OK);
+    return index;
+}
+
+/* Recall of CALL queries, one by one or together, beside what a scan of `memory` finds; *reads: of one query. */
+static double recall_of(nodedb_vamana *index, nodedb_vamana *memory, float (*queries)[WIDE],
+                        const nodedb_vamana_query *like, bool together, double *reads) {
+    static nodedb_vamana_result results[CALL * TEN];
+    nodedb_vamana_searcher *s = nodedb_vamana_searcher_create(index, NULL, NULL);
+    nodedb_vamana_searcher *scans = nodedb_vamana_searcher_create(memory, NULL, NULL);
+    nodedb_vamana_query q = *like;
+    nodedb_vamana_stats stats;
+    uint32_t found[CALL], i, hits = 0, all = 0;
+    uint64_t sum = 0;
+    CHECK(s != NULL && scans != NULL);
+    q.k = TEN;
+    for (i = 0; i < CALL && !together; i++) {
+        q.vector = queries[i];
+        CHECK_EQ(nodedb_vamana_search(s, &q, results + i * TEN, &found[i], &stats, NULL), NODEDB_OK);
+        sum += stats.reads;
+        CHECK_EQ(stats.damaged, 0);
+    }
+    if (together) {
+        CHECK_EQ(nodedb_vamana_search_many(s, &q, queries, CALL, results, found, &stats, NULL), NODEDB_OK);
+        sum = stats.reads;
+    }
+    for (i = 0; i < CALL; i++) {
+        nodedb_vamana_result truth[TEN];
+        uint32_t n;
+        q.vector = queries[i];
+        CHECK_EQ(nodedb_vamana_scan(scans, &q, truth, &n, NULL, NULL), NODEDB_OK);
+        hits += common(results + i * TEN, found[i], truth, n), all += n;
+    }
+    nodedb_vamana_searcher_destroy(s), nodedb_vamana_searcher_destroy(scans);
+    *reads = (double)sum / CALL;
+    return (double)hits / all;
+}
+
+TEST(where_codes_blur_a_search_on_disk_finds_what_an_exact_walk_finds) {
+    static const uint32_t beams[3] = {16, 64, 256};
+    int metric, layout, beam, together;
+    for (metric = 0; metric < 3; metric++) {
+        nodedb_vamana *index = tight_index((nodedb_vamana_metric)metric);
+        for (layout = 0; layout < 2; layout++) {
+            const char *path = path_of("tight");
+            nodedb_vamana_open_config o;
+            nodedb_vamana *disk;
+            bool more;
+            memset(&o, 0, sizeof o);
+            o.mode = NODEDB_VAMANA_ON_DISK, o.no_direct = true, o.cache_bytes = 1; /* no cache of nodes */
+            save_as(index, path, (nodedb_vamana_layout)layout);
+            disk = nodedb_vamana_open(path, &o, NULL);
+            REQUIRE(disk != NULL);
+            CHECK_EQ(nodedb_vamana_load(disk, UINT64_MAX, &more, NULL), NODEDB_OK);
+            for (beam = 0; beam < 3; beam++)
+                for (together = 0; together < 2; together++) {
+                    nodedb_vamana_query q = query_of(NULL, beams[beam]);
+                    double reads, exact, recall;
+                    q.exact_walk = true;
+                    exact = recall_of(index, index, &tight[TIGHT], &q, false, &reads);
+                    recall = recall_of(disk, index, &tight[TIGHT], &q, together, &reads);
+                    CHECK(recall >= exact - 0.005);
+                    CHECK(reads < 800);
+                }
+            nodedb_vamana_destroy(disk);
+        }
+        nodedb_vamana_destroy(index);
+    }
+}
+
+TEST(where_codes_are_certain_a_search_on_disk_reads_little) {
+    static const double most[2] = {40, 75};
+    nodedb_vamana *index = noise_index(NODEDB_VAMANA_L2);
+    int layout;
+    for (layout = 0; layout < 2; layout++) {
+        const char *path = path_of("certain");
+        nodedb_vamana_query q = query_of(NULL, 64);
+        nodedb_vamana_open_config o;
+        nodedb_vamana *disk;
+        double reads, exact, recall;
+        memset(&o, 0, sizeof o);
+        o.mode = NODEDB_VAMANA_ON_DISK;
+        save_as(index, path, (nodedb_vamana_layout)layout);
+        disk = nodedb_vamana_open(path, &o, NULL);
+        REQUIRE(disk != NULL);
+        q.exact_walk = true;
+        exact = recall_of(index, index, &noise[NOISE], &q, false, &reads);
+        recall = recall_of(disk, index, &noise[NOISE], &q, false, &reads);
+        CHECK(recall >= exact - 0.005 && reads < most[layout]);
+        nodedb_vamana_destroy(disk);
+    }
+    nodedb_vamana_destroy(index);
 }
 
 /* ===================================================================================================================
