@@ -7255,6 +7255,8 @@ NODEDB_VAMANA_API nodedb_status nodedb_vamana_verify(const char *path, const nod
  * It adds 8 while the k best are uncertain, up to the end of the beam. Packed: the oldest four are expanded together,
  * cached nodes at once; each gets its exact distance, so there is no rerank. The pool has 2 batch_max buffers, and at
  * most QUEUE_DEPTH reads are under way; a fetcher by pread reads one record when it is fetched, and none before.
+ *   In doubt, both layouts: if codes leave even the end of the beam uncertain, the walk is repeated on the vectors, and
+ * reads the record of each node that it measures.
  *   search_many, resident: two groups of batch_max / (k + slack) queries take turns. One walks while the records of the
  * other are read. A query that is uncertain then is answered again at the end, alone. With a filter all go one by one.
  * Packed: 16 walkers share one fetcher.
