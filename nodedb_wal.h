@@ -153,8 +153,9 @@
    WHAT CANNOT BE TOLD. The last acknowledged groups of a log that was not closed have no witness. If the disk loses one
    of them as a whole (it reads as zeros, or as what a recycled file held before), or in a recycled file changes more
    than rule 5c recognizes, it looks like a torn tail and is dropped; its LSNs are given out again. Opening a log that
-   was not closed always tells the logger with which LSN it ends. An application that must know keeps the last
-   acknowledged LSN elsewhere and compares it. A seal, or any later group, is a witness: close the log where you can.
+   was not closed tells the logger with which LSN it ends, if a record is left. An application that must know keeps the
+   last acknowledged LSN elsewhere and compares it. A seal, or any later group, is a witness: close the log where you
+   can.
 
    Before corruption is reported the place is read again, up to four times in 1.5 ms, as a writer may be filling it.
    Every call that meets it answers NODEDB_ERR_CORRUPT with file, offset and LSNs, and goes no further (section 7).
@@ -4830,15 +4831,15 @@ static nodedb_wal_reader *nodedb_wal__recovery_reader(nodedb_wal *w, const noded
 }
 
 /* Tells the logger what recovery found. A log without a seal at its end was not closed in order. Whether the disk has
- * lost records of its last groups, or they never arrived, cannot be known then: so it always tells where the log
- * ends. */
+ * lost records of its last groups, or they never arrived, cannot be known then: so it tells where the log ends, unless
+ * it may never have held a record. */
 static void nodedb_wal__say_found(const nodedb_wal *w, const nodedb_wal_reader *r) {
     unsigned long long last = r->expected - 1, dropped = r->stats.torn_bytes;
     if (r->bad_padding > 0)
         nodedb_say(&w->config.logger, NODEDB_LOG_WARNING,
                    "log %s: padding has changed since it was written, which holds no record; is the disk failing?",
                    w->dir);
-    if (r->sealed_lsn == last && last != 0) return;
+    if (r->sealed_lsn == last && (last != 0 || dropped == 0)) return; /* both 0: it may never have held a record */
     if (dropped > 0)
         nodedb_say(&w->config.logger, NODEDB_LOG_INFO,
                    "log %s was not closed: it ends with record %llu, and at most %llu bytes behind that were dropped "

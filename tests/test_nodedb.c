@@ -1965,7 +1965,7 @@ DB_TEST(with_io_uring_refused_everything_works_and_one_line_says_so) {
     CHECK_EQ(server_signal(s, SIGTERM), 0);
     test_remove_tree(data_dir());
     before_exec = refuse_io_uring;
-    everything_works(data_dir(), "--cores 2", lines, "io_uring", ready, sizeof ready);
+    everything_works(data_dir(), "--cores 2", lines, "io_uring is refused", ready, sizeof ready);
     log = strstr(ready, "(log: ");
     CHECK(log != NULL && strncmp(log, "(log: io_uring", 14) != 0);
     if (uring) {
