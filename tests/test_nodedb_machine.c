@@ -940,8 +940,10 @@ static void full_of_live_data(const char *disk) {
     refused = 0;
     for (i = n = 0; i < tried; i += 2) /* DEL of one in two */
         if (disk_stored[i]) putf(c, "DEL d%d", i), disk_stored[i] = false, n++;
-    for (i = 0; i < n; i++) refused += strcmp(reply(c), ":1\r\n") != 0;
-    if (refused > 0) complain(__LINE__, "%d of %d DELs failed, the last with \"%.200s\"", refused, n, c->reply.p);
+    for (i = 0; i < n; i++)
+        if (strcmp(reply(c), ":1\r\n") != 0 && ++refused == 1)
+            complain(__LINE__, "DEL number %d of %d answered \"%.400s\"", i, n, c->reply.p);
+    if (refused > 0) complain(__LINE__, "refused in all: %d DELs", refused);
     if (refused > 0) return;
     check_stored(__LINE__, c, tried);
     s = restarted(s, "--cores 2 --memory 1G", &c, __LINE__);

@@ -426,6 +426,7 @@ static size_t fail_all(core *c, uint64_t durable, const nodedb_error *why) {
 size_t pump_log(core *c) {
     uint64_t durable = 0;
     nodedb_error err;
+    uint32_t most;
     size_t n = 0;
     if (nodedb_wal_poll(c->shard->wal, &durable, &err) != NODEDB_OK) n += fail_all(c, durable, &err);
     while (c->committing.head != NULL && c->committing.head->lsn <= durable && !(n > 0 && turn_over(c))) {
@@ -440,8 +441,10 @@ size_t pump_log(core *c) {
         }
         n++;
     }
+    /* A group takes a whole block. While the reserve pays for it, all that comes during one write shares the next. */
+    most = c->shard->reserve_gone ? 1 : MAX_GROUPS_IN_FLIGHT;
     /* in interval mode a thread of its own sends groups, which work cannot starve: nodedb.c */
-    if (c->server->durable_always && nodedb_wal_groups_in_flight(c->shard->wal) < MAX_GROUPS_IN_FLIGHT)
+    if (c->server->durable_always && nodedb_wal_groups_in_flight(c->shard->wal) < most)
         (void)nodedb_wal_submit(c->shard->wal, NULL);
     return n;
 }
