@@ -32,7 +32,7 @@
 #define INTERVAL_NS UINT64_C(50000000) /* --durability interval: a group is sent so often, and durable in 100 ms */
 #define RETRY_SAVE_MS 2000             /* from a failed automatic checkpoint to the next one */
 #define FLUSH_RESERVE_BYTES (1u << 20) /* the last of it is for FLUSHALL alone */
-#define RESERVE_BYTES (3u << 20)       /* a file of each core, deleted on a full disk for changes that free space */
+#define RESERVE_BYTES (6u << 20)       /* a file of each core, deleted on a full disk: pays for 1,200 lone DELs */
 #define SPILL_MIN_BYTES 256            /* smaller values are not worth a move to the overflow file */
 #define SPILL_BATCH 64                 /* values that one step spills or restores */
 #define SPILL_AHEAD_BYTES (64u << 10)  /* spilled beyond what a refused write needs */
