@@ -1673,6 +1673,13 @@ TEST(an_optional_system_call_may_be_refused_and_the_log_goes_on_and_says_so_once
 #else
     const int map = SYS_mmap;
 #endif
+#if defined(SYS_fadvise64)
+    const int advise = SYS_fadvise64;
+#elif defined(SYS_arm_fadvise64_64)
+    const int advise = SYS_arm_fadvise64_64;
+#else
+    const int advise = SYS_fadvise64_64;
+#endif
     const refusal calls[] = {{"pwritev2", SYS_pwritev2, 0, 0, 1, 0},
                              {"openat, O_DIRECT", SYS_openat, 2, O_DIRECT, 1, 0},
                              {"io_uring_setup", SYS_io_uring_setup, 0, 0, 1, 0},
@@ -1680,7 +1687,7 @@ TEST(an_optional_system_call_may_be_refused_and_the_log_goes_on_and_says_so_once
                              {"fallocate", SYS_fallocate, 0, 0, 0, 0},
                              {"statx", SYS_statx, 0, 0, 0, 0},
                              {"getrandom", SYS_getrandom, 0, 0, 0, 0},
-                             {"fadvise64", SYS_fadvise64, 0, 0, 0, 0},
+                             {"fadvise64", advise, 0, 0, 0, 0},
                              {"madvise", SYS_madvise, 0, 0, 0, 0}};
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
         for (size_t k = 0; k < sizeof refusals / sizeof *refusals; k++) {
