@@ -1829,6 +1829,7 @@ TEST(direct_writes_may_be_refused_while_groups_are_in_flight) {
     nodedb_error err;
     uint64_t n;
     int said = 0;
+    bool wrote = false;
     config.logger.write = note_sentence, config.logger.ctx = &said;
     wal = nodedb_wal_open(&config, NULL);
     REQUIRE(wal != NULL);
@@ -1839,9 +1840,11 @@ TEST(direct_writes_may_be_refused_while_groups_are_in_flight) {
         CHECK(n == 200 && refused_opens == 1 && said == 1);
         CHECK(wal->open_flags == 0 && !nodedb_wal__has_ring(wal));
         CHECK(commit_range(wal, 201, 250, 40000));
+        wrote = true;
     }
     CHECK_EQ(nodedb_wal_close(wal, &err), NODEDB_OK);
-    if (said > 0) CHECK_EQ(replay_all(1, 40000, NODEDB_OK).count, 250);
+    if (wrote) CHECK_EQ(replay_all(1, 40000, NODEDB_OK).count, 250);
+    else fprintf(stderr, "note: direct writes are refused here anyway\n");
 }
 
 /* ---- killed writers, threads, event loops ------------------------------------------------------------------------ */
