@@ -17,7 +17,7 @@
    moves whole, so it may be more than what was asked for (`move`): go on until the sum is reached.
 
         #define NODEDB_MEM_IMPLEMENTATION
-        #include "nodedb_mem.h"
+        #include <nodedb_mem.h>
         #include <stdio.h>
         #include <stdlib.h>
         #include <string.h>

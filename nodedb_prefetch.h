@@ -12,11 +12,11 @@
    prefetched or not.
 
 2. QUICK START
-   A table of records in a mapped file, three of which are needed now. `cc prog.c -luring` builds it, and
-   `cc -DNODEDB_NO_LIBURING prog.c` where there is no liburing.
+   A table of records in a mapped file, three of which are needed now. `cc -I. prog.c -luring` builds it,
+   and `cc -I. -DNODEDB_NO_LIBURING prog.c` where there is no liburing. -I names the header's folder.
 
         #define NODEDB_PREFETCH_IMPLEMENTATION // in one file of the program
-        #include "nodedb_prefetch.h"           // before the headers of the system
+        #include <nodedb_prefetch.h>           // before the headers of the system
         #include <fcntl.h>
         #include <stdio.h>
         #include <sys/mman.h>
@@ -92,7 +92,7 @@
    To walk an index ahead of the faults, keep several tickets under way, and touch each batch when its ticket is back:
 
         #define NODEDB_PREFETCH_IMPLEMENTATION
-        #include "nodedb_prefetch.h"
+        #include <nodedb_prefetch.h>
         #include <fcntl.h>
         #include <poll.h>
         #include <stdio.h>
@@ -149,7 +149,7 @@
    To let the faults decide how far ahead to ask, start counters and call tick in the thread's loop:
 
         #define NODEDB_PREFETCH_IMPLEMENTATION
-        #include "nodedb_prefetch.h"
+        #include <nodedb_prefetch.h>
         #include <fcntl.h>
         #include <stdio.h>
         #include <sys/mman.h>

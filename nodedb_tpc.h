@@ -15,7 +15,7 @@
    Each core adds up the messages that it gets. A thread outside has a function run on a core, and gets its answer.
 
         #define NODEDB_TPC_IMPLEMENTATION
-        #include "nodedb_tpc.h"
+        #include <nodedb_tpc.h>
         #include <stdio.h>
 
         static unsigned long long sums[NODEDB_TPC_MAX_CORES]; // one for each core, touched by that core alone
@@ -121,7 +121,7 @@
    pipe, and hands each byte to core 1:
 
         #define NODEDB_TPC_IMPLEMENTATION
-        #include "nodedb_tpc.h"
+        #include <nodedb_tpc.h>
         #include <stdio.h>
         #include <sys/epoll.h>
 

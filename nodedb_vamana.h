@@ -10,7 +10,7 @@
 2. QUICK START
 
         #define NODEDB_VAMANA_IMPLEMENTATION // in exactly one source file of the program
-        #include "nodedb_vamana.h"
+        #include <nodedb_vamana.h>
         #include <stdio.h>
         #include <string.h>
 
@@ -148,7 +148,7 @@
    This program filters, saves, opens the file on disk, and searches there for the neighbours of a stored vector:
 
         #define NODEDB_VAMANA_IMPLEMENTATION
-        #include "nodedb_vamana.h"
+        #include <nodedb_vamana.h>
         #include <stdio.h>
         #include <string.h>
 
@@ -364,8 +364,8 @@
    Include this header before any system header, or compile with -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64. Include it in any
    number of files, in C99 or C++11; define NODEDB_VAMANA_IMPLEMENTATION in exactly one. Include for yourself what you
    use of libc.
-   Compile and link: cc -std=c99 -O2 quick.c -luring -lpthread -lm
-   Without liburing: cc -std=c99 -O2 -DNODEDB_NO_LIBURING quick.c -lpthread -lm
+   Compile and link: cc -std=c99 -O2 -I. quick.c -luring -lpthread -lm
+   Without liburing: cc -std=c99 -O2 -I. -DNODEDB_NO_LIBURING quick.c -lpthread -lm
    On 32-bit machines whose compiler calls a library for 64-bit atomics (some Arm, MIPS, RISC-V) add -latomic. No flag
    for the CPU is needed: the kernels for AVX2, AVX-512 and NEON are chosen when the index is created. -DNDEBUG removes
    the assertions.

@@ -13,7 +13,7 @@
 2. QUICK START
 
         #define NODEDB_WAL_IMPLEMENTATION // in exactly one .c or .cpp file of the program
-        #include "nodedb_wal.h"
+        #include <nodedb_wal.h>
         #include <stdio.h>
         static nodedb_wal_config config; // all zero: the defaults
         static nodedb_wal_reader_config reading;
@@ -47,8 +47,9 @@
             return nodedb_wal_close(wal, &err) == NODEDB_OK ? 0 : fail();
         }
 
-   Start it twice: the second start prints the record of the first. Compile it with `cc app.c -luring -lpthread`, or
-   without liburing with `cc -DNODEDB_NO_LIBURING app.c -lpthread`. examples/wal.c is a store on the log, with a
+   Start it twice: the second start prints the record of the first. Compile it with
+   `cc -I. app.c -luring -lpthread` (-I names the header's folder), or without liburing with
+   `cc -I. -DNODEDB_NO_LIBURING app.c -lpthread`. examples/wal.c is a store on the log, with a
    follower, in under 100 lines.
 
 3. CONCEPTS
@@ -185,7 +186,7 @@
    which a thread follows:
 
         #define NODEDB_WAL_IMPLEMENTATION
-        #include "nodedb_wal.h"
+        #include <nodedb_wal.h>
         #include <pthread.h>
         #include <stdio.h>
         static nodedb_wal *wal;
