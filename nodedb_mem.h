@@ -224,8 +224,8 @@
 10. BUILDING
    In *one* C or C++ file define NODEDB_MEM_IMPLEMENTATION before the include; include the file plainly wherever else
    you need it. It comes before any system header, or the compiler gets -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64. Linux, C99
-   or C++11. Link with -lpthread, and with -ljemalloc for arenas (without it they answer NODEDB_ERR_UNSUPPORTED);
-   -latomic only where the compiler asks for it.
+   or C++11. -I names its folder. Link with -lpthread, and with -ljemalloc for arenas (without it they answer
+   NODEDB_ERR_UNSUPPORTED); -latomic only where the compiler asks for it.
    NODEDB_MEM_IMPLEMENTATION   the code, in one file of the program
    NODEDB_MEM_STATIC           with it: all functions private to that file
    NODEDB_MEM_API              what stands before each function instead of `extern`: an export attribute, say

@@ -241,11 +241,12 @@
 
 10. BUILDING
    Include this header before any system header, or compile with -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64. C99 or C++11, gcc
-   or clang. Link with -lpthread; with -latomic as well where a 32-bit CPU has no 8-byte atomics (older Arm, MIPS).
+   or clang. -I names its folder. Link with -lpthread; with -latomic as well where a 32-bit CPU has no 8-byte atomics
+   (older Arm, MIPS).
    NODEDB_TPC_IMPLEMENTATION   in one file, before the #include: the code
    NODEDB_TPC_STATIC           beside it: the functions are private to that file
    NODEDB_TPC_API              stands before each function instead of extern: an export attribute, for example
-   NODEDB_TPC_NO_REPORT        leaves out nodedb_tpc_report: 230 lines, 6 KB of code (x86-64, gcc -O2, stripped)
+   NODEDB_TPC_NO_REPORT        leaves out nodedb_tpc_report: 220 lines, 6 KB of code (x86-64, gcc -O2, stripped)
    NDEBUG                      leaves out the asserts of our own invariants
 
 11. DEPARTURES

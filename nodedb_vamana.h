@@ -3873,30 +3873,30 @@ static nodedb_status nodedb_vamana__answer(nodedb_vamana_searcher *s, const node
     return NODEDB_OK;
 }
 
-NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
-                                                     nodedb_vamana_result *results, uint32_t *found,
-                                                     nodedb_vamana_stats *stats, nodedb_error *err) {
+/* One query by a walk, or with `scan` by a look at every vector. */
+static nodedb_status nodedb_vamana__search_one(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
+                                               bool scan, nodedb_vamana_result *results, uint32_t *found,
+                                               nodedb_vamana_stats *stats, nodedb_error *err) {
     nodedb_status status = nodedb_vamana__check_query(searcher, query, nodedb_vamana__subject(query), results, found,
                                                       err);
     uint32_t parity;
     if (status != NODEDB_OK) return status;
     searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-    status = nodedb_vamana__answer(searcher, query, query->vector, false, results, found, stats, err);
+    status = nodedb_vamana__answer(searcher, query, query->vector, scan, results, found, stats, err);
     nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
     return status;
+}
+
+NODEDB_VAMANA_API nodedb_status nodedb_vamana_search(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
+                                                     nodedb_vamana_result *results, uint32_t *found,
+                                                     nodedb_vamana_stats *stats, nodedb_error *err) {
+    return nodedb_vamana__search_one(searcher, query, false, results, found, stats, err);
 }
 
 NODEDB_VAMANA_API nodedb_status nodedb_vamana_scan(nodedb_vamana_searcher *searcher, const nodedb_vamana_query *query,
                                                    nodedb_vamana_result *results, uint32_t *found,
                                                    nodedb_vamana_stats *stats, nodedb_error *err) {
-    nodedb_status status = nodedb_vamana__check_query(searcher, query, nodedb_vamana__subject(query), results, found,
-                                                      err);
-    uint32_t parity;
-    if (status != NODEDB_OK) return status;
-    searcher->arrays = nodedb_vamana__enter(searcher->index, searcher->stripe, &parity);
-    status = nodedb_vamana__answer(searcher, query, query->vector, true, results, found, stats, err);
-    nodedb_vamana__leave(searcher->index, searcher->stripe, parity);
-    return status;
+    return nodedb_vamana__search_one(searcher, query, true, results, found, stats, err);
 }
 
 /* ---- many queries ------------------------------------------------------------------------------------------------ */
